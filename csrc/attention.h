@@ -1,0 +1,129 @@
+// What a kernel is given: plain data about pages, page tables and rules.
+//
+// Knows neither Python nor torch nor an instruction set, and uses no standard library, so every translation unit, whatever
+// its instruction set, can include it. Its functions are static: the linker must not hand a unit the copy that another
+// unit compiled for a wider instruction set. Strides are in numbers, sizes named `nbytes` in bytes, positions in tokens.
+#pragma once
+
+#include <cstdint>
+
+namespace pagoda {
+
+enum class Number { fp32, fp16, bf16 };
+
+static inline int64_t number_nbytes(Number number) { return number == Number::fp32 ? 4 : 2; }
+
+// A matrix per packed token: [rows, heads, width], the last stride being one.
+struct Rows {
+    uint8_t* data;
+    int64_t row_stride;
+    int64_t head_stride;
+    Number number;
+};
+
+// One plane inside every page: [KV heads, width, tokens] in the word order of `formats/plain.py`.
+struct Plane {
+    int64_t offset_nbytes;
+    int64_t width;
+};
+
+struct Pages {
+    uint8_t* data;
+    int64_t num_pages;
+    int64_t page_nbytes;
+    int64_t page_tokens;
+    int64_t num_kv_heads;
+    Number number;
+    Plane key;
+    Plane value;
+};
+
+// See `GroupView` in kernels/base.py.
+struct Tables {
+    const int32_t* page_indices;
+    const int32_t* page_starts;
+    const int32_t* query_starts;
+    const int32_t* context_lengths;
+    int64_t num_sequences;
+};
+
+static inline int64_t new_tokens(const Tables& tables, int64_t sequence) {
+    return tables.query_starts[sequence + 1] - tables.query_starts[sequence];
+}
+
+enum class Reach { full, sliding, chunked };
+
+struct Rule {
+    float scale;
+    bool has_soft_cap;
+    float soft_cap;
+    Reach reach;
+    int64_t span;
+};
+
+// The first token that a query at `position` attends to.
+static inline int64_t first_in_reach(const Rule& rule, int64_t position) {
+    if (rule.reach == Reach::sliding) return position < rule.span ? 0 : position - rule.span + 1;
+    if (rule.reach == Reach::chunked) return position / rule.span * rule.span;
+    return 0;
+}
+
+struct AttendCall {
+    Rows query;
+    Rows out;
+    Pages pages;
+    Tables tables;
+    Rule rule;
+    const float* sinks;  // [heads], or null
+    int64_t num_heads;
+};
+
+static inline int64_t group_heads(const AttendCall& call) { return call.num_heads / call.pages.num_kv_heads; }
+
+struct StoreCall {
+    Rows key;
+    Rows value;
+    Pages pages;
+    Tables tables;
+};
+
+// Softmax statistics and value sums are kept per block, folded per split. Both begin at fixed positions of a sequence,
+// so a row's result depends on its own tokens alone: not on the batch, the chunk of a prompt or the number of threads.
+constexpr int64_t kBlockTokens = 256;
+constexpr int64_t kSplitTokens = 1024;
+
+// Query rows of one KV head (tokens x heads of the group) that one work item carries over the context.
+constexpr int64_t kTileRows = 128;
+
+// One work item: rows [first_row, first_row + num_rows) of the new tokens x group heads of one sequence and KV head,
+// over the context [first_token, last_token). With `partial` set the item covers one split and leaves its statistics
+// there, else it writes the result.
+struct Tile {
+    int64_t sequence;
+    int64_t kv_head;
+    int64_t first_row;
+    int64_t num_rows;
+    int64_t first_token;
+    int64_t last_token;
+    float* partial;
+};
+
+// The splits of one tile, to be folded in order: `count` partials that lie one after the other from `partials`.
+struct SplitTile {
+    Tile tile;
+    float* partials;
+    int64_t count;
+};
+
+// A partial holds per row: maximum, sum and value sums.
+static inline int64_t partial_floats(const AttendCall& call) { return 2 + call.pages.value.width; }
+
+// The functions of one instruction set.
+struct KernelTable {
+    const char* name;
+    int64_t (*scratch_nbytes)(const AttendCall& call);
+    void (*attend)(const AttendCall& call, const Tile& tile, uint8_t* scratch);
+    void (*fold)(const AttendCall& call, const SplitTile& splits, uint8_t* scratch);
+};
+
+}  // namespace pagoda

@@ -1,0 +1,113 @@
+// Online softmax of one row over one block of tokens: scores become weights, and what was summed before is rescaled.
+//
+// Works in powers of two: maxima are kept as log2(e) x the scaled score. Weights are summed as they will be used, after
+// rounding to the left factor's type, so that they sum to one.
+#pragma once
+
+#include "attention.h"
+#include "exponential.h"
+#include "numbers.h"
+
+namespace pagoda {
+namespace {
+
+// What a tile's rows have summed so far: per row the largest score, the sum of weights, the weighted sum of values.
+struct Accumulator {
+    float* maximum;
+    float* sum;
+    float* values;
+    int64_t stride;
+};
+
+// Tokens [first, last), counted from the start of a block.
+struct Range {
+    int first;
+    int last;
+};
+
+// Whole vectors of every instruction set, and of pairs of them, begin at its multiples.
+constexpr int kRangeTokens = 32;
+
+inline void fill(float* data, Range range, float value) {
+    for (int token = range.first; token < range.last; token++) data[token] = value;
+}
+
+inline float maximum_of(const float* scores, Range range) {
+    constexpr int kVectors = kRangeTokens / kLanes;
+    Floats largest[kVectors];
+    for (int vector = 0; vector < kVectors; vector++) largest[vector] = splat(kNegativeInfinity);
+    for (int token = range.first; token < range.last; token += kRangeTokens)
+        for (int vector = 0; vector < kVectors; vector++)
+            largest[vector] = maximum(largest[vector], load(scores + token + vector * kLanes));
+    for (int vector = 1; vector < kVectors; vector++) largest[0] = maximum(largest[0], largest[vector]);
+    return horizontal_maximum(largest[0]);
+}
+
+// weights = 2^(scale * scores - maximum); returns their sum.
+inline float weigh(const float* scores, float* weights, Range range, float scale, float maximum) {
+    Floats sum{};
+    for (int token = range.first; token < range.last; token += kLanes) {
+        const Floats weight = exp2(load(scores + token) * scale - maximum);
+        store(weights + token, weight);
+        sum += weight;
+    }
+    return horizontal_sum(sum);
+}
+
+#if defined(__AVX512BF16__)
+
+inline float weigh(const float* scores, Bf16* weights, Range range, float scale, float maximum) {
+    const __m512bh ones = reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3f80));
+    Floats sum{};
+    for (int token = range.first; token < range.last; token += 2 * kLanes) {
+        const Floats low = exp2_coarse(load(scores + token) * scale - maximum);
+        const Floats high = exp2_coarse(load(scores + token + kLanes) * scale - maximum);
+        const __m512bh pair = _mm512_cvtne2ps_pbh(high, low);
+        _mm512_storeu_si512(weights + token, reinterpret_cast<__m512i>(pair));
+        sum = _mm512_dpbf16_ps(sum, pair, ones);
+    }
+    return horizontal_sum(sum);
+}
+
+#endif
+
+// A plain positive scale is applied with the exponential; anything else first, in place. Returns the scale that is left.
+inline float transform(float* scores, Range range, const Rule& rule) {
+    if (!rule.has_soft_cap && rule.scale > 0.0f) return rule.scale * kLog2E;
+    for (int token = range.first; token < range.last; token += kLanes) {
+        const Floats score = load(scores + token) * rule.scale;
+        const Floats capped = rule.has_soft_cap ? tanh(score * (1.0f / rule.soft_cap)) * rule.soft_cap : score;
+        store(scores + token, capped * kLog2E);
+    }
+    return 1.0f;
+}
+
+inline void scale_values(float* values, int64_t width, float factor) {
+    for (int64_t channel = 0; channel < width; channel += kLanes)
+        store(values + channel, load(values + channel) * factor);
+}
+
+inline float exp2_of(float x) { return exp2(splat(x))[0]; }
+
+// `reach` lies in `range`, whose bounds are multiples of kRangeTokens; weights outside of `reach` are zero.
+template <class Factor>
+void softmax(float* scores, Factor* weights, Range reach, Range range, const Rule& rule, const Accumulator& sums,
+             int64_t row) {
+    if (reach.first >= reach.last) {
+        for (int token = range.first; token < range.last; token++) weights[token] = 0;
+        return;
+    }
+    const float scale = transform(scores, range, rule);
+    fill(scores, {range.first, reach.first}, kNegativeInfinity);
+    fill(scores, {reach.last, range.last}, kNegativeInfinity);
+    const float before = sums.maximum[row];
+    const float block = maximum_of(scores, range) * scale;
+    const float maximum = block > before ? block : before;
+    const float factor = maximum > before ? exp2_of(before - maximum) : 1.0f;
+    if (maximum > before) scale_values(sums.values + row * sums.stride, sums.stride, factor);
+    sums.maximum[row] = maximum;
+    sums.sum[row] = sums.sum[row] * factor + weigh(scores, weights, range, scale, maximum);
+}
+
+}  // namespace
+}  // namespace pagoda

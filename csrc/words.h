@@ -1,0 +1,84 @@
+// How each number format's 32-bit words enter a product: fp32 holds one number a word, fp16 and bf16 two.
+//
+// A `Words` type says what it keeps of the left factor (`Factor`), how it loads a vector of right words, and how a word of
+// the left factor times that vector is added to sums. The numbers of a word follow each other along the summed axis.
+#pragma once
+
+#include "numbers.h"
+#include "vector.h"
+
+namespace pagoda {
+namespace {
+
+// The lower or upper halves of words, read as fp16. Software: move exponent and mantissa into place, correct the
+// exponent's bias by a product (which also makes subnormals right), restore infinity and NaN.
+inline Floats floats_of_halves(Ints halves) {
+#if defined(__AVX512F__)
+    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(halves)));
+#elif defined(__AVX2__)
+    const __m256i words = reinterpret_cast<__m256i>(halves);
+    return _mm256_cvtph_ps(_mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+#else
+    const Floats magnitude = reinterpret_cast<Floats>((halves & 0x7fff) << 13) * 0x1p112f;
+    const Ints special = (halves & 0x7c00) == 0x7c00;
+    return reinterpret_cast<Floats>(reinterpret_cast<Ints>(magnitude) | (special & 0x7f800000) | (halves & 0x8000) << 16);
+#endif
+}
+
+struct Pair {
+    Floats even;
+    Floats odd;
+};
+
+inline void add_pair(Floats& sum, const float* left, const Pair& right) {
+    sum += left[0] * right.even;
+    sum += left[1] * right.odd;
+}
+
+struct Fp32Words {
+    typedef float Factor;
+    typedef Floats Right;
+    static constexpr int kNumbers = 1;
+    static Right expand(Ints words) { return reinterpret_cast<Floats>(words); }
+    static void add(Floats& sum, const Factor* left, const Right& right) { sum += left[0] * right; }
+};
+
+struct Fp16Words {
+    typedef float Factor;
+    typedef Pair Right;
+    static constexpr int kNumbers = 2;
+    static Right expand(Ints words) {
+        return {floats_of_halves(words & 0xffff), floats_of_halves(words >> 16 & 0xffff)};
+    }
+    static void add(Floats& sum, const Factor* left, const Right& right) { add_pair(sum, left, right); }
+};
+
+struct Bf16Words {
+    typedef float Factor;
+    typedef Pair Right;
+    static constexpr int kNumbers = 2;
+    static Right expand(Ints words) {
+        return {reinterpret_cast<Floats>(words << 16), reinterpret_cast<Floats>(words & int32_t(0xffff0000))};
+    }
+    static void add(Floats& sum, const Factor* left, const Right& right) { add_pair(sum, left, right); }
+};
+
+#if defined(__AVX512BF16__)
+
+// Multiplies bf16 by bf16: the left factor is kept in bf16 too, so queries must be bf16 and weights are rounded.
+struct Bf16DotWords {
+    typedef Bf16 Factor;
+    typedef Ints Right;
+    static constexpr int kNumbers = 2;
+    static Right expand(Ints words) { return words; }
+    static void add(Floats& sum, const Factor* left, const Right& right) {
+        int32_t word;
+        __builtin_memcpy(&word, left, 4);
+        sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(_mm512_set1_epi32(word)), reinterpret_cast<__m512bh>(right));
+    }
+};
+
+#endif
+
+}  // namespace
+}  // namespace pagoda

@@ -1,0 +1,300 @@
+"""Trains the embedded model: a small Llama that writes English and recalls over 2,048 tokens.
+
+Text is mixed with synthetic recall tasks (recall_tasks.py) while rows grow from 256 to 2,048
+tokens. Matrices are optimised by Muon, the rest by AdamW. With --steps a run depends on its seed
+alone; with --minutes the schedule follows the clock instead. A checkpoint is kept as it goes, so
+a run can be resumed, and the best so far exported, at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import tiny_evaluation as evaluation
+from recall_tasks import RecallTasks, Row, common_words
+from tiny_corpus import ASSISTANT, USER, VOCABULARY_SIZE, Corpus, load_corpus, load_tokenizer
+from tiny_model import TinyLlama, to_transformers
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything about a run but its length and its paths."""
+
+    seed: int = 0
+    batch_tokens: int = 8192
+    micro_batch_tokens: int = 4096
+    stages: tuple[tuple[float, int], ...] = ((0.0, 256), (0.3, 512), (0.6, 1024), (0.75, 2048))
+    recall_share: float = 0.25
+    repeat_share: float = 0.08
+    chat_share: float = 0.07
+    matrix_rate: float = 0.006
+    other_rate: float = 0.004
+    weight_decay: float = 0.05
+    warm_up: float = 0.02
+    decay_from: float = 0.35
+    last_rate: float = 0.03
+    gradient_norm: float = 1.0
+    checkpoint_seconds: float = 120.0
+    recall_samples: int = 100
+
+
+def model_config() -> LlamaConfig:
+    """The shape of the model: 6,951,168 parameters."""
+    return LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        vocab_size=VOCABULARY_SIZE,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=4096,
+        rope_parameters={"rope_type": "default", "rope_theta": 50_000.0},
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+        dtype="bfloat16",
+    )
+
+
+class Batches:
+    """Training batches; the one of a given step depends on the seed and the step alone."""
+
+    def __init__(self, settings: Settings, corpus: Corpus, tasks: RecallTasks, tokenizer: PreTrainedTokenizerFast):
+        self.settings = settings
+        self.stream = corpus.training
+        self.tasks = tasks
+        self.roles = [tokenizer.convert_tokens_to_ids(role) for role in (USER, ASSISTANT)]
+
+    def text_row(self, generator: np.random.Generator, length: int) -> Row:
+        """A stretch of the corpus, now and then as a chat whose answer continues the question."""
+        start = generator.integers(len(self.stream) - length)
+        tokens = self.stream[start : start + length].astype(np.int64)
+        weights = np.ones(length, dtype=np.float32)
+        if generator.random() < self.settings.chat_share:
+            turn = int(generator.integers(4, length // 2))
+            tokens = np.concatenate(([self.roles[0]], tokens[:turn], [self.roles[1]], tokens[turn:]))[:length]
+            weights[turn + 1] = 0.0
+        return tokens, weights
+
+    def row(self, generator: np.random.Generator, length: int) -> Row:
+        draw = generator.random()
+        if draw < self.settings.recall_share:
+            return self.tasks.recall_row(generator, length)
+        if draw < self.settings.recall_share + self.settings.repeat_share:
+            return self.tasks.repeat_row(generator, length)
+        return self.text_row(generator, length)
+
+    def at(self, step: int, length: int) -> tuple[Tensor, Tensor]:
+        """Tokens and loss weights, one more of each per row than the model is fed."""
+        generator = np.random.default_rng([self.settings.seed, step])
+        rows = [self.row(generator, length + 1) for _ in range(self.settings.batch_tokens // length)]
+        tokens, weights = (np.stack(column) for column in zip(*rows, strict=True))
+        return torch.from_numpy(tokens), torch.from_numpy(weights)
+
+
+def row_length(settings: Settings, progress: float) -> int:
+    """Tokens per row at this point of the curriculum."""
+    return [length for begins, length in settings.stages if begins <= progress][-1]
+
+
+def rate_factor(settings: Settings, progress: float) -> float:
+    """Linear warm-up, a plateau, then linear decay."""
+    if progress < settings.warm_up:
+        return (progress + 1e-3) / (settings.warm_up + 1e-3)
+    remaining = (1 - progress) / (1 - settings.decay_from)
+    return max(settings.last_rate, min(1.0, remaining))
+
+
+def build_optimizers(model: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers; AdamW for the embedding and the norms."""
+    named = list(model.named_parameters())
+    matrices = [weight for name, weight in named if weight.ndim == 2 and "embed" not in name]
+    others = [weight for name, weight in named if weight.ndim == 1 or "embed" in name]
+    muon = torch.optim.Muon(
+        matrices, lr=settings.matrix_rate, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+    adam = torch.optim.AdamW(others, lr=settings.other_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    for optimizer in (muon, adam):
+        for group in optimizer.param_groups:
+            group["full_rate"] = group["lr"]
+    return [muon, adam]
+
+
+@dataclass
+class Run:
+    """A run's mutable state; `seconds` counts training time over all its resumptions."""
+
+    model: TinyLlama
+    optimizers: list[torch.optim.Optimizer]
+    step: int = 0
+    seconds: float = 0.0
+
+    def save(self, path: Path) -> None:
+        state = {"step": self.step, "seconds": self.seconds, "model": self.model.state_dict()}
+        state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
+        temporary = path.with_suffix(".part")
+        torch.save(state, temporary)
+        temporary.replace(path)
+
+    def load(self, path: Path) -> None:
+        state = torch.load(path)
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+
+
+def take_step(run: Run, compiled: nn.Module, settings: Settings, batch: tuple[Tensor, Tensor], factor: float) -> Tensor:
+    """One update from one batch, in micro-batches; returns its weighted mean loss."""
+    tokens, weights = batch
+    rows = settings.micro_batch_tokens // (tokens.size(1) - 1)
+    total_weight = weights[:, 1:].sum()
+    total_loss = torch.zeros(())
+    for part, weight in zip(tokens.split(rows), weights.split(rows), strict=True):
+        loss = compiled(part[:, :-1].contiguous(), part[:, 1:].contiguous(), weight[:, 1:].contiguous()) / total_weight
+        loss.backward()
+        total_loss += loss.detach()
+    nn.utils.clip_grad_norm_(run.model.parameters(), settings.gradient_norm)
+    for optimizer in run.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["full_rate"] * factor
+        optimizer.step()
+        optimizer.zero_grad()
+    run.step += 1
+    return total_loss
+
+
+def train(run: Run, settings: Settings, batches: Batches, length: tuple[int | None, float], checkpoint: Path) -> None:
+    """Step until the given number of steps, or the minutes where there is none, are used up."""
+    steps, minutes = length
+    compiled = torch.compile(run.model, dynamic=False)
+    began = time.monotonic() - run.seconds
+    saved_at = time.monotonic()
+    average: Tensor | None = None
+    while (progress := run.step / steps if steps is not None else run.seconds / max(60 * minutes, 1e-9)) < 1:
+        row = row_length(settings, progress)
+        loss = take_step(run, compiled, settings, batches.at(run.step, row), rate_factor(settings, progress))
+        average = loss if average is None else average.lerp(loss, 0.03)
+        run.seconds = time.monotonic() - began
+        if run.step % 20 == 0:
+            print(f"{run.seconds:6.0f} s  step {run.step:5}  rows of {row:4}  loss {average.item():.4f}", flush=True)
+        if time.monotonic() - saved_at > settings.checkpoint_seconds:
+            run.save(checkpoint)
+            saved_at = time.monotonic()
+    run.save(checkpoint)
+
+
+def export(model: TinyLlama, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write the bfloat16 checkpoint, tokenizer included."""
+    to_transformers(model).bfloat16().save_pretrained(folder)
+    GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def replace_folder(new: Path, old: Path) -> None:
+    """Put a finished folder in place of another, so that no reader sees half of one."""
+    retired = old.with_name(old.name + ".old")
+    shutil.rmtree(retired, ignore_errors=True)
+    if old.exists():
+        old.rename(retired)
+    new.rename(old)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def describe(run: Run, settings: Settings) -> str:
+    """The head of the model card: what the model is and how it was trained."""
+    stages = ", ".join(f"{length:,} from {begins:.0%}" for begins, length in settings.stages)
+    return f"""---
+license: other
+language: en
+library_name: transformers
+---
+
+# Pagoda tiny
+
+A small Llama trained from scratch on public text and on synthetic recall tasks, to test and show an inference
+engine: it writes recognisable English and finds facts far back in its context. It knows nothing and is no assistant.
+
+| | |
+| --- | --- |
+| architecture | `LlamaForCausalLM`, {sum(weight.numel() for weight in run.model.parameters()):,} parameters, bfloat16 |
+| shape | 8 layers, width 256, 4 query and 2 key-value heads of 64, feed-forward 704, tied embeddings |
+| tokenizer | byte-level BPE of 4,096, each digit a token of its own |
+| context | trained on rows of up to 2,048 tokens; `max_position_embeddings` is 4,096, untested beyond 2,048 |
+| training | {run.step:,} steps of {settings.batch_tokens:,} tokens ({run.step * settings.batch_tokens / 1e6:.1f} million), seed {settings.seed}, {run.seconds / 60:.0f} minutes on two CPU cores |
+| rows | {settings.recall_share:.0%} recall tasks, {settings.repeat_share:.0%} repetition, the rest text; length by progress: {stages} |
+| optimiser | Muon for the layers' matrices (rate {settings.matrix_rate}), AdamW for the rest ({settings.other_rate}) |
+
+`<|endoftext|>` separates documents and ends an assistant's turn; `<|system|>`, `<|user|>` and `<|assistant|>` open a
+message. Made by `scripts/train_tiny.py`; every fiftieth passage of the text is held out (`scripts/tiny_corpus.py`).
+"""
+
+
+def load_tasks(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, held_out: bool) -> RecallTasks:
+    """Recall tasks over either slice; the words of both come from the training slice."""
+    starts = np.linspace(0, len(corpus.training) - 50_000, 40).astype(int)
+    text = "".join(str(tokenizer.decode(corpus.training[start : start + 50_000].astype(int))) for start in starts)
+    return RecallTasks(tokenizer, corpus.held_out if held_out else corpus.training, common_words(tokenizer, text))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/text/train"), help="folder of .txt files")
+    parser.add_argument("--out", type=Path, default=Path("src/pagoda/assets/tiny"), help="the checkpoint's folder")
+    parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="folder for tokens and resumable state")
+    parser.add_argument("--minutes", type=float, default=60.0, help="training time, over all resumptions")
+    parser.add_argument("--steps", type=int, help="train for exactly this many steps, whatever the time")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on from --work; with --minutes 0, only export")
+    parser.add_argument("--evaluate", type=Path, metavar="FOLDER", help="print the figures of a checkpoint and stop")
+    return parser.parse_args()
+
+
+def evaluate(folder: Path, corpus: Corpus, tasks: RecallTasks, samples: int) -> evaluation.Report:
+    """Measure a checkpoint as shipped: its bfloat16 weights, computed in float32."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return evaluation.measure(model, tokenizer, corpus, tasks, samples)
+
+
+def main() -> None:
+    options = parse_arguments()
+    settings = Settings(seed=options.seed)
+    options.work.mkdir(parents=True, exist_ok=True)
+    tokenizer = load_tokenizer(options.work, options.data)
+    corpus = load_corpus(options.work, options.data, tokenizer)
+    probes = load_tasks(corpus, tokenizer, held_out=True)
+    if options.evaluate:
+        report = evaluate(options.evaluate, corpus, probes, settings.recall_samples)
+        print(evaluation.report_markdown(report))
+        return
+    torch.manual_seed(settings.seed)
+    model = TinyLlama(model_config())
+    run = Run(model, build_optimizers(model, settings))
+    checkpoint = options.work / "run.pt"
+    if options.resume:
+        run.load(checkpoint)
+    batches = Batches(settings, corpus, load_tasks(corpus, tokenizer, held_out=False), tokenizer)
+    train(run, settings, batches, (options.steps, options.minutes), checkpoint)
+    fresh = options.work / "export"
+    export(model, tokenizer, fresh)
+    report = evaluate(fresh, corpus, probes, settings.recall_samples)
+    evaluation.write_model_card(fresh, describe(run, settings), report, options.data)
+    replace_folder(fresh, options.out)
+
+
+if __name__ == "__main__":
+    main()

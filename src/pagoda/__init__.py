@@ -1,0 +1,42 @@
+"""Pagoda: LLM inference whose heart is the KV cache, kept in pages that are shared, compact and bounded.
+
+Public names are imported on first use, so `import pagoda` is light and needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pagoda.cache.cache import CacheStats as CacheStats
+    from pagoda.config import EngineConfig as EngineConfig
+    from pagoda.engine.request import FinishReason as FinishReason
+    from pagoda.llm import LLM as LLM
+    from pagoda.outputs import CompletionOutput as CompletionOutput
+    from pagoda.outputs import RequestOutput as RequestOutput
+    from pagoda.outputs import StreamChunk as StreamChunk
+    from pagoda.sampling_params import SamplingParams as SamplingParams
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "LLM": "pagoda.llm",
+    "SamplingParams": "pagoda.sampling_params",
+    "RequestOutput": "pagoda.outputs",
+    "CompletionOutput": "pagoda.outputs",
+    "StreamChunk": "pagoda.outputs",
+    "FinishReason": "pagoda.engine.request",
+    "EngineConfig": "pagoda.config",
+    "CacheStats": "pagoda.cache.cache",
+}
+
+__all__ = ["CacheStats", "CompletionOutput", "EngineConfig", "FinishReason", "LLM", "RequestOutput", "SamplingParams", "StreamChunk"]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'pagoda' has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,216 @@
+"""The cache as the engine sees it: match, attach, reserve, commit, fork, release over all layer groups at once.
+
+A prefix hit is the deepest point from which every group can resume. Moves bytes only through the `PageStore` of each group,
+so it runs as well without any (`NoBytes`). Knows neither torch nor models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import lcm
+from typing import NamedTuple, Protocol
+
+from pagoda.cache.group import PageActions, PageGroup
+from pagoda.cache.pages import PageCounts, PageTable
+from pagoda.cache.radix import PrefixMatch, token_key
+
+
+class PageStore(Protocol):
+    """The bytes behind the pages of one group."""
+
+    def prepare(self, page: int) -> None:
+        """A page that holds nothing yet is about to be written."""
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy all bytes of a page."""
+
+
+class NoBytes:
+    """Pages that hold no bytes, for simulation."""
+
+    def prepare(self, page: int) -> None: ...
+
+    def copy(self, source: int, target: int) -> None: ...
+
+
+class Hit(NamedTuple):
+    """A match in every group, and the tokens all of them can resume from. Valid until the cache changes."""
+
+    namespace: str
+    matches: tuple[PrefixMatch, ...]
+    num_tokens: int
+
+
+@dataclass(eq=False)
+class CachedSequence:
+    """The page tables of one sequence, one per group."""
+
+    namespace: str
+    tables: tuple[PageTable, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens whose keys and values are in the pages."""
+        return self.tables[0].num_tokens
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """A snapshot: `groups` has the page counts of each layer group; the others count since the start."""
+
+    groups: tuple[PageCounts, ...]
+    tokens_stored: int
+    token_slots_allocated: int
+    hit_tokens: int
+    queried_tokens: int
+    evicted_pages: int
+
+    @property
+    def utilization(self) -> float:
+        """Tokens held by running sequences / token slots of the pages allocated to them (first group)."""
+        return self.tokens_stored / self.token_slots_allocated if self.token_slots_allocated else 1.0
+
+    @property
+    def hit_rate(self) -> float:
+        return self.hit_tokens / self.queried_tokens if self.queried_tokens else 0.0
+
+
+class Cache:
+    """Pages of every layer group of a model, shared by prefix.
+
+    Every method either succeeds or raises before any state changes.
+    """
+
+    def __init__(self, groups: Sequence[PageGroup], stores: Sequence[PageStore]) -> None:
+        self._groups = tuple(groups)
+        self._stores = tuple(stores)
+        self._sequences: set[CachedSequence] = set()
+        self._hit_tokens = 0
+        self._queried_tokens = 0
+
+    def match(self, namespace: str, tokens: Sequence[int], limit: int) -> Hit:
+        """How many of the first `limit` of `tokens` need not be computed. Changes nothing."""
+        key = token_key(tokens)
+        matches = tuple(group.match(namespace, key) for group in self._groups)
+        pairs = tuple(zip(self._groups, matches, strict=True))
+        num_tokens = min(limit, *(group.matched_tokens(match) for group, match in pairs))
+        while (resumable := min(group.resumable_tokens(num_tokens) for group in self._groups)) < num_tokens:
+            num_tokens = resumable
+        return Hit(namespace, matches, num_tokens)
+
+    def whole_pages(self, hit: Hit) -> Hit:
+        """The part of `hit` that ends with a page in every group, so that nothing needs to be copied."""
+        return hit._replace(num_tokens=hit.num_tokens - hit.num_tokens % lcm(*(g.page_tokens for g in self._groups)))
+
+    def can_attach(self, hit: Hit, num_new_tokens: int, spare_pages: int = 0) -> bool:
+        """Whether `hit` and room for `num_new_tokens` more can be had with `spare_pages` left over in every group."""
+        return all(
+            group.attach_cost(match, hit.num_tokens)
+            + -(-(hit.num_tokens + num_new_tokens) // group.page_tokens)
+            - -(-hit.num_tokens // group.page_tokens)
+            + spare_pages
+            <= group.num_available
+            for group, match in zip(self._groups, hit.matches, strict=True)
+        )
+
+    def attach(self, hit: Hit, num_prompt_tokens: int) -> CachedSequence:
+        """A new sequence that starts with the tokens of a fresh `hit`. `num_prompt_tokens` is for the hit rate."""
+        tables: list[PageTable] = []
+        actions: list[PageActions] = []
+        try:
+            for group, match in zip(self._groups, hit.matches, strict=True):
+                table, action = group.attach(hit.namespace, match, hit.num_tokens)
+                tables.append(table)
+                actions.append(action)
+        except Exception:
+            for group, table in zip(self._groups, tables, strict=False):
+                group.release(table)
+            raise
+        self._perform(actions)
+        sequence = CachedSequence(hit.namespace, tuple(tables))
+        self._sequences.add(sequence)
+        self._hit_tokens += hit.num_tokens
+        self._queried_tokens += num_prompt_tokens
+        return sequence
+
+    def can_reserve(self, sequence: CachedSequence, num_tokens: int) -> bool:
+        return all(
+            group.reserve_cost(table, num_tokens) <= group.num_available
+            for group, table in zip(self._groups, sequence.tables, strict=True)
+        )
+
+    def reserve(self, sequence: CachedSequence, num_tokens: int) -> bool:
+        """Make room for `num_tokens` more tokens; False, and nothing changed, if some group has no page for them."""
+        if not self.can_reserve(sequence, num_tokens):
+            return False
+        pairs = zip(self._groups, sequence.tables, strict=True)
+        self._perform([group.reserve(table, num_tokens) for group, table in pairs])
+        return True
+
+    def commit(self, sequence: CachedSequence, tokens: Sequence[int], num_tokens: int) -> None:
+        """The keys and values of the first `num_tokens` of `tokens` are in the pages now; full pages become shareable."""
+        for group, table in zip(self._groups, sequence.tables, strict=True):
+            group.commit(table, tokens, num_tokens)
+
+    def fork(self, sequence: CachedSequence) -> CachedSequence:
+        """A second sequence with the same tokens so far; pages are shared until one of them writes."""
+        pairs = zip(self._groups, sequence.tables, strict=True)
+        twin = CachedSequence(sequence.namespace, tuple(group.fork(table) for group, table in pairs))
+        self._sequences.add(twin)
+        return twin
+
+    def release(self, sequence: CachedSequence, tokens: Sequence[int] = (), keep: bool = True) -> None:
+        """The sequence of `tokens` is done. Its pages stay hittable, unless their content is in doubt (`keep` False)."""
+        self._sequences.remove(sequence)
+        for group, table in zip(self._groups, sequence.tables, strict=True):
+            group.release(table, tokens, keep)
+
+    def next_page(self, hit: Hit, tokens: Sequence[int]) -> object | None:
+        """What stands for the first page that `hit` lacks of `tokens`: equal for two callers that would compute the same.
+
+        None if the rest of `tokens` does not fill a page.
+        """
+        match, size = hit.matches[0], self._groups[0].page_tokens
+        start = len(match.path) * size
+        if start + size > len(tokens):
+            return None
+        page = match.path[-1].page if match.path else -1
+        return hit.namespace, page, token_key(tokens[start : start + size])
+
+    def page_being_written(self, sequence: CachedSequence, tokens: Sequence[int]) -> object | None:
+        """`next_page` as a running sequence sees it: the page that `tokens` will fill next."""
+        table, size = sequence.tables[0], self._groups[0].page_tokens
+        start = table.num_tokens // size * size
+        if table.node is None or start + size > len(tokens):
+            return None
+        return sequence.namespace, table.node.page, token_key(tokens[start : start + size])
+
+    def reset(self) -> int:
+        """Forget every page that no sequence uses; returns how many there were."""
+        return sum(group.reset() for group in self._groups)
+
+    def stats(self) -> CacheStats:
+        size = self._groups[0].page_tokens
+        tables = [sequence.tables[0] for sequence in self._sequences]
+        shared = {page: min(size, table.num_tokens - index * size) for table in tables for index, page in enumerate(table.pages)}
+        return CacheStats(
+            groups=tuple(group.counts for group in self._groups),
+            tokens_stored=sum(max(tokens, 0) for tokens in shared.values()),
+            token_slots_allocated=len(shared) * size,
+            hit_tokens=self._hit_tokens,
+            queried_tokens=self._queried_tokens,
+            evicted_pages=sum(group.num_evictions for group in self._groups),
+        )
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError unless free + open + in use + idle = total and every count is what the tables say."""
+        for index, group in enumerate(self._groups):
+            group.check_integrity([sequence.tables[index] for sequence in self._sequences])
+
+    def _perform(self, actions: Sequence[PageActions]) -> None:
+        for store, action in zip(self._stores, actions, strict=True):
+            for page in action.fresh:
+                store.prepare(page)
+            for source, target in action.copies:
+                store.copy(source, target)

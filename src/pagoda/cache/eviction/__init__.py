@@ -1,0 +1,1 @@
+"""Which idle page goes when memory is short: one pure function per policy."""

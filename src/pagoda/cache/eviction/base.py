@@ -1,0 +1,18 @@
+"""The interface of an eviction policy.
+
+A policy orders idle leaves of the prefix tree and nothing else: that a used page, or one that others continue, never goes
+is the page group's rule, not the policy's.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from pagoda.cache.radix import Node
+
+
+class EvictionPolicy(ABC):
+    """One order of eviction. Implementations keep no state."""
+
+    @abstractmethod
+    def priority(self, node: Node) -> Any:
+        """A sortable value; the idle leaf with the lowest goes first."""

@@ -1,0 +1,139 @@
+"""Which pages of a pool are free, open or sealed, how many page tables use each, and the page table itself.
+
+    free --allocate--> open --seal--> sealed, in use <--retain / release--> sealed, idle --free--> free
+
+Counts only: knows neither tokens nor bytes nor which prefix a page holds.
+"""
+
+from array import array
+from dataclasses import dataclass
+from enum import IntEnum
+
+from pagoda.errors import IntegrityError
+from pagoda.cache.radix import Node
+
+
+class PageState(IntEnum):
+    """A page in use is one that some page table names."""
+
+    FREE = 0
+    OPEN = 1
+    SEALED = 2
+
+
+@dataclass(frozen=True)
+class PageCounts:
+    """free + open + in_use + idle = total, at every step."""
+
+    total: int
+    free: int
+    open: int
+    in_use: int
+    idle: int
+
+    @property
+    def available(self) -> int:
+        """Pages that can be had without taking one from a sequence."""
+        return self.free + self.idle
+
+
+class PageTable:
+    """The pages of one sequence in one layer group.
+
+    The first `num_tokens // page_tokens` pages are sealed and stand on a path of the prefix tree that ends at `node`; a
+    further page, if any, is open. Without prefix sharing `node` is None.
+    """
+
+    __slots__ = ("node", "num_tokens", "pages")
+
+    def __init__(self, node: Node | None) -> None:
+        self.node = node
+        self.num_tokens = 0
+        self.pages = array("i")
+
+
+class PageAllocator:
+    """States and reference counts of `num_pages` pages."""
+
+    def __init__(self, num_pages: int) -> None:
+        self._free = list(range(num_pages - 1, -1, -1))
+        self._references = [0] * num_pages
+        self._states = bytearray(num_pages)
+        self._num_open = 0
+        self._num_idle = 0
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    @property
+    def num_available(self) -> int:
+        return len(self._free) + self._num_idle
+
+    @property
+    def counts(self) -> PageCounts:
+        total, free = len(self._references), len(self._free)
+        in_use = total - free - self._num_open - self._num_idle
+        return PageCounts(total, free, self._num_open, in_use, self._num_idle)
+
+    def references(self, page: int) -> int:
+        return self._references[page]
+
+    def is_free(self, page: int) -> bool:
+        return self._states[page] == PageState.FREE
+
+    def allocate(self) -> int:
+        """Take a free page as an open page with one user."""
+        page = self._free.pop()
+        self._states[page] = PageState.OPEN
+        self._references[page] = 1
+        self._num_open += 1
+        return page
+
+    def seal(self, page: int) -> None:
+        """Make an open page immutable."""
+        assert self._states[page] == PageState.OPEN
+        self._states[page] = PageState.SEALED
+        self._num_open -= 1
+
+    def retain(self, page: int) -> None:
+        """Add a user."""
+        assert self._states[page] != PageState.FREE
+        if self._references[page] == 0:
+            self._num_idle -= 1
+        self._references[page] += 1
+
+    def release(self, page: int) -> bool:
+        """Drop a user; True if it was the last. An open page without a user is free, a sealed one idle."""
+        references = self._references[page] - 1
+        assert references >= 0
+        self._references[page] = references
+        if references:
+            return False
+        if self._states[page] == PageState.OPEN:
+            self._num_open -= 1
+            self._states[page] = PageState.FREE
+            self._free.append(page)
+        else:
+            self._num_idle += 1
+        return True
+
+    def free(self, page: int) -> None:
+        """Give an idle page back."""
+        assert self._states[page] == PageState.SEALED and self._references[page] == 0
+        self._num_idle -= 1
+        self._states[page] = PageState.FREE
+        self._free.append(page)
+
+    def check_integrity(self, users: list[int]) -> None:
+        """Compare the counts with `users`, the number of page tables that name each page."""
+        for page, (state, references) in enumerate(zip(self._states, self._references, strict=True)):
+            if references != users[page]:
+                raise IntegrityError(f"Page {page} counts {references} users but {users[page]} page tables name it.")
+            if references and state == PageState.FREE:
+                raise IntegrityError(f"Page {page} is free and in use.")
+        free = self._states.count(PageState.FREE)
+        idle = sum(s == PageState.SEALED and r == 0 for s, r in zip(self._states, self._references, strict=True))
+        found = (free, self._states.count(PageState.OPEN), idle)
+        if found != (len(self._free), self._num_open, self._num_idle) or len(set(self._free)) != free:
+            raise IntegrityError(f"Pages (free, open, idle) are {found}; the counters say {self.counts}.")

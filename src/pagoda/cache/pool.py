@@ -1,0 +1,37 @@
+"""The page pool: the bytes behind the pages of one layer group.
+
+One run of memory, mapped but not touched until a page is used, in huge pages where the system grants them. Knows which bytes
+belong to a page and nothing of what they mean.
+"""
+
+import mmap
+
+import torch
+
+from pagoda.formats.page import PageGeometry
+
+# All bits set is NaN in fp32, fp16 and bf16.
+POISON = 0xFF
+
+
+class PagePool:
+    """`pages` is uint8 [num_pages, page_nbytes]. With `poison`, pages are filled with NaN before they are written."""
+
+    def __init__(self, geometry: PageGeometry, num_pages: int, poison: bool = False) -> None:
+        self.geometry = geometry
+        self.pages = _map(num_pages * geometry.page_nbytes).view(num_pages, geometry.page_nbytes)
+        self._poison = poison
+
+    def prepare(self, page: int) -> None:
+        if self._poison:
+            self.pages[page].fill_(POISON)
+
+    def copy(self, source: int, target: int) -> None:
+        self.pages[target].copy_(self.pages[source])
+
+
+def _map(nbytes: int) -> torch.Tensor:
+    """Zeroed memory that takes no room until it is written."""
+    memory = mmap.mmap(-1, nbytes)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)

@@ -1,0 +1,28 @@
+"""Builds what attention may see in one step from the page tables of the sequences in it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from pagoda.cache.cache import CachedSequence
+from pagoda.kernels.base import GroupView
+
+
+def build_views(sequences: Sequence[CachedSequence], num_new_tokens: Sequence[int]) -> tuple[GroupView, ...]:
+    """One view per layer group; sequence s adds `num_new_tokens[s]` tokens, whose pages must be reserved."""
+    new_tokens = np.asarray(num_new_tokens, dtype=np.int32)
+    stored = np.asarray([sequence.num_tokens for sequence in sequences], dtype=np.int32)
+    query_starts = torch.from_numpy(_starts(new_tokens))
+    context_lengths = torch.from_numpy(stored + new_tokens)
+    views = []
+    for group in range(len(sequences[0].tables)):
+        tables = [np.frombuffer(sequence.tables[group].pages, dtype=np.int32) for sequence in sequences]
+        page_starts = _starts(np.asarray([len(table) for table in tables], dtype=np.int32))
+        indices = torch.from_numpy(np.concatenate(tables))
+        views.append(GroupView(indices, torch.from_numpy(page_starts), query_starts, context_lengths))
+    return tuple(views)
+
+
+def _starts(counts: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], counts.cumsum()]).astype(np.int32)

@@ -1,0 +1,70 @@
+"""The engine's configuration, validated once, and the only place that reads the environment.
+
+Names and meanings are vLLM's where the meaning is the same.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields
+
+from pagoda.errors import ConfigError
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+DEFAULT_KV_CACHE_NBYTES = 4 << 30
+DEFAULT_KV_CACHE_SHARE = 0.4  # of the memory available at start-up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What Pagoda takes from environment variables; each has the prefix PAGODA_ and the field's name in capitals."""
+
+    kernels: str = "auto"  # auto, native or reference
+    kernel_isa: str | None = None  # amx, avx512_bf16, avx512, avx2 or baseline
+    poison_pages: bool = False  # fill fresh pages with NaN: a read of what was never written shows
+    log_level: str = "WARNING"
+
+    @classmethod
+    def read(cls) -> Environment:
+        values: dict[str, object] = {}
+        for name in (field.name for field in fields(cls)):
+            text = os.environ.get(f"PAGODA_{name.upper()}")
+            if text is not None:
+                values[name] = text not in ("", "0", "false") if name == "poison_pages" else text
+        return cls(**values)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How to run one model. `None` and "auto" are resolved from the model and the machine at start-up.
+
+    block_size: tokens per page, a multiple of 16.
+    max_num_batched_tokens: tokens computed in one step; longer prompts are computed in chunks.
+    kv_cache_memory_bytes: size of the page pools; None takes 40 % of free memory, at most 4 GiB.
+    """
+
+    dtype: str = "auto"
+    kv_cache_dtype: str = "auto"
+    block_size: int = 32
+    max_model_len: int | None = None
+    kv_cache_memory_bytes: int | None = None
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    enable_prefix_caching: bool = True
+    eviction_policy: str = "lru"
+    num_threads: int | None = None
+    seed: int = 0
+    environment: Environment = field(default_factory=Environment.read)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype is {self.dtype!r}; choose one of: {', '.join(DTYPES)}.")
+        for name in ("max_model_len", "kv_cache_memory_bytes", "num_threads"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name} is {value}; it must be positive (or None to choose by itself).")
+        if not 0 < self.max_num_seqs <= self.max_num_batched_tokens:
+            raise ConfigError(
+                f"max_num_seqs is {self.max_num_seqs}; it must be positive and at most max_num_batched_tokens "
+                f"({self.max_num_batched_tokens}), so that every running sequence can advance in every step."
+            )

@@ -1,0 +1,1 @@
+"""From requests to tokens: scheduling, the forward pass, sampling."""

@@ -1,0 +1,244 @@
+"""The engine: schedule, reserve, forward, sample, commit; one `step` at a time.
+
+Knows requests of token ids and one model. Knows neither text, threads nor HTTP. Every request ends in exactly one of the ways
+of `FinishReason`, and whatever happens to one, the others go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from time import monotonic
+from typing import NamedTuple
+
+import torch
+
+from pagoda.cache.cache import Cache, CacheStats
+from pagoda.cache.group import PageGroup
+from pagoda.cache.pool import PagePool
+from pagoda.config import EngineConfig
+from pagoda.engine.forward import Forward
+from pagoda.engine.memory import plan_memory
+from pagoda.engine.request import FinishReason, Phase, Request, RequestMetrics, Sequence
+from pagoda.engine.sampling import sample, stop_token_ids, token_logprobs
+from pagoda.engine.scheduler import Plan, Scheduler
+from pagoda.errors import (
+    EmptyPromptError,
+    InvalidSamplingError,
+    NonFiniteLogitsError,
+    OutOfPagesError,
+    PromptTooLongError,
+    RequestError,
+    TokenOutOfRangeError,
+)
+from pagoda.kernels.base import Kernels
+from pagoda.models.model import Model
+from pagoda.registry import lookup
+from pagoda.sampling_params import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+
+class TokenEvent(NamedTuple):
+    """What a step did to a sequence: a new token, or its end without one."""
+
+    sequence: Sequence
+    token_id: int | None
+
+
+class Engine:
+    """Generates tokens for many requests over one paged, prefix-shared cache."""
+
+    def __init__(self, model: Model, kernels: Kernels, config: EngineConfig) -> None:
+        self.model = model
+        self.kernels = kernels
+        self.memory = plan_memory(model, config)
+        self.max_model_len = self.memory.max_model_len
+        pools = [
+            PagePool(geometry, self.memory.num_pages, poison=config.environment.poison_pages)
+            for geometry in self.memory.geometries
+        ]
+        policy = lookup("eviction", config.eviction_policy)()
+        groups = [
+            PageGroup(
+                self.memory.num_pages,
+                geometry.page_tokens,
+                policy,
+                geometry.group.resumable_tokens,
+                share=config.enable_prefix_caching,
+            )
+            for geometry in self.memory.geometries
+        ]
+        self._cache = Cache(groups, pools)
+        self._scheduler = Scheduler(self._cache, config.max_num_seqs, config.max_num_batched_tokens)
+        self._forward = Forward(model, kernels, pools)
+        self._config = config
+        self._seeds = random.Random(config.seed)
+        self._requests: dict[str, Request] = {}
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
+    def validate(self, prompt: list[int], params: SamplingParams) -> None:
+        """Raise the RequestError that `add` would raise for this request."""
+        if not prompt:
+            raise EmptyPromptError("The prompt has no token; give at least one (for text, at least one character).")
+        wrong = next((token for token in prompt if not 0 <= token < self.model.vocab_size), None)
+        if wrong is not None:
+            raise TokenOutOfRangeError(f"Token id {wrong} is not in the vocabulary of {self.model.vocab_size} tokens.")
+        if len(prompt) >= self.max_model_len:
+            raise PromptTooLongError(
+                f"The prompt has {len(prompt)} tokens and must leave room for one more within {self.max_model_len} "
+                f"({self.memory.limited_by}); shorten it{self.memory.remedy}."
+            )
+        ids = [*params.logit_bias, *params.stop_token_ids]
+        if any(not 0 <= token < self.model.vocab_size for token in ids):
+            raise InvalidSamplingError("logit_bias or stop_token_ids names a token that is not in the vocabulary.")
+        if params.n > self._config.max_num_seqs:
+            raise InvalidSamplingError(f"n is {params.n}, more than max_num_seqs ({self._config.max_num_seqs}).")
+        if params.logprobs is not None and params.logprobs > self.model.vocab_size:
+            raise InvalidSamplingError(f"logprobs is {params.logprobs}, more than the vocabulary has tokens.")
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises a RequestError, changing nothing, if it can never be served."""
+        self.validate(request.prompt, request.params)
+        if request.request_id in self._requests:
+            raise RequestError(f"There is a request {request.request_id!r} already; choose another id.")
+        request.seed = self._seeds.getrandbits(63) if request.params.seed is None else request.params.seed
+        self._requests[request.request_id] = request
+        self._scheduler.add(self._new_sequence(request, 0))
+
+    def cancel(self, request_id: str) -> list[TokenEvent]:
+        """End a request now and free its pages. Unknown and finished ids are ignored."""
+        request = self._requests.get(request_id)
+        return [] if request is None else self._end(request, FinishReason.ABORT)
+
+    def step(self) -> list[TokenEvent]:
+        """Advance every scheduled sequence; returns what came of it."""
+        plan = self._scheduler.schedule()
+        if not plan:
+            return self._refuse_next()
+        now = monotonic()
+        for sequence, num_tokens in plan.items():
+            metrics = sequence.request.metrics
+            metrics.first_scheduled = metrics.first_scheduled or now
+            metrics.num_computed_tokens += num_tokens
+        try:
+            complete, logits = self._forward.run(plan)
+        except Exception as error:
+            logger.exception("The forward pass of %d sequences failed", len(plan))
+            return self._fail(list(plan), RequestError(f"The model's forward pass failed: {error!r}"))
+        # A row's maximum is NaN if anything in it is; -inf alone is a model's way to rule a token out.
+        finite = torch.isfinite(logits.amax(dim=-1)).tolist()
+        broken = [sequence for sequence, good in zip(complete, finite, strict=True) if not good]
+        events = self._fail(broken, NonFiniteLogitsError("The model produced NaN or infinite logits for this request."))
+        self._commit(plan)
+        good_rows = [row for row, sequence in enumerate(complete) if sequence.phase is Phase.RUNNING]
+        return events + self._sample([complete[row] for row in good_rows], logits[good_rows])
+
+    def fail_all(self, error: Exception) -> list[TokenEvent]:
+        """End every request with `error`."""
+        return self._fail([s for request in list(self._requests.values()) for s in request.sequences], error)
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError if the cache's bookkeeping contradicts itself."""
+        self._cache.check_integrity()
+
+    def cache_stats(self) -> CacheStats:
+        return self._cache.stats()
+
+    def reset_prefix_cache(self) -> int:
+        """Forget every page that no running sequence uses; returns how many."""
+        return self._cache.reset()
+
+    def _commit(self, plan: Plan) -> None:
+        for sequence, num_tokens in plan.items():
+            if sequence.cached is not None:
+                self._cache.commit(sequence.cached, sequence.tokens, sequence.cached.num_tokens + num_tokens)
+
+    def _sample(self, complete: list[Sequence], logits: torch.Tensor) -> list[TokenEvent]:
+        """Draw the next token of every completed sequence, forking those that want several samples."""
+        rows: list[int] = []
+        sequences: list[Sequence] = []
+        for row, sequence in enumerate(complete):
+            samples = [sequence, *self._fork(sequence)]
+            sequences += samples
+            rows += [row] * len(samples)
+        logits = logits[rows]
+        tokens = sample(logits, sequences, self.model.eos_token_ids) if sequences else []
+        now = monotonic()
+        for token, row, sequence in zip(tokens, logits, sequences, strict=True):
+            self._append(sequence, token, row, now)
+        return [TokenEvent(sequence, token) for sequence, token in zip(sequences, tokens, strict=True)]
+
+    def _fork(self, sequence: Sequence) -> list[Sequence]:
+        """The other samples of a request whose prompt is computed now."""
+        request = sequence.request
+        twins = [self._new_sequence(request, index) for index in range(len(request.sequences), request.params.n)]
+        self._scheduler.fork(sequence, twins)
+        return twins
+
+    def _append(self, sequence: Sequence, token: int, logits: torch.Tensor, now: float) -> None:
+        request, params = sequence.request, sequence.request.params
+        if params.logprobs is not None:
+            logprobs = token_logprobs(logits, token, params.logprobs)
+            sequence.logprobs.append(logprobs)
+            sequence.cumulative_logprob += logprobs.logprob
+        sequence.tokens.append(token)
+        metrics = request.metrics
+        metrics.first_token = metrics.first_token or now
+        metrics.last_token = now
+        if sequence.index == 0:
+            metrics.token_times.append(now)
+        matched = request.watch(sequence, token) if request.watch else None
+        if token in stop_token_ids(params, self.model.eos_token_ids):
+            sequence.stop_reason = None if token in self.model.eos_token_ids else token
+            self._finish(sequence, FinishReason.STOP)
+        elif matched is not None and sequence.num_output_tokens >= params.min_tokens:
+            sequence.stop_reason = matched
+            self._finish(sequence, FinishReason.STOP)
+        elif len(sequence.tokens) >= self.max_model_len or sequence.num_output_tokens == params.max_tokens:
+            self._finish(sequence, FinishReason.LENGTH)
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, keep_pages: bool = True) -> None:
+        sequence.finish_reason = reason
+        self._scheduler.remove(sequence, keep_pages)
+        if sequence.request.is_finished:
+            self._requests.pop(sequence.request.request_id, None)
+
+    def _end(self, request: Request, reason: FinishReason, keep_pages: bool = True) -> list[TokenEvent]:
+        """Finish what is unfinished of a request."""
+        ended = [sequence for sequence in request.sequences if sequence.phase is not Phase.FINISHED]
+        for sequence in ended:
+            self._finish(sequence, reason, keep_pages)
+        return [TokenEvent(sequence, None) for sequence in ended]
+
+    def _fail(self, sequences: list[Sequence], error: Exception) -> list[TokenEvent]:
+        """End the requests of `sequences` with `error` and forget their pages: what is in them is in doubt."""
+        events = []
+        for request in {sequence.request: None for sequence in sequences}:
+            request.error = error
+            events += self._end(request, FinishReason.ERROR, keep_pages=False)
+        return events
+
+    def _refuse_next(self) -> list[TokenEvent]:
+        """Nothing runs and the first in the queue cannot start: end it, so that the others are not held up."""
+        if self._scheduler.running or not self._scheduler.waiting:
+            return []
+        error = OutOfPagesError("The page pool is too small for this request; raise kv_cache_memory_bytes.")
+        return self._fail([self._scheduler.waiting[0]], error)
+
+    def _new_sequence(self, request: Request, index: int) -> Sequence:
+        # Text of sample i must depend on the seed and i alone, so each has a generator of its own.
+        generator = random.Random(f"{request.seed}/{index}")
+        sequence = Sequence(request, index, list(request.prompt), generator)
+        request.sequences.append(sequence)
+        return sequence
+
+
+def new_request(
+    request_id: str, prompt: list[int], params: SamplingParams, text: str | None = None, cache_salt: str = ""
+) -> Request:
+    """A request that arrives now; `text` is the prompt as it was given."""
+    return Request(request_id, prompt, params, RequestMetrics(arrival=monotonic()), text, cache_salt)

@@ -1,0 +1,113 @@
+"""Runs an engine in a thread of its own, so that callers wait for tokens and never for each other.
+
+Callers hand in work through a queue; between two steps the loop takes it up. Every submitted request ends with exactly one
+final event, whatever happens: cancel, error, close.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import torch
+
+from pagoda.engine.engine import Engine, TokenEvent
+from pagoda.engine.request import Request
+from pagoda.errors import EngineClosedError
+
+logger = logging.getLogger(__name__)
+
+# Receives each event of a request, and whether it is the last one.
+Listener = Callable[[TokenEvent, bool], None]
+
+
+class EngineLoop:
+    """The thread that steps the engine while there is work."""
+
+    def __init__(self, engine: Engine, num_threads: int | None) -> None:
+        self._engine = engine
+        self._num_threads = num_threads
+        self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._listeners: dict[str, Listener] = {}
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pagoda-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request, listener: Listener) -> None:
+        """Queue a request that `Engine.validate` accepts; `listener` is called on the loop's thread for each event."""
+        self.call(lambda: self._add(request, listener)).result()
+
+    def cancel(self, request_id: str) -> None:
+        """End a request soon. Its listener gets the last event."""
+        self.call(lambda: self._deliver(self._engine.cancel(request_id)))
+
+    def call(self, function: Callable[[], Any]) -> Future[Any]:
+        """Run `function` on the loop's thread between two steps."""
+        future: Future[Any] = Future()
+        if self._closed.is_set():
+            future.set_exception(EngineClosedError("The engine is closed; make a new LLM."))
+            return future
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._inbox.put(run)
+        return future
+
+    def close(self) -> None:
+        """Cancel what is running and end the thread."""
+        self._closed.set()
+        self._inbox.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _add(self, request: Request, listener: Listener) -> None:
+        self._engine.add(request)
+        self._listeners[request.request_id] = listener
+
+    def _run(self) -> None:
+        if self._num_threads is not None:
+            torch.set_num_threads(self._num_threads)
+        while self._take_work():
+            if self._engine.has_work:
+                self._deliver(self._step())
+        for request_id in list(self._listeners):
+            self._deliver(self._engine.cancel(request_id))
+
+    def _step(self) -> list[TokenEvent]:
+        """One step; a bug of ours must not leave callers waiting for ever."""
+        try:
+            return self._engine.step()
+        except Exception as error:
+            logger.exception("The engine failed; every request in it is ended")
+            return self._engine.fail_all(error)
+
+    def _take_work(self) -> bool:
+        """Run what callers handed in; waits if there is nothing else to do. False once the loop is closed."""
+        block = not self._engine.has_work
+        while True:
+            try:
+                work = self._inbox.get(block=block)
+            except Empty:
+                return True
+            if work is None:
+                return False
+            work()
+            block = False
+
+    def _deliver(self, events: list[TokenEvent]) -> None:
+        outstanding = Counter(event.sequence.request.request_id for event in events)
+        for event in events:
+            request = event.sequence.request
+            outstanding[request.request_id] -= 1
+            is_last = request.is_finished and not outstanding[request.request_id]
+            listener = self._listeners.pop(request.request_id) if is_last else self._listeners[request.request_id]
+            listener(event, is_last)

@@ -1,0 +1,68 @@
+"""How the memory budget becomes pages, and how long a sequence may be with them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+from pagoda.config import DEFAULT_KV_CACHE_NBYTES, DEFAULT_KV_CACHE_SHARE, EngineConfig
+from pagoda.errors import ConfigError
+from pagoda.formats.base import Format
+from pagoda.formats.page import PageGeometry, page_geometries
+from pagoda.models.model import Model
+from pagoda.registry import lookup
+
+logger = logging.getLogger(__name__)
+
+FORMAT_OF_DTYPE = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The geometry of every group, and `num_pages` for each of them: all groups keep all tokens."""
+
+    geometries: tuple[PageGeometry, ...]
+    num_pages: int
+    max_model_len: int
+    limited_by: str
+    remedy: str
+
+    @property
+    def nbytes_per_token(self) -> float:
+        return sum(geometry.nbytes_per_token for geometry in self.geometries)
+
+    @property
+    def nbytes(self) -> int:
+        return self.num_pages * sum(geometry.page_nbytes for geometry in self.geometries)
+
+
+def plan_memory(model: Model, config: EngineConfig) -> MemoryPlan:
+    """Divide the budget into pages. Raises ConfigError if not even one page fits."""
+    geometries = page_geometries(model.spec, choose_format(model, config.kv_cache_dtype), config.block_size)
+    nbytes = sum(geometry.page_nbytes for geometry in geometries)
+    budget = config.kv_cache_memory_bytes or _default_budget()
+    num_pages = budget // nbytes
+    if num_pages == 0:
+        raise ConfigError(f"kv_cache_memory_bytes is {budget}, less than one page ({nbytes} bytes); raise it.")
+    capacity = num_pages * config.block_size
+    wanted = min(n for n in (config.max_model_len, model.max_model_len, capacity) if n is not None)
+    if config.max_model_len is None and wanted == capacity != model.max_model_len:
+        logger.warning("The page pool holds %d tokens: sequences end there.", capacity)
+    if wanted == capacity:
+        limit = ("what the page pool holds", " or raise kv_cache_memory_bytes")
+    else:
+        limit = ("max_model_len", "" if config.max_model_len is None else " or raise max_model_len")
+    return MemoryPlan(geometries, num_pages, wanted, *limit)
+
+
+def choose_format(model: Model, kv_cache_dtype: str) -> Format:
+    """The page format: "auto" is the model's own precision; torch's names of the plain types work too."""
+    dtype_name = str(model.dtype).removeprefix("torch.") if kv_cache_dtype == "auto" else kv_cache_dtype
+    format: Format = lookup("format", FORMAT_OF_DTYPE.get(dtype_name, dtype_name))
+    return format
+
+
+def _default_budget() -> int:
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(DEFAULT_KV_CACHE_NBYTES, int(available * DEFAULT_KV_CACHE_SHARE))

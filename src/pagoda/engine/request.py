@@ -1,0 +1,114 @@
+"""A request and its sequences: what was asked, what has come of it, and when. Data only."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+
+from pagoda.cache.cache import CachedSequence
+from pagoda.sampling_params import SamplingParams
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended."""
+
+    STOP = "stop"  # an end-of-sequence token, a stop token or a stop string
+    LENGTH = "length"  # max_tokens or the context limit
+    ABORT = "abort"  # cancelled
+    ERROR = "error"
+
+
+class Phase(Enum):
+    """Where a sequence stands in the scheduler."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probabilities at one position, of the chosen token and the most likely ones, before any penalty."""
+
+    token_id: int
+    logprob: float
+    rank: int  # 1 is the most likely token
+    top: dict[int, float]
+
+
+@dataclass
+class RequestMetrics:
+    """Times in seconds on the monotonic clock; None until they happen."""
+
+    arrival: float
+    first_scheduled: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+    num_computed_tokens: int = 0  # token positions run through the model, recomputed ones counted again
+    num_preemptions: int = 0
+    token_times: list[float] = field(default_factory=list)  # of the first sample
+
+    @property
+    def queue_seconds(self) -> float | None:
+        return None if self.first_scheduled is None else self.first_scheduled - self.arrival
+
+    @property
+    def ttft_seconds(self) -> float | None:
+        """Time to first token, queueing included."""
+        return None if self.first_token is None else self.first_token - self.arrival
+
+    @property
+    def inter_token_seconds(self) -> list[float]:
+        return [later - earlier for earlier, later in zip(self.token_times, self.token_times[1:], strict=False)]
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One sample of a request: `tokens` is the prompt and what has been generated so far."""
+
+    request: Request
+    index: int
+    tokens: list[int]
+    random: random.Random
+    phase: Phase = Phase.WAITING
+    cached: CachedSequence | None = None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    cumulative_logprob: float = 0.0
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+    @property
+    def output_tokens(self) -> list[int]:
+        return self.tokens[len(self.request.prompt) :]
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Tokens whose keys and values are not in the pages yet."""
+        return len(self.tokens) - (self.cached.num_tokens if self.cached else 0)
+
+
+@dataclass(eq=False)
+class Request:
+    """What was asked. `watch` sees each token of a sequence and returns the stop string it completed, if any."""
+
+    request_id: str
+    prompt: list[int]
+    params: SamplingParams
+    metrics: RequestMetrics
+    text: str | None = None  # the prompt as it was given
+    cache_salt: str = ""
+    seed: int = 0
+    watch: Callable[[Sequence, int], str | None] | None = None
+    sequences: list[Sequence] = field(default_factory=list)
+    num_cached_tokens: int | None = None  # of the prompt, when first scheduled
+    error: Exception | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        return all(sequence.phase is Phase.FINISHED for sequence in self.sequences)

@@ -1,0 +1,101 @@
+"""From logits to tokens: penalties, truncation, the draw, log-probabilities.
+
+The order is vLLM's: edits, temperature, min-p, top-k, top-p. A draw takes one number from the sequence's own generator, so
+the same seed gives the same text whatever else is running.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence as Sequenced
+
+import torch
+
+from pagoda.engine.request import Sequence, TokenLogprobs
+from pagoda.sampling_params import SamplingParams
+
+# Nucleus sampling looks at this many most likely tokens before it sorts the whole vocabulary.
+NUCLEUS_GUESS = 1024
+
+
+def sample(logits: torch.Tensor, sequences: Sequenced[Sequence], eos_token_ids: frozenset[int]) -> list[int]:
+    """The next token of each sequence from fp32 `logits` [sequences, vocabulary], which are left as they are."""
+    greedy = logits.argmax(dim=-1).tolist()
+    return [
+        token if _is_plain_greedy(sequence) else choose(row, sequence, eos_token_ids)
+        for token, row, sequence in zip(greedy, logits, sequences, strict=True)
+    ]
+
+
+def choose(logits: torch.Tensor, sequence: Sequence, eos_token_ids: frozenset[int]) -> int:
+    """The next token of one sequence from `logits` [vocabulary]."""
+    params = sequence.request.params
+    if params.edits_logits:
+        logits = edit_logits(logits.clone(), sequence, eos_token_ids)
+    if params.temperature == 0:
+        return int(logits.argmax())
+    candidates, probabilities = truncate(logits / params.temperature, params)
+    cumulative = probabilities.cumsum(dim=0)
+    position = torch.searchsorted(cumulative, sequence.random.random() * float(cumulative[-1]), right=True)
+    return int(candidates[min(int(position), len(candidates) - 1)])
+
+
+def edit_logits(logits: torch.Tensor, sequence: Sequence, eos_token_ids: frozenset[int]) -> torch.Tensor:
+    """Apply penalties, bias and the ban on ending early to `logits` [vocabulary], in place."""
+    params = sequence.request.params
+    if params.repetition_penalty != 1.0:
+        seen = torch.tensor(sequence.tokens).unique()
+        values = logits[seen]
+        logits[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+    if params.presence_penalty or params.frequency_penalty:
+        generated, counts = torch.tensor(sequence.output_tokens, dtype=torch.long).unique(return_counts=True)
+        logits[generated] -= params.presence_penalty + params.frequency_penalty * counts
+    for token, bias in params.logit_bias.items():
+        logits[token] += bias
+    if sequence.num_output_tokens < params.min_tokens:
+        logits[list(stop_token_ids(params, eos_token_ids))] = -math.inf
+    return logits
+
+
+def stop_token_ids(params: SamplingParams, eos_token_ids: frozenset[int]) -> frozenset[int]:
+    """The ids that end a sequence."""
+    return frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else eos_token_ids)
+
+
+def truncate(logits: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids that may be drawn, and their probabilities (not normalised), most likely first if any was cut."""
+    ids = torch.arange(len(logits))
+    if params.min_p > 0:
+        ids = torch.nonzero(logits >= logits.max() + math.log(params.min_p)).squeeze(-1)
+    if 0 < params.top_k < len(ids):
+        ids = ids[logits[ids].topk(params.top_k).indices]
+    probabilities = logits[ids].softmax(dim=0)
+    if params.top_p < 1.0:
+        probabilities, order = _nucleus(probabilities, params.top_p)
+        ids = ids[order]
+    return ids, probabilities
+
+
+def _nucleus(probabilities: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The fewest most likely entries whose sum reaches `top_p`: values and indices, in descending order."""
+    for size in (min(NUCLEUS_GUESS, len(probabilities)), len(probabilities)):
+        values, order = probabilities.topk(size)
+        before = values.cumsum(dim=0) - values
+        count = int((before < top_p).sum())
+        if count < size:
+            break
+    return values[:count], order[:count]
+
+
+def token_logprobs(logits: torch.Tensor, token: int, num_top: int) -> TokenLogprobs:
+    """Log-probabilities of `token` and of the `num_top` most likely ones from `logits` [vocabulary]."""
+    logprobs = logits.log_softmax(dim=-1)
+    chosen = float(logprobs[token])
+    values, ids = logprobs.topk(num_top)
+    top = dict(zip(ids.tolist(), values.tolist(), strict=True))
+    return TokenLogprobs(token, chosen, int((logprobs > chosen).sum()) + 1, top)
+
+
+def _is_plain_greedy(sequence: Sequence) -> bool:
+    params = sequence.request.params
+    return params.temperature == 0 and not params.edits_logits

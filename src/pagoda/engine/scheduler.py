@@ -1,0 +1,135 @@
+"""Which sequences advance in the next step, and by how many tokens.
+
+Continuous batching (Orca, OSDI 2022) with chunked prefill (Sarathi-Serve, arXiv 2403.02310): decodes first, then running
+prefills, then waiting requests in order of arrival, all within one token budget. When pages run short the youngest sequence
+is sent back to wait; its pages stay hittable, so little is computed again. Integers only: no tensors.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from pagoda.cache.cache import Cache, Hit
+from pagoda.engine.request import Phase, Sequence
+
+Plan = dict[Sequence, int]
+
+
+class Scheduler:
+    """Waiting and running sequences over one cache."""
+
+    def __init__(self, cache: Cache, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+        self._cache = cache
+        self._max_num_seqs = max_num_seqs
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def fork(self, sequence: Sequence, twins: Iterable[Sequence]) -> None:
+        """Let `twins` run on from where `sequence` stands, sharing its pages."""
+        assert sequence.cached is not None
+        for twin in twins:
+            twin.cached = self._cache.fork(sequence.cached)
+            twin.phase = Phase.RUNNING
+            self.running.append(twin)
+
+    def remove(self, sequence: Sequence, keep_pages: bool = True) -> None:
+        """Take a sequence out, wherever it is; with `keep_pages` off its pages are forgotten."""
+        if sequence.phase is Phase.RUNNING:
+            self.running.remove(sequence)
+        elif sequence.phase is Phase.WAITING and sequence in self.waiting:
+            self.waiting.remove(sequence)
+        sequence.phase = Phase.FINISHED
+        self._release(sequence, keep_pages)
+
+    def schedule(self) -> Plan:
+        """Tokens to compute per sequence, with room for them reserved. Empty only if nothing can advance."""
+        plan: Plan = {}
+        # Decodes first: a long prefill must not stall those who are already reading.
+        for sequence in sorted(self.running, key=lambda sequence: sequence.num_uncomputed > 1):
+            budget = self._max_num_batched_tokens - sum(plan.values())
+            if sequence.phase is Phase.RUNNING and budget:
+                self._advance(sequence, min(sequence.num_uncomputed, budget), plan)
+        self._admit(plan)
+        return plan
+
+    def _advance(self, sequence: Sequence, num_tokens: int, plan: Plan) -> None:
+        """Plan a running sequence, sending back the youngest ones until its pages can be had."""
+        assert sequence.cached is not None
+        while not self._cache.reserve(sequence.cached, num_tokens):
+            victim = self.running[-1]
+            self._preempt(victim)
+            plan.pop(victim, None)
+            if victim is sequence:
+                return
+        plan[sequence] = num_tokens
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._release(sequence, keep_pages=True)
+        sequence.phase = Phase.WAITING
+        sequence.request.metrics.num_preemptions += 1
+        self.waiting.appendleft(sequence)
+
+    def _admit(self, plan: Plan) -> None:
+        """Start waiting sequences in order of arrival while tokens, seats and pages last.
+
+        One whose next page a running prefill is about to write is passed over: it can share that page a step later.
+        """
+        being_written = {self._page_being_written(sequence) for sequence in self.running} - {None}
+        passed_over: list[Sequence] = []
+        while self.waiting and (budget := self._max_num_batched_tokens - sum(plan.values())):
+            sequence = self.waiting[0]
+            hit = self._cache.match(sequence.request.cache_salt, sequence.tokens, limit=len(sequence.tokens) - 1)
+            if self._cache.next_page(hit, sequence.tokens) in being_written:
+                passed_over.append(self.waiting.popleft())
+                continue
+            if not self._start(sequence, hit, budget, plan):
+                break
+            self.waiting.popleft()
+            being_written |= {self._page_being_written(sequence)} - {None}
+        self.waiting.extendleft(reversed(passed_over))
+
+    def _start(self, sequence: Sequence, hit: Hit, budget: int, plan: Plan) -> bool:
+        """Run a waiting sequence from what the cache holds of it; False if it does not fit now."""
+        seats = sequence.request.params.n if sequence.num_output_tokens == 0 else 1
+        if len(self.running) + seats > self._max_num_seqs:
+            return False
+        fitting = self._fitting(sequence, hit)
+        if fitting is None:
+            return False
+        sequence.cached = self._cache.attach(fitting, len(sequence.tokens))
+        num_tokens = min(sequence.num_uncomputed, budget)
+        reserved = self._cache.reserve(sequence.cached, num_tokens)
+        assert reserved, "the cache promised these pages"
+        sequence.phase = Phase.RUNNING
+        self.running.append(sequence)
+        plan[sequence] = num_tokens
+        if sequence.request.num_cached_tokens is None:
+            sequence.request.num_cached_tokens = fitting.num_tokens
+        return True
+
+    def _fitting(self, sequence: Sequence, hit: Hit) -> Hit | None:
+        """The hit, or its whole pages, if all known tokens fit; running sequences keep room for a page each."""
+        for candidate in (hit, self._cache.whole_pages(hit)):
+            num_new_tokens = len(sequence.tokens) - candidate.num_tokens
+            if self._cache.can_attach(candidate, num_new_tokens, spare_pages=len(self.running)):
+                return candidate
+        return None
+
+    def _page_being_written(self, sequence: Sequence) -> object | None:
+        assert sequence.cached is not None
+        return self._cache.page_being_written(sequence.cached, sequence.tokens)
+
+    def _release(self, sequence: Sequence, keep_pages: bool) -> None:
+        if sequence.cached is not None:
+            self._cache.release(sequence.cached, sequence.tokens, keep_pages)
+            sequence.cached = None

@@ -1,0 +1,1 @@
+"""How the numbers of a layout become the bytes of a page."""

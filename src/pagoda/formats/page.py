@@ -1,0 +1,70 @@
+"""How the planes of a layer group lie in a page: the one place where bytes per page are counted.
+
+A page is one contiguous run of bytes: layer by layer, plane by plane, each plane starting on a cache line. Knows offsets
+and sizes; does not know which pages exist or who uses them.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from pagoda.errors import ConfigError
+from pagoda.formats.base import Format
+from pagoda.layouts.base import Plane
+from pagoda.layouts.spec import CacheSpec, LayerGroup
+
+ALIGNMENT_NBYTES = 64
+PAGE_TOKENS_MULTIPLE = 16
+
+
+@dataclass(frozen=True)
+class PlaneSlot:
+    """The bytes of one plane of one layer inside every page of its group."""
+
+    plane: Plane
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class PageGeometry:
+    """The bytes of one page: `slots[layer][plane]` for the layers of `group`, in `format`, `page_tokens` tokens each."""
+
+    group: LayerGroup
+    format: Format
+    page_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.page_tokens <= 0 or self.page_tokens % PAGE_TOKENS_MULTIPLE:
+            raise ConfigError(
+                f"block_size is {self.page_tokens}; use a positive multiple of {PAGE_TOKENS_MULTIPLE} tokens."
+            )
+
+    @cached_property
+    def slots(self) -> tuple[tuple[PlaneSlot, ...], ...]:
+        offset = 0
+        layers = []
+        for layout in self.group.layouts:
+            planes = []
+            for plane in layout.planes:
+                nbytes = self.format.plane_nbytes(plane, self.page_tokens)
+                planes.append(PlaneSlot(plane, offset, nbytes))
+                offset += _aligned(nbytes)
+            layers.append(tuple(planes))
+        return tuple(layers)
+
+    @cached_property
+    def page_nbytes(self) -> int:
+        return sum(_aligned(slot.nbytes) for planes in self.slots for slot in planes)
+
+    @property
+    def nbytes_per_token(self) -> float:
+        return self.page_nbytes / self.page_tokens
+
+
+def page_geometries(spec: CacheSpec, format: Format, page_tokens: int) -> tuple[PageGeometry, ...]:
+    """The geometry of every group of a model."""
+    return tuple(PageGeometry(group, format, page_tokens) for group in spec.groups)
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT_NBYTES) * ALIGNMENT_NBYTES

@@ -1,0 +1,1 @@
+"""Attention over pages: one set of signatures, several backends."""

@@ -1,0 +1,94 @@
+"""The signatures every kernel backend implements, and the frozen data they receive.
+
+Knows pages as bytes, page tables as integers and what a query may attend to. Does not know requests, trees or models.
+A backend gets all it needs in its arguments and keeps no state between calls.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pagoda.formats.page import PageGeometry, PlaneSlot
+from pagoda.layouts.spec import Reach
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class GroupView:
+    """The page tables of one layer group for one step of packed sequences. All tensors are int32 on the host.
+
+    Sequence s owns rows `query_starts[s] : query_starts[s + 1]` of the packed queries, keys and values; they are the last
+    of its `context_lengths[s]` tokens. Its pages are `page_indices[page_starts[s] : page_starts[s + 1]]`: token t lies in
+    the page at t // page_tokens.
+    """
+
+    page_indices: torch.Tensor  # [pages of all sequences]
+    page_starts: torch.Tensor  # [sequences + 1]
+    query_starts: torch.Tensor  # [sequences + 1]
+    context_lengths: torch.Tensor  # [sequences]
+
+
+@dataclass(frozen=True)
+class LayerPages:
+    """One layer's share of a page pool: `pages` is uint8 [num_pages, page_nbytes]."""
+
+    pages: torch.Tensor
+    geometry: PageGeometry
+    layer: int
+
+    @property
+    def key(self) -> PlaneSlot:
+        return self.geometry.slots[self.layer][0]
+
+    @property
+    def value(self) -> PlaneSlot:
+        return self.geometry.slots[self.layer][1]
+
+
+@dataclass(frozen=True)
+class AttentionRule:
+    """How scores are made: softmax over the tokens in reach of soft_cap * tanh(scale * q.k / soft_cap), or scale * q.k.
+
+    `span` is the window or chunk in tokens. A query at position i reaches j <= i with, if SLIDING, i - j < span and, if
+    CHUNKED, i // span == j // span.
+    """
+
+    scale: float
+    reach: Reach = Reach.FULL
+    span: int | None = None
+    soft_cap: float | None = None
+
+
+class Kernels(ABC):
+    """A backend. Tensors of one call are on one device; packed rows follow `GroupView`."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What `pagoda doctor` and the start-up log call it, with the instruction set in use."""
+
+    @abstractmethod
+    def store(self, key: torch.Tensor, value: torch.Tensor, layer: LayerPages, view: GroupView) -> None:
+        """Write `key` [rows, KV heads, key width] and `value` [rows, KV heads, value width] into the pages.
+
+        Rows may have any strides but the last, which is one.
+        """
+
+    @abstractmethod
+    def attend(
+        self,
+        query: torch.Tensor,
+        layer: LayerPages,
+        view: GroupView,
+        rule: AttentionRule,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Attention of `query` [rows, heads, key width] over the pages; returns [rows, heads, value width].
+
+        Query head h reads KV head h // (heads / KV heads). `sinks` [heads] are extra logits that take weight and have no
+        value (GPT-OSS). Scores and sums are in fp32; the result has the type of `query` and is contiguous.
+        """

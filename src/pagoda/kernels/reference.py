@@ -1,0 +1,105 @@
+"""The plain torch kernels: the definition of what every other backend must compute.
+
+One sequence and one step of arithmetic at a time, in fp32, with the scores written out. Slow on purpose.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pagoda.formats.page import PlaneSlot
+from pagoda.formats.plain import PlainFormat
+from pagoda.kernels.base import AttentionRule, GroupView, Kernels, LayerPages
+from pagoda.layouts.spec import Reach
+
+
+class ReferenceKernels(Kernels):
+    """Any device, any plain format."""
+
+    @property
+    def name(self) -> str:
+        return "reference (plain torch)"
+
+    def store(self, key: torch.Tensor, value: torch.Tensor, layer: LayerPages, view: GroupView) -> None:
+        for slot, rows in ((layer.key, key), (layer.value, value)):
+            planes = _plane(layer, slot)
+            tokens_inner, width_inner = planes.shape[-3], planes.shape[-1]
+            for sequence in range(len(view.context_lengths)):
+                pages, offsets, first, last = _new_tokens(view, sequence, layer.geometry.page_tokens)
+                values = rows[first:last].unflatten(-1, (-1, width_inner)).to(planes.dtype)
+                planes[pages, :, offsets // tokens_inner, offsets % tokens_inner] = values
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        layer: LayerPages,
+        view: GroupView,
+        rule: AttentionRule,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        out = query.new_empty(query.shape[0], query.shape[1], layer.value.plane.width)
+        for sequence in range(len(view.context_lengths)):
+            first, last = view.query_starts[sequence : sequence + 2].tolist()
+            if first == last:
+                continue
+            length = int(view.context_lengths[sequence])
+            pages = view.page_indices[view.page_starts[sequence] : view.page_starts[sequence + 1]].long()
+            key = _gather(layer, layer.key, pages)[:, :length]
+            value = _gather(layer, layer.value, pages)[:, :length]
+            out[first:last] = attend_dense(query[first:last], key, value, rule, sinks).to(query.dtype)
+        return out
+
+
+def attend_dense(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: AttentionRule, sinks: torch.Tensor | None
+) -> torch.Tensor:
+    """Attention of the last rows of one sequence over all of its tokens, in fp32.
+
+    `query` [rows, heads, width]; `key` and `value` [KV heads, tokens, width]; returns [rows, heads, value width].
+    """
+    group = query.shape[1] // key.shape[0]
+    key, value = (plane.float().repeat_interleave(group, dim=0) for plane in (key, value))
+    scores = torch.einsum("qhd,hkd->hqk", query.float(), key) * rule.scale
+    if rule.soft_cap is not None:
+        scores = rule.soft_cap * torch.tanh(scores / rule.soft_cap)
+    scores = scores.masked_fill(~in_reach(query.shape[0], key.shape[1], rule, query.device), float("-inf"))
+    if sinks is not None:
+        column = sinks.float()[:, None, None].expand(-1, scores.shape[1], 1)
+        weights = torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1]
+    else:
+        weights = scores.softmax(dim=-1)
+    return torch.einsum("hqk,hkd->qhd", weights, value)
+
+
+def in_reach(rows: int, tokens: int, rule: AttentionRule, device: torch.device) -> torch.Tensor:
+    """Which tokens the last `rows` of `tokens` positions attend to: bool [rows, tokens]."""
+    query = torch.arange(tokens - rows, tokens, device=device)[:, None]
+    token = torch.arange(tokens, device=device)[None]
+    reach = token <= query
+    if rule.reach is Reach.SLIDING and rule.span is not None:
+        reach &= query - token < rule.span
+    if rule.reach is Reach.CHUNKED and rule.span is not None:
+        reach &= query // rule.span == token // rule.span
+    return reach
+
+
+def _plane(layer: LayerPages, slot: PlaneSlot) -> torch.Tensor:
+    """All pages of one plane, as the format's view [pages, heads, tokens / a, a, width / b, b]."""
+    format = layer.geometry.format
+    assert isinstance(format, PlainFormat)
+    return format.view(layer.pages[:, slot.offset : slot.offset + slot.nbytes], slot.plane)
+
+
+def _gather(layer: LayerPages, slot: PlaneSlot, pages: torch.Tensor) -> torch.Tensor:
+    """The tokens of `pages` in order: fp32 [heads, tokens, width]."""
+    data = layer.pages[pages, slot.offset : slot.offset + slot.nbytes]
+    return layer.geometry.format.decode(data, slot.plane).transpose(0, 1).flatten(1, 2)
+
+
+def _new_tokens(view: GroupView, sequence: int, page_tokens: int) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+    """Pages and offsets of the tokens that sequence `sequence` adds, and their packed rows."""
+    first, last = view.query_starts[sequence : sequence + 2].tolist()
+    length = int(view.context_lengths[sequence])
+    positions = torch.arange(length - (last - first), length)
+    pages = view.page_indices[view.page_starts[sequence] + positions // page_tokens]
+    return pages.long(), positions % page_tokens, first, last

@@ -1,0 +1,1 @@
+"""What a token leaves behind in a layer: frozen data, no tensors."""

@@ -1,0 +1,47 @@
+"""The interface of a layout: which numbers a token leaves in one layer, and how much of a prefix can be resumed.
+
+Knows planes and counts. Does not know how numbers become bytes (formats), which layers go together (spec), or that
+pages exist beyond the number of tokens they hold.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Axis(Enum):
+    """The axis over which attention sums the numbers of a plane."""
+
+    CHANNEL = "channel"  # keys: a score sums over the channels of one token
+    TOKEN = "token"  # values: an output sums over the tokens of one channel
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One kind of number a token leaves in a layer: `num_heads` rows of `width` channels."""
+
+    name: str
+    num_heads: int
+    width: int
+    reduced: Axis
+
+    @property
+    def elements_per_token(self) -> int:
+        return self.num_heads * self.width
+
+
+class Layout(ABC):
+    """What one layer keeps for a token. Implementations are frozen data."""
+
+    @property
+    @abstractmethod
+    def planes(self) -> tuple[Plane, ...]:
+        """The planes of one layer, in the order in which they lie inside a page."""
+
+    @abstractmethod
+    def resumable_tokens(self, num_matched_tokens: int) -> int:
+        """How many of `num_matched_tokens` leading tokens a new sequence can take over without computing them."""
+
+    @property
+    def elements_per_token(self) -> int:
+        return sum(plane.elements_per_token for plane in self.planes)

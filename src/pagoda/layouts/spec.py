@@ -1,0 +1,81 @@
+"""What a whole model leaves behind: its layers sorted into groups that keep the same tokens.
+
+Knows layer groups and where each attention call of the model finds its own layer in them. Does not know bytes, pages or
+tensors; `layouts/config.py` derives a spec from a checkpoint's config, `models/discovery.py` from the model itself.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from pagoda.layouts.base import Layout
+
+
+class Reach(Enum):
+    """Which earlier tokens a query attends to."""
+
+    FULL = "full"  # all of them
+    SLIDING = "sliding"  # the last `span` tokens, itself included
+    CHUNKED = "chunked"  # those in its own chunk of `span` tokens
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """The layers of a model that keep the same tokens; each group has its own page pool.
+
+    `layouts` has one entry per layer of the group, in the order of their calls; entries may differ in heads and widths.
+    `span` is the window or chunk in tokens, and None for full attention.
+    """
+
+    reach: Reach
+    span: int | None
+    layouts: tuple[Layout, ...]
+
+    @property
+    def elements_per_token(self) -> int:
+        return sum(layout.elements_per_token for layout in self.layouts)
+
+    def resumable_tokens(self, num_matched_tokens: int) -> int:
+        """The deepest point from which every layer of the group can resume."""
+        return min(layout.resumable_tokens(num_matched_tokens) for layout in self.layouts)
+
+
+@dataclass(frozen=True)
+class SiteSlot:
+    """Where one attention call of the model keeps its keys and values.
+
+    `writes` is False for a call that reads what an earlier call has stored (layers that share a cache).
+    """
+
+    group: int
+    layer: int
+    writes: bool = True
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """The groups of a model and, per attention call in call order, the slot it uses."""
+
+    groups: tuple[LayerGroup, ...]
+    sites: tuple[SiteSlot, ...]
+
+    @property
+    def elements_per_token(self) -> int:
+        return sum(group.elements_per_token for group in self.groups)
+
+
+def group_layers(layers: list[tuple[Reach, int | None, Layout]], sources: list[int | None]) -> CacheSpec:
+    """Sort attention calls, in call order, into groups of equal reach and span.
+
+    `sources[i]` is the earlier call whose keys and values call i reads, or None if it stores its own.
+    """
+    members: dict[tuple[Reach, int | None], list[Layout]] = {}
+    sites: list[SiteSlot] = []
+    for (reach, span, layout), source in zip(layers, sources, strict=True):
+        if source is not None:
+            sites.append(SiteSlot(sites[source].group, sites[source].layer, writes=False))
+            continue
+        group = members.setdefault((reach, span), [])
+        sites.append(SiteSlot(list(members).index((reach, span)), len(group)))
+        group.append(layout)
+    groups = tuple(LayerGroup(reach, span, tuple(layouts)) for (reach, span), layouts in members.items())
+    return CacheSpec(groups, tuple(sites))

@@ -1,0 +1,361 @@
+"""Text in, text out: the public class of Pagoda, with vLLM's names where the meaning is the same.
+
+Turns prompts into requests, hands them to the engine's thread and waits. Everything a caller receives was put together on that
+thread, so nothing here needs a lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from tqdm import tqdm
+
+from pagoda.cache.cache import CacheStats
+from pagoda.config import EngineConfig
+from pagoda.engine.engine import Engine, TokenEvent, new_request
+from pagoda.engine.loop import EngineLoop
+from pagoda.engine.request import Request, Sequence as Sample
+from pagoda.errors import EmptyPromptError, RequestError, TokenizerRequiredError
+from pagoda.kernels.dispatch import choose_kernels
+from pagoda.models.loader import load_model
+from pagoda.models.model import Model
+from pagoda.models.tokenizer import load_tokenizer
+from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
+from pagoda.sampling_params import SamplingParams
+from pagoda.text import TextStream
+
+EMBEDDED_MODEL = Path(__file__).parent / "assets" / "tiny"
+
+# A prompt is text, token ids, or vLLM's dictionary of either.
+Prompt = str | Sequence[int] | Mapping[str, Any]
+Message = Mapping[str, Any]
+Output = TypeVar("Output")
+
+
+class LLM:
+    """Generates text from a Hugging Face checkpoint over a paged, prefix-shared KV cache.
+
+    model: directory of a checkpoint, a `pagoda.models.model.Model`, or None for the embedded model.
+    tokenizer: directory of a tokenizer if it is not the model's; skip_tokenizer_init works with token ids alone.
+    Further options are the fields of `EngineConfig`. Raises a ModelError or ConfigError.
+
+    It can be used from several threads. Close it, or use it as a context manager, to free its memory at a known time.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Model | None = None,
+        *,
+        tokenizer: str | Path | None = None,
+        skip_tokenizer_init: bool = False,
+        **options: Any,
+    ) -> None:
+        config = EngineConfig(**options)
+        kernels = choose_kernels(config.environment)
+        self.tokenizer: Any = None
+        if isinstance(model, Model):
+            loaded = model
+        else:
+            path = Path(model if model is not None else EMBEDDED_MODEL)
+            loaded = load_model(path, dtype=config.dtype)
+            tokenizer = tokenizer or path
+        if tokenizer is not None and not skip_tokenizer_init:
+            self.tokenizer = load_tokenizer(Path(tokenizer))
+        self.engine = Engine(loaded, kernels, config)
+        self._loop = EngineLoop(self.engine, config.num_threads)
+        self._ids = count()
+        self._close = weakref.finalize(self, self._loop.close)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        cache_salt: str = "",
+    ) -> list[RequestOutput]:
+        """One output per prompt, in order. All prompts are checked before any is started.
+
+        Requests of different `cache_salt` share no pages. Ctrl-C cancels what is running and frees its pages.
+        """
+        requests = self._requests(prompts, sampling_params, cache_salt)
+        finished: SimpleQueue[RequestOutput | RequestError] = SimpleQueue()
+        self._submit(requests, lambda request: _Collector(request, self.tokenizer, on_end=finished.put))
+        outputs: dict[str, RequestOutput] = {}
+        try:
+            # None shows the bar on a terminal only.
+            hide = None if use_tqdm and len(requests) > 1 else True
+            for _ in tqdm(requests, desc="Processed prompts", unit="req", disable=hide):
+                output = _raised(finished.get())
+                outputs[output.request_id] = output
+        finally:
+            self._cancel(requests)
+        return [outputs[request.request_id] for request in requests]
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        cache_salt: str = "",
+    ) -> list[RequestOutput]:
+        """`generate` for one conversation or several, each a list of {"role", "content"}."""
+        prompts = [self.chat_prompt(conversation) for conversation in _conversations(messages)]
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, cache_salt=cache_salt)
+
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, cache_salt: str = ""
+    ) -> Iterator[StreamChunk]:
+        """The samples of one prompt as they grow. Leaving the iteration early cancels the request."""
+        requests = self._requests([prompt], sampling_params, cache_salt)
+        return self._stream(requests)
+
+    async def generate_async(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        cache_salt: str = "",
+    ) -> list[RequestOutput]:
+        """`generate` for asyncio. Cancelling the task cancels the requests."""
+        requests = self._requests(prompts, sampling_params, cache_salt)
+        events = asyncio.get_running_loop()
+        ends = {request.request_id: events.create_future() for request in requests}
+
+        def collector(request: Request) -> _Collector:
+            end = ends[request.request_id]
+            return _Collector(request, self.tokenizer, on_end=lambda output: _set_soon(events, end, output))
+
+        self._submit(requests, collector)
+        try:
+            return [_raised(await end) for end in ends.values()]
+        finally:
+            self._cancel(requests)
+
+    async def chat_async(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        cache_salt: str = "",
+    ) -> list[RequestOutput]:
+        """`chat` for asyncio."""
+        prompts = [self.chat_prompt(conversation) for conversation in _conversations(messages)]
+        return await self.generate_async(prompts, sampling_params, cache_salt=cache_salt)
+
+    async def stream_async(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, cache_salt: str = ""
+    ) -> AsyncIterator[StreamChunk]:
+        """`stream` for asyncio."""
+        requests = self._requests([prompt], sampling_params, cache_salt)
+        events = asyncio.get_running_loop()
+        chunks: asyncio.Queue[StreamChunk | RequestError] = asyncio.Queue()
+
+        def put(chunk: StreamChunk | RequestError) -> None:
+            events.call_soon_threadsafe(chunks.put_nowait, chunk)
+
+        self._submit(requests, lambda request: _Collector(request, self.tokenizer, on_chunk=put))
+        try:
+            while (chunk := _raised(await chunks.get())).output is None:
+                yield chunk
+            yield chunk
+        finally:
+            self._cancel(requests)
+
+    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The token ids of a conversation, by the tokenizer's chat template, up to where the assistant answers."""
+        tokenizer = self._need_tokenizer()
+        if tokenizer.chat_template is None:
+            raise TokenizerRequiredError("The tokenizer has no chat template; use generate() with a prompt of your own.")
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError if the cache's bookkeeping contradicts itself."""
+        self._loop.call(self.engine.check_integrity).result()
+
+    def cache_stats(self) -> CacheStats:
+        """Pages by state, hits and evictions."""
+        stats: CacheStats = self._loop.call(self.engine.cache_stats).result()
+        return stats
+
+    def reset_prefix_cache(self) -> int:
+        """Forget every page that no running request uses; returns how many."""
+        count: int = self._loop.call(self.engine.reset_prefix_cache).result()
+        return count
+
+    def close(self) -> None:
+        """Cancel what is running and stop the engine. Closing twice is fine."""
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _stream(self, requests: list[Request]) -> Iterator[StreamChunk]:
+        chunks: SimpleQueue[StreamChunk | RequestError] = SimpleQueue()
+        self._submit(requests, lambda request: _Collector(request, self.tokenizer, on_chunk=chunks.put))
+        try:
+            while (chunk := _raised(chunks.get())).output is None:
+                yield chunk
+            yield chunk
+        finally:
+            self._cancel(requests)
+
+    def _requests(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        cache_salt: str,
+    ) -> list[Request]:
+        """Checked requests, not submitted yet."""
+        listed = _listed(prompts)
+        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            params = [sampling_params or SamplingParams()] * len(listed)
+        else:
+            params = list(sampling_params)
+        if len(params) != len(listed):
+            raise RequestError(f"There are {len(listed)} prompts and {len(params)} sampling_params; give one each.")
+        requests = []
+        for prompt, wanted in zip(listed, params, strict=True):
+            if wanted.stop_strings:
+                self._need_tokenizer()
+            text, tokens = self._tokenize(prompt)
+            self.engine.validate(tokens, wanted)
+            requests.append(new_request(f"request-{next(self._ids)}", tokens, wanted, text, cache_salt))
+        return requests
+
+    def _tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+        if isinstance(prompt, Mapping):
+            prompt = prompt["prompt_token_ids"] if "prompt_token_ids" in prompt else prompt["prompt"]
+        if not isinstance(prompt, str):
+            return None, [int(token) for token in prompt]
+        if not prompt:
+            raise EmptyPromptError("The prompt is empty; give at least one character.")
+        return prompt, list(self._need_tokenizer()(prompt).input_ids)
+
+    def _need_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise TokenizerRequiredError("This model was loaded without a tokenizer; give token ids, or tokenizer=PATH.")
+        return self.tokenizer
+
+    def _submit(self, requests: list[Request], collector: Callable[[Request], _Collector]) -> None:
+        for request in requests:
+            self._loop.submit(request, collector(request))
+
+    def _cancel(self, requests: list[Request]) -> None:
+        """End what has not ended; the others are unknown to the engine by now."""
+        for request in requests:
+            self._loop.cancel(request.request_id)
+
+
+class _Collector:
+    """Turns the events of one request into text, chunks and the final output, on the engine's thread."""
+
+    def __init__(
+        self,
+        request: Request,
+        tokenizer: Any,
+        on_chunk: Callable[[StreamChunk | RequestError], None] | None = None,
+        on_end: Callable[[RequestOutput | RequestError], None] | None = None,
+    ) -> None:
+        self._request = request
+        self._tokenizer = tokenizer
+        self._on_chunk = on_chunk
+        self._on_end = on_end
+        self._streams: dict[int, TextStream] = {}
+        if tokenizer is not None:
+            request.watch = self._watch
+
+    def __call__(self, event: TokenEvent, is_last: bool) -> None:
+        """The loop's listener."""
+        sample = event.sequence
+        stream = self._streams.get(sample.index)
+        if stream is not None and sample.finish_reason is not None:
+            stream.finish()
+        output = self._output() if is_last else None
+        if self._on_chunk is not None and isinstance(output, RequestError):
+            self._on_chunk(output)
+        elif self._on_chunk is not None:
+            tokens = [] if event.token_id is None else [event.token_id]
+            text = stream.take() if stream is not None else ""
+            self._on_chunk(StreamChunk(sample.index, text, tokens, sample.finish_reason, output))
+        if self._on_end is not None and output is not None:
+            self._on_end(output)
+
+    def _watch(self, sample: Sample, token: int) -> str | None:
+        params = self._request.params
+        if sample.index not in self._streams:
+            self._streams[sample.index] = TextStream(
+                self._tokenizer,
+                self._request.prompt,
+                params.stop_strings,
+                params.include_stop_str_in_output,
+                params.skip_special_tokens,
+            )
+        return self._streams[sample.index].push(token, may_stop=sample.num_output_tokens >= params.min_tokens)
+
+    def _output(self) -> RequestOutput | RequestError:
+        request = self._request
+        if request.error is not None:
+            return request.error if isinstance(request.error, RequestError) else RequestError(str(request.error))
+        return RequestOutput(
+            request_id=request.request_id,
+            prompt=request.text,
+            prompt_token_ids=request.prompt,
+            num_cached_tokens=request.num_cached_tokens or 0,
+            outputs=[self._completion(sample) for sample in request.sequences],
+            metrics=request.metrics,
+        )
+
+    def _completion(self, sample: Sample) -> CompletionOutput:
+        assert sample.finish_reason is not None
+        wants_logprobs = self._request.params.logprobs is not None
+        return CompletionOutput(
+            index=sample.index,
+            text=self._streams[sample.index].text if sample.index in self._streams else "",
+            token_ids=sample.output_tokens,
+            finish_reason=sample.finish_reason,
+            stop_reason=sample.stop_reason,
+            logprobs=sample.logprobs if wants_logprobs else None,
+            cumulative_logprob=sample.cumulative_logprob if wants_logprobs else None,
+        )
+
+
+def _raised(output: Output | RequestError) -> Output:
+    if isinstance(output, RequestError):
+        raise output
+    return output
+
+
+def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """A list of prompts, whether one was given or several."""
+    if isinstance(prompts, (str, Mapping)):
+        return [prompts]
+    if prompts and all(isinstance(item, int) for item in prompts):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _conversations(messages: Sequence[Message] | Sequence[Sequence[Message]]) -> list[Sequence[Message]]:
+    """A list of conversations, whether one was given or several."""
+    if messages and isinstance(messages[0], Mapping):
+        return [messages]  # type: ignore[list-item]
+    return list(messages)  # type: ignore[arg-type]
+
+
+def _set_soon(events: asyncio.AbstractEventLoop, end: asyncio.Future[Any], output: Any) -> None:
+    """Resolve a future of another thread's event loop, unless its task is gone by then."""
+    events.call_soon_threadsafe(lambda: end.done() or end.set_result(output))

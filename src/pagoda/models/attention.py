@@ -1,0 +1,124 @@
+"""The attention function Hugging Face models call instead of their own: it stores and reads pages.
+
+Knows one step: which layer pages, rule and page tables belong to each attention call, in call order. The step in flight
+is the one ambient value of Pagoda, a context variable, because some families drop keyword arguments on the way down. Does
+not know how sites are found (discovery), what pages mean (cache) or how scores are computed (kernels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+
+from pagoda.errors import UnsupportedModelError
+from pagoda.kernels.base import AttentionRule, GroupView, Kernels, LayerPages
+
+ATTENTION_NAME = "pagoda"
+
+
+@dataclass(frozen=True)
+class BoundSite:
+    """One attention call of the model, bound to its pages. `group` indexes the views of a step."""
+
+    rule: AttentionRule
+    layer: LayerPages
+    group: int
+    writes: bool
+
+
+class PagedStep:
+    """One forward pass over packed sequences: `sites` in call order, `views` by layer group."""
+
+    def __init__(self, kernels: Kernels, sites: tuple[BoundSite, ...], views: tuple[GroupView, ...]) -> None:
+        self._kernels = kernels
+        self._sites = sites
+        self._views = views
+        self._rows = int(views[0].query_starts[-1])
+        self._calls = 0
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float | None = None,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Answer the next attention call: all tensors are [rows, heads, width] of the step's new tokens.
+
+        Sites are keyed by the ordinal of the call: a layer may attend twice, or be called again with other weights.
+        """
+        if self._calls == len(self._sites):
+            raise UnsupportedModelError(f"The model attends more than the {len(self._sites)} times found at load.")
+        site = self._sites[self._calls]
+        self._check(site, query, key, scale)
+        self._calls += 1
+        view = self._views[site.group]
+        if site.writes:
+            self._kernels.store(_unit_stride(key), _unit_stride(value), site.layer, view)
+        return self._kernels.attend(_unit_stride(query), site.layer, view, site.rule, sinks)
+
+    def finish(self) -> None:
+        """Check that the model attended as often as it did when it was discovered."""
+        if self._calls != len(self._sites):
+            raise UnsupportedModelError(
+                f"The model attended {self._calls} times in one step, but {len(self._sites)} times at load."
+            )
+
+    def _check(self, site: BoundSite, query: torch.Tensor, key: torch.Tensor, scale: float | None) -> None:
+        if not query.shape[0] == key.shape[0] == self._rows:
+            raise UnsupportedModelError(
+                f"Attention call {self._calls} has {query.shape[0]} queries and {key.shape[0]} keys in a step of "
+                f"{self._rows} tokens: this model does not attend from each token to the tokens before it."
+            )
+        if scale is not None and scale != site.rule.scale:
+            raise UnsupportedModelError(
+                f"Attention call {self._calls} scales scores by {scale}, but by {site.rule.scale} at load: "
+                "Pagoda needs a scale that does not depend on the input."
+            )
+
+
+_step_in_flight: ContextVar[PagedStep] = ContextVar("pagoda_step")
+
+
+@contextmanager
+def in_flight(step: PagedStep) -> Iterator[None]:
+    """Let the attention calls of the enclosed forward reach `step`; check their number at the end."""
+    token = _step_in_flight.set(step)
+    try:
+        yield
+    finally:
+        _step_in_flight.reset(token)
+    step.finish()
+
+
+def paged_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,  # [1, heads, rows, key width]
+    key: torch.Tensor,  # [1, KV heads, rows, key width]: the new tokens only, because transformers' cache is off
+    value: torch.Tensor,  # [1, KV heads, rows, value width]
+    attention_mask: torch.Tensor | None = None,
+    *,
+    scaling: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """What transformers calls. Window, chunk and soft cap come from discovery, not from the keywords of the call."""
+    if attention_mask is not None:
+        raise UnsupportedModelError(f"{type(module).__name__} builds an attention mask of its own, which pages ignore.")
+    rows = (packed[0].transpose(0, 1) for packed in (query, key, value))
+    out = _step_in_flight.get().attend(*rows, scale=scaling, sinks=s_aux)
+    return out.unsqueeze(0), None
+
+
+def _unit_stride(rows: torch.Tensor) -> torch.Tensor:
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
+
+
+AttentionInterface.register(ATTENTION_NAME, paged_attention)

@@ -1,0 +1,126 @@
+"""A decoder ready to run packed over pages.
+
+Knows the network, its geometry and how to call it for one step. Does not know files (loader), nor which pages a step uses
+(the engine binds them and passes a `PagedStep`).
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from pagoda.kernels.base import AttentionRule
+from pagoda.layouts.spec import CacheSpec
+from pagoda.models.attention import ATTENTION_NAME, PagedStep, in_flight
+from pagoda.models.discovery import Discovered, discover
+from pagoda.models.llama4 import take_temperature_from_positions
+from pagoda.models.positions import max_positions, position_offset
+from pagoda.models.quiet import quiet
+
+
+# What has to be changed in a family before its packed forward is right.
+ADAPTERS: dict[str, Callable[[Any], None]] = {
+    "llama4": take_temperature_from_positions,
+    "llama4_text": take_temperature_from_positions,
+}
+
+
+class Model:
+    """A Hugging Face network that attends through Pagoda, with what discovery found about it."""
+
+    def __init__(self, network: Any, discovered: Discovered, eos_token_ids: frozenset[int] = frozenset()) -> None:
+        ADAPTERS.get(network.config.model_type, _leave_alone)(network)
+        self.network = network
+        self.discovered = discovered
+        self.eos_token_ids = eos_token_ids
+        self._position_offset = position_offset(network)
+        self._selects_rows = "logits_to_keep" in inspect.signature(network.forward).parameters
+
+    @classmethod
+    def from_transformers(cls, network: Any) -> Model:
+        """Wrap a loaded transformers model. The original keeps its own attention; the weights are shared."""
+        shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+        twin = copy.deepcopy(network, shared).eval()
+        with quiet():
+            twin.set_attn_implementation(ATTENTION_NAME)
+        discovered = discover(network.config, type(network)._from_config)
+        return cls(twin, discovered, eos_of(network.generation_config, network.config))
+
+    @property
+    def config(self) -> Any:
+        """The transformers configuration."""
+        return self.network.config
+
+    @property
+    def spec(self) -> CacheSpec:
+        return self.discovered.spec
+
+    @property
+    def rules(self) -> tuple[AttentionRule, ...]:
+        return self.discovered.rules
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.network.dtype
+        return dtype
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.config.get_text_config().vocab_size)
+
+    @cached_property
+    def max_model_len(self) -> int | None:
+        """The longest sequence the position encoding supports, or None if it sets no limit."""
+        return max_positions(self.config, self._position_offset)
+
+    @cached_property
+    def num_parameters(self) -> int:
+        """Parameters, shared ones counted once."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    @cached_property
+    def weight_nbytes(self) -> int:
+        return sum(parameter.nbytes for parameter in self.network.parameters())
+
+    @torch.inference_mode()
+    def forward(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, logit_rows: torch.Tensor, step: PagedStep
+    ) -> torch.Tensor:
+        """Run packed sequences end to end: `token_ids` and `positions` are int64 [rows].
+
+        Only the rows in `logit_rows` (int64 [n]) go through the output head. Returns fp32 logits [n, vocabulary].
+        """
+        inputs = {"input_ids": token_ids[None], "position_ids": (positions + self._position_offset)[None]}
+        with in_flight(step):
+            if self._selects_rows:
+                logits = self.network(**inputs, use_cache=False, logits_to_keep=logit_rows).logits[0]
+            else:
+                logits = self._forward_selecting(inputs, logit_rows)
+        return logits.float()  # type: ignore[no-any-return]
+
+    def _forward_selecting(self, inputs: dict[str, torch.Tensor], logit_rows: torch.Tensor) -> Any:
+        """For families that cannot be asked for some rows: narrow the input of the output head on its way in."""
+        head = self.network.get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda module, args: (args[0][:, logit_rows], *args[1:]))
+        try:
+            return self.network(**inputs, use_cache=False).logits[0]
+        finally:
+            hook.remove()
+
+
+def _leave_alone(network: Any) -> None:
+    """Most families need no adapter."""
+
+
+def eos_of(generation_config: Any, config: Any) -> frozenset[int]:
+    """The end-of-sequence tokens: the generation settings decide, else the configuration."""
+    for source in (generation_config, config.get_text_config()):
+        found = getattr(source, "eos_token_id", None)
+        if found is not None:
+            return frozenset([found] if isinstance(found, int) else found)
+    return frozenset()

@@ -1,0 +1,134 @@
+"""The proof at load that a family gives the same logits through pages as by Hugging Face's own attention.
+
+A tiny model of the same configuration class runs two packed sequences through pages in fp32: a ragged prefill, then a
+decode step mixed with a chunk of prefill. It must equal transformers' eager attention over each whole sequence. This catches
+what discovery cannot see: masks of a model's own, indexers, mixers that forget, positions that restart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from pagoda.errors import UnsupportedModelError
+from pagoda.formats.page import page_geometries
+from pagoda.formats.plain import FP32
+from pagoda.kernels.base import GroupView, LayerPages
+from pagoda.kernels.reference import ReferenceKernels
+from pagoda.models.attention import BoundSite, PagedStep
+from pagoda.models.model import Model
+from pagoda.models.quiet import quiet
+from pagoda.models.tiny import shrink
+
+PAGE_TOKENS = 16
+SEQUENCE_TOKENS = (37, 23)
+# Tokens of each sequence per step: two prefills cut in the middle of a page, decode beside prefill, and the rest.
+STEPS = ((19, 5), (1, 17), (17, 1))
+
+
+@dataclass(frozen=True)
+class PagedRun:
+    """Pages for a few short sequences, laid out one after the other, and the model that fills them."""
+
+    model: Model
+    sites: tuple[BoundSite, ...]
+
+    @classmethod
+    def of(cls, model: Model) -> PagedRun:
+        """Reserve pages for `SEQUENCE_TOKENS` in every layer group."""
+        num_pages = sum(_pages(length) for length in SEQUENCE_TOKENS)
+        geometries = page_geometries(model.spec, FP32, PAGE_TOKENS)
+        pools = [torch.zeros(num_pages, geometry.page_nbytes, dtype=torch.uint8) for geometry in geometries]
+        sites = tuple(
+            BoundSite(rule, LayerPages(pools[slot.group], geometries[slot.group], slot.layer), slot.group, slot.writes)
+            for rule, slot in zip(model.rules, model.spec.sites, strict=True)
+        )
+        return cls(model, sites)
+
+    def logits(self, sequences: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The logits of every token, computed in `STEPS`."""
+        done = [0] * len(sequences)
+        parts: list[list[torch.Tensor]] = [[] for _ in sequences]
+        for counts in STEPS:
+            lengths = [past + count for past, count in zip(done, counts, strict=True)]
+            packed = [tokens[past:length] for tokens, past, length in zip(sequences, done, lengths, strict=True)]
+            positions = [torch.arange(past, length) for past, length in zip(done, lengths, strict=True)]
+            step = PagedStep(ReferenceKernels(), self.sites, (_view(counts, lengths),) * len(self.model.spec.groups))
+            rows = torch.arange(sum(counts))
+            logits = self.model.forward(torch.cat(packed), torch.cat(positions), rows, step)
+            for part, piece in zip(parts, logits.split(counts), strict=True):
+                part.append(piece)
+            done = lengths
+        return [torch.cat(part) for part in parts]
+
+
+def self_test(config: Any) -> None:
+    """Refuse the family of `config` if its logits through pages differ from transformers' own."""
+    network = random_network(shrink(config))
+    error, tolerance = paged_error(network)
+    if not error <= tolerance:
+        raise UnsupportedModelError(
+            f"{config.model_type} gives other logits through pages than by its own attention: a tiny model differs by "
+            f"{error:.2g}, rounding explains {tolerance:.2g}. Pagoda would run this family wrongly."
+        )
+
+
+def random_network(config: Any, seed: int = 0) -> Any:
+    """A transformers model with random fp32 weights and eager attention."""
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+        _spread(network)
+    return network.eval()
+
+
+def paged_error(network: Any) -> tuple[float, float]:
+    """The largest difference between paged and eager logits, and how much of it fp32 rounding explains."""
+    sequences = _random_sequences(network.config)
+    with quiet(), torch.inference_mode():
+        expected = [network(input_ids=tokens[None], use_cache=False).logits[0].float() for tokens in sequences]
+    got = PagedRun.of(Model.from_transformers(network)).logits(sequences)
+    error = max(float((a - b).abs().max()) for a, b in zip(got, expected, strict=True))
+    return error, rounding_tolerance(network.config, max(float(logits.abs().max()) for logits in expected))
+
+
+def rounding_tolerance(config: Any, largest_logit: float) -> float:
+    """How far two orders of summation may drift apart in fp32: units in the last place, growing with depth."""
+    depth = config.get_text_config().num_hidden_layers
+    return 256 * depth * torch.finfo(torch.float32).eps * largest_logit
+
+
+def _random_sequences(config: Any) -> list[torch.Tensor]:
+    """Token ids from the upper half of the vocabulary, where no family keeps its special tokens."""
+    vocab_size = config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(vocab_size // 2, vocab_size, (length,), generator=generator) for length in SEQUENCE_TOKENS]
+
+
+def _spread(network: Any) -> None:
+    """Weights wide enough that a wrong mask or position moves the logits visibly, whatever the family's own scale."""
+    for parameter in network.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+
+
+def _view(counts: tuple[int, ...], lengths: list[int]) -> GroupView:
+    capacities = [_pages(length) for length in SEQUENCE_TOKENS]
+    return GroupView(
+        page_indices=_int32(range(sum(capacities))),
+        page_starts=_int32(accumulate(capacities, initial=0)),
+        query_starts=_int32(accumulate(counts, initial=0)),
+        context_lengths=_int32(lengths),
+    )
+
+
+def _pages(tokens: int) -> int:
+    return -(-tokens // PAGE_TOKENS)
+
+
+def _int32(values: Any) -> torch.Tensor:
+    return torch.tensor(list(values), dtype=torch.int32)

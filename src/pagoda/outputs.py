@@ -1,0 +1,52 @@
+"""What callers get back, in vLLM's names. Data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pagoda.engine.request import FinishReason, RequestMetrics, TokenLogprobs
+
+
+@dataclass(frozen=True)
+class CompletionOutput:
+    """One sample of a request. `text` is empty without a tokenizer."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    stop_reason: int | str | None  # the stop token or stop string that ended it
+    logprobs: list[TokenLogprobs] | None
+    cumulative_logprob: float | None
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """A finished request. `num_cached_tokens` of its prompt were not computed again."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    num_cached_tokens: int
+    outputs: list[CompletionOutput]
+    metrics: RequestMetrics
+
+    @property
+    def text(self) -> str:
+        """The text of the first sample."""
+        return self.outputs[0].text
+
+
+@dataclass(frozen=True)
+class StreamChunk:
+    """News of one sample: `text` and `token_ids` since its last chunk.
+
+    Text may lag behind tokens: it is held back while it could still become part of a stop string or of a character.
+    `output` is set on the last chunk of the request.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+    output: RequestOutput | None

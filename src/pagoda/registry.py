@@ -1,0 +1,38 @@
+"""Every pluggable name and where its answer lives: one line each, imported on first use.
+
+`lookup(kind, name)` returns the object a line names. Nothing is imported before it is asked for.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from pagoda.errors import ConfigError
+
+REGISTRY: dict[str, dict[str, str]] = {
+    "format": {
+        "fp32": "pagoda.formats.plain:FP32",
+        "fp16": "pagoda.formats.plain:FP16",
+        "bf16": "pagoda.formats.plain:BF16",
+    },
+    "eviction": {
+        "lru": "pagoda.cache.eviction.lru:LRU",
+    },
+    "kernels": {
+        "native": "pagoda.kernels.native:NativeKernels",
+        "reference": "pagoda.kernels.reference:ReferenceKernels",
+    },
+}
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """The names registered for `kind`, in order of preference."""
+    return tuple(REGISTRY[kind])
+
+
+def lookup(kind: str, name: str) -> Any:
+    """The object registered as `name`; ConfigError lists the names there are."""
+    target = REGISTRY[kind].get(name)
+    if target is None:
+        raise ConfigError(f"There is no {kind} named {name!r}; choose one of: {', '.join(names(kind))}.")
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)
