@@ -45,6 +45,7 @@ struct Tables {
     const int32_t* query_starts;
     const int32_t* context_lengths;
     int64_t num_sequences;
+    int64_t num_page_indices;
 };
 
 static inline int64_t new_tokens(const Tables& tables, int64_t sequence) {
@@ -115,8 +116,13 @@ struct SplitTile {
     int64_t count;
 };
 
+static inline int64_t rounded_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+
+// Value sums are kept in rows of whole vectors, of every instruction set.
+static inline int64_t value_stride(const AttendCall& call) { return rounded_up(call.pages.value.width, 16); }
+
 // A partial holds per row: maximum, sum and value sums.
-static inline int64_t partial_floats(const AttendCall& call) { return 2 + call.pages.value.width; }
+static inline int64_t partial_floats(const AttendCall& call) { return 2 + value_stride(call); }
 
 // The functions of one instruction set.
 struct KernelTable {

@@ -1,2 +1,140 @@
+// The Python module `_native`: hands addresses and shapes to the kernels, with the GIL released.
+//
+// Holds no logic and copies nothing. Tensors arrive as addresses because converting one through DLPack costs more than a
+// kernel's whole set-up (3 us each); `kernels/native.py`, its only caller, checks their shapes, types and strides, and the
+// kernels check the page tables.
 #include <nanobind/nanobind.h>
-NB_MODULE(_native, module) { module.attr("placeholder") = true; }
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "isa.h"
+#include "memory.h"
+#include "run.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace pagoda {
+namespace {
+
+template <class T>
+T* pointer(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+std::vector<std::string> instruction_sets() {
+    const InstructionSets& sets = available_instruction_sets();
+    std::vector<std::string> names;
+    for (int index = 0; index < sets.count; index++) names.push_back(sets.tables[index]->name);
+    return names;
+}
+
+const KernelTable& find_table(const std::string& name) {
+    const InstructionSets& sets = available_instruction_sets();
+    for (int index = 0; index < sets.count; index++)
+        if (name == sets.tables[index]->name) return *sets.tables[index];
+    throw std::invalid_argument("instruction set " + name + " is not available");
+}
+
+// The operations for one instruction set.
+class Kernels {
+  public:
+    explicit Kernels(const std::string& name) : table_(find_table(name)) {}
+
+    void attend(const Rows& query, const Rows& out, const Pages& pages, const Tables& tables, const Rule& rule,
+                uintptr_t sinks, int64_t num_rows, int64_t num_heads, int num_threads) const {
+        nb::gil_scoped_release released;
+        pagoda::attend({query, out, pages, tables, rule, pointer<const float>(sinks), num_heads}, table_, num_rows,
+                       num_threads);
+    }
+
+    void store(const Rows& key, const Rows& value, const Pages& pages, const Tables& tables, int64_t num_rows,
+               int num_threads) const {
+        nb::gil_scoped_release released;
+        pagoda::store({key, value, pages, tables}, num_rows, num_threads);
+    }
+
+  private:
+    const KernelTable& table_;
+};
+
+nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>> allocate(size_t nbytes) {
+    struct Mapping {
+        uint8_t* data;
+        size_t nbytes;
+    };
+    uint8_t* data = map_memory(nbytes);
+    if (!data) throw std::bad_alloc();
+    nb::capsule owner(new Mapping{data, nbytes}, [](void* address) noexcept {
+        Mapping* mapping = static_cast<Mapping*>(address);
+        unmap_memory(mapping->data, mapping->nbytes);
+        delete mapping;
+    });
+    return {data, {nbytes}, owner};
+}
+
+double read_gigabytes_per_second(size_t nbytes, int num_threads, int repeats) {
+    nb::gil_scoped_release released;
+    return read_bandwidth(nbytes, num_threads, repeats) / 1e9;
+}
+
+}  // namespace
+}  // namespace pagoda
+
+NB_MODULE(_native, module) {
+    using namespace pagoda;
+    nb::enum_<Number>(module, "Number")
+        .value("FP32", Number::fp32)
+        .value("FP16", Number::fp16)
+        .value("BF16", Number::bf16);
+    nb::enum_<Reach>(module, "Reach")
+        .value("FULL", Reach::full)
+        .value("SLIDING", Reach::sliding)
+        .value("CHUNKED", Reach::chunked);
+    nb::class_<Rows>(module, "Rows")
+        .def(
+            "__init__",
+            [](Rows* self, uintptr_t data, int64_t row_stride, int64_t head_stride, Number number) {
+                new (self) Rows{pointer<uint8_t>(data), row_stride, head_stride, number};
+            },
+            "data"_a, "row_stride"_a, "head_stride"_a, "number"_a);
+    nb::class_<Plane>(module, "Plane").def(nb::init<int64_t, int64_t>(), "offset_nbytes"_a, "width"_a);
+    nb::class_<Pages>(module, "Pages")
+        .def(
+            "__init__",
+            [](Pages* self, uintptr_t data, int64_t num_pages, int64_t page_nbytes, int64_t page_tokens,
+               int64_t num_kv_heads, Number number, const Plane& key, const Plane& value) {
+                new (self) Pages{pointer<uint8_t>(data), num_pages, page_nbytes, page_tokens,
+                                 num_kv_heads,           number,    key,         value};
+            },
+            "data"_a, "num_pages"_a, "page_nbytes"_a, "page_tokens"_a, "num_kv_heads"_a, "number"_a, "key"_a,
+            "value"_a);
+    nb::class_<Tables>(module, "Tables")
+        .def(
+            "__init__",
+            [](Tables* self, uintptr_t page_indices, uintptr_t page_starts, uintptr_t query_starts,
+               uintptr_t context_lengths, int64_t num_sequences, int64_t num_page_indices) {
+                new (self) Tables{pointer<const int32_t>(page_indices), pointer<const int32_t>(page_starts),
+                                  pointer<const int32_t>(query_starts), pointer<const int32_t>(context_lengths),
+                                  num_sequences, num_page_indices};
+            },
+            "page_indices"_a, "page_starts"_a, "query_starts"_a, "context_lengths"_a, "num_sequences"_a,
+            "num_page_indices"_a);
+    nb::class_<Rule>(module, "Rule")
+        .def(nb::init<float, bool, float, Reach, int64_t>(), "scale"_a, "has_soft_cap"_a, "soft_cap"_a, "reach"_a,
+             "span"_a);
+    nb::class_<Kernels>(module, "Kernels")
+        .def(nb::init<const std::string&>(), "instruction_set"_a)
+        .def("attend", &Kernels::attend, "query"_a, "out"_a, "pages"_a, "tables"_a, "rule"_a, "sinks"_a, "num_rows"_a,
+             "num_heads"_a, "num_threads"_a)
+        .def("store", &Kernels::store, "key"_a, "value"_a, "pages"_a, "tables"_a, "num_rows"_a, "num_threads"_a);
+    module.def("instruction_sets", &instruction_sets);
+    module.def("allocate", &allocate, "nbytes"_a);
+    module.def("read_bandwidth", &read_gigabytes_per_second, "nbytes"_a, "num_threads"_a, "repeats"_a);
+}

@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from transformers import PreTrainedTokenizerFast
-
 from tiny_corpus import ASSISTANT, END_OF_TEXT, USER, TokenArray
+from transformers import PreTrainedTokenizerFast
 
 NOTE_WORDS = 8
 WORD_COUNT = 1000

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from recall_tasks import RecallTasks
+from tiny_corpus import Corpus
 from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-
-from recall_tasks import RecallTasks
-from tiny_corpus import Corpus
 
 DISTANCES = (64, 128, 256, 512, 1024, 1536, 2000)
 SAMPLE_PROMPTS = ("It was a bright cold day, and the old man", "In Python, a function is defined with")

@@ -8,6 +8,7 @@ into the transformers model strictly, so that the two cannot drift apart unnotic
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,11 +20,47 @@ QUERY_BLOCK = 128  # rows of the score matrix that the attention gradient recomp
 LOSS_SLICE = 2048  # rows of logits held at a time
 
 
-def rotary_tables(config: LlamaConfig, length: int) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Shape:
+    """The architecture's numbers; as they stand, 6,951,168 parameters."""
+
+    vocabulary: int = 4096
+    width: int = 256
+    inner_width: int = 704
+    layers: int = 8
+    heads: int = 4
+    key_value_heads: int = 2
+    head_width: int = 64
+    positions: int = 4096
+    rotary_base: float = 50_000.0
+    norm_epsilon: float = 1e-5
+    initial_deviation: float = 0.02
+
+    def config(self) -> LlamaConfig:
+        """The same in the words of transformers."""
+        return LlamaConfig(
+            architectures=["LlamaForCausalLM"],
+            vocab_size=self.vocabulary,
+            hidden_size=self.width,
+            intermediate_size=self.inner_width,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.key_value_heads,
+            head_dim=self.head_width,
+            max_position_embeddings=self.positions,
+            rope_parameters={"rope_type": "default", "rope_theta": self.rotary_base},
+            rms_norm_eps=self.norm_epsilon,
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=0,
+            pad_token_id=0,
+        )
+
+
+def rotary_tables(shape: Shape) -> tuple[Tensor, Tensor]:
     """Cosines and sines of every position, each repeated over both halves of a head."""
-    theta = config.rope_parameters["rope_theta"]
-    frequencies = theta ** (-torch.arange(0, config.head_dim, 2).float() / config.head_dim)
-    angles = torch.outer(torch.arange(length).float(), frequencies).repeat(1, 2)
+    exponents = torch.arange(0, shape.head_width, 2).float() / shape.head_width
+    angles = torch.outer(torch.arange(shape.positions).float(), shape.rotary_base**-exponents).repeat(1, 2)
     return angles.cos(), angles.sin()
 
 
@@ -39,6 +76,7 @@ class CausalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         group = query.size(1) // key.size(1)
+        output: Tensor
         output, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key.repeat_interleave(group, 1), value.repeat_interleave(group, 1), 0.0, True
         )
@@ -79,10 +117,10 @@ class CausalAttention(torch.autograd.Function):
 class Norm(nn.Module):
     """Root-mean-square normalisation."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(config.hidden_size))
-        self.epsilon = config.rms_norm_eps
+        self.weight = nn.Parameter(torch.ones(shape.width))
+        self.epsilon = shape.norm_epsilon
 
     def forward(self, hidden: Tensor) -> Tensor:
         wide = hidden.float()
@@ -97,13 +135,13 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
 class Attention(nn.Module):
     """Grouped-query attention; one product computes queries, keys and values."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.head_dim = config.head_dim
-        width = config.num_attention_heads * config.head_dim
-        narrow = config.num_key_value_heads * config.head_dim
-        self.q_proj, self.o_proj = linear(config.hidden_size, width), linear(width, config.hidden_size)
-        self.k_proj, self.v_proj = linear(config.hidden_size, narrow), linear(config.hidden_size, narrow)
+        self.head_dim = shape.head_width
+        width = shape.heads * shape.head_width
+        narrow = shape.key_value_heads * shape.head_width
+        self.q_proj, self.o_proj = linear(shape.width, width), linear(width, shape.width)
+        self.k_proj, self.v_proj = linear(shape.width, narrow), linear(shape.width, narrow)
         self.widths = [width, narrow, narrow]
 
     def forward(self, hidden: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
@@ -118,11 +156,11 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """The gated SiLU block; one product computes gate and input."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.gate_proj = linear(config.hidden_size, config.intermediate_size)
-        self.up_proj = linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = linear(config.intermediate_size, config.hidden_size)
+        self.gate_proj = linear(shape.width, shape.inner_width)
+        self.up_proj = linear(shape.width, shape.inner_width)
+        self.down_proj = linear(shape.inner_width, shape.width)
 
     def forward(self, hidden: Tensor) -> Tensor:
         weight = torch.cat((self.gate_proj.weight, self.up_proj.weight))
@@ -133,10 +171,10 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     """One pre-normalised decoder layer."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.input_layernorm, self.post_attention_layernorm = Norm(config), Norm(config)
-        self.self_attn, self.mlp = Attention(config), FeedForward(config)
+        self.input_layernorm, self.post_attention_layernorm = Norm(shape), Norm(shape)
+        self.self_attn, self.mlp = Attention(shape), FeedForward(shape)
 
     def forward(self, hidden: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), cosines, sines)
@@ -147,11 +185,11 @@ class Layer(nn.Module):
 class Backbone(nn.Module):
     """Embedding, layers and final norm, computed in bfloat16 from float32 parameters."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.norm = Norm(config)
+        self.embed_tokens = nn.Embedding(shape.vocabulary, shape.width)
+        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
+        self.norm = Norm(shape)
 
     def forward(self, tokens: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
         hidden = self.embed_tokens(tokens).bfloat16()
@@ -164,11 +202,11 @@ class Backbone(nn.Module):
 class TinyLlama(nn.Module):
     """The model under training; calling it gives the weighted sum of token losses."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.config = config
-        self.model = Backbone(config)
-        cosines, sines = rotary_tables(config, config.max_position_embeddings)
+        self.shape = shape
+        self.model = Backbone(shape)
+        cosines, sines = rotary_tables(shape)
         self.register_buffer("cosines", cosines.bfloat16(), persistent=False)
         self.register_buffer("sines", sines.bfloat16(), persistent=False)
         self.apply(self.initialise)
@@ -176,11 +214,11 @@ class TinyLlama(nn.Module):
     def initialise(self, module: nn.Module) -> None:
         """Small normal weights; smaller still where a layer adds to the residual stream."""
         if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=self.config.initializer_range)
+            nn.init.normal_(module.weight, std=self.shape.initial_deviation)
         if isinstance(module, Attention | FeedForward):
             output = module.o_proj if isinstance(module, Attention) else module.down_proj
             with torch.no_grad():
-                output.weight.mul_((2 * self.config.num_hidden_layers) ** -0.5)
+                output.weight.mul_((2 * self.shape.layers) ** -0.5)
 
     def forward(self, tokens: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         length = tokens.size(1)
@@ -197,7 +235,7 @@ class TinyLlama(nn.Module):
 
 def to_transformers(model: TinyLlama) -> LlamaForCausalLM:
     """The same weights as a float32 transformers model."""
-    exported = LlamaForCausalLM(model.config)
+    exported = LlamaForCausalLM(model.shape.config())
     weights = dict(model.state_dict())
     exported.load_state_dict(weights | {"lm_head.weight": weights["model.embed_tokens.weight"]}, strict=True)
     return exported.eval()

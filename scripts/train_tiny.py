@@ -11,18 +11,20 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
 import tiny_evaluation as evaluation
+import torch
 from recall_tasks import RecallTasks, Row, common_words
-from tiny_corpus import ASSISTANT, USER, VOCABULARY_SIZE, Corpus, load_corpus, load_tokenizer
-from tiny_model import TinyLlama, to_transformers
+from tiny_corpus import ASSISTANT, USER, Corpus, load_corpus, load_tokenizer
+from tiny_model import Shape, TinyLlama, to_transformers
+from torch import Tensor, nn
+from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,9 @@ class Settings:
     """Everything about a run but its length and its paths."""
 
     seed: int = 0
-    batch_tokens: int = 8192
-    micro_batch_tokens: int = 4096
-    stages: tuple[tuple[float, int], ...] = ((0.0, 256), (0.3, 512), (0.6, 1024), (0.75, 2048))
-    recall_share: float = 0.25
+    batch_tokens: int = 4096
+    stages: tuple[tuple[float, int], ...] = ((0.0, 256), (0.45, 512), (0.7, 2048))
+    recall_share: float = 0.3
     repeat_share: float = 0.08
     chat_share: float = 0.07
     matrix_rate: float = 0.006
@@ -45,28 +46,6 @@ class Settings:
     gradient_norm: float = 1.0
     checkpoint_seconds: float = 120.0
     recall_samples: int = 100
-
-
-def model_config() -> LlamaConfig:
-    """The shape of the model: 6,951,168 parameters."""
-    return LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        vocab_size=VOCABULARY_SIZE,
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=8,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        max_position_embeddings=4096,
-        rope_parameters={"rope_type": "default", "rope_theta": 50_000.0},
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-        dtype="bfloat16",
-    )
 
 
 class Batches:
@@ -157,16 +136,12 @@ class Run:
             optimizer.load_state_dict(saved)
 
 
-def take_step(run: Run, compiled: nn.Module, settings: Settings, batch: tuple[Tensor, Tensor], factor: float) -> Tensor:
-    """One update from one batch, in micro-batches; returns its weighted mean loss."""
+def take_step(run: Run, forward: Forward, settings: Settings, batch: tuple[Tensor, Tensor], factor: float) -> Tensor:
+    """One update from one batch; returns its weighted mean loss."""
     tokens, weights = batch
-    rows = settings.micro_batch_tokens // (tokens.size(1) - 1)
-    total_weight = weights[:, 1:].sum()
-    total_loss = torch.zeros(())
-    for part, weight in zip(tokens.split(rows), weights.split(rows), strict=True):
-        loss = compiled(part[:, :-1].contiguous(), part[:, 1:].contiguous(), weight[:, 1:].contiguous()) / total_weight
-        loss.backward()
-        total_loss += loss.detach()
+    inputs, targets, weights = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), weights[:, 1:].contiguous()
+    loss = forward(inputs, targets, weights) / weights.sum()
+    loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(run.model.parameters(), settings.gradient_norm)
     for optimizer in run.optimizers:
         for group in optimizer.param_groups:
@@ -174,19 +149,19 @@ def take_step(run: Run, compiled: nn.Module, settings: Settings, batch: tuple[Te
         optimizer.step()
         optimizer.zero_grad()
     run.step += 1
-    return total_loss
+    return loss.detach()
 
 
 def train(run: Run, settings: Settings, batches: Batches, length: tuple[int | None, float], checkpoint: Path) -> None:
     """Step until the given number of steps, or the minutes where there is none, are used up."""
     steps, minutes = length
-    compiled = torch.compile(run.model, dynamic=False)
+    forward: Forward = torch.compile(run.model, dynamic=False)
     began = time.monotonic() - run.seconds
     saved_at = time.monotonic()
     average: Tensor | None = None
     while (progress := run.step / steps if steps is not None else run.seconds / max(60 * minutes, 1e-9)) < 1:
         row = row_length(settings, progress)
-        loss = take_step(run, compiled, settings, batches.at(run.step, row), rate_factor(settings, progress))
+        loss = take_step(run, forward, settings, batches.at(run.step, row), rate_factor(settings, progress))
         average = loss if average is None else average.lerp(loss, 0.03)
         run.seconds = time.monotonic() - began
         if run.step % 20 == 0:
@@ -216,7 +191,10 @@ def replace_folder(new: Path, old: Path) -> None:
 
 def describe(run: Run, settings: Settings) -> str:
     """The head of the model card: what the model is and how it was trained."""
-    stages = ", ".join(f"{length:,} from {begins:.0%}" for begins, length in settings.stages)
+    shape = run.model.shape
+    parameters = sum(weight.numel() for weight in run.model.parameters())
+    stages = ", ".join(f"{length:,} tokens from {begins:.0%}" for begins, length in settings.stages)
+    longest = settings.stages[-1][1]
     return f"""---
 license: other
 language: en
@@ -225,29 +203,33 @@ library_name: transformers
 
 # Pagoda tiny
 
-A small Llama trained from scratch on public text and on synthetic recall tasks, to test and show an inference
+A small Llama trained from scratch on public text and on synthetic recall tasks, to test and to show an inference
 engine: it writes recognisable English and finds facts far back in its context. It knows nothing and is no assistant.
 
-| | |
-| --- | --- |
-| architecture | `LlamaForCausalLM`, {sum(weight.numel() for weight in run.model.parameters()):,} parameters, bfloat16 |
-| shape | 8 layers, width 256, 4 query and 2 key-value heads of 64, feed-forward 704, tied embeddings |
-| tokenizer | byte-level BPE of 4,096, each digit a token of its own |
-| context | trained on rows of up to 2,048 tokens; `max_position_embeddings` is 4,096, untested beyond 2,048 |
-| training | {run.step:,} steps of {settings.batch_tokens:,} tokens ({run.step * settings.batch_tokens / 1e6:.1f} million), seed {settings.seed}, {run.seconds / 60:.0f} minutes on two CPU cores |
-| rows | {settings.recall_share:.0%} recall tasks, {settings.repeat_share:.0%} repetition, the rest text; length by progress: {stages} |
-| optimiser | Muon for the layers' matrices (rate {settings.matrix_rate}), AdamW for the rest ({settings.other_rate}) |
+- Architecture: `LlamaForCausalLM`, {parameters:,} parameters in bfloat16; {shape.layers} layers of width {shape.width},
+  {shape.heads} query and {shape.key_value_heads} key-value heads of {shape.head_width}, feed-forward width
+  {shape.inner_width}, tied embeddings, rotary base {shape.rotary_base:,.0f}.
+- Tokenizer: byte-level BPE of {shape.vocabulary:,}, learned from the training text, each digit a token of its own.
+- Context: trained on rows of up to {longest:,} tokens. `max_position_embeddings` is {shape.positions:,}, but nothing
+  was trained or measured beyond {longest:,}.
+- Training: {run.step:,} steps of {settings.batch_tokens:,} tokens, {run.step * settings.batch_tokens / 1e6:.1f} million
+  in all, from seed {settings.seed}, in {run.seconds / 60:.0f} minutes on two shared CPU cores.
+- Rows: {settings.recall_share:.0%} recall tasks, {settings.repeat_share:.0%} repetition, the rest text. Their length by
+  share of the training time: {stages}.
+- Optimisers: Muon for the layers' matrices (rate {settings.matrix_rate}), AdamW for the rest ({settings.other_rate}).
+- Special tokens: `<|endoftext|>` separates documents and ends an assistant's turn; `<|system|>`, `<|user|>` and
+  `<|assistant|>` open a message.
 
-`<|endoftext|>` separates documents and ends an assistant's turn; `<|system|>`, `<|user|>` and `<|assistant|>` open a
-message. Made by `scripts/train_tiny.py`; every fiftieth passage of the text is held out (`scripts/tiny_corpus.py`).
+Made by `scripts/train_tiny.py`. Every fiftieth passage of the text is held out: `held_out_passages` in
+`scripts/tiny_corpus.py` gives them.
 """
 
 
-def load_tasks(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, held_out: bool) -> RecallTasks:
-    """Recall tasks over either slice; the words of both come from the training slice."""
-    starts = np.linspace(0, len(corpus.training) - 50_000, 40).astype(int)
-    text = "".join(str(tokenizer.decode(corpus.training[start : start + 50_000].astype(int))) for start in starts)
-    return RecallTasks(tokenizer, corpus.held_out if held_out else corpus.training, common_words(tokenizer, text))
+def load_words(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """The words of the recall tasks, from samples over the whole training slice."""
+    starts = np.linspace(0, len(corpus.training) - 10_000, 60).astype(int)
+    text = "".join(str(tokenizer.decode(corpus.training[start : start + 10_000].astype(int))) for start in starts)
+    return common_words(tokenizer, text)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -276,18 +258,19 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(options.work, options.data)
     corpus = load_corpus(options.work, options.data, tokenizer)
-    probes = load_tasks(corpus, tokenizer, held_out=True)
+    words = load_words(corpus, tokenizer)
+    probes = RecallTasks(tokenizer, corpus.held_out, words)
     if options.evaluate:
         report = evaluate(options.evaluate, corpus, probes, settings.recall_samples)
         print(evaluation.report_markdown(report))
         return
     torch.manual_seed(settings.seed)
-    model = TinyLlama(model_config())
+    model = TinyLlama(Shape())
     run = Run(model, build_optimizers(model, settings))
     checkpoint = options.work / "run.pt"
     if options.resume:
         run.load(checkpoint)
-    batches = Batches(settings, corpus, load_tasks(corpus, tokenizer, held_out=False), tokenizer)
+    batches = Batches(settings, corpus, RecallTasks(tokenizer, corpus.training, words), tokenizer)
     train(run, settings, batches, (options.steps, options.minutes), checkpoint)
     fresh = options.work / "export"
     export(model, tokenizer, fresh)

@@ -29,7 +29,16 @@ _EXPORTS = {
     "CacheStats": "pagoda.cache.cache",
 }
 
-__all__ = ["CacheStats", "CompletionOutput", "EngineConfig", "FinishReason", "LLM", "RequestOutput", "SamplingParams", "StreamChunk"]  # fmt: skip
+__all__ = [
+    "LLM",
+    "CacheStats",
+    "CompletionOutput",
+    "EngineConfig",
+    "FinishReason",
+    "RequestOutput",
+    "SamplingParams",
+    "StreamChunk",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,7 @@ class Environment:
     @classmethod
     def read(cls) -> Environment:
         values: dict[str, object] = {}
-        for name in (field.name for field in fields(cls)):
+        for name in (each.name for each in fields(cls)):
             text = os.environ.get(f"PAGODA_{name.upper()}")
             if text is not None:
                 values[name] = text not in ("", "0", "false") if name == "poison_pages" else text

@@ -1,7 +1,7 @@
 """Text in, text out: the public class of Pagoda, with vLLM's names where the meaning is the same.
 
-Turns prompts into requests, hands them to the engine's thread and waits. Everything a caller receives was put together on that
-thread, so nothing here needs a lock.
+Turns prompts into requests, hands them to the engine's thread and waits. Everything a caller receives was put
+together on that thread, so nothing here needs a lock.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pagoda.cache.cache import CacheStats
 from pagoda.config import EngineConfig
 from pagoda.engine.engine import Engine, TokenEvent, new_request
 from pagoda.engine.loop import EngineLoop
-from pagoda.engine.request import Request, Sequence as Sample
+from pagoda.engine.request import Request
+from pagoda.engine.request import Sequence as Sample
 from pagoda.errors import EmptyPromptError, RequestError, TokenizerRequiredError
 from pagoda.kernels.dispatch import choose_kernels
 from pagoda.models.loader import load_model
@@ -174,7 +175,9 @@ class LLM:
         """The token ids of a conversation, by the tokenizer's chat template, up to where the assistant answers."""
         tokenizer = self._need_tokenizer()
         if tokenizer.chat_template is None:
-            raise TokenizerRequiredError("The tokenizer has no chat template; use generate() with a prompt of your own.")
+            raise TokenizerRequiredError(
+                "The tokenizer has no chat template; use generate() with a prompt of your own."
+            )
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         return list(tokenizer(text, add_special_tokens=False).input_ids)
 
@@ -248,12 +251,13 @@ class LLM:
 
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:
-            raise TokenizerRequiredError("This model was loaded without a tokenizer; give token ids, or tokenizer=PATH.")
+            raise TokenizerRequiredError(
+                "This model was loaded without a tokenizer; give token ids, or tokenizer=PATH."
+            )
         return self.tokenizer
 
     def _submit(self, requests: list[Request], collector: Callable[[Request], _Collector]) -> None:
-        for request in requests:
-            self._loop.submit(request, collector(request))
+        self._loop.submit(requests, [collector(request) for request in requests])
 
     def _cancel(self, requests: list[Request]) -> None:
         """End what has not ended; the others are unknown to the engine by now."""
@@ -285,15 +289,22 @@ class _Collector:
         stream = self._streams.get(sample.index)
         if stream is not None and sample.finish_reason is not None:
             stream.finish()
+        error = self._request.error
+        if is_last and error is not None:
+            self._fail(error if isinstance(error, RequestError) else RequestError(str(error)))
+            return
         output = self._output() if is_last else None
-        if self._on_chunk is not None and isinstance(output, RequestError):
-            self._on_chunk(output)
-        elif self._on_chunk is not None:
+        if self._on_chunk is not None:
             tokens = [] if event.token_id is None else [event.token_id]
             text = stream.take() if stream is not None else ""
             self._on_chunk(StreamChunk(sample.index, text, tokens, sample.finish_reason, output))
         if self._on_end is not None and output is not None:
             self._on_end(output)
+
+    def _fail(self, error: RequestError) -> None:
+        for tell in (self._on_chunk, self._on_end):
+            if tell is not None:
+                tell(error)
 
     def _watch(self, sample: Sample, token: int) -> str | None:
         params = self._request.params
@@ -307,10 +318,8 @@ class _Collector:
             )
         return self._streams[sample.index].push(token, may_stop=sample.num_output_tokens >= params.min_tokens)
 
-    def _output(self) -> RequestOutput | RequestError:
+    def _output(self) -> RequestOutput:
         request = self._request
-        if request.error is not None:
-            return request.error if isinstance(request.error, RequestError) else RequestError(str(request.error))
         return RequestOutput(
             request_id=request.request_id,
             prompt=request.text,
@@ -358,4 +367,9 @@ def _conversations(messages: Sequence[Message] | Sequence[Sequence[Message]]) ->
 
 def _set_soon(events: asyncio.AbstractEventLoop, end: asyncio.Future[Any], output: Any) -> None:
     """Resolve a future of another thread's event loop, unless its task is gone by then."""
-    events.call_soon_threadsafe(lambda: end.done() or end.set_result(output))
+
+    def resolve() -> None:
+        if not end.done():
+            end.set_result(output)
+
+    events.call_soon_threadsafe(resolve)

@@ -19,7 +19,7 @@ class SamplingParams:
     temperature: 0 is greedy.
     top_k: 0 or -1 keeps every token. top_p, min_p: nucleus sampling (arXiv 1904.09751) and min-p (arXiv 2407.01082).
     presence_penalty, frequency_penalty: subtracted for tokens generated so far (OpenAI's definition).
-    repetition_penalty: divides positive and multiplies negative logits of tokens in prompt or output (arXiv 1909.05858).
+    repetition_penalty: divides positive and multiplies negative logits of tokens seen so far (arXiv 1909.05858).
     logit_bias: added to the logits of these token ids.
     seed: the same seed gives the same text, whatever else is running.
     stop: strings that end the text before them; stop_token_ids: ids that end it.

@@ -1,7 +1,7 @@
 """The cache as the engine sees it: match, attach, reserve, commit, fork, release over all layer groups at once.
 
-A prefix hit is the deepest point from which every group can resume. Moves bytes only through the `PageStore` of each group,
-so it runs as well without any (`NoBytes`). Knows neither torch nor models.
+A prefix hit is the deepest point from which every group can resume. Moves bytes only through the `PageStore` of each
+group, so it runs as well without any (`NoBytes`). Knows neither torch nor models.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 from pagoda.cache.group import PageActions, PageGroup
 from pagoda.cache.pages import PageCounts, PageTable
 from pagoda.cache.radix import PrefixMatch, token_key
+from pagoda.errors import OutOfPagesError
 
 
 class PageStore(Protocol):
@@ -95,13 +96,11 @@ class Cache:
         matches = tuple(group.match(namespace, key) for group in self._groups)
         pairs = tuple(zip(self._groups, matches, strict=True))
         num_tokens = min(limit, *(group.matched_tokens(match) for group, match in pairs))
-        while (resumable := min(group.resumable_tokens(num_tokens) for group in self._groups)) < num_tokens:
-            num_tokens = resumable
-        return Hit(namespace, matches, num_tokens)
+        return Hit(namespace, matches, self._resumable(num_tokens))
 
     def whole_pages(self, hit: Hit) -> Hit:
         """The part of `hit` that ends with a page in every group, so that nothing needs to be copied."""
-        return hit._replace(num_tokens=hit.num_tokens - hit.num_tokens % lcm(*(g.page_tokens for g in self._groups)))
+        return hit._replace(num_tokens=self._resumable(hit.num_tokens, lcm(*(g.page_tokens for g in self._groups))))
 
     def can_attach(self, hit: Hit, num_new_tokens: int, spare_pages: int = 0) -> bool:
         """Whether `hit` and room for `num_new_tokens` more can be had with `spare_pages` left over in every group."""
@@ -116,19 +115,12 @@ class Cache:
 
     def attach(self, hit: Hit, num_prompt_tokens: int) -> CachedSequence:
         """A new sequence that starts with the tokens of a fresh `hit`. `num_prompt_tokens` is for the hit rate."""
-        tables: list[PageTable] = []
-        actions: list[PageActions] = []
-        try:
-            for group, match in zip(self._groups, hit.matches, strict=True):
-                table, action = group.attach(hit.namespace, match, hit.num_tokens)
-                tables.append(table)
-                actions.append(action)
-        except Exception:
-            for group, table in zip(self._groups, tables, strict=False):
-                group.release(table)
-            raise
-        self._perform(actions)
-        sequence = CachedSequence(hit.namespace, tuple(tables))
+        if not self.can_attach(hit, num_new_tokens=0):
+            raise OutOfPagesError("No page can be had to copy this hit to; wait for a sequence to end.")
+        pairs = zip(self._groups, hit.matches, strict=True)
+        attached = [group.attach(hit.namespace, match, hit.num_tokens) for group, match in pairs]
+        self._perform([actions for _, actions in attached])
+        sequence = CachedSequence(hit.namespace, tuple(table for table, _ in attached))
         self._sequences.add(sequence)
         self._hit_tokens += hit.num_tokens
         self._queried_tokens += num_prompt_tokens
@@ -149,7 +141,7 @@ class Cache:
         return True
 
     def commit(self, sequence: CachedSequence, tokens: Sequence[int], num_tokens: int) -> None:
-        """The keys and values of the first `num_tokens` of `tokens` are in the pages now; full pages become shareable."""
+        """The keys and values of the first `num_tokens` of `tokens` are written; full pages become shareable."""
         for group, table in zip(self._groups, sequence.tables, strict=True):
             group.commit(table, tokens, num_tokens)
 
@@ -161,13 +153,14 @@ class Cache:
         return twin
 
     def release(self, sequence: CachedSequence, tokens: Sequence[int] = (), keep: bool = True) -> None:
-        """The sequence of `tokens` is done. Its pages stay hittable, unless their content is in doubt (`keep` False)."""
+        """End a sequence of `tokens`. Its pages stay hittable, unless their content is in doubt (`keep` False)."""
         self._sequences.remove(sequence)
         for group, table in zip(self._groups, sequence.tables, strict=True):
             group.release(table, tokens, keep)
 
     def next_page(self, hit: Hit, tokens: Sequence[int]) -> object | None:
-        """What stands for the first page that `hit` lacks of `tokens`: equal for two callers that would compute the same.
+        """What stands for the first page that `hit` lacks of `tokens`: equal for two callers that would compute the
+        same.
 
         None if the rest of `tokens` does not fill a page.
         """
@@ -193,7 +186,11 @@ class Cache:
     def stats(self) -> CacheStats:
         size = self._groups[0].page_tokens
         tables = [sequence.tables[0] for sequence in self._sequences]
-        shared = {page: min(size, table.num_tokens - index * size) for table in tables for index, page in enumerate(table.pages)}
+        shared = {
+            page: min(size, table.num_tokens - index * size)
+            for table in tables
+            for index, page in enumerate(table.pages)
+        }
         return CacheStats(
             groups=tuple(group.counts for group in self._groups),
             tokens_stored=sum(max(tokens, 0) for tokens in shared.values()),
@@ -207,6 +204,15 @@ class Cache:
         """Raise IntegrityError unless free + open + in use + idle = total and every count is what the tables say."""
         for index, group in enumerate(self._groups):
             group.check_integrity([sequence.tables[index] for sequence in self._sequences])
+
+    def _resumable(self, num_tokens: int, multiple: int = 1) -> int:
+        """The deepest point up to `num_tokens`, a multiple of `multiple`, from which every group can resume."""
+        while True:
+            num_tokens -= num_tokens % multiple
+            resumable = min(group.resumable_tokens(num_tokens) for group in self._groups)
+            if resumable == num_tokens:
+                return num_tokens
+            num_tokens = resumable
 
     def _perform(self, actions: Sequence[PageActions]) -> None:
         for store, action in zip(self._stores, actions, strict=True):

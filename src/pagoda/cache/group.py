@@ -1,7 +1,7 @@
 """The pages of one layer group: its allocator, its prefix tree and what is evicted when it runs short.
 
-Decides which page holds what; moving bytes is left to the caller, who receives `PageActions`. Knows token ids, page tables
-and counts. Imports neither torch nor formats, so a simulator can run it with pages that hold nothing.
+Decides which page holds what; moving bytes is left to the caller, who receives `PageActions`. Knows token ids, page
+tables and counts. Imports neither torch nor formats, so a simulator can run it with pages that hold nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pagoda.cache.eviction.base import EvictionPolicy
 from pagoda.cache.pages import PageAllocator, PageCounts, PageTable
-from pagoda.cache.radix import Node, PrefixMatch, PrefixTree, TOKEN_NBYTES, token_key
+from pagoda.cache.radix import TOKEN_NBYTES, Node, PrefixMatch, PrefixTree, token_key
 from pagoda.errors import IntegrityError, OutOfPagesError
 
 
@@ -27,8 +27,8 @@ class PageActions(NamedTuple):
 class PageGroup:
     """Page tables of one layer group over one pool.
 
-    `resumable_tokens` is the layer group's rule for how much of a match can be taken over. With `share` off no page ever
-    enters the tree: every match is empty and released pages are free at once.
+    `resumable_tokens` is the layer group's rule for how much of a match can be taken over. With `share` off no page
+    ever enters the tree: every match is empty and released pages are free at once.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class PageGroup:
         Whole pages are shared; tokens of a further page are to be copied into an open page. Raises OutOfPagesError,
         changing nothing, if there is no page for them.
         """
+        self._check_available(self.attach_cost(match, num_tokens))
         whole, rest = divmod(num_tokens, self.page_tokens)
         path = match.path[:whole]
         table = PageTable((path[-1] if path else self._tree.root(namespace)) if self._share else None)
@@ -96,13 +97,8 @@ class PageGroup:
         source = match.path[whole] if whole < len(match.path) else match.partial
         assert source is not None
         self._take(source)  # not to be evicted to make room for its own copy
-        try:
-            page = self._allocate(1)[0]
-        except OutOfPagesError:
-            self.release(table)
-            raise
-        finally:
-            self._drop(source.page)
+        page = self._allocate(1)[0]
+        self._drop(source.page)
         table.pages.append(page)
         table.num_tokens = num_tokens
         return table, PageActions([page], [(source.page, page)])
@@ -110,7 +106,7 @@ class PageGroup:
     def reserve_cost(self, table: PageTable, num_tokens: int) -> int:
         """How many pages `reserve` would allocate."""
         needed = -(-(table.num_tokens + num_tokens) // self.page_tokens) - len(table.pages)
-        return needed + self._must_copy(table)
+        return max(needed, 0) + self._must_copy(table)
 
     def reserve(self, table: PageTable, num_tokens: int) -> PageActions:
         """Make room for `num_tokens` more tokens, copying an open page that a fork still shares.
@@ -121,8 +117,9 @@ class PageGroup:
         pages = self._allocate(self.reserve_cost(table, num_tokens))
         copies = []
         if must_copy:
-            copies.append((table.pages[-1], pages[0]))
-            self._drop(table.pages[-1])
+            shared = table.pages[-1]
+            copies.append((shared, pages[0]))
+            self._drop(shared)
             table.pages[-1] = pages[0]
         table.pages.extend(pages[must_copy:])
         return PageActions(pages, copies)
@@ -132,20 +129,25 @@ class PageGroup:
 
         If the tree already has a page of the same tokens, the table takes that one and its own copy is freed.
         """
-        size = self.page_tokens
-        for index in range(table.num_tokens // size, num_tokens // size):
+        first, last = table.num_tokens // self.page_tokens, num_tokens // self.page_tokens
+        keys = token_key(tokens[first * self.page_tokens : last * self.page_tokens])
+        size = self.page_tokens * TOKEN_NBYTES
+        for index in range(first, last):
             page = table.pages[index]
             self._allocator.seal(page)
             if table.node is not None:
-                key = token_key(tokens[index * size : (index + 1) * size])
-                table.pages[index] = self._insert(table, key, page)
+                start = (index - first) * size
+                table.pages[index] = self._insert(table, keys[start : start + size], page)
         table.num_tokens = num_tokens
 
     def fork(self, table: PageTable) -> PageTable:
-        """A second table of the same tokens; a shared open page is copied by whoever writes first."""
+        """A second table of the same tokens; a shared open page is copied by whoever writes first.
+
+        Pages that are reserved but not written stay with the first.
+        """
         twin = PageTable(table.node)
         twin.num_tokens = table.num_tokens
-        twin.pages = table.pages[:]
+        twin.pages = table.pages[: -(-table.num_tokens // self.page_tokens)]
         for page in twin.pages:
             self._allocator.retain(page)
         return twin
@@ -153,7 +155,8 @@ class PageGroup:
     def release(self, table: PageTable, tokens: Sequence[int] = (), keep: bool = True) -> None:
         """Drop all pages of a table, whose tokens are `tokens`.
 
-        They stay hittable until evicted, an open page by those of its tokens that are written; without `keep` they go now.
+        They stay hittable until evicted, an open page by those of its tokens that are written; without `keep` they go
+        now.
         """
         self._clock += 1
         if keep and tokens:
@@ -161,8 +164,8 @@ class PageGroup:
         for page in reversed(table.pages):
             self._drop(page)
             node = self._nodes.get(page)
-            if not keep and node is not None and self._is_idle_leaf(node):
-                self._evict(node)
+            if not keep and node is not None and not self._allocator.references(page):
+                self._forget(node)
         del table.pages[:]
         table.num_tokens = 0
 
@@ -228,7 +231,7 @@ class PageGroup:
         self._allocator.retain(node.page)
 
     def _drop(self, page: int) -> None:
-        """Drop a user of `page`; the last user of a sealed page leaves it to eviction, or frees it if it is not shared."""
+        """Drop a user of `page`. Without users a sealed page may be evicted, and is freed if it is not shared."""
         if not self._allocator.release(page) or self._allocator.is_free(page):
             return
         node = self._nodes.get(page)
@@ -257,15 +260,18 @@ class PageGroup:
 
     def _allocate(self, num_pages: int) -> list[int]:
         """Open pages, evicting idle ones when short."""
+        self._check_available(num_pages)
+        while self._allocator.num_free < num_pages:
+            evicted = self._evict_one()
+            assert evicted, "an idle page was not offered for eviction"
+        return [self._allocator.allocate() for _ in range(num_pages)]
+
+    def _check_available(self, num_pages: int) -> None:
         if num_pages > self._allocator.num_available:
             raise OutOfPagesError(
                 f"{num_pages} pages are needed and {self._allocator.num_available} can be had; "
                 "wait for a sequence to end or raise kv_cache_memory_bytes."
             )
-        while self._allocator.num_free < num_pages:
-            evicted = self._evict_one()
-            assert evicted, "an idle page was not offered for eviction"
-        return [self._allocator.allocate() for _ in range(num_pages)]
 
     def _evict_one(self) -> bool:
         """Free the idle leaf that the policy puts first; False if there is none."""
@@ -276,6 +282,11 @@ class PageGroup:
                 self.num_evictions += 1
                 return True
         return False
+
+    def _forget(self, node: Node) -> None:
+        """Free an idle page and all that continue it, which are idle too."""
+        for descendant in reversed([node, *self._tree.below(node)]):
+            self._evict(descendant)
 
     def _evict(self, node: Node) -> None:
         """Free an idle leaf; its parent may become the next one."""

@@ -9,8 +9,8 @@ from array import array
 from dataclasses import dataclass
 from enum import IntEnum
 
-from pagoda.errors import IntegrityError
 from pagoda.cache.radix import Node
+from pagoda.errors import IntegrityError
 
 
 class PageState(IntEnum):
@@ -132,6 +132,8 @@ class PageAllocator:
                 raise IntegrityError(f"Page {page} counts {references} users but {users[page]} page tables name it.")
             if references and state == PageState.FREE:
                 raise IntegrityError(f"Page {page} is free and in use.")
+            if not references and state == PageState.OPEN:
+                raise IntegrityError(f"Page {page} is open but nobody writes it.")
         free = self._states.count(PageState.FREE)
         idle = sum(s == PageState.SEALED and r == 0 for s, r in zip(self._states, self._references, strict=True))
         found = (free, self._states.count(PageState.OPEN), idle)

@@ -1,7 +1,7 @@
 """The page pool: the bytes behind the pages of one layer group.
 
-One run of memory, mapped but not touched until a page is used, in huge pages where the system grants them. Knows which bytes
-belong to a page and nothing of what they mean.
+One run of memory, mapped but not touched until a page is used, in huge pages where the system grants them. Knows
+which bytes belong to a page and nothing of what they mean.
 """
 
 import mmap

@@ -1,16 +1,16 @@
 """The prefix tree: from token ids to sealed pages.
 
-A node is one page and its key is the page's token ids as bytes, so a step down is one dictionary look-up and compares the
-tokens themselves, never a digest. Below the last whole page the tree finds the child that shares the most leading tokens.
-Knows neither torch nor bytes of pages; which pages are in use is the page group's business.
+A node is one page and its key is the page's token ids as bytes, so a step down is one dictionary look-up and compares
+the tokens themselves, never a digest. Below the last whole page the tree finds the child that shares the most leading
+tokens. Knows neither torch nor bytes of pages; which pages are in use is the page group's business.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
-from os.path import commonprefix
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 from sortedcontainers import SortedList
 
@@ -27,7 +27,7 @@ def token_key(tokens: Sequence[int]) -> bytes:
 
 
 class Node:
-    """One sealed page under its parent's prefix. The root of a namespace has no page and an empty key.
+    """One sealed page under its parent's prefix.
 
     A key shorter than a page is the tail of an ended sequence: it has no children and is only ever copied from.
     """
@@ -43,6 +43,15 @@ class Node:
         self.order: SortedList[bytes] | None = None
 
 
+class Root(Node):
+    """Where a namespace begins: no page, an empty key."""
+
+    __slots__ = ("__weakref__",)
+
+    def __init__(self) -> None:
+        super().__init__(None, b"", -1)
+
+
 class PrefixMatch(NamedTuple):
     """What the tree holds of a prompt: whole pages on `path`, then `partial_tokens` leading tokens of `partial`."""
 
@@ -56,15 +65,17 @@ class PrefixTree:
 
     def __init__(self, page_tokens: int) -> None:
         self._key_nbytes = page_tokens * TOKEN_NBYTES
-        self._roots: dict[str, Node] = {}
+        # A root is forgotten once nobody holds it; the tree itself holds those that have pages.
+        self._roots: WeakValueDictionary[str, Root] = WeakValueDictionary()
+        self._planted: set[Node] = set()
         self.num_nodes = 0
 
     def root(self, namespace: str) -> Node:
         """The root of `namespace`; namespaces share nothing."""
-        node = self._roots.get(namespace)
-        if node is None:
-            node = self._roots[namespace] = Node(None, b"", -1)
-        return node
+        root = self._roots.get(namespace)
+        if root is None:
+            root = self._roots[namespace] = Root()
+        return root
 
     def match(self, root: Node, key: bytes) -> PrefixMatch:
         """The longest prefix of `key` under `root`, to the token."""
@@ -80,7 +91,7 @@ class PrefixTree:
         """The child of `parent` that shares the most leading tokens with `key`, and how many (none: None, 0)."""
         best, best_tokens = None, 0
         for candidate in _candidates(parent, key):
-            tokens = len(commonprefix((candidate, key))) // TOKEN_NBYTES
+            tokens = _common_tokens(candidate, key)
             if tokens > best_tokens:
                 best, best_tokens = parent.children[candidate], tokens
         return best, best_tokens
@@ -91,6 +102,8 @@ class PrefixTree:
         node = parent.children[key] = Node(parent, key, page)
         if parent.order is not None:
             parent.order.add(key)
+        if parent.parent is None:
+            self._planted.add(parent)
         self.num_nodes += 1
         return node
 
@@ -101,27 +114,39 @@ class PrefixTree:
         del parent.children[node.key]
         if parent.order is not None:
             parent.order.remove(node.key)
+        if parent.parent is None and not parent.children:
+            self._planted.remove(parent)
         node.parent = None
         self.num_nodes -= 1
 
     def nodes(self) -> Iterator[Node]:
         """Every node that holds a page, parents before children."""
-        pending = list(self._roots.values())
+        for root in self._planted:
+            yield from self.below(root)
+
+    def below(self, node: Node) -> Iterator[Node]:
+        """Every node that continues the prefix of `node`, parents before children."""
+        pending = [node]
         while pending:
             children = pending.pop().children.values()
             yield from children
             pending.extend(children)
 
 
-def _candidates(node: Node, key: bytes) -> Iterator[bytes]:
+def _common_tokens(left: bytes, right: bytes) -> int:
+    """How many leading tokens two keys share: the highest bit of their difference is in the first that differs."""
+    size = min(len(left), len(right))
+    difference = int.from_bytes(left[:size], "big") ^ int.from_bytes(right[:size], "big")
+    return (size - (difference.bit_length() + 7) // 8) // TOKEN_NBYTES
+
+
+def _candidates(node: Node, key: bytes) -> Iterable[bytes]:
     """Child keys among which the longest common prefix with `key` is sure to be."""
-    if not key:
-        return
     if len(node.children) <= LINEAR_SCAN_CHILDREN:
-        yield from node.children
-        return
+        return node.children
     if node.order is None:
         node.order = SortedList(node.children)
     # In sorted order the longest common prefix stands next to where the key itself would stand.
     position = node.order.bisect_left(key)
-    yield from node.order[max(position - 1, 0) : position + 1]
+    neighbours: list[bytes] = node.order[max(position - 1, 0) : position + 1]
+    return neighbours

@@ -1,7 +1,7 @@
 """The engine: schedule, reserve, forward, sample, commit; one `step` at a time.
 
-Knows requests of token ids and one model. Knows neither text, threads nor HTTP. Every request ends in exactly one of the ways
-of `FinishReason`, and whatever happens to one, the others go on.
+Knows requests of token ids and one model. Knows neither text, threads nor HTTP. Every request ends in exactly one of
+the ways of `FinishReason`, and whatever happens to one, the others go on.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """One forward pass over a plan: packs the tokens, builds the views, runs the model.
 
-Knows the model, the kernels and the page pools. Does not know why these sequences were chosen or what becomes of the logits.
+Knows the model, the kernels and the page pools. Does not know why these sequences were chosen or what becomes of the
+logits.
 """
 
 from __future__ import annotations
@@ -53,5 +54,7 @@ class Forward:
                 rows.append(len(tokens) - 1)
         views = build_views([s.cached for s in plan if s.cached is not None], list(plan.values()))
         step = PagedStep(self._kernels, self._sites, views)
-        logits = self._model.forward(torch.tensor(tokens), torch.tensor(positions), torch.tensor(rows), step)
+        logits = self._model.forward(
+            torch.tensor(tokens), torch.tensor(positions), torch.tensor(rows, dtype=torch.long), step
+        )
         return complete, logits

@@ -1,7 +1,7 @@
 """Runs an engine in a thread of its own, so that callers wait for tokens and never for each other.
 
-Callers hand in work through a queue; between two steps the loop takes it up. Every submitted request ends with exactly one
-final event, whatever happens: cancel, error, close.
+Callers hand in work through a queue; between two steps the loop takes it up. Every submitted request ends with
+exactly one final event, whatever happens: cancel, error, close.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -21,6 +21,8 @@ from pagoda.engine.request import Request
 from pagoda.errors import EngineClosedError
 
 logger = logging.getLogger(__name__)
+
+CLOSED_MESSAGE = "The engine is closed; make a new LLM."
 
 # Receives each event of a request, and whether it is the last one.
 Listener = Callable[[TokenEvent, bool], None]
@@ -38,9 +40,14 @@ class EngineLoop:
         self._thread = threading.Thread(target=self._run, name="pagoda-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Request, listener: Listener) -> None:
-        """Queue a request that `Engine.validate` accepts; `listener` is called on the loop's thread for each event."""
-        self.call(lambda: self._add(request, listener)).result()
+    def submit(self, requests: Sequence[Request], listeners: Sequence[Listener]) -> None:
+        """Queue requests that `Engine.validate` accepts, all before the same step; does not wait.
+
+        A listener is called on the loop's thread for each event of its request. Raises EngineClosedError.
+        """
+        if self._closed.is_set():
+            raise EngineClosedError(CLOSED_MESSAGE)
+        self.call(lambda: self._add(requests, listeners))
 
     def cancel(self, request_id: str) -> None:
         """End a request soon. Its listener gets the last event."""
@@ -50,7 +57,7 @@ class EngineLoop:
         """Run `function` on the loop's thread between two steps."""
         future: Future[Any] = Future()
         if self._closed.is_set():
-            future.set_exception(EngineClosedError("The engine is closed; make a new LLM."))
+            future.set_exception(EngineClosedError(CLOSED_MESSAGE))
             return future
 
         def run() -> None:
@@ -69,9 +76,10 @@ class EngineLoop:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _add(self, request: Request, listener: Listener) -> None:
-        self._engine.add(request)
-        self._listeners[request.request_id] = listener
+    def _add(self, requests: Sequence[Request], listeners: Sequence[Listener]) -> None:
+        for request, listener in zip(requests, listeners, strict=True):
+            self._listeners[request.request_id] = listener
+            self._engine.add(request)
 
     def _run(self) -> None:
         if self._num_threads is not None:
@@ -79,6 +87,8 @@ class EngineLoop:
         while self._take_work():
             if self._engine.has_work:
                 self._deliver(self._step())
+        while not self._inbox.empty():
+            self._take_work()
         for request_id in list(self._listeners):
             self._deliver(self._engine.cancel(request_id))
 
@@ -110,4 +120,7 @@ class EngineLoop:
             outstanding[request.request_id] -= 1
             is_last = request.is_finished and not outstanding[request.request_id]
             listener = self._listeners.pop(request.request_id) if is_last else self._listeners[request.request_id]
-            listener(event, is_last)
+            try:
+                listener(event, is_last)
+            except Exception:
+                logger.exception("The listener of request %s failed", request.request_id)

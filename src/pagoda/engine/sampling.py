@@ -1,7 +1,7 @@
 """From logits to tokens: penalties, truncation, the draw, log-probabilities.
 
-The order is vLLM's: edits, temperature, min-p, top-k, top-p. A draw takes one number from the sequence's own generator, so
-the same seed gives the same text whatever else is running.
+The order is vLLM's: edits, temperature, min-p, top-k, top-p. A draw takes one number from the sequence's own
+generator, so the same seed gives the same text whatever else is running.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Which sequences advance in the next step, and by how many tokens.
 
-Continuous batching (Orca, OSDI 2022) with chunked prefill (Sarathi-Serve, arXiv 2403.02310): decodes first, then running
-prefills, then waiting requests in order of arrival, all within one token budget. When pages run short the youngest sequence
-is sent back to wait; its pages stay hittable, so little is computed again. Integers only: no tensors.
+Continuous batching (Orca, OSDI 2022) with chunked prefill (Sarathi-Serve, arXiv 2403.02310): decodes first, then
+running prefills, then waiting requests in order of arrival, all within one token budget. When pages run short the
+youngest sequence is sent back to wait; its pages stay hittable, so little is computed again. Integers only, no
+tensors.
 """
 
 from __future__ import annotations
@@ -100,8 +101,7 @@ class Scheduler:
 
     def _start(self, sequence: Sequence, hit: Hit, budget: int, plan: Plan) -> bool:
         """Run a waiting sequence from what the cache holds of it; False if it does not fit now."""
-        seats = sequence.request.params.n if sequence.num_output_tokens == 0 else 1
-        if len(self.running) + seats > self._max_num_seqs:
+        if sum(map(_seats, self.running)) + _seats(sequence) > self._max_num_seqs:
             return False
         fitting = self._fitting(sequence, hit)
         if fitting is None:
@@ -133,3 +133,8 @@ class Scheduler:
         if sequence.cached is not None:
             self._cache.release(sequence.cached, sequence.tokens, keep_pages)
             sequence.cached = None
+
+
+def _seats(sequence: Sequence) -> int:
+    """A prompt keeps seats for all the samples it will fork into."""
+    return sequence.request.params.n if sequence.num_output_tokens == 0 else 1

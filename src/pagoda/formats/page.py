@@ -1,7 +1,7 @@
 """How the planes of a layer group lie in a page: the one place where bytes per page are counted.
 
-A page is one contiguous run of bytes: layer by layer, plane by plane, each plane starting on a cache line. Knows offsets
-and sizes; does not know which pages exist or who uses them.
+A page is one contiguous run of bytes: layer by layer, plane by plane, each plane starting on a cache line. Knows
+offsets and sizes; does not know which pages exist or who uses them.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class PlaneSlot:
 
 @dataclass(frozen=True)
 class PageGeometry:
-    """The bytes of one page: `slots[layer][plane]` for the layers of `group`, in `format`, `page_tokens` tokens each."""
+    """The bytes of a page of `page_tokens` tokens in `format`: `slots[layer][plane]` for the layers of `group`."""
 
     group: LayerGroup
     format: Format

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class GroupView:
     """The page tables of one layer group for one step of packed sequences. All tensors are int32 on the host.
 
-    Sequence s owns rows `query_starts[s] : query_starts[s + 1]` of the packed queries, keys and values; they are the last
-    of its `context_lengths[s]` tokens. Its pages are `page_indices[page_starts[s] : page_starts[s + 1]]`: token t lies in
-    the page at t // page_tokens.
+    Sequence s owns rows `query_starts[s] : query_starts[s + 1]` of the packed queries, keys and values; they are the
+    last of its `context_lengths[s]` tokens. Its pages are `page_indices[page_starts[s] : page_starts[s + 1]]`: token
+    t lies in the page at t // page_tokens.
     """
 
     page_indices: torch.Tensor  # [pages of all sequences]
@@ -89,6 +89,6 @@ class Kernels(ABC):
     ) -> torch.Tensor:
         """Attention of `query` [rows, heads, key width] over the pages; returns [rows, heads, value width].
 
-        Query head h reads KV head h // (heads / KV heads). `sinks` [heads] are extra logits that take weight and have no
-        value (GPT-OSS). Scores and sums are in fp32; the result has the type of `query` and is contiguous.
+        Query head h reads KV head h // (heads / KV heads). `sinks` [heads] are extra logits that take weight and have
+        no value (GPT-OSS). Scores and sums are in fp32; the result has the type of `query` and is contiguous.
         """

@@ -9,8 +9,8 @@ from pagoda.layouts.base import Axis, Layout, Plane
 class AttentionLayout(Layout):
     """One key row and one value row per KV head.
 
-    MHA has as many KV heads as query heads, GQA fewer (arXiv 2305.13245), MQA one (arXiv 1911.02150). The widths of keys
-    and values may differ.
+    MHA has as many KV heads as query heads, GQA fewer (arXiv 2305.13245), MQA one (arXiv 1911.02150). The widths of
+    keys and values may differ.
     """
 
     num_kv_heads: int

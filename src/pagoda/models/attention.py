@@ -1,8 +1,8 @@
 """The attention function Hugging Face models call instead of their own: it stores and reads pages.
 
-Knows one step: which layer pages, rule and page tables belong to each attention call, in call order. The step in flight
-is the one ambient value of Pagoda, a context variable, because some families drop keyword arguments on the way down. Does
-not know how sites are found (discovery), what pages mean (cache) or how scores are computed (kernels).
+Knows one step: which layer pages, rule and page tables belong to each attention call, in call order. The step in
+flight is the one ambient value of Pagoda, a context variable, because some families drop keyword arguments on the way
+down. Does not know how sites are found (discovery), what pages mean (cache) or how scores are computed (kernels).
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def in_flight(step: PagedStep) -> Iterator[None]:
     step.finish()
 
 
-def paged_attention(
+def paged_attention(  # noqa: PLR0913 - the signature is transformers'
     module: torch.nn.Module,
     query: torch.Tensor,  # [1, heads, rows, key width]
     key: torch.Tensor,  # [1, KV heads, rows, key width]: the new tokens only, because transformers' cache is off
@@ -112,8 +112,8 @@ def paged_attention(
     """What transformers calls. Window, chunk and soft cap come from discovery, not from the keywords of the call."""
     if attention_mask is not None:
         raise UnsupportedModelError(f"{type(module).__name__} builds an attention mask of its own, which pages ignore.")
-    rows = (packed[0].transpose(0, 1) for packed in (query, key, value))
-    out = _step_in_flight.get().attend(*rows, scale=scaling, sinks=s_aux)
+    query, key, value = (packed[0].transpose(0, 1) for packed in (query, key, value))
+    out = _step_in_flight.get().attend(query, key, value, scaling, s_aux)
     return out.unsqueeze(0), None
 
 

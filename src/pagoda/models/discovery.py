@@ -1,26 +1,26 @@
 """What a model's attention calls need from the cache, learned by running it once without weights.
 
-Knows which calls pages can serve: causal self-attention over all tokens, a window or a chunk. Everything else is refused
-by name. Does not know the values of weights; `selftest.py` catches what shapes and masks cannot show.
+Knows which calls pages can serve: causal self-attention over all tokens, a window or a chunk. Everything else is
+refused by name. Does not know the values of weights; `selftest.py` catches what shapes and masks cannot show.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from pagoda.errors import UnsupportedModelError
 from pagoda.kernels.base import AttentionRule
 from pagoda.layouts.attention import AttentionLayout
+from pagoda.layouts.base import Layout
 from pagoda.layouts.spec import CacheSpec, Reach, group_layers
-from pagoda.models.probe import PROBE_TOKENS, Call, MaskNote, record_calls
+from pagoda.models.build import Build, build_decoder
+from pagoda.models.probe import PROBE_NAME, PROBE_TOKENS, Call, MaskNote, record_calls
 
-ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention", "attention", "global", "local"}
+ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 _REACHES = {
     frozenset({"causal_mask_function"}): Reach.FULL,
     frozenset({"causal_mask_function", "sliding_window_overlay", "and_masks"}): Reach.SLIDING,
@@ -37,21 +37,13 @@ class Discovered:
     sinks: tuple[bool, ...]
 
 
-def discover(config: Any, build: Callable[..., Any] = AutoModelForCausalLM.from_config) -> Discovered:
+def discover(config: Any, build: Build = build_decoder) -> Discovered:
     """Find the attention calls of the model that `build` makes of `config`, or say why it cannot use pages."""
     check_config(config)
-    try:
-        network, calls = record_calls(config, build)
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"{config.model_type} does not run with Pagoda's attention and masks, so its keys and values cannot reach "
-            f"the pages ({type(error).__name__}: {error})."
-        ) from error
-    _check_recurrence(config, network)
-    _check_count(config, calls)
+    calls = _calls(config, build)
     for ordinal, call in enumerate(calls):
         _check_call(config, ordinal, call)
-    rules = tuple(_rule(config, call) for call in calls)
+    rules = tuple(_rule(call) for call in calls)
     layers = [(rule.reach, rule.span, _layout(call)) for rule, call in zip(rules, calls, strict=True)]
     spec = group_layers(layers, [_source(calls, ordinal) for ordinal in range(len(calls))])
     return Discovered(spec, rules, tuple(call.has_sinks for call in calls))
@@ -71,28 +63,52 @@ def check_config(config: Any) -> None:
         )
 
 
+def _calls(config: Any, build: Build) -> list[Call]:
+    """The attention calls of one forward, if they are all that the model remembers its tokens by."""
+    try:
+        recording = record_calls(config, build)
+    except Exception as error:
+        if error.args == (PROBE_NAME,):  # looked up among the family's own attention classes
+            raise _own_attention(config, None) from error
+        raise UnsupportedModelError(
+            f"transformers cannot build a {config.model_type} model here: {_first_line(error)}"
+        ) from error
+    _check_recurrence(config, recording.network)
+    if not recording.calls:
+        raise _own_attention(config, recording.failure) from recording.failure
+    if recording.failure:
+        raise UnsupportedModelError(
+            f"{config.model_type} does not run with Pagoda's attention: {_first_line(recording.failure)}"
+        ) from recording.failure
+    num_layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if num_layers is None or len(recording.calls) < num_layers:
+        raise UnsupportedModelError(
+            f"{config.model_type} attends {len(recording.calls)} times but has {num_layers or 'no stated number of'} "
+            "layers: some keep something other than keys and values of every token."
+        )
+    return recording.calls
+
+
+def _own_attention(config: Any, failure: Exception | None) -> UnsupportedModelError:
+    stopped = f" (its forward stopped at: {_first_line(failure)})" if failure else ""
+    return UnsupportedModelError(
+        f"{config.model_type} never calls the attention interface of transformers{stopped}: it computes attention in its "
+        "own code, and its keys and values cannot reach the pages."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def _check_recurrence(config: Any, network: torch.nn.Module) -> None:
     """State-space and linear-attention mixers would restart at every step and mix sequences, without any error."""
     for name, module in network.named_modules():
         if "cache_params" in inspect.signature(module.forward).parameters:
             raise UnsupportedModelError(
-                f"{config.model_type} keeps recurrent state in {name} ({type(module).__name__}); Pagoda has no pages for "
-                "recurrent state yet."
+                f"{config.model_type} keeps recurrent state ({name or 'the model'}, a {type(module).__name__}); Pagoda "
+                "has no pages for recurrent state yet."
             )
-
-
-def _check_count(config: Any, calls: list[Call]) -> None:
-    if not calls:
-        raise UnsupportedModelError(
-            f"{config.model_type} never calls the attention interface of transformers, so its keys and values cannot "
-            "reach Pagoda's pages."
-        )
-    num_layers = config.get_text_config().num_hidden_layers
-    if len(calls) < num_layers:
-        raise UnsupportedModelError(
-            f"{config.model_type} has {num_layers} layers but attends {len(calls)} times: some layers keep something "
-            "other than keys and values."
-        )
 
 
 def _check_call(config: Any, ordinal: int, call: Call) -> None:
@@ -104,27 +120,39 @@ def _check_call(config: Any, ordinal: int, call: Call) -> None:
 
 
 def _reason_against(call: Call) -> str | None:
-    if call.query.shape[2] != PROBE_TOKENS or call.key.shape[2] != PROBE_TOKENS:
+    return _shape_reason(call) or _score_reason(call) or _mask_reason(call.mask)
+
+
+def _shape_reason(call: Call) -> str | None:
+    if not call.query.shape[2] == call.key.shape[2] == PROBE_TOKENS:
         return "its queries and keys are not the tokens of the step (cross-attention or compressed keys)"
     if call.query.shape[1] % call.key.shape[1]:
         return f"{call.query.shape[1]} query heads do not share {call.key.shape[1]} KV heads evenly"
+    return None
+
+
+def _score_reason(call: Call) -> str | None:
     if call.has_position_bias:
         return "it adds a position bias to its scores, which Pagoda's kernels do not have"
     if isinstance(call.scale, torch.Tensor):
         return "its scale is a tensor"
-    if not isinstance(call.mask, MaskNote):
-        return "it does not take its mask from transformers, so which tokens it attends to is unknown"
-    if call.mask.overlays not in _REACHES:
-        return f"it attends by {', '.join(sorted(call.mask.overlays))}; only causal masks, windows and chunks are known"
     return None
 
 
-def _rule(config: Any, call: Call) -> AttentionRule:
+def _mask_reason(mask: Any) -> str | None:
+    if not isinstance(mask, MaskNote):
+        return "it does not take its mask from transformers, so which tokens it attends to is unknown"
+    if mask.overlays not in _REACHES:
+        return f"it attends by {', '.join(sorted(mask.overlays))}; only causal masks, windows and chunks are known"
+    return None
+
+
+def _rule(call: Call) -> AttentionRule:
     scale = call.query.shape[-1] ** -0.5 if call.scale is None else float(call.scale)
     return AttentionRule(scale, _REACHES[call.mask.overlays], call.mask.span, call.soft_cap)
 
 
-def _layout(call: Call) -> AttentionLayout:
+def _layout(call: Call) -> Layout:
     return AttentionLayout(call.key.shape[1], call.key.shape[-1], call.value.shape[-1])
 
 

@@ -1,7 +1,8 @@
 """Llama 4 on packed sequences: its attention temperature taken from positions instead of rows.
 
-Layers without rotary embedding scale queries by a temperature that grows with the position (arXiv 2501.19399). Transformers
-counts positions from the start of the row, which is right for one sequence per row only; no short test would show it.
+Layers without rotary embedding scale queries by a temperature that grows with the position (arXiv 2501.19399).
+Transformers counts positions from the start of the row, which is right for one sequence per row only. The temperature
+moves first after thousands of tokens, so a short test would not show it.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ class PositionTemperature:
         self._attention_scale = attention_scale
         self._positions: torch.Tensor | None = None
 
-    def note_positions(self, layer: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def note_positions(self, _layer: torch.nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
         self._positions = kwargs["position_ids"]
 
-    def scale_queries(self, projection: torch.nn.Module, args: Any, queries: torch.Tensor) -> torch.Tensor:
+    def scale_queries(self, _projection: torch.nn.Module, _args: Any, queries: torch.Tensor) -> torch.Tensor:
         assert self._positions is not None
         steps = torch.floor((self._positions.float() + 1.0) / self._floor_scale)
         temperature = torch.log1p(steps) * self._attention_scale + 1.0

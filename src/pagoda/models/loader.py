@@ -1,7 +1,7 @@
 """From a checkpoint directory to a `Model`, or a named error that says what is wrong with the directory.
 
 Knows files: config.json, generation_config.json, safetensors, single or sharded. Reads local directories only and never
-runs code from a checkpoint.
+runs code from a checkpoint. Whether a family can use pages is decided before its weights are read.
 """
 
 from __future__ import annotations
@@ -12,45 +12,52 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from pagoda.errors import ConfigError, CorruptCheckpointError, ModelNotFoundError, UnsupportedModelError
 from pagoda.models.attention import ATTENTION_NAME
-from pagoda.models.discovery import discover
+from pagoda.models.build import random_network
+from pagoda.models.discovery import Discovered, discover
 from pagoda.models.model import Model, eos_of
 from pagoda.models.quiet import quiet
+from pagoda.models.selftest import self_test
 
 DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "float16": torch.float16,
-    "half": torch.float16,
-    "fp16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
+    **dict.fromkeys(("float32", "fp32", "float"), torch.float32),
+    **dict.fromkeys(("float16", "fp16", "half"), torch.float16),
+    **dict.fromkeys(("bfloat16", "bf16"), torch.bfloat16),
 }
 
 
+_auto_model: Any = AutoModelForCausalLM
+
+
 def load_model(path: str | Path, *, dtype: str = "auto") -> Model:
-    """Load the checkpoint in the directory `path`. `dtype` is "auto" (as stored), "float32", "float16" or "bfloat16"."""
+    """Load the checkpoint in the directory `path`. `dtype` is "auto" (as stored) or a name in `DTYPES`."""
     directory = Path(path).expanduser()
+    weight_dtype = "auto" if dtype == "auto" else parse_dtype(dtype)
     config = load_config(directory)
-    discovered = discover(config)
-    network = _load_weights(directory, config, "auto" if dtype == "auto" else parse_dtype(dtype))
-    return Model(network, discovered, eos_of(_generation_config(directory), config))
+    discovered = examine(config)
+    network = _load_weights(directory, config, weight_dtype)
+    generation = directory / "generation_config.json"
+    eos_setting = _read_json(generation).get("eos_token_id") if generation.is_file() else None
+    return Model(network, discovered, eos_of(eos_setting, config))
 
 
 def model_from_config(config: Any, *, dtype: str = "float32", seed: int = 0) -> Model:
     """A model of `config` with random weights, for tests and benchmarks."""
+    discovered = examine(config)
+    network = random_network(config, ATTENTION_NAME, parse_dtype(dtype), seed)
+    return Model(network, discovered, eos_of(None, config))
+
+
+def examine(config: Any) -> Discovered:
+    """What a model of `config` needs from the cache; UnsupportedModelError if pages would not serve it rightly."""
     discovered = discover(config)
-    with quiet(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = AutoModelForCausalLM.from_config(
-            config, attn_implementation=ATTENTION_NAME, dtype=parse_dtype(dtype)
-        )
-    return Model(network.eval(), discovered, eos_of(network.generation_config, config))
+    self_test(config)
+    return discovered
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -67,7 +74,7 @@ def load_config(directory: Path) -> Any:
     if model_type not in CONFIG_MAPPING:
         custom = " It brings its own code, which Pagoda does not run." if "auto_map" in values else ""
         raise UnsupportedModelError(f"transformers has no model type {model_type!r} ({directory}/config.json).{custom}")
-    if "quantization_config" in values:
+    if values.get("quantization_config"):
         method = values["quantization_config"].get("quant_method", "unknown")
         raise UnsupportedModelError(
             f"The weights in {directory} are quantised ({method}); use a checkpoint in bf16, fp16 or fp32."
@@ -76,9 +83,11 @@ def load_config(directory: Path) -> Any:
         with quiet():
             config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise CorruptCheckpointError(f"{directory}/config.json is not a valid {model_type} configuration: {error}") from error
+        raise CorruptCheckpointError(
+            f"{directory}/config.json is not a valid {model_type} configuration: {error}"
+        ) from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UnsupportedModelError(f"transformers has no text generation model for {model_type}.")
+        raise UnsupportedModelError(f"{model_type} is not a decoder: transformers generates no text with it.")
     return config
 
 
@@ -89,9 +98,13 @@ def read_config(directory: Path) -> dict[str, Any]:
     file = directory / "config.json"
     if not file.is_file():
         raise ModelNotFoundError(f"{directory} has no config.json, so it is not a Hugging Face checkpoint.")
+    return _read_json(file)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise CorruptCheckpointError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise CorruptCheckpointError(f"{file} holds a {type(values).__name__}, not an object.")
@@ -103,7 +116,7 @@ def _load_weights(directory: Path, config: Any, dtype: torch.dtype | str) -> Any
         raise ModelNotFoundError(f"{directory} has no *.safetensors file; Pagoda reads weights in that format only.")
     try:
         with quiet():
-            network, report = AutoModelForCausalLM.from_pretrained(
+            network, report = _auto_model.from_pretrained(
                 directory,
                 config=config,
                 dtype=dtype,
@@ -111,25 +124,27 @@ def _load_weights(directory: Path, config: Any, dtype: torch.dtype | str) -> Any
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # to name them below; transformers names them in a log line only
                 output_loading_info=True,
             )
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
         raise CorruptCheckpointError(f"The weights in {directory} cannot be read: {error}") from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise CorruptCheckpointError(f"{directory} lacks {len(missing)} weights of the model: {_abridged(missing)}.")
+    _check_report(directory, report)
     return network.eval()
 
 
-def _generation_config(directory: Path) -> GenerationConfig | None:
-    file = directory / "generation_config.json"
-    if not file.is_file():
-        return None
-    try:
-        with quiet():
-            return GenerationConfig.from_pretrained(directory, local_files_only=True)
-    except Exception as error:
-        raise CorruptCheckpointError(f"{file} cannot be read: {error}") from error
+def _check_report(directory: Path, report: dict[str, Any]) -> None:
+    """Refuse weights that transformers would have filled with random numbers."""
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CorruptCheckpointError(f"{directory} lacks {len(missing)} weights of the model: {_abridged(missing)}.")
+    mismatched = sorted(
+        f"{name} {list(stored)} instead of {list(wanted)}" for name, stored, wanted in report["mismatched_keys"]
+    )
+    if mismatched:
+        raise CorruptCheckpointError(f"Weights in {directory} have the wrong shape: {_abridged(mismatched)}.")
+    if report["error_msgs"]:
+        raise CorruptCheckpointError(f"The weights in {directory} cannot be read: {_abridged(report['error_msgs'])}.")
 
 
 def _abridged(names: list[str]) -> str:

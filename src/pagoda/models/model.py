@@ -1,13 +1,12 @@
 """A decoder ready to run packed over pages.
 
-Knows the network, its geometry and how to call it for one step. Does not know files (loader), nor which pages a step uses
-(the engine binds them and passes a `PagedStep`).
+Knows the network, its geometry and how to call it for one step. Does not know files (loader), nor which pages a step
+uses (the engine binds them and passes a `PagedStep`).
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -21,7 +20,6 @@ from pagoda.models.discovery import Discovered, discover
 from pagoda.models.llama4 import take_temperature_from_positions
 from pagoda.models.positions import max_positions, position_offset
 from pagoda.models.quiet import quiet
-
 
 # What has to be changed in a family before its packed forward is right.
 ADAPTERS: dict[str, Callable[[Any], None]] = {
@@ -39,7 +37,6 @@ class Model:
         self.discovered = discovered
         self.eos_token_ids = eos_token_ids
         self._position_offset = position_offset(network)
-        self._selects_rows = "logits_to_keep" in inspect.signature(network.forward).parameters
 
     @classmethod
     def from_transformers(cls, network: Any) -> Model:
@@ -49,7 +46,7 @@ class Model:
         with quiet():
             twin.set_attn_implementation(ATTENTION_NAME)
         discovered = discover(network.config, type(network)._from_config)
-        return cls(twin, discovered, eos_of(network.generation_config, network.config))
+        return cls(twin, discovered, eos_of(network.generation_config.eos_token_id, network.config))
 
     @property
     def config(self) -> Any:
@@ -95,32 +92,25 @@ class Model:
 
         Only the rows in `logit_rows` (int64 [n]) go through the output head. Returns fp32 logits [n, vocabulary].
         """
-        inputs = {"input_ids": token_ids[None], "position_ids": (positions + self._position_offset)[None]}
         with in_flight(step):
-            if self._selects_rows:
-                logits = self.network(**inputs, use_cache=False, logits_to_keep=logit_rows).logits[0]
-            else:
-                logits = self._forward_selecting(inputs, logit_rows)
-        return logits.float()  # type: ignore[no-any-return]
+            output = self.network(
+                input_ids=token_ids[None],
+                position_ids=(positions + self._position_offset)[None],
+                use_cache=False,
+                logits_to_keep=logit_rows,
+            )
+        return output.logits[0].float()  # type: ignore[no-any-return]
 
-    def _forward_selecting(self, inputs: dict[str, torch.Tensor], logit_rows: torch.Tensor) -> Any:
-        """For families that cannot be asked for some rows: narrow the input of the output head on its way in."""
-        head = self.network.get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda module, args: (args[0][:, logit_rows], *args[1:]))
-        try:
-            return self.network(**inputs, use_cache=False).logits[0]
-        finally:
-            hook.remove()
+
+def eos_of(generation_setting: int | list[int] | None, config: Any) -> frozenset[int]:
+    """The end-of-sequence tokens: the generation settings decide, else the configuration."""
+    found = generation_setting
+    if found is None:
+        found = getattr(config.get_text_config(), "eos_token_id", None)
+    if found is None:
+        return frozenset()
+    return frozenset([found] if isinstance(found, int) else found)
 
 
 def _leave_alone(network: Any) -> None:
     """Most families need no adapter."""
-
-
-def eos_of(generation_config: Any, config: Any) -> frozenset[int]:
-    """The end-of-sequence tokens: the generation settings decide, else the configuration."""
-    for source in (generation_config, config.get_text_config()):
-        found = getattr(source, "eos_token_id", None)
-        if found is not None:
-            return frozenset([found] if isinstance(found, int) else found)
-    return frozenset()

@@ -1,7 +1,7 @@
 """Which position numbers a model takes, and how many.
 
-Knows two traits of position encodings that would break pages silently: RoBERTa-like tables start after the padding index,
-and some rotary encodings change every frequency once a batch contains a long enough sequence.
+Knows two traits of position encodings that would break pages silently: RoBERTa-like tables start after the padding
+index, and some rotary encodings change every frequency once a batch contains a long enough sequence.
 """
 
 from typing import Any

@@ -1,8 +1,8 @@
 """A forward pass that computes nothing and records every attention call: shapes, scale, mask, soft cap, sinks.
 
-The model is built on the meta device (no weights, no arithmetic) with two stand-ins: an attention function that notes its
-arguments and a mask function that returns a description instead of a mask. The mask is the witness for windows and chunks:
-some families do not pass them as keywords. Does not judge what it finds; `discovery.py` does.
+The model is built on the meta device (no weights, no arithmetic) with two stand-ins: an attention function that notes
+its arguments and a mask function that returns a description instead of a mask. The mask is the witness for windows and
+chunks: some families do not pass them as keywords. Does not judge what it finds; `discovery.py` does.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
 
+from pagoda.models.build import Build
 from pagoda.models.quiet import quiet
 
 PROBE_NAME = "pagoda-probe"
@@ -46,41 +47,62 @@ class Call:
     has_position_bias: bool
 
 
-def record_calls(config: Any, build: Callable[..., Any]) -> tuple[torch.nn.Module, list[Call]]:
-    """Run a model of `config`, made by `build`, on the meta device; return it with its calls in call order."""
+@dataclass(frozen=True)
+class Recording:
+    """A network without weights, its attention calls in call order, and what stopped its forward, if anything did."""
+
+    network: torch.nn.Module
+    calls: list[Call]
+    failure: Exception | None
+
+
+def record_calls(config: Any, build: Build) -> Recording:
+    """Run a model of `config`, made by `build`, with the two stand-ins."""
     network = _build_on_meta(config, build)
-    try:
-        return network, _run(network, "meta")
-    except (NotImplementedError, RuntimeError):
-        # Some experts are routed by values, which meta tensors lack. Pages of memory that nobody has written cost
-        # nothing to read, so the same network with uninitialised weights stays cheap.
-        return network, _run(network.to_empty(device="cpu"), "cpu")
+    recording = _run(network, "meta")
+    if isinstance(recording.failure, (NotImplementedError, RuntimeError)):
+        # Some families route by values, which meta tensors lack. Memory that nobody has written costs nothing to read,
+        # so the same network with uninitialised weights stays cheap.
+        network.to_empty(device="cpu")
+        for buffer in network.buffers():
+            buffer.zero_()
+        recording = _run(network, "cpu")
+    return recording
 
 
-def _run(network: Any, device: str) -> list[Call]:
+def _run(network: Any, device: str) -> Recording:
     calls: list[Call] = []
+    failure = None
     token = _calls_in_flight.set(calls)
     try:
         with quiet(), _no_packing_search(), torch.inference_mode():
             tokens = torch.zeros(1, PROBE_TOKENS, dtype=torch.long, device=device)
+            positions = torch.arange(PROBE_TOKENS, device=device)[None]
             # A tensor, because some families shorten their last layers when given a number.
             rows = torch.zeros(1, dtype=torch.long, device=device)
-            network(input_ids=tokens, use_cache=False, logits_to_keep=rows)
+            network(input_ids=tokens, position_ids=positions, use_cache=False, logits_to_keep=rows)
+    except Exception as error:  # whatever a family does with stand-ins it does not expect
+        failure = error
     finally:
         _calls_in_flight.reset(token)
-    return calls
+    return Recording(network, calls, failure)
 
 
-def _build_on_meta(config: Any, build: Callable[..., Any]) -> Any:
-    """A model without weights. bf16, because the grouped matrix product of experts accepts nothing else on meta."""
+def _build_on_meta(config: Any, build: Build) -> Any:
+    """A network without weights, whose experts do not need grouped matrix products, which meta tensors lack."""
     with quiet(), torch.device("meta"):
-        return build(copy.deepcopy(config), attn_implementation=PROBE_NAME, dtype=torch.bfloat16).eval()
+        return build(
+            copy.deepcopy(config),
+            attn_implementation=PROBE_NAME,
+            experts_implementation="batched_mm",
+            dtype=torch.bfloat16,
+        ).eval()
 
 
 _calls_in_flight: ContextVar[list[Call]] = ContextVar("pagoda_probe_calls")
 
 
-def _note_call(
+def _note_call(  # noqa: PLR0913 - the signature is transformers'
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -116,12 +138,13 @@ def _names(function: Any) -> set[str]:
 @contextmanager
 def _no_packing_search() -> Iterator[None]:
     """Transformers looks for packed sequences in the values of the position ids, and meta tensors have no values."""
-    search = masking_utils.find_packed_sequence_indices
-    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    transformers_masks: Any = masking_utils
+    search = transformers_masks.find_packed_sequence_indices
+    transformers_masks.find_packed_sequence_indices = lambda _: None
     try:
         yield
     finally:
-        masking_utils.find_packed_sequence_indices = search
+        transformers_masks.find_packed_sequence_indices = search
 
 
 AttentionInterface.register(PROBE_NAME, _note_call)

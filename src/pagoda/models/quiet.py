@@ -1,5 +1,6 @@
 """Transformers' progress bars, log lines and Python warnings, held back while Pagoda uses it as a library."""
 
+import logging as levels
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +13,8 @@ def quiet() -> Iterator[None]:
     """Silence transformers inside the block and put its settings back afterwards."""
     verbosity = logging.get_verbosity()
     progress = logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
+    logging.set_verbosity(levels.CRITICAL)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -21,4 +22,4 @@ def quiet() -> Iterator[None]:
     finally:
         logging.set_verbosity(verbosity)
         if progress:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,8 +1,9 @@
 """A configuration of the same family, small enough to build and run in a fraction of a second.
 
-Knows the names under which families keep their sizes. Keeps what decides which code runs: kinds of layers, shared caches,
-whether KV heads are grouped, whether there are experts, rotary settings, biases, norms. Windows and everything else that
-starts to matter at some length are made short enough to matter within `TOKENS` tokens. Knows no family by name.
+Knows the names under which families keep their sizes. Keeps what decides which code runs: kinds of layers, shared
+caches, whether KV heads are grouped, whether there are experts, rotary settings, biases, norms. Windows and everything
+else that starts to matter at some length are made short enough to matter within `TOKENS` tokens. Knows no family by
+name.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ LIMITS: dict[str, int] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 128),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "hidden_size_per_layer_input"), 32),
     **dict.fromkeys(("sliding_window", "attention_chunk_size", "laurel_rank", "floor_scale"), 8),
-    **dict.fromkeys(("num_experts_per_tok", "moe_topk", "num_layers_per_stack"), 2),
+    **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k", "num_layers_per_stack"), 2),
     **dict.fromkeys(("n_group", "topk_group", "first_k_dense_replace", "n_shared_experts"), 1),
     "max_position_embeddings": 512,
 }
@@ -75,7 +76,9 @@ def _small_value(name: str, value: Any) -> Any:
 
 def _small_dict(name: str, value: dict[str, Any]) -> dict[str, Any]:
     if name == "per_layer_config":  # what single layers have other than the rest; keep it other
-        return {key: {field: 2 * _small_value(field, size) for field, size in entry.items()} for key, entry in value.items()}
+        return {
+            key: {field: 2 * _small_value(field, size) for field, size in entry.items()} for key, entry in value.items()
+        }
     if name == "rope_parameters":
         return _short_rope(value)
     return _shrunk(value) if name.endswith("_config") else value

@@ -1,7 +1,7 @@
 """The interface of an eviction policy.
 
-A policy orders idle leaves of the prefix tree and nothing else: that a used page, or one that others continue, never goes
-is the page group's rule, not the policy's.
+A policy orders idle leaves of the prefix tree and nothing else: that a used page, or one that others continue, never
+goes is the page group's rule, not the policy's.
 """
 
 from abc import ABC, abstractmethod

@@ -1,0 +1,198 @@
+"""How near the attention kernels come to the machine: decode against read bandwidth, prefill against torch's own.
+
+Every figure stands beside its limit, measured in the same run: a plain read of memory by the same threads for decode,
+`scaled_dot_product_attention` on keys and values laid out and repeated for it in advance for prefill. Each call of the
+decode loop reads another layer's pages, so that no cache can hold them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pagoda.formats.page import PageGeometry
+from pagoda.kernels.base import AttentionRule, GroupView, LayerPages
+from pagoda.kernels.native import NativeKernels, allocate, instruction_sets, read_bandwidth
+from pagoda.layouts.attention import AttentionLayout
+from pagoda.layouts.spec import LayerGroup, Reach
+from pagoda.registry import lookup
+
+POOL_NBYTES = 768 << 20  # more than any cache
+WARM_UP_CALLS = 2
+
+
+@dataclass(frozen=True)
+class Shape:
+    heads: int
+    kv_heads: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.heads}/{self.kv_heads}x{self.width}"
+
+
+@dataclass(frozen=True)
+class Seconds:
+    best: float
+    median: float
+    worst: float
+
+
+def measure(call: Callable[[], object], repeats: int) -> Seconds:
+    for _ in range(WARM_UP_CALLS):
+        call()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return Seconds(min(seconds), statistics.median(seconds), max(seconds))
+
+
+@dataclass(frozen=True)
+class Context:
+    """Pages of one sequence for many layers, filled with random numbers."""
+
+    geometry: PageGeometry
+    pages: torch.Tensor
+    page_indices: torch.Tensor
+
+    @classmethod
+    def make(cls, shape: Shape, tokens: int, format_name: str, page_tokens: int, pool_nbytes: int) -> Context:
+        layout = AttentionLayout(shape.kv_heads, shape.width, shape.width)
+        one = PageGeometry(LayerGroup(Reach.FULL, None, (layout,)), lookup("format", format_name), page_tokens)
+        num_pages = -(-tokens // page_tokens)
+        num_layers = max(1, pool_nbytes // (one.page_nbytes * num_pages))
+        geometry = PageGeometry(LayerGroup(Reach.FULL, None, (layout,) * num_layers), one.format, page_tokens)
+        pages = allocate(num_pages * geometry.page_nbytes).view(num_pages, geometry.page_nbytes)
+        numbers = pages.view(one.format.dtype())
+        for page in numbers:  # small numbers, so that no weight underflows
+            page.copy_(torch.randn(4096).repeat(-(-len(page) // 4096))[: len(page)] / 4)
+        return cls(geometry, pages, torch.randperm(num_pages).int())
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.geometry.slots)
+
+    def layer(self, index: int) -> LayerPages:
+        return LayerPages(self.pages, self.geometry, index % self.num_layers)
+
+    def view(self, rows: int, tokens: int) -> GroupView:
+        starts = torch.tensor([0, len(self.page_indices)], dtype=torch.int32)
+        return GroupView(self.page_indices, starts, torch.tensor([0, rows]).int(), torch.tensor([tokens]).int())
+
+
+def decode_seconds(kernels: NativeKernels, shape: Shape, context: Context, tokens: int, repeats: int) -> Seconds:
+    """One query row over `tokens` of context; as many calls as there are layers count as one measurement."""
+    query = torch.randn(1, shape.heads, shape.width).to(context.geometry.format.dtype())
+    view, rule = context.view(1, tokens), AttentionRule(shape.width**-0.5)
+    layers = [context.layer(index) for index in range(context.num_layers)]
+
+    def all_layers() -> None:
+        for layer in layers:
+            kernels.attend(query, layer, view, rule)
+
+    total = measure(all_layers, repeats)
+    return Seconds(*(value / len(layers) for value in (total.best, total.median, total.worst)))
+
+
+def prefill_seconds(kernels: NativeKernels, shape: Shape, context: Context, tokens: int, repeats: int) -> Seconds:
+    query = torch.randn(tokens, shape.heads, shape.width).to(context.geometry.format.dtype())
+    view, rule = context.view(tokens, tokens), AttentionRule(shape.width**-0.5)
+    layer = context.layer(0)
+    return measure(lambda: kernels.attend(query, layer, view, rule), repeats)
+
+
+def torch_seconds(shape: Shape, tokens: int, dtype: torch.dtype, repeats: int) -> Seconds:
+    query, key, value = (torch.randn(1, shape.heads, tokens, shape.width).to(dtype) for _ in range(3))
+    attention = torch.nn.functional.scaled_dot_product_attention
+    return measure(lambda: attention(query, key, value, is_causal=True), repeats)
+
+
+def print_decode(options: argparse.Namespace, console: Console) -> None:
+    limit = read_bandwidth(POOL_NBYTES, options.threads)
+    table = Table(title=f"decode, {options.format} pages of {options.block_size}: read limit {limit:.1f} GB/s")
+    for column in ("heads", "context", "kernels", "GB/s best", "median", "worst", "of limit"):
+        table.add_column(column, justify="right")
+    for shape in options.shapes:
+        for tokens in options.contexts:
+            context = Context.make(shape, tokens, options.format, options.block_size, POOL_NBYTES)
+            for isa in options.isa:
+                seconds = decode_seconds(NativeKernels(isa), shape, context, tokens, options.repeats)
+                limit = read_bandwidth(POOL_NBYTES, options.threads)
+                nbytes = 2 * tokens * shape.kv_heads * shape.width * context.geometry.format.dtype().itemsize
+                rates = [nbytes / value / 1e9 for value in (seconds.best, seconds.median, seconds.worst)]
+                figures = (f"{rate:.1f}" for rate in rates)
+                table.add_row(str(shape), str(tokens), isa, *figures, f"{rates[0] / limit:.0%} of {limit:.1f}")
+    console.print(table)
+
+
+def print_prefill(options: argparse.Namespace, console: Console) -> None:
+    table = Table(title=f"causal prefill, {options.format}: torch is scaled_dot_product_attention")
+    for column in (
+        "heads",
+        "tokens",
+        "kernels",
+        "ms best",
+        "median",
+        "worst",
+        "GFLOP/s best",
+        "torch's best ms",
+        "faster",
+    ):
+        table.add_column(column, justify="right")
+    for shape in options.shapes:
+        for tokens in options.prompts:
+            context = Context.make(shape, tokens, options.format, options.block_size, 0)
+            for isa in options.isa:
+                seconds = prefill_seconds(NativeKernels(isa), shape, context, tokens, options.repeats)
+                torch_best = torch_seconds(shape, tokens, context.geometry.format.dtype(), options.repeats).best
+                rate = 2 * shape.heads * shape.width * tokens * (tokens + 1) / seconds.best / 1e9
+                times = (f"{value * 1e3:.1f}" for value in (seconds.best, seconds.median, seconds.worst))
+                row = (f"{rate:.0f}", f"{torch_best * 1e3:.1f}", f"{torch_best / seconds.best:.2f}x")
+                table.add_row(str(shape), str(tokens), isa, *times, *row)
+    console.print(table)
+
+
+def parse_shape(text: str) -> Shape:
+    heads, _, rest = text.partition("/")
+    kv_heads, _, width = rest.partition("x")
+    return Shape(int(heads), int(kv_heads), int(width))
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shapes = [Shape(14, 2, 64), Shape(32, 8, 64), Shape(32, 8, 128)]
+    add = parser.add_argument
+    add("phases", nargs="*", default=["decode", "prefill"], metavar="decode|prefill")
+    add("--isa", nargs="+", default=[instruction_sets()[0]], choices=instruction_sets(), help="instruction sets")
+    add("--format", default="bf16", choices=["fp32", "fp16", "bf16"], help="format of pages and queries")
+    add("--shapes", nargs="+", type=parse_shape, default=shapes, help="query heads/KV heads x width, as 14/2x64")
+    add("--contexts", nargs="+", type=int, default=[8192, 32768], help="decode: tokens of context")
+    add("--prompts", nargs="+", type=int, default=[2048, 8192], help="prefill: tokens")
+    add("--block-size", type=int, default=32, help="tokens per page")
+    add("--threads", type=int, default=torch.get_num_threads())
+    add("--repeats", type=int, default=7, help="measurements per figure")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_options()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    console = Console(width=120)
+    if "decode" in options.phases:
+        print_decode(options, console)
+    if "prefill" in options.phases:
+        print_prefill(options, console)
+
+
+if __name__ == "__main__":
+    main()

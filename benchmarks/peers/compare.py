@@ -1,0 +1,86 @@
+"""Runs the same workloads on Pagoda and its peers, interleaved, and prints medians with their spread.
+
+    python benchmarks/peers/compare.py CHECKPOINT --peer transformers=PYTHON --peer vllm=PYTHON
+
+Each engine runs in the environment whose interpreter is given; Pagoda in this one. Every round starts every engine
+once, in a process of its own, and reads memory at full speed beside them, so that a slow spell of the machine shows.
+Nothing else may run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from workloads import WORKLOADS
+
+HERE = Path(__file__).parent
+READ_NBYTES = 3 << 30
+
+
+def run_engine(name: str, python: str, checkpoint: Path, workloads: list[str], seed: int) -> dict[str, float]:
+    """The figures of one process; the last line of its output is JSON."""
+    command = [python, str(HERE / f"{name}_engine.py"), str(checkpoint), *workloads, "--seed", str(seed)]
+    # The package is installed where it is needed: nothing of this process's path must leak into another environment.
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | preloads(name, python)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+    figures: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return figures
+
+
+def preloads(name: str, python: str) -> dict[str, str]:
+    """vLLM asks for these libraries on a CPU; they are used where they are installed."""
+    if name != "vllm":
+        return {}
+    wanted = [*Path("/usr/lib").glob("*/libtcmalloc_minimal.so.4"), Path(python).parent.parent / "lib" / "libiomp5.so"]
+    return {"LD_PRELOAD": ":".join(str(path) for path in wanted if path.exists())}
+
+
+def read_bandwidth() -> float:
+    """GB/s of a plain read by two threads."""
+    from pagoda.kernels.native import read_bandwidth as measure
+
+    return float(measure(READ_NBYTES, 2))
+
+
+def table(results: dict[str, dict[str, list[float]]]) -> str:
+    """One line per figure, one column per engine: median (lowest to highest)."""
+    metrics = list(dict.fromkeys(metric for figures in results.values() for metric in figures))
+    lines = ["| | " + " | ".join(results) + " |", "|---" * (len(results) + 1) + "|"]
+    for metric in metrics:
+        cells = [figures.get(metric, []) for figures in results.values()]
+        shown = [f"{statistics.median(v):.3g} ({min(v):.3g} to {max(v):.3g})" if v else "-" for v in cells]
+        lines.append(f"| {metric} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="written by benchmarks/shapes.py")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help="transformers or vllm")
+    parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=WORKLOADS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write all figures of all rounds here")
+    arguments = parser.parse_args()
+    engines = {"pagoda": sys.executable} | dict(peer.split("=", 1) for peer in arguments.peer)
+    results: dict[str, dict[str, list[float]]] = {name: {} for name in engines} | {"machine": {}}
+    for round in range(arguments.rounds):
+        results["machine"].setdefault("read bandwidth, GB/s", []).append(read_bandwidth())
+        for name, python in engines.items():
+            for metric, value in run_engine(name, python, arguments.checkpoint, arguments.workloads, round).items():
+                results[name].setdefault(metric, []).append(value)
+            print(f"round {round + 1}: {name} done", file=sys.stderr, flush=True)
+    print(table(results))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What every engine is asked to do, and how it is timed. Imports no engine: each runs in an environment of its own.
+
+An adapter offers `timed(prompts, max_tokens) -> (seconds to the first token, seconds to the last)` for prompts sent
+together, and `has_prefix_cache`. Prompts are random token ids; each use of `Prompts` gives others, so nothing is
+cached by accident.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+VOCABULARY = 150_000
+DECODED = 32
+
+
+class Prompts:
+    """Fresh random prompts."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def tokens(self, length: int) -> list[int]:
+        return [self._random.randrange(VOCABULARY) for _ in range(length)]
+
+
+def prefill(engine: Any, prompts: Prompts, length: int) -> dict[str, float]:
+    """Time to first token of one fresh prompt."""
+    return {f"ttft of {length} tokens, s": engine.timed([prompts.tokens(length)], 1)[0]}
+
+
+def decode(engine: Any, prompts: Prompts, length: int) -> dict[str, float]:
+    """Tokens per second of one sequence after `length` tokens of context."""
+    first, last = engine.timed([prompts.tokens(length)], DECODED + 1)
+    return {f"decode at {length}, tok/s": DECODED / (last - first)}
+
+
+def cached(engine: Any, prompts: Prompts, length: int) -> dict[str, float]:
+    """Time to first token of a prompt that was just answered."""
+    if not engine.has_prefix_cache:
+        return {}
+    prompt = prompts.tokens(length)
+    engine.timed([prompt], 2)
+    return {f"ttft of {length} cached tokens, s": min(engine.timed([prompt], 1)[0] for _ in range(3))}
+
+
+def shared(engine: Any, prompts: Prompts, length: int) -> dict[str, float]:
+    """16 requests at once: a shared prefix, 32 tokens of their own, 32 tokens out; then 16 more on the same prefix."""
+    if not engine.has_prefix_cache:
+        return {}
+    prefix = prompts.tokens(length)
+    cold, warm = (engine.timed([prefix + prompts.tokens(32) for _ in range(16)], 32)[1] for _ in range(2))
+    return {f"16 x ({length} shared + 32), cold, s": cold, f"16 x ({length} shared + 32), warm, s": warm}
+
+
+WORKLOADS: dict[str, Callable[[Any, Prompts], dict[str, float]]] = {
+    "prefill-512": lambda engine, prompts: prefill(engine, prompts, 512),
+    "prefill-2048": lambda engine, prompts: prefill(engine, prompts, 2048),
+    "decode-512": lambda engine, prompts: decode(engine, prompts, 512),
+    "decode-8192": lambda engine, prompts: decode(engine, prompts, 8192),
+    "cached-2048": lambda engine, prompts: cached(engine, prompts, 2048),
+    "shared-2048": lambda engine, prompts: shared(engine, prompts, 2048),
+}
+
+
+def run(make_engine: Callable[[Path, int], Any]) -> None:
+    """The command line of an adapter: run the named workloads and print one JSON object."""
+    parser = argparse.ArgumentParser(description="Run workloads on one engine and print the figures as JSON.")
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("workloads", nargs="+", choices=WORKLOADS)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    engine = make_engine(arguments.checkpoint, arguments.threads)
+    prompts = Prompts(arguments.seed)
+    engine.timed([prompts.tokens(600)], 4)  # first use: compile, allocate, page in the weights
+    figures: dict[str, float] = {}
+    for name in arguments.workloads:
+        figures |= WORKLOADS[name](engine, prompts)
+    sys.stdout.write(json.dumps(figures) + "\n")

@@ -1,0 +1,138 @@
+// Attention of one tile of query rows over its context: block by block, all rows of a KV group against each key read.
+//
+// Knows the order of work; the products are the arithmetic's, the addresses the block's, the statistics the softmax's.
+#pragma once
+
+#include "accumulator.h"
+#include "arithmetic.h"
+
+namespace pagoda {
+namespace {
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+inline void pack_row(float* target, const uint8_t* source, Number number, int64_t width) {
+    read_row(target, source, number, width);
+}
+
+// Arithmetic with bf16 factors is chosen for bf16 queries only.
+inline void pack_row(Bf16* target, const uint8_t* source, Number, int64_t width) {
+    __builtin_memcpy(target, source, size_t(width) * sizeof(Bf16));
+}
+
+constexpr int kPrefetchPanels = 2;
+
+template <class Arithmetic>
+class TileAttention {
+  public:
+    typedef typename Arithmetic::Factor Factor;
+
+    TileAttention(const AttendCall& call, const Tile& tile, const Scratch& scratch)
+        : call_(call), tile_(tile), scratch_(scratch), arithmetic_(call.pages) {}
+
+    void run() {
+        pack_queries();
+        if (!tile_.partial) clear(scratch_.total, tile_.num_rows);
+        for (int64_t token = tile_.first_token / kSplitTokens * kSplitTokens; token < tile_.last_token;
+             token += kSplitTokens)
+            attend_split(token);
+        if (!tile_.partial) write_out(call_, tile_, scratch_.total, scratch_.row);
+    }
+
+  private:
+    void pack_queries() {
+        Factor* target = static_cast<Factor*>(scratch_.query);
+        for (int64_t row = 0; row < tile_.num_rows; row++, target += query_stride(call_))
+            pack_row(target, row_data(call_, tile_, call_.query, place_of(call_, tile_, row)), call_.query.number,
+                     call_.pages.key.width);
+    }
+
+    void attend_split(int64_t first_token) {
+        const Accumulator& split = scratch_.split;
+        const int64_t begin = larger(first_token, tile_.first_token);
+        const int64_t end = smaller(first_token + kSplitTokens, tile_.last_token);
+        clear(split, tile_.num_rows);
+        int64_t token = begin / kBlockTokens * kBlockTokens;
+        Block block = find_block(call_, tile_, token, begin, end, scratch_.edges);
+        for (int panel = block.first_panel; panel < block.last_panel; panel++)
+            prefetch_key(call_.pages, block, panel);
+        while (token < end) {
+            token += kBlockTokens;
+            const Block next = token < end ? find_block(call_, tile_, token, begin, end, scratch_.edges) : Block{};
+            attend_block(block, next);
+            block = next;
+        }
+        if (tile_.partial) return save_partial(call_, split, tile_.num_rows, tile_.partial);
+        for (int64_t row = 0; row < tile_.num_rows; row++)
+            fold_row(scratch_.total, row, split.maximum[row], split.sum[row], split.values + row * split.stride);
+    }
+
+    void attend_block(const Block& block, const Block& next) {
+        for (int64_t row = 0; row < tile_.num_rows; row += kBandRows)
+            attend_band(block, next, row, smaller(kBandRows, tile_.num_rows - row));
+    }
+
+    // What row `row` reaches of a block.
+    Range reach(const Block& block, int64_t row) const {
+        const int64_t sequence = tile_.sequence;
+        const int64_t position = call_.tables.context_lengths[sequence] - new_tokens(call_.tables, sequence) +
+                                 place_of(call_, tile_, row).token;
+        const int64_t first = first_in_reach(call_.rule, position) - block.first_token;
+        const int64_t last = position + 1 - block.first_token;
+        return {int(smaller(larger(first, 0), kBlockTokens)), int(smaller(larger(last, 0), kBlockTokens))};
+    }
+
+    void attend_band(const Block& block, const Block& next, int64_t first_row, int64_t rows) {
+        const int64_t tokens = panel_tokens(call_.pages);
+        const int first = reach(block, first_row).first, last = reach(block, first_row + rows - 1).last;
+        const int first_panel = int(larger(block.first_panel, first / tokens));
+        const int last_panel = int(smaller(block.last_panel, (last + tokens - 1) / tokens));
+        if (first_panel >= last_panel) return;
+        make_scores(block, first_panel, last_panel, first_row, rows);
+        const Range range{int(first_panel * tokens / kRangeTokens * kRangeTokens),
+                          int(rounded_up(last_panel * tokens, kRangeTokens))};
+        for (int64_t row = 0; row < rows; row++)
+            softmax(scratch_.scores + row * kScoreStride,
+                    static_cast<Factor*>(scratch_.weights) + row * kWeightStride, reach(block, first_row + row), range,
+                    call_.rule, scratch_.split, first_row + row);
+        add_values(block, next, first_panel, last_panel, first_row, rows);
+    }
+
+    void make_scores(const Block& block, int first_panel, int last_panel, int64_t first_row, int64_t rows) {
+        const int64_t tokens = panel_tokens(call_.pages);
+        const Left<Factor> queries{static_cast<const Factor*>(scratch_.query) + first_row * query_stride(call_),
+                                   query_stride(call_), int(rows)};
+        for (int panel = first_panel; panel < last_panel; panel++) {
+            const Panels keys{block.key + panel, 1, call_.pages.key.width / word_numbers(call_.pages),
+                              key_row_nbytes(call_.pages), tokens};
+            prefetch_value(call_.pages, block, panel);
+            arithmetic_.scores(queries, keys, {scratch_.scores + panel * tokens, kScoreStride, false});
+        }
+    }
+
+    void add_values(const Block& block, const Block& next, int first_panel, int last_panel, int64_t first_row,
+                    int64_t rows) {
+        const int64_t tokens = panel_tokens(call_.pages);
+        const Accumulator& split = scratch_.split;
+        const Sums sums{split.values + first_row * split.stride, split.stride, true};
+        for (int panel = first_panel; panel < last_panel; panel += kPrefetchPanels) {
+            const int count = int(smaller(kPrefetchPanels, last_panel - panel));
+            for (int ahead = larger(panel, next.first_panel); ahead < smaller(panel + count, next.last_panel); ahead++)
+                prefetch_key(call_.pages, next, ahead);
+            const Left<Factor> weights{static_cast<const Factor*>(scratch_.weights) + panel * tokens, kWeightStride,
+                                       int(rows)};
+            const Panels values{block.value + panel, count, tokens / word_numbers(call_.pages),
+                                value_row_nbytes(call_.pages), call_.pages.value.width};
+            arithmetic_.values(weights, values, sums);
+        }
+    }
+
+    const AttendCall& call_;
+    const Tile& tile_;
+    const Scratch& scratch_;
+    Arithmetic arithmetic_;
+};
+
+}  // namespace
+}  // namespace pagoda

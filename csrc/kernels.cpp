@@ -1,0 +1,53 @@
+// The kernel table of one instruction set: compiled once for each, with its flags, its name and the name of its table.
+//
+// Chooses the arithmetic from the formats of pages and queries. Instructions that multiply bf16 by bf16 serve bf16 queries
+// only: rounding wider ones would lose what the caller kept.
+#include "attend.h"
+
+namespace pagoda {
+namespace {
+
+template <class Arithmetic>
+void attend_with(const AttendCall& call, const Tile& tile, const Scratch& scratch) {
+    TileAttention<Arithmetic>(call, tile, scratch).run();
+}
+
+void attend_bf16(const AttendCall& call, const Tile& tile, const Scratch& scratch) {
+#if defined(__AMX_BF16__)
+    if (call.query.number == Number::bf16 && TileArithmetic::fits(call.pages))
+        return attend_with<TileArithmetic>(call, tile, scratch);
+#endif
+#if defined(__AVX512BF16__)
+    if (call.query.number == Number::bf16)
+        return attend_with<VectorArithmetic<Bf16DotWords>>(call, tile, scratch);
+#endif
+    attend_with<VectorArithmetic<Bf16Words>>(call, tile, scratch);
+}
+
+void attend(const AttendCall& call, const Tile& tile, uint8_t* memory) {
+    Cursor cursor{memory, 0};
+    const Scratch scratch = lay_out(call, cursor);
+    switch (call.pages.number) {
+        case Number::fp32: return attend_with<VectorArithmetic<Fp32Words>>(call, tile, scratch);
+        case Number::fp16: return attend_with<VectorArithmetic<Fp16Words>>(call, tile, scratch);
+        case Number::bf16: return attend_bf16(call, tile, scratch);
+    }
+}
+
+void fold(const AttendCall& call, const SplitTile& splits, uint8_t* memory) {
+    Cursor cursor{memory, 0};
+    const Scratch scratch = lay_out(call, cursor);
+    clear(scratch.total, splits.tile.num_rows);
+    const float* partial = splits.partials;
+    for (int64_t split = 0; split < splits.count; split++)
+        for (int64_t row = 0; row < splits.tile.num_rows; row++, partial += partial_floats(call))
+            fold_row(scratch.total, row, partial[0], partial[1], partial + 2);
+    write_out(call, splits.tile, scratch.total, scratch.row);
+}
+
+}  // namespace
+
+extern const KernelTable PAGODA_TABLE;
+const KernelTable PAGODA_TABLE = {PAGODA_NAME, scratch_nbytes, attend, fold};
+
+}  // namespace pagoda

@@ -1,0 +1,21 @@
+// How one call is cut into work items.
+#pragma once
+
+#include <vector>
+
+#include "attention.h"
+
+namespace pagoda {
+
+struct Plan {
+    std::vector<Tile> tiles;  // longest first
+    std::vector<SplitTile> split_tiles;
+    std::vector<float> partials;
+};
+
+// All three throw std::invalid_argument if a page table contradicts itself or names a page that is not there.
+Plan make_plan(const AttendCall& call, int num_threads);
+void check_tables(const Tables& tables, const Pages& pages, int64_t num_rows);
+void check_pages(const Tables& tables, const Pages& pages, int64_t sequence, int64_t first_token, int64_t last_token);
+
+}  // namespace pagoda

@@ -1,0 +1,11 @@
+// The two operations, over all threads.
+#pragma once
+
+#include "attention.h"
+
+namespace pagoda {
+
+void attend(const AttendCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads);
+void store(const StoreCall& call, int64_t num_rows, int num_threads);
+
+}  // namespace pagoda

@@ -1,0 +1,109 @@
+// Writes packed rows of keys and values into pages, in the word order of `formats/plain.py`.
+//
+// Moves and rounds numbers; knows no attention and needs no instruction set.
+#include <vector>
+
+#include "numbers.h"
+#include "plan.h"
+#include "run.h"
+
+namespace pagoda {
+namespace {
+
+typedef uint32_t Word __attribute__((may_alias));
+
+// Below this many rows x heads waking a second thread costs more than it saves.
+constexpr int64_t kMinimumParallelRows = 64;
+
+// Where the token of one packed row goes.
+struct Place {
+    int64_t page;
+    int64_t offset;
+};
+
+std::vector<Place> find_places(const Tables& tables, const Pages& pages) {
+    std::vector<Place> places;
+    for (int64_t sequence = 0; sequence < tables.num_sequences; sequence++) {
+        const int64_t last = tables.context_lengths[sequence], first = last - new_tokens(tables, sequence);
+        if (first < last) check_pages(tables, pages, sequence, first, last);
+        const int32_t* table = tables.page_indices + tables.page_starts[sequence];
+        for (int64_t token = first; token < last; token++)
+            places.push_back({table[token / pages.page_tokens], token % pages.page_tokens});
+    }
+    return places;
+}
+
+// Words of a row go down a column of the plane.
+void write_key(uint8_t* plane, const Pages& pages, int64_t offset, const uint8_t* row) {
+    const int64_t num_words = pages.key.width * number_nbytes(pages.number) / 4;
+    const Word* words = reinterpret_cast<const Word*>(row);
+    Word* column = reinterpret_cast<Word*>(plane) + offset;
+    for (int64_t word = 0; word < num_words; word++) column[word * pages.page_tokens] = words[word];
+}
+
+// Numbers of a row go side by side, each into its half of a word if a word holds two tokens.
+void write_value(uint8_t* plane, const Pages& pages, int64_t offset, const uint8_t* row) {
+    const int64_t width = pages.value.width;
+    if (pages.number == Number::fp32) {
+        __builtin_memcpy(plane + offset * width * 4, row, size_t(width) * 4);
+        return;
+    }
+    const uint16_t* numbers = reinterpret_cast<const uint16_t*>(row);
+    uint16_t* halves = reinterpret_cast<uint16_t*>(plane + offset / 2 * width * 4) + offset % 2;
+    for (int64_t channel = 0; channel < width; channel++) halves[2 * channel] = numbers[channel];
+}
+
+class Writer {
+  public:
+    explicit Writer(const StoreCall& call)
+        : call_(call),
+          numbers_(size_t(call.pages.key.width + call.pages.value.width)),
+          encoded_(numbers_.size()) {}
+
+    void write(int64_t row, int64_t head, const Place& place) {
+        const Pages& pages = call_.pages;
+        const uint8_t* key = encode(call_.key, row, head, pages.key.width);
+        write_key(plane(pages.key, head, place.page), pages, place.offset, key);
+        const uint8_t* value = encode(call_.value, row, head, pages.value.width);
+        write_value(plane(pages.value, head, place.page), pages, place.offset, value);
+    }
+
+  private:
+    uint8_t* plane(const Plane& plane, int64_t head, int64_t page) const {
+        const Pages& pages = call_.pages;
+        const int64_t head_nbytes = plane.width * pages.page_tokens * number_nbytes(pages.number);
+        return pages.data + page * pages.page_nbytes + plane.offset_nbytes + head * head_nbytes;
+    }
+
+    // The numbers of one row in the format of the pages; valid until the next call.
+    const uint8_t* encode(const Rows& rows, int64_t row, int64_t head, int64_t width) {
+        const uint8_t* source =
+            rows.data + (row * rows.row_stride + head * rows.head_stride) * number_nbytes(rows.number);
+        if (rows.number == call_.pages.number && reinterpret_cast<uintptr_t>(source) % 4 == 0) return source;
+        uint8_t* encoded = reinterpret_cast<uint8_t*>(encoded_.data());
+        read_row(numbers_.data(), source, rows.number, width);
+        write_row(encoded, call_.pages.number, numbers_.data(), width);
+        return encoded;
+    }
+
+    const StoreCall& call_;
+    std::vector<float> numbers_;
+    std::vector<float> encoded_;
+};
+
+}  // namespace
+
+void store(const StoreCall& call, int64_t num_rows, int num_threads) {
+    check_tables(call.tables, call.pages, num_rows);
+    const std::vector<Place> places = find_places(call.tables, call.pages);
+    const int64_t count = num_rows * call.pages.num_kv_heads;
+#pragma omp parallel num_threads(num_threads) if (count >= kMinimumParallelRows)
+    {
+        Writer writer(call);
+#pragma omp for schedule(static)
+        for (int64_t index = 0; index < count; index++)
+            writer.write(index % num_rows, index / num_rows, places[size_t(index % num_rows)]);
+    }
+}
+
+}  // namespace pagoda

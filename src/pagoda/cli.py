@@ -1,0 +1,151 @@
+"""The command line: which commands there are, their options, and how errors end a command.
+
+Exit status: 0 done; 1 the model or a request failed; 2 the command or an option is wrong; 130 interrupted. Knows no torch: a
+command's module is imported when the command runs, so `pagoda --help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
+
+from pagoda import __version__
+from pagoda.commands.options import add_engine_options, add_model_options, add_sampling_options
+from pagoda.config import Environment
+from pagoda.errors import ConfigError, InvalidSamplingError, KernelUnavailableError, PagodaError
+
+FAILED, USAGE, BROKEN_PIPE, INTERRUPTED = 1, 2, 141, 130
+USAGE_ERRORS = (ConfigError, InvalidSamplingError, KernelUnavailableError)
+
+GENERATE_EXAMPLES = """examples:
+  pagoda generate "The room was a pleasant one," --max-tokens 64
+  pagoda generate --file prompt.txt --temperature 0 --stats
+  echo "Once upon a time" | pagoda generate --model ~/models/Qwen2.5-0.5B --json"""
+
+CHAT_EXAMPLES = """examples:
+  pagoda chat --model ~/models/Qwen2.5-0.5B-Instruct --stats
+  printf 'Who are you?\\nSince when?\\n' | pagoda chat
+
+Each turn starts from the pages of the last one, so only the new words are computed. /help lists what can be typed."""
+
+BENCH_EXAMPLES = """examples:
+  pagoda bench
+  pagoda bench --scenario shared-prefix --prompt-tokens 1024 --batch 16
+  pagoda bench --random-weights qwen2.5-0.5b --scenario single --json result.json"""
+
+DOCTOR_EXAMPLES = """examples:
+  pagoda doctor
+  pagoda doctor --json
+
+The exit status is 1 if something is broken; slow but working is a warning."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that ends like the rest of Pagoda: one line that says what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"error: {message}\nTry '{self.prog} --help'.\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    try:
+        arguments = build_parser().parse_args(argv)
+        logging.basicConfig(level=_log_level(), format="%(levelname)s: %(message)s")
+        return int(import_module(f"pagoda.commands.{arguments.command}").run(arguments))
+    except PagodaError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return USAGE if isinstance(error, USAGE_ERRORS) else FAILED
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone, as in `pagoda generate | head`; keep the interpreter from flushing into nothing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="pagoda", description="LLM inference whose heart is the KV cache.")
+    parser.add_argument("--version", action="version", version=f"pagoda {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=Parser)
+    _add_generate(_command(commands, "generate", "continue a prompt", GENERATE_EXAMPLES))
+    _add_chat(_command(commands, "chat", "talk with a model in the terminal", CHAT_EXAMPLES))
+    _add_bench(_command(commands, "bench", "measure this machine with a model", BENCH_EXAMPLES))
+    _add_doctor(_command(commands, "doctor", "what runs here, how fast, and why", DOCTOR_EXAMPLES))
+    return parser
+
+
+def _command(commands: argparse._SubParsersAction[Parser], name: str, summary: str, examples: str) -> Parser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        usage=f"pagoda {name} [options]" + (" [prompt]" if name == "generate" else ""),
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_generate(parser: Parser) -> None:
+    parser.add_argument("prompt", nargs="?", help="text to continue (default: standard input)")
+    parser.add_argument("--file", type=Path, metavar="FILE", help="read the prompt from a file")
+    parser.add_argument("--prompt-token-ids", type=int, nargs="+", metavar="ID", help="the prompt as token ids")
+    parser.add_argument("--n", type=int, default=1, metavar="N", help="samples of the one prompt (default: 1)")
+    parser.add_argument("--logprobs", type=int, metavar="K", help="with --json: log-probabilities and K alternatives")
+    parser.add_argument("--json", action="store_true", help="print the whole RequestOutput as JSON")
+    parser.add_argument("--stats", action="store_true", help="report times, cache hits and pages on standard error")
+    add_model_options(parser)
+    add_sampling_options(parser, max_tokens=128)
+    add_engine_options(parser)
+
+
+def _add_chat(parser: Parser) -> None:
+    parser.add_argument("--system", metavar="TEXT", help="what the model is told first")
+    parser.add_argument("--stats", action="store_true", help="after each answer: tokens cached and computed, times")
+    add_model_options(parser)
+    add_sampling_options(parser, max_tokens=512)
+    add_engine_options(parser)
+
+
+def _add_bench(parser: Parser) -> None:
+    parser.add_argument(
+        "--scenario",
+        action="append",
+        choices=("single", "batch", "shared-prefix", "cache"),
+        help="what to measure; may be repeated (default: all)",
+    )
+    parser.add_argument("--prompt-tokens", type=int, default=256, metavar="N", help="length of prompts (default: 256)")
+    parser.add_argument("--output-tokens", type=int, default=32, metavar="N", help="tokens generated (default: 32)")
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="requests at once (default: 8)")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="measurements of each (default: 3)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every measurement to a file")
+    parser.add_argument(
+        "--random-weights",
+        metavar="SHAPE",
+        help="random weights of a built-in shape (qwen2.5-0.5b, llama-3.2-1b) or of a config.json",
+    )
+    add_model_options(parser)
+    add_engine_options(parser)
+
+
+def _add_doctor(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def _log_level() -> int:
+    name = Environment.read().log_level.upper()
+    level = logging.getLevelNamesMapping().get(name)
+    if level is None:
+        raise ConfigError(f"PAGODA_LOG_LEVEL is {name!r}; choose DEBUG, INFO, WARNING or ERROR.")
+    return level
+
+
+if __name__ == "__main__":
+    sys.exit(main())

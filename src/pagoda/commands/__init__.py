@@ -1,0 +1,1 @@
+"""The commands of `pagoda`, one file each: `run(arguments)` does the work and returns the exit status."""

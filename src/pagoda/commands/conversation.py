@@ -1,0 +1,56 @@
+"""A conversation as token ids that only ever grow, so that each turn finds all earlier ones in the cache.
+
+Knows messages, a tokenizer and its chat template. What the model generated stays as the very tokens it generated: text that is
+decoded and tokenized again may come back as other tokens, and would miss the cache from there on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Message = dict[str, str]
+
+
+class Conversation:
+    """Messages so far, and the tokens of those that the model has seen.
+
+    Without a chat template the model continues plain text: each message is a line.
+    """
+
+    def __init__(self, tokenizer: Any, end_token_ids: frozenset[int] = frozenset(), system: str | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._end_token_ids = end_token_ids
+        self._messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        self._text = ""
+        self._tokens: list[int] = []
+
+    def ask(self, text: str) -> list[int]:
+        """The prompt for an answer to `text`; nothing is kept before `answered`."""
+        return self._tokenize(self._render(text))
+
+    def answered(self, question: str, answer: str, token_ids: Sequence[int], is_cut: bool = False) -> None:
+        """The model answered with `token_ids`, which read `answer`; `is_cut` if the text ends before the tokens do."""
+        rendered = self._render(question)
+        tokens = self._tokenize(rendered) + [token for token in token_ids if token not in self._end_token_ids]
+        self._messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        self._text, self._tokens = ("", []) if is_cut else (rendered + answer, tokens)
+
+    def _render(self, text: str) -> str:
+        """The whole conversation up to where the assistant answers `text`."""
+        messages = [*self._messages, {"role": "user", "content": text}]
+        if self._tokenizer.chat_template is None:
+            return "\n".join(message["content"] for message in messages)
+        rendered: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return rendered
+
+    def _tokenize(self, rendered: str) -> list[int]:
+        """Tokens of `rendered`: those seen before as they were, and the rest from the tokenizer.
+
+        A template that rewrites earlier turns (some drop old reasoning) makes it all new.
+        """
+        has_template = self._tokenizer.chat_template is not None
+        if self._tokens and rendered.startswith(self._text):
+            added = rendered[len(self._text) :]
+            return self._tokens + list(self._tokenizer(added, add_special_tokens=False).input_ids)
+        return list(self._tokenizer(rendered, add_special_tokens=not has_template).input_ids)

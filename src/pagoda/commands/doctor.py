@@ -1,0 +1,188 @@
+"""`pagoda doctor`: what runs on this machine, how fast it can be, and why.
+
+Each check looks at one thing and returns findings; none of them raises for what it finds. Broken things make the exit status 1;
+things that work but slowly are warnings.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pagoda import __version__, machine
+from pagoda.config import Environment
+from pagoda.errors import KernelUnavailableError, PagodaError
+from pagoda.kernels.base import Kernels
+from pagoda.registry import lookup, names
+from pagoda.units import format_nbytes
+
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+CHECK_TOKENS = 8
+CHECK_CACHE_NBYTES = 32 << 20
+
+
+class Status(StrEnum):
+    """How much a finding matters."""
+
+    OK = "ok"
+    SLOW = "slow"  # works, but better is possible
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    section: str
+    name: str
+    value: str
+    status: Status = Status.OK
+
+
+def run(arguments: Namespace) -> int:
+    findings = list(diagnose(Environment.read()))
+    if arguments.json:
+        sys.stdout.write(json.dumps(as_json(findings), indent=2) + "\n")
+    else:
+        _print(findings)
+    return int(any(finding.status is Status.BROKEN for finding in findings))
+
+
+def diagnose(environment: Environment) -> Iterator[Finding]:
+    """Every finding, the quick ones first."""
+    yield from _versions()
+    yield from _machine()
+    yield from _kernels(environment)
+    yield from _bandwidth()
+    yield from _embedded_model(environment)
+
+
+def as_json(findings: list[Finding]) -> dict[str, object]:
+    return {
+        "ok": all(finding.status is not Status.BROKEN for finding in findings),
+        "findings": [asdict(finding) for finding in findings],
+    }
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding("versions", "pagoda", __version__)
+    yield Finding("versions", "python", platform.python_version())
+    for package in PACKAGES:
+        try:
+            yield Finding("versions", package, version(package))
+        except PackageNotFoundError:
+            yield Finding("versions", package, "not installed", Status.BROKEN)
+
+
+def _machine() -> Iterator[Finding]:
+    yield Finding("machine", "processor", machine.cpu_name() or platform.machine())
+    yield Finding("machine", "instruction sets", " ".join(machine.cpu_features()) or "unknown")
+    yield Finding("machine", "cores", str(machine.num_cores()))
+    total, available = machine.memory_nbytes(), machine.available_memory_nbytes()
+    if total is not None and available is not None:
+        yield Finding("machine", "memory", f"{format_nbytes(total)}, {format_nbytes(available)} available")
+    setting = machine.huge_pages()
+    if setting == "never":
+        yield Finding("machine", "huge pages", "never: page pools use small pages; set madvise or always", Status.SLOW)
+    else:
+        yield Finding("machine", "huge pages", setting or "unknown")
+
+
+def _kernels(environment: Environment) -> Iterator[Finding]:
+    """Which kernels run and why; with none that can run, why not."""
+    if environment.kernels == "reference":
+        yield Finding("kernels", "in use", lookup("kernels", "reference")().name, Status.SLOW)
+        yield Finding("kernels", "why", "forced by PAGODA_KERNELS=reference")
+        return
+    if environment.kernels not in ("auto", *names("kernels")):
+        value = f"PAGODA_KERNELS is {environment.kernels!r}; choose auto or one of: {', '.join(names('kernels'))}"
+        yield Finding("kernels", "in use", value, Status.BROKEN)
+        return
+    try:
+        kernels: Kernels = lookup("kernels", "native")(isa=environment.kernel_isa)
+    except KernelUnavailableError as error:
+        yield from _without_native(environment, error)
+        return
+    yield Finding("kernels", "in use", kernels.name)
+    yield Finding("kernels", "why", _reason(environment))
+    yield Finding("kernels", "available", " ".join(_instruction_sets()))
+
+
+def _without_native(environment: Environment, error: KernelUnavailableError) -> Iterator[Finding]:
+    forced = environment.kernels == "native" or environment.kernel_isa is not None
+    name = "none" if forced else lookup("kernels", "reference")().name
+    yield Finding("kernels", "in use", name, Status.BROKEN if forced else Status.SLOW)
+    yield Finding("kernels", "why", str(error))
+    yield Finding("kernels", "compiler", shutil.which("g++") or shutil.which("c++") or "none found; install g++")
+
+
+def _reason(environment: Environment) -> str:
+    if environment.kernel_isa is not None:
+        return f"forced by PAGODA_KERNEL_ISA={environment.kernel_isa}"
+    return "the best instruction set that this processor and system offer"
+
+
+def _instruction_sets() -> tuple[str, ...]:
+    from pagoda.kernels.native import instruction_sets
+
+    return instruction_sets()
+
+
+def _bandwidth() -> Iterator[Finding]:
+    """The machine's limit for decoding: every token reads all weights and all keys and values once."""
+    from pagoda.kernels.native import read_bandwidth
+
+    try:
+        yield Finding("machine", "memory read", f"{read_bandwidth():.1f} GB/s with {_num_threads()} threads")
+    except KernelUnavailableError:
+        yield Finding("machine", "memory read", "not measured without native kernels")
+
+
+def _num_threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _embedded_model(environment: Environment) -> Iterator[Finding]:
+    """Load the embedded model and let it write a little: the whole path of a request in one check."""
+    from pagoda.llm import EMBEDDED_MODEL, LLM
+    from pagoda.sampling_params import SamplingParams
+
+    if not (EMBEDDED_MODEL / "config.json").is_file():
+        yield Finding("model", "embedded", "missing from this installation; reinstall pagoda-kv", Status.BROKEN)
+        return
+    nbytes = sum(file.stat().st_size for file in EMBEDDED_MODEL.glob("*.safetensors"))
+    yield Finding("model", "embedded", f"{format_nbytes(nbytes)} of weights")
+    try:
+        with LLM(environment=environment, kv_cache_memory_bytes=CHECK_CACHE_NBYTES) as llm:
+            params = SamplingParams(temperature=0, max_tokens=CHECK_TOKENS, ignore_eos=True)
+            num_tokens = len(llm.generate([[1, 2, 3]], params)[0].outputs[0].token_ids)
+            llm.check_integrity()
+            yield Finding("model", "format of pages", llm.engine.memory.geometries[0].format.name)
+        yield Finding("model", "check", f"wrote {num_tokens} tokens; the cache is consistent")
+    except PagodaError as error:
+        yield Finding("model", "check", str(error), Status.BROKEN)
+
+
+def _print(findings: list[Finding]) -> None:
+    colours = {Status.OK: "green", Status.SLOW: "yellow", Status.BROKEN: "red"}
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    section = ""
+    for finding in sorted(findings, key=lambda finding: [f.section for f in findings].index(finding.section)):
+        heading = finding.section if finding.section != section else ""
+        section = finding.section
+        status = f"[{colours[finding.status]}]{finding.status}[/]"
+        table.add_row(f"[bold]{heading}[/]", finding.name, escape(finding.value), status)
+    Console().print(table)

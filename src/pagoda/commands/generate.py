@@ -1,0 +1,91 @@
+"""`pagoda generate`: one prompt in, its continuation out, streamed as it is made.
+
+Text goes to standard output and nothing else does; reports and errors go to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pagoda.commands.options import load_llm, sampling_params
+from pagoda.commands.report import CacheWatch, RequestCost, table
+from pagoda.errors import ConfigError
+from pagoda.llm import LLM
+from pagoda.outputs import CompletionOutput, RequestOutput
+from pagoda.sampling_params import SamplingParams
+
+
+def run(arguments: Namespace) -> int:
+    params = sampling_params(arguments, n=arguments.n, logprobs=arguments.logprobs)
+    prompt = arguments.prompt_token_ids or _read_prompt(arguments.prompt, arguments.file)
+    with load_llm(arguments) as llm:
+        output, cache = _generate(llm, prompt, params, quiet=arguments.json)
+        if arguments.json:
+            sys.stdout.write(json.dumps(as_json(output), indent=2) + "\n")
+        if arguments.stats:
+            _print_stats(llm, output, cache)
+    return 0
+
+
+def as_json(output: RequestOutput) -> dict[str, Any]:
+    """A RequestOutput as plain data, with the durations that its metrics derive."""
+    plain = asdict(output)
+    plain["metrics"]["queue_seconds"] = output.metrics.queue_seconds
+    plain["metrics"]["ttft_seconds"] = output.metrics.ttft_seconds
+    return plain
+
+
+def _read_prompt(prompt: str | None, file: Path | None) -> str:
+    """The prompt from the command line, a file or standard input, without the newline that ends a file."""
+    if prompt is not None:
+        return prompt
+    if file is not None:
+        try:
+            return file.expanduser().read_text(encoding="utf-8").removesuffix("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file} cannot be read as text: {error}") from error
+    if sys.stdin.isatty():
+        raise ConfigError("There is no prompt; give it as an argument, with --file, or through a pipe.")
+    return sys.stdin.read().removesuffix("\n")
+
+
+def _generate(llm: LLM, prompt: str | list[int], params: SamplingParams, quiet: bool) -> tuple[RequestOutput, CacheWatch]:
+    """Run the request, writing text as it comes; several samples are written one after the other at the end."""
+    cache = CacheWatch(llm)
+    shows = not quiet and params.n == 1
+    for chunk in llm.stream(prompt, params):
+        if shows:
+            sys.stdout.write(chunk.text if llm.tokenizer else "".join(f"{token} " for token in chunk.token_ids))
+            sys.stdout.flush()
+        if chunk.output is not None:
+            break
+        cache.tick()
+    output = chunk.output
+    assert output is not None
+    if shows:
+        sys.stdout.write("\n")
+    elif not quiet:
+        for completion in output.outputs:
+            sys.stdout.write(f"--- sample {completion.index + 1}\n{_text(completion)}\n")
+    return output, cache
+
+
+def _text(completion: CompletionOutput) -> str:
+    return completion.text or " ".join(map(str, completion.token_ids))
+
+
+def _print_stats(llm: LLM, output: RequestOutput, cache: CacheWatch) -> None:
+    rows = [
+        *RequestCost.of(output).rows(),
+        ("finished", ", ".join(completion.finish_reason for completion in output.outputs)),
+        *cache.rows(),
+        ("kernels", llm.engine.kernels.name),
+    ]
+    Console(stderr=True).print(table(rows))

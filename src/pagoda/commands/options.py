@@ -1,0 +1,136 @@
+"""Command-line options that several commands share, and what the engine makes of them.
+
+Every option is a field of `EngineConfig` or `SamplingParams` under the same name, with the same default, so the Python API and the
+command line cannot drift apart. Imports no torch: `--help` must be quick.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pagoda.config import DTYPES, EngineConfig
+from pagoda.errors import ConfigError
+from pagoda.sampling_params import SamplingParams
+from pagoda.units import parse_nbytes
+
+if TYPE_CHECKING:
+    from pagoda.llm import LLM
+
+
+class Option(NamedTuple):
+    """One field of a configuration as an option; `more` goes to argparse."""
+
+    field: str
+    help: str
+    more: dict[str, Any]
+
+
+def size(text: str) -> int:
+    """`parse_nbytes` as argparse wants it, which drops the message of a ValueError."""
+    try:
+        return parse_nbytes(text)
+    except ConfigError as error:
+        raise ArgumentTypeError(str(error)) from error
+
+
+def _option(field: str, help: str, **more: Any) -> Option:
+    return Option(field, help, more)
+
+
+ENGINE_OPTIONS = (
+    _option("dtype", "precision of the weights; auto takes the checkpoint's", choices=DTYPES),
+    _option("kv_cache_dtype", "format of the pages; auto is the precision of the weights", metavar="FORMAT"),
+    _option("block_size", "tokens per page, a multiple of 16", type=int, metavar="TOKENS"),
+    _option("max_model_len", "longest sequence; by default what model and memory allow", type=int, metavar="TOKENS"),
+    _option(
+        "kv_cache_memory_bytes",
+        "memory for pages, such as 512MiB or 4G; by default 40%% of free memory, at most 4 GiB",
+        type=size,
+        metavar="SIZE",
+    ),
+    _option("max_num_seqs", "sequences that run at once", type=int, metavar="N"),
+    _option("max_num_batched_tokens", "tokens computed in one step; longer prompts go in chunks", type=int, metavar="N"),
+    _option("enable_prefix_caching", "share the pages of equal prefixes", action=BooleanOptionalAction),
+    _option("eviction_policy", "which idle pages go first when memory is short", metavar="NAME"),
+    _option("num_threads", "threads that compute; by default one per core", type=int, metavar="N"),
+)
+
+SAMPLING_OPTIONS = (
+    _option("max_tokens", "tokens to generate at most", type=int, metavar="N"),
+    _option("min_tokens", "tokens to generate at least", type=int, metavar="N"),
+    _option("temperature", "0 is greedy", type=float, metavar="T"),
+    _option("top_k", "choose among the K most likely tokens; 0 is all", type=int, metavar="K"),
+    _option("top_p", "choose among the likeliest tokens that make up P", type=float, metavar="P"),
+    _option("min_p", "drop tokens below P times the likeliest one", type=float, metavar="P"),
+    _option("repetition_penalty", "above 1 makes tokens seen before less likely", type=float, metavar="X"),
+    _option("presence_penalty", "subtracted once a token was generated", type=float, metavar="X"),
+    _option("frequency_penalty", "subtracted for each time a token was generated", type=float, metavar="X"),
+    _option("seed", "same seed, same text", type=int, metavar="N"),
+    _option("stop", "end before this text; may be repeated", action="append", metavar="TEXT"),
+    _option("stop_token_ids", "end after any of these tokens", type=int, nargs="+", metavar="ID"),
+    _option("ignore_eos", "go on after the end-of-sequence token", action="store_true"),
+)
+
+def add_model_options(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", type=Path, metavar="PATH", help="checkpoint directory (default: the embedded model)")
+    group.add_argument("--tokenizer", type=Path, metavar="PATH", help="tokenizer directory, if it is not the model's")
+    group.add_argument("--skip-tokenizer-init", action="store_true", help="token ids in, token ids out")
+
+
+def add_engine_options(parser: ArgumentParser) -> None:
+    _add(parser.add_argument_group("engine"), ENGINE_OPTIONS, _defaults(EngineConfig))
+
+
+def add_sampling_options(parser: ArgumentParser, max_tokens: int) -> None:
+    """`max_tokens` is the default: a terminal wants more than the 16 tokens that SamplingParams, like vLLM, stops at."""
+    defaults = _defaults(SamplingParams) | {"max_tokens": max_tokens}
+    _add(parser.add_argument_group("sampling"), SAMPLING_OPTIONS, defaults)
+
+
+def load_llm(arguments: Namespace) -> LLM:
+    """The model that the options ask for. The caller closes it."""
+    from pagoda.llm import LLM
+
+    return LLM(
+        arguments.model,
+        tokenizer=arguments.tokenizer,
+        skip_tokenizer_init=arguments.skip_tokenizer_init,
+        **engine_options(arguments),
+    )
+
+
+def engine_options(arguments: Namespace) -> dict[str, Any]:
+    return _given(arguments, ENGINE_OPTIONS)
+
+
+def sampling_params(arguments: Namespace, **more: Any) -> SamplingParams:
+    return SamplingParams(**_given(arguments, SAMPLING_OPTIONS), **more)
+
+
+def _given(arguments: Namespace, options: tuple[Option, ...]) -> dict[str, Any]:
+    """The fields that have a value; the others keep the default of their configuration."""
+    values = {option.field: getattr(arguments, option.field) for option in options}
+    return {field: value for field, value in values.items() if value is not None}
+
+
+def _add(group: Any, options: tuple[Option, ...], defaults: dict[str, Any]) -> None:
+    for option in options:
+        # An empty tuple stands for "none given", and argparse could not append to it.
+        default = defaults[option.field] if defaults[option.field] != () else None
+        flag = "--" + option.field.replace("_", "-")
+        help = option.help + _shown_default(default)
+        group.add_argument(flag, dest=option.field, default=default, help=help, **option.more)
+
+
+def _shown_default(default: Any) -> str:
+    if default is None or default is False:
+        return ""
+    return f" (default: {'on' if default is True else default})"
+
+
+def _defaults(config: type) -> dict[str, Any]:
+    return {field.name: field.default for field in fields(config)}

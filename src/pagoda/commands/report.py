@@ -1,0 +1,98 @@
+"""What one request cost: measured numbers from its output, and what the cache held while it ran.
+
+Knows outputs and cache statistics; prints nothing by itself. `generate --stats`, `chat --stats` and the demo show these rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from pagoda.cache.cache import CacheStats
+from pagoda.llm import LLM
+from pagoda.outputs import RequestOutput
+from pagoda.units import format_nbytes, format_rate, format_seconds
+
+Rows = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class RequestCost:
+    """The numbers of one finished request."""
+
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_computed_tokens: int
+    num_output_tokens: int
+    ttft_seconds: float | None
+    decode_tokens_per_second: float | None
+
+    @classmethod
+    def of(cls, output: RequestOutput) -> RequestCost:
+        metrics = output.metrics
+        return cls(
+            num_prompt_tokens=len(output.prompt_token_ids),
+            num_cached_tokens=output.num_cached_tokens,
+            num_computed_tokens=metrics.num_computed_tokens,
+            num_output_tokens=sum(len(completion.token_ids) for completion in output.outputs),
+            ttft_seconds=metrics.ttft_seconds,
+            decode_tokens_per_second=_decode_rate(output),
+        )
+
+    def rows(self) -> Rows:
+        return [
+            ("prompt tokens", f"{self.num_prompt_tokens:,}"),
+            ("  served from cache", f"{self.num_cached_tokens:,}"),
+            ("  computed", f"{self.num_prompt_tokens - self.num_cached_tokens:,}"),
+            ("time to first token", format_seconds(self.ttft_seconds)),
+            ("output tokens", f"{self.num_output_tokens:,}"),
+            ("decode", format_rate(self.decode_tokens_per_second, "tokens")),
+        ]
+
+
+class CacheWatch:
+    """The cache's statistics as last seen while a request held pages."""
+
+    def __init__(self, llm: LLM, every: int = 16) -> None:
+        self._llm = llm
+        self._every = every
+        self._num_chunks = 0
+        self.stats: CacheStats | None = None
+
+    def tick(self) -> None:
+        """Call once per chunk; looks at the cache now and then, so as not to slow down what it watches."""
+        if self._num_chunks % self._every == 0:
+            stats = self._llm.cache_stats()
+            self.stats = stats if stats.token_slots_allocated else self.stats
+        self._num_chunks += 1
+
+    def rows(self) -> Rows:
+        memory = self._llm.engine.memory
+        per_token = f"{format_nbytes(memory.nbytes_per_token)} ({memory.geometries[0].format.name})"
+        if self.stats is None:
+            return [("KV cache per token", per_token)]
+        pages = self.stats.groups[0]
+        used = sum(group.open + group.in_use for group in self.stats.groups)
+        total = sum(group.total for group in self.stats.groups)
+        return [
+            ("KV cache per token", per_token),
+            ("pages used", f"{used:,} of {total:,}, {pages.idle:,} more kept for later hits"),
+            ("memory utilisation", f"{self.stats.utilization:.1%} of the slots in used pages hold a token"),
+        ]
+
+
+def table(rows: Rows, title: str | None = None) -> Table:
+    """Two columns, no frame: reads well in a terminal and in a file."""
+    grid = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2, 0, 0))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column()
+    for row in rows:
+        grid.add_row(*row)
+    return grid
+
+
+def _decode_rate(output: RequestOutput) -> float | None:
+    """Tokens per second of the first sample, after its first token; None if there was only one."""
+    gaps = output.metrics.inter_token_seconds
+    return len(gaps) / sum(gaps) if gaps and sum(gaps) > 0 else None

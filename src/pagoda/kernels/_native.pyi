@@ -1,0 +1,69 @@
+"""The compiled module (csrc/binding.cpp): addresses and shapes in, results in memory that the caller owns."""
+
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+class Number(Enum):
+    FP32 = ...
+    FP16 = ...
+    BF16 = ...
+
+class Reach(Enum):
+    FULL = ...
+    SLIDING = ...
+    CHUNKED = ...
+
+class Rows:
+    def __init__(self, data: int, row_stride: int, head_stride: int, number: Number) -> None: ...
+
+class Plane:
+    def __init__(self, offset_nbytes: int, width: int) -> None: ...
+
+class Pages:
+    def __init__(
+        self,
+        data: int,
+        num_pages: int,
+        page_nbytes: int,
+        page_tokens: int,
+        num_kv_heads: int,
+        number: Number,
+        key: Plane,
+        value: Plane,
+    ) -> None: ...
+
+class Tables:
+    def __init__(
+        self,
+        page_indices: int,
+        page_starts: int,
+        query_starts: int,
+        context_lengths: int,
+        num_sequences: int,
+        num_page_indices: int,
+    ) -> None: ...
+
+class Rule:
+    def __init__(self, scale: float, has_soft_cap: bool, soft_cap: float, reach: Reach, span: int) -> None: ...
+
+class Kernels:
+    def __init__(self, instruction_set: str) -> None: ...
+    def attend(
+        self,
+        query: Rows,
+        out: Rows,
+        pages: Pages,
+        tables: Tables,
+        rule: Rule,
+        sinks: int,
+        num_rows: int,
+        num_heads: int,
+        num_threads: int,
+    ) -> None: ...
+    def store(self, key: Rows, value: Rows, pages: Pages, tables: Tables, num_rows: int, num_threads: int) -> None: ...
+
+def instruction_sets() -> list[str]: ...
+def allocate(nbytes: int) -> NDArray[np.uint8]: ...
+def read_bandwidth(nbytes: int, num_threads: int, repeats: int) -> float: ...

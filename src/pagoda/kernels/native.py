@@ -1,0 +1,180 @@
+"""The C++ kernels for CPUs: checks what it is given, allocates results, calls the compiled module.
+
+Knows torch tensors and the plain formats. Does not know how attention is computed: `csrc/` does, once per instruction
+set. Page tables are checked there, where they are read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch  # before the compiled module: both must share torch's OpenMP threads
+
+from pagoda.errors import ConfigError, KernelUnavailableError
+from pagoda.formats.base import Format
+from pagoda.formats.plain import PlainFormat
+from pagoda.kernels.base import AttentionRule, GroupView, Kernels, LayerPages
+from pagoda.layouts.spec import Reach
+
+if TYPE_CHECKING:
+    from pagoda.kernels import _native
+
+
+def _compiled() -> Any:
+    """The compiled module, or an error that says why there is none."""
+    try:
+        from pagoda.kernels import _native
+    except ImportError as error:
+        raise KernelUnavailableError(
+            f"The native kernels are not part of this installation ({error}). Reinstall pagoda-kv with a C++ compiler at "
+            "hand, or select kernels='reference'."
+        ) from error
+    return _native
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """What this build can use on this machine, best first."""
+    return tuple(_compiled().instruction_sets())
+
+
+def read_bandwidth(nbytes: int = 1 << 28, num_threads: int | None = None, repeats: int = 5) -> float:
+    """The rate at which threads together read memory, in GB/s: the limit of decode attention."""
+    rate: float = _compiled().read_bandwidth(nbytes, num_threads or torch.get_num_threads(), repeats)
+    return rate
+
+
+def allocate(nbytes: int) -> torch.Tensor:
+    """Zeros, uint8 [nbytes], in huge pages where the system grants them; takes no memory before it is touched."""
+    return torch.from_numpy(_compiled().allocate(nbytes))
+
+
+class NativeKernels(Kernels):
+    """CPU tensors, plain formats. `isa` forces an instruction set; None takes the best of this machine."""
+
+    def __init__(self, isa: str | None = None) -> None:
+        self._native = _compiled()
+        available = instruction_sets()
+        if isa is not None and isa not in available:
+            raise KernelUnavailableError(
+                f"There are no native kernels for instruction set {isa!r} here; choose one of: {', '.join(available)}."
+            )
+        self.isa = isa or available[0]
+        self._kernels: _native.Kernels = self._native.Kernels(self.isa)
+        self._numbers = {
+            torch.float32: self._native.Number.FP32,
+            torch.float16: self._native.Number.FP16,
+            torch.bfloat16: self._native.Number.BF16,
+        }
+        self._reaches = {
+            Reach.FULL: self._native.Reach.FULL,
+            Reach.SLIDING: self._native.Reach.SLIDING,
+            Reach.CHUNKED: self._native.Reach.CHUNKED,
+        }
+
+    @property
+    def name(self) -> str:
+        return f"native ({self.isa}, {torch.get_num_threads()} threads)"
+
+    @staticmethod
+    def supports(format: Format) -> bool:
+        """Whether pages in `format` can be read and written."""
+        return isinstance(format, PlainFormat)
+
+    def store(self, key: torch.Tensor, value: torch.Tensor, layer: LayerPages, view: GroupView) -> None:
+        heads = layer.key.plane.num_heads
+        if key.shape[0] != value.shape[0]:
+            raise ConfigError(f"There are {key.shape[0]} key rows but {value.shape[0]} value rows.")
+        self._kernels.store(
+            self._rows("key", key, heads, layer.key.plane.width),
+            self._rows("value", value, heads, layer.value.plane.width),
+            self._pages(layer),
+            self._tables(view),
+            key.shape[0],
+            torch.get_num_threads(),
+        )
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        layer: LayerPages,
+        view: GroupView,
+        rule: AttentionRule,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        num_rows, num_heads, _ = query.shape
+        if num_heads % layer.key.plane.num_heads:
+            raise ConfigError(f"{num_heads} query heads cannot share {layer.key.plane.num_heads} KV heads evenly.")
+        out = query.new_empty(num_rows, num_heads, layer.value.plane.width)
+        logits = None if sinks is None else _checked_sinks(sinks, num_heads)
+        self._kernels.attend(
+            self._rows("query", query, num_heads, layer.key.plane.width),
+            self._rows("out", out, num_heads, layer.value.plane.width),
+            self._pages(layer),
+            self._tables(view),
+            self._rule(rule),
+            0 if logits is None else logits.data_ptr(),
+            num_rows,
+            num_heads,
+            torch.get_num_threads(),
+        )
+        return out
+
+    def _rows(self, name: str, rows: torch.Tensor, num_heads: int, width: int) -> _native.Rows:
+        number = self._numbers.get(rows.dtype)
+        if rows.dim() != 3 or rows.shape[1:] != (num_heads, width):
+            raise ConfigError(f"{name} is {list(rows.shape)}; it must be [rows, {num_heads}, {width}].")
+        if number is None or rows.device.type != "cpu" or (rows.stride(2) != 1 and width > 1):
+            raise ConfigError(
+                f"{name} is {rows.dtype} on {rows.device} with strides {rows.stride()}; native kernels take fp32, fp16 or "
+                "bf16 on the CPU, with neighbouring channels side by side."
+            )
+        return self._native.Rows(rows.data_ptr(), rows.stride(0), rows.stride(1), number)
+
+    def _pages(self, layer: LayerPages) -> _native.Pages:
+        pages, format = layer.pages, layer.geometry.format
+        if not isinstance(format, PlainFormat):
+            raise ConfigError(f"The native kernels do not read {format.name} pages; they read fp32, fp16 and bf16.")
+        if pages.dtype is not torch.uint8 or pages.device.type != "cpu" or pages.data_ptr() % 4:
+            raise ConfigError(
+                f"Pages are {pages.dtype} on {pages.device}; native kernels take aligned uint8 on the CPU."
+            )
+        if pages.shape[1] < layer.geometry.page_nbytes or pages.stride(1) != 1 or pages.stride(0) % 4:
+            raise ConfigError(
+                f"Pages are {list(pages.shape)} with strides {pages.stride()}; they must be contiguous runs of "
+                f"{layer.geometry.page_nbytes} bytes."
+            )
+        key, value = layer.key, layer.value
+        if key.plane.width * format.itemsize % 4:
+            raise ConfigError(f"Keys of {format.name} pages need an even width, not {key.plane.width}.")
+        return self._native.Pages(
+            pages.data_ptr(),
+            pages.shape[0],
+            pages.stride(0),
+            layer.geometry.page_tokens,
+            key.plane.num_heads,
+            self._numbers[format.dtype()],
+            self._native.Plane(key.offset, key.plane.width),
+            self._native.Plane(value.offset, value.plane.width),
+        )
+
+    def _tables(self, view: GroupView) -> _native.Tables:
+        tensors = (view.page_indices, view.page_starts, view.query_starts, view.context_lengths)
+        for tensor in tensors:
+            if tensor.dtype is not torch.int32 or tensor.device.type != "cpu" or not tensor.is_contiguous():
+                raise ConfigError(f"Page tables are {tensor.dtype} on {tensor.device}; they must be int32 on the CPU.")
+        num_sequences = len(view.context_lengths)
+        if len(view.page_starts) != num_sequences + 1 or len(view.query_starts) != num_sequences + 1:
+            raise ConfigError(f"Page tables of {num_sequences} sequences need {num_sequences + 1} starts.")
+        return self._native.Tables(*(tensor.data_ptr() for tensor in tensors), num_sequences, len(view.page_indices))
+
+    def _rule(self, rule: AttentionRule) -> _native.Rule:
+        reach = Reach.FULL if rule.span is None else rule.reach
+        return self._native.Rule(
+            rule.scale, rule.soft_cap is not None, rule.soft_cap or 0.0, self._reaches[reach], rule.span or 0
+        )
+
+
+def _checked_sinks(sinks: torch.Tensor, num_heads: int) -> torch.Tensor:
+    if sinks.shape != (num_heads,):
+        raise ConfigError(f"sinks is {list(sinks.shape)}; it must be [{num_heads}].")
+    return sinks.float().contiguous()

@@ -1,0 +1,141 @@
+"""The cache a checkpoint needs, read from the dictionary in its config.json: no model, no tensors, no other library.
+
+Knows the names families use for their heads, widths, windows and shared caches. Does not know what a model really does;
+`models/discovery.py` does, and a test holds the two equal. What the dictionary cannot tell is refused, never guessed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pagoda.errors import UnsupportedModelError
+from pagoda.layouts.attention import AttentionLayout
+from pagoda.layouts.spec import CacheSpec, Reach, group_layers
+
+LAYER_KINDS = {
+    "full_attention": Reach.FULL,
+    "sliding_attention": Reach.SLIDING,
+    "chunked_attention": Reach.CHUNKED,
+}
+# Every n-th layer attends to all tokens and the others to a window, in families that may leave the pattern unsaid.
+FULL_LAYER_EVERY = {"gemma2": 2, "gemma3_text": 6, "gpt_oss": 2, "cohere2": 4, "vaultgemma": 2, "llama4_text": 4}
+# A window in the configuration of these families applies to all layers.
+WINDOW_EVERYWHERE = {"mistral", "mixtral", "phi3", "phimoe", "starcoder2", "moshi"}
+# Sizes that published checkpoints of a family leave to its defaults.
+UNSAID = {
+    "gemma": {"head_dim": 256},
+    "gemma2": {"head_dim": 256},
+    "gemma3_text": {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256},
+}
+UNKNOWABLE = {
+    "diffllama": "it attends twice in every layer",
+    "longcat_flash": "it attends twice in every layer",
+    "jetmoe": "it repeats its KV heads for every expert",
+    "mimo_v2_flash": "its layers with a window have a number of KV heads that is not stated",
+    "hrm_text": "it runs through its layers several times",
+}
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What the configuration says of one layer."""
+
+    kind: str
+    span: int | None
+    layout: AttentionLayout
+
+
+def spec_from_config(config: Mapping[str, Any]) -> CacheSpec:
+    """The layer groups of the model that `config` (the contents of config.json) describes."""
+    text = _text_config(config)
+    _refuse_unknowable(text)
+    kinds = _layer_kinds(text)
+    layers = [_layer(text, kind, index) for index, kind in enumerate(kinds)]
+    return group_layers(
+        [(_reach(text, layer.kind), layer.span, layer.layout) for layer in layers], _sources(text, kinds)
+    )
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part about the decoder, where a configuration has several, with what the family leaves unsaid."""
+    text = config.get("text_config") or config
+    return UNSAID.get(text.get("model_type", ""), {}) | dict(text)
+
+
+def _refuse_unknowable(text: Mapping[str, Any]) -> None:
+    family = text.get("model_type", "")
+    reason = UNKNOWABLE.get(family)
+    if text.get("kv_lora_rank"):
+        reason = "it keeps latents instead of keys and values (MLA)"
+    if text.get("is_encoder_decoder"):
+        reason = "it is an encoder-decoder model"
+    if reason:
+        raise UnsupportedModelError(f"The cache of {family} cannot be read from its config.json: {reason}.")
+
+
+def _layer_kinds(text: Mapping[str, Any]) -> list[str]:
+    """The kind of every layer, in order."""
+    count = _first(text, "num_hidden_layers", "n_layer", "num_layers")
+    if text.get("layer_types"):
+        return list(text["layer_types"])
+    if text.get("no_rope_layers"):  # 1 where the layer has rotary embedding, and then it attends in chunks
+        return ["chunked_attention" if rotary else "full_attention" for rotary in text["no_rope_layers"]]
+    return ["sliding_attention" if _slides(text, index) else "full_attention" for index in range(count)]
+
+
+def _slides(text: Mapping[str, Any], index: int) -> bool:
+    """Whether layer `index` has a window, in configurations older than `layer_types`."""
+    family = text.get("model_type", "")
+    if not text.get("sliding_window") or not text.get("use_sliding_window", True):
+        return False
+    if "max_window_layers" in text:
+        return bool(index >= text["max_window_layers"])
+    every = text.get("sliding_window_pattern") or FULL_LAYER_EVERY.get(family)
+    if every:
+        return bool((index + 1) % every)
+    if family in WINDOW_EVERYWHERE:
+        return True
+    raise UnsupportedModelError(
+        f"{family} has a sliding window, but its config.json does not say which layers use it (layer_types)."
+    )
+
+
+def _reach(text: Mapping[str, Any], kind: str) -> Reach:
+    if kind not in LAYER_KINDS:
+        raise UnsupportedModelError(
+            f"{text.get('model_type')} has layers of kind {kind}, which keep something other than keys and values of "
+            "every token."
+        )
+    return LAYER_KINDS[kind]
+
+
+def _layer(text: Mapping[str, Any], kind: str, index: int) -> _Layer:
+    own = {int(key): entry for key, entry in (text.get("per_layer_config") or {}).items()}.get(index, {})
+    sizes = dict(text) | own
+    span = {
+        "sliding_attention": sizes.get("sliding_window"),
+        "chunked_attention": sizes.get("attention_chunk_size"),
+    }.get(kind)
+    return _Layer(kind, span, _layout(sizes))
+
+
+def _layout(sizes: Mapping[str, Any]) -> AttentionLayout:
+    heads = _first(sizes, "num_attention_heads", "n_head", "num_heads")
+    kv_heads = 1 if sizes.get("multi_query") else sizes.get("num_key_value_heads") or heads
+    width = sizes.get("head_dim") or sizes.get("kv_channels") or _first(sizes, "hidden_size", "n_embd") // heads
+    return AttentionLayout(kv_heads, width, sizes.get("v_head_dim") or width)
+
+
+def _sources(text: Mapping[str, Any], kinds: list[str]) -> list[int | None]:
+    """For each layer the one whose cache it reads: the last of its kind before the layers that share."""
+    first_shared = len(kinds) - (text.get("num_kv_shared_layers") or 0)
+    last_of_kind = {kind: index for index, kind in enumerate(kinds[:first_shared])}
+    return [None if index < first_shared else last_of_kind[kind] for index, kind in enumerate(kinds)]
+
+
+def _first(sizes: Mapping[str, Any], *names: str) -> int:
+    """The size under the first of `names` that the configuration has."""
+    for name in names:
+        if sizes.get(name):
+            return int(sizes[name])
+    raise UnsupportedModelError(f"config.json of {sizes.get('model_type')} has none of: {', '.join(names)}.")

@@ -1,0 +1,351 @@
+"""The scheduler over a real cache whose pages hold nothing: budgets, order, sharing, preemption, liveness."""
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pagoda.cache.cache import Cache, NoBytes
+from pagoda.cache.eviction.lru import LRU
+from pagoda.cache.group import PageGroup
+from pagoda.engine.request import Phase, Request, RequestMetrics, Sequence
+from pagoda.engine.scheduler import Plan, Scheduler
+from pagoda.sampling_params import SamplingParams
+
+PAGE_TOKENS = 4
+
+
+@dataclass
+class Loop:
+    """The engine without a model: each completed sequence gets one more token, until `max_tokens`."""
+
+    num_pages: int = 64
+    page_tokens: int = PAGE_TOKENS
+    max_num_seqs: int = 8
+    budget: int = 32
+    share: bool = True
+    requests: list[Request] = field(default_factory=list)
+    num_steps: int = 0
+
+    def __post_init__(self) -> None:
+        group = PageGroup(self.num_pages, self.page_tokens, LRU(), lambda num_tokens: num_tokens, self.share)
+        self.cache = Cache([group], [NoBytes()])
+        self.scheduler = Scheduler(self.cache, self.max_num_seqs, self.budget)
+
+    def add(self, prompt, max_tokens=1, n=1) -> Request:
+        number = len(self.requests)
+        params = SamplingParams(max_tokens=max_tokens, n=n)
+        request = Request(str(number), list(prompt), params, RequestMetrics(arrival=0.0))
+        self.requests.append(request)
+        self.scheduler.add(self.new_sequence(request, 0))
+        return request
+
+    def new_sequence(self, request: Request, index: int) -> Sequence:
+        sequence = Sequence(request, index, list(request.prompt), random.Random(index))
+        request.sequences.append(sequence)
+        return sequence
+
+    def step(self) -> Plan:
+        """One step of the engine, checking what holds for every plan."""
+        self.num_steps += 1
+        plan = self.scheduler.schedule()
+        assert sum(plan.values()) <= self.budget
+        assert all(num_tokens > 0 for num_tokens in plan.values())
+        assert set(plan) <= set(self.scheduler.running)
+        for sequence, num_tokens in plan.items():
+            sequence.request.metrics.num_computed_tokens += num_tokens
+            self.cache.commit(sequence.cached, sequence.tokens, sequence.cached.num_tokens + num_tokens)
+        for sequence in [sequence for sequence in plan if sequence.num_uncomputed == 0]:
+            self.complete(sequence)
+        assert len(self.scheduler.running) <= self.max_num_seqs
+        self.cache.check_integrity()
+        return plan
+
+    def complete(self, sequence: Sequence) -> None:
+        request = sequence.request
+        twins = [self.new_sequence(request, i) for i in range(len(request.sequences), request.params.n)]
+        self.scheduler.fork(sequence, twins)
+        for sample in (sequence, *twins):
+            sample.tokens.append(1000 + sample.index)
+            if sample.num_output_tokens == request.params.max_tokens:
+                self.scheduler.remove(sample)
+
+    def run(self, max_steps: int = 10_000) -> None:
+        """Step until nothing is left; every step must advance something."""
+        while self.scheduler.has_work:
+            assert self.num_steps < max_steps
+            assert self.step(), "nothing could advance"
+
+    @property
+    def num_computed(self) -> int:
+        return sum(request.metrics.num_computed_tokens for request in self.requests)
+
+
+def planned(plan: Plan) -> dict[str, int]:
+    """Tokens per request id."""
+    return {sequence.request.request_id: num_tokens for sequence, num_tokens in plan.items()}
+
+
+class TestBudget:
+    def test_a_long_prompt_is_computed_in_chunks(self):
+        loop = Loop(budget=10)
+        loop.add(range(25))
+        assert [planned(loop.step()) for _ in range(3)] == [{"0": 10}, {"0": 10}, {"0": 5}]
+
+    def test_prompts_share_a_step(self):
+        loop = Loop(budget=32)
+        loop.add(range(10))
+        loop.add(range(100, 120))
+        loop.add(range(200, 220))
+        assert planned(loop.step()) == {"0": 10, "1": 20, "2": 2}
+
+    def test_a_long_prefill_does_not_hold_up_those_who_decode(self):
+        loop = Loop(budget=8)
+        loop.add([1], max_tokens=8)
+        loop.step()
+        loop.add(range(40))
+        plans = [planned(loop.step()) for _ in range(5)]
+        assert plans == [{"0": 1, "1": 7}] * 5
+
+    def test_a_prefill_that_came_first_does_not_hold_up_decodes_either(self):
+        loop = Loop(budget=8)
+        loop.add(range(40))
+        loop.step()
+        decoding = loop.add([1], max_tokens=8)
+        while not decoding.metrics.num_computed_tokens:
+            loop.step()
+        assert planned(loop.step())["1"] == 1
+
+    def test_seats_limit_how_many_run(self):
+        loop = Loop(max_num_seqs=2)
+        for token in range(3):
+            loop.add([token], max_tokens=4)
+        assert planned(loop.step()) == {"0": 1, "1": 1}
+
+
+class TestOrder:
+    def test_first_come_first_served(self):
+        loop = Loop(max_num_seqs=1)
+        requests = [loop.add([token], max_tokens=2) for token in range(4)]
+        finished = []
+        while loop.scheduler.has_work:
+            loop.step()
+            finished += [r for r in requests if r.is_finished and r not in finished]
+        assert finished == requests
+
+    def test_a_request_that_does_not_fit_is_not_overtaken_by_a_smaller_one(self):
+        loop = Loop(num_pages=4)
+        loop.add(range(4), max_tokens=8)
+        loop.step()
+        loop.add(range(100, 114))
+        loop.add([9])
+        assert planned(loop.step()) == {"0": 1}
+
+
+class TestSharing:
+    def test_requests_with_a_common_prefix_compute_it_once(self):
+        prefix, rest = list(range(2048)), 8
+        loop = Loop(num_pages=200, page_tokens=32, max_num_seqs=16, budget=512)
+        for number in range(16):
+            loop.add([*prefix, *(10_000 * (number + 1) + i for i in range(rest))])
+        loop.run()
+        assert loop.num_computed == len(prefix) + 16 * rest
+
+    def test_a_fully_cached_prompt_computes_one_token(self):
+        loop = Loop()
+        loop.add(range(30))
+        loop.run()
+        again = loop.add(range(30))
+        assert planned(loop.step()) == {"1": 1}
+        assert again.num_cached_tokens == 29
+
+    def test_requests_that_share_nothing_do_not_wait_for_each_other(self):
+        loop = Loop(budget=16)
+        loop.add(range(8))
+        loop.add(range(100, 108))
+        assert planned(loop.step()) == {"0": 8, "1": 8}
+
+    def test_one_that_waits_for_a_page_lets_others_pass_and_keeps_its_place(self):
+        loop = Loop(budget=12, max_num_seqs=3)
+        loop.add(range(16))
+        loop.add(range(20))
+        loop.add([100, 101])
+        loop.add([200, 201])
+        assert planned(loop.step()) == {"0": 12}
+        # "1" waits for the page that "0" writes; "2" and "3" pass it and "1" comes next.
+        assert planned(loop.step()) == {"0": 4, "2": 2, "3": 2}
+        assert planned(loop.step()) == {"1": 4}
+
+    def test_one_that_waits_for_a_cancelled_writer_starts_by_itself(self):
+        loop = Loop(budget=12)
+        writer = loop.add(range(16))
+        loop.add(range(16))
+        loop.step()
+        loop.scheduler.remove(writer.sequences[0])
+        assert planned(loop.step()) == {"1": 4}
+
+    def test_with_sharing_off_every_prompt_is_computed(self):
+        loop = Loop(share=False)
+        for _ in range(3):
+            loop.add(range(20))
+        loop.run()
+        assert loop.num_computed == 3 * 20
+
+
+class TestSamples:
+    def test_samples_compute_the_prompt_once(self):
+        loop = Loop(max_num_seqs=4)
+        loop.add(range(10), max_tokens=3, n=4)
+        loop.run()
+        assert loop.num_computed == 10 + 4 * 2
+
+    def test_samples_still_to_come_keep_their_seats(self):
+        loop = Loop(max_num_seqs=4, budget=8)
+        loop.add(range(10), max_tokens=3, n=4)
+        loop.add([100], max_tokens=3)
+        assert planned(loop.step()) == {"0": 8}
+        loop.step()
+        assert [s.request.request_id for s in loop.scheduler.running] == ["0"] * 4
+
+    def test_a_request_waits_until_all_its_samples_have_seats(self):
+        loop = Loop(max_num_seqs=4)
+        loop.add([1], max_tokens=2)
+        loop.step()
+        loop.add([2], max_tokens=2, n=4)
+        assert planned(loop.step()) == {"0": 1}
+        assert planned(loop.step()) == {"1": 1}
+
+
+class TestPreemption:
+    @pytest.fixture
+    def crowded(self):
+        """Two sequences of one page each that will need two, over three pages."""
+        loop = Loop(num_pages=3)
+        loop.add([1, 2], max_tokens=5)
+        loop.add([3, 4], max_tokens=5)
+        return loop
+
+    def test_the_youngest_gives_way(self, crowded):
+        for _ in range(4):
+            plan = crowded.step()
+        assert planned(plan) == {"0": 1}
+        assert [sequence.request.request_id for sequence in crowded.scheduler.waiting] == ["1"]
+        assert crowded.requests[1].metrics.num_preemptions == 1
+
+    def test_all_finish_with_all_their_tokens(self, crowded):
+        crowded.run()
+        assert [request.sequences[0].num_output_tokens for request in crowded.requests] == [5, 5]
+
+    def test_most_of_a_preempted_sequence_comes_back_from_the_cache(self):
+        loop = Loop(num_pages=9, budget=64)
+        loop.add(range(14), max_tokens=7)
+        loop.add(range(100, 114), max_tokens=7)
+        loop.run()
+        preempted = loop.requests[1].metrics
+        assert preempted.num_preemptions > 0
+        without_preemption = 14 + 6
+        assert preempted.num_computed_tokens <= without_preemption + preempted.num_preemptions * (PAGE_TOKENS + 1)
+
+    def test_a_preempted_sequence_comes_before_new_ones(self, crowded):
+        for _ in range(4):
+            crowded.step()
+        crowded.add([9])
+        assert [sequence.request.request_id for sequence in crowded.scheduler.waiting] == ["1", "2"]
+
+
+class TestRemove:
+    def test_a_running_sequence_can_be_removed_between_chunks(self):
+        loop = Loop(budget=8)
+        sequence = loop.add(range(30)).sequences[0]
+        loop.step()
+        loop.scheduler.remove(sequence)
+        assert sequence.phase is Phase.FINISHED
+        assert not loop.scheduler.has_work
+        loop.cache.check_integrity()
+
+    def test_a_waiting_sequence_can_be_removed(self):
+        loop = Loop(max_num_seqs=1)
+        loop.add([1], max_tokens=9)
+        waiting = loop.add([2]).sequences[0]
+        loop.step()
+        loop.scheduler.remove(waiting)
+        assert planned(loop.step()) == {"0": 1}
+
+    def test_what_was_computed_before_is_hittable(self):
+        loop = Loop(budget=8)
+        loop.scheduler.remove(loop.add(range(30)).sequences[0])
+        first = loop.add(range(30)).sequences[0]
+        loop.step()
+        loop.scheduler.remove(first)
+        loop.add(range(30))
+        assert list(loop.step()) and loop.requests[-1].num_cached_tokens == 8
+
+    def test_pages_in_doubt_are_not(self):
+        loop = Loop(budget=8)
+        first = loop.add(range(30)).sequences[0]
+        loop.step()
+        loop.scheduler.remove(first, keep_pages=False)
+        loop.add(range(30))
+        loop.step()
+        assert loop.requests[-1].num_cached_tokens == 0
+
+
+class TestLiveness:
+    @pytest.mark.parametrize("num_tokens", [8, 7, 6, 5, 4])
+    @pytest.mark.parametrize("sharing", [True, False])
+    def test_a_request_as_large_as_the_pool_is_served_again_and_again(self, num_tokens, sharing):
+        """With a last page that is full, partial or empty."""
+        loop = Loop(num_pages=2, share=sharing)
+        for _ in range(3):
+            loop.add(range(num_tokens), max_tokens=9 - num_tokens)
+            loop.run(max_steps=50)
+
+    def test_two_requests_as_large_as_the_pool_take_turns(self):
+        loop = Loop(num_pages=4)
+        loop.add(range(3), max_tokens=13)
+        loop.add(range(100, 103), max_tokens=13)
+        loop.run(max_steps=100)
+
+    def test_samples_of_which_only_one_fits_take_turns(self):
+        loop = Loop(num_pages=4)
+        loop.add(range(6), max_tokens=10, n=4)
+        loop.run(max_steps=400)
+        assert all(sequence.num_output_tokens == 10 for sequence in loop.requests[0].sequences)
+
+
+@settings(max_examples=60)
+@given(
+    arrivals=st.lists(
+        st.tuples(
+            st.integers(0, 5),  # steps before it arrives
+            st.integers(0, 3),  # which of four prefixes
+            st.integers(1, 24),  # tokens of the prompt
+            st.integers(1, 12),  # tokens to generate
+            st.integers(1, 3),  # samples
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    num_pages=st.integers(9, 40),
+    budget=st.integers(3, 40),
+    sharing=st.booleans(),
+)
+def test_every_request_finishes_whatever_arrives(arrivals, num_pages, budget, sharing):
+    """The pool always holds the largest request alone: (24 + 12) / 4 pages."""
+    loop = Loop(num_pages=num_pages, max_num_seqs=3, budget=budget, share=sharing)
+    work = 0
+    for delay, prefix, num_tokens, max_tokens, n in arrivals:
+        for _ in range(delay):
+            loop.step()
+        loop.add(range(100 * prefix, 100 * prefix + num_tokens), max_tokens, n)
+        work += num_tokens + n * max_tokens
+    # One token a step would do it all; half as much again is for what preemption computes twice.
+    loop.run(max_steps=loop.num_steps + work + work // 2)
+    for request in loop.requests:
+        assert [sequence.num_output_tokens for sequence in request.sequences] == [
+            request.params.max_tokens
+        ] * request.params.n
+    loop.cache.reset()
+    assert loop.cache.stats().groups[0].free == num_pages

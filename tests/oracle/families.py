@@ -1,0 +1,121 @@
+"""Which decoder families of transformers run through pages, and why the others do not.
+
+Names are model types of `MODEL_FOR_CAUSAL_LM_MAPPING`; every one of them is in exactly one of the tables below.
+`build_tiny` makes the tiny random model that all oracle tests compare against: fp32, eager attention, fixed seed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig
+
+from pagoda.models.quiet import quiet
+from pagoda.models.selftest import tiny_network
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+# Logits through pages equal transformers' own, uncached and in generate().
+FAMILIES: tuple[str, ...] = _words(
+    """
+    afmoe apertus arcee aria_text axk1 beam bert bert-generation biogpt bitnet cohere cohere2 cohere2_moe
+    cohere_compass_text ctrl cwm dbrx deepseek_v2 deepseek_v3 diffllama dots1 electra emu3 ernie ernie4_5
+    ernie4_5_moe exaone4 exaone_moe flex_olmo flint fuyu gemma gemma2 gemma3 gemma3_text gemma3n_text gemma4
+    gemma4_text gemma4_unified_text glm glm4 glm4_moe glm4_moe_lite got_ocr2 gpt-sw3 gpt2 gpt_bigcode gpt_neox
+    gpt_oss granite granite_swa granitemoe granitemoe_swa granitemoeshared helium hunyuan_v1_dense
+    hunyuan_v1_moe hy_v3 hyperclovax internlm3 iquestcoder jais2 jetmoe kolibri1 laguna llama llama4 llama4_text
+    longcat_flash mellum mimo_v2_flash minicpm3 minimax_m2 minimax_m3_vl_text ministral ministral3 mistral
+    mixtral modernbert-decoder moss_transcribe_diarize nanochat nemotron olmo olmo2 olmo3 olmoe opt persimmon
+    phi phi3 phi4_multimodal phimoe qwen2 qwen2_moe qwen3 qwen3_moe roc_bert seed_oss smollm3 solar_open
+    stablelm starcoder2 vaultgemma youtu
+    """
+)
+
+# Logits through pages equal transformers' own uncached forward, but generate() does not agree with that forward.
+FORWARD_ONLY: dict[str, str] = {
+    **dict.fromkeys(
+        ("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+        "generate() passes positions from 0, the forward counts from the padding index",
+    ),
+    "hrm_text": "the tiny copy states fewer layers than it runs through, and transformers' cache believes it",
+    "moshi": "the cached forward differs from the uncached one",
+}
+
+# Every other family is refused at load; the message contains the text given here.
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(
+        _words(
+            """
+            big_bird bloom codegen cpmant doge falcon git gpt_neo gpt_neox_japanese gptj megatron-bert mpt
+            openai-gpt reformer rembert roformer rwkv trocr xglm xlm xlnet
+            """
+        ),
+        "never calls the attention interface",
+    ),
+    **dict.fromkeys(
+        _words(
+            """
+            bart bigbird_pegasus blenderbot blenderbot-small marian mbart musicgen musicgen_melody mvp pegasus
+            plbart prophetnet whisper
+            """
+        ),
+        "encoder-decoder",
+    ),
+    **dict.fromkeys(
+        _words(
+            """
+            axk2 bailing_hybrid bamba deepseek_v32 deepseek_v4 dots3_note dots3_note_text falcon_h1 falcon_mamba
+            glm_moe_dsa granitemoehybrid hy_v4 inkling2_text inkling_text jamba kimi_linear lfm2 lfm2_moe lfm3
+            mamba mamba2 minimax nemotron_h olmo_hybrid qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text
+            qwen3_next qwen4_exp qwen4_exp_text recurrent_gemma zamba zamba2 zaya
+            """
+        ),
+        "layers of kind",
+    ),
+    "blt": "blt",  # patches bytes by entropy; where its forward stops depends on uninitialised weights
+    "gemma3n": "timm",  # the text decoder alone, gemma3n_text, runs
+    "gemma4_assistant": "cannot build",  # a drafter that reads the cache of another model
+    "gemma4_unified": "blockwise_overlay",  # image blocks attend both ways; gemma4_unified_text runs
+    "gemma4_unified_assistant": "cannot build",
+    "mllama": "layers",  # cross-attention to images
+    "xlstm": "recurrent state",
+}
+
+# Default configurations are not always complete, and encoders become decoders when asked.
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "cohere_compass_text": {
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in ("full_attention", "sliding_attention")
+        }
+    },
+    "dbrx": {"attn_config": {"kv_n_heads": 4, "rope_theta": 10000.0, "clip_qkv": 8.0}},
+    "gemma4_assistant": {
+        "text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0, "num_kv_shared_layers": 30}
+    },
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "hunyuan_v1_moe": {"head_dim": 128, "num_experts": 8, "moe_topk": 2},
+    "ministral": {"head_dim": 128},
+    "nemotron": {"num_key_value_heads": 8},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 16},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
+    "xmod": {"default_language": "en_XX"},
+}
+
+
+def default_config(family: str) -> Any:
+    """The configuration a family has by default, as a decoder."""
+    with quiet():
+        config = AutoConfig.for_model(family, **OVERRIDES.get(family, {}))
+    if "is_decoder" in config.to_dict():
+        config.is_decoder = True
+    return config
+
+
+def build_tiny(family: str, seed: int = 0) -> Any:
+    """A tiny transformers model with random weights: fp32, eager attention, on the CPU."""
+    return tiny_network(default_config(family), seed)

@@ -1,0 +1,39 @@
+"""Every decoder family of transformers: its logits through pages equal its own, or it is refused by name."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from pagoda.errors import UnsupportedModelError
+from pagoda.models.loader import examine
+from pagoda.models.selftest import paged_error
+
+_location = importlib.util.spec_from_file_location("families", Path(__file__).with_name("families.py"))
+assert _location is not None
+assert _location.loader is not None
+families: Any = importlib.util.module_from_spec(_location)
+_location.loader.exec_module(families)
+
+
+def test_every_family_is_in_exactly_one_table():
+    tables = [*families.FAMILIES, *families.FORWARD_ONLY, *families.REFUSED]
+    assert len(tables) == len(set(tables))
+    assert set(tables) == set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    assert len(families.FAMILIES) >= 100
+
+
+@pytest.mark.parametrize("family", [*families.FAMILIES, *families.FORWARD_ONLY])
+def test_paged_logits_equal_transformers(family):
+    error, tolerance = paged_error(families.build_tiny(family))
+    assert error <= tolerance
+
+
+@pytest.mark.parametrize("family", families.REFUSED)
+def test_other_families_are_refused_with_the_reason(family):
+    with pytest.raises(UnsupportedModelError, match=families.REFUSED[family]):
+        examine(families.default_config(family))

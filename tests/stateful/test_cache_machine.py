@@ -1,0 +1,306 @@
+"""The cache against a model that keeps every sequence as a plain list of tokens.
+
+Pages hold tokens here instead of keys and values, so wrong bytes are wrong tokens. The model knows which token sequences
+were ever committed (a hit must be a prefix of one) and, until pages are evicted, which must still be held (a hit must reach
+as far as the longest of them).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from pagoda.cache.cache import Cache, CachedSequence
+from pagoda.cache.eviction.lru import LRU
+from pagoda.cache.group import PageGroup
+from pagoda.cache.radix import token_key
+from pagoda.errors import OutOfPagesError
+
+POISON = -1
+GARBAGE = -2
+NAMESPACES = ("", "salt")
+
+# Two token ids make most prompts share something.
+token_runs = st.lists(st.integers(0, 1), max_size=14)
+
+
+class TokenStore:
+    """Pages of tokens."""
+
+    def __init__(self, num_pages: int, page_tokens: int) -> None:
+        self.pages = [[POISON] * page_tokens for _ in range(num_pages)]
+
+    def prepare(self, page: int) -> None:
+        self.pages[page] = [POISON] * len(self.pages[page])
+
+    def copy(self, source: int, target: int) -> None:
+        self.pages[target] = list(self.pages[source])
+
+
+@dataclass(frozen=True)
+class GroupShape:
+    """How one group of the cache under test is made."""
+
+    num_pages: int
+    page_tokens: int
+    resumable_tokens: Callable[[int], int] = lambda num_tokens: num_tokens
+
+
+@dataclass(eq=False)
+class Live:
+    """A sequence under way: of `tokens`, the first `stored` are committed."""
+
+    cached: CachedSequence
+    namespace: str
+    tokens: list[int]
+    stored: int
+
+
+@dataclass
+class Held:
+    """What one group must hold (while `is_exact`), and what it may hold at all."""
+
+    must: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
+    may: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
+    is_exact: bool = True
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """Random use of one cache; subclasses choose its groups."""
+
+    shapes: tuple[GroupShape, ...] = (GroupShape(12, 4),)
+    share = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.groups = [PageGroup(s.num_pages, s.page_tokens, LRU(), s.resumable_tokens, self.share) for s in self.shapes]
+        self.stores = [TokenStore(shape.num_pages, shape.page_tokens) for shape in self.shapes]
+        self.cache = Cache(self.groups, self.stores)
+        self.live: list[Live] = []
+        self.held = [Held() for _ in self.shapes]
+        self.seen: list[list[int]] = [[]]
+        self.evictions = [0 for _ in self.shapes]
+
+    # What callers do
+
+    @rule(
+        namespace=st.sampled_from(NAMESPACES),
+        ancestor=st.integers(0, 1000),
+        cut=st.integers(0, 30),
+        more=token_runs,
+        limit_by=st.integers(0, 3),
+    )
+    def start(self, namespace: str, ancestor: int, cut: int, more: list[int], limit_by: int) -> None:
+        """A prompt that shares some tokens with an earlier one."""
+        tokens = [*self.seen[ancestor % len(self.seen)][:cut], *more]
+        limit = max(len(tokens) - limit_by, 0)
+        hit = self.cache.match(namespace, tokens, limit)
+        self.check_hit(namespace, tokens, limit, hit.num_tokens)
+        num_new = len(tokens) - hit.num_tokens
+        if self.cache.can_attach(hit, num_new):
+            cached = self.cache.attach(hit, len(tokens))
+            live = Live(cached, namespace, tokens, hit.num_tokens)
+            self.live.append(live)
+            assert self.cache.reserve(cached, num_new), "can_attach promised room for the new tokens"
+            self.write_and_commit(live, num_new)
+        else:
+            self.attach_or_change_nothing(hit, namespace, tokens)
+        self.seen.append(tokens)
+
+    def attach_or_change_nothing(self, hit, namespace: str, tokens: list[int]) -> None:
+        before = self.snapshot()
+        try:
+            cached = self.cache.attach(hit, len(tokens))
+        except OutOfPagesError:
+            assert self.snapshot() == before
+        else:
+            self.live.append(Live(cached, namespace, tokens[: hit.num_tokens], hit.num_tokens))
+
+    @precondition(lambda self: self.live)
+    @rule(which=st.integers(0, 1000), more=token_runs, chunk=st.integers(1, 9))
+    def grow(self, which: int, more: list[int], chunk: int) -> None:
+        """Compute more tokens of a sequence, in chunks."""
+        live = self.pick(which)
+        live.tokens = [*live.tokens, *more]
+        while live.stored < len(live.tokens):
+            num_tokens = min(chunk, len(live.tokens) - live.stored)
+            before = self.snapshot()
+            promised = self.cache.can_reserve(live.cached, num_tokens)
+            reserved = self.cache.reserve(live.cached, num_tokens)
+            assert reserved == promised
+            if not reserved:
+                assert self.snapshot() == before
+                break
+            self.write_and_commit(live, num_tokens)
+        self.seen.append(live.tokens)
+
+    @precondition(lambda self: self.live)
+    @rule(which=st.integers(0, 1000))
+    def fork(self, which: int) -> None:
+        live = self.pick(which)
+        self.live.append(Live(self.cache.fork(live.cached), live.namespace, live.tokens, live.stored))
+
+    @precondition(lambda self: self.live)
+    @rule(which=st.integers(0, 1000), keep=st.sampled_from((True, True, True, False)))
+    def release(self, which: int, keep: bool) -> None:
+        self.end(self.pick(which), keep)
+
+    @precondition(lambda self: self.live)
+    @rule(which=st.integers(0, 1000), num_tokens=st.integers(1, 9), keep=st.booleans())
+    def cancel_while_writing(self, which: int, num_tokens: int, keep: bool) -> None:
+        """Pages are reserved and half written when the sequence ends: nobody may ever read that."""
+        live = self.pick(which)
+        if self.cache.reserve(live.cached, num_tokens):
+            self.write(live, [GARBAGE] * num_tokens)
+        self.end(live, keep)
+
+    @rule()
+    def reset(self) -> None:
+        idle = sum(group.counts.idle for group in self.groups)
+        assert self.cache.reset() == idle
+        assert all(group.counts.idle == 0 for group in self.groups)
+        for held, shape, group in zip(self.held, self.shapes, self.groups, strict=True):
+            held.is_exact = True
+            held.must = [self.whole_pages(live, shape) for live in self.live]
+            self.evictions[self.groups.index(group)] = group.num_evictions
+
+    # What holds after every step
+
+    @invariant()
+    def bookkeeping_agrees(self) -> None:
+        self.cache.check_integrity()
+        for index, group in enumerate(self.groups):
+            size = group.page_tokens
+            open_pages, sealed = set(), set()
+            for live in self.live:
+                table = live.cached.tables[index]
+                assert table.num_tokens == live.stored
+                sealed.update(table.pages[: live.stored // size])
+                open_pages.update(table.pages[live.stored // size :])
+            counts = group.counts
+            assert (len(open_pages), len(sealed)) == (counts.open, counts.in_use)
+            assert counts.free + counts.open + counts.in_use + counts.idle == counts.total
+
+    @invariant()
+    def every_sequence_reads_its_own_tokens(self) -> None:
+        for live in self.live:
+            for group, store, table in zip(self.groups, self.stores, live.cached.tables, strict=True):
+                size = group.page_tokens
+                read = [store.pages[table.pages[i // size]][i % size] for i in range(live.stored)]
+                assert read == live.tokens[: live.stored]
+
+    @invariant()
+    def a_page_in_the_tree_holds_the_tokens_of_its_key(self) -> None:
+        for group, store in zip(self.groups, self.stores, strict=True):
+            for node in group._tree.nodes():
+                assert token_key([token for token in store.pages[node.page] if token >= 0]).startswith(node.key)
+
+    def teardown(self) -> None:
+        """When all sequences have ended, every page is free or idle, and every idle page can be had."""
+        for live in list(self.live):
+            self.end(live, keep=True)
+        self.bookkeeping_agrees()
+        self.cache.reset()
+        assert all(group.counts.free == group.counts.total for group in self.groups)
+
+    # The model
+
+    def pick(self, which: int) -> Live:
+        return self.live[which % len(self.live)]
+
+    def write(self, live: Live, tokens: list[int]) -> None:
+        for group, store, table in zip(self.groups, self.stores, live.cached.tables, strict=True):
+            for position, token in enumerate(tokens, start=live.stored):
+                store.pages[table.pages[position // group.page_tokens]][position % group.page_tokens] = token
+
+    def write_and_commit(self, live: Live, num_tokens: int) -> None:
+        end = live.stored + num_tokens
+        self.write(live, live.tokens[live.stored : end])
+        self.cache.commit(live.cached, live.tokens, end)
+        live.stored = end
+        for held, shape in zip(self.held, self.shapes, strict=True):
+            held.must.append(self.whole_pages(live, shape))
+            held.may.append((live.namespace, tuple(live.tokens[:end])))
+
+    def end(self, live: Live, keep: bool) -> None:
+        has_own_tail = [
+            group._allocator.references(table.pages[live.stored // group.page_tokens]) == 1
+            for group, table in zip(self.groups, live.cached.tables, strict=True)
+            if live.stored % group.page_tokens
+        ]
+        self.cache.release(live.cached, live.tokens, keep)
+        self.live.remove(live)
+        for held in self.held:
+            held.is_exact &= keep
+            # A tail that a fork still writes is kept when the fork ends.
+            if keep and all(has_own_tail):
+                held.must.append((live.namespace, tuple(live.tokens[: live.stored])))
+
+    def whole_pages(self, live: Live, shape: GroupShape) -> tuple[str, tuple[int, ...]]:
+        return live.namespace, tuple(live.tokens[: live.stored - live.stored % shape.page_tokens])
+
+    def check_hit(self, namespace: str, tokens: list[int], limit: int, num_tokens: int) -> None:
+        for index, group in enumerate(self.groups):
+            self.held[index].is_exact &= group.num_evictions == self.evictions[index]
+        most = self.resumable(min(longest(held.may, namespace, tokens) for held in self.held), limit)
+        assert num_tokens <= most
+        if self.share and all(held.is_exact for held in self.held):
+            least = self.resumable(min(longest(held.must, namespace, tokens) for held in self.held), limit)
+            assert num_tokens >= least
+        if not self.share:
+            assert num_tokens == 0
+
+    def resumable(self, num_tokens: int, limit: int) -> int:
+        """The deepest point up to `num_tokens` from which every group resumes."""
+        return max(n for n in range(min(num_tokens, limit) + 1) if all(s.resumable_tokens(n) == n for s in self.shapes))
+
+    def snapshot(self) -> object:
+        return (
+            [group.counts for group in self.groups],
+            [{node.page: node.key for node in group._tree.nodes()} for group in self.groups],
+            [[(table.num_tokens, list(table.pages)) for table in live.cached.tables] for live in self.live],
+            [[list(page) for page in store.pages] for store in self.stores],
+        )
+
+
+def longest(held: list[tuple[str, tuple[int, ...]]], namespace: str, tokens: list[int]) -> int:
+    """The longest prefix of `tokens` that any of the `held` sequences of `namespace` starts with."""
+    return max((common(sequence, tokens) for name, sequence in held if name == namespace), default=0)
+
+
+def common(left: tuple[int, ...], right: list[int]) -> int:
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(left), len(right)))
+
+
+class RoomyCache(CacheMachine):
+    """Nothing is ever evicted: hits must be as long as they can be."""
+
+    shapes = (GroupShape(400, 4),)
+
+
+class TightCache(CacheMachine):
+    shapes = (GroupShape(12, 4),)
+
+
+class TwoGroups(CacheMachine):
+    """Groups of different page sizes and pools; the second resumes only at every third token."""
+
+    shapes = (GroupShape(16, 4), GroupShape(9, 6, lambda num_tokens: num_tokens - num_tokens % 3))
+
+
+class TwoRoomyGroups(CacheMachine):
+    shapes = (GroupShape(400, 4), GroupShape(400, 6, lambda num_tokens: num_tokens - num_tokens % 3))
+
+
+class WithoutSharing(CacheMachine):
+    shapes = (GroupShape(12, 4),)
+    share = False
+
+
+@pytest.mark.parametrize("machine", [RoomyCache, TightCache, TwoGroups, TwoRoomyGroups, WithoutSharing])
+def test_the_cache_behaves_like_a_list_of_tokens(machine: type[CacheMachine]) -> None:
+    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=40))
