@@ -21,8 +21,6 @@ inline void pack_row(Bf16* target, const uint8_t* source, Number, int64_t width)
     __builtin_memcpy(target, source, size_t(width) * sizeof(Bf16));
 }
 
-constexpr int kPrefetchPanels = 2;
-
 template <class Arithmetic>
 class TileAttention {
   public:
@@ -55,8 +53,7 @@ class TileAttention {
         clear(split, tile_.num_rows);
         int64_t token = begin / kBlockTokens * kBlockTokens;
         Block block = find_block(call_, tile_, token, begin, end, scratch_.edges);
-        for (int panel = block.first_panel; panel < block.last_panel; panel++)
-            prefetch_key(call_.pages, block, panel);
+        prefetch_keys(block);
         while (token < end) {
             token += kBlockTokens;
             const Block next = token < end ? find_block(call_, tile_, token, begin, end, scratch_.edges) : Block{};
@@ -104,9 +101,8 @@ class TileAttention {
         const Left<Factor> queries{static_cast<const Factor*>(scratch_.query) + first_row * query_stride(call_),
                                    query_stride(call_), int(rows)};
         for (int panel = first_panel; panel < last_panel; panel++) {
-            const Panels keys{block.key + panel, 1, call_.pages.key.width / word_numbers(call_.pages),
+            const Panels keys{block.key + panel, block.value + panel, 1, call_.pages.key.width / word_numbers(call_.pages),
                               key_row_nbytes(call_.pages), tokens};
-            prefetch_value(call_.pages, block, panel);
             arithmetic_.scores(queries, keys, {scratch_.scores + panel * tokens, kScoreStride, false});
         }
     }
@@ -114,18 +110,22 @@ class TileAttention {
     void add_values(const Block& block, const Block& next, int first_panel, int last_panel, int64_t first_row,
                     int64_t rows) {
         const int64_t tokens = panel_tokens(call_.pages);
+        const Left<Factor> weights{static_cast<const Factor*>(scratch_.weights) + first_panel * tokens, kWeightStride,
+                                   int(rows)};
+        const uint8_t* ahead[kMaxPanels];
+        for (int panel = first_panel; panel < last_panel; panel++)
+            ahead[panel] = panel >= next.first_panel && panel < next.last_panel ? next.key_run[panel] : block.value[panel];
+        const Panels values{block.value + first_panel, ahead + first_panel, last_panel - first_panel,
+                            tokens / word_numbers(call_.pages), value_row_nbytes(call_.pages), call_.pages.value.width};
         const Accumulator& split = scratch_.split;
-        const Sums sums{split.values + first_row * split.stride, split.stride, true};
-        for (int panel = first_panel; panel < last_panel; panel += kPrefetchPanels) {
-            const int count = int(smaller(kPrefetchPanels, last_panel - panel));
-            for (int ahead = larger(panel, next.first_panel); ahead < smaller(panel + count, next.last_panel); ahead++)
-                prefetch_key(call_.pages, next, ahead);
-            const Left<Factor> weights{static_cast<const Factor*>(scratch_.weights) + panel * tokens, kWeightStride,
-                                       int(rows)};
-            const Panels values{block.value + panel, count, tokens / word_numbers(call_.pages),
-                                value_row_nbytes(call_.pages), call_.pages.value.width};
-            arithmetic_.values(weights, values, sums);
-        }
+        arithmetic_.values(weights, values, {split.values + first_row * split.stride, split.stride, true});
+    }
+
+    // The first keys of a split are asked for at once: there is nothing to do before they come.
+    void prefetch_keys(const Block& block) const {
+        const int64_t nbytes = panel_tokens(call_.pages) * call_.pages.key.width * number_nbytes(call_.pages.number);
+        for (int panel = block.first_panel; panel < block.last_panel; panel++)
+            for (int64_t offset = 0; offset < nbytes; offset += kLineNbytes) prefetch(block.key_run[panel] + offset);
     }
 
     const AttendCall& call_;

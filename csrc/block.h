@@ -12,13 +12,16 @@ namespace {
 constexpr int64_t kMinimumPanelTokens = 16;
 constexpr int kMaxPanels = kBlockTokens / kMinimumPanelTokens;
 
-// Panels [first_panel, last_panel) of the block that begins at token `first_token`; entries outside are unset.
+// Panels [first_panel, last_panel) of the block that begins at token `first_token`; entries outside are unset. Keys of one
+// panel are strided if a page holds several; `key_run` is the panel's share of its page's keys as a run of bytes, which is
+// what to prefetch: together the panels of a page cover it.
 struct Block {
     int64_t first_token;
     int first_panel;
     int last_panel;
     const uint8_t* key[kMaxPanels];
     const uint8_t* value[kMaxPanels];
+    const uint8_t* key_run[kMaxPanels];
 };
 
 inline int64_t panel_tokens(const Pages& pages) { return pages.page_tokens % 32 == 0 ? 32 : 16; }
@@ -53,7 +56,8 @@ inline void copy_value_panel(const Pages& pages, const uint8_t* source, int64_t 
     }
 }
 
-// The part of the block at `first_token` that lies in tokens [begin, end). `edges` has room for two value panels.
+// The part of the block at `first_token` that lies in tokens [begin, end). `edges` has room for two value panels, the one
+// with `begin` and the one with `end`, whichever blocks they fall into.
 inline Block find_block(const AttendCall& call, const Tile& tile, int64_t first_token, int64_t begin, int64_t end,
                         uint8_t* edges) {
     const Pages& pages = call.pages;
@@ -67,33 +71,17 @@ inline Block find_block(const AttendCall& call, const Tile& tile, int64_t first_
     for (int panel = block.first_panel; panel < block.last_panel; panel++) {
         const int64_t token = first_token + panel * tokens;
         const int64_t page = table[token / pages.page_tokens], offset = token % pages.page_tokens;
-        block.key[panel] = head_plane(pages, pages.key, page, tile.kv_head) + offset * 4;
+        const uint8_t* keys = head_plane(pages, pages.key, page, tile.kv_head);
+        block.key[panel] = keys + offset * 4;
+        block.key_run[panel] = keys + offset * pages.key.width * number_nbytes(pages.number);
         block.value[panel] = head_plane(pages, pages.value, page, tile.kv_head) +
                              offset / word_numbers(pages) * value_row_nbytes(pages);
         if (token >= begin && token + tokens <= end) continue;
-        copy_value_panel(pages, block.value[panel], token, begin, end, edges);
-        block.value[panel] = edges;
-        edges += value_panel_nbytes(pages);
+        uint8_t* copy = token < begin ? edges : edges + value_panel_nbytes(pages);
+        copy_value_panel(pages, block.value[panel], token, begin, end, copy);
+        block.value[panel] = copy;
     }
     return block;
-}
-
-// Asks for `rows` rows of a panel ahead of their use: pages are scattered, so the processor's own guesses end with a page.
-inline void prefetch(const uint8_t* data, int64_t rows, int64_t row_nbytes, int64_t nbytes) {
-    constexpr int64_t kLineNbytes = 64;
-    constexpr int kRead = 0, kSecondCache = 2;
-    for (int64_t row = 0; row < rows; row++, data += row_nbytes)
-        for (int64_t offset = 0; offset < nbytes; offset += kLineNbytes)
-            __builtin_prefetch(data + offset, kRead, kSecondCache);
-}
-
-inline void prefetch_key(const Pages& pages, const Block& block, int panel) {
-    const int64_t rows = pages.key.width / word_numbers(pages);
-    prefetch(block.key[panel], rows, key_row_nbytes(pages), panel_tokens(pages) * 4);
-}
-
-inline void prefetch_value(const Pages& pages, const Block& block, int panel) {
-    prefetch(block.value[panel], 1, 0, value_panel_nbytes(pages));
 }
 
 }  // namespace

@@ -11,13 +11,23 @@ namespace pagoda {
 namespace {
 
 // Right factor: `count` panels, one below the other, each [depth_words, columns] words at a distance of `row_nbytes`.
+// While a panel is read, as many bytes are asked for from its entry of `ahead`: evenly, since a burst of requests would
+// stop the arithmetic until the last is on its way, and by hand, since pages are scattered.
 struct Panels {
     const uint8_t* const* data;
+    const uint8_t* const* ahead;
     int count;
     int64_t depth_words;
     int64_t row_nbytes;
     int64_t columns;
 };
+
+constexpr int64_t kLineNbytes = 64;
+
+inline void prefetch(const uint8_t* data) {
+    constexpr int kRead = 0, kSecondCache = 2;
+    __builtin_prefetch(data, kRead, kSecondCache);
+}
 
 template <class Factor>
 struct Left {
@@ -39,6 +49,7 @@ constexpr int kRegisterColumns = 2;
 template <class Words, int kRows, int kColumns, bool kPartial>
 void product_in_registers(const Left<typename Words::Factor>& left, const Panels& right, int64_t column,
                           const Sums& sums) {
+    constexpr int64_t kStepNbytes = kColumns * kLanes * 4;
     const int lanes = kPartial ? int(right.columns - column) : kLanes;
     Floats sum[kRows][kColumns];
     for (int row = 0; row < kRows; row++)
@@ -48,7 +59,9 @@ void product_in_registers(const Left<typename Words::Factor>& left, const Panels
     const typename Words::Factor* factor = left.data;
     for (int panel = 0; panel < right.count; panel++) {
         const uint8_t* words = right.data[panel] + column * 4;
+        const uint8_t* ahead = right.ahead[panel] + column * 4 * right.depth_words;
         for (int64_t depth = 0; depth < right.depth_words; depth++) {
+            for (int64_t line = 0; line < kStepNbytes; line += kLineNbytes) prefetch(ahead + line);
             typename Words::Right vectors[kColumns];
             for (int vector = 0; vector < kColumns; vector++)
                 vectors[vector] = Words::expand(kPartial ? load_words(words, lanes)
@@ -57,6 +70,7 @@ void product_in_registers(const Left<typename Words::Factor>& left, const Panels
                 for (int vector = 0; vector < kColumns; vector++)
                     Words::add(sum[row][vector], factor + row * left.stride, vectors[vector]);
             words += right.row_nbytes;
+            ahead += kStepNbytes;
             factor += Words::kNumbers;
         }
     }

@@ -71,6 +71,11 @@ inline void tile_dot() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kLeft), "i"(kRight));
 }
 
+// As many bytes as a right tile has.
+inline void prefetch_tile(const uint8_t* ahead, const TileShape& shape) {
+    for (int row = 0; row < shape.depth_words; row++) prefetch(ahead + row * kLineNbytes);
+}
+
 template <int kRows, int kColumns>
 void product_in_tiles(const Left<Bf16>& left, const Panels& right, int64_t column, const Sums& sums,
                       const TileShape& shape) {
@@ -92,17 +97,21 @@ void product_in_tiles(const Left<Bf16>& left, const Panels& right, int64_t colum
     const Bf16* factor = left.data;
     for (int panel = 0; panel < right.count; panel++) {
         const uint8_t* words = right.data[panel] + column * 4;
+        const uint8_t* ahead = right.ahead[panel] + column * 4 * right.depth_words;
         for (int64_t depth = 0; depth < right.depth_words; depth += shape.depth_words) {
             tile_load<4>(factor, left_nbytes);
             tile_load<6>(words, right.row_nbytes);
             tile_dot<0, 4, 6>();
+            prefetch_tile(ahead, shape);
             if constexpr (kTwoRows) tile_load<5>(factor + kTileWords * left.stride, left_nbytes);
             if constexpr (kTwoRows) tile_dot<2, 5, 6>();
             if constexpr (kTwoColumns) tile_load<7>(words + shape.columns * 4, right.row_nbytes);
             if constexpr (kTwoColumns) tile_dot<1, 4, 7>();
+            if constexpr (kTwoColumns) prefetch_tile(ahead + shape.depth_words * kLineNbytes, shape);
             if constexpr (kAll) tile_dot<3, 5, 7>();
             factor += shape.depth_words * 2;
             words += shape.depth_words * right.row_nbytes;
+            ahead += kColumns * shape.depth_words * kLineNbytes;
         }
     }
     tile_store<0>(sum, sum_nbytes);

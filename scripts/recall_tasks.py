@@ -24,7 +24,7 @@ NOTE_WORDS = 8
 WORD_COUNT = 1000
 ANSWER_WEIGHT = 4.0
 MOST_PENDING = 12
-PROBE_LEAD_IN = 16  # tokens of running text before a probe's statement
+PROBE_LEAD_IN = 32  # tokens before a probe's answer is first stated
 PROBE_DISTRACTORS = 7  # other pairs after the one a key-value probe asks for
 
 Row = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
@@ -175,9 +175,8 @@ class RecallTasks:
         """A prompt whose answer was first given exactly `distance` tokens before it is due."""
         fact = self.makers[kind](generator)
         row = RowBuilder(self.newline)
-        row.add(self.running_text(generator, PROBE_LEAD_IN - 1), 0.0)
-        row.add([self.newline], 0.0)
-        row.add(self.encode(fact.stem), 0.0)
+        stem = [self.newline, *self.encode(fact.stem)]
+        row.add(self.running_text(generator, PROBE_LEAD_IN - len(stem)) + stem, 0.0)
         due = len(row.tokens) + distance
         row.add(self.encode(fact.answer + fact.ending), 0.0)
         question = [self.newline, *self.encode(fact.question)]

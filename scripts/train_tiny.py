@@ -28,20 +28,33 @@ Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A part of the curriculum: from which share of the run, how long its rows are and what they hold."""
+
+    begins: float
+    length: int
+    recall_share: float
+    repeat_share: float
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything about a run but its length and its paths."""
 
     seed: int = 0
     batch_tokens: int = 4096
-    stages: tuple[tuple[float, int], ...] = ((0.0, 256), (0.45, 512), (0.7, 2048))
-    recall_share: float = 0.3
-    repeat_share: float = 0.08
+    stages: tuple[Stage, ...] = (
+        Stage(0.0, 256, recall_share=0.3, repeat_share=0.08),
+        Stage(0.32, 256, recall_share=0.2, repeat_share=0.5),
+        Stage(0.5, 512, recall_share=0.3, repeat_share=0.1),
+        Stage(0.7, 2048, recall_share=0.35, repeat_share=0.05),
+    )
     chat_share: float = 0.07
     matrix_rate: float = 0.006
     other_rate: float = 0.004
     weight_decay: float = 0.05
     warm_up: float = 0.02
-    decay_from: float = 0.35
+    decay_from: float = 0.55
     last_rate: float = 0.03
     gradient_norm: float = 1.0
     checkpoint_seconds: float = 120.0
@@ -68,25 +81,25 @@ class Batches:
             weights[turn + 1] = 0.0
         return tokens, weights
 
-    def row(self, generator: np.random.Generator, length: int) -> Row:
-        draw = generator.random()
-        if draw < self.settings.recall_share:
+    def row(self, generator: np.random.Generator, stage: Stage) -> Row:
+        draw, length = generator.random(), stage.length + 1
+        if draw < stage.recall_share:
             return self.tasks.recall_row(generator, length)
-        if draw < self.settings.recall_share + self.settings.repeat_share:
+        if draw < stage.recall_share + stage.repeat_share:
             return self.tasks.repeat_row(generator, length)
         return self.text_row(generator, length)
 
-    def at(self, step: int, length: int) -> tuple[Tensor, Tensor]:
+    def at(self, step: int, stage: Stage) -> tuple[Tensor, Tensor]:
         """Tokens and loss weights, one more of each per row than the model is fed."""
         generator = np.random.default_rng([self.settings.seed, step])
-        rows = [self.row(generator, length + 1) for _ in range(self.settings.batch_tokens // length)]
+        rows = [self.row(generator, stage) for _ in range(self.settings.batch_tokens // stage.length)]
         tokens, weights = (np.stack(column) for column in zip(*rows, strict=True))
         return torch.from_numpy(tokens), torch.from_numpy(weights)
 
 
-def row_length(settings: Settings, progress: float) -> int:
-    """Tokens per row at this point of the curriculum."""
-    return [length for begins, length in settings.stages if begins <= progress][-1]
+def stage_at(settings: Settings, progress: float) -> Stage:
+    """The stage of the curriculum at this share of the run."""
+    return [stage for stage in settings.stages if stage.begins <= progress][-1]
 
 
 def rate_factor(settings: Settings, progress: float) -> float:
@@ -160,12 +173,13 @@ def train(run: Run, settings: Settings, batches: Batches, length: tuple[int | No
     saved_at = time.monotonic()
     average: Tensor | None = None
     while (progress := run.step / steps if steps is not None else run.seconds / max(60 * minutes, 1e-9)) < 1:
-        row = row_length(settings, progress)
-        loss = take_step(run, forward, settings, batches.at(run.step, row), rate_factor(settings, progress))
+        stage = stage_at(settings, progress)
+        loss = take_step(run, forward, settings, batches.at(run.step, stage), rate_factor(settings, progress))
         average = loss if average is None else average.lerp(loss, 0.03)
         run.seconds = time.monotonic() - began
         if run.step % 20 == 0:
-            print(f"{run.seconds:6.0f} s  step {run.step:5}  rows of {row:4}  loss {average.item():.4f}", flush=True)
+            where = f"{run.seconds:6.0f} s  step {run.step:5}  rows of {stage.length:4}"
+            print(f"{where}  loss {average.item():.4f}", flush=True)
         if time.monotonic() - saved_at > settings.checkpoint_seconds:
             run.save(checkpoint)
             saved_at = time.monotonic()
@@ -189,12 +203,22 @@ def replace_folder(new: Path, old: Path) -> None:
     shutil.rmtree(retired, ignore_errors=True)
 
 
+def stage_table(settings: Settings) -> str:
+    """The curriculum, one line per stage; what is neither recall nor repetition is text."""
+    lines = ["| from share of the run | tokens per row | recall tasks | repetition | text |"]
+    lines.append("|" + " ---: |" * 5)
+    for stage in settings.stages:
+        shares = (stage.recall_share, stage.repeat_share, 1 - stage.recall_share - stage.repeat_share)
+        cells = [f"{stage.begins:.0%}", f"{stage.length:,}", *(f"{share:.0%}" for share in shares)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def describe(run: Run, settings: Settings) -> str:
     """The head of the model card: what the model is and how it was trained."""
     shape = run.model.shape
     parameters = sum(weight.numel() for weight in run.model.parameters())
-    stages = ", ".join(f"{length:,} tokens from {begins:.0%}" for begins, length in settings.stages)
-    longest = settings.stages[-1][1]
+    longest = settings.stages[-1].length
     return f"""---
 license: other
 language: en
@@ -214,11 +238,11 @@ engine: it writes recognisable English and finds facts far back in its context. 
   was trained or measured beyond {longest:,}.
 - Training: {run.step:,} steps of {settings.batch_tokens:,} tokens, {run.step * settings.batch_tokens / 1e6:.1f} million
   in all, from seed {settings.seed}, in {run.seconds / 60:.0f} minutes on two shared CPU cores.
-- Rows: {settings.recall_share:.0%} recall tasks, {settings.repeat_share:.0%} repetition, the rest text. Their length by
-  share of the training time: {stages}.
 - Optimisers: Muon for the layers' matrices (rate {settings.matrix_rate}), AdamW for the rest ({settings.other_rate}).
 - Special tokens: `<|endoftext|>` separates documents and ends an assistant's turn; `<|system|>`, `<|user|>` and
   `<|assistant|>` open a message.
+
+{stage_table(settings)}
 
 Made by `scripts/train_tiny.py`. Every fiftieth passage of the text is held out: `held_out_passages` in
 `scripts/tiny_corpus.py` gives them.

@@ -1,7 +1,7 @@
 """The command line: which commands there are, their options, and how errors end a command.
 
-Exit status: 0 done; 1 the model or a request failed; 2 the command or an option is wrong; 130 interrupted. Knows no torch: a
-command's module is imported when the command runs, so `pagoda --help` is quick.
+Exit status: 0 done; 1 the model or a request failed; 2 the command or an option is wrong; 130 interrupted. Knows no
+torch: a command's module is imported when the command runs, so `pagoda --help` is quick.
 """
 
 from __future__ import annotations

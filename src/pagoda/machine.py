@@ -13,7 +13,18 @@ MEMORY_INFO = Path("/proc/meminfo")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 # What the kernels are compiled for, in the names that /proc/cpuinfo uses.
-INTERESTING_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "avx512_fp16", "avx512_vnni", "amx_bf16", "amx_int8")  # fmt: skip
+INTERESTING_FEATURES = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx512_bf16",
+    "avx512_fp16",
+    "avx512_vnni",
+    "amx_bf16",
+    "amx_int8",
+)
 
 
 def cpu_name() -> str | None:

@@ -77,15 +77,15 @@ class TextStream:
         return self._cut_at_stop(searched) if may_stop else None
 
     def _cut_at_stop(self, searched: int) -> str | None:
-        """Cut `text` at the first stop string that ends after `searched`."""
+        """Cut `text` at the stop string that is complete first after `searched`, however text is cut into tokens."""
         found = [
-            (start, stop)
+            (start + len(stop), start, stop)
             for stop in self._stop
             if (start := self.text.find(stop, max(searched - len(stop) + 1, 0))) >= 0
         ]
         if not found:
             return None
-        start, stop = min(found)
+        _, start, stop = min(found)
         self.text = self.text[: start + (len(stop) if self._include_stop else 0)]
         self._stopped = True
         return stop

@@ -9,6 +9,7 @@ import re
 
 from pagoda.errors import ConfigError
 
+NOT_MEASURED = "-"
 BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -32,7 +33,7 @@ def parse_nbytes(text: str) -> int:
 def format_seconds(seconds: float | None) -> str:
     """0.0123 -> '12.3 ms'; a dash for what was not measured."""
     if seconds is None:
-        return "–"
+        return NOT_MEASURED
     if seconds < 1e-3:
         return f"{_three_digits(seconds * 1e6)} µs"
     if seconds < 1:
@@ -42,7 +43,7 @@ def format_seconds(seconds: float | None) -> str:
 
 def format_rate(per_second: float | None, unit: str) -> str:
     """1234.5, 'tokens' -> '1,234 tokens/s'; a dash for what was not measured."""
-    return "–" if per_second is None else f"{_three_digits(per_second)} {unit}/s"
+    return NOT_MEASURED if per_second is None else f"{_three_digits(per_second)} {unit}/s"
 
 
 def _three_digits(value: float) -> str:

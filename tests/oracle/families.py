@@ -41,7 +41,7 @@ FORWARD_ONLY: dict[str, str] = {
         "generate() passes positions from 0, the forward counts from the padding index",
     ),
     "hrm_text": "the tiny copy states fewer layers than it runs through, and transformers' cache believes it",
-    "moshi": "the cached forward differs from the uncached one",
+    "moshi": "its cache forgets by a window that its attention does not have",
 }
 
 # Every other family is refused at load; the message contains the text given here.

@@ -1,7 +1,7 @@
 """`pagoda chat`: a conversation in the terminal, each turn on top of the pages of the last.
 
-Reads lines from a terminal or a pipe. Answers go to standard output; all else goes to standard error, so a piped conversation
-yields its answers alone.
+Reads lines from a terminal or a pipe. Answers go to standard output; all else goes to standard error, so a piped
+conversation yields its answers alone.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Chat:
         self._system = system
         self._shows_stats = shows_stats
         self._is_interactive = sys.stdin.isatty()
-        self._aside = Console(stderr=True, highlight=False, markup=False)
+        self._aside = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self._conversation = self._new_conversation()
 
     def run(self) -> None:
@@ -120,8 +120,9 @@ class Chat:
 
 def _cost_line(output: RequestOutput) -> str:
     cost = RequestCost.of(output)
+    num_new_tokens = cost.num_prompt_tokens - cost.num_cached_tokens
     return (
-        f"[{cost.num_prompt_tokens:,} tokens: {cost.num_cached_tokens:,} cached, "
-        f"{cost.num_prompt_tokens - cost.num_cached_tokens:,} computed; first token {format_seconds(cost.ttft_seconds)}; "
-        f"{cost.num_output_tokens:,} more at {format_rate(cost.decode_tokens_per_second, 'tokens')}]"
+        f"[{cost.num_prompt_tokens:,} prompt tokens: {cost.num_cached_tokens:,} cached, {num_new_tokens:,} computed; "
+        f"first token after {format_seconds(cost.ttft_seconds)}; "
+        f"{cost.num_output_tokens:,} generated at {format_rate(cost.decode_tokens_per_second, 'tokens')}]"
     )

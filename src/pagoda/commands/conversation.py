@@ -1,7 +1,7 @@
 """A conversation as token ids that only ever grow, so that each turn finds all earlier ones in the cache.
 
-Knows messages, a tokenizer and its chat template. What the model generated stays as the very tokens it generated: text that is
-decoded and tokenized again may come back as other tokens, and would miss the cache from there on.
+Knows messages, a tokenizer and its chat template. What the model generated stays as the very tokens it generated: text
+that is decoded and tokenized again may come back as other tokens, and would miss the cache from there on.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from typing import Any
 
 Message = dict[str, str]
 
+# What follows a message where there is no chat template.
+LINE_ENDS = {"system": "\n", "user": "", "assistant": "\n"}
+
 
 class Conversation:
     """Messages so far, and the tokens of those that the model has seen.
 
-    Without a chat template the model continues plain text: each message is a line.
+    Without a chat template the model continues plain text: an answer goes on where the question ended, then a new line.
     """
 
     def __init__(self, tokenizer: Any, end_token_ids: frozenset[int] = frozenset(), system: str | None = None) -> None:
@@ -40,7 +43,7 @@ class Conversation:
         """The whole conversation up to where the assistant answers `text`."""
         messages = [*self._messages, {"role": "user", "content": text}]
         if self._tokenizer.chat_template is None:
-            return "\n".join(message["content"] for message in messages)
+            return "".join(message["content"] + LINE_ENDS[message["role"]] for message in messages)
         rendered: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return rendered
 

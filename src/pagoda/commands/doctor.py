@@ -1,7 +1,7 @@
 """`pagoda doctor`: what runs on this machine, how fast it can be, and why.
 
-Each check looks at one thing and returns findings; none of them raises for what it finds. Broken things make the exit status 1;
-things that work but slowly are warnings.
+Each check looks at one thing and returns findings; none of them raises for what it finds. Broken things make the exit
+status 1; things that work but slowly are warnings.
 """
 
 from __future__ import annotations

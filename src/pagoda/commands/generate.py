@@ -56,7 +56,9 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str:
     return sys.stdin.read().removesuffix("\n")
 
 
-def _generate(llm: LLM, prompt: str | list[int], params: SamplingParams, quiet: bool) -> tuple[RequestOutput, CacheWatch]:
+def _generate(
+    llm: LLM, prompt: str | list[int], params: SamplingParams, quiet: bool
+) -> tuple[RequestOutput, CacheWatch]:
     """Run the request, writing text as it comes; several samples are written one after the other at the end."""
     cache = CacheWatch(llm)
     shows = not quiet and params.n == 1

@@ -1,7 +1,7 @@
 """Command-line options that several commands share, and what the engine makes of them.
 
-Every option is a field of `EngineConfig` or `SamplingParams` under the same name, with the same default, so the Python API and the
-command line cannot drift apart. Imports no torch: `--help` must be quick.
+Every option is a field of `EngineConfig` or `SamplingParams` under the same name, with the same default, so the Python
+API and the command line cannot drift apart. Imports no torch: `--help` must be quick.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ ENGINE_OPTIONS = (
         metavar="SIZE",
     ),
     _option("max_num_seqs", "sequences that run at once", type=int, metavar="N"),
-    _option("max_num_batched_tokens", "tokens computed in one step; longer prompts go in chunks", type=int, metavar="N"),
+    _option(
+        "max_num_batched_tokens", "tokens computed in one step; longer prompts go in chunks", type=int, metavar="N"
+    ),
     _option("enable_prefix_caching", "share the pages of equal prefixes", action=BooleanOptionalAction),
     _option("eviction_policy", "which idle pages go first when memory is short", metavar="NAME"),
     _option("num_threads", "threads that compute; by default one per core", type=int, metavar="N"),
@@ -74,6 +76,7 @@ SAMPLING_OPTIONS = (
     _option("ignore_eos", "go on after the end-of-sequence token", action="store_true"),
 )
 
+
 def add_model_options(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--model", type=Path, metavar="PATH", help="checkpoint directory (default: the embedded model)")
@@ -86,7 +89,7 @@ def add_engine_options(parser: ArgumentParser) -> None:
 
 
 def add_sampling_options(parser: ArgumentParser, max_tokens: int) -> None:
-    """`max_tokens` is the default: a terminal wants more than the 16 tokens that SamplingParams, like vLLM, stops at."""
+    """`max_tokens` is the default: a terminal wants more than the 16 tokens at which SamplingParams stops."""
     defaults = _defaults(SamplingParams) | {"max_tokens": max_tokens}
     _add(parser.add_argument_group("sampling"), SAMPLING_OPTIONS, defaults)
 

@@ -1,6 +1,6 @@
 """What one request cost: measured numbers from its output, and what the cache held while it ran.
 
-Knows outputs and cache statistics; prints nothing by itself. `generate --stats`, `chat --stats` and the demo show these rows.
+Knows outputs and cache statistics; prints nothing by itself. `generate --stats`, `chat --stats` and the demo show it.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ class CacheWatch:
         ]
 
 
-def table(rows: Rows, title: str | None = None) -> Table:
+def table(rows: Rows) -> Table:
     """Two columns, no frame: reads well in a terminal and in a file."""
-    grid = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2, 0, 0))
+    grid = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column()
     for row in rows:

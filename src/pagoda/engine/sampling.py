@@ -34,10 +34,14 @@ def choose(logits: torch.Tensor, sequence: Sequence, eos_token_ids: frozenset[in
         logits = edit_logits(logits.clone(), sequence, eos_token_ids)
     if params.temperature == 0:
         return int(logits.argmax())
-    candidates, probabilities = truncate(logits / params.temperature, params)
+    # Subtracting the maximum first keeps the best token finite at any temperature.
+    scaled = (logits - logits.max()) / max(params.temperature, torch.finfo(logits.dtype).tiny)
+    candidates, probabilities = truncate(scaled, params)
     cumulative = probabilities.cumsum(dim=0)
-    position = torch.searchsorted(cumulative, sequence.random.random() * float(cumulative[-1]), right=True)
-    return int(candidates[min(int(position), len(candidates) - 1)])
+    total = cumulative[-1]
+    # Strictly below the total, whatever rounding does: the last token may be one that must not be drawn.
+    threshold = torch.minimum(sequence.random.random() * total, torch.nextafter(total, torch.zeros_like(total)))
+    return int(candidates[torch.searchsorted(cumulative, threshold, right=True)])
 
 
 def edit_logits(logits: torch.Tensor, sequence: Sequence, eos_token_ids: frozenset[int]) -> torch.Tensor:
@@ -81,7 +85,7 @@ def _nucleus(probabilities: torch.Tensor, top_p: float) -> tuple[torch.Tensor, t
     for size in (min(NUCLEUS_GUESS, len(probabilities)), len(probabilities)):
         values, order = probabilities.topk(size)
         before = values.cumsum(dim=0) - values
-        count = int((before < top_p).sum())
+        count = max(int((before < top_p).sum()), 1)
         if count < size:
             break
     return values[:count], order[:count]

@@ -20,7 +20,7 @@ LAYER_KINDS = {
 # Every n-th layer attends to all tokens and the others to a window, in families that may leave the pattern unsaid.
 FULL_LAYER_EVERY = {"gemma2": 2, "gemma3_text": 6, "gpt_oss": 2, "cohere2": 4, "vaultgemma": 2, "llama4_text": 4}
 # A window in the configuration of these families applies to all layers.
-WINDOW_EVERYWHERE = {"mistral", "mixtral", "phi3", "phimoe", "starcoder2", "moshi"}
+WINDOW_EVERYWHERE = {"mistral", "mixtral", "phi3", "phimoe", "starcoder2"}
 # Sizes that published checkpoints of a family leave to its defaults.
 UNSAID = {
     "gemma": {"head_dim": 256},
@@ -32,6 +32,7 @@ UNKNOWABLE = {
     "longcat_flash": "it attends twice in every layer",
     "jetmoe": "it repeats its KV heads for every expert",
     "mimo_v2_flash": "its layers with a window have a number of KV heads that is not stated",
+    "moshi": "its cache has a window that its attention ignores",
     "hrm_text": "it runs through its layers several times",
 }
 
@@ -59,7 +60,7 @@ def spec_from_config(config: Mapping[str, Any]) -> CacheSpec:
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part about the decoder, where a configuration has several, with what the family leaves unsaid."""
     text = config.get("text_config") or config
-    return UNSAID.get(text.get("model_type", ""), {}) | dict(text)
+    return UNSAID.get(text.get("model_type", ""), {}) | (text.get("attn_config") or {}) | dict(text)
 
 
 def _refuse_unknowable(text: Mapping[str, Any]) -> None:
@@ -75,7 +76,7 @@ def _refuse_unknowable(text: Mapping[str, Any]) -> None:
 
 def _layer_kinds(text: Mapping[str, Any]) -> list[str]:
     """The kind of every layer, in order."""
-    count = _first(text, "num_hidden_layers", "n_layer", "num_layers")
+    count = _first(text, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
     if text.get("layer_types"):
         return list(text["layer_types"])
     if text.get("no_rope_layers"):  # 1 where the layer has rotary embedding, and then it attends in chunks
@@ -120,9 +121,11 @@ def _layer(text: Mapping[str, Any], kind: str, index: int) -> _Layer:
 
 
 def _layout(sizes: Mapping[str, Any]) -> AttentionLayout:
-    heads = _first(sizes, "num_attention_heads", "n_head", "num_heads")
-    kv_heads = 1 if sizes.get("multi_query") else sizes.get("num_key_value_heads") or heads
-    width = sizes.get("head_dim") or sizes.get("kv_channels") or _first(sizes, "hidden_size", "n_embd") // heads
+    heads = _first(sizes, "num_attention_heads", "n_head", "num_heads", "n_heads")
+    kv_heads = 1 if sizes.get("multi_query") else sizes.get("num_key_value_heads") or sizes.get("kv_n_heads") or heads
+    width = (
+        sizes.get("head_dim") or sizes.get("kv_channels") or _first(sizes, "hidden_size", "n_embd", "d_model") // heads
+    )
     return AttentionLayout(kv_heads, width, sizes.get("v_head_dim") or width)
 
 

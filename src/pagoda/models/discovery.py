@@ -92,8 +92,8 @@ def _calls(config: Any, build: Build) -> list[Call]:
 def _own_attention(config: Any, failure: Exception | None) -> UnsupportedModelError:
     stopped = f" (its forward stopped at: {_first_line(failure)})" if failure else ""
     return UnsupportedModelError(
-        f"{config.model_type} never calls the attention interface of transformers{stopped}: it computes attention in its "
-        "own code, and its keys and values cannot reach the pages."
+        f"{config.model_type} never calls the attention interface of transformers{stopped}: it computes attention in "
+        "its own code, and its keys and values cannot reach the pages."
     )
 
 

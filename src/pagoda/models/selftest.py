@@ -51,19 +51,24 @@ class PagedRun:
 
     def logits(self, sequences: list[torch.Tensor]) -> list[torch.Tensor]:
         """The logits of every token, computed in `STEPS`."""
-        done = [0] * len(sequences)
+        done = (0,) * len(sequences)
         parts: list[list[torch.Tensor]] = [[] for _ in sequences]
         for counts in STEPS:
-            lengths = [past + count for past, count in zip(done, counts, strict=True)]
-            packed = [tokens[past:length] for tokens, past, length in zip(sequences, done, lengths, strict=True)]
-            positions = [torch.arange(past, length) for past, length in zip(done, lengths, strict=True)]
-            step = PagedStep(ReferenceKernels(), self.sites, (_view(counts, lengths),) * len(self.model.spec.groups))
-            rows = torch.arange(sum(counts))
-            logits = self.model.forward(torch.cat(packed), torch.cat(positions), rows, step)
-            for part, piece in zip(parts, torch.split(logits, list(counts)), strict=True):
-                part.append(piece)
-            done = lengths
+            logits = self.forward(sequences, done, counts, torch.arange(sum(counts)))
+            for part, rows in zip(parts, torch.split(logits, list(counts)), strict=True):
+                part.append(rows)
+            done = tuple(past + count for past, count in zip(done, counts, strict=True))
         return [torch.cat(part) for part in parts]
+
+    def forward(
+        self, sequences: list[torch.Tensor], done: tuple[int, ...], counts: tuple[int, ...], rows: torch.Tensor
+    ) -> torch.Tensor:
+        """One step: the next `counts` tokens of each sequence after the `done` ones; logits of the packed `rows`."""
+        spans = [(past, past + count) for past, count in zip(done, counts, strict=True)]
+        tokens = torch.cat([sequence[start:stop] for sequence, (start, stop) in zip(sequences, spans, strict=True)])
+        positions = torch.cat([torch.arange(start, stop) for start, stop in spans])
+        views = (_view(counts, [stop for _, stop in spans]),) * len(self.model.spec.groups)
+        return self.model.forward(tokens, positions, rows, PagedStep(ReferenceKernels(), self.sites, views))
 
 
 def self_test(config: Any) -> None:

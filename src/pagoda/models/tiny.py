@@ -21,7 +21,7 @@ MAX_LAYERS = 6
 # What sizes become. They must fit each other, so they are set whatever they were, unless the family has none (None, 0).
 SIZES: dict[str, int] = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "embedding_size", "word_embed_proj_dim"), HIDDEN),
-    **dict.fromkeys(("num_attention_heads", "n_head", "num_heads"), HEADS),
+    **dict.fromkeys(("num_attention_heads", "n_head", "num_heads", "n_heads"), HEADS),
     **dict.fromkeys(("head_dim", "v_head_dim", "qk_nope_head_dim", "kv_channels"), HEAD_WIDTH),
     "qk_rope_head_dim": ROTARY_WIDTH,
     "rotary_dim": ROTARY_WIDTH,
@@ -34,14 +34,14 @@ LIMITS: dict[str, int] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 128),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "hidden_size_per_layer_input"), 32),
     **dict.fromkeys(("sliding_window", "attention_chunk_size", "laurel_rank", "floor_scale"), 8),
-    **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k", "num_layers_per_stack"), 2),
+    **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k", "moe_top_k", "num_layers_per_stack"), 2),
     **dict.fromkeys(("n_group", "topk_group", "first_k_dense_replace", "n_shared_experts"), 1),
     "max_position_embeddings": 512,
 }
 WIDTH_ENDINGS = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
 WIDTH = 96
-LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
-KV_HEADS = ("num_key_value_heads", "num_global_key_value_heads")
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+KV_HEADS = ("num_key_value_heads", "num_global_key_value_heads", "kv_n_heads")
 
 
 def shrink(config: Any) -> Any:
@@ -126,7 +126,7 @@ def _distinct(kinds: list[str], start: int, stop: int) -> list[int]:
 
 def _fewer_kv_heads(values: dict[str, Any]) -> dict[str, Any]:
     """MHA stays MHA, MQA stays MQA, and grouped heads stay grouped with more than one group."""
-    heads = values.get("num_attention_heads") or values.get("n_head")
+    heads = values.get("num_attention_heads") or values.get("n_head") or values.get("n_heads")
     counts = {name: values[name] for name in KV_HEADS if isinstance(values.get(name), int)}
     return {name: HEADS if count == heads else min(count, HEADS // 2) for name, count in counts.items()}
 

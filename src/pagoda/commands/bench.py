@@ -1,0 +1,90 @@
+"""`pagoda bench`: how fast this machine runs a model, and what the cache saves.
+
+Runs the scenarios of `scenarios.py` several times with fresh prompts and prints medians and ranges. Numbers depend on
+what else the machine is doing; compare two of them only if they were taken one after the other.
+"""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pagoda import machine
+from pagoda.commands.options import engine_options
+from pagoda.commands.scenarios import SCENARIOS, Measurement, Workload
+from pagoda.commands.shapes import shape_config
+from pagoda.errors import ConfigError
+from pagoda.llm import EMBEDDED_MODEL, LLM
+from pagoda.models.loader import load_model, model_from_config
+from pagoda.models.model import Model
+
+
+def run(arguments: Namespace) -> int:
+    workload = Workload(arguments.prompt_tokens, arguments.output_tokens, arguments.batch, arguments.repeats)
+    model = _load(arguments)
+    console = Console()
+    measurements: list[Measurement] = []
+    for name in arguments.scenario or SCENARIOS:
+        found = _measure(model, engine_options(arguments), name, workload)
+        console.print(_table(name, found))
+        measurements += found
+    if arguments.json is not None:
+        _write(arguments.json, _setting(arguments, model, workload), measurements)
+    return 0
+
+
+def _load(arguments: Namespace) -> Model:
+    if arguments.random_weights is None:
+        return load_model(arguments.model or EMBEDDED_MODEL, dtype=arguments.dtype)
+    if arguments.model is not None:
+        raise ConfigError("--model and --random-weights name two models; give one of them.")
+    dtype = "bfloat16" if arguments.dtype == "auto" else arguments.dtype
+    return model_from_config(shape_config(arguments.random_weights), dtype=dtype)
+
+
+def _measure(model: Model, options: dict[str, Any], name: str, workload: Workload) -> list[Measurement]:
+    """Run one scenario with and, if it compares the two, without prefix caching."""
+    scenario = SCENARIOS[name]
+    measurements = []
+    for is_caching in scenario.prefix_caching:
+        with LLM(model, skip_tokenizer_init=True, **options | {"enable_prefix_caching": is_caching}) as llm:
+            suffix = "" if len(scenario.prefix_caching) == 1 else f", prefix caching {'on' if is_caching else 'off'}"
+            measurements += scenario.measure(llm, workload, name, suffix)
+    return measurements
+
+
+def _table(name: str, measurements: list[Measurement]) -> Table:
+    table = Table(title=name, title_justify="left", box=None, padding=(0, 3, 0, 0))
+    table.add_column("")
+    for heading in ("median", "lowest", "highest"):
+        table.add_column(heading, justify="right")
+    for found in measurements:
+        numbers = (median(found.values), min(found.values), max(found.values))
+        table.add_row(found.name, *(found.shown(number) for number in numbers))
+    return table
+
+
+def _setting(arguments: Namespace, model: Model, workload: Workload) -> dict[str, Any]:
+    return {
+        "model": str(arguments.random_weights or arguments.model or "embedded"),
+        "parameters": model.num_parameters,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "processor": machine.cpu_name(),
+        "cores": machine.num_cores(),
+        "workload": asdict(workload),
+    }
+
+
+def _write(file: Path, setting: dict[str, Any], measurements: list[Measurement]) -> None:
+    text = json.dumps(setting | {"measurements": [asdict(found) for found in measurements]}, indent=2)
+    try:
+        file.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written: {error}") from error

@@ -1,0 +1,62 @@
+"""What every registered format must do, over every layout: its size, its error bound, its idempotence."""
+
+import numpy as np
+import pytest
+import torch
+
+from pagoda.formats.base import Format
+from pagoda.layouts.attention import AttentionLayout
+from pagoda.registry import REGISTRY, lookup
+
+LAYOUTS = {
+    "mha": AttentionLayout(num_kv_heads=4, key_width=16, value_width=16),
+    "gqa": AttentionLayout(num_kv_heads=2, key_width=64, value_width=64),
+    "mqa": AttentionLayout(num_kv_heads=1, key_width=128, value_width=128),
+    "keys wider than values": AttentionLayout(num_kv_heads=2, key_width=192, value_width=128),
+    "narrow": AttentionLayout(num_kv_heads=1, key_width=2, value_width=2),
+}
+PLANES = {f"{name}, {plane.name}": plane for name, layout in LAYOUTS.items() for plane in layout.planes}
+PAGE_TOKENS = 32
+
+every_format = pytest.mark.parametrize("name", REGISTRY["format"])
+every_plane = pytest.mark.parametrize("plane", PLANES.values(), ids=PLANES)
+
+
+def normal_values(plane):
+    """Both signs, over the magnitudes that even 16-bit floats hold without losing bits: 2**-14 to 2**15."""
+    draw = np.random.default_rng(0)
+    shape = (plane.num_heads, PAGE_TOKENS, plane.width)
+    values = draw.choice([-1, 1], shape) * np.exp2(draw.uniform(-14, 15, shape))
+    return torch.from_numpy(values.astype(np.float32))
+
+
+@every_format
+def test_the_registered_name_is_the_formats_own(name):
+    format = lookup("format", name)
+    assert isinstance(format, Format)
+    assert format.name == name
+
+
+@every_format
+@every_plane
+def test_encoding_takes_the_bytes_it_says(name, plane):
+    format = lookup("format", name)
+    data = format.encode(normal_values(plane), plane)
+    assert (data.dtype, data.shape) == (torch.uint8, (format.plane_nbytes(plane, PAGE_TOKENS),))
+
+
+@every_format
+@every_plane
+def test_the_error_of_a_round_trip_is_within_its_bound(name, plane):
+    format, values = lookup("format", name), normal_values(plane)
+    decoded = format.decode(format.encode(values, plane), plane)
+    assert (decoded.dtype, decoded.shape) == (torch.float32, values.shape)
+    assert ((decoded - values).abs() <= format.relative_error_bound * values.abs()).all()
+
+
+@every_format
+@every_plane
+def test_what_was_decoded_encodes_to_the_same_bytes(name, plane):
+    format = lookup("format", name)
+    data = format.encode(normal_values(plane), plane)
+    assert torch.equal(format.encode(format.decode(data, plane), plane), data)

@@ -1,0 +1,93 @@
+"""Sequences in scattered pages, with NaN wherever nothing was stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from pagoda.formats.page import PageGeometry
+from pagoda.formats.plain import PlainFormat
+from pagoda.kernels.base import GroupView, LayerPages
+from pagoda.kernels.reference import ReferenceKernels
+from pagoda.layouts.attention import AttentionLayout
+from pagoda.layouts.spec import LayerGroup, Reach
+
+NAN_BYTE = 0xFF
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Everything about a case but its numbers. `sequences` has (tokens before, new tokens) of each."""
+
+    format: PlainFormat
+    sequences: tuple[tuple[int, int], ...]
+    kv_heads: int = 2
+    group: int = 4
+    key_width: int = 64
+    value_width: int = 64
+    page_tokens: int = 32
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def heads(self) -> int:
+        return self.kv_heads * self.group
+
+
+@dataclass(frozen=True)
+class Case:
+    shape: Shape
+    layer: LayerPages
+    key: torch.Tensor
+    value: torch.Tensor
+    whole: GroupView  # all tokens are new
+    view: GroupView
+    query: torch.Tensor
+
+    def blank(self) -> LayerPages:
+        return LayerPages(torch.full_like(self.layer.pages, NAN_BYTE), self.layer.geometry, self.layer.layer)
+
+
+def make_view(shape: Shape, page_indices: torch.Tensor, new_tokens: list[int]) -> GroupView:
+    lengths = [past + new for past, new in shape.sequences]
+    num_pages = [-(-length // shape.page_tokens) for length in lengths]
+    return GroupView(page_indices, starts(num_pages), starts(new_tokens), torch.tensor(lengths, dtype=torch.int32))
+
+
+def starts(counts: list[int]) -> torch.Tensor:
+    return torch.tensor([0, *counts]).cumsum(0).int()
+
+
+def build(shape: Shape, seed: int = 0) -> Case:
+    """Keys and values stored by the reference in the second layer of three, other pages and layers left NaN."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(rows: int, heads: int, width: int) -> torch.Tensor:
+        return torch.randn(rows, heads, width, generator=generator).to(shape.dtype)
+
+    layout = AttentionLayout(shape.kv_heads, shape.key_width, shape.value_width)
+    geometry = PageGeometry(LayerGroup(Reach.FULL, None, (layout,) * 3), shape.format, shape.page_tokens)
+    lengths = [past + new for past, new in shape.sequences]
+    num_used = sum(-(-length // shape.page_tokens) for length in lengths)
+    pages = torch.full((num_used + 3, geometry.page_nbytes), NAN_BYTE, dtype=torch.uint8)
+    page_indices = torch.randperm(num_used + 3, generator=generator)[:num_used].int()
+    layer = LayerPages(pages, geometry, 1)
+    whole = make_view(shape, page_indices, lengths)
+    key = random(sum(lengths), shape.kv_heads, shape.key_width)
+    value = random(sum(lengths), shape.kv_heads, shape.value_width)
+    ReferenceKernels().store(key, value, layer, whole)
+    new_tokens = [new for _, new in shape.sequences]
+    query = random(sum(new_tokens), shape.heads, shape.key_width)
+    return Case(shape, layer, key, value, whole, make_view(shape, page_indices, new_tokens), query)
+
+
+@pytest.fixture(scope="session")
+def shape() -> type[Shape]:
+    return Shape
+
+
+@pytest.fixture(scope="session")
+def make_case() -> Callable[..., Case]:
+    return build

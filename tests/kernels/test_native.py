@@ -1,0 +1,216 @@
+"""The native kernels against the reference, at every instruction set this machine has."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pagoda.formats.plain import BF16, FP16, FP32
+from pagoda.kernels.base import AttentionRule, LayerPages
+from pagoda.kernels.native import NativeKernels, instruction_sets
+from pagoda.kernels.reference import ReferenceKernels, in_reach
+from pagoda.layouts.spec import Reach
+
+FORMATS = (FP32, FP16, BF16)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+ROUNDING_UNIT = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+
+every_isa = pytest.mark.parametrize("isa", instruction_sets())
+every_format = pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+
+
+def tolerance(shape, rule):
+    """Largest difference from the reference, as a share of the largest value.
+
+    Both round scores (|s| < 8 here, sums of up to 140 products in another order: 4 units x 8) and, with a soft cap, its
+    tanh (2 units x cap); an error e of every score moves a weighted mean of values by at most 2e. Weights and their sum add
+    a few units more. Where the dot instructions round weights w (1 + d), |d| <= u = 2^-8, to bf16, weights that still
+    sum to one move the mean by at most 2u. Both results are rounded to the query's type: u each.
+    """
+    single = ROUNDING_UNIT[torch.float32]
+    score_error = 32 * single + 2 * single * (rule.soft_cap or 0)
+    weight_error = 16 * single
+    if shape.dtype is torch.bfloat16 and shape.format is BF16:
+        weight_error += 2 * ROUNDING_UNIT[torch.bfloat16]
+    return 2 * score_error + weight_error + 2 * ROUNDING_UNIT[shape.dtype]
+
+
+def check_attend(isa, case, rule, sinks=None):
+    expected = ReferenceKernels().attend(case.query, case.layer, case.view, rule, sinks)
+    actual = NativeKernels(isa).attend(case.query, case.layer, case.view, rule, sinks)
+    assert actual.dtype == expected.dtype
+    assert actual.is_contiguous()
+    limit = tolerance(case.shape, rule) * float(case.value.abs().max())
+    torch.testing.assert_close(actual.float(), expected.float(), rtol=0, atol=limit)
+
+
+spans = st.integers(1, 400)
+rules = st.builds(
+    AttentionRule,
+    scale=st.sampled_from([0.125, 0.3, 0.0, -0.1]),
+    reach=st.sampled_from(Reach),
+    span=st.one_of(st.none(), spans),
+    soft_cap=st.sampled_from([None, None, 5.0, 30.0]),
+)
+sequences = st.lists(st.tuples(st.integers(0, 600), st.sampled_from([0, 1, 1, 2, 17, 60])), min_size=1, max_size=4)
+sequences = sequences.filter(lambda pairs: sum(map(sum, pairs)) > 0)
+
+
+@st.composite
+def shapes(draw, shape):
+    return shape(
+        format=draw(st.sampled_from(FORMATS)),
+        dtype=draw(st.sampled_from(DTYPES)),
+        sequences=tuple(draw(sequences)),
+        kv_heads=draw(st.integers(1, 3)),
+        group=draw(st.integers(1, 9)),
+        key_width=2 * draw(st.one_of(st.sampled_from([16, 32, 40]), st.integers(1, 70))),
+        value_width=draw(st.one_of(st.sampled_from([32, 64, 80]), st.integers(1, 140))),
+        page_tokens=16 * draw(st.integers(1, 6)),
+    )
+
+
+@every_isa
+@settings(max_examples=30)
+@given(data=st.data())
+def test_attends_as_the_reference_does(isa, data, shape, make_case):
+    case = make_case(data.draw(shapes(shape)), data.draw(st.integers(0, 99)))
+    sinks = torch.randn(case.shape.heads) if data.draw(st.booleans()) else None
+    check_attend(isa, case, data.draw(rules), sinks)
+
+
+@every_isa
+@every_format
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_attends_to_long_contexts_in_mixed_batches(isa, format, dtype, shape, make_case):
+    """Contexts of several splits and blocks, decode beside prefill, and tiles that end inside a token's heads."""
+    case = make_case(shape(format=format, dtype=dtype, group=7, sequences=((3000, 1), (0, 70), (1100, 20), (5, 0))))
+    check_attend(isa, case, AttentionRule(0.125))
+    check_attend(isa, case, AttentionRule(0.125, Reach.SLIDING, 1500, soft_cap=20.0), torch.randn(14))
+
+
+@every_isa
+@pytest.mark.parametrize("page_tokens", [16, 48, 128, 512])
+@pytest.mark.parametrize(("key_width", "value_width"), [(64, 64), (96, 80), (192, 128), (74, 37)])
+def test_bf16_finds_the_right_token(isa, page_tokens, key_width, value_width, shape, make_case):
+    """Rounded weights hide the loss of a single token, so let each row put all its weight on one: the result is its value."""
+    plan = shape(
+        format=BF16,
+        dtype=torch.bfloat16,
+        sequences=((0, 150), (280, 23), (1030, 1)),
+        key_width=key_width,
+        value_width=value_width,
+        page_tokens=page_tokens,
+    )
+    case = make_case(plan)
+    expected = []
+    row = 0
+    for (past, new), first in zip(plan.sequences, case.whole.query_starts.tolist(), strict=False):
+        for position in range(past, past + new):
+            token = first + position * 7919 % (position + 1)
+            case.query[row] = (case.key[token] * 8).repeat_interleave(plan.group, dim=0)
+            expected.append(case.value[token].repeat_interleave(plan.group, dim=0))
+            row += 1
+    actual = NativeKernels(isa).attend(case.query, case.layer, case.view, AttentionRule(1.0))
+    assert torch.equal(actual, torch.stack(expected))
+
+
+@every_isa
+@every_format
+def test_a_row_has_the_same_bits_in_every_batch(isa, format, shape, make_case):
+    """A prompt computed at once, in chunks, beside others or on one thread: cold and warm runs must not differ."""
+    dtype = format.dtype()
+    whole = make_case(shape(format=format, dtype=dtype, group=3, sequences=((0, 2300),)))
+    kernels, rule = NativeKernels(isa), AttentionRule(0.125, Reach.SLIDING, 2100)
+    expected = kernels.attend(whole.query, whole.layer, whole.view, rule)
+    for first, last in itertools.pairwise([0, 1, 700, 2299, 2300]):
+        starts = torch.tensor([0, last - first], dtype=torch.int32)
+        length = torch.tensor([last], dtype=torch.int32)
+        view = replace(whole.view, query_starts=starts, context_lengths=length)
+        assert torch.equal(kernels.attend(whole.query[first:last], whole.layer, view, rule), expected[first:last])
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert torch.equal(kernels.attend(whole.query, whole.layer, whole.view, rule), expected)
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+@every_isa
+@every_format
+@pytest.mark.parametrize("reach", [Reach.SLIDING, Reach.CHUNKED])
+def test_pages_out_of_reach_are_not_read(isa, format, reach, shape, make_case):
+    case = make_case(shape(format=format, dtype=format.dtype(), sequences=((900, 1), (700, 33))))
+    rule = AttentionRule(0.125, reach, 100)
+    kernels = NativeKernels(isa)
+    expected = kernels.attend(case.query, case.layer, case.view, rule)
+    tables, starts = case.view.page_indices.clone(), case.view.page_starts
+    for sequence, (past, new) in enumerate(case.shape.sequences):
+        reached = in_reach(new, past + new, rule, torch.device("cpu")).any(0)
+        first_page = int(reached.nonzero()[0]) // case.shape.page_tokens
+        tables[starts[sequence] : starts[sequence] + first_page] = -1  # names no page: reading it would fail
+    view = replace(case.view, page_indices=tables)
+    assert torch.equal(kernels.attend(case.query, case.layer, view, rule), expected)
+
+
+@every_isa
+@settings(max_examples=15)
+@given(data=st.data())
+def test_stores_what_the_reference_stores(isa, data, shape, make_case):
+    case = make_case(data.draw(shapes(shape)), data.draw(st.integers(0, 99)))
+    pages = case.blank()
+    NativeKernels(isa).store(case.key, case.value, pages, case.whole)
+    assert torch.equal(pages.pages, case.layer.pages)
+
+
+@every_format
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_stored_numbers_are_rounded_as_torch_rounds(format, dtype, shape, make_case):
+    """Ties, subnormals, overflow and infinity."""
+    case = make_case(shape(format=format, dtype=dtype, sequences=((0, 64),)))
+    exponents = torch.arange(-45, 39).repeat(100)[: case.key.numel()].view(case.key.shape)
+    key = (case.key.float() * 10.0**exponents).to(dtype)
+    key.view(-1)[:4] = torch.tensor([65519.0, 65520.0, 1.00390625, float("inf")]).to(dtype)
+    expected, actual = case.blank(), case.blank()
+    ReferenceKernels().store(key, case.value, expected, case.whole)
+    NativeKernels().store(key, case.value, actual, case.whole)
+    assert torch.equal(actual.pages, expected.pages)
+
+
+@every_isa
+def test_rows_may_be_slices_of_a_fused_projection(isa, shape, make_case):
+    case = make_case(shape(format=FP32, sequences=((0, 40),)))
+    kernels = NativeKernels(isa)
+    rows = torch.cat([case.query, case.key, case.value], dim=1)
+    query, key, value = rows.split([8, 2, 2], dim=1)
+    pages = case.blank()
+    kernels.store(key, value, pages, case.whole)
+    assert torch.equal(pages.pages, case.layer.pages)
+    expected = kernels.attend(case.query, case.layer, case.view, AttentionRule(0.125))
+    assert torch.equal(kernels.attend(query, pages, case.view, AttentionRule(0.125)), expected)
+    turned = case.query.transpose(0, 1).contiguous().transpose(0, 1)
+    assert torch.equal(kernels.attend(turned, case.layer, case.view, AttentionRule(0.125)), expected)
+
+
+@every_isa
+def test_a_nan_of_one_sequence_stays_with_it(isa, shape, make_case):
+    case = make_case(shape(format=FP32, sequences=((40, 3), (50, 3))))
+    starts = case.view.page_starts
+    case.layer.pages[case.view.page_indices[starts[1] : starts[2]].long()] = 0xFF
+    out = NativeKernels(isa).attend(case.query, case.layer, case.view, AttentionRule(0.125))
+    assert out[:3].isfinite().all()
+    assert out[3:].isnan().all()
+
+
+def test_layers_of_a_page_are_kept_apart(shape, make_case):
+    case = make_case(shape(format=BF16, sequences=((0, 33),), page_tokens=16))
+    other = LayerPages(case.layer.pages, case.layer.geometry, 2)
+    before = case.layer.pages.clone()
+    NativeKernels().store(case.key, case.value, other, case.whole)
+    slots = case.layer.geometry.slots
+    changed = (case.layer.pages != before).any(0).nonzero()
+    assert changed.min() >= slots[2][0].offset
+    assert changed.max() < slots[2][1].offset + slots[2][1].nbytes

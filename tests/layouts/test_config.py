@@ -1,0 +1,131 @@
+"""The cache read from config.json alone: known sizes, old and new spellings, and equality with the model itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pagoda.errors import UnsupportedModelError
+from pagoda.layouts.attention import AttentionLayout
+from pagoda.layouts.config import UNKNOWABLE, spec_from_config
+from pagoda.layouts.spec import Reach
+from pagoda.models.discovery import discover
+from pagoda.models.tiny import shrink
+
+_location = importlib.util.spec_from_file_location("families", Path(__file__).parents[1] / "oracle" / "families.py")
+assert _location is not None
+assert _location.loader is not None
+families: Any = importlib.util.module_from_spec(_location)
+_location.loader.exec_module(families)
+
+FULL, SLIDING, CHUNKED = Reach.FULL, Reach.SLIDING, Reach.CHUNKED
+LATENT = {"axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "longcat_flash", "minicpm3", "youtu"}
+KNOWABLE = [family for family in (*families.FAMILIES, *families.FORWARD_ONLY) if family not in LATENT | set(UNKNOWABLE)]
+
+LLAMA = {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
+LLAMA_3_70B = LLAMA | {
+    "hidden_size": 8192,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+}
+
+
+def test_llama_3_70b_in_fp16_is_327680_bytes_per_token():
+    assert spec_from_config(LLAMA_3_70B).elements_per_token * 2 == 327_680
+
+
+@pytest.mark.parametrize(
+    ("config", "layout"),
+    [
+        (LLAMA, AttentionLayout(32, 128, 128)),
+        (LLAMA | {"num_key_value_heads": 8}, AttentionLayout(8, 128, 128)),
+        (LLAMA | {"num_key_value_heads": 1}, AttentionLayout(1, 128, 128)),
+        (LLAMA | {"head_dim": 64}, AttentionLayout(32, 64, 64)),
+        ({"model_type": "gpt2", "n_layer": 12, "n_head": 12, "n_embd": 768}, AttentionLayout(12, 64, 64)),
+        (
+            {"model_type": "gpt_bigcode", "n_layer": 2, "n_head": 48, "n_embd": 6144, "multi_query": True},
+            AttentionLayout(1, 128, 128),
+        ),
+    ],
+)
+def test_heads_and_widths(config, layout):
+    (group,) = spec_from_config(config).groups
+    assert set(group.layouts) == {layout}
+    assert group.reach is FULL
+
+
+def with_window(family, **values):
+    return LLAMA | {"model_type": family, "sliding_window": 100, "num_hidden_layers": 12} | values
+
+
+@pytest.mark.parametrize(
+    ("config", "groups"),
+    [
+        (with_window("mistral"), {(SLIDING, 100): 12}),
+        (with_window("mistral", sliding_window=None), {(FULL, None): 12}),
+        (with_window("qwen2", use_sliding_window=False, max_window_layers=4), {(FULL, None): 12}),
+        (with_window("qwen2", use_sliding_window=True, max_window_layers=4), {(FULL, None): 4, (SLIDING, 100): 8}),
+        (with_window("gemma2"), {(SLIDING, 100): 6, (FULL, None): 6}),
+        (with_window("gemma3_text", sliding_window_pattern=6), {(SLIDING, 100): 10, (FULL, None): 2}),
+        (with_window("cohere2", sliding_window_pattern=4), {(SLIDING, 100): 9, (FULL, None): 3}),
+        (with_window("gpt_oss"), {(SLIDING, 100): 6, (FULL, None): 6}),
+        (
+            with_window("llama4_text", attention_chunk_size=64, no_rope_layers=[1, 1, 1, 0] * 3),
+            {(CHUNKED, 64): 9, (FULL, None): 3},
+        ),
+        (
+            with_window("new_family", layer_types=["sliding_attention"] * 11 + ["full_attention"]),
+            {(SLIDING, 100): 11, (FULL, None): 1},
+        ),
+    ],
+)
+def test_windows_and_chunks(config, groups):
+    spec = spec_from_config(config)
+    assert {(group.reach, group.span): len(group.layouts) for group in spec.groups} == groups
+
+
+def test_the_text_part_of_a_larger_configuration_counts():
+    config = {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "num_hidden_layers": 34}}
+    config["text_config"] |= {"hidden_size": 2560, "sliding_window": 1024}
+    spec = spec_from_config(config)
+    assert [(group.span, len(group.layouts)) for group in spec.groups] == [(1024, 29), (None, 5)]
+    assert set(spec.groups[0].layouts) == {AttentionLayout(4, 256, 256)}
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (LLAMA | {"kv_lora_rank": 512}, "latents"),
+        (LLAMA | {"layer_types": ["linear_attention"] * 32}, "layers of kind linear_attention"),
+        (LLAMA | {"is_encoder_decoder": True}, "encoder-decoder"),
+        (LLAMA | {"sliding_window": 10}, "does not say which layers"),
+        (LLAMA | {"num_attention_heads": None}, "none of: num_attention_heads"),
+        (LLAMA | {"model_type": "diffllama"}, "attends twice"),
+    ],
+)
+def test_what_cannot_be_known_is_refused(config, reason):
+    with pytest.raises(UnsupportedModelError, match=reason):
+        spec_from_config(config)
+
+
+@pytest.mark.parametrize("family", KNOWABLE)
+def test_the_configuration_and_the_model_agree(family):
+    config = shrink(families.default_config(family))
+    assert spec_from_config(config.to_dict()) == discover(config).spec
+
+
+@pytest.mark.parametrize("family", sorted(LATENT | set(UNKNOWABLE)))
+def test_the_other_families_are_refused_and_not_guessed(family):
+    with pytest.raises(UnsupportedModelError):
+        spec_from_config(shrink(families.default_config(family)).to_dict())
+
+
+def test_it_needs_neither_torch_nor_transformers():
+    program = "import sys, pagoda.layouts.config; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

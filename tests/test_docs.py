@@ -1,0 +1,53 @@
+"""The documentation against the code: files it names exist, its examples run, its reference is what the parser says."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+NAMED_FILE = re.compile(r"`((?:src|csrc|tests|docs|examples|scripts|benchmarks)/[\w./-]+|[\w./-]+/[\w-]+\.(?:py|h|cpp))`")
+PLACEHOLDER = "/x.py"  # "add a file x.py here"
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_files_that_are_named_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    missing = [name for name in NAMED_FILE.findall(text) if not name.endswith(PLACEHOLDER) and not _exists(name)]
+    missing += [link for link in LINK.findall(text) if not (document.parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_python_examples_run(document: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All examples of a document run in one namespace, in order, as a reader would type them."""
+    namespace: dict[str, object] = {"__name__": "example"}
+    for code in PYTHON_BLOCK.findall(document.read_text(encoding="utf-8")):
+        exec(compile(code, str(document), "exec"), namespace)
+    for value in list(namespace.values()):
+        if type(value).__name__ == "LLM":
+            value.close()  # type: ignore[attr-defined]
+
+
+def test_the_command_line_reference_is_current() -> None:
+    write = runpy.run_path(str(ROOT / "scripts" / "write_cli_reference.py"))
+    assert write["TARGET"].read_text(encoding="utf-8") == write["reference"](), "run `make docs`"
+
+
+def test_the_architecture_names_every_module_of_a_request_path() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    package = ROOT / "src" / "pagoda"
+    folders = ("engine", "cache", "kernels", "models", "layouts", "formats")
+    files = [f"{folder}/{file.name}" for folder in folders for file in sorted((package / folder).glob("[a-z]*.py"))]
+    assert [name for name in files if f"`{name}`" not in text] == []
+
+
+def _exists(name: str) -> bool:
+    """Paths are given from the root of the repository or of the package."""
+    return (ROOT / name).exists() or (ROOT / "src" / "pagoda" / name).exists()

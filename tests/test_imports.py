@@ -1,0 +1,86 @@
+"""Imports point one way, and what needs no tensors does not load torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pagoda
+
+PACKAGE = Path(pagoda.__file__).parent
+
+# From the top down; a module imports from its own line or a lower one.
+LEVELS = (
+    ("cli", "server", "cluster"),
+    ("commands",),
+    ("llm",),
+    ("outputs",),
+    ("engine",),
+    ("models",),
+    ("cache",),
+    ("kernels",),
+    ("formats",),
+    ("layouts",),
+    ("config", "errors", "machine", "registry", "sampling_params", "text", "units"),
+)
+LEVEL = {name: len(LEVELS) - number for number, names in enumerate(LEVELS) for name in names}
+ANALYSIS = {"analysis", "cache", "formats", "layouts", "config", "errors", "machine", "registry", "units"}
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
+
+
+def part(module: str) -> str:
+    """The folder or file of the package that `module` is in."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def imported(path: Path) -> set[str]:
+    """The parts of the package that a file imports from, also inside functions and for types only."""
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {part(module) for module in modules if module.split(".")[0] == "pagoda"}
+
+
+def owner(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    if owner(path) == "analysis":
+        assert imported(path) <= ANALYSIS
+        return
+    here = LEVEL[owner(path)]
+    upward = {name for name in imported(path) if LEVEL.get(name, 0) > here}
+    assert not upward, f"{path} imports from above: {upward}"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "pagoda",
+        "pagoda.config",
+        "pagoda.registry",
+        "pagoda.sampling_params",
+        "pagoda.cache.radix",
+        "pagoda.cache.pages",
+        "pagoda.cache.group",
+        "pagoda.cache.cache",
+        "pagoda.cache.eviction.lru",
+        "pagoda.layouts.spec",
+        "pagoda.layouts.attention",
+        "pagoda.formats.page",
+        "pagoda.formats.plain",
+        "pagoda.engine.scheduler",
+    ],
+)
+def test_no_torch_is_loaded_where_there_are_no_tensors(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
