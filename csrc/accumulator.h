@@ -16,8 +16,8 @@ inline void clear(const Accumulator& sums, int64_t rows) {
     __builtin_memset(sums.values, 0, size_t(rows * sums.stride) * sizeof(float));
 }
 
-// total += part; both are relative to their own maximum. Never inlined: were it, two copies might fuse different products
-// with the sum, and the result would depend on how a context is split over threads.
+// total += part; both are relative to their own maximum. Never inlined: were it, two copies might fuse different
+// products with the sum, and the result would depend on how a context is split over threads.
 __attribute__((noinline)) void fold_row(const Accumulator& total, int64_t row, float maximum, float sum,
                                         const float* values) {
     if (sum == 0.0f) return;

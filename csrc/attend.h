@@ -96,12 +96,15 @@ class TileAttention {
         add_values(block, next, first_panel, last_panel, first_row, rows);
     }
 
+    // Each product asks ahead for what the one after it reads: scores for the block's values, values for the next
+    // block's keys. The first band does it for all.
     void make_scores(const Block& block, int first_panel, int last_panel, int64_t first_row, int64_t rows) {
         const int64_t tokens = panel_tokens(call_.pages);
         const Left<Factor> queries{static_cast<const Factor*>(scratch_.query) + first_row * query_stride(call_),
                                    query_stride(call_), int(rows)};
         for (int panel = first_panel; panel < last_panel; panel++) {
-            const Panels keys{block.key + panel, block.value + panel, 1, call_.pages.key.width / word_numbers(call_.pages),
+            const uint8_t* const* ahead = first_row == 0 ? block.value : block.key;
+            const Panels keys{block.key + panel, ahead + panel, 1, call_.pages.key.width / word_numbers(call_.pages),
                               key_row_nbytes(call_.pages), tokens};
             arithmetic_.scores(queries, keys, {scratch_.scores + panel * tokens, kScoreStride, false});
         }
@@ -113,8 +116,10 @@ class TileAttention {
         const Left<Factor> weights{static_cast<const Factor*>(scratch_.weights) + first_panel * tokens, kWeightStride,
                                    int(rows)};
         const uint8_t* ahead[kMaxPanels];
-        for (int panel = first_panel; panel < last_panel; panel++)
-            ahead[panel] = panel >= next.first_panel && panel < next.last_panel ? next.key_run[panel] : block.value[panel];
+        for (int panel = first_panel; panel < last_panel; panel++) {
+            const bool is_next = first_row == 0 && panel >= next.first_panel && panel < next.last_panel;
+            ahead[panel] = is_next ? next.key_run[panel] : block.value[panel];
+        }
         const Panels values{block.value + first_panel, ahead + first_panel, last_panel - first_panel,
                             tokens / word_numbers(call_.pages), value_row_nbytes(call_.pages), call_.pages.value.width};
         const Accumulator& split = scratch_.split;

@@ -1,8 +1,9 @@
 // What a kernel is given: plain data about pages, page tables and rules.
 //
-// Knows neither Python nor torch nor an instruction set, and uses no standard library, so every translation unit, whatever
-// its instruction set, can include it. Its functions are static: the linker must not hand a unit the copy that another
-// unit compiled for a wider instruction set. Strides are in numbers, sizes named `nbytes` in bytes, positions in tokens.
+// Knows neither Python nor torch nor an instruction set, and uses no standard library, so every translation unit,
+// whatever its instruction set, can include it. Its functions are static: the linker must not hand a unit the copy that
+// another unit compiled for a wider instruction set. Strides are in numbers, sizes named `nbytes` in bytes, positions
+// in tokens.
 #pragma once
 
 #include <cstdint>
@@ -116,7 +117,9 @@ struct SplitTile {
     int64_t count;
 };
 
-static inline int64_t rounded_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+static inline int64_t rounded_up(int64_t count, int64_t multiple) {
+    return (count + multiple - 1) / multiple * multiple;
+}
 
 // Value sums are kept in rows of whole vectors, of every instruction set.
 static inline int64_t value_stride(const AttendCall& call) { return rounded_up(call.pages.value.width, 16); }

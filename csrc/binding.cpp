@@ -1,8 +1,8 @@
 // The Python module `_native`: hands addresses and shapes to the kernels, with the GIL released.
 //
-// Holds no logic and copies nothing. Tensors arrive as addresses because converting one through DLPack costs more than a
-// kernel's whole set-up (3 us each); `kernels/native.py`, its only caller, checks their shapes, types and strides, and the
-// kernels check the page tables.
+// Holds no logic and copies nothing. Tensors arrive as addresses because converting one through DLPack costs more than
+// a kernel's whole set-up (3 us each); `kernels/native.py`, its only caller, checks their shapes, types and strides,
+// and the kernels check the page tables.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>

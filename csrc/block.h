@@ -1,7 +1,9 @@
-// Where the keys and values of one block of tokens lie: a panel of 16 or 32 tokens at a time, since pages are scattered.
+// Where the keys and values of one block of tokens lie: a panel of 16 or 32 tokens at a time, since pages are
+// scattered.
 //
-// Knows page tables and the word order of planes; does no arithmetic. A panel with tokens that no row of the tile may see
-// (free memory, filled with NaN, behind the end of a sequence) is replaced by a copy with zeros there: 0 x NaN is NaN.
+// Knows page tables and the word order of planes; does no arithmetic. A panel with tokens that no row of the tile may
+// see (free memory, filled with NaN, behind the end of a sequence) is replaced by a copy with zeros there: 0 x NaN is
+// NaN.
 #pragma once
 
 #include "attention.h"
@@ -12,9 +14,9 @@ namespace {
 constexpr int64_t kMinimumPanelTokens = 16;
 constexpr int kMaxPanels = kBlockTokens / kMinimumPanelTokens;
 
-// Panels [first_panel, last_panel) of the block that begins at token `first_token`; entries outside are unset. Keys of one
-// panel are strided if a page holds several; `key_run` is the panel's share of its page's keys as a run of bytes, which is
-// what to prefetch: together the panels of a page cover it.
+// Panels [first_panel, last_panel) of the block that begins at token `first_token`; entries outside are unset. Keys of
+// one panel are strided if a page holds several; `key_run` is the panel's share of its page's keys as a run of bytes,
+// which is what to prefetch: together the panels of a page cover it.
 struct Block {
     int64_t first_token;
     int first_panel;
@@ -56,8 +58,8 @@ inline void copy_value_panel(const Pages& pages, const uint8_t* source, int64_t 
     }
 }
 
-// The part of the block at `first_token` that lies in tokens [begin, end). `edges` has room for two value panels, the one
-// with `begin` and the one with `end`, whichever blocks they fall into.
+// The part of the block at `first_token` that lies in tokens [begin, end). `edges` has room for two value panels, the
+// one with `begin` and the one with `end`, whichever blocks they fall into.
 inline Block find_block(const AttendCall& call, const Tile& tile, int64_t first_token, int64_t begin, int64_t end,
                         uint8_t* edges) {
     const Pages& pages = call.pages;

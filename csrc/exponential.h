@@ -1,7 +1,8 @@
 // 2^x and tanh on vectors.
 //
-// `exp2` is good to 2 units in the last place; `exp2_coarse` to 1e-4, for weights that are rounded to bf16 (2e-3) anyway.
-// Both give 0 for minus infinity and NaN for NaN. Polynomials are minimax fits of relative error, exact at x = 0.
+// `exp2` is good to 2 units in the last place; `exp2_coarse` to 1e-4, for weights that are rounded to bf16 (2e-3)
+// anyway. Both give 0 for minus infinity and NaN for NaN. Polynomials are minimax fits of relative error, exact at x =
+// 0.
 #pragma once
 
 #include "vector.h"

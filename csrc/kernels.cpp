@@ -1,7 +1,7 @@
 // The kernel table of one instruction set: compiled once for each, with its flags, its name and the name of its table.
 //
-// Chooses the arithmetic from the formats of pages and queries. Instructions that multiply bf16 by bf16 serve bf16 queries
-// only: rounding wider ones would lose what the caller kept.
+// Chooses the arithmetic from the formats of pages and queries. Instructions that multiply bf16 by bf16 serve bf16
+// queries only: rounding wider ones would lose what the caller kept.
 #include "attend.h"
 
 namespace pagoda {

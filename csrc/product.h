@@ -1,4 +1,5 @@
-// Products of a few rows with word panels of a page: sums [rows, columns] (+)= left [rows, depth] x right [depth, columns].
+// Products of a few rows with word panels of a page: sums [rows, columns] (+)= left [rows, depth] x right [depth,
+// columns].
 //
 // Attention is two of them. Scores: queries times keys, columns are tokens and depth is channels. Values: weights times
 // values, columns are channels and depth is tokens. The page layout makes both the same loop over 32-bit words. Sums
@@ -12,7 +13,8 @@ namespace {
 
 // Right factor: `count` panels, one below the other, each [depth_words, columns] words at a distance of `row_nbytes`.
 // While a panel is read, as many bytes are asked for from its entry of `ahead`: evenly, since a burst of requests would
-// stop the arithmetic until the last is on its way, and by hand, since pages are scattered.
+// stop the arithmetic until the last is on its way, and by hand, since pages are scattered. An entry that equals
+// `data`'s asks for nothing.
 struct Panels {
     const uint8_t* const* data;
     const uint8_t* const* ahead;

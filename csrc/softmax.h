@@ -71,7 +71,8 @@ inline float weigh(const float* scores, Bf16* weights, Range range, float scale,
 
 #endif
 
-// A plain positive scale is applied with the exponential; anything else first, in place. Returns the scale that is left.
+// A plain positive scale is applied with the exponential; anything else first, in place. Returns the scale that is
+// left.
 inline float transform(float* scores, Range range, const Rule& rule) {
     if (!rule.has_soft_cap && rule.scale > 0.0f) return rule.scale * kLog2E;
     for (int token = range.first; token < range.last; token += kLanes) {

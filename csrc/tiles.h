@@ -1,8 +1,8 @@
 // The same products on AMX: 16 rows x 16 words of left factor times 16 x 16 words of right, in tile registers.
 //
-// Keys and values lie in pages as the instruction wants its right operand, so tiles are loaded straight from them. Two row
-// tiles times two column tiles of sums use all eight registers: 0-3 sums, 4-5 left, 6-7 right. Written as
-// inline assembly because the compiler's intrinsics take register numbers as literal tokens, not as template arguments.
+// Keys and values lie in pages as the instruction wants its right operand, so tiles are loaded straight from them. Two
+// row tiles times two column tiles of sums use all eight registers: 0-3 sums, 4-5 left, 6-7 right. Written as inline
+// assembly because the compiler's intrinsics take register numbers as literal tokens, not as template arguments.
 #pragma once
 
 #include "product.h"
@@ -98,16 +98,17 @@ void product_in_tiles(const Left<Bf16>& left, const Panels& right, int64_t colum
     for (int panel = 0; panel < right.count; panel++) {
         const uint8_t* words = right.data[panel] + column * 4;
         const uint8_t* ahead = right.ahead[panel] + column * 4 * right.depth_words;
+        const bool asks_ahead = right.ahead[panel] != right.data[panel];
         for (int64_t depth = 0; depth < right.depth_words; depth += shape.depth_words) {
             tile_load<4>(factor, left_nbytes);
             tile_load<6>(words, right.row_nbytes);
             tile_dot<0, 4, 6>();
-            prefetch_tile(ahead, shape);
+            if (asks_ahead) prefetch_tile(ahead, shape);
             if constexpr (kTwoRows) tile_load<5>(factor + kTileWords * left.stride, left_nbytes);
             if constexpr (kTwoRows) tile_dot<2, 5, 6>();
             if constexpr (kTwoColumns) tile_load<7>(words + shape.columns * 4, right.row_nbytes);
             if constexpr (kTwoColumns) tile_dot<1, 4, 7>();
-            if constexpr (kTwoColumns) prefetch_tile(ahead + shape.depth_words * kLineNbytes, shape);
+            if (kTwoColumns && asks_ahead) prefetch_tile(ahead + shape.depth_words * kLineNbytes, shape);
             if constexpr (kAll) tile_dot<3, 5, 7>();
             factor += shape.depth_words * 2;
             words += shape.depth_words * right.row_nbytes;

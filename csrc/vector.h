@@ -1,7 +1,7 @@
 // Vectors of floats as wide as the instruction set, on the compiler's vector types.
 //
-// Included only by kernels.cpp, once per instruction set, and so all in an unnamed namespace. Intrinsics stand where the
-// plain expression was measured or known to compile badly: half conversion, masks, maxima.
+// Included only by kernels.cpp, once per instruction set, and so all in an unnamed namespace. Intrinsics stand where
+// the plain expression was measured or known to compile badly: half conversion, masks, maxima.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // How each number format's 32-bit words enter a product: fp32 holds one number a word, fp16 and bf16 two.
 //
-// A `Words` type says what it keeps of the left factor (`Factor`), how it loads a vector of right words, and how a word of
-// the left factor times that vector is added to sums. The numbers of a word follow each other along the summed axis.
+// A `Words` type says what it keeps of the left factor (`Factor`), how it loads a vector of right words, and how a word
+// of the left factor times that vector is added to sums. The numbers of a word follow each other along the summed axis.
 #pragma once
 
 #include "numbers.h"
@@ -21,7 +21,8 @@ inline Floats floats_of_halves(Ints halves) {
 #else
     const Floats magnitude = reinterpret_cast<Floats>((halves & 0x7fff) << 13) * 0x1p112f;
     const Ints special = (halves & 0x7c00) == 0x7c00;
-    return reinterpret_cast<Floats>(reinterpret_cast<Ints>(magnitude) | (special & 0x7f800000) | (halves & 0x8000) << 16);
+    const Ints sign = (halves & 0x8000) << 16;
+    return reinterpret_cast<Floats>(reinterpret_cast<Ints>(magnitude) | (special & 0x7f800000) | sign);
 #endif
 }
 
@@ -74,7 +75,8 @@ struct Bf16DotWords {
     static void add(Floats& sum, const Factor* left, const Right& right) {
         int32_t word;
         __builtin_memcpy(&word, left, 4);
-        sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(_mm512_set1_epi32(word)), reinterpret_cast<__m512bh>(right));
+        const __m512i words = _mm512_set1_epi32(word);
+        sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(words), reinterpret_cast<__m512bh>(right));
     }
 };
 

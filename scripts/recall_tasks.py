@@ -1,7 +1,7 @@
 """Synthetic recall tasks: facts stated in running text and asked for again further on.
 
 Three kinds of fact share one shape (statement, question, answer): a five-digit pass key, a
-`word -> number` pair, and a note of eight random words to be copied. Training rows hold many
+`word -> word` pair, and a note of eight random words to be copied. Training rows hold many
 facts at once, asked at distances drawn up to the row's end; a probe holds one whose answer lies
 an exact number of tokens back, so that accuracy can be measured by distance.
 """
@@ -106,9 +106,9 @@ class RecallTasks:
         return Fact(reply, answer, ". Remember it.\n", f"{ask} {reply}", ask, reply, "pass key")
 
     def key_value(self, generator: np.random.Generator) -> Fact:
-        word = str(generator.choice(self.words))
+        word, value = (str(word) for word in generator.choice(self.words, 2))
         reply, ask = f"{word} ->", f"What is the value of {word}?"
-        return Fact(reply, f" {generator.integers(100, 1000)}", "\n", reply, ask, reply, word)
+        return Fact(reply, f" {value}", "\n", reply, ask, reply, word)
 
     def note(self, generator: np.random.Generator) -> Fact:
         subject, *words = (str(word) for word in generator.choice(self.words, NOTE_WORDS + 1))
@@ -144,12 +144,13 @@ class RecallTasks:
             row.add(self.encode(END_OF_TEXT), 0.0)
         chat = generator.random() < 0.2
         longest_run = int(2 ** generator.uniform(1, np.log2(length) - 1))
+        most_pending = int(generator.integers(1, MOST_PENDING + 1))
         pending: list[tuple[int, int, Fact]] = []
         while len(row.tokens) < length:
             position = len(row.tokens)
             if pending and pending[0][0] <= position:
                 self.ask(row, heapq.heappop(pending)[2], chat)
-            elif len(pending) < MOST_PENDING and generator.random() < 0.6:
+            elif len(pending) < most_pending and generator.random() < 0.6:
                 taken = {fact.subject for _, _, fact in pending}
                 if fact := self.new_fact(generator, taken):
                     self.state(row, fact)

@@ -100,7 +100,7 @@ def train_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator((passage.text for passage in training_passages(directory)), trainer)
-    wrapped = PreTrainedTokenizerFast(
+    wrapped = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
@@ -118,7 +118,8 @@ def load_tokenizer(cache: Path, directory: Path) -> PreTrainedTokenizerFast:
     folder = cache / "tokenizer"
     if not folder.exists():
         train_tokenizer(directory).save_pretrained(folder)
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+    return tokenizer
 
 
 def encode_stream(passages: Iterator[Passage], tokenizer: PreTrainedTokenizerFast) -> TokenArray:

@@ -10,6 +10,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +55,8 @@ def answers_match(model: LlamaForCausalLM, prompts: Tensor, answers: Tensor) -> 
     """Which answers greedy decoding would give in full, found in one pass over prompt and answer."""
     tokens = torch.cat((prompts, answers), dim=1)
     logits = model(input_ids=tokens[:, :-1], use_cache=False, logits_to_keep=answers.size(1)).logits
-    return (logits.argmax(-1) == answers).all(dim=1)
+    matches: Tensor = (logits.argmax(-1) == answers).all(dim=1)
+    return matches
 
 
 @torch.inference_mode()
@@ -83,7 +85,8 @@ def sample_text(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, pro
     """A continuation drawn at temperature 0.7 from a fixed seed."""
     torch.manual_seed(0)
     tokens = torch.tensor([[tokenizer.bos_token_id, *tokenizer(prompt, add_special_tokens=False).input_ids]])
-    output = model.generate(tokens, max_new_tokens=length, do_sample=True, temperature=0.7, top_p=0.95)
+    writer: Any = model
+    output = writer.generate(tokens, max_new_tokens=length, do_sample=True, temperature=0.7, top_p=0.95)
     return str(tokenizer.decode(output[0, 1:], skip_special_tokens=True))
 
 
@@ -121,7 +124,7 @@ Held-out text: {report.tokens:,} tokens in windows of {EVALUATION_CONTEXT:,}, ea
 
 Recall: the share of {report.recall_samples} probes answered exactly, every token right under greedy decoding, by
 the distance in tokens between the answer's first statement and the place where it is due. A pass key is 5 digits;
-a key-value pair is 3 digits among up to 8 pairs; a copy is 8 random words. Text around the probes is held out.
+a key-value answer is one word among up to 8 pairs; a copy is 8 random words. Text around the probes is held out.
 
 {recall_markdown(report.recall)}
 

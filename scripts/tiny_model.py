@@ -225,7 +225,7 @@ class TinyLlama(nn.Module):
         cosines, sines = self.get_buffer("cosines")[:length], self.get_buffer("sines")[:length]
         hidden = self.model(tokens, cosines, sines).flatten(0, 1)
         head = self.model.embed_tokens.weight.to(hidden.dtype)
-        total = hidden.new_zeros((), dtype=torch.float32)
+        total: Tensor = hidden.new_zeros((), dtype=torch.float32)
         slices = zip(*(part.split(LOSS_SLICE) for part in (hidden, targets.flatten(), weights.flatten())), strict=True)
         for rows, wanted, weight in slices:
             losses = functional.cross_entropy(functional.linear(rows, head).float(), wanted, reduction="none")
@@ -238,4 +238,5 @@ def to_transformers(model: TinyLlama) -> LlamaForCausalLM:
     exported = LlamaForCausalLM(model.shape.config())
     weights = dict(model.state_dict())
     exported.load_state_dict(weights | {"lm_head.weight": weights["model.embed_tokens.weight"]}, strict=True)
-    return exported.eval()
+    exported.train(False)
+    return exported

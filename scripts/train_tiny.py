@@ -45,16 +45,17 @@ class Settings:
     batch_tokens: int = 4096
     stages: tuple[Stage, ...] = (
         Stage(0.0, 256, recall_share=0.3, repeat_share=0.08),
-        Stage(0.32, 256, recall_share=0.2, repeat_share=0.5),
-        Stage(0.5, 512, recall_share=0.3, repeat_share=0.1),
-        Stage(0.7, 2048, recall_share=0.35, repeat_share=0.05),
+        Stage(0.31, 256, recall_share=0.2, repeat_share=0.5),
+        Stage(0.475, 512, recall_share=0.3, repeat_share=0.1),
+        Stage(0.58, 512, recall_share=0.5, repeat_share=0.1),
+        Stage(0.7, 2048, recall_share=0.45, repeat_share=0.05),
     )
     chat_share: float = 0.07
     matrix_rate: float = 0.006
     other_rate: float = 0.004
     weight_decay: float = 0.05
     warm_up: float = 0.02
-    decay_from: float = 0.55
+    decay_from: float = 0.6
     last_rate: float = 0.03
     gradient_norm: float = 1.0
     checkpoint_seconds: float = 120.0
@@ -154,7 +155,7 @@ def take_step(run: Run, forward: Forward, settings: Settings, batch: tuple[Tenso
     tokens, weights = batch
     inputs, targets, weights = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), weights[:, 1:].contiguous()
     loss = forward(inputs, targets, weights) / weights.sum()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     nn.utils.clip_grad_norm_(run.model.parameters(), settings.gradient_norm)
     for optimizer in run.optimizers:
         for group in optimizer.param_groups:
@@ -189,7 +190,8 @@ def train(run: Run, settings: Settings, batches: Batches, length: tuple[int | No
 def export(model: TinyLlama, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write the bfloat16 checkpoint, tokenizer included."""
     to_transformers(model).bfloat16().save_pretrained(folder)
-    GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0).save_pretrained(folder)
+    generation = GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0)  # type: ignore[no-untyped-call]
+    generation.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -272,7 +274,7 @@ def parse_arguments() -> argparse.Namespace:
 def evaluate(folder: Path, corpus: Corpus, tasks: RecallTasks, samples: int) -> evaluation.Report:
     """Measure a checkpoint as shipped: its bfloat16 weights, computed in float32."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return evaluation.measure(model, tokenizer, corpus, tasks, samples)
 
 

@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-NAMED_FILE = re.compile(r"`((?:src|csrc|tests|docs|examples|scripts|benchmarks)/[\w./-]+|[\w./-]+/[\w-]+\.(?:py|h|cpp))`")
+FOLDERS = "src|csrc|tests|docs|examples|scripts|benchmarks"
+NAMED_FILE = re.compile(rf"`((?:{FOLDERS})/[\w./-]+|[\w./-]+/[\w-]+\.(?:py|h|cpp))`")
 PLACEHOLDER = "/x.py"  # "add a file x.py here"
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)")
 

@@ -15,9 +15,7 @@ def make_cache(*num_pages, page_tokens=None, resumable=lambda num_tokens: num_to
     """A cache with one group per pool size; `resumable` is the rule of the last group."""
     sizes = page_tokens or [PAGE_TOKENS] * len(num_pages)
     rules = [lambda num_tokens: num_tokens] * (len(num_pages) - 1) + [resumable]
-    groups = [
-        PageGroup(pages, size, LRU(), rule) for pages, size, rule in zip(num_pages, sizes, rules, strict=True)
-    ]
+    groups = [PageGroup(pages, size, LRU(), rule) for pages, size, rule in zip(num_pages, sizes, rules, strict=True)]
     return Cache(groups, [NoBytes() for _ in groups])
 
 

@@ -48,7 +48,7 @@ def model() -> Model:
 
 
 def make(model: Model, num_pages: int = 256, **options: object) -> LLM:
-    defaults = {"block_size": 16, "kv_cache_memory_bytes": num_pages * PAGE_NBYTES}
+    defaults = {"num_threads": 1, "block_size": 16, "kv_cache_memory_bytes": num_pages * PAGE_NBYTES}
     return LLM(model, **{**defaults, **options})  # type: ignore[arg-type]
 
 

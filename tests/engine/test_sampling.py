@@ -45,7 +45,7 @@ def softmax(logits):
 
 
 def plain_truncation(logits, top_k, top_p, min_p):
-    """The definition: tokens at least `min_p` as likely as the best, of these the best `top_k`, of these the nucleus."""
+    """Of the tokens at least `min_p` as likely as the best, the best `top_k`; of these, the nucleus."""
     probabilities = softmax(logits)
     order = [token for token in np.argsort(-probabilities) if probabilities[token] >= min_p * probabilities.max()]
     order = order[: top_k or None]

@@ -19,16 +19,16 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ROUNDING_UNIT = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
 every_isa = pytest.mark.parametrize("isa", instruction_sets())
-every_format = pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+every_format = pytest.mark.parametrize("format", FORMATS, ids=[format.name for format in FORMATS])
 
 
 def tolerance(shape, rule):
     """Largest difference from the reference, as a share of the largest value.
 
     Both round scores (|s| < 8 here, sums of up to 140 products in another order: 4 units x 8) and, with a soft cap, its
-    tanh (2 units x cap); an error e of every score moves a weighted mean of values by at most 2e. Weights and their sum add
-    a few units more. Where the dot instructions round weights w (1 + d), |d| <= u = 2^-8, to bf16, weights that still
-    sum to one move the mean by at most 2u. Both results are rounded to the query's type: u each.
+    tanh (2 units x cap); an error e of every score moves a weighted mean of values by at most 2e. Weights and their sum
+    add a few units more. Where the dot instructions round weights w (1 + d), |d| <= u = 2^-8, to bf16, weights that
+    still sum to one move the mean by at most 2u. Both results are rounded to the query's type: u each.
     """
     single = ROUNDING_UNIT[torch.float32]
     score_error = 32 * single + 2 * single * (rule.soft_cap or 0)
@@ -55,7 +55,7 @@ rules = st.builds(
     span=st.one_of(st.none(), spans),
     soft_cap=st.sampled_from([None, None, 5.0, 30.0]),
 )
-sequences = st.lists(st.tuples(st.integers(0, 600), st.sampled_from([0, 1, 1, 2, 17, 60])), min_size=1, max_size=4)
+sequences = st.lists(st.tuples(st.integers(0, 400), st.sampled_from([0, 1, 1, 2, 17, 60])), min_size=1, max_size=4)
 sequences = sequences.filter(lambda pairs: sum(map(sum, pairs)) > 0)
 
 
@@ -74,7 +74,7 @@ def shapes(draw, shape):
 
 
 @every_isa
-@settings(max_examples=30)
+@settings(max_examples=16)
 @given(data=st.data())
 def test_attends_as_the_reference_does(isa, data, shape, make_case):
     case = make_case(data.draw(shapes(shape)), data.draw(st.integers(0, 99)))
@@ -84,10 +84,10 @@ def test_attends_as_the_reference_does(isa, data, shape, make_case):
 
 @every_isa
 @every_format
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_attends_to_long_contexts_in_mixed_batches(isa, format, dtype, shape, make_case):
     """Contexts of several splits and blocks, decode beside prefill, and tiles that end inside a token's heads."""
-    case = make_case(shape(format=format, dtype=dtype, group=7, sequences=((3000, 1), (0, 70), (1100, 20), (5, 0))))
+    case = make_case(shape(format=format, dtype=dtype, group=7, sequences=((2100, 1), (0, 40), (1100, 9), (5, 0))))
     check_attend(isa, case, AttentionRule(0.125))
     check_attend(isa, case, AttentionRule(0.125, Reach.SLIDING, 1500, soft_cap=20.0), torch.randn(14))
 
@@ -96,7 +96,7 @@ def test_attends_to_long_contexts_in_mixed_batches(isa, format, dtype, shape, ma
 @pytest.mark.parametrize("page_tokens", [16, 48, 128, 512])
 @pytest.mark.parametrize(("key_width", "value_width"), [(64, 64), (96, 80), (192, 128), (74, 37)])
 def test_bf16_finds_the_right_token(isa, page_tokens, key_width, value_width, shape, make_case):
-    """Rounded weights hide the loss of a single token, so let each row put all its weight on one: the result is its value."""
+    """Rounding could hide the loss of a token, so each row puts all its weight on one and must return its value."""
     plan = shape(
         format=BF16,
         dtype=torch.bfloat16,
@@ -157,7 +157,7 @@ def test_pages_out_of_reach_are_not_read(isa, format, reach, shape, make_case):
 
 
 @every_isa
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_stores_what_the_reference_stores(isa, data, shape, make_case):
     case = make_case(data.draw(shapes(shape)), data.draw(st.integers(0, 99)))

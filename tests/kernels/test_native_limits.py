@@ -27,14 +27,14 @@ def test_the_best_instruction_set_is_chosen():
 
 
 def test_an_instruction_set_that_is_not_there_is_refused():
-    with pytest.raises(KernelUnavailableError, match="choose one of: .*baseline"):
+    with pytest.raises(KernelUnavailableError, match=r"choose one of: .*baseline"):
         NativeKernels("avx1024")
 
 
 def test_a_build_without_a_compiler_says_so_when_kernels_are_made(monkeypatch):
     monkeypatch.setitem(sys.modules, "pagoda.kernels._native", None)
     monkeypatch.delattr("pagoda.kernels._native", raising=False)
-    with pytest.raises(KernelUnavailableError, match="C\\+\\+ compiler"):
+    with pytest.raises(KernelUnavailableError, match=r"C\+\+ compiler"):
         native.NativeKernels()
 
 
@@ -91,9 +91,9 @@ def test_sinks_are_one_per_head(case):
 def test_page_tables_that_contradict_themselves_are_refused(case, field, values):
     view = replace(case.view, **{field: torch.tensor(values, dtype=torch.int32)})
     kernels = NativeKernels()
-    with pytest.raises(ValueError, match="page|sequence|query_starts"):
+    with pytest.raises(ValueError, match=r"page|sequence|query_starts"):
         kernels.attend(case.query, case.layer, view, RULE)
-    with pytest.raises(ValueError, match="page|sequence|query_starts"):
+    with pytest.raises(ValueError, match=r"page|sequence|query_starts"):
         kernels.store(case.key[:12], case.value[:12], case.layer, view)
 
 

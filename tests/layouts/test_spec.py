@@ -23,7 +23,10 @@ class EveryFourth(Layout):
 
 class TestAttentionLayout:
     def test_a_token_leaves_a_key_and_a_value_per_head(self):
-        assert [(plane.name, plane.num_heads, plane.width) for plane in WIDE.planes] == [("key", 1, 48), ("value", 1, 32)]
+        assert [(plane.name, plane.num_heads, plane.width) for plane in WIDE.planes] == [
+            ("key", 1, 48),
+            ("value", 1, 32),
+        ]
         assert WIDE.elements_per_token == 48 + 32
 
     def test_keys_are_summed_over_channels_and_values_over_tokens(self):

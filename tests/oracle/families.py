@@ -103,6 +103,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "nemotron": {"num_key_value_heads": 8},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 16},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
+    # Refused at any size, and slow at their own.
+    "rwkv": {"num_hidden_layers": 2, "hidden_size": 64, "attention_hidden_size": 64},
+    "xlm": {"n_layers": 2},
+    "cpmant": {"num_hidden_layers": 2},
+    "xlstm": {"num_hidden_layers": 2},
     "xmod": {"default_language": "en_XX"},
 }
 

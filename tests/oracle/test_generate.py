@@ -6,6 +6,7 @@ Each prompt runs cold, warm, in chunks of odd size beside others, and on a pool 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,20 @@ LONG = _tokens(37, 0)
 PROMPTS = (LONG, LONG[:21] + _tokens(3, 1), _tokens(14, 2), _tokens(15, 3))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Models this small only lose by a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make(model: Model, num_pages: int, **options: int) -> LLM:
+    nbytes = num_pages * 16 * 4 * model.spec.elements_per_token
+    return LLM(model, block_size=16, kv_cache_memory_bytes=nbytes, num_threads=1, **options)
+
+
 @dataclass(frozen=True)
 class Expected:
     """What `generate()` continues a prompt with, and the logits of each step."""
@@ -58,11 +73,11 @@ def expect(network: Any, prompt: list[int]) -> Expected:
     config = GenerationConfig(
         max_new_tokens=NEW_TOKENS,
         do_sample=False,
-        eos_token_id=None,
         pad_token_id=0,
         output_logits=True,
         return_dict_in_generate=True,
     )
+    network.generation_config.eos_token_id = None  # generate() fills gaps of a configuration from here
     with quiet(), torch.inference_mode():
         out = network.generate(torch.tensor([prompt]), generation_config=config)
     return Expected(out.sequences[0, len(prompt) :].tolist(), torch.cat(out.logits).float())
@@ -87,18 +102,15 @@ def test_greedy_generation_equals_hugging_face(family: str) -> None:
     network = families.build_tiny(family)
     expected = [expect(network, prompt) for prompt in PROMPTS]
     model = Model.from_transformers(network)
-    page_nbytes = 16 * 4 * model.spec.elements_per_token
-    with LLM(model, block_size=16, kv_cache_memory_bytes=64 * page_nbytes) as llm:
+    with make(model, num_pages=64) as llm:
         for _ in ("cold", "warm"):
             check(llm.generate(PROMPTS[0], PARAMS)[0], expected[0])
         assert llm.cache_stats().hit_tokens == len(PROMPTS[0]) - 1
-    with LLM(
-        model, block_size=16, kv_cache_memory_bytes=64 * page_nbytes, max_num_seqs=4, max_num_batched_tokens=11
-    ) as llm:
+    with make(model, num_pages=64, max_num_seqs=4, max_num_batched_tokens=11) as llm:
         for output, expectation in zip(llm.generate(PROMPTS, PARAMS), expected, strict=True):
             check(output, expectation)
         llm.check_integrity()
-    with LLM(model, block_size=16, kv_cache_memory_bytes=3 * page_nbytes) as llm:
+    with make(model, num_pages=3) as llm:
         outputs = llm.generate(PROMPTS[2:], PARAMS)
         for output, expectation in zip(outputs, expected[2:], strict=True):
             check(output, expectation)

@@ -1,8 +1,8 @@
 """The cache against a model that keeps every sequence as a plain list of tokens.
 
-Pages hold tokens here instead of keys and values, so wrong bytes are wrong tokens. The model knows which token sequences
-were ever committed (a hit must be a prefix of one) and, until pages are evicted, which must still be held (a hit must reach
-as far as the longest of them).
+Pages hold tokens here instead of keys and values, so wrong bytes are wrong tokens. The model knows which token
+sequences were ever committed (a hit must be a prefix of one) and, until pages are evicted, which must still be held (a
+hit must reach as far as the longest of them).
 """
 
 from collections.abc import Callable
@@ -76,7 +76,9 @@ class CacheMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.groups = [PageGroup(s.num_pages, s.page_tokens, LRU(), s.resumable_tokens, self.share) for s in self.shapes]
+        self.groups = [
+            PageGroup(s.num_pages, s.page_tokens, LRU(), s.resumable_tokens, self.share) for s in self.shapes
+        ]
         self.stores = [TokenStore(shape.num_pages, shape.page_tokens) for shape in self.shapes]
         self.cache = Cache(self.groups, self.stores)
         self.live: list[Live] = []

@@ -26,8 +26,8 @@ def _compiled() -> Any:
         from pagoda.kernels import _native
     except ImportError as error:
         raise KernelUnavailableError(
-            f"The native kernels are not part of this installation ({error}). Reinstall pagoda-kv with a C++ compiler at "
-            "hand, or select kernels='reference'."
+            f"The native kernels are not part of this installation ({error}). Reinstall pagoda-kv with a C++ compiler "
+            "at hand, or select the reference kernels."
         ) from error
     return _native
 
@@ -125,10 +125,11 @@ class NativeKernels(Kernels):
             raise ConfigError(f"{name} is {list(rows.shape)}; it must be [rows, {num_heads}, {width}].")
         if number is None or rows.device.type != "cpu" or (rows.stride(2) != 1 and width > 1):
             raise ConfigError(
-                f"{name} is {rows.dtype} on {rows.device} with strides {rows.stride()}; native kernels take fp32, fp16 or "
-                "bf16 on the CPU, with neighbouring channels side by side."
+                f"{name} is {rows.dtype} on {rows.device} with strides {rows.stride()}; native kernels take fp32, "
+                "fp16 or bf16 on the CPU, with neighbouring channels side by side."
             )
-        return self._native.Rows(rows.data_ptr(), rows.stride(0), rows.stride(1), number)
+        described: _native.Rows = self._native.Rows(rows.data_ptr(), rows.stride(0), rows.stride(1), number)
+        return described
 
     def _pages(self, layer: LayerPages) -> _native.Pages:
         pages, format = layer.pages, layer.geometry.format
@@ -146,7 +147,7 @@ class NativeKernels(Kernels):
         key, value = layer.key, layer.value
         if key.plane.width * format.itemsize % 4:
             raise ConfigError(f"Keys of {format.name} pages need an even width, not {key.plane.width}.")
-        return self._native.Pages(
+        described: _native.Pages = self._native.Pages(
             pages.data_ptr(),
             pages.shape[0],
             pages.stride(0),
@@ -156,6 +157,7 @@ class NativeKernels(Kernels):
             self._native.Plane(key.offset, key.plane.width),
             self._native.Plane(value.offset, value.plane.width),
         )
+        return described
 
     def _tables(self, view: GroupView) -> _native.Tables:
         tensors = (view.page_indices, view.page_starts, view.query_starts, view.context_lengths)
@@ -165,13 +167,17 @@ class NativeKernels(Kernels):
         num_sequences = len(view.context_lengths)
         if len(view.page_starts) != num_sequences + 1 or len(view.query_starts) != num_sequences + 1:
             raise ConfigError(f"Page tables of {num_sequences} sequences need {num_sequences + 1} starts.")
-        return self._native.Tables(*(tensor.data_ptr() for tensor in tensors), num_sequences, len(view.page_indices))
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        described: _native.Tables = self._native.Tables(*addresses, num_sequences, len(view.page_indices))
+        return described
 
     def _rule(self, rule: AttentionRule) -> _native.Rule:
-        reach = Reach.FULL if rule.span is None else rule.reach
-        return self._native.Rule(
-            rule.scale, rule.soft_cap is not None, rule.soft_cap or 0.0, self._reaches[reach], rule.span or 0
+        reach = self._reaches[Reach.FULL if rule.span is None else rule.reach]
+        has_soft_cap = rule.soft_cap is not None
+        described: _native.Rule = self._native.Rule(
+            rule.scale, has_soft_cap, rule.soft_cap or 0.0, reach, rule.span or 0
         )
+        return described
 
 
 def _checked_sinks(sinks: torch.Tensor, num_heads: int) -> torch.Tensor:

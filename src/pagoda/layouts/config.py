@@ -122,11 +122,9 @@ def _layer(text: Mapping[str, Any], kind: str, index: int) -> _Layer:
 
 def _layout(sizes: Mapping[str, Any]) -> AttentionLayout:
     heads = _first(sizes, "num_attention_heads", "n_head", "num_heads", "n_heads")
-    kv_heads = 1 if sizes.get("multi_query") else sizes.get("num_key_value_heads") or sizes.get("kv_n_heads") or heads
-    width = (
-        sizes.get("head_dim") or sizes.get("kv_channels") or _first(sizes, "hidden_size", "n_embd", "d_model") // heads
-    )
-    return AttentionLayout(kv_heads, width, sizes.get("v_head_dim") or width)
+    grouped = sizes.get("num_key_value_heads") or sizes.get("kv_n_heads") or heads
+    width = sizes.get("head_dim") or _first(sizes, "hidden_size", "n_embd", "d_model") // heads
+    return AttentionLayout(1 if sizes.get("multi_query") else grouped, width, sizes.get("v_head_dim") or width)
 
 
 def _sources(text: Mapping[str, Any], kinds: list[str]) -> list[int | None]:

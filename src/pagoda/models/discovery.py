@@ -16,11 +16,11 @@ from pagoda.errors import UnsupportedModelError
 from pagoda.kernels.base import AttentionRule
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.base import Layout
+from pagoda.layouts.config import LAYER_KINDS
 from pagoda.layouts.spec import CacheSpec, Reach, group_layers
 from pagoda.models.build import Build, build_decoder
 from pagoda.models.probe import PROBE_NAME, PROBE_TOKENS, Call, MaskNote, record_calls
 
-ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 _REACHES = {
     frozenset({"causal_mask_function"}): Reach.FULL,
     frozenset({"causal_mask_function", "sliding_window_overlay", "and_masks"}): Reach.SLIDING,
@@ -55,7 +55,7 @@ def check_config(config: Any) -> None:
         raise UnsupportedModelError(
             f"{config.model_type} is an encoder-decoder model; Pagoda has no pages for cross-attention yet."
         )
-    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ()) - ATTENTION_KINDS
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ()) - set(LAYER_KINDS)
     if kinds:
         raise UnsupportedModelError(
             f"{config.model_type} has layers of kind {', '.join(sorted(kinds))}; Pagoda pages hold full, sliding and "

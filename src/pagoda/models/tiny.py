@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pagoda.models.quiet import quiet
+
 TOKENS = 40
 HEADS = 4
 HEAD_WIDTH = 16
@@ -46,7 +48,8 @@ KV_HEADS = ("num_key_value_heads", "num_global_key_value_heads", "kv_n_heads")
 
 def shrink(config: Any) -> Any:
     """A small configuration of the class of `config` that takes the same paths through the code."""
-    return type(config).from_dict(_shrunk(config.to_dict()))
+    with quiet():
+        return type(config).from_dict(_shrunk(config.to_dict()))
 
 
 def _shrunk(values: dict[str, Any]) -> dict[str, Any]:
@@ -90,9 +93,10 @@ def _short_rope(rope: dict[str, Any]) -> dict[str, Any]:
     Those that switch all frequencies at the original length (see `positions.py`) must keep it out of reach.
     """
     small = {name: _short_rope(value) if isinstance(value, dict) else value for name, value in rope.items()}
+    frequencies = int(HEAD_WIDTH * rope.get("partial_rotary_factor", 1)) // 2
     for name in ("short_factor", "long_factor"):
         if name in rope:
-            small[name] = rope[name][: HEAD_WIDTH // 2]
+            small[name] = rope[name][:frequencies]
     if "original_max_position_embeddings" in rope and rope.get("rope_type") not in ("dynamic", "longrope"):
         small["original_max_position_embeddings"] = TOKENS // 2
     return small
