@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 
+from pagoda.cache.eviction.base import EvictionPolicy
 from pagoda.cache.eviction.lru import LRU
 from pagoda.cache.group import PageActions, PageGroup
 from pagoda.cache.pages import PageCounts
@@ -13,8 +14,15 @@ from pagoda.errors import IntegrityError, OutOfPagesError
 PAGE_TOKENS = 4
 
 
-def make_group(num_pages=16, share=True):
-    return PageGroup(num_pages, PAGE_TOKENS, LRU(), resumable_tokens=lambda num_tokens: num_tokens, share=share)
+class ParentsFirst(EvictionPolicy):
+    """The worst there is: it would take the beginning of every sequence first."""
+
+    def priority(self, node):
+        return 0 if node.parent is None else 1 + self.priority(node.parent)
+
+
+def make_group(num_pages=16, share=True, policy=None):
+    return PageGroup(num_pages, PAGE_TOKENS, policy or LRU(), resumable_tokens=lambda tokens: tokens, share=share)
 
 
 @pytest.fixture
@@ -180,12 +188,12 @@ class TestReserve:
         assert held(group, range(8)) == 8
 
     def test_the_source_of_a_copy_is_not_evicted_for_it(self):
-        group = make_group(num_pages=3)
-        cache(group, range(4))
-        start(group, [9, 9, 9, 9])
-        table, actions = group.attach("", group.match("", token_key(range(4))), 3)
-        assert actions.copies[0][0] != table.pages[0]
-        assert held(group, range(4)) == 4
+        group = make_group(num_pages=2)
+        source, other = range(4), [9, 9, 9, 9]
+        cache(group, source)
+        cache(group, other)
+        group.attach("", group.match("", token_key(source)), 3)
+        assert (held(group, source), held(group, other)) == (4, 0)
 
 
 class TestEviction:
@@ -222,6 +230,12 @@ class TestEviction:
             start(group, [token])
             lengths.append(held(group, range(16)))
         assert lengths == [12, 8, 4, 0]
+
+    def test_a_policy_cannot_take_a_page_that_others_continue(self):
+        group = make_group(num_pages=4, policy=ParentsFirst())
+        cache(group, range(16))
+        start(group, [100])
+        assert held(group, range(16)) == 12
 
     def test_pages_in_use_stay(self):
         group = make_group(num_pages=3)

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from pagoda.cache.cache import Cache, CachedSequence
+from pagoda.cache.eviction.base import EvictionPolicy
 from pagoda.cache.eviction.lru import LRU
 from pagoda.cache.group import PageGroup
-from pagoda.cache.radix import token_key
+from pagoda.cache.radix import Node, token_key
 from pagoda.errors import OutOfPagesError
 
 POISON = -1
@@ -25,6 +26,13 @@ NAMESPACES = ("", "salt")
 
 # Two token ids make most prompts share something.
 token_runs = st.lists(st.integers(0, 1), max_size=14)
+
+
+class LastPageFirst(EvictionPolicy):
+    """An order that has nothing to do with use."""
+
+    def priority(self, node: Node) -> int:
+        return -node.page
 
 
 class TokenStore:
@@ -47,6 +55,7 @@ class GroupShape:
     num_pages: int
     page_tokens: int
     resumable_tokens: Callable[[int], int] = lambda num_tokens: num_tokens
+    policy: EvictionPolicy = field(default_factory=LRU)
 
 
 @dataclass(eq=False)
@@ -77,7 +86,7 @@ class CacheMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.groups = [
-            PageGroup(s.num_pages, s.page_tokens, LRU(), s.resumable_tokens, self.share) for s in self.shapes
+            PageGroup(s.num_pages, s.page_tokens, s.policy, s.resumable_tokens, self.share) for s in self.shapes
         ]
         self.stores = [TokenStore(shape.num_pages, shape.page_tokens) for shape in self.shapes]
         self.cache = Cache(self.groups, self.stores)
@@ -288,14 +297,18 @@ class TightCache(CacheMachine):
     shapes = (GroupShape(12, 4),)
 
 
-class TwoGroups(CacheMachine):
-    """Groups of different page sizes and pools; the second resumes only at every third token."""
+def every_third(num_tokens: int) -> int:
+    return num_tokens - num_tokens % 3
 
-    shapes = (GroupShape(16, 4), GroupShape(9, 6, lambda num_tokens: num_tokens - num_tokens % 3))
+
+class TwoGroups(CacheMachine):
+    """Groups of different page sizes, pools and policies; the second resumes only at every third token."""
+
+    shapes = (GroupShape(16, 4), GroupShape(9, 6, every_third, LastPageFirst()))
 
 
 class TwoRoomyGroups(CacheMachine):
-    shapes = (GroupShape(400, 4), GroupShape(400, 6, lambda num_tokens: num_tokens - num_tokens % 3))
+    shapes = (GroupShape(400, 4), GroupShape(400, 6, every_third))
 
 
 class WithoutSharing(CacheMachine):
