@@ -94,6 +94,11 @@ struct StoreCall {
 constexpr int64_t kBlockTokens = 256;
 constexpr int64_t kSplitTokens = 1024;
 
+// Linear layers take this many rows at most, and compute output columns in blocks.
+constexpr int64_t kMaxLinearRows = 32;
+constexpr int64_t kLinearBlockColumns = 16;
+constexpr int64_t kLinearDepthMultiple = 32;
+
 // Query rows of one KV head (tokens x heads of the group) that one work item carries over the context.
 constexpr int64_t kTileRows = 128;
 
@@ -127,12 +132,26 @@ static inline int64_t value_stride(const AttendCall& call) { return rounded_up(c
 // A partial holds per row: maximum, sum and value sums.
 static inline int64_t partial_floats(const AttendCall& call) { return 2 + value_stride(call); }
 
-// The functions of one instruction set.
+// A linear layer on a few rows: out [rows, columns] = input [rows, depth] x weight^T + bias, all bf16 and contiguous.
+struct LinearCall {
+    const uint16_t* input;
+    const uint16_t* weight;  // [columns, depth]
+    const uint16_t* bias;    // [columns], or null
+    uint16_t* out;
+    int64_t rows;
+    int64_t columns;
+    int64_t depth;
+};
+
+// The functions of one instruction set. Those for linear layers are null where torch does better.
 struct KernelTable {
     const char* name;
     int64_t (*scratch_nbytes)(const AttendCall& call);
     void (*attend)(const AttendCall& call, const Tile& tile, uint8_t* scratch);
     void (*fold)(const AttendCall& call, const SplitTile& splits, uint8_t* scratch);
+    int64_t (*linear_scratch_nbytes)(const LinearCall& call);
+    void (*pack_input)(const LinearCall& call, uint8_t* packed);
+    void (*linear)(const LinearCall& call, const uint8_t* packed, int64_t first_block, int64_t last_block);
 };
 
 }  // namespace pagoda

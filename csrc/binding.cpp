@@ -54,6 +54,16 @@ class Kernels {
                        num_threads);
     }
 
+    int64_t max_linear_rows() const { return table_.linear ? kMaxLinearRows : 0; }
+
+    void linear(uintptr_t input, uintptr_t weight, uintptr_t bias, uintptr_t out, int64_t rows, int64_t columns,
+                int64_t depth, int num_threads) const {
+        nb::gil_scoped_release released;
+        pagoda::linear({pointer<const uint16_t>(input), pointer<const uint16_t>(weight), pointer<const uint16_t>(bias),
+                        pointer<uint16_t>(out), rows, columns, depth},
+                       table_, num_threads);
+    }
+
     void store(const Rows& key, const Rows& value, const Pages& pages, const Tables& tables, int64_t num_rows,
                int num_threads) const {
         nb::gil_scoped_release released;
@@ -133,6 +143,9 @@ NB_MODULE(_native, module) {
         .def(nb::init<const std::string&>(), "instruction_set"_a)
         .def("attend", &Kernels::attend, "query"_a, "out"_a, "pages"_a, "tables"_a, "rule"_a, "sinks"_a, "num_rows"_a,
              "num_heads"_a, "num_threads"_a)
+        .def_prop_ro("max_linear_rows", &Kernels::max_linear_rows)
+        .def("linear", &Kernels::linear, "input"_a, "weight"_a, "bias"_a, "out"_a, "rows"_a, "columns"_a, "depth"_a,
+             "num_threads"_a)
         .def("store", &Kernels::store, "key"_a, "value"_a, "pages"_a, "tables"_a, "num_rows"_a, "num_threads"_a);
     module.def("instruction_sets", &instruction_sets);
     module.def("allocate", &allocate, "nbytes"_a);

@@ -19,6 +19,14 @@ struct Free {
     void operator()(uint8_t* memory) const { std::free(memory); }
 };
 
+typedef std::unique_ptr<uint8_t, Free> Memory;
+
+Memory allocate_lines(size_t nbytes) {
+    Memory memory(static_cast<uint8_t*>(std::aligned_alloc(64, nbytes)));
+    if (!memory) throw std::bad_alloc();
+    return memory;
+}
+
 }  // namespace
 
 void attend(const AttendCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads) {
@@ -27,8 +35,7 @@ void attend(const AttendCall& call, const KernelTable& kernels, int64_t num_rows
     const int64_t num_tiles = int64_t(plan.tiles.size()), num_split = int64_t(plan.split_tiles.size());
     const int team = int(std::clamp<int64_t>(num_tiles, 1, num_threads));
     const size_t nbytes = size_t(kernels.scratch_nbytes(call));
-    const std::unique_ptr<uint8_t, Free> memory(static_cast<uint8_t*>(std::aligned_alloc(64, nbytes * size_t(team))));
-    if (!memory) throw std::bad_alloc();
+    const Memory memory = allocate_lines(nbytes * size_t(team));
 #pragma omp parallel num_threads(team)
     {
         uint8_t* scratch = memory.get() + size_t(omp_get_thread_num()) * nbytes;
@@ -37,6 +44,17 @@ void attend(const AttendCall& call, const KernelTable& kernels, int64_t num_rows
 #pragma omp for schedule(dynamic, 1)
         for (int64_t tile = 0; tile < num_split; tile++) kernels.fold(call, plan.split_tiles[size_t(tile)], scratch);
     }
+}
+
+void linear(const LinearCall& call, const KernelTable& kernels, int num_threads) {
+    const Memory packed = allocate_lines(size_t(kernels.linear_scratch_nbytes(call)));
+    kernels.pack_input(call, packed.get());
+    const int64_t num_blocks = call.columns / kLinearBlockColumns;
+    const int team = int(std::clamp<int64_t>(num_blocks, 1, num_threads));
+    // Neighbouring blocks to a thread: each reads its part of the weights as one stream.
+#pragma omp parallel for schedule(static, 1) num_threads(team)
+    for (int part = 0; part < team; part++)
+        kernels.linear(call, packed.get(), num_blocks * part / team, num_blocks * (part + 1) / team);
 }
 
 }  // namespace pagoda

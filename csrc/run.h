@@ -1,4 +1,4 @@
-// The two operations, over all threads.
+// The operations, over all threads.
 #pragma once
 
 #include "attention.h"
@@ -6,6 +6,7 @@
 namespace pagoda {
 
 void attend(const AttendCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads);
+void linear(const LinearCall& call, const KernelTable& kernels, int num_threads);
 void store(const StoreCall& call, int64_t num_rows, int num_threads);
 
 }  // namespace pagoda

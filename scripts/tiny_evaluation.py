@@ -23,6 +23,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 DISTANCES = (64, 128, 256, 512, 1024, 1536, 2000)
 SAMPLE_PROMPTS = ("It was a bright cold day, and the old man", "In Python, a function is defined with")
 EVALUATION_CONTEXT = 2048
+PROBE_BATCH = 10
+EVALUATION_WINDOWS = 50  # spread evenly over the held-out stream
 
 
 @dataclass(frozen=True)
@@ -39,16 +41,15 @@ class Report:
 
 
 @torch.inference_mode()
-def held_out_loss(model: LlamaForCausalLM, corpus: Corpus, context: int, windows: int | None = None) -> float:
-    """Mean loss per token over consecutive windows of the held-out stream, each from a cold start."""
-    count = (len(corpus.held_out) - 1) // context
-    chosen = np.linspace(0, count - 1, min(windows or count, count)).astype(int)
+def held_out_loss(model: LlamaForCausalLM, corpus: Corpus, context: int, windows: int) -> float:
+    """Mean loss per token over windows spread evenly over the held-out stream, each from a cold start."""
+    starts = np.linspace(0, len(corpus.held_out) - context - 1, windows).astype(int)
     total = 0.0
-    for window in chosen:
-        tokens = torch.from_numpy(corpus.held_out[window * context : (window + 1) * context + 1].astype(np.int64))
+    for start in starts:
+        tokens = torch.from_numpy(corpus.held_out[start : start + context + 1].astype(np.int64))
         logits = model(input_ids=tokens[None, :-1], use_cache=False).logits[0]
         total += functional.cross_entropy(logits.float(), tokens[1:]).item()
-    return total / len(chosen)
+    return total / windows
 
 
 def answers_match(model: LlamaForCausalLM, prompts: Tensor, answers: Tensor) -> Tensor:
@@ -66,7 +67,7 @@ def recall_accuracy(model: LlamaForCausalLM, tasks: RecallTasks, kind: str, dist
     probes = [tasks.probe(kind, distance, generator) for _ in range(samples)]
     prompts = torch.tensor([probe.prompt for probe in probes])
     answers = torch.tensor([probe.answer for probe in probes])
-    batches = zip(prompts.split(5), answers.split(5), strict=True)
+    batches = zip(prompts.split(PROBE_BATCH), answers.split(PROBE_BATCH), strict=True)
     return sum(int(answers_match(model, *batch).sum()) for batch in batches) / samples
 
 
@@ -94,11 +95,11 @@ def measure(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, corpus: Corpus, tasks: RecallTasks, samples: int
 ) -> Report:
     """All figures of the model card."""
-    loss = held_out_loss(model, corpus, EVALUATION_CONTEXT)
+    loss = held_out_loss(model, corpus, EVALUATION_CONTEXT, EVALUATION_WINDOWS)
     bits = loss * len(corpus.held_out) / corpus.held_out_bytes / math.log(2)
     texts = {prompt: sample_text(model, tokenizer, prompt) for prompt in SAMPLE_PROMPTS}
     recall = recall_table(model, tasks, samples)
-    return Report(loss, math.exp(loss), bits, len(corpus.held_out), samples, recall, texts)
+    return Report(loss, math.exp(loss), bits, EVALUATION_WINDOWS * EVALUATION_CONTEXT, samples, recall, texts)
 
 
 def recall_markdown(recall: dict[str, dict[int, float]]) -> str:

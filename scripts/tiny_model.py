@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-QUERY_BLOCK = 128  # rows of the score matrix that the attention gradient recomputes at a time
+QUERY_BLOCK = 128  # least rows of the score matrix that the attention gradient recomputes at a time
+MOST_BLOCKS = 4  # more of them take long to compile
 LOSS_SLICE = 2048  # rows of logits held at a time
 
 
@@ -95,8 +96,9 @@ class CausalAttention(torch.autograd.Function):
         keys, values = (part.reshape(pairs, length, width) for part in (key, value))
         key_gradient, value_gradient = torch.zeros_like(keys.float()), torch.zeros_like(values.float())
         query_gradients = []
-        for start in range(0, length, QUERY_BLOCK):
-            end = min(start + QUERY_BLOCK, length)
+        rows = max(QUERY_BLOCK, -(-length // MOST_BLOCKS))
+        for start in range(0, length, rows):
+            end = min(start + rows, length)
             block, incoming = (part[:, :, start:end].flatten(1, 2) for part in (queries, upstream))
             visible = torch.arange(end) <= torch.arange(start, end)[:, None]
             scores = (block @ keys[:, :end].transpose(1, 2)).unflatten(1, (group, -1)).float()

@@ -45,21 +45,21 @@ class Settings:
     batch_tokens: int = 4096
     stages: tuple[Stage, ...] = (
         Stage(0.0, 256, recall_share=0.3, repeat_share=0.08),
-        Stage(0.31, 256, recall_share=0.2, repeat_share=0.5),
-        Stage(0.475, 512, recall_share=0.3, repeat_share=0.1),
-        Stage(0.58, 512, recall_share=0.5, repeat_share=0.1),
-        Stage(0.7, 2048, recall_share=0.45, repeat_share=0.05),
+        Stage(0.39, 256, recall_share=0.2, repeat_share=0.5),
+        Stage(0.6, 512, recall_share=0.3, repeat_share=0.1),
+        Stage(0.75, 512, recall_share=0.5, repeat_share=0.1),
+        Stage(0.83, 2048, recall_share=0.45, repeat_share=0.05),
     )
     chat_share: float = 0.07
     matrix_rate: float = 0.006
     other_rate: float = 0.004
     weight_decay: float = 0.05
     warm_up: float = 0.02
-    decay_from: float = 0.6
+    decay_from: float = 0.75
     last_rate: float = 0.03
     gradient_norm: float = 1.0
     checkpoint_seconds: float = 120.0
-    recall_samples: int = 100
+    recall_samples: int = 50
 
 
 class Batches:
@@ -272,9 +272,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def evaluate(folder: Path, corpus: Corpus, tasks: RecallTasks, samples: int) -> evaluation.Report:
-    """Measure a checkpoint as shipped: its bfloat16 weights, computed in float32."""
+    """Measure a checkpoint as shipped, computing in bfloat16."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     return evaluation.measure(model, tokenizer, corpus, tasks, samples)
 
 

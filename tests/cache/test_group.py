@@ -157,6 +157,7 @@ class TestFork:
         table = start(group, range(6))
         twin = group.fork(table)
         group.release(table, range(6))
+        assert group.counts == PageCounts(total=16, free=14, open=1, in_use=1, idle=0)
         group.release(twin, range(6))
         assert held(group, range(6)) == 6
 

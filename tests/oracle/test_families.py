@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from typing import Any
-
 import pytest
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from oracle import families
 from pagoda.errors import UnsupportedModelError
 from pagoda.models.loader import examine
 from pagoda.models.selftest import paged_error
-
-_location = importlib.util.spec_from_file_location("families", Path(__file__).with_name("families.py"))
-assert _location is not None
-assert _location.loader is not None
-families: Any = importlib.util.module_from_spec(_location)
-_location.loader.exec_module(families)
 
 
 def test_every_family_is_in_exactly_one_table():

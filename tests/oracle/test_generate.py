@@ -5,24 +5,17 @@ Each prompt runs cold, warm, in chunks of odd size beside others, and on a pool 
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import GenerationConfig
 
+from oracle import families
 from pagoda import LLM, RequestOutput, SamplingParams
 from pagoda.models.model import Model
 from pagoda.models.quiet import quiet
-
-_location = importlib.util.spec_from_file_location("families", Path(__file__).with_name("families.py"))
-assert _location is not None and _location.loader is not None
-families: Any = importlib.util.module_from_spec(_location)
-_location.loader.exec_module(families)
 
 NEW_TOKENS = 10
 VOCABULARY = 100  # of the tiny configurations' 128: the rest may be special
@@ -36,15 +29,6 @@ def _tokens(length: int, seed: int) -> list[int]:
 
 LONG = _tokens(37, 0)
 PROMPTS = (LONG, LONG[:21] + _tokens(3, 1), _tokens(14, 2), _tokens(15, 3))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Models this small only lose by a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make(model: Model, num_pages: int, **options: int) -> LLM:

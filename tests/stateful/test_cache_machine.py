@@ -294,7 +294,9 @@ class RoomyCache(CacheMachine):
 
 
 class TightCache(CacheMachine):
-    shapes = (GroupShape(12, 4),)
+    """Nearly every allocation evicts."""
+
+    shapes = (GroupShape(6, 4),)
 
 
 def every_third(num_tokens: int) -> int:

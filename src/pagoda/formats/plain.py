@@ -63,7 +63,7 @@ class PlainFormat(Format):
         page_tokens = numbers.shape[-1] // plane.elements_per_token
         count = self.word_elements
         if plane.reduced is Axis.CHANNEL:
-            words = numbers.unflatten(-1, (plane.num_heads, plane.width // count, page_tokens, count))
+            words: torch.Tensor = numbers.unflatten(-1, (plane.num_heads, plane.width // count, page_tokens, count))
             return words.transpose(-3, -2).unsqueeze(-3)
         words = numbers.unflatten(-1, (plane.num_heads, page_tokens // count, plane.width, count))
         return words.transpose(-2, -1).unsqueeze(-1)

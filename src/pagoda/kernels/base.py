@@ -92,3 +92,15 @@ class Kernels(ABC):
         Query head h reads KV head h // (heads / KV heads). `sinks` [heads] are extra logits that take weight and have
         no value (GPT-OSS). Scores and sums are in fp32; the result has the type of `query` and is contiguous.
         """
+
+    @abstractmethod
+    def takes_linear(self, input: torch.Tensor, weight: torch.Tensor) -> bool:
+        """Whether `linear` was measured to beat torch for these shapes and types."""
+
+    @abstractmethod
+    def linear(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """A linear layer on the few rows of a decode step; only for what `takes_linear` accepts.
+
+        `input` [..., depth], `weight` [columns, depth], `bias` [columns]; returns [..., columns] in the type of
+        `input`, with sums in fp32.
+        """

@@ -19,6 +19,10 @@ from pagoda.layouts.spec import Reach
 if TYPE_CHECKING:
     from pagoda.kernels import _native
 
+# What csrc/linear.h takes; torch computes the others.
+LINEAR_COLUMNS_MULTIPLE = 16
+LINEAR_DEPTH_MULTIPLE = 32
+
 
 def _compiled() -> Any:
     """The compiled module, or an error that says why there is none."""
@@ -60,6 +64,7 @@ class NativeKernels(Kernels):
             )
         self.isa = isa or available[0]
         self._kernels: _native.Kernels = self._native.Kernels(self.isa)
+        self._max_linear_rows = self._kernels.max_linear_rows
         self._numbers = {
             torch.float32: self._native.Number.FP32,
             torch.float16: self._native.Number.FP16,
@@ -116,6 +121,29 @@ class NativeKernels(Kernels):
             num_rows,
             num_heads,
             torch.get_num_threads(),
+        )
+        return out
+
+    def takes_linear(self, input: torch.Tensor, weight: torch.Tensor) -> bool:
+        rows = input.numel() // input.shape[-1]
+        return (
+            0 < rows <= self._max_linear_rows
+            and input.dtype is weight.dtype is torch.bfloat16
+            and weight.is_contiguous()
+            and weight.shape[0] % LINEAR_COLUMNS_MULTIPLE == 0
+            and weight.shape[1] % LINEAR_DEPTH_MULTIPLE == 0
+            and input.device.type == weight.device.type == "cpu"
+        )
+
+    def linear(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        columns, depth = weight.shape
+        input = input.contiguous()
+        out = input.new_empty(*input.shape[:-1], columns)
+        address = 0 if bias is None else bias.data_ptr()
+        rows = input.numel() // depth
+        threads = torch.get_num_threads()
+        self._kernels.linear(
+            input.data_ptr(), weight.data_ptr(), address, out.data_ptr(), rows, columns, depth, threads
         )
         return out
 

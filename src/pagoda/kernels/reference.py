@@ -49,6 +49,12 @@ class ReferenceKernels(Kernels):
             out[first:last] = attend_dense(query[first:last], key, value, rule, sinks).to(query.dtype)
         return out
 
+    def takes_linear(self, input: torch.Tensor, weight: torch.Tensor) -> bool:  # noqa: ARG002
+        return False
+
+    def linear(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return torch.nn.functional.linear(input, weight, bias)
+
 
 def attend_dense(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: AttentionRule, sinks: torch.Tensor | None

@@ -36,7 +36,7 @@ class PagedStep:
     """One forward pass over packed sequences: `sites` in call order, `views` by layer group."""
 
     def __init__(self, kernels: Kernels, sites: tuple[BoundSite, ...], views: tuple[GroupView, ...]) -> None:
-        self._kernels = kernels
+        self.kernels = kernels
         self._sites = sites
         self._views = views
         self._rows = int(views[0].query_starts[-1])
@@ -61,8 +61,8 @@ class PagedStep:
         self._calls += 1
         view = self._views[site.group]
         if site.writes:
-            self._kernels.store(_unit_stride(key), _unit_stride(value), site.layer, view)
-        return self._kernels.attend(_unit_stride(query), site.layer, view, site.rule, sinks)
+            self.kernels.store(_unit_stride(key), _unit_stride(value), site.layer, view)
+        return self.kernels.attend(_unit_stride(query), site.layer, view, site.rule, sinks)
 
     def finish(self) -> None:
         """Check that the model attended as often as it did when it was discovered."""
@@ -84,7 +84,13 @@ class PagedStep:
             )
 
 
-_step_in_flight: ContextVar[PagedStep] = ContextVar("pagoda_step")
+_step_in_flight: ContextVar[PagedStep | None] = ContextVar("pagoda_step", default=None)
+
+
+def kernels_in_flight() -> Kernels | None:
+    """The kernels of the step in flight, or None outside a step."""
+    step = _step_in_flight.get()
+    return None if step is None else step.kernels
 
 
 @contextmanager
@@ -113,7 +119,10 @@ def paged_attention(  # noqa: PLR0913 - the signature is transformers'
     if attention_mask is not None:
         raise UnsupportedModelError(f"{type(module).__name__} builds an attention mask of its own, which pages ignore.")
     query, key, value = (packed[0].transpose(0, 1) for packed in (query, key, value))
-    out = _step_in_flight.get().attend(query, key, value, scaling, s_aux)
+    step = _step_in_flight.get()
+    if step is None:
+        raise UnsupportedModelError("A model that attends through pages was called outside a step of the engine.")
+    out = step.attend(query, key, value, scaling, s_aux)
     return out.unsqueeze(0), None
 
 
