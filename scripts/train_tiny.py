@@ -44,18 +44,16 @@ class Settings:
     seed: int = 0
     batch_tokens: int = 4096
     stages: tuple[Stage, ...] = (
-        Stage(0.0, 256, recall_share=0.3, repeat_share=0.08),
-        Stage(0.39, 256, recall_share=0.2, repeat_share=0.5),
-        Stage(0.6, 512, recall_share=0.3, repeat_share=0.1),
-        Stage(0.75, 512, recall_share=0.5, repeat_share=0.1),
-        Stage(0.83, 2048, recall_share=0.45, repeat_share=0.05),
+        Stage(0.0, 256, recall_share=0.2, repeat_share=0.4),
+        Stage(0.25, 512, recall_share=0.45, repeat_share=0.1),
+        Stage(0.6, 2048, recall_share=0.45, repeat_share=0.05),
     )
     chat_share: float = 0.07
     matrix_rate: float = 0.006
     other_rate: float = 0.004
     weight_decay: float = 0.05
     warm_up: float = 0.02
-    decay_from: float = 0.75
+    decay_from: float = 0.5
     last_rate: float = 0.03
     gradient_norm: float = 1.0
     checkpoint_seconds: float = 120.0
@@ -220,6 +218,7 @@ def describe(run: Run, settings: Settings) -> str:
     """The head of the model card: what the model is and how it was trained."""
     shape = run.model.shape
     parameters = sum(weight.numel() for weight in run.model.parameters())
+    millions = run.step * settings.batch_tokens / 1e6
     longest = settings.stages[-1].length
     return f"""---
 license: other
@@ -230,16 +229,17 @@ library_name: transformers
 # Pagoda tiny
 
 A small Llama trained from scratch on public text and on synthetic recall tasks, to test and to show an inference
-engine: it writes recognisable English and finds facts far back in its context. It knows nothing and is no assistant.
+engine: it writes English of a sort and repeats what its context states, as far as the recall table below shows. It
+knows nothing and is no assistant.
 
 - Architecture: `LlamaForCausalLM`, {parameters:,} parameters in bfloat16; {shape.layers} layers of width {shape.width},
-  {shape.heads} query and {shape.key_value_heads} key-value heads of {shape.head_width}, feed-forward width
-  {shape.inner_width}, tied embeddings, rotary base {shape.rotary_base:,.0f}.
+  {shape.heads} query and {shape.key_value_heads} key-value heads of {shape.head_width},
+  inner width {shape.inner_width}, tied embeddings, rotary base {shape.rotary_base:,.0f}.
 - Tokenizer: byte-level BPE of {shape.vocabulary:,}, learned from the training text, each digit a token of its own.
 - Context: trained on rows of up to {longest:,} tokens. `max_position_embeddings` is {shape.positions:,}, but nothing
   was trained or measured beyond {longest:,}.
-- Training: {run.step:,} steps of {settings.batch_tokens:,} tokens, {run.step * settings.batch_tokens / 1e6:.1f} million
-  in all, from seed {settings.seed}, in {run.seconds / 60:.0f} minutes on two shared CPU cores.
+- Training: {run.step:,} steps of {settings.batch_tokens:,} tokens, {millions:.1f} million in all,
+  from seed {settings.seed}, in {run.seconds / 60:.0f} minutes on two shared CPU cores.
 - Optimisers: Muon for the layers' matrices (rate {settings.matrix_rate}), AdamW for the rest ({settings.other_rate}).
 - Special tokens: `<|endoftext|>` separates documents and ends an assistant's turn; `<|system|>`, `<|user|>` and
   `<|assistant|>` open a message.

@@ -100,6 +100,13 @@ class TestAdmission:
         store(cache, range(8))
         assert cache.can_attach(cache.whole_pages(cache.match("", range(8), limit=7)), 4)
 
+    def test_a_page_to_copy_from_needs_room_beside_its_copy(self):
+        cache = make_cache(1)
+        store(cache, range(3))
+        hit = match(cache, range(3))
+        assert not cache.can_attach(hit, 1)
+        assert cache.can_attach(cache.whole_pages(hit), 4)
+
     def test_one_group_without_room_leaves_the_others_as_they_were(self):
         cache = make_cache(3, 2)
         store(cache, range(8))

@@ -109,14 +109,14 @@ class TestBudget:
         plans = [planned(loop.step()) for _ in range(5)]
         assert plans == [{"0": 1, "1": 7}] * 5
 
-    def test_a_prefill_that_came_first_does_not_hold_up_decodes_either(self):
+    def test_a_prefill_that_runs_longer_does_not_hold_up_decodes_either(self):
         loop = Loop(budget=8)
-        loop.add(range(40))
+        samples = loop.add([1, 2], max_tokens=4, n=2).sequences
+        prefill = loop.add(range(100, 140)).sequences[0]
         loop.step()
-        decoding = loop.add([1], max_tokens=8)
-        while not decoding.metrics.num_computed_tokens:
-            loop.step()
-        assert planned(loop.step())["1"] == 1
+        # The second sample came after the long prompt.
+        assert loop.scheduler.running == [samples[0], prefill, samples[1]]
+        assert loop.step() == {samples[0]: 1, samples[1]: 1, prefill: 6}
 
     def test_seats_limit_how_many_run(self):
         loop = Loop(max_num_seqs=2)
@@ -141,6 +141,14 @@ class TestOrder:
         loop.step()
         loop.add(range(100, 114))
         loop.add([9])
+        assert planned(loop.step()) == {"0": 1}
+
+    def test_those_who_run_keep_room_for_a_page_each(self):
+        loop = Loop(num_pages=4)
+        loop.add(range(4), max_tokens=8)
+        loop.step()
+        loop.add(range(100, 108))
+        # Two pages are left, and the newcomer needs both.
         assert planned(loop.step()) == {"0": 1}
 
 
@@ -177,6 +185,15 @@ class TestSharing:
         # "1" waits for the page that "0" writes; "2" and "3" pass it and "1" comes next.
         assert planned(loop.step()) == {"0": 4, "2": 2, "3": 2}
         assert planned(loop.step()) == {"1": 4}
+
+    def test_one_that_waits_for_a_page_stays_before_those_who_wait_for_a_seat(self):
+        loop = Loop(budget=12, max_num_seqs=1)
+        loop.add(range(16))
+        loop.add(range(20))
+        loop.add([100])
+        loop.step()
+        loop.step()
+        assert [sequence.request.request_id for sequence in loop.scheduler.waiting] == ["1", "2"]
 
     def test_one_that_waits_for_a_cancelled_writer_starts_by_itself(self):
         loop = Loop(budget=12)
@@ -249,10 +266,19 @@ class TestPreemption:
         assert preempted.num_computed_tokens <= without_preemption + preempted.num_preemptions * (PAGE_TOKENS + 1)
 
     def test_a_preempted_sequence_comes_before_new_ones(self, crowded):
-        for _ in range(4):
+        crowded.step()
+        crowded.add([9] * 8)
+        for _ in range(3):
             crowded.step()
-        crowded.add([9])
         assert [sequence.request.request_id for sequence in crowded.scheduler.waiting] == ["1", "2"]
+
+    def test_one_that_is_planned_already_can_still_give_way(self):
+        loop = Loop(num_pages=5, budget=10)
+        samples = loop.add(range(4), max_tokens=4, n=2).sequences
+        prefill = loop.add(range(100, 112)).sequences[0]
+        loop.step()
+        # The samples take the last two pages; the long prompt, older than the second one, needs a third.
+        assert loop.step() == {samples[0]: 1, prefill: 6}
 
 
 class TestRemove:

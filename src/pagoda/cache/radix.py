@@ -89,6 +89,8 @@ class PrefixTree:
 
     def closest(self, parent: Node, key: bytes) -> tuple[Node | None, int]:
         """The child of `parent` that shares the most leading tokens with `key`, and how many (none: None, 0)."""
+        if not parent.children:
+            return None, 0
         best, best_tokens = None, 0
         for candidate in _candidates(parent, key):
             tokens = _common_tokens(candidate, key)
