@@ -24,14 +24,16 @@ READ_NBYTES = 3 << 30
 
 
 def run_engine(name: str, python: str, checkpoint: Path, workloads: list[str], seed: int) -> dict[str, float]:
-    """The figures of one process; the last line of its output is JSON."""
+    """The figures of one process, which prints them as a line of JSON."""
     command = [python, str(HERE / f"{name}_engine.py"), str(checkpoint), *workloads, "--seed", str(seed)]
     # The package is installed where it is needed: nothing of this process's path must leak into another environment.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | preloads(name, python)
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-    figures: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    # Engines may log to the same stream, also while they shut down.
+    answer = next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{"))
+    figures: dict[str, float] = json.loads(answer)
     return figures
 
 
@@ -76,7 +78,7 @@ def main() -> None:
         for name, python in engines.items():
             for metric, value in run_engine(name, python, arguments.checkpoint, arguments.workloads, round).items():
                 results[name].setdefault(metric, []).append(value)
-            print(f"round {round + 1}: {name} done", file=sys.stderr, flush=True)
+            print(f"round {round + 1}: {name} {json.dumps(results[name])}", file=sys.stderr, flush=True)
     print(table(results))
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")

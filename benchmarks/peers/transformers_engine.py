@@ -18,7 +18,7 @@ class Clock(BaseStreamer):  # type: ignore[misc]
     def __init__(self) -> None:
         self.times: list[float] = []
 
-    def put(self, value: Any) -> None:
+    def put(self, value: Any) -> None:  # noqa: ARG002
         self.times.append(time.perf_counter())
 
     def end(self) -> None: ...

@@ -135,7 +135,7 @@ def test_a_fully_cached_prompt_computes_one_token(model: Model) -> None:
 
 def test_a_shared_prefix_is_computed_once_by_requests_that_arrive_together(model: Model) -> None:
     prefix = prompt(160)
-    prompts = [prefix + [seed] + prompt(4, seed) for seed in range(16)]
+    prompts = [[*prefix, seed, *prompt(4, seed)] for seed in range(16)]
     with make(model, max_num_batched_tokens=64, max_num_seqs=64) as llm:
         outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=1))
         assert sum(output.metrics.num_computed_tokens for output in outputs) == 160 + 16 * 5
@@ -148,6 +148,23 @@ def test_the_next_turn_of_a_conversation_hits_the_generated_tokens_too(model: Mo
         second = llm.generate([history + prompt(3, seed=9)], GREEDY)[0]
         # The last generated token was never run through the model.
         assert second.num_cached_tokens == len(history) - 1
+
+
+def test_a_warm_run_in_bf16_reads_the_bytes_the_cold_run_wrote(model: Model) -> None:
+    """Sealed pages never change, so whatever is computed later attends to the very same bytes."""
+    half = model_from_config(copy.deepcopy(model.config), dtype="bfloat16", seed=0)
+    with make(half, num_pages=64) as llm:
+        llm.generate(prompt(100), GREEDY)
+        sites = llm.engine._forward._sites
+        sealed = {id(site.layer.pages): site.layer.pages.clone() for site in sites}
+        used = llm.cache_stats().groups[0].idle
+        warm = llm.generate([prompt(100) + prompt(20, seed) for seed in range(3)] + [prompt(100)], GREEDY)
+        assert [output.num_cached_tokens for output in warm] == [100, 100, 100, 99]
+        for site in sites:
+            before, now = sealed[id(site.layer.pages)], site.layer.pages
+            # Pages are taken in order from a fresh pool, so the first run's are the first `used`.
+            assert torch.equal(before[:used], now[:used])
+        llm.check_integrity()
 
 
 def test_without_prefix_caching_nothing_is_shared_or_kept(model: Model, expected: list[list[int]]) -> None:
@@ -286,7 +303,7 @@ def test_non_finite_logits_end_that_request_only_and_its_pages_are_forgotten(mod
     broken = model_from_config(model.config, dtype="float32", seed=0)
     with torch.no_grad():
         broken.network.get_input_embeddings().weight[VOCABULARY - 1] = float("nan")
-    good, bad = prompt(40)[:39] + [1], [*([5] * 20), VOCABULARY - 1, *([6] * 20)]
+    good, bad = [*prompt(40)[:39], 1], [*([5] * 20), VOCABULARY - 1, *([6] * 20)]
     good = [token % (VOCABULARY - 1) for token in good]
     with make(broken) as llm:
         with pytest.raises(NonFiniteLogitsError):
