@@ -43,15 +43,14 @@ def main() -> None:
         prompt = [generator.randrange(engine.model.vocab_size) for _ in range(arguments.context)]
         params = SamplingParams(temperature=0, max_tokens=arguments.steps + 8, ignore_eos=True)
         engine.add(new_request(str(index), prompt, params))
-    total: list[float] = []
+    steps: list[tuple[float, float]] = []
     while engine.has_work:
         start = time.perf_counter()
         events = engine.step()
-        total.append(time.perf_counter() - start)
-        if len(events) < arguments.batch:
-            total.clear()
-            inside.clear()  # still in prefill
-    outside = [1 - a / b for a, b in zip(inside, total, strict=True)]
+        if len(events) == arguments.batch:  # all of them decode: none is in prefill, none has ended
+            steps.append((inside[-1], time.perf_counter() - start))
+    total = [whole for _, whole in steps]
+    outside = [1 - model / whole for model, whole in steps]
     print(f"decode step of {arguments.batch} sequences at {arguments.context}: {statistics.median(total) * 1e3:.2f} ms")
     print(f"outside the model: {statistics.median(outside):.2%} (from {min(outside):.2%} to {max(outside):.2%})")
 
