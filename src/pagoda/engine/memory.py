@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 
 from pagoda.config import DEFAULT_KV_CACHE_NBYTES, DEFAULT_KV_CACHE_SHARE, EngineConfig
 from pagoda.errors import ConfigError
 from pagoda.formats.base import Format
 from pagoda.formats.page import PageGeometry, page_geometries
+from pagoda.machine import available_memory_nbytes
 from pagoda.models.model import Model
 from pagoda.registry import lookup
 
@@ -64,5 +64,7 @@ def choose_format(model: Model, kv_cache_dtype: str) -> Format:
 
 
 def _default_budget() -> int:
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    available = available_memory_nbytes()
+    if available is None:
+        return DEFAULT_KV_CACHE_NBYTES
     return min(DEFAULT_KV_CACHE_NBYTES, int(available * DEFAULT_KV_CACHE_SHARE))
