@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from pagoda.engine.request import Request, RequestMetrics, Sequence
-from pagoda.engine.sampling import NUCLEUS_GUESS, choose, edit_logits, sample, token_logprobs, truncate
+from pagoda.engine.sampling import NUCLEUS_GUESS, edit_logits, sample, token_logprobs, truncate
 from pagoda.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -143,20 +143,20 @@ class TestEdits:
         assert edited(self.LOGITS, eos=frozenset({EOS}), min_tokens=2, ignore_eos=True) == list(self.LOGITS)
 
     def test_the_logits_given_are_left_alone(self):
-        logits = torch.tensor([self.LOGITS])
-        sample(logits, [make_sequence(SamplingParams(temperature=0, logit_bias={1: 50.0}))], NO_EOS)
-        assert logits.tolist() == [list(self.LOGITS)]
+        logits = torch.tensor(self.LOGITS)
+        sample(logits, make_sequence(SamplingParams(temperature=0, logit_bias={1: 50.0})), NO_EOS)
+        assert logits.tolist() == list(self.LOGITS)
 
     def test_edits_change_the_greedy_choice(self):
         sequence = make_sequence(SamplingParams(temperature=0, logit_bias={1: 50.0}))
-        assert choose(torch.tensor(self.LOGITS), sequence, NO_EOS) == 1
+        assert sample(torch.tensor(self.LOGITS), sequence, NO_EOS) == 1
 
 
 def draws(logits, count, seed=0, **params):
     """`count` draws of one sequence from the same logits."""
     sequence = make_sequence(SamplingParams(**params), seed=seed)
     row = torch.tensor(logits, dtype=torch.float32)
-    return [choose(row, sequence, NO_EOS) for _ in range(count)]
+    return [sample(row, sequence, NO_EOS) for _ in range(count)]
 
 
 class TestDraws:
@@ -198,7 +198,7 @@ class TestDraws:
         sequence = make_sequence(SamplingParams())
         sequence.random.random = lambda: fraction
         logits = torch.tensor([-math.inf, 1.0, 0.5, -math.inf])
-        assert choose(logits, sequence, NO_EOS) in {1, 2}
+        assert sample(logits, sequence, NO_EOS) in {1, 2}
 
 
 class TestBatch:
@@ -208,19 +208,19 @@ class TestBatch:
 
         def first_of(batch):
             sequences = [make_sequence(params, seed=number) for number, params in enumerate(batch)]
-            return [sample(logits[: len(batch)], sequences, NO_EOS)[0] for _ in range(30)]
+            steps = [[sample(*pair, NO_EOS) for pair in zip(logits, sequences, strict=False)] for _ in range(30)]
+            return [step[0] for step in steps]
 
         assert first_of([SamplingParams()]) == first_of([SamplingParams(), *others])
 
-    def test_greedy_rows_take_the_best_token(self):
-        logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
-        sequences = [make_sequence(SamplingParams(temperature=0)) for _ in range(2)]
-        assert sample(logits, sequences, NO_EOS) == [1, 0]
+    def test_greedy_takes_the_best_token(self):
+        sequence = make_sequence(SamplingParams(temperature=0))
+        assert sample(torch.tensor([0.0, 3.0, 1.0]), sequence, NO_EOS) == 1
 
     def test_a_greedy_row_uses_no_random_number(self):
         sequence = make_sequence(SamplingParams(temperature=0))
         before = sequence.random.getstate()
-        sample(torch.zeros(1, 3), [sequence], NO_EOS)
+        sample(torch.zeros(3), sequence, NO_EOS)
         assert sequence.random.getstate() == before
 
 

@@ -134,8 +134,8 @@ class Engine:
         broken = [sequence for sequence, good in zip(complete, finite, strict=True) if not good]
         events = self._fail(broken, NonFiniteLogitsError("The model produced NaN or infinite logits for this request."))
         self._commit(plan)
-        good_rows = [row for row, sequence in enumerate(complete) if sequence.phase is Phase.RUNNING]
-        return events + self._sample([complete[row] for row in good_rows], logits[good_rows])
+        rows = [(s, row) for s, row in zip(complete, logits, strict=True) if s.phase is Phase.RUNNING]
+        return events + self._sample(rows)
 
     def fail_all(self, error: Exception) -> list[TokenEvent]:
         """End every request with `error`."""
@@ -157,20 +157,14 @@ class Engine:
             if sequence.cached is not None:
                 self._cache.commit(sequence.cached, sequence.tokens, sequence.cached.num_tokens + num_tokens)
 
-    def _sample(self, complete: list[Sequence], logits: torch.Tensor) -> list[TokenEvent]:
-        """Draw the next token of every completed sequence, forking those that want several samples."""
-        rows: list[int] = []
-        sequences: list[Sequence] = []
-        for row, sequence in enumerate(complete):
-            samples = [sequence, *self._fork(sequence)]
-            sequences += samples
-            rows += [row] * len(samples)
-        logits = logits[rows]
-        tokens = sample(logits, sequences, self.model.eos_token_ids) if sequences else []
+    def _sample(self, complete: list[tuple[Sequence, torch.Tensor]]) -> list[TokenEvent]:
+        """Draw the next token of each completed sequence from its logits, forking those that want several samples."""
+        rows = [(each, row) for sequence, row in complete for each in (sequence, *self._fork(sequence))]
+        tokens = [sample(row, sequence, self.model.eos_token_ids) for sequence, row in rows]
         now = monotonic()
-        for token, row, sequence in zip(tokens, logits, sequences, strict=True):
+        for token, (sequence, row) in zip(tokens, rows, strict=True):
             self._append(sequence, token, row, now)
-        return [TokenEvent(sequence, token) for sequence, token in zip(sequences, tokens, strict=True)]
+        return [TokenEvent(sequence, token) for (sequence, _), token in zip(rows, tokens, strict=True)]
 
     def _fork(self, sequence: Sequence) -> list[Sequence]:
         """The other samples of a request whose prompt is computed now."""
