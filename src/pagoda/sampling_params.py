@@ -62,7 +62,8 @@ class SamplingParams:
         )
         for name, value, low, high in ranges:
             if not low <= value <= high or math.isnan(value) or math.isinf(value):
-                raise InvalidSamplingError(f"{name} is {value}; it must be between {low:g} and {high:g}.")
+                least = "above 0" if low == math.ulp(0.0) else f"at least {low:g}"
+                raise InvalidSamplingError(f"{name} is {value}; it must be {least} and at most {high:g}.")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidSamplingError(f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens}).")
         if any(not text for text in self.stop_strings):
