@@ -16,6 +16,17 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 @pytest.fixture
+def one_thread():
+    """One thread inside torch."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def two_threads():
     """At most two threads inside torch: tests share the machine."""
     import torch

@@ -16,6 +16,7 @@ LEVELS = (
     ("cli", "server", "cluster"),
     ("commands",),
     ("llm",),
+    ("collector",),
     ("outputs",),
     ("engine",),
     ("models",),

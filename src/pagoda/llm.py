@@ -18,19 +18,18 @@ from typing import Any, Self, TypeVar
 from tqdm import tqdm
 
 from pagoda.cache.cache import CacheStats
+from pagoda.collector import Collector
 from pagoda.config import EngineConfig
-from pagoda.engine.engine import Engine, TokenEvent, new_request
+from pagoda.engine.engine import Engine, new_request
 from pagoda.engine.loop import EngineLoop
 from pagoda.engine.request import Request
-from pagoda.engine.request import Sequence as Sample
 from pagoda.errors import EmptyPromptError, RequestError, TokenizerRequiredError
 from pagoda.kernels.dispatch import choose_kernels
 from pagoda.models.loader import load_model
 from pagoda.models.model import Model
 from pagoda.models.tokenizer import load_tokenizer
-from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
+from pagoda.outputs import RequestOutput, StreamChunk
 from pagoda.sampling_params import SamplingParams
-from pagoda.text import TextStream
 
 EMBEDDED_MODEL = Path(__file__).parent / "assets" / "tiny"
 
@@ -88,7 +87,7 @@ class LLM:
         """
         requests = self._requests(prompts, sampling_params, cache_salt)
         finished: SimpleQueue[RequestOutput | RequestError] = SimpleQueue()
-        self._submit(requests, lambda request: _Collector(request, self.tokenizer, on_end=finished.put))
+        self._submit(requests, lambda request: Collector(request, self.tokenizer, on_end=finished.put))
         outputs: dict[str, RequestOutput] = {}
         try:
             # None shows the bar on a terminal only.
@@ -131,9 +130,9 @@ class LLM:
         events = asyncio.get_running_loop()
         ends = {request.request_id: events.create_future() for request in requests}
 
-        def collector(request: Request) -> _Collector:
+        def collector(request: Request) -> Collector:
             end = ends[request.request_id]
-            return _Collector(request, self.tokenizer, on_end=lambda output: _set_soon(events, end, output))
+            return Collector(request, self.tokenizer, on_end=lambda output: _set_soon(events, end, output))
 
         self._submit(requests, collector)
         try:
@@ -163,7 +162,7 @@ class LLM:
         def put(chunk: StreamChunk | RequestError) -> None:
             events.call_soon_threadsafe(chunks.put_nowait, chunk)
 
-        self._submit(requests, lambda request: _Collector(request, self.tokenizer, on_chunk=put))
+        self._submit(requests, lambda request: Collector(request, self.tokenizer, on_chunk=put))
         try:
             while (chunk := _raised(await chunks.get())).output is None:
                 yield chunk
@@ -209,7 +208,7 @@ class LLM:
 
     def _stream(self, requests: list[Request]) -> Iterator[StreamChunk]:
         chunks: SimpleQueue[StreamChunk | RequestError] = SimpleQueue()
-        self._submit(requests, lambda request: _Collector(request, self.tokenizer, on_chunk=chunks.put))
+        self._submit(requests, lambda request: Collector(request, self.tokenizer, on_chunk=chunks.put))
         try:
             while (chunk := _raised(chunks.get())).output is None:
                 yield chunk
@@ -256,91 +255,13 @@ class LLM:
             )
         return self.tokenizer
 
-    def _submit(self, requests: list[Request], collector: Callable[[Request], _Collector]) -> None:
+    def _submit(self, requests: list[Request], collector: Callable[[Request], Collector]) -> None:
         self._loop.submit(requests, [collector(request) for request in requests])
 
     def _cancel(self, requests: list[Request]) -> None:
         """End what has not ended; the others are unknown to the engine by now."""
         for request in requests:
             self._loop.cancel(request.request_id)
-
-
-class _Collector:
-    """Turns the events of one request into text, chunks and the final output, on the engine's thread."""
-
-    def __init__(
-        self,
-        request: Request,
-        tokenizer: Any,
-        on_chunk: Callable[[StreamChunk | RequestError], None] | None = None,
-        on_end: Callable[[RequestOutput | RequestError], None] | None = None,
-    ) -> None:
-        self._request = request
-        self._tokenizer = tokenizer
-        self._on_chunk = on_chunk
-        self._on_end = on_end
-        self._streams: dict[int, TextStream] = {}
-        if tokenizer is not None:
-            request.watch = self._watch
-
-    def __call__(self, event: TokenEvent, is_last: bool) -> None:
-        """The loop's listener."""
-        sample = event.sequence
-        stream = self._streams.get(sample.index)
-        if stream is not None and sample.finish_reason is not None:
-            stream.finish()
-        error = self._request.error
-        if is_last and error is not None:
-            self._fail(error if isinstance(error, RequestError) else RequestError(str(error)))
-            return
-        output = self._output() if is_last else None
-        if self._on_chunk is not None:
-            tokens = [] if event.token_id is None else [event.token_id]
-            text = stream.take() if stream is not None else ""
-            self._on_chunk(StreamChunk(sample.index, text, tokens, sample.finish_reason, output))
-        if self._on_end is not None and output is not None:
-            self._on_end(output)
-
-    def _fail(self, error: RequestError) -> None:
-        for tell in (self._on_chunk, self._on_end):
-            if tell is not None:
-                tell(error)
-
-    def _watch(self, sample: Sample, token: int) -> str | None:
-        params = self._request.params
-        if sample.index not in self._streams:
-            self._streams[sample.index] = TextStream(
-                self._tokenizer,
-                self._request.prompt,
-                params.stop_strings,
-                params.include_stop_str_in_output,
-                params.skip_special_tokens,
-            )
-        return self._streams[sample.index].push(token, may_stop=sample.num_output_tokens >= params.min_tokens)
-
-    def _output(self) -> RequestOutput:
-        request = self._request
-        return RequestOutput(
-            request_id=request.request_id,
-            prompt=request.text,
-            prompt_token_ids=request.prompt,
-            num_cached_tokens=request.num_cached_tokens or 0,
-            outputs=[self._completion(sample) for sample in request.sequences],
-            metrics=request.metrics,
-        )
-
-    def _completion(self, sample: Sample) -> CompletionOutput:
-        assert sample.finish_reason is not None
-        wants_logprobs = self._request.params.logprobs is not None
-        return CompletionOutput(
-            index=sample.index,
-            text=self._streams[sample.index].text if sample.index in self._streams else "",
-            token_ids=sample.output_tokens,
-            finish_reason=sample.finish_reason,
-            stop_reason=sample.stop_reason,
-            logprobs=sample.logprobs if wants_logprobs else None,
-            cumulative_logprob=sample.cumulative_logprob if wants_logprobs else None,
-        )
 
 
 def _raised(output: Output | RequestError) -> Output:

@@ -14,6 +14,9 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # Tokens of the prompt decoded along with the first new ones: some tokenizers join tokens by what stands before them.
 CONTEXT_TOKENS = 6
 
+# Bytes that make no character after this many more tokens never will.
+MOST_PENDING_TOKENS = 16
+
 
 class TextStream:
     """The text of one sequence. `text` is final but for what `held_back` may still change."""
@@ -41,7 +44,7 @@ class TextStream:
         """Add a token; returns the stop string that it completes, after which `text` is final."""
         self._window.append(token)
         addition = self._decode_new()
-        if addition.endswith(REPLACEMENT):
+        if addition.endswith(REPLACEMENT) and len(self._window) - self._read <= MOST_PENDING_TOKENS:
             return None
         return self._extend(addition, may_stop)
 

@@ -264,6 +264,7 @@ class PageGroup:
         while self._allocator.num_free < num_pages:
             evicted = self._evict_one()
             assert evicted, "an idle page was not offered for eviction"
+            self.num_evictions += 1
         return [self._allocator.allocate() for _ in range(num_pages)]
 
     def _check_available(self, num_pages: int) -> None:
@@ -279,7 +280,6 @@ class PageGroup:
             entry = heappop(self._idle_leaves)
             if self._is_current(entry):
                 self._evict(entry[2])
-                self.num_evictions += 1
                 return True
         return False
 

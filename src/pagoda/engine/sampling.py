@@ -46,6 +46,8 @@ def edit_logits(logits: torch.Tensor, sequence: Sequence, eos_token_ids: frozens
         logits[generated] -= params.presence_penalty + params.frequency_penalty * counts
     for token, bias in params.logit_bias.items():
         logits[token] += bias
+    largest = torch.finfo(logits.dtype).max
+    logits.clamp_(-largest, largest)  # extreme penalties and biases overflow
     if sequence.num_output_tokens < params.min_tokens:
         logits[list(stop_token_ids(params, eos_token_ids))] = -math.inf
     return logits

@@ -1,0 +1,94 @@
+"""Turns the events of one request into text, stream chunks and the final output.
+
+Works on the engine's thread, so what a caller receives is complete and needs no lock. Knows a tokenizer and the events
+of the engine's loop; does not know where its results are awaited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pagoda.engine.engine import TokenEvent
+from pagoda.engine.request import Request, Sequence
+from pagoda.errors import RequestError
+from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
+from pagoda.text import TextStream
+
+
+class Collector:
+    """Turns the events of one request into text, chunks and the final output, on the engine's thread."""
+
+    def __init__(
+        self,
+        request: Request,
+        tokenizer: Any,
+        on_chunk: Callable[[StreamChunk | RequestError], None] | None = None,
+        on_end: Callable[[RequestOutput | RequestError], None] | None = None,
+    ) -> None:
+        self._request = request
+        self._tokenizer = tokenizer
+        self._on_chunk = on_chunk
+        self._on_end = on_end
+        self._streams: dict[int, TextStream] = {}
+        if tokenizer is not None:
+            request.watch = self._watch
+
+    def __call__(self, event: TokenEvent, is_last: bool) -> None:
+        """The loop's listener."""
+        sample = event.sequence
+        stream = self._streams.get(sample.index)
+        if stream is not None and sample.finish_reason is not None:
+            stream.finish()
+        error = self._request.error
+        if is_last and error is not None:
+            self._fail(error if isinstance(error, RequestError) else RequestError(str(error)))
+            return
+        output = self._output() if is_last else None
+        if self._on_chunk is not None:
+            tokens = [] if event.token_id is None else [event.token_id]
+            text = stream.take() if stream is not None else ""
+            self._on_chunk(StreamChunk(sample.index, text, tokens, sample.finish_reason, output))
+        if self._on_end is not None and output is not None:
+            self._on_end(output)
+
+    def _fail(self, error: RequestError) -> None:
+        for tell in (self._on_chunk, self._on_end):
+            if tell is not None:
+                tell(error)
+
+    def _watch(self, sample: Sequence, token: int) -> str | None:
+        params = self._request.params
+        if sample.index not in self._streams:
+            self._streams[sample.index] = TextStream(
+                self._tokenizer,
+                self._request.prompt,
+                params.stop_strings,
+                params.include_stop_str_in_output,
+                params.skip_special_tokens,
+            )
+        return self._streams[sample.index].push(token, may_stop=sample.num_output_tokens >= params.min_tokens)
+
+    def _output(self) -> RequestOutput:
+        request = self._request
+        return RequestOutput(
+            request_id=request.request_id,
+            prompt=request.text,
+            prompt_token_ids=request.prompt,
+            num_cached_tokens=request.num_cached_tokens or 0,
+            outputs=[self._completion(sample) for sample in request.sequences],
+            metrics=request.metrics,
+        )
+
+    def _completion(self, sample: Sequence) -> CompletionOutput:
+        assert sample.finish_reason is not None
+        wants_logprobs = self._request.params.logprobs is not None
+        return CompletionOutput(
+            index=sample.index,
+            text=self._streams[sample.index].text if sample.index in self._streams else "",
+            token_ids=sample.output_tokens,
+            finish_reason=sample.finish_reason,
+            stop_reason=sample.stop_reason,
+            logprobs=sample.logprobs if wants_logprobs else None,
+            cumulative_logprob=sample.cumulative_logprob if wants_logprobs else None,
+        )
