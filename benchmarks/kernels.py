@@ -8,6 +8,7 @@ decode loop reads another layer's pages, so that no cache can hold them.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -18,11 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from pagoda.formats.page import PageGeometry
+from pagoda.formats.plain import PlainFormat
 from pagoda.kernels.base import AttentionRule, GroupView, LayerPages
 from pagoda.kernels.native import NativeKernels, allocate, instruction_sets, read_bandwidth
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.spec import LayerGroup, Reach
-from pagoda.registry import lookup
+from pagoda.registry import lookup, names
 
 POOL_NBYTES = 768 << 20  # more than any cache
 WARM_UP_CALLS = 2
@@ -72,10 +74,17 @@ class Context:
         num_layers = max(1, pool_nbytes // (one.page_nbytes * num_pages))
         geometry = PageGeometry(LayerGroup(Reach.FULL, None, (layout,) * num_layers), one.format, page_tokens)
         pages = allocate(num_pages * geometry.page_nbytes).view(num_pages, geometry.page_nbytes)
-        numbers = pages.view(one.format.dtype())
-        for page in numbers:  # small numbers, so that no weight underflows
-            page.copy_(torch.randn(4096).repeat(-(-len(page) // 4096))[: len(page)] / 4)
+        for slot in (slot for planes in geometry.slots for slot in planes):
+            # Small numbers, so that no weight underflows; every page holds the same ones.
+            values = torch.randn(slot.plane.num_heads, page_tokens, slot.plane.width) / 4
+            pages[:, slot.offset : slot.offset + slot.nbytes] = one.format.encode(values, slot.plane)
         return cls(geometry, pages, torch.randperm(num_pages).int())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of queries: that of the pages, or bf16 where they hold codes."""
+        format = self.geometry.format
+        return format.dtype() if isinstance(format, PlainFormat) else torch.bfloat16
 
     @property
     def num_layers(self) -> int:
@@ -91,7 +100,7 @@ class Context:
 
 def decode_seconds(kernels: NativeKernels, shape: Shape, context: Context, tokens: int, repeats: int) -> Seconds:
     """One query row over `tokens` of context; as many calls as there are layers count as one measurement."""
-    query = torch.randn(1, shape.heads, shape.width).to(context.geometry.format.dtype())
+    query = torch.randn(1, shape.heads, shape.width).to(context.dtype)
     view, rule = context.view(1, tokens), AttentionRule(shape.width**-0.5)
     layers = [context.layer(index) for index in range(context.num_layers)]
 
@@ -104,7 +113,7 @@ def decode_seconds(kernels: NativeKernels, shape: Shape, context: Context, token
 
 
 def prefill_seconds(kernels: NativeKernels, shape: Shape, context: Context, tokens: int, repeats: int) -> Seconds:
-    query = torch.randn(tokens, shape.heads, shape.width).to(context.geometry.format.dtype())
+    query = torch.randn(tokens, shape.heads, shape.width).to(context.dtype)
     view, rule = context.view(tokens, tokens), AttentionRule(shape.width**-0.5)
     layer = context.layer(0)
     return measure(lambda: kernels.attend(query, layer, view, rule), repeats)
@@ -118,46 +127,37 @@ def torch_seconds(shape: Shape, tokens: int, dtype: torch.dtype, repeats: int) -
 
 def print_decode(options: argparse.Namespace, console: Console) -> None:
     limit = read_bandwidth(POOL_NBYTES, options.threads)
-    table = Table(title=f"decode, {options.format} pages of {options.block_size}: read limit {limit:.1f} GB/s")
-    for column in ("heads", "context", "kernels", "GB/s best", "median", "worst", "of limit"):
+    table = Table(title=f"decode, pages of {options.block_size}: read limit {limit:.1f} GB/s")
+    for column in ("heads", "context", "pages", "kernels", "us best", "median", "worst", "GB/s best", "of limit"):
         table.add_column(column, justify="right")
-    for shape in options.shapes:
-        for tokens in options.contexts:
-            context = Context.make(shape, tokens, options.format, options.block_size, POOL_NBYTES)
-            for isa in options.isa:
-                seconds = decode_seconds(NativeKernels(isa), shape, context, tokens, options.repeats)
-                limit = read_bandwidth(POOL_NBYTES, options.threads)
-                nbytes = 2 * tokens * shape.kv_heads * shape.width * context.geometry.format.dtype().itemsize
-                rates = [nbytes / value / 1e9 for value in (seconds.best, seconds.median, seconds.worst)]
-                figures = (f"{rate:.1f}" for rate in rates)
-                table.add_row(str(shape), str(tokens), isa, *figures, f"{rates[0] / limit:.0%} of {limit:.1f}")
+    for shape, tokens, format in itertools.product(options.shapes, options.contexts, options.formats):
+        context = Context.make(shape, tokens, format, options.block_size, POOL_NBYTES)
+        nbytes = tokens * sum(slot.nbytes for slot in context.geometry.slots[0]) / options.block_size
+        for isa in options.isa:
+            seconds = decode_seconds(NativeKernels(isa), shape, context, tokens, options.repeats)
+            limit = read_bandwidth(POOL_NBYTES, options.threads)
+            times = [f"{value * 1e6:.0f}" for value in (seconds.best, seconds.median, seconds.worst)]
+            rate = nbytes / seconds.best / 1e9
+            table.add_row(
+                str(shape), str(tokens), format, isa, *times, f"{rate:.1f}", f"{rate / limit:.0%} of {limit:.1f}"
+            )
     console.print(table)
 
 
 def print_prefill(options: argparse.Namespace, console: Console) -> None:
-    table = Table(title=f"causal prefill, {options.format}: torch is scaled_dot_product_attention")
-    for column in (
-        "heads",
-        "tokens",
-        "kernels",
-        "ms best",
-        "median",
-        "worst",
-        "GFLOP/s best",
-        "torch's best ms",
-        "faster",
-    ):
+    table = Table(title="causal prefill: torch is scaled_dot_product_attention")
+    columns = ("heads", "tokens", "pages", "kernels", "ms best", "median", "worst", "GFLOP/s best", "torch's best ms")
+    for column in (*columns, "faster"):
         table.add_column(column, justify="right")
-    for shape in options.shapes:
-        for tokens in options.prompts:
-            context = Context.make(shape, tokens, options.format, options.block_size, 0)
-            for isa in options.isa:
-                seconds = prefill_seconds(NativeKernels(isa), shape, context, tokens, options.repeats)
-                torch_best = torch_seconds(shape, tokens, context.geometry.format.dtype(), options.repeats).best
-                rate = 2 * shape.heads * shape.width * tokens * (tokens + 1) / seconds.best / 1e9
-                times = (f"{value * 1e3:.1f}" for value in (seconds.best, seconds.median, seconds.worst))
-                row = (f"{rate:.0f}", f"{torch_best * 1e3:.1f}", f"{torch_best / seconds.best:.2f}x")
-                table.add_row(str(shape), str(tokens), isa, *times, *row)
+    for shape, tokens, format in itertools.product(options.shapes, options.prompts, options.formats):
+        context = Context.make(shape, tokens, format, options.block_size, 0)
+        for isa in options.isa:
+            seconds = prefill_seconds(NativeKernels(isa), shape, context, tokens, options.repeats)
+            torch_best = torch_seconds(shape, tokens, context.dtype, options.repeats).best
+            rate = 2 * shape.heads * shape.width * tokens * (tokens + 1) / seconds.best / 1e9
+            times = (f"{value * 1e3:.1f}" for value in (seconds.best, seconds.median, seconds.worst))
+            row = (f"{rate:.0f}", f"{torch_best * 1e3:.1f}", f"{torch_best / seconds.best:.2f}x")
+            table.add_row(str(shape), str(tokens), format, isa, *times, *row)
     console.print(table)
 
 
@@ -173,7 +173,7 @@ def parse_options() -> argparse.Namespace:
     add = parser.add_argument
     add("phases", nargs="*", default=["decode", "prefill"], metavar="decode|prefill")
     add("--isa", nargs="+", default=[instruction_sets()[0]], choices=instruction_sets(), help="instruction sets")
-    add("--format", default="bf16", choices=["fp32", "fp16", "bf16"], help="format of pages and queries")
+    add("--formats", nargs="+", default=["bf16", "int8"], choices=names("format"), help="formats of the pages")
     add("--shapes", nargs="+", type=parse_shape, default=shapes, help="query heads/KV heads x width, as 14/2x64")
     add("--contexts", nargs="+", type=int, default=[8192, 32768], help="decode: tokens of context")
     add("--prompts", nargs="+", type=int, default=[2048, 8192], help="prefill: tokens")

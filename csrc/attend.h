@@ -5,6 +5,7 @@
 
 #include "accumulator.h"
 #include "arithmetic.h"
+#include "encoding.h"
 
 namespace pagoda {
 namespace {
@@ -52,11 +53,11 @@ class TileAttention {
         const int64_t end = smaller(first_token + kSplitTokens, tile_.last_token);
         clear(split, tile_.num_rows);
         int64_t token = begin / kBlockTokens * kBlockTokens;
-        Block block = find_block(call_, tile_, token, begin, end, scratch_.edges);
+        Block block = find_block(call_, tile_, token, begin, end, scratch_.room);
         prefetch_keys(block);
         while (token < end) {
             token += kBlockTokens;
-            const Block next = token < end ? find_block(call_, tile_, token, begin, end, scratch_.edges) : Block{};
+            const Block next = token < end ? find_block(call_, tile_, token, begin, end, scratch_.room) : Block{};
             attend_block(block, next);
             block = next;
         }
@@ -66,6 +67,8 @@ class TileAttention {
     }
 
     void attend_block(const Block& block, const Block& next) {
+        decode_key_panels(block, next);
+        values_are_codes_ = has_codes(call_.pages.value);
         for (int64_t row = 0; row < tile_.num_rows; row += kBandRows)
             attend_band(block, next, row, smaller(kBandRows, tile_.num_rows - row));
     }
@@ -93,7 +96,48 @@ class TileAttention {
             softmax(scratch_.scores + row * kScoreStride,
                     static_cast<Factor*>(scratch_.weights) + row * kWeightStride, reach(block, first_row + row), range,
                     call_.rule, scratch_.split, first_row + row);
+        if (values_are_codes_) decode_value_panels(block, next);
         add_values(block, next, first_panel, last_panel, first_row, rows);
+    }
+
+    // What is read after the codes of the given panel: the next one's, then the other plane's.
+    static const uint8_t* codes_after(const Block& block, int panel, const Codes* codes, const Block& other_block,
+                                      const Codes* other) {
+        if (panel + 1 < block.last_panel) return codes[panel + 1].codes;
+        const bool has_other = other_block.first_panel < other_block.last_panel;
+        return has_other ? other[other_block.first_panel].codes : codes[panel].codes;
+    }
+
+    void decode_key_panels(const Block& block, const Block& next) {
+        const Pages& pages = call_.pages;
+        if (!has_codes(pages.key)) return;
+        const int64_t tokens = panel_tokens(pages), rows = pages.key.width / 2;
+        const bool values_follow = has_codes(pages.value);
+        for (int panel = block.first_panel; panel < block.last_panel; panel++) {
+            const uint8_t* ahead = codes_after(block, panel, block.key_codes, values_follow ? block : next,
+                                               values_follow ? block.value_codes : next.key_codes);
+            const Codes& codes = block.key_codes[panel];
+            decode_keys(pages.key.encoding, {codes.codes, pages.page_tokens * 2, ahead}, rows, tokens,
+                        const_cast<uint8_t*>(block.key[panel]));
+            read_row(scratch_.key_scales + panel * tokens, codes.scales, Number::bf16, tokens);
+        }
+    }
+
+    void decode_value_panels(const Block& block, const Block& next) {
+        values_are_codes_ = false;
+        const Pages& pages = call_.pages;
+        const int64_t tokens = panel_tokens(pages), width = pages.value.width;
+        const Codes* next_codes = has_codes(pages.key) ? next.key_codes : next.value_codes;
+        for (int panel = block.first_panel; panel < block.last_panel; panel++) {
+            const uint8_t* ahead = codes_after(block, panel, block.value_codes, next, next_codes);
+            float* scales = scratch_.value_scales + panel * tokens;
+            read_row(scales, block.value_codes[panel].scales, Number::bf16, tokens);
+            const int64_t first_token = block.first_token + panel * tokens;
+            for (int64_t token = 0; token < tokens; token++)
+                if (first_token + token < block.begin || first_token + token >= block.end) scales[token] = 0.0f;
+            decode_values(pages.value.encoding, {block.value_codes[panel].codes, width * 2, ahead}, tokens, width,
+                          scales, const_cast<uint8_t*>(block.value[panel]));
+        }
     }
 
     // Each product asks ahead for what the one after it reads: scores for the block's values, values for the next
@@ -103,10 +147,20 @@ class TileAttention {
         const Left<Factor> queries{static_cast<const Factor*>(scratch_.query) + first_row * query_stride(call_),
                                    query_stride(call_), int(rows)};
         for (int panel = first_panel; panel < last_panel; panel++) {
-            const uint8_t* const* ahead = first_row == 0 ? block.value : block.key;
+            const bool asks_ahead = first_row == 0 && !has_codes(call_.pages.value);
+            const uint8_t* const* ahead = asks_ahead ? block.value : block.key;
             const Panels keys{block.key + panel, ahead + panel, 1, call_.pages.key.width / word_numbers(call_.pages),
                               key_row_nbytes(call_.pages), tokens};
             arithmetic_.scores(queries, keys, {scratch_.scores + panel * tokens, kScoreStride, false});
+        }
+        if (has_codes(call_.pages.key)) scale_scores(first_panel * tokens, last_panel * tokens, rows);
+    }
+
+    void scale_scores(int64_t first, int64_t last, int64_t rows) {
+        for (int64_t row = 0; row < rows; row++) {
+            float* scores = scratch_.scores + row * kScoreStride;
+            for (int64_t token = first; token < last; token += kLanes)
+                store(scores + token, load(scores + token) * load(scratch_.key_scales + token));
         }
     }
 
@@ -117,7 +171,7 @@ class TileAttention {
                                    int(rows)};
         const uint8_t* ahead[kMaxPanels];
         for (int panel = first_panel; panel < last_panel; panel++) {
-            const bool is_next = first_row == 0 && panel >= next.first_panel && panel < next.last_panel;
+            const bool is_next = first_row == 0 && !has_codes(call_.pages.key) && panel >= next.first_panel && panel < next.last_panel;
             ahead[panel] = is_next ? next.key_run[panel] : block.value[panel];
         }
         const Panels values{block.value + first_panel, ahead + first_panel, last_panel - first_panel,
@@ -128,6 +182,7 @@ class TileAttention {
 
     // The first keys of a split are asked for at once: there is nothing to do before they come.
     void prefetch_keys(const Block& block) const {
+        if (has_codes(call_.pages.key)) return;
         const int64_t nbytes = panel_tokens(call_.pages) * call_.pages.key.width * number_nbytes(call_.pages.number);
         for (int panel = block.first_panel; panel < block.last_panel; panel++)
             for (int64_t offset = 0; offset < nbytes; offset += kLineNbytes) prefetch(block.key_run[panel] + offset);
@@ -137,6 +192,7 @@ class TileAttention {
     const Tile& tile_;
     const Scratch& scratch_;
     Arithmetic arithmetic_;
+    bool values_are_codes_ = false;  // those of the block at hand
 };
 
 }  // namespace

@@ -22,12 +22,19 @@ struct Rows {
     Number number;
 };
 
-// One plane inside every page: [KV heads, width, tokens] in the word order of `formats/plain.py`.
+// How a plane keeps its numbers: as they are, or as codes with a scale for each token (`formats/scaled.py`).
+enum class Encoding { none, int8, e4m3, e5m2 };
+
+constexpr int64_t kScaleNbytes = 2;
+
+// One plane inside every page: [KV heads, width, tokens] in the word order of `formats/words.py`.
 struct Plane {
     int64_t offset_nbytes;
     int64_t width;
+    Encoding encoding;
 };
 
+// `number` is that of planes without encoding, and bf16 if there is none.
 struct Pages {
     uint8_t* data;
     int64_t num_pages;
@@ -38,6 +45,15 @@ struct Pages {
     Plane key;
     Plane value;
 };
+
+static inline int64_t head_nbytes(const Pages& pages, const Plane& plane) {
+    if (plane.encoding != Encoding::none) return pages.page_tokens * (plane.width + kScaleNbytes);
+    return pages.page_tokens * plane.width * number_nbytes(pages.number);
+}
+
+static inline uint8_t* head_plane(const Pages& pages, const Plane& plane, int64_t page, int64_t head) {
+    return pages.data + page * pages.page_nbytes + plane.offset_nbytes + head * head_nbytes(pages, plane);
+}
 
 // See `GroupView` in kernels/base.py.
 struct Tables {
@@ -143,6 +159,36 @@ struct LinearCall {
     int64_t depth;
 };
 
+// Root-mean-square norm of each row of `input` [rows, width], times `weight` [width]; all contiguous and of one type.
+struct NormCall {
+    const uint8_t* input;
+    const uint8_t* weight;
+    uint8_t* out;
+    int64_t width;
+    float epsilon;
+    Number number;
+};
+
+// out = silu(gate) * up, number by number; all contiguous and of one type.
+struct GateCall {
+    const uint8_t* gate;
+    const uint8_t* up;
+    uint8_t* out;
+    Number number;
+};
+
+// Rotary embedding of all channels of every head; `cosines` and `sines` are [rows, width], of the type of `input`.
+struct RotateCall {
+    Rows input;
+    Rows out;
+    const uint8_t* cosines;
+    const uint8_t* sines;
+    int64_t num_heads;
+    int64_t width;
+};
+
+constexpr int64_t kMaxRotatedWidth = 512;
+
 // The functions of one instruction set. Those for linear layers are null where torch does better.
 struct KernelTable {
     const char* name;
@@ -152,6 +198,9 @@ struct KernelTable {
     int64_t (*linear_scratch_nbytes)(const LinearCall& call);
     void (*pack_input)(const LinearCall& call, uint8_t* packed);
     void (*linear)(const LinearCall& call, const uint8_t* packed, int64_t first_block, int64_t last_block);
+    void (*rms_norm)(const NormCall& call, int64_t first_row, int64_t last_row);
+    void (*gated_silu)(const GateCall& call, int64_t first_number, int64_t last_number);
+    void (*rotate)(const RotateCall& call, int64_t first_row, int64_t last_row);
 };
 
 }  // namespace pagoda

@@ -64,6 +64,27 @@ class Kernels {
                        table_, num_threads);
     }
 
+    void rms_norm(uintptr_t input, uintptr_t weight, uintptr_t out, int64_t rows, int64_t width, float epsilon,
+                  Number number, int num_threads) const {
+        nb::gil_scoped_release released;
+        pagoda::rms_norm({pointer<const uint8_t>(input), pointer<const uint8_t>(weight), pointer<uint8_t>(out), width,
+                          epsilon, number},
+                         table_, rows, num_threads);
+    }
+
+    void gated_silu(uintptr_t gate, uintptr_t up, uintptr_t out, int64_t count, Number number, int num_threads) const {
+        nb::gil_scoped_release released;
+        pagoda::gated_silu({pointer<const uint8_t>(gate), pointer<const uint8_t>(up), pointer<uint8_t>(out), number},
+                           table_, count, num_threads);
+    }
+
+    void rotate(const Rows& input, const Rows& out, uintptr_t cosines, uintptr_t sines, int64_t rows, int64_t num_heads,
+                int64_t width, int num_threads) const {
+        nb::gil_scoped_release released;
+        pagoda::rotate({input, out, pointer<const uint8_t>(cosines), pointer<const uint8_t>(sines), num_heads, width},
+                       table_, rows, num_threads);
+    }
+
     void store(const Rows& key, const Rows& value, const Pages& pages, const Tables& tables, int64_t num_rows,
                int num_threads) const {
         nb::gil_scoped_release released;
@@ -114,7 +135,13 @@ NB_MODULE(_native, module) {
                 new (self) Rows{pointer<uint8_t>(data), row_stride, head_stride, number};
             },
             "data"_a, "row_stride"_a, "head_stride"_a, "number"_a);
-    nb::class_<Plane>(module, "Plane").def(nb::init<int64_t, int64_t>(), "offset_nbytes"_a, "width"_a);
+    nb::enum_<Encoding>(module, "Encoding")
+        .value("NONE", Encoding::none)
+        .value("INT8", Encoding::int8)
+        .value("FP8_E4M3", Encoding::e4m3)
+        .value("FP8_E5M2", Encoding::e5m2);
+    nb::class_<Plane>(module, "Plane")
+        .def(nb::init<int64_t, int64_t, Encoding>(), "offset_nbytes"_a, "width"_a, "encoding"_a);
     nb::class_<Pages>(module, "Pages")
         .def(
             "__init__",
@@ -146,7 +173,13 @@ NB_MODULE(_native, module) {
         .def_prop_ro("max_linear_rows", &Kernels::max_linear_rows)
         .def("linear", &Kernels::linear, "input"_a, "weight"_a, "bias"_a, "out"_a, "rows"_a, "columns"_a, "depth"_a,
              "num_threads"_a)
+        .def("rms_norm", &Kernels::rms_norm, "input"_a, "weight"_a, "out"_a, "rows"_a, "width"_a, "epsilon"_a, "number"_a,
+             "num_threads"_a)
+        .def("gated_silu", &Kernels::gated_silu, "gate"_a, "up"_a, "out"_a, "count"_a, "number"_a, "num_threads"_a)
+        .def("rotate", &Kernels::rotate, "input"_a, "out"_a, "cosines"_a, "sines"_a, "rows"_a, "num_heads"_a, "width"_a,
+             "num_threads"_a)
         .def("store", &Kernels::store, "key"_a, "value"_a, "pages"_a, "tables"_a, "num_rows"_a, "num_threads"_a);
+    module.attr("MAX_ROTATED_WIDTH") = kMaxRotatedWidth;
     module.def("instruction_sets", &instruction_sets);
     module.def("allocate", &allocate, "nbytes"_a);
     module.def("read_bandwidth", &read_gigabytes_per_second, "nbytes"_a, "num_threads"_a, "repeats"_a);

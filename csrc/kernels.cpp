@@ -3,6 +3,7 @@
 // Chooses the arithmetic from the formats of pages and queries. Instructions that multiply bf16 by bf16 serve bf16
 // queries only: rounding wider ones would lose what the caller kept.
 #include "attend.h"
+#include "pointwise.h"
 #if defined(__AMX_BF16__)
 #include "linear.h"
 #endif
@@ -51,10 +52,21 @@ void fold(const AttendCall& call, const SplitTile& splits, uint8_t* memory) {
 }  // namespace
 
 extern const KernelTable PAGODA_TABLE;
+const KernelTable PAGODA_TABLE = {PAGODA_NAME,
+                                  scratch_nbytes,
+                                  attend,
+                                  fold,
 #if defined(__AMX_BF16__)
-const KernelTable PAGODA_TABLE = {PAGODA_NAME, scratch_nbytes, attend, fold, linear_scratch_nbytes, pack_input, linear};
+                                  linear_scratch_nbytes,
+                                  pack_input,
+                                  linear,
 #else
-const KernelTable PAGODA_TABLE = {PAGODA_NAME, scratch_nbytes, attend, fold, nullptr, nullptr, nullptr};
+                                  nullptr,
+                                  nullptr,
+                                  nullptr,
 #endif
+                                  rms_norm,
+                                  gated_silu,
+                                  rotate};
 
 }  // namespace pagoda

@@ -27,6 +27,18 @@ Memory allocate_lines(size_t nbytes) {
     return memory;
 }
 
+// Below this many numbers a thread's share is not worth waking it.
+constexpr int64_t kNumbersPerThread = 16384;
+
+// Calls run(first, last) for `count` items, of `size` numbers each, in equal shares.
+template <class Run>
+void share(int64_t count, int64_t size, int num_threads, Run run) {
+    const int team = int(std::clamp<int64_t>(count * size / kNumbersPerThread, 1, num_threads));
+    if (team == 1) return run(0, count);
+#pragma omp parallel for schedule(static, 1) num_threads(team)
+    for (int part = 0; part < team; part++) run(count * part / team, count * (part + 1) / team);
+}
+
 }  // namespace
 
 void attend(const AttendCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads) {
@@ -55,6 +67,21 @@ void linear(const LinearCall& call, const KernelTable& kernels, int num_threads)
 #pragma omp parallel for schedule(static, 1) num_threads(team)
     for (int part = 0; part < team; part++)
         kernels.linear(call, packed.get(), num_blocks * part / team, num_blocks * (part + 1) / team);
+}
+
+void rms_norm(const NormCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads) {
+    share(num_rows, call.width, num_threads,
+          [&](int64_t first, int64_t last) { kernels.rms_norm(call, first, last); });
+}
+
+void gated_silu(const GateCall& call, const KernelTable& kernels, int64_t num_numbers, int num_threads) {
+    share(num_numbers, 1, num_threads,
+          [&](int64_t first, int64_t last) { kernels.gated_silu(call, first, last); });
+}
+
+void rotate(const RotateCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads) {
+    share(num_rows, call.num_heads * call.width, num_threads,
+          [&](int64_t first, int64_t last) { kernels.rotate(call, first, last); });
 }
 
 }  // namespace pagoda

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "block.h"
+#include "product.h"
 #include "softmax.h"
 
 namespace pagoda {
@@ -23,7 +24,9 @@ struct Scratch {
     float* row;  // one row of results
     Accumulator split;
     Accumulator total;
-    uint8_t* edges;
+    Room room;
+    float* key_scales;  // of the tokens of a block
+    float* value_scales;
 };
 
 struct Cursor {
@@ -53,7 +56,14 @@ inline Scratch lay_out(const AttendCall& call, Cursor& cursor) {
     scratch.row = cursor.take<float>(value_stride(call));
     scratch.split = take_accumulator(cursor, value_stride(call));
     scratch.total = take_accumulator(cursor, value_stride(call));
-    scratch.edges = cursor.take<uint8_t>(2 * value_panel_nbytes(call.pages));
+    const Pages& pages = call.pages;
+    scratch.room.edges = cursor.take<uint8_t>(2 * value_panel_nbytes(pages));
+    scratch.room.keys = cursor.take<uint8_t>(has_codes(pages.key) ? kBlockTokens * pages.key.width * 2 : 0);
+    // The last row is written up to a whole vector.
+    scratch.room.values =
+        cursor.take<uint8_t>(has_codes(pages.value) ? kBlockTokens * pages.value.width * 2 + kLineNbytes : 0);
+    scratch.key_scales = cursor.take<float>(kBlockTokens);
+    scratch.value_scales = cursor.take<float>(kBlockTokens);
     return scratch;
 }
 

@@ -1,9 +1,9 @@
-// Writes packed rows of keys and values into pages, in the word order of `formats/plain.py`.
+// Writes packed rows of keys and values into pages, in the word order of `formats/words.py`.
 //
 // Moves and rounds numbers; knows no attention and needs no instruction set.
 #include <vector>
 
-#include "numbers.h"
+#include "codes.h"
 #include "plan.h"
 #include "run.h"
 
@@ -53,6 +53,17 @@ void write_value(uint8_t* plane, const Pages& pages, int64_t offset, const uint8
     for (int64_t channel = 0; channel < width; channel++) halves[2 * channel] = numbers[channel];
 }
 
+// Codes of a row: pairs of channels go down a column, or each code into its half of a pair of tokens.
+void write_key_codes(uint8_t* plane, const Pages& pages, int64_t offset, const uint8_t* codes) {
+    for (int64_t pair = 0; pair < pages.key.width / 2; pair++)
+        __builtin_memcpy(plane + (pair * pages.page_tokens + offset) * 2, codes + pair * 2, 2);
+}
+
+void write_value_codes(uint8_t* plane, const Pages& pages, int64_t offset, const uint8_t* codes) {
+    uint8_t* pairs = plane + offset / 2 * pages.value.width * 2 + offset % 2;
+    for (int64_t channel = 0; channel < pages.value.width; channel++) pairs[2 * channel] = codes[channel];
+}
+
 class Writer {
   public:
     explicit Writer(const StoreCall& call)
@@ -62,28 +73,37 @@ class Writer {
 
     void write(int64_t row, int64_t head, const Place& place) {
         const Pages& pages = call_.pages;
-        const uint8_t* key = encode(call_.key, row, head, pages.key.width);
-        write_key(plane(pages.key, head, place.page), pages, place.offset, key);
-        const uint8_t* value = encode(call_.value, row, head, pages.value.width);
-        write_value(plane(pages.value, head, place.page), pages, place.offset, value);
+        write_plane(call_.key, row, head, place, pages.key, write_key, write_key_codes);
+        write_plane(call_.value, row, head, place, pages.value, write_value, write_value_codes);
     }
 
   private:
-    uint8_t* plane(const Plane& plane, int64_t head, int64_t page) const {
-        const Pages& pages = call_.pages;
-        const int64_t head_nbytes = plane.width * pages.page_tokens * number_nbytes(pages.number);
-        return pages.data + page * pages.page_nbytes + plane.offset_nbytes + head * head_nbytes;
-    }
+    typedef void (*WriteRow)(uint8_t* plane, const Pages& pages, int64_t offset, const uint8_t* row);
 
-    // The numbers of one row in the format of the pages; valid until the next call.
-    const uint8_t* encode(const Rows& rows, int64_t row, int64_t head, int64_t width) {
+    void write_plane(const Rows& rows, int64_t row, int64_t head, const Place& place, const Plane& plane,
+                     WriteRow write_numbers, WriteRow write_codes) {
+        const Pages& pages = call_.pages;
         const uint8_t* source =
             rows.data + (row * rows.row_stride + head * rows.head_stride) * number_nbytes(rows.number);
-        if (rows.number == call_.pages.number && reinterpret_cast<uintptr_t>(source) % 4 == 0) return source;
-        uint8_t* encoded = reinterpret_cast<uint8_t*>(encoded_.data());
-        read_row(numbers_.data(), source, rows.number, width);
-        write_row(encoded, call_.pages.number, numbers_.data(), width);
-        return encoded;
+        uint8_t* target = head_plane(pages, plane, place.page, head);
+        if (plane.encoding == Encoding::none)
+            return write_numbers(target, pages, place.offset, convert(source, rows.number, plane.width));
+        read_row(numbers_.data(), source, rows.number, plane.width);
+        const Bf16 scale = scale_of_row(numbers_.data(), plane.width, plane.encoding);
+        uint8_t* codes = reinterpret_cast<uint8_t*>(encoded_.data());
+        encode_row(codes, numbers_.data(), plane.width, plane.encoding, scale);
+        write_codes(target, pages, place.offset, codes);
+        uint8_t* scales = target + pages.page_tokens * plane.width;
+        __builtin_memcpy(scales + place.offset * kScaleNbytes, &scale, kScaleNbytes);
+    }
+
+    // The numbers of one row in the type of the pages; valid until the next call.
+    const uint8_t* convert(const uint8_t* source, Number number, int64_t width) {
+        if (number == call_.pages.number && reinterpret_cast<uintptr_t>(source) % 4 == 0) return source;
+        uint8_t* converted = reinterpret_cast<uint8_t*>(encoded_.data());
+        read_row(numbers_.data(), source, number, width);
+        write_row(converted, call_.pages.number, numbers_.data(), width);
+        return converted;
     }
 
     const StoreCall& call_;

@@ -13,6 +13,9 @@ REGISTRY: dict[str, dict[str, str]] = {
         "fp32": "pagoda.formats.plain:FP32",
         "fp16": "pagoda.formats.plain:FP16",
         "bf16": "pagoda.formats.plain:BF16",
+        "int8": "pagoda.formats.scaled:INT8",
+        "fp8_e4m3": "pagoda.formats.scaled:FP8_E4M3",
+        "fp8_e5m2": "pagoda.formats.scaled:FP8_E5M2",
     },
     "eviction": {
         "lru": "pagoda.cache.eviction.lru:LRU",

@@ -51,6 +51,14 @@ def test_a_page_of_other_than_a_multiple_of_16_tokens_is_refused(page_tokens):
         geometry(GQA, page_tokens=page_tokens)
 
 
+@pytest.mark.parametrize("format", [FP16, BF16])
+def test_keys_that_do_not_fill_words_are_refused(format):
+    layout = AttentionLayout(num_kv_heads=1, key_width=7, value_width=8)
+    with pytest.raises(ConfigError, match=f"cannot be kept in {format.name}: its key heads have 7 channels"):
+        geometry(layout, format=format)
+    assert geometry(layout, format=FP32).page_nbytes
+
+
 def test_every_group_of_a_model_has_its_own_geometry():
     spec = group_layers([(Reach.FULL, None, GQA), (Reach.SLIDING, 64, ODD)], [None, None])
     assert page_geometries(spec, BF16, 16) == tuple(PageGeometry(group, BF16, 16) for group in spec.groups)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from pagoda.formats.base import Format
 from pagoda.formats.page import PageGeometry
-from pagoda.formats.plain import PlainFormat
 from pagoda.kernels.base import GroupView, LayerPages
 from pagoda.kernels.reference import ReferenceKernels
 from pagoda.layouts.attention import AttentionLayout
@@ -22,7 +22,7 @@ NAN_BYTE = 0xFF
 class Shape:
     """Everything about a case but its numbers. `sequences` has (tokens before, new tokens) of each."""
 
-    format: PlainFormat
+    format: Format
     sequences: tuple[tuple[int, int], ...]
     kv_heads: int = 2
     group: int = 4

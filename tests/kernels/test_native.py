@@ -9,17 +9,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pagoda.formats.plain import BF16, FP16, FP32
+from pagoda.formats.scaled import FP8_E4M3, FP8_E5M2, INT8
 from pagoda.kernels.base import AttentionRule, LayerPages
 from pagoda.kernels.native import NativeKernels, instruction_sets
 from pagoda.kernels.reference import ReferenceKernels, in_reach
 from pagoda.layouts.spec import Reach
 
-FORMATS = (FP32, FP16, BF16)
+CODED = (INT8, FP8_E4M3, FP8_E5M2)
+FORMATS = (FP32, FP16, BF16, *CODED)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ROUNDING_UNIT = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
 every_isa = pytest.mark.parametrize("isa", instruction_sets())
 every_format = pytest.mark.parametrize("format", FORMATS, ids=[format.name for format in FORMATS])
+
+
+def compute_dtype(format):
+    """The type of a model whose pages are in `format`."""
+    return torch.bfloat16 if format in CODED else format.dtype()
 
 
 def tolerance(shape, rule):
@@ -33,8 +40,10 @@ def tolerance(shape, rule):
     single = ROUNDING_UNIT[torch.float32]
     score_error = 32 * single + 2 * single * (rule.soft_cap or 0)
     weight_error = 16 * single
-    if shape.dtype is torch.bfloat16 and shape.format is BF16:
+    if shape.dtype is torch.bfloat16 and shape.format in (BF16, *CODED):
         weight_error += 2 * ROUNDING_UNIT[torch.bfloat16]
+    if shape.format in CODED:  # values are rounded to bf16 once they are scaled, and may be half a code too large
+        weight_error = 2 * weight_error + 2 * ROUNDING_UNIT[torch.bfloat16]
     return 2 * score_error + weight_error + 2 * ROUNDING_UNIT[shape.dtype]
 
 
@@ -95,10 +104,11 @@ def test_attends_to_long_contexts_in_mixed_batches(isa, format, dtype, shape, ma
 @every_isa
 @pytest.mark.parametrize("page_tokens", [16, 48, 128, 512])
 @pytest.mark.parametrize(("key_width", "value_width"), [(64, 64), (96, 80), (192, 128), (74, 37)])
-def test_bf16_finds_the_right_token(isa, page_tokens, key_width, value_width, shape, make_case):
+@pytest.mark.parametrize("format", [BF16, *CODED], ids=["bf16", "int8", "fp8_e4m3", "fp8_e5m2"])
+def test_the_right_token_is_found(isa, format, page_tokens, key_width, value_width, shape, make_case):  # noqa: PLR0913, PLR0917
     """Rounding could hide the loss of a token, so each row puts all its weight on one and must return its value."""
     plan = shape(
-        format=BF16,
+        format=format,
         dtype=torch.bfloat16,
         sequences=((0, 150), (280, 23), (1030, 1)),
         key_width=key_width,
@@ -115,14 +125,19 @@ def test_bf16_finds_the_right_token(isa, page_tokens, key_width, value_width, sh
             expected.append(case.value[token].repeat_interleave(plan.group, dim=0))
             row += 1
     actual = NativeKernels(isa).attend(case.query, case.layer, case.view, AttentionRule(1.0))
-    assert torch.equal(actual, torch.stack(expected))
+    if format is BF16:
+        assert torch.equal(actual, torch.stack(expected))
+        return
+    kept = torch.stack(expected).transpose(0, 1).float()
+    error = (actual.transpose(0, 1).float() - kept).abs()
+    assert (error <= format.error_bound(kept) + kept.abs() * 2 * ROUNDING_UNIT[torch.bfloat16]).all()
 
 
 @every_isa
 @every_format
 def test_a_row_has_the_same_bits_in_every_batch(isa, format, shape, make_case):
     """A prompt computed at once, in chunks, beside others or on one thread: cold and warm runs must not differ."""
-    dtype = format.dtype()
+    dtype = compute_dtype(format)
     whole = make_case(shape(format=format, dtype=dtype, group=3, sequences=((0, 2300),)))
     kernels, rule = NativeKernels(isa), AttentionRule(0.125, Reach.SLIDING, 2100)
     expected = kernels.attend(whole.query, whole.layer, whole.view, rule)
@@ -143,7 +158,7 @@ def test_a_row_has_the_same_bits_in_every_batch(isa, format, shape, make_case):
 @every_format
 @pytest.mark.parametrize("reach", [Reach.SLIDING, Reach.CHUNKED])
 def test_pages_out_of_reach_are_not_read(isa, format, reach, shape, make_case):
-    case = make_case(shape(format=format, dtype=format.dtype(), sequences=((900, 1), (700, 33))))
+    case = make_case(shape(format=format, dtype=compute_dtype(format), sequences=((900, 1), (700, 33))))
     rule = AttentionRule(0.125, reach, 100)
     kernels = NativeKernels(isa)
     expected = kernels.attend(case.query, case.layer, case.view, rule)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pagoda.errors import ConfigError, KernelUnavailableError
-from pagoda.formats.plain import BF16, FP32
+from pagoda.formats.plain import FP32
 from pagoda.kernels import native
 from pagoda.kernels.base import AttentionRule, LayerPages
 from pagoda.kernels.native import NativeKernels, allocate, instruction_sets, read_bandwidth
@@ -51,16 +51,6 @@ def test_a_build_without_a_compiler_says_so_when_kernels_are_made(monkeypatch):
 def test_queries_of_another_shape_are_refused(case, query):
     with pytest.raises(ConfigError):
         NativeKernels().attend(query, case.layer, case.view, RULE)
-
-
-def test_keys_of_odd_width_need_fp32(shape, make_case):
-    make_case(shape(format=FP32, sequences=((0, 3),), key_width=5))
-    case = make_case(shape(format=FP32, sequences=((0, 3),), key_width=6))
-    layout = replace(case.layer.geometry.group.layouts[0], key_width=5)
-    geometry = replace(case.layer.geometry, format=BF16, group=replace(case.layer.geometry.group, layouts=(layout,)))
-    layer = LayerPages(torch.zeros(4, geometry.page_nbytes, dtype=torch.uint8), geometry, 0)
-    with pytest.raises(ConfigError, match="even width"):
-        NativeKernels().attend(torch.zeros(3, 8, 5), layer, case.view, RULE)
 
 
 def test_pages_must_be_bytes_of_the_right_size(case):

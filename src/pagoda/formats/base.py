@@ -1,7 +1,7 @@
 """The interface of a format: how many bytes a plane takes, how values become those bytes and come back.
 
-Knows one plane of one page at a time. Does not know layers, pools or attention. Byte counts need no torch, so the
-planner can ask for them; only `encode` and `decode` touch tensors.
+Knows one plane of a page at a time. Does not know layers, pools or attention. Byte counts need no torch, so the planner
+can ask for them; the rest works on tensors.
 """
 
 from __future__ import annotations
@@ -16,26 +16,47 @@ if TYPE_CHECKING:
 
 
 class Format(ABC):
-    """One way to write a plane of a page. Implementations are frozen data."""
+    """One way to write a plane of a page, token by token. Implementations are frozen data.
+
+    The bytes of a token depend on that token alone: pages are filled in place, and copying a part of one is exact.
+    """
 
     @property
     @abstractmethod
     def name(self) -> str:
         """The name users select it by (`kv_cache_dtype`)."""
 
-    @property
     @abstractmethod
-    def relative_error_bound(self) -> float:
-        """Largest |decoded - value| / |value| of an element in the format's normal range."""
+    def obstacle(self, plane: Plane) -> str | None:
+        """Why `plane` cannot be kept in this format, or None."""
 
     @abstractmethod
     def plane_nbytes(self, plane: Plane, page_tokens: int) -> int:
         """Bytes that `page_tokens` tokens of `plane` take, scales and padding included."""
 
     @abstractmethod
-    def encode(self, values: torch.Tensor, plane: Plane) -> torch.Tensor:
-        """Write `values` [heads, page_tokens, width] as uint8 [plane_nbytes]."""
+    def error_bound(self, values: torch.Tensor) -> torch.Tensor:
+        """Largest |decoded - value| of each of `values` [heads, tokens, width], in the format's normal range."""
+
+    @abstractmethod
+    def write(
+        self, data: torch.Tensor, plane: Plane, pages: torch.Tensor, offsets: torch.Tensor, values: torch.Tensor
+    ) -> None:
+        """Write `values` [tokens, heads, width] to the token `offsets` of `pages`, both int64 [tokens].
+
+        `data` is uint8 [num_pages, plane_nbytes], a view of the pool.
+        """
 
     @abstractmethod
     def decode(self, data: torch.Tensor, plane: Plane) -> torch.Tensor:
-        """Read uint8 [plane_nbytes] back as fp32 [heads, page_tokens, width]."""
+        """Read uint8 [..., plane_nbytes] back as fp32 [..., heads, page_tokens, width]."""
+
+    def encode(self, values: torch.Tensor, plane: Plane) -> torch.Tensor:
+        """A plane of its own, uint8 [plane_nbytes], from `values` [heads, page_tokens, width]."""
+        import torch
+
+        page_tokens = values.shape[1]
+        data = torch.empty(1, self.plane_nbytes(plane, page_tokens), dtype=torch.uint8, device=values.device)
+        offsets = torch.arange(page_tokens, device=values.device)
+        self.write(data, plane, torch.zeros_like(offsets), offsets, values.transpose(0, 1))
+        return data[0]

@@ -38,6 +38,12 @@ class PageGeometry:
             raise ConfigError(
                 f"block_size is {self.page_tokens}; use a positive multiple of {PAGE_TOKENS_MULTIPLE} tokens."
             )
+        planes = {plane for layout in self.group.layouts for plane in layout.planes}
+        for obstacle in filter(None, map(self.format.obstacle, planes)):
+            raise ConfigError(
+                f"The cache of this model cannot be kept in {self.format.name}: {obstacle}. Choose another "
+                "kv_cache_dtype; fp32 takes every model."
+            )
 
     @cached_property
     def slots(self) -> tuple[tuple[PlaneSlot, ...], ...]:

@@ -18,8 +18,14 @@ class Reach(Enum):
 class Rows:
     def __init__(self, data: int, row_stride: int, head_stride: int, number: Number) -> None: ...
 
+class Encoding(Enum):
+    NONE = ...
+    INT8 = ...
+    FP8_E4M3 = ...
+    FP8_E5M2 = ...
+
 class Plane:
-    def __init__(self, offset_nbytes: int, width: int) -> None: ...
+    def __init__(self, offset_nbytes: int, width: int, encoding: Encoding) -> None: ...
 
 class Pages:
     def __init__(
@@ -67,7 +73,32 @@ class Kernels:
     def linear(
         self, input: int, weight: int, bias: int, out: int, rows: int, columns: int, depth: int, num_threads: int
     ) -> None: ...
+    def rms_norm(
+        self,
+        input: int,
+        weight: int,
+        out: int,
+        rows: int,
+        width: int,
+        epsilon: float,
+        number: Number,
+        num_threads: int,
+    ) -> None: ...
+    def gated_silu(self, gate: int, up: int, out: int, count: int, number: Number, num_threads: int) -> None: ...
+    def rotate(
+        self,
+        input: Rows,
+        out: Rows,
+        cosines: int,
+        sines: int,
+        rows: int,
+        num_heads: int,
+        width: int,
+        num_threads: int,
+    ) -> None: ...
     def store(self, key: Rows, value: Rows, pages: Pages, tables: Tables, num_rows: int, num_threads: int) -> None: ...
+
+MAX_ROTATED_WIDTH: int
 
 def instruction_sets() -> list[str]: ...
 def allocate(nbytes: int) -> NDArray[np.uint8]: ...

@@ -104,3 +104,25 @@ class Kernels(ABC):
         `input` [..., depth], `weight` [columns, depth], `bias` [columns]; returns [..., columns] in the type of
         `input`, with sums in fp32.
         """
+
+    @abstractmethod
+    def rms_norm(self, input: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """Root-mean-square norm (arXiv 1910.07467) over the last axis of `input` [..., width], times `weight` [width].
+
+        Computed in fp32 and rounded to the type of `input` before the product, as Llama does.
+        """
+
+    @abstractmethod
+    def gated_silu(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """silu(gate) * up (arXiv 2002.05202), each rounded to their common type."""
+
+    @abstractmethod
+    def takes_rotation(self, input: torch.Tensor, cosines: torch.Tensor) -> bool:
+        """Whether `rotate` accepts tensors of these shapes and types."""
+
+    @abstractmethod
+    def rotate(self, input: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+        """Rotary embedding (arXiv 2104.09864) of `input` [1, heads, rows, width], halves of a head paired.
+
+        `cosines` and `sines` are [1, rows, width]. Returns the shape of `input`, with the heads of a row side by side.
+        """

@@ -13,6 +13,7 @@ import torch  # before the compiled module: both must share torch's OpenMP threa
 from pagoda.errors import ConfigError, KernelUnavailableError
 from pagoda.formats.base import Format
 from pagoda.formats.plain import PlainFormat
+from pagoda.formats.scaled import FP8_E4M3, FP8_E5M2, INT8, ScaledFormat
 from pagoda.kernels.base import AttentionRule, GroupView, Kernels, LayerPages
 from pagoda.layouts.spec import Reach
 
@@ -70,6 +71,11 @@ class NativeKernels(Kernels):
             torch.float16: self._native.Number.FP16,
             torch.bfloat16: self._native.Number.BF16,
         }
+        self._encodings = {
+            INT8: self._native.Encoding.INT8,
+            FP8_E4M3: self._native.Encoding.FP8_E4M3,
+            FP8_E5M2: self._native.Encoding.FP8_E5M2,
+        }
         self._reaches = {
             Reach.FULL: self._native.Reach.FULL,
             Reach.SLIDING: self._native.Reach.SLIDING,
@@ -79,11 +85,6 @@ class NativeKernels(Kernels):
     @property
     def name(self) -> str:
         return f"native ({self.isa}, {torch.get_num_threads()} threads)"
-
-    @staticmethod
-    def supports(format: Format) -> bool:
-        """Whether pages in `format` can be read and written."""
-        return isinstance(format, PlainFormat)
 
     def store(self, key: torch.Tensor, value: torch.Tensor, layer: LayerPages, view: GroupView) -> None:
         heads = layer.key.plane.num_heads
@@ -147,6 +148,70 @@ class NativeKernels(Kernels):
         )
         return out
 
+    def rms_norm(self, input: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        input, weight = input.contiguous(), weight.contiguous()
+        width = weight.numel()
+        if input.dtype is not weight.dtype or input.shape[-1] != width:
+            raise ConfigError(f"The norm of {_described(input)} has a weight of {_described(weight)}.")
+        out = torch.empty_like(input)
+        self._kernels.rms_norm(
+            input.data_ptr(),
+            weight.data_ptr(),
+            out.data_ptr(),
+            input.numel() // width,
+            width,
+            epsilon,
+            self._number(input),
+            torch.get_num_threads(),
+        )
+        return out
+
+    def gated_silu(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate.contiguous(), up.contiguous()
+        if gate.dtype is not up.dtype or gate.shape != up.shape:
+            raise ConfigError(f"A gate of {_described(gate)} cannot weigh {_described(up)}.")
+        out = torch.empty_like(up)
+        self._kernels.gated_silu(
+            gate.data_ptr(), up.data_ptr(), out.data_ptr(), up.numel(), self._number(up), torch.get_num_threads()
+        )
+        return out
+
+    def takes_rotation(self, input: torch.Tensor, cosines: torch.Tensor) -> bool:
+        return (
+            input.dim() == 4
+            and input.shape[0] == 1
+            and cosines.shape == (1, input.shape[2], input.shape[3])
+            and input.dtype is cosines.dtype
+            and input.dtype in self._numbers
+            and input.shape[3] <= self._native.MAX_ROTATED_WIDTH
+            and input.shape[3] % 2 == 0
+            and input.stride(3) == 1
+            and input.device.type == "cpu"
+        )
+
+    def rotate(self, input: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+        rows = input[0].transpose(0, 1)
+        num_rows, num_heads, width = rows.shape
+        cosines, sines = cosines.contiguous(), sines.contiguous()
+        out = rows.new_empty(rows.shape)
+        self._kernels.rotate(
+            self._rows("input", rows, num_heads, width),
+            self._rows("out", out, num_heads, width),
+            cosines.data_ptr(),
+            sines.data_ptr(),
+            num_rows,
+            num_heads,
+            width,
+            torch.get_num_threads(),
+        )
+        return out.transpose(0, 1)[None]
+
+    def _number(self, tensor: torch.Tensor) -> _native.Number:
+        number: _native.Number | None = self._numbers.get(tensor.dtype)
+        if number is None or tensor.device.type != "cpu":
+            raise ConfigError(f"Native kernels take fp32, fp16 or bf16 on the CPU, not {_described(tensor)}.")
+        return number
+
     def _rows(self, name: str, rows: torch.Tensor, num_heads: int, width: int) -> _native.Rows:
         number = self._numbers.get(rows.dtype)
         if rows.dim() != 3 or rows.shape[1:] != (num_heads, width):
@@ -160,9 +225,7 @@ class NativeKernels(Kernels):
         return described
 
     def _pages(self, layer: LayerPages) -> _native.Pages:
-        pages, format = layer.pages, layer.geometry.format
-        if not isinstance(format, PlainFormat):
-            raise ConfigError(f"The native kernels do not read {format.name} pages; they read fp32, fp16 and bf16.")
+        pages = layer.pages
         if pages.dtype is not torch.uint8 or pages.device.type != "cpu" or pages.data_ptr() % 4:
             raise ConfigError(
                 f"Pages are {pages.dtype} on {pages.device}; native kernels take aligned uint8 on the CPU."
@@ -173,19 +236,26 @@ class NativeKernels(Kernels):
                 f"{layer.geometry.page_nbytes} bytes."
             )
         key, value = layer.key, layer.value
-        if key.plane.width * format.itemsize % 4:
-            raise ConfigError(f"Keys of {format.name} pages need an even width, not {key.plane.width}.")
+        number, encoding = self._kind(layer.geometry.format)
         described: _native.Pages = self._native.Pages(
             pages.data_ptr(),
             pages.shape[0],
             pages.stride(0),
             layer.geometry.page_tokens,
             key.plane.num_heads,
-            self._numbers[format.dtype()],
-            self._native.Plane(key.offset, key.plane.width),
-            self._native.Plane(value.offset, value.plane.width),
+            number,
+            self._native.Plane(key.offset, key.plane.width, encoding),
+            self._native.Plane(value.offset, value.plane.width, encoding),
         )
         return described
+
+    def _kind(self, format: Format) -> tuple[_native.Number, _native.Encoding]:
+        """The numbers of a plain format; codes are decoded to bf16."""
+        if isinstance(format, PlainFormat):
+            return self._numbers[format.dtype()], self._native.Encoding.NONE
+        if isinstance(format, ScaledFormat):
+            return self._native.Number.BF16, self._encodings[format]
+        raise ConfigError(f"The native kernels do not read {format.name} pages; set PAGODA_KERNELS=reference.")
 
     def _tables(self, view: GroupView) -> _native.Tables:
         tensors = (view.page_indices, view.page_starts, view.query_starts, view.context_lengths)
@@ -212,3 +282,7 @@ def _checked_sinks(sinks: torch.Tensor, num_heads: int) -> torch.Tensor:
     if sinks.shape != (num_heads,):
         raise ConfigError(f"sinks is {list(sinks.shape)}; it must be [{num_heads}].")
     return sinks.float().contiguous()
+
+
+def _described(tensor: torch.Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"

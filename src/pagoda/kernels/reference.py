@@ -8,26 +8,24 @@ from __future__ import annotations
 import torch
 
 from pagoda.formats.page import PlaneSlot
-from pagoda.formats.plain import PlainFormat
 from pagoda.kernels.base import AttentionRule, GroupView, Kernels, LayerPages
 from pagoda.layouts.spec import Reach
 
 
 class ReferenceKernels(Kernels):
-    """Any device, any plain format."""
+    """Any device, any format."""
 
     @property
     def name(self) -> str:
         return "reference (plain torch)"
 
     def store(self, key: torch.Tensor, value: torch.Tensor, layer: LayerPages, view: GroupView) -> None:
+        format = layer.geometry.format
         for slot, rows in ((layer.key, key), (layer.value, value)):
-            planes = _plane(layer, slot)
-            tokens_inner, width_inner = planes.shape[-3], planes.shape[-1]
+            data = layer.pages[:, slot.offset : slot.offset + slot.nbytes]
             for sequence in range(len(view.context_lengths)):
                 pages, offsets, first, last = _new_tokens(view, sequence, layer.geometry.page_tokens)
-                values = rows[first:last].unflatten(-1, (-1, width_inner)).to(planes.dtype)
-                planes[pages, :, offsets // tokens_inner, offsets % tokens_inner] = values
+                format.write(data, slot.plane, pages, offsets, rows[first:last])
 
     def attend(
         self,
@@ -54,6 +52,22 @@ class ReferenceKernels(Kernels):
 
     def linear(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return torch.nn.functional.linear(input, weight, bias)
+
+    def rms_norm(self, input: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        wide = input.float()
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
+        return weight * normed.to(input.dtype)
+
+    def gated_silu(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.silu(gate) * up
+
+    def takes_rotation(self, input: torch.Tensor, cosines: torch.Tensor) -> bool:
+        return input.shape[0] == 1 and cosines.shape == (1, input.shape[2], input.shape[3])
+
+    def rotate(self, input: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+        first, second = input.chunk(2, dim=-1)
+        crossed = torch.cat((-second, first), dim=-1)
+        return input * cosines[:, None] + crossed * sines[:, None]
 
 
 def attend_dense(
@@ -87,13 +101,6 @@ def in_reach(rows: int, tokens: int, rule: AttentionRule, device: torch.device) 
     if rule.reach is Reach.CHUNKED and rule.span is not None:
         reach &= query // rule.span == token // rule.span
     return reach
-
-
-def _plane(layer: LayerPages, slot: PlaneSlot) -> torch.Tensor:
-    """All pages of one plane, as the format's view [pages, heads, tokens / a, a, width / b, b]."""
-    format = layer.geometry.format
-    assert isinstance(format, PlainFormat)
-    return format.view(layer.pages[:, slot.offset : slot.offset + slot.nbytes], slot.plane)
 
 
 def _gather(layer: LayerPages, slot: PlaneSlot, pages: torch.Tensor) -> torch.Tensor:

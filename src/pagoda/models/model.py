@@ -17,6 +17,7 @@ from pagoda.kernels.base import AttentionRule
 from pagoda.layouts.spec import CacheSpec
 from pagoda.models.attention import ATTENTION_NAME, PagedStep, in_flight
 from pagoda.models.discovery import Discovered, discover
+from pagoda.models.fused import fuse
 from pagoda.models.linear import use_kernels
 from pagoda.models.llama4 import take_temperature_from_positions
 from pagoda.models.positions import max_positions, position_offset
@@ -35,6 +36,7 @@ class Model:
     def __init__(self, network: Any, discovered: Discovered, eos_token_ids: frozenset[int] = frozenset()) -> None:
         ADAPTERS.get(network.config.model_type, _leave_alone)(network)
         use_kernels(network)
+        fuse(network)
         self.network = network
         self.discovered = discovered
         self.eos_token_ids = eos_token_ids

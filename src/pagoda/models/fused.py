@@ -1,0 +1,147 @@
+"""Surgery after loading: norms, gated MLPs and rotary embeddings on the kernels of the step in flight.
+
+A module changes its class only if it proves, on numbers, to compute what the kernel's definition (kernels/reference.py)
+says, to the last bit. Whatever differs in formula or types keeps Transformers' own code, as does everything outside a
+step.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+
+from pagoda.kernels.reference import ReferenceKernels
+from pagoda.models.attention import kernels_in_flight
+
+ROTARY_FUNCTION = "apply_rotary_pos_emb"
+GATED_MLP = ("gate_proj", "up_proj", "down_proj")
+PROBE_WIDTH = 8
+
+Rotation = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+
+class FusedNorm(nn.Module):
+    """Mixed in before the class of an RMS norm."""
+
+    weight: torch.Tensor
+    fused_epsilon: float
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        kernels = kernels_in_flight()
+        if kernels is None or hidden_states.dtype is not self.weight.dtype:
+            normed: torch.Tensor = super().forward(hidden_states)
+            return normed
+        return kernels.rms_norm(hidden_states, self.weight, self.fused_epsilon)
+
+
+class FusedMLP(nn.Module):
+    """Mixed in before the class of an MLP gated by SiLU."""
+
+    gate_proj: nn.Module
+    up_proj: nn.Module
+    down_proj: nn.Module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kernels = kernels_in_flight()
+        out: torch.Tensor
+        if kernels is None:
+            out = super().forward(x)
+        else:
+            out = self.down_proj(kernels.gated_silu(self.gate_proj(x), self.up_proj(x)))
+        return out
+
+
+def fuse(network: Any) -> None:
+    """Let every module of `network` that proves to be one of the above use the kernels."""
+    for module in network.modules():
+        kind = type(module)
+        epsilon = _norm_epsilon(module)
+        if epsilon is not None:
+            module.fused_epsilon = epsilon
+            module.__class__ = _mixed(FusedNorm, kind)
+        elif _is_gated_mlp(module):
+            module.__class__ = _mixed(FusedMLP, kind)
+        elif rotation := _rotation(kind):
+            module.__class__ = _rotating(kind, rotation)
+
+
+def _mixed(mixin: type[nn.Module], kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (mixin, kind), {})
+
+
+def _norm_epsilon(module: nn.Module) -> float | None:
+    """The epsilon of a module that is an RMS norm with a weight."""
+    epsilon = vars(module).get("variance_epsilon", vars(module).get("eps"))
+    parameters = dict(module.named_parameters())
+    if not isinstance(epsilon, float) or list(parameters) != ["weight"] or parameters["weight"].dim() != 1:
+        return None
+    weight = parameters["weight"].data
+    probe = _numbers(3, weight.numel()).to(weight)
+    return epsilon if _agree(module, (probe,), ReferenceKernels().rms_norm(probe, weight, epsilon)) else None
+
+
+def _is_gated_mlp(module: nn.Module) -> bool:
+    """Whether a module is down(silu(gate(x)) * up(x)); a twin with small layers is asked."""
+    children = dict(module.named_children())
+    if not all(isinstance(children.get(name), nn.Linear) for name in GATED_MLP):
+        return False
+    twin = copy.copy(module)
+    small = {name: _small_linear(seed) for seed, name in enumerate(GATED_MLP)}
+    twin._modules = {**children, **small}
+    probe = _numbers(2, PROBE_WIDTH)
+    gate, up, down = small.values()
+    return _agree(twin, (probe,), down(ReferenceKernels().gated_silu(gate(probe), up(probe))))
+
+
+def _rotation(kind: type[nn.Module]) -> Rotation | None:
+    """The rotary function that the forward of `kind` calls, if it is the usual one for queries and keys."""
+    forward: Any = kind.__dict__.get("forward")
+    if not isinstance(forward, FunctionType) or ROTARY_FUNCTION not in forward.__code__.co_names:
+        return None
+    rotation: Rotation | None = forward.__globals__.get(ROTARY_FUNCTION)
+    query, key = _numbers(1, 3, 5, PROBE_WIDTH), _numbers(1, 2, 5, PROBE_WIDTH, seed=1)
+    cosines, sines = _numbers(1, 5, PROBE_WIDTH, seed=2), _numbers(1, 5, PROBE_WIDTH, seed=3)
+    expected = tuple(ReferenceKernels().rotate(rows, cosines, sines) for rows in (query, key))
+    return rotation if rotation and _agree(rotation, (query, key, cosines, sines), expected) else None
+
+
+def _rotating(kind: type[nn.Module], rotation: Rotation) -> type[nn.Module]:
+    """`kind`, its forward bound to a rotary function that asks the kernels first."""
+    forward: Any = kind.__dict__["forward"]
+
+    def rotate(query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *rest: Any) -> Any:
+        kernels = kernels_in_flight()
+        if kernels is None or rest or not (kernels.takes_rotation(query, cos) and kernels.takes_rotation(key, cos)):
+            return rotation(query, key, cos, sin, *rest)
+        return kernels.rotate(query, cos, sin), kernels.rotate(key, cos, sin)
+
+    namespace = forward.__globals__ | {ROTARY_FUNCTION: rotate}
+    bound = FunctionType(forward.__code__, namespace, forward.__name__, forward.__defaults__, forward.__closure__)
+    bound.__kwdefaults__ = forward.__kwdefaults__
+    return type(kind.__name__, (kind,), {"forward": bound})
+
+
+def _small_linear(seed: int) -> nn.Linear:
+    layer = nn.Linear(PROBE_WIDTH, PROBE_WIDTH, bias=False, device="meta")  # draws no random numbers
+    layer.weight = nn.Parameter(_numbers(PROBE_WIDTH, PROBE_WIDTH, seed=seed))
+    return layer
+
+
+def _numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.inference_mode()
+def _agree(function: Callable[..., Any], arguments: tuple[torch.Tensor, ...], expected: Any) -> bool:
+    """Whether `function` gives `expected` to the last bit; one that takes something else does not."""
+    try:
+        result = function(*arguments)
+    except Exception:
+        return False
+    pairs = [(result, expected)] if isinstance(expected, torch.Tensor) else list(zip(result, expected, strict=False))
+    return all(isinstance(got, torch.Tensor) and torch.equal(got, wanted) for got, wanted in pairs)

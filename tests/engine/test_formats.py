@@ -1,0 +1,125 @@
+"""Every page format through the engine: what is cached, chunked, batched or forked changes no token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from pagoda import LLM, RequestOutput, SamplingParams
+from pagoda.errors import ConfigError
+from pagoda.models.loader import model_from_config
+from pagoda.models.model import Model
+from pagoda.registry import names
+
+PARAMS = SamplingParams(temperature=0, max_tokens=40, logprobs=2)
+VOCABULARY = 200
+PAGE_TOKENS = 16
+
+every_format = pytest.mark.parametrize("format", names("format"))
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return model_from_config(config, dtype="float32", seed=0)
+
+
+def make(model: Model, format: str, num_pages: int = 100, **options: int) -> LLM:
+    page_nbytes = LLM(model, kv_cache_dtype=format, block_size=PAGE_TOKENS).engine.memory.geometries[0].page_nbytes
+    options = {"num_threads": 1, "block_size": PAGE_TOKENS, "kv_cache_memory_bytes": num_pages * page_nbytes, **options}
+    return LLM(model, kv_cache_dtype=format, **options)
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, VOCABULARY, (length,), generator=generator).tolist()
+
+
+PROMPTS = [prompt(75), prompt(75)[:53] + prompt(9, seed=1), prompt(16, seed=2), prompt(31, seed=3)]
+
+
+def results(outputs: list[RequestOutput]) -> list[tuple[list[int], list[float]]]:
+    """Tokens and their log-probabilities, to fp32 rounding through two layers."""
+    samples = [sample for output in outputs for sample in output.outputs]
+    return [
+        (sample.token_ids, pytest.approx([each.logprob for each in sample.logprobs or []], abs=1e-3))
+        for sample in samples
+    ]
+
+
+def exact(outputs: list[RequestOutput]) -> list[tuple[list[int], list[float]]]:
+    samples = [sample for output in outputs for sample in output.outputs]
+    return [(sample.token_ids, [each.logprob for each in sample.logprobs or []]) for sample in samples]
+
+
+@pytest.fixture(params=names("format"))
+def cold(request: pytest.FixtureRequest, model: Model) -> tuple[str, list[tuple[list[int], list[float]]]]:
+    """What each prompt gives with an empty cache, alone."""
+    outputs = []
+    for each in PROMPTS:
+        with make(model, request.param) as llm:
+            outputs += llm.generate([each], PARAMS)
+    return request.param, results(outputs)
+
+
+class TestTheSameTokens:
+    def test_after_hits_that_end_inside_pages(self, cold, model):
+        format, expected = cold
+        with make(model, format) as llm:
+            outputs = [llm.generate([each], PARAMS)[0] for each in PROMPTS]
+            again = [llm.generate([each], PARAMS)[0] for each in PROMPTS]
+            assert [output.num_cached_tokens for output in outputs] == [0, 53, 0, 0]
+            assert [output.num_cached_tokens for output in again] == [len(each) - 1 for each in PROMPTS]
+            assert exact(outputs) == expected
+            assert exact(again) == expected
+            llm.check_integrity()
+
+    def test_in_chunks_and_batches(self, cold, model):
+        format, expected = cold
+        with make(model, format, max_num_batched_tokens=11, max_num_seqs=4) as llm:
+            assert exact(llm.generate(PROMPTS, PARAMS)) == expected
+
+    def test_after_preemption(self, cold, model):
+        format, expected = cold
+        with make(model, format, num_pages=9) as llm:
+            assert exact(llm.generate(PROMPTS, PARAMS)) == expected
+            llm.check_integrity()
+
+    def test_in_forks(self, cold, model):
+        format, expected = cold
+        params = SamplingParams(temperature=0, max_tokens=40, logprobs=2, n=3)
+        with make(model, format) as llm:
+            assert exact(llm.generate([PROMPTS[0]], params)) == [expected[0]] * 3
+            llm.check_integrity()
+
+
+@every_format
+def test_a_format_is_in_use(format, model):
+    with make(model, format) as llm:
+        assert llm.engine.memory.geometries[0].format.name == format
+
+
+def test_coded_pages_hold_more_tokens_in_the_same_memory(model):
+    tokens = {}
+    for format in ("fp32", "bf16", "int8", "fp8_e4m3"):
+        with LLM(model, kv_cache_dtype=format, kv_cache_memory_bytes=1 << 20, num_threads=1) as llm:
+            tokens[format] = llm.cache_stats().groups[0].total * 32
+    # 16 channels and a scale take 18 bytes where fp32 takes 64 and bf16 32.
+    assert tokens["bf16"] == 2 * tokens["fp32"]
+    assert tokens["int8"] == tokens["fp8_e4m3"] == pytest.approx(tokens["bf16"] * 32 / 18, rel=0.05)
+
+
+def test_an_unknown_format_is_refused_with_those_there_are(model):
+    with pytest.raises(ConfigError, match=r"no format named 'int3'.*fp32.*int8.*fp8_e4m3"):
+        LLM(model, kv_cache_dtype="int3")
