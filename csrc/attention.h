@@ -110,9 +110,11 @@ struct StoreCall {
 constexpr int64_t kBlockTokens = 256;
 constexpr int64_t kSplitTokens = 1024;
 
-// Linear layers take this many rows at most, and compute output columns in blocks.
-constexpr int64_t kMaxLinearRows = 32;
+// Linear layers take input in panels of rows, and compute output columns in blocks. A wide one keeps the sums of two
+// blocks for every panel at hand.
+constexpr int64_t kLinearPanelRows = 32;
 constexpr int64_t kLinearBlockColumns = 16;
+constexpr int64_t kLinearPanelSums = 2 * kLinearPanelRows * kLinearBlockColumns;
 constexpr int64_t kLinearDepthMultiple = 32;
 
 // Query rows of one KV head (tokens x heads of the group) that one work item carries over the context.
@@ -148,7 +150,7 @@ static inline int64_t value_stride(const AttendCall& call) { return rounded_up(c
 // A partial holds per row: maximum, sum and value sums.
 static inline int64_t partial_floats(const AttendCall& call) { return 2 + value_stride(call); }
 
-// A linear layer on a few rows: out [rows, columns] = input [rows, depth] x weight^T + bias, all bf16 and contiguous.
+// A linear layer: out [rows, columns] = input [rows, depth] x weight^T + bias, all bf16 and contiguous.
 struct LinearCall {
     const uint16_t* input;
     const uint16_t* weight;  // [columns, depth]
@@ -195,9 +197,10 @@ struct KernelTable {
     int64_t (*scratch_nbytes)(const AttendCall& call);
     void (*attend)(const AttendCall& call, const Tile& tile, uint8_t* scratch);
     void (*fold)(const AttendCall& call, const SplitTile& splits, uint8_t* scratch);
-    int64_t (*linear_scratch_nbytes)(const LinearCall& call);
-    void (*pack_input)(const LinearCall& call, uint8_t* packed);
+    void (*pack_panel)(const LinearCall& call, int64_t first_row, int64_t tiles, uint8_t* packed);
     void (*linear)(const LinearCall& call, const uint8_t* packed, int64_t first_block, int64_t last_block);
+    void (*linear_wide)(const LinearCall& call, const uint8_t* packed, int64_t first_block, int64_t last_block,
+                        float* sums);
     void (*rms_norm)(const NormCall& call, int64_t first_row, int64_t last_row);
     void (*gated_silu)(const GateCall& call, int64_t first_number, int64_t last_number);
     void (*rotate)(const RotateCall& call, int64_t first_row, int64_t last_row);

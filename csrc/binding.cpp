@@ -54,7 +54,7 @@ class Kernels {
                        num_threads);
     }
 
-    int64_t max_linear_rows() const { return table_.linear ? kMaxLinearRows : 0; }
+    bool has_linear() const { return table_.linear; }
 
     void linear(uintptr_t input, uintptr_t weight, uintptr_t bias, uintptr_t out, int64_t rows, int64_t columns,
                 int64_t depth, int num_threads) const {
@@ -170,7 +170,7 @@ NB_MODULE(_native, module) {
         .def(nb::init<const std::string&>(), "instruction_set"_a)
         .def("attend", &Kernels::attend, "query"_a, "out"_a, "pages"_a, "tables"_a, "rule"_a, "sinks"_a, "num_rows"_a,
              "num_heads"_a, "num_threads"_a)
-        .def_prop_ro("max_linear_rows", &Kernels::max_linear_rows)
+        .def_prop_ro("has_linear", &Kernels::has_linear)
         .def("linear", &Kernels::linear, "input"_a, "weight"_a, "bias"_a, "out"_a, "rows"_a, "columns"_a, "depth"_a,
              "num_threads"_a)
         .def("rms_norm", &Kernels::rms_norm, "input"_a, "weight"_a, "out"_a, "rows"_a, "width"_a, "epsilon"_a, "number"_a,

@@ -57,9 +57,9 @@ const KernelTable PAGODA_TABLE = {PAGODA_NAME,
                                   attend,
                                   fold,
 #if defined(__AMX_BF16__)
-                                  linear_scratch_nbytes,
-                                  pack_input,
+                                  pack_panel,
                                   linear,
+                                  linear_wide,
 #else
                                   nullptr,
                                   nullptr,

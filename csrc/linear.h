@@ -1,49 +1,49 @@
-// A linear layer on a few rows, on AMX: bound by reading the weights once, as they lie.
+// A linear layer on AMX, for any number of rows, from weights as they lie.
 //
 // Weights are the left factor: 16 rows of a row-major matrix are a left tile without any packing, so they are held once,
-// as torch has them. The few rows of input are packed into right tiles. Each output adds its terms in the order of
-// depth, whatever the number of rows, so a row's result does not depend on the batch it is in.
+// as torch has them. Input is packed into right tiles, a panel of 32 rows at a time. Each output adds its terms in the
+// order of depth, whatever the number of rows, so a row's result does not depend on the batch it is in.
 #pragma once
 
 #include "tiles.h"
+#include "transpose.h"
 
 namespace pagoda {
 namespace {
 
 constexpr int64_t kTileDepth = 2 * kTileWords;
 constexpr int64_t kRightTileNbytes = kTileWords * kTileWords * 4;
+constexpr int64_t kSumNbytes = kTileWords * 4;
 static_assert(kLinearBlockColumns == kTileWords && kLinearDepthMultiple == kTileDepth, "a block is a row of tiles");
+static_assert(kLinearPanelRows == 2 * kTileWords, "a panel is two tiles");
 
-inline int64_t input_tiles(const LinearCall& call) { return (call.rows + kTileWords - 1) / kTileWords; }
+// Weights of 32 columns and this depth stay in the first cache while all panels of input go by.
+constexpr int64_t kWideDepth = 448;
 
-inline int64_t linear_scratch_nbytes(const LinearCall& call) {
-    return call.depth / kTileDepth * input_tiles(call) * kRightTileNbytes;
-}
+inline int64_t input_tiles(int64_t rows) { return (rows + kTileWords - 1) / kTileWords; }
+inline int64_t first_rows(int64_t rows, int64_t most) { return rows < most ? rows : most; }
 
-// Right tiles in the order of use: per 32 of depth, one for each 16 rows of input; missing rows are zero.
-inline void pack_input(const LinearCall& call, uint8_t* packed) {
-    __builtin_memset(packed, 0, size_t(linear_scratch_nbytes(call)));
-    const int64_t tiles = input_tiles(call);
-    for (int64_t row = 0; row < call.rows; row++) {
-        Word* column = reinterpret_cast<Word*>(packed + row / kTileWords * kRightTileNbytes) + row % kTileWords;
-        const Word* words = reinterpret_cast<const Word*>(call.input + row * call.depth);
-        for (int64_t depth = 0; depth < call.depth / 2; depth++) {
-            const int64_t tile = depth / kTileWords * tiles;
-            column[(tile * kTileWords + depth % kTileWords) * kTileWords] = words[depth];
+// Rows of one panel in the order of use: per 32 of depth, `tiles` right tiles of 16 rows; missing rows are zero.
+inline void pack_panel(const LinearCall& call, int64_t first_row, int64_t tiles, uint8_t* packed) {
+    for (int64_t depth = 0; depth < call.depth; depth += kTileDepth)
+        for (int64_t tile = 0; tile < tiles; tile++, packed += kRightTileNbytes) {
+            const int64_t row = first_row + tile * kTileWords;
+            const uint8_t* source = reinterpret_cast<const uint8_t*>(call.input + row * call.depth + depth);
+            transpose_words(source, call.depth * 2, int(call.rows - row), packed);
         }
-    }
 }
 
 // Sums [columns of a block, rows of a tile] of fp32, written out with the bias as bf16.
 inline void write_block(const LinearCall& call, const float* sums, int64_t first_column, int64_t first_row) {
-    const int64_t rows = call.rows - first_row < kTileWords ? call.rows - first_row : kTileWords;
-    for (int64_t row = 0; row < rows; row++) {
-        uint16_t* out = call.out + (first_row + row) * call.columns + first_column;
-        for (int64_t column = 0; column < kLinearBlockColumns; column++) {
-            const float bias = call.bias ? float_of_bf16(call.bias[first_column + column]) : 0.0f;
-            out[column] = bf16_of_float(sums[column * kTileWords + row] + bias);
-        }
+    Words16 columns;
+    for (int64_t column = 0; column < kLinearBlockColumns; column++) {
+        const float bias = call.bias ? float_of_bf16(call.bias[first_column + column]) : 0.0f;
+        columns.row[column] = reinterpret_cast<Ints>(load(sums + column * kTileWords) + bias);
     }
+    transpose(columns);
+    const int64_t rows = first_rows(call.rows - first_row, kTileWords);
+    for (int64_t row = 0; row < rows; row++)
+        store_bf16(call.out + (first_row + row) * call.columns + first_column, reinterpret_cast<Floats>(columns.row[row]));
 }
 
 template <bool kTwoTiles>
@@ -51,7 +51,6 @@ void multiply_block(const LinearCall& call, const uint8_t* packed, int64_t block
     const int64_t stride = call.depth * 2;
     const uint8_t* weight = reinterpret_cast<const uint8_t*>(call.weight) + block * kLinearBlockColumns * stride;
     const uint8_t* ahead = weight + kLinearBlockColumns * stride;  // the next block follows without a gap
-    constexpr int64_t kSumNbytes = kTileWords * 4;
     tile_zero<0>();
     if constexpr (kTwoTiles) tile_zero<1>();
     for (int64_t depth = 0; depth < call.depth; depth += kTileDepth) {
@@ -70,19 +69,85 @@ void multiply_block(const LinearCall& call, const uint8_t* packed, int64_t block
     if constexpr (kTwoTiles) tile_store<1>(sums + kTileWords * kTileWords, kSumNbytes);
 }
 
-// Output columns [first_block, last_block) of kLinearBlockColumns each.
+// One panel of input: bound by reading the weights. Output columns [first_block, last_block) of kLinearBlockColumns.
 inline void linear(const LinearCall& call, const uint8_t* packed, int64_t first_block, int64_t last_block) {
     alignas(64) float sums[2 * kTileWords * kTileWords];
     configure({kTileWords, kTileWords, kTileWords});
     for (int64_t block = first_block; block < last_block; block++) {
         const bool asks_ahead = block + 1 < last_block;
-        if (input_tiles(call) == 2)
+        if (input_tiles(call.rows) == 2)
             multiply_block<true>(call, packed, block, asks_ahead, sums);
         else
             multiply_block<false>(call, packed, block, asks_ahead, sums);
-        for (int64_t tile = 0; tile < input_tiles(call); tile++)
+        for (int64_t tile = 0; tile < input_tiles(call.rows); tile++)
             write_block(call, sums + tile * kTileWords * kTileWords, block * kLinearBlockColumns, tile * kTileWords);
     }
+    release();
+}
+
+// Sums [two blocks][two tiles][columns of a block, rows of a tile], begun or gone on with.
+template <bool kTwoBlocks>
+void multiply_panel(const uint8_t* weight, int64_t stride, const uint8_t* packed, int64_t depth, bool begins,
+                    float* sums) {
+    constexpr int64_t kTileSums = kTileWords * kTileWords;
+    if (begins) {
+        tile_zero<0>();
+        tile_zero<1>();
+        if constexpr (kTwoBlocks) tile_zero<2>();
+        if constexpr (kTwoBlocks) tile_zero<3>();
+    } else {
+        tile_load<0>(sums, kSumNbytes);
+        tile_load<1>(sums + kTileSums, kSumNbytes);
+        if constexpr (kTwoBlocks) tile_load<2>(sums + 2 * kTileSums, kSumNbytes);
+        if constexpr (kTwoBlocks) tile_load<3>(sums + 3 * kTileSums, kSumNbytes);
+    }
+    for (int64_t done = 0; done < depth; done += kTileDepth) {
+        tile_load<4>(weight, stride);
+        tile_load<6>(packed, kSumNbytes);
+        tile_dot<0, 4, 6>();
+        tile_load<7>(packed + kRightTileNbytes, kSumNbytes);
+        tile_dot<1, 4, 7>();
+        if constexpr (kTwoBlocks) tile_load<5>(weight + kTileWords * stride, stride);
+        if constexpr (kTwoBlocks) tile_dot<2, 5, 6>();
+        if constexpr (kTwoBlocks) tile_dot<3, 5, 7>();
+        weight += kTileDepth * 2;
+        packed += 2 * kRightTileNbytes;
+    }
+    tile_store<0>(sums, kSumNbytes);
+    tile_store<1>(sums + kTileSums, kSumNbytes);
+    if constexpr (kTwoBlocks) tile_store<2>(sums + 2 * kTileSums, kSumNbytes);
+    if constexpr (kTwoBlocks) tile_store<3>(sums + 3 * kTileSums, kSumNbytes);
+}
+
+template <bool kTwoBlocks>
+void multiply_panels(const LinearCall& call, const uint8_t* packed, int64_t first_block, float* sums) {
+    constexpr int64_t kTileSums = kTileWords * kTileWords;
+    const int64_t stride = call.depth * 2, panels = (call.rows + kLinearPanelRows - 1) / kLinearPanelRows;
+    const uint8_t* weight = reinterpret_cast<const uint8_t*>(call.weight) + first_block * kLinearBlockColumns * stride;
+    for (int64_t depth = 0; depth < call.depth; depth += kWideDepth) {
+        const int64_t count = first_rows(call.depth - depth, kWideDepth);
+        for (int64_t panel = 0; panel < panels; panel++)
+            multiply_panel<kTwoBlocks>(weight + depth * 2, stride,
+                                       packed + (panel * call.depth + depth) * kLinearPanelRows * 2, count, depth == 0,
+                                       sums + panel * 4 * kTileSums);
+    }
+    for (int64_t panel = 0; panel < panels; panel++)
+        for (int64_t tile = 0; tile < 4; tile++) {
+            const int64_t row = panel * kLinearPanelRows + tile % 2 * kTileWords;
+            if (row < call.rows && tile < (kTwoBlocks ? 4 : 2))
+                write_block(call, sums + (panel * 4 + tile) * kTileSums,
+                            (first_block + tile / 2) * kLinearBlockColumns, row);
+        }
+}
+
+// Several panels of input, packed one after the other with room for whole ones: bound by arithmetic. `sums` has room
+// for kLinearPanelSums a panel.
+inline void linear_wide(const LinearCall& call, const uint8_t* packed, int64_t first_block, int64_t last_block,
+                        float* sums) {
+    configure({kTileWords, kTileWords, kTileWords});
+    int64_t block = first_block;
+    for (; block + 1 < last_block; block += 2) multiply_panels<true>(call, packed, block, sums);
+    if (block < last_block) multiply_panels<false>(call, packed, block, sums);
     release();
 }
 

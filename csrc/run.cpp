@@ -39,6 +39,47 @@ void share(int64_t count, int64_t size, int num_threads, Run run) {
     for (int part = 0; part < team; part++) run(count * part / team, count * (part + 1) / team);
 }
 
+// Packed input of this size is still in the second cache when the next columns want it.
+constexpr int64_t kPackedNbytes = 1 << 20;
+constexpr int64_t kMaxPanels = 16;
+// Columns that a thread takes at a time: several turns each, of whole pairs of blocks.
+constexpr int64_t kTurnsPerThread = 4;
+constexpr int64_t kMaxTurnBlocks = 16;
+
+int64_t panel_nbytes(const LinearCall& call) { return kLinearPanelRows * call.depth * 2; }
+
+// Rows [first_row, last_row) of a call, as a call of its own.
+LinearCall rows_of(const LinearCall& call, int64_t first_row, int64_t last_row) {
+    LinearCall part = call;
+    part.input += first_row * call.depth;
+    part.out += first_row * call.columns;
+    part.rows = last_row - first_row;
+    return part;
+}
+
+// A block of rows at a time: packed together, then multiplied by all weights.
+void linear_in_blocks(const LinearCall& call, const KernelTable& kernels, int num_threads) {
+    const int64_t most_panels = std::clamp<int64_t>(kPackedNbytes / panel_nbytes(call), 2, kMaxPanels);
+    const int64_t block_rows = most_panels * kLinearPanelRows;
+    const size_t sums_nbytes = size_t(most_panels * kLinearPanelSums) * sizeof(float);
+    const Memory packed = allocate_lines(size_t(most_panels * panel_nbytes(call)));
+    const Memory sums = allocate_lines(sums_nbytes * size_t(num_threads));
+    const int64_t num_blocks = call.columns / kLinearBlockColumns;
+    const int64_t turn = std::clamp<int64_t>(num_blocks / (num_threads * kTurnsPerThread) / 2 * 2, 2, kMaxTurnBlocks);
+#pragma omp parallel num_threads(num_threads)
+    for (int64_t row = 0; row < call.rows; row += block_rows) {
+        const LinearCall part = rows_of(call, row, std::min(row + block_rows, call.rows));
+        const int64_t num_panels = (part.rows + kLinearPanelRows - 1) / kLinearPanelRows;
+#pragma omp for schedule(static)
+        for (int64_t panel = 0; panel < num_panels; panel++)
+            kernels.pack_panel(part, panel * kLinearPanelRows, 2, packed.get() + panel * panel_nbytes(call));
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t block = 0; block < num_blocks; block += turn)
+            kernels.linear_wide(part, packed.get(), block, std::min(block + turn, num_blocks),
+                                reinterpret_cast<float*>(sums.get() + size_t(omp_get_thread_num()) * sums_nbytes));
+    }
+}
+
 }  // namespace
 
 void attend(const AttendCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads) {
@@ -59,8 +100,9 @@ void attend(const AttendCall& call, const KernelTable& kernels, int64_t num_rows
 }
 
 void linear(const LinearCall& call, const KernelTable& kernels, int num_threads) {
-    const Memory packed = allocate_lines(size_t(kernels.linear_scratch_nbytes(call)));
-    kernels.pack_input(call, packed.get());
+    if (call.rows > kLinearPanelRows) return linear_in_blocks(call, kernels, num_threads);
+    const Memory packed = allocate_lines(size_t(panel_nbytes(call)));
+    kernels.pack_panel(call, 0, call.rows > kLinearPanelRows / 2 ? 2 : 1, packed.get());
     const int64_t num_blocks = call.columns / kLinearBlockColumns;
     const int team = int(std::clamp<int64_t>(num_blocks, 1, num_threads));
     // Neighbouring blocks to a thread: each reads its part of the weights as one stream.

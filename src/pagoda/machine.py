@@ -5,6 +5,7 @@ Reads Linux's /proc and /sys; what a system does not say is None. Knows nothing 
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -25,6 +26,27 @@ INTERESTING_FEATURES = (
     "amx_bf16",
     "amx_int8",
 )
+
+
+# mallopt(3): when glibc gives memory back, how much it takes at a time, what it maps by itself.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+KEPT_NBYTES = 1 << 30
+TAKEN_NBYTES = 64 << 20
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep freed memory, up to 1 GiB, instead of giving it back; False where the C library cannot.
+
+    Activations of a long prompt are tens of megabytes each. Given back after every layer they are faulted in again page
+    by page, which took a fifth of the time of a prefill (benchmarks/LOG.md).
+    """
+    library = ctypes.CDLL(None)
+    try:
+        mallopt = library.mallopt
+    except AttributeError:
+        return False
+    settings = ((M_TRIM_THRESHOLD, KEPT_NBYTES), (M_TOP_PAD, TAKEN_NBYTES), (M_MMAP_THRESHOLD, KEPT_NBYTES))
+    return all(mallopt(option, value) for option, value in settings)
 
 
 def cpu_name() -> str | None:

@@ -84,8 +84,8 @@ class Engine:
         """Raise the RequestError that `add` would raise for this request."""
         if not prompt:
             raise EmptyPromptError("The prompt has no token; give at least one (for text, at least one character).")
-        wrong = next((token for token in prompt if not 0 <= token < self.model.vocab_size), None)
-        if wrong is not None:
+        if min(prompt) < 0 or max(prompt) >= self.model.vocab_size:
+            wrong = next(token for token in prompt if not 0 <= token < self.model.vocab_size)
             raise TokenOutOfRangeError(f"Token id {wrong} is not in the vocabulary of {self.model.vocab_size} tokens.")
         if len(prompt) >= self.max_model_len:
             raise PromptTooLongError(

@@ -19,6 +19,7 @@ import torch
 from pagoda.engine.engine import Engine, TokenEvent
 from pagoda.engine.request import Request
 from pagoda.errors import EngineClosedError
+from pagoda.machine import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class EngineLoop:
             self._engine.add(request)
 
     def _run(self) -> None:
+        keep_freed_memory()
         if self._num_threads is not None:
             torch.set_num_threads(self._num_threads)
         while self._take_work():

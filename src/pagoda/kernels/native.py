@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # What csrc/linear.h takes; torch computes the others.
 LINEAR_COLUMNS_MULTIPLE = 16
 LINEAR_DEPTH_MULTIPLE = 32
+# Beyond this many rows torch was measured to be faster (benchmarks/linear.py).
+MAX_LINEAR_ROWS = 64
 
 
 def _compiled() -> Any:
@@ -65,7 +67,7 @@ class NativeKernels(Kernels):
             )
         self.isa = isa or available[0]
         self._kernels: _native.Kernels = self._native.Kernels(self.isa)
-        self._max_linear_rows = self._kernels.max_linear_rows
+        self._has_linear = self._kernels.has_linear
         self._numbers = {
             torch.float32: self._native.Number.FP32,
             torch.float16: self._native.Number.FP16,
@@ -126,9 +128,9 @@ class NativeKernels(Kernels):
         return out
 
     def takes_linear(self, input: torch.Tensor, weight: torch.Tensor) -> bool:
-        rows = input.numel() // input.shape[-1]
         return (
-            0 < rows <= self._max_linear_rows
+            self._has_linear
+            and 0 < input.numel() <= MAX_LINEAR_ROWS * input.shape[-1]
             and input.dtype is weight.dtype is torch.bfloat16
             and weight.is_contiguous()
             and weight.shape[0] % LINEAR_COLUMNS_MULTIPLE == 0

@@ -70,7 +70,7 @@ class Model:
         dtype: torch.dtype = self.network.dtype
         return dtype
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         return int(self.config.get_text_config().vocab_size)
 

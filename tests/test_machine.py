@@ -1,0 +1,34 @@
+"""What is asked of the machine."""
+
+import subprocess
+import sys
+
+import pytest
+
+# Frees and takes 32 MiB a hundred times and prints the page faults it took.
+FAULTS = """
+import resource, sys
+import torch
+from pagoda.machine import keep_freed_memory
+if sys.argv[1] == "keep" and not keep_freed_memory():
+    sys.exit("no mallopt here")
+count = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+blocks = [torch.ones(8 << 20), torch.ones(8 << 20)]
+before = count()
+for _ in range(100):
+    blocks[0] = torch.ones(8 << 20)
+    blocks[1] = torch.ones(8 << 20)
+print(count() - before)
+"""
+
+
+def page_faults(choice):
+    result = subprocess.run([sys.executable, "-c", FAULTS, choice], capture_output=True, text=True, check=False)
+    if "no mallopt" in result.stderr:
+        pytest.skip("this C library has no mallopt")
+    return int(result.stdout)
+
+
+def test_freed_memory_is_kept():
+    pages = 100 * 2 * (32 << 20) // 4096
+    assert page_faults("keep") < pages // 5
