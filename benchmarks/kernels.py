@@ -1,4 +1,5 @@
-"""How near the attention kernels come to the machine: decode against read bandwidth, prefill against torch's own.
+"""How near the attention kernels come to the machine: decode against read bandwidth, prefill against torch's own, and
+what reading a shared prefix once saves.
 
 Every figure stands beside its limit, measured in the same run: a plain read of memory by the same threads for decode,
 `scaled_dot_product_attention` on keys and values laid out and repeated for it in advance for prefill. Each call of the
@@ -125,6 +126,41 @@ def torch_seconds(shape: Shape, tokens: int, dtype: torch.dtype, repeats: int) -
     return measure(lambda: attention(query, key, value, is_causal=True), repeats)
 
 
+def shared_seconds(kernels: NativeKernels, shape: Shape, context: Context, batch: int, repeats: int) -> Seconds:
+    """One query row each of `batch` sequences that have all pages but their own last one in common."""
+    query = torch.randn(batch, shape.heads, shape.width).to(context.dtype)
+    shared, page_tokens = context.page_indices[:-batch], context.geometry.page_tokens
+    tables = torch.stack([torch.cat([shared, own[None]]) for own in context.page_indices[-batch:]])
+    starts = torch.arange(batch + 1).int()
+    lengths = torch.full((batch,), (len(shared) + 1) * page_tokens).int()
+    view = GroupView(tables.flatten(), starts * tables.shape[1], starts, lengths)
+    layers, rule = [context.layer(index) for index in range(context.num_layers)], AttentionRule(shape.width**-0.5)
+
+    def all_layers() -> None:
+        for layer in layers:
+            kernels.attend(query, layer, view, rule)
+
+    total = measure(all_layers, repeats)
+    return Seconds(*(value / len(layers) for value in (total.best, total.median, total.worst)))
+
+
+def print_shared(options: argparse.Namespace, console: Console) -> None:
+    table = Table(title=f"decode of sequences that share {options.shared} tokens: each on its own, and read together")
+    for column in ("heads", "sequences", "pages", "kernels", "us apart", "us together", "faster"):
+        table.add_column(column, justify="right")
+    for shape, batch, format in itertools.product(options.shapes, options.batches, options.formats):
+        tokens = options.shared + batch * options.block_size
+        context = Context.make(shape, tokens, format, options.block_size, POOL_NBYTES)
+        for isa in options.isa:
+            apart, together = (
+                shared_seconds(NativeKernels(isa, shares_prefixes=on), shape, context, batch, options.repeats)
+                for on in (False, True)
+            )
+            times = (f"{apart.median * 1e6:.0f}", f"{together.median * 1e6:.0f}")
+            table.add_row(str(shape), str(batch), format, isa, *times, f"{apart.median / together.median:.2f}x")
+    console.print(table)
+
+
 def print_decode(options: argparse.Namespace, console: Console) -> None:
     limit = read_bandwidth(POOL_NBYTES, options.threads)
     table = Table(title=f"decode, pages of {options.block_size}: read limit {limit:.1f} GB/s")
@@ -171,12 +207,14 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shapes = [Shape(14, 2, 64), Shape(32, 8, 64), Shape(32, 8, 128)]
     add = parser.add_argument
-    add("phases", nargs="*", default=["decode", "prefill"], metavar="decode|prefill")
+    add("phases", nargs="*", default=["decode", "prefill", "shared"], metavar="decode|prefill|shared")
     add("--isa", nargs="+", default=[instruction_sets()[0]], choices=instruction_sets(), help="instruction sets")
     add("--formats", nargs="+", default=["bf16", "int8"], choices=names("format"), help="formats of the pages")
     add("--shapes", nargs="+", type=parse_shape, default=shapes, help="query heads/KV heads x width, as 14/2x64")
     add("--contexts", nargs="+", type=int, default=[8192, 32768], help="decode: tokens of context")
     add("--prompts", nargs="+", type=int, default=[2048, 8192], help="prefill: tokens")
+    add("--shared", type=int, default=2048, help="shared: tokens in common")
+    add("--batches", nargs="+", type=int, default=[2, 4, 16], help="shared: sequences")
     add("--block-size", type=int, default=32, help="tokens per page")
     add("--threads", type=int, default=torch.get_num_threads())
     add("--repeats", type=int, default=7, help="measurements per figure")
@@ -192,6 +230,8 @@ def main() -> None:
         print_decode(options, console)
     if "prefill" in options.phases:
         print_prefill(options, console)
+    if "shared" in options.phases:
+        print_shared(options, console)
 
 
 if __name__ == "__main__":

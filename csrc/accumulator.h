@@ -48,19 +48,22 @@ inline float normaliser(const AttendCall& call, const Accumulator& sums, int64_t
     return factor / (sums.sum[row] * factor + exp2_of(sink - after));
 }
 
-// Row `row` of a tile: which new token of its sequence, and which query head.
+// Row `row` of a tile: which new token of which sequence, and which query head.
 struct RowPlace {
+    int64_t sequence;
     int64_t token;
     int64_t head;
 };
 
 inline RowPlace place_of(const AttendCall& call, const Tile& tile, int64_t row) {
     const int64_t group = group_heads(call), index = tile.first_row + row;
-    return {index / group, tile.kv_head * group + index % group};
+    const int64_t head = tile.kv_head * group + index % group;
+    if (tile.sharers) return {tile.sharers[index / group], 0, head};
+    return {tile.sequence, index / group, head};
 }
 
-inline uint8_t* row_data(const AttendCall& call, const Tile& tile, const Rows& rows, const RowPlace& place) {
-    const int64_t token = call.tables.query_starts[tile.sequence] + place.token;
+inline uint8_t* row_data(const AttendCall& call, const Rows& rows, const RowPlace& place) {
+    const int64_t token = call.tables.query_starts[place.sequence] + place.token;
     return rows.data + (token * rows.row_stride + place.head * rows.head_stride) * number_nbytes(rows.number);
 }
 
@@ -70,7 +73,7 @@ inline void write_out(const AttendCall& call, const Tile& tile, const Accumulato
         const float factor = normaliser(call, sums, row, place.head);
         for (int64_t channel = 0; channel < call.pages.value.width; channel++)
             result[channel] = sums.values[row * sums.stride + channel] * factor;
-        write_row(row_data(call, tile, call.out, place), call.out.number, result, call.pages.value.width);
+        write_row(row_data(call, call.out, place), call.out.number, result, call.pages.value.width);
     }
 }
 

@@ -43,7 +43,7 @@ class TileAttention {
     void pack_queries() {
         Factor* target = static_cast<Factor*>(scratch_.query);
         for (int64_t row = 0; row < tile_.num_rows; row++, target += query_stride(call_))
-            pack_row(target, row_data(call_, tile_, call_.query, place_of(call_, tile_, row)), call_.query.number,
+            pack_row(target, row_data(call_, call_.query, place_of(call_, tile_, row)), call_.query.number,
                      call_.pages.key.width);
     }
 
@@ -75,9 +75,9 @@ class TileAttention {
 
     // What row `row` reaches of a block.
     Range reach(const Block& block, int64_t row) const {
-        const int64_t sequence = tile_.sequence;
-        const int64_t position = call_.tables.context_lengths[sequence] - new_tokens(call_.tables, sequence) +
-                                 place_of(call_, tile_, row).token;
+        const RowPlace place = place_of(call_, tile_, row);
+        const int64_t position = call_.tables.context_lengths[place.sequence] -
+                                 new_tokens(call_.tables, place.sequence) + place.token;
         const int64_t first = first_in_reach(call_.rule, position) - block.first_token;
         const int64_t last = position + 1 - block.first_token;
         return {int(smaller(larger(first, 0), kBlockTokens)), int(smaller(larger(last, 0), kBlockTokens))};

@@ -94,6 +94,7 @@ struct AttendCall {
     Rule rule;
     const float* sinks;  // [heads], or null
     int64_t num_heads;
+    bool shares_splits;  // whether sequences on the same pages read them together
 };
 
 static inline int64_t group_heads(const AttendCall& call) { return call.num_heads / call.pages.num_kv_heads; }
@@ -122,7 +123,8 @@ constexpr int64_t kTileRows = 128;
 
 // One work item: rows [first_row, first_row + num_rows) of the new tokens x group heads of one sequence and KV head,
 // over the context [first_token, last_token). With `partial` set the item covers one split and leaves its statistics
-// there, else it writes the result.
+// there, else it writes the result. With `sharers` set the rows are those of several sequences with one new token each,
+// one after the other, and the context, which lies on the same pages for all, is in reach of every row.
 struct Tile {
     int64_t sequence;
     int64_t kv_head;
@@ -131,12 +133,13 @@ struct Tile {
     int64_t first_token;
     int64_t last_token;
     float* partial;
+    const int32_t* sharers;
 };
 
-// The splits of one tile, to be folded in order: `count` partials that lie one after the other from `partials`.
+// The statistics of all rows of a tile for each of its `count` splits, to be folded in order.
 struct SplitTile {
     Tile tile;
-    float* partials;
+    const float* const* partials;
     int64_t count;
 };
 

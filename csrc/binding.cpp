@@ -48,10 +48,10 @@ class Kernels {
     explicit Kernels(const std::string& name) : table_(find_table(name)) {}
 
     void attend(const Rows& query, const Rows& out, const Pages& pages, const Tables& tables, const Rule& rule,
-                uintptr_t sinks, int64_t num_rows, int64_t num_heads, int num_threads) const {
+                uintptr_t sinks, int64_t num_rows, int64_t num_heads, bool shares_splits, int num_threads) const {
         nb::gil_scoped_release released;
-        pagoda::attend({query, out, pages, tables, rule, pointer<const float>(sinks), num_heads}, table_, num_rows,
-                       num_threads);
+        pagoda::attend({query, out, pages, tables, rule, pointer<const float>(sinks), num_heads, shares_splits}, table_,
+                       num_rows, num_threads);
     }
 
     bool has_linear() const { return table_.linear; }
@@ -169,7 +169,7 @@ NB_MODULE(_native, module) {
     nb::class_<Kernels>(module, "Kernels")
         .def(nb::init<const std::string&>(), "instruction_set"_a)
         .def("attend", &Kernels::attend, "query"_a, "out"_a, "pages"_a, "tables"_a, "rule"_a, "sinks"_a, "num_rows"_a,
-             "num_heads"_a, "num_threads"_a)
+             "num_heads"_a, "shares_splits"_a, "num_threads"_a)
         .def_prop_ro("has_linear", &Kernels::has_linear)
         .def("linear", &Kernels::linear, "input"_a, "weight"_a, "bias"_a, "out"_a, "rows"_a, "columns"_a, "depth"_a,
              "num_threads"_a)

@@ -42,10 +42,11 @@ void fold(const AttendCall& call, const SplitTile& splits, uint8_t* memory) {
     Cursor cursor{memory, 0};
     const Scratch scratch = lay_out(call, cursor);
     clear(scratch.total, splits.tile.num_rows);
-    const float* partial = splits.partials;
-    for (int64_t split = 0; split < splits.count; split++)
+    for (int64_t split = 0; split < splits.count; split++) {
+        const float* partial = splits.partials[split];
         for (int64_t row = 0; row < splits.tile.num_rows; row++, partial += partial_floats(call))
             fold_row(scratch.total, row, partial[0], partial[1], partial + 2);
+    }
     write_out(call, splits.tile, scratch.total, scratch.row);
 }
 

@@ -1,10 +1,12 @@
-// Cuts a call into tiles of rows, and splits the context of tiles that alone would keep one thread busy too long.
+// Cuts a call into tiles of rows, and splits the context of tiles that alone would keep one thread busy too long, or
+// that share a part of it with others.
 //
 // Knows costs and page tables, no numbers. Cutting changes no result: see kSplitTokens in attention.h.
 #include "plan.h"
 
 #include <algorithm>
 #include <stdexcept>
+#include <utility>
 
 namespace pagoda {
 namespace {
@@ -27,35 +29,101 @@ void add_tiles(const AttendCall& call, int64_t sequence, std::vector<Tile>& tile
             const int64_t count = std::min(kTileRows, rows - row);
             const int64_t first = first_in_reach(call.rule, past + row / group);
             const int64_t last = past + (row + count - 1) / group + 1;
-            tiles.push_back({sequence, head, row, count, first, last, nullptr});
+            tiles.push_back({sequence, head, row, count, first, last, nullptr, nullptr});
         }
 }
 
-void split(const Tile& tile, Plan& plan) {
-    for (int64_t index = first_split(tile); index < first_split(tile) + num_splits(tile); index++) {
-        Tile part = tile;
-        part.first_token = std::max(tile.first_token, index * kSplitTokens);
-        part.last_token = std::min(tile.last_token, (index + 1) * kSplitTokens);
-        plan.tiles.push_back(part);
-    }
-    plan.split_tiles.push_back({tile, nullptr, num_splits(tile)});
-}
+// A plan in the making. Where statistics lie is known when all are counted; until then they have places, in floats.
+class Cutter {
+  public:
+    explicit Cutter(const AttendCall& call) : call_(call), seats_(size_t(call.tables.num_sequences)) {}
 
-// Gives every split its place once the number of all of them is known. Parts were added in the order of their tiles.
-void place_partials(const AttendCall& call, Plan& plan) {
-    int64_t num_floats = 0;
-    for (const SplitTile& splits : plan.split_tiles)
-        num_floats += splits.count * splits.tile.num_rows * partial_floats(call);
-    plan.partials.resize(size_t(num_floats));
-    float* partial = plan.partials.data();
-    Tile* part = plan.tiles.data();
-    for (SplitTile& splits : plan.split_tiles) {
-        splits.partials = partial;
-        for (int64_t index = 0; index < splits.count; index++, part++) {
-            part->partial = partial;
-            partial += splits.tile.num_rows * partial_floats(call);
-        }
+    void add_whole(const Tile& tile) { add(tile, kNoPlace); }
+
+    // A tile of all queries of `shared` for each KV head: sequence by sequence, as many rows as a group has heads.
+    void add_shared(const SharedSplit& shared) {
+        const int64_t group = group_heads(call_), rows = int64_t(shared.sequences.size()) * group;
+        const int64_t first = num_floats_, head_floats = rows * partial_floats(call_);
+        for (int64_t head = 0; head < call_.pages.num_kv_heads; head++)
+            add({shared.sequences[0], head, 0, rows, shared.index * kSplitTokens, (shared.index + 1) * kSplitTokens,
+                 nullptr, shared.sequences.data()},
+                take(rows));
+        for (size_t i = 0; i < shared.sequences.size(); i++)
+            seats_[size_t(shared.sequences[i])].push_back(
+                {shared.index, first + int64_t(i) * group * partial_floats(call_), head_floats});
     }
+
+    bool shares(const Tile& tile) const { return !seats_[size_t(tile.sequence)].empty(); }
+
+    // A tile for each split that is not shared. Shared splits have been added before, in order.
+    void add_cut(const Tile& tile) {
+        const std::vector<Seat>& seats = seats_[size_t(tile.sequence)];
+        auto seat = seats.begin();
+        for (int64_t index = first_split(tile); index < first_split(tile) + num_splits(tile); index++) {
+            while (seat != seats.end() && seat->split < index) ++seat;
+            if (seat != seats.end() && seat->split == index) {
+                partial_places_.push_back(seat->place + tile.kv_head * seat->head_floats);
+                continue;
+            }
+            Tile part = tile;
+            part.first_token = std::max(tile.first_token, index * kSplitTokens);
+            part.last_token = std::min(tile.last_token, (index + 1) * kSplitTokens);
+            partial_places_.push_back(take(tile.num_rows));
+            add(part, partial_places_.back());
+        }
+        plan_.split_tiles.push_back({tile, nullptr, num_splits(tile)});
+    }
+
+    Plan finish(std::vector<SharedSplit> shared) {
+        plan_.statistics.resize(size_t(num_floats_));
+        for (size_t i = 0; i < tile_places_.size(); i++)
+            if (tile_places_[i] != kNoPlace) plan_.tiles[i].partial = plan_.statistics.data() + tile_places_[i];
+        for (int64_t place : partial_places_) plan_.partials.push_back(plan_.statistics.data() + place);
+        const float* const* partials = plan_.partials.data();
+        for (SplitTile& splits : plan_.split_tiles) {
+            splits.partials = partials;
+            partials += splits.count;
+        }
+        plan_.shared_splits = std::move(shared);
+        std::stable_sort(plan_.tiles.begin(), plan_.tiles.end(),
+                         [](const Tile& a, const Tile& b) { return cost(a) > cost(b); });
+        return std::move(plan_);
+    }
+
+  private:
+    static constexpr int64_t kNoPlace = -1;
+
+    // Where a sequence finds its rows of a shared split: those of the first KV head, and the way to the next head's.
+    struct Seat {
+        int64_t split;
+        int64_t place;
+        int64_t head_floats;
+    };
+
+    void add(const Tile& tile, int64_t place) {
+        plan_.tiles.push_back(tile);
+        tile_places_.push_back(place);
+    }
+
+    int64_t take(int64_t rows) {
+        const int64_t place = num_floats_;
+        num_floats_ += rows * partial_floats(call_);
+        return place;
+    }
+
+    const AttendCall& call_;
+    Plan plan_;
+    std::vector<std::vector<Seat>> seats_;
+    std::vector<int64_t> tile_places_;
+    std::vector<int64_t> partial_places_;
+    int64_t num_floats_ = 0;
+};
+
+// Sharing a split saves all but one of its reads, and fills the rows of a tile. It also leaves fewer tiles: one must not
+// cost more than a thread's even share of the work without sharing.
+int64_t most_sharing(const AttendCall& call, int64_t total, int num_threads) {
+    const int64_t rows = std::min(kTileRows, total / num_threads / kSplitTokens - kReadRows);
+    return call.shares_splits ? rows / group_heads(call) : 0;
 }
 
 void check_sequence(const Tables& tables, const Pages& pages, int64_t sequence) {
@@ -93,18 +161,18 @@ Plan make_plan(const AttendCall& call, int num_threads) {
     }
     int64_t total = 0;
     for (const Tile& tile : tiles) total += cost(tile);
-    const auto is_long = [&](const Tile& tile) {
-        return num_threads > 1 && num_splits(tile) > 1 && cost(tile) * num_threads * kTilesPerThread > total;
-    };
-    Plan plan;
-    for (const Tile& tile : tiles)
-        if (is_long(tile)) split(tile, plan);
-    place_partials(call, plan);
-    for (const Tile& tile : tiles)
-        if (!is_long(tile)) plan.tiles.push_back(tile);
-    std::stable_sort(plan.tiles.begin(), plan.tiles.end(),
-                     [](const Tile& a, const Tile& b) { return cost(a) > cost(b); });
-    return plan;
+    std::vector<SharedSplit> shared = find_shared_splits(call, most_sharing(call, total, num_threads));
+    Cutter cutter(call);
+    for (const SharedSplit& split : shared) cutter.add_shared(split);
+    for (const Tile& tile : tiles) {
+        const bool is_long =
+            num_threads > 1 && num_splits(tile) > 1 && cost(tile) * num_threads * kTilesPerThread > total;
+        if (is_long || cutter.shares(tile))
+            cutter.add_cut(tile);
+        else
+            cutter.add_whole(tile);
+    }
+    return cutter.finish(std::move(shared));
 }
 
 }  // namespace pagoda

@@ -3,14 +3,17 @@
 
 #include <vector>
 
-#include "attention.h"
+#include "sharing.h"
 
 namespace pagoda {
 
+// Tiles point into the other members.
 struct Plan {
     std::vector<Tile> tiles;  // longest first
     std::vector<SplitTile> split_tiles;
-    std::vector<float> partials;
+    std::vector<SharedSplit> shared_splits;
+    std::vector<float> statistics;
+    std::vector<const float*> partials;
 };
 
 // All three throw std::invalid_argument if a page table contradicts itself or names a page that is not there.

@@ -66,6 +66,7 @@ class Kernels:
         sinks: int,
         num_rows: int,
         num_heads: int,
+        shares_splits: bool,
         num_threads: int,
     ) -> None: ...
     @property

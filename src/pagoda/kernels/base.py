@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GroupView:
     """The page tables of one layer group for one step of packed sequences. All tensors are int32 on the host.
 
@@ -32,7 +32,7 @@ class GroupView:
     context_lengths: torch.Tensor  # [sequences]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerPages:
     """One layer's share of a page pool: `pages` is uint8 [num_pages, page_nbytes]."""
 

@@ -7,6 +7,7 @@ set. Page tables are checked there, where they are read.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch  # before the compiled module: both must share torch's OpenMP threads
 
@@ -56,10 +57,18 @@ def allocate(nbytes: int) -> torch.Tensor:
 
 
 class NativeKernels(Kernels):
-    """CPU tensors, plain formats. `isa` forces an instruction set; None takes the best of this machine."""
+    """CPU tensors. `isa` forces an instruction set; None takes the best of this machine.
 
-    def __init__(self, isa: str | None = None) -> None:
+    With `shares_prefixes`, sequences of a decode step that lie on the same pages read them together; results are the
+    same bit for bit (ChunkAttention, arXiv 2402.15220).
+    """
+
+    def __init__(self, isa: str | None = None, shares_prefixes: bool = True) -> None:
         self._native = _compiled()
+        self._shares_prefixes = shares_prefixes
+        # What was said of pages and tables before: every layer of every step asks again.
+        self._pages_said: WeakKeyDictionary[LayerPages, _native.Pages] = WeakKeyDictionary()
+        self._tables_said: WeakKeyDictionary[GroupView, _native.Tables] = WeakKeyDictionary()
         available = instruction_sets()
         if isa is not None and isa not in available:
             raise KernelUnavailableError(
@@ -110,19 +119,23 @@ class NativeKernels(Kernels):
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         num_rows, num_heads, _ = query.shape
-        if num_heads % layer.key.plane.num_heads:
-            raise ConfigError(f"{num_heads} query heads cannot share {layer.key.plane.num_heads} KV heads evenly.")
-        out = query.new_empty(num_rows, num_heads, layer.value.plane.width)
+        key, value = layer.key.plane, layer.value.plane
+        if num_heads % key.num_heads:
+            raise ConfigError(f"{num_heads} query heads cannot share {key.num_heads} KV heads evenly.")
+        rows = self._rows("query", query, num_heads, key.width)
+        out = query.new_empty(num_rows, num_heads, value.width)
+        out_rows = self._native.Rows(out.data_ptr(), num_heads * value.width, value.width, self._numbers[query.dtype])
         logits = None if sinks is None else _checked_sinks(sinks, num_heads)
         self._kernels.attend(
-            self._rows("query", query, num_heads, layer.key.plane.width),
-            self._rows("out", out, num_heads, layer.value.plane.width),
+            rows,
+            out_rows,
             self._pages(layer),
             self._tables(view),
             self._rule(rule),
             0 if logits is None else logits.data_ptr(),
             num_rows,
             num_heads,
+            self._shares_prefixes,
             torch.get_num_threads(),
         )
         return out
@@ -135,7 +148,8 @@ class NativeKernels(Kernels):
             and weight.is_contiguous()
             and weight.shape[0] % LINEAR_COLUMNS_MULTIPLE == 0
             and weight.shape[1] % LINEAR_DEPTH_MULTIPLE == 0
-            and input.device.type == weight.device.type == "cpu"
+            and input.is_cpu
+            and weight.is_cpu
         )
 
     def linear(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -188,17 +202,18 @@ class NativeKernels(Kernels):
             and input.shape[3] <= self._native.MAX_ROTATED_WIDTH
             and input.shape[3] % 2 == 0
             and input.stride(3) == 1
-            and input.device.type == "cpu"
+            and input.is_cpu
         )
 
     def rotate(self, input: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-        rows = input[0].transpose(0, 1)
-        num_rows, num_heads, width = rows.shape
+        _, num_heads, num_rows, width = input.shape
+        _, head_stride, row_stride, _ = input.stride()
         cosines, sines = cosines.contiguous(), sines.contiguous()
-        out = rows.new_empty(rows.shape)
+        out = input.new_empty(1, num_rows, num_heads, width)
+        number = self._numbers[input.dtype]
         self._kernels.rotate(
-            self._rows("input", rows, num_heads, width),
-            self._rows("out", out, num_heads, width),
+            self._native.Rows(input.data_ptr(), row_stride, head_stride, number),
+            self._native.Rows(out.data_ptr(), num_heads * width, width, number),
             cosines.data_ptr(),
             sines.data_ptr(),
             num_rows,
@@ -206,11 +221,11 @@ class NativeKernels(Kernels):
             width,
             torch.get_num_threads(),
         )
-        return out.transpose(0, 1)[None]
+        return out.transpose(1, 2)
 
     def _number(self, tensor: torch.Tensor) -> _native.Number:
         number: _native.Number | None = self._numbers.get(tensor.dtype)
-        if number is None or tensor.device.type != "cpu":
+        if number is None or not tensor.is_cpu:
             raise ConfigError(f"Native kernels take fp32, fp16 or bf16 on the CPU, not {_described(tensor)}.")
         return number
 
@@ -218,17 +233,24 @@ class NativeKernels(Kernels):
         number = self._numbers.get(rows.dtype)
         if rows.dim() != 3 or rows.shape[1:] != (num_heads, width):
             raise ConfigError(f"{name} is {list(rows.shape)}; it must be [rows, {num_heads}, {width}].")
-        if number is None or rows.device.type != "cpu" or (rows.stride(2) != 1 and width > 1):
+        row_stride, head_stride, channel_stride = rows.stride()
+        if number is None or not rows.is_cpu or (channel_stride != 1 and width > 1):
             raise ConfigError(
                 f"{name} is {rows.dtype} on {rows.device} with strides {rows.stride()}; native kernels take fp32, "
                 "fp16 or bf16 on the CPU, with neighbouring channels side by side."
             )
-        described: _native.Rows = self._native.Rows(rows.data_ptr(), rows.stride(0), rows.stride(1), number)
+        described: _native.Rows = self._native.Rows(rows.data_ptr(), row_stride, head_stride, number)
         return described
 
     def _pages(self, layer: LayerPages) -> _native.Pages:
+        said = self._pages_said.get(layer)
+        if said is None:
+            self._pages_said[layer] = said = self._described_pages(layer)
+        return said
+
+    def _described_pages(self, layer: LayerPages) -> _native.Pages:
         pages = layer.pages
-        if pages.dtype is not torch.uint8 or pages.device.type != "cpu" or pages.data_ptr() % 4:
+        if pages.dtype is not torch.uint8 or not pages.is_cpu or pages.data_ptr() % 4:
             raise ConfigError(
                 f"Pages are {pages.dtype} on {pages.device}; native kernels take aligned uint8 on the CPU."
             )
@@ -260,9 +282,15 @@ class NativeKernels(Kernels):
         raise ConfigError(f"The native kernels do not read {format.name} pages; set PAGODA_KERNELS=reference.")
 
     def _tables(self, view: GroupView) -> _native.Tables:
+        said = self._tables_said.get(view)
+        if said is None:
+            self._tables_said[view] = said = self._described_tables(view)
+        return said
+
+    def _described_tables(self, view: GroupView) -> _native.Tables:
         tensors = (view.page_indices, view.page_starts, view.query_starts, view.context_lengths)
         for tensor in tensors:
-            if tensor.dtype is not torch.int32 or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            if tensor.dtype is not torch.int32 or not tensor.is_cpu or not tensor.is_contiguous():
                 raise ConfigError(f"Page tables are {tensor.dtype} on {tensor.device}; they must be int32 on the CPU.")
         num_sequences = len(view.context_lengths)
         if len(view.page_starts) != num_sequences + 1 or len(view.query_starts) != num_sequences + 1:
