@@ -22,6 +22,9 @@ inline void pack_row(Bf16* target, const uint8_t* source, Number, int64_t width)
     __builtin_memcpy(target, source, size_t(width) * sizeof(Bf16));
 }
 
+inline float float_of(float value) { return value; }
+inline float float_of(Bf16 value) { return float_of_bf16(value); }
+
 template <class Arithmetic>
 class TileAttention {
   public:
@@ -32,6 +35,7 @@ class TileAttention {
 
     void run() {
         pack_queries();
+        if (has_codes(call_.pages.value)) clear_levels(scratch_.value_levels);
         if (!tile_.partial) clear(scratch_.total, tile_.num_rows);
         for (int64_t token = tile_.first_token / kSplitTokens * kSplitTokens; token < tile_.last_token;
              token += kSplitTokens)
@@ -45,6 +49,21 @@ class TileAttention {
         for (int64_t row = 0; row < tile_.num_rows; row++, target += query_stride(call_))
             pack_row(target, row_data(call_, call_.query, place_of(call_, tile_, row)), call_.query.number,
                      call_.pages.key.width);
+        if (has_minima(call_.pages.key.encoding)) sum_queries();
+    }
+
+    // As they were packed, since minima of keys weigh the sum of what the products see.
+    void sum_queries() {
+        const Factor* query = static_cast<const Factor*>(scratch_.query);
+        for (int64_t row = 0; row < tile_.num_rows; row++, query += query_stride(call_)) {
+            float sum = 0.0f;
+            for (int64_t channel = 0; channel < call_.pages.key.width; channel++) sum += float_of(query[channel]);
+            scratch_.query_sums[row] = sum;
+        }
+    }
+
+    static void clear_levels(const TokenLevels& levels) {
+        for (int64_t token = 0; token < kBlockTokens; token++) levels.scales[token] = levels.minima[token] = 0.0f;
     }
 
     void attend_split(int64_t first_token) {
@@ -92,12 +111,30 @@ class TileAttention {
         make_scores(block, first_panel, last_panel, first_row, rows);
         const Range range{int(first_panel * tokens / kRangeTokens * kRangeTokens),
                           int(rounded_up(last_panel * tokens, kRangeTokens))};
-        for (int64_t row = 0; row < rows; row++)
-            softmax(scratch_.scores + row * kScoreStride,
-                    static_cast<Factor*>(scratch_.weights) + row * kWeightStride, reach(block, first_row + row), range,
-                    call_.rule, scratch_.split, first_row + row);
         if (values_are_codes_) decode_value_panels(block, next);
+        for (int64_t row = 0; row < rows; row++) weigh_row(block, range, first_row, row);
         add_values(block, next, first_panel, last_panel, first_row, rows);
+    }
+
+    void weigh_row(const Block& block, Range range, int64_t first_row, int64_t row) {
+        const float* scores = scratch_.scores + row * kScoreStride;
+        Factor* weights = static_cast<Factor*>(scratch_.weights) + row * kWeightStride;
+        const Plane& plane = call_.pages.value;
+        scratch_.shifts[row] = 0.0f;
+        const auto weigh_numbers = [&](float scale, float maximum) {
+            return weigh(scores, weights, range, scale, maximum);
+        };
+        const auto weigh_plane = [&](float scale, float maximum) {
+            const float offset = has_minima(plane.encoding) ? kNibbleOffset : 0.0f;
+            return weigh_codes(scores, weights, range, scale, maximum, scratch_.value_levels, offset,
+                               scratch_.shifts + row);
+        };
+        const Range reached = reach(block, first_row + row);
+        float* target = scratch_.scores + row * kScoreStride;
+        if (has_codes(plane))
+            softmax(target, weights, reached, range, call_.rule, scratch_.split, first_row + row, weigh_plane);
+        else
+            softmax(target, weights, reached, range, call_.rule, scratch_.split, first_row + row, weigh_numbers);
     }
 
     // What is read after the codes of the given panel: the next one's, then the other plane's.
@@ -117,26 +154,35 @@ class TileAttention {
             const uint8_t* ahead = codes_after(block, panel, block.key_codes, values_follow ? block : next,
                                                values_follow ? block.value_codes : next.key_codes);
             const Codes& codes = block.key_codes[panel];
-            decode_keys(pages.key.encoding, {codes.codes, pages.page_tokens * 2, ahead}, rows, tokens,
+            const int64_t row_nbytes = code_nbytes(pages.key.encoding, pages.page_tokens * 2);
+            decode_keys(pages.key.encoding, {codes.codes, row_nbytes, ahead}, rows, tokens,
                         const_cast<uint8_t*>(block.key[panel]));
-            read_row(scratch_.key_scales + panel * tokens, codes.scales, Number::bf16, tokens);
+            read_levels(codes, panel * tokens, tokens, scratch_.key_levels);
         }
+    }
+
+    static void read_levels(const Codes& codes, int64_t first, int64_t tokens, const TokenLevels& levels) {
+        read_row(levels.scales + first, codes.scales, Number::bf16, tokens);
+        if (codes.minima) read_row(levels.minima + first, codes.minima, Number::bf16, tokens);
     }
 
     void decode_value_panels(const Block& block, const Block& next) {
         values_are_codes_ = false;
         const Pages& pages = call_.pages;
         const int64_t tokens = panel_tokens(pages), width = pages.value.width;
+        const int64_t row_nbytes = 2 * code_nbytes(pages.value.encoding, width);
         const Codes* next_codes = has_codes(pages.key) ? next.key_codes : next.value_codes;
         for (int panel = block.first_panel; panel < block.last_panel; panel++) {
             const uint8_t* ahead = codes_after(block, panel, block.value_codes, next, next_codes);
-            float* scales = scratch_.value_scales + panel * tokens;
-            read_row(scales, block.value_codes[panel].scales, Number::bf16, tokens);
+            const Codes& codes = block.value_codes[panel];
+            decode_values(pages.value.encoding, {codes.codes, row_nbytes, ahead}, tokens / 2, width,
+                          const_cast<uint8_t*>(block.value[panel]));
+            const TokenLevels& levels = scratch_.value_levels;
+            read_levels(codes, panel * tokens, tokens, levels);
             const int64_t first_token = block.first_token + panel * tokens;
             for (int64_t token = 0; token < tokens; token++)
-                if (first_token + token < block.begin || first_token + token >= block.end) scales[token] = 0.0f;
-            decode_values(pages.value.encoding, {block.value_codes[panel].codes, width * 2, ahead}, tokens, width,
-                          scales, const_cast<uint8_t*>(block.value[panel]));
+                if (first_token + token < block.begin || first_token + token >= block.end)
+                    levels.scales[panel * tokens + token] = levels.minima[panel * tokens + token] = 0.0f;
         }
     }
 
@@ -153,14 +199,23 @@ class TileAttention {
                               key_row_nbytes(call_.pages), tokens};
             arithmetic_.scores(queries, keys, {scratch_.scores + panel * tokens, kScoreStride, false});
         }
-        if (has_codes(call_.pages.key)) scale_scores(first_panel * tokens, last_panel * tokens, rows);
+        if (has_codes(call_.pages.key)) scale_scores(first_panel * tokens, last_panel * tokens, first_row, rows);
     }
 
-    void scale_scores(int64_t first, int64_t last, int64_t rows) {
+    void scale_scores(int64_t first, int64_t last, int64_t first_row, int64_t rows) {
+        const TokenLevels& levels = scratch_.key_levels;
         for (int64_t row = 0; row < rows; row++) {
             float* scores = scratch_.scores + row * kScoreStride;
-            for (int64_t token = first; token < last; token += kLanes)
-                store(scores + token, load(scores + token) * load(scratch_.key_scales + token));
+            if (!has_minima(call_.pages.key.encoding)) {
+                for (int64_t token = first; token < last; token += kLanes)
+                    store(scores + token, load(scores + token) * load(levels.scales + token));
+                continue;
+            }
+            const Floats sum = splat(scratch_.query_sums[first_row + row]);
+            for (int64_t token = first; token < last; token += kLanes) {
+                const Floats codes = load(scores + token) - sum * kNibbleOffset;
+                store(scores + token, codes * load(levels.scales + token) + sum * load(levels.minima + token));
+            }
         }
     }
 
@@ -178,6 +233,12 @@ class TileAttention {
                             tokens / word_numbers(call_.pages), value_row_nbytes(call_.pages), call_.pages.value.width};
         const Accumulator& split = scratch_.split;
         arithmetic_.values(weights, values, {split.values + first_row * split.stride, split.stride, true});
+        if (!has_minima(call_.pages.value.encoding)) return;
+        for (int64_t row = 0; row < rows; row++) {
+            float* sums = split.values + (first_row + row) * split.stride;
+            for (int64_t channel = 0; channel < split.stride; channel += kLanes)
+                store(sums + channel, load(sums + channel) + scratch_.shifts[row]);
+        }
     }
 
     // The first keys of a split are asked for at once: there is nothing to do before they come.

@@ -22,10 +22,17 @@ struct Rows {
     Number number;
 };
 
-// How a plane keeps its numbers: as they are, or as codes with a scale for each token (`formats/scaled.py`).
-enum class Encoding { none, int8, e4m3, e5m2 };
+// How a plane keeps its numbers: as they are, as codes of a byte with a scale for each token (`formats/scaled.py`), or
+// as codes of four bits with a scale and a minimum (`formats/int4.py`).
+enum class Encoding { none, int8, e4m3, e5m2, int4 };
 
 constexpr int64_t kScaleNbytes = 2;
+
+static inline bool has_minima(Encoding encoding) { return encoding == Encoding::int4; }
+
+static inline int64_t code_nbytes(Encoding encoding, int64_t width) {
+    return encoding == Encoding::int4 ? width / 2 : width;
+}
 
 // One plane inside every page: [KV heads, width, tokens] in the word order of `formats/words.py`.
 struct Plane {
@@ -47,7 +54,9 @@ struct Pages {
 };
 
 static inline int64_t head_nbytes(const Pages& pages, const Plane& plane) {
-    if (plane.encoding != Encoding::none) return pages.page_tokens * (plane.width + kScaleNbytes);
+    const int64_t scales_nbytes = has_minima(plane.encoding) ? 2 * kScaleNbytes : kScaleNbytes;
+    if (plane.encoding != Encoding::none)
+        return pages.page_tokens * (code_nbytes(plane.encoding, plane.width) + scales_nbytes);
     return pages.page_tokens * plane.width * number_nbytes(pages.number);
 }
 

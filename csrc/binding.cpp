@@ -139,7 +139,8 @@ NB_MODULE(_native, module) {
         .value("NONE", Encoding::none)
         .value("INT8", Encoding::int8)
         .value("FP8_E4M3", Encoding::e4m3)
-        .value("FP8_E5M2", Encoding::e5m2);
+        .value("FP8_E5M2", Encoding::e5m2)
+        .value("INT4", Encoding::int4);
     nb::class_<Plane>(module, "Plane")
         .def(nb::init<int64_t, int64_t, Encoding>(), "offset_nbytes"_a, "width"_a, "encoding"_a);
     nb::class_<Pages>(module, "Pages")

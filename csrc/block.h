@@ -14,10 +14,11 @@ namespace {
 constexpr int64_t kMinimumPanelTokens = 16;
 constexpr int kMaxPanels = kBlockTokens / kMinimumPanelTokens;
 
-// The codes of one panel and the scales of its tokens.
+// The codes of one panel, and the scales and minima of its tokens.
 struct Codes {
     const uint8_t* codes;
     const uint8_t* scales;
+    const uint8_t* minima;
 };
 
 // Panels [first_panel, last_panel) of the block that begins at token `first_token`; entries outside are unset. Tokens
@@ -76,6 +77,13 @@ inline void copy_value_panel(const Pages& pages, const uint8_t* source, int64_t 
     }
 }
 
+inline Codes codes_at(const Pages& pages, const Plane& plane, const uint8_t* data, int64_t first_nbytes,
+                      int64_t offset) {
+    const uint8_t* scales = data + pages.page_tokens * code_nbytes(plane.encoding, plane.width);
+    const uint8_t* minima = has_minima(plane.encoding) ? scales + pages.page_tokens * kScaleNbytes : nullptr;
+    return {data + first_nbytes, scales + offset * kScaleNbytes, minima ? minima + offset * kScaleNbytes : nullptr};
+}
+
 inline void find_keys(const Pages& pages, int64_t page, int64_t head, int64_t offset, int panel, Block& block,
                       const Room& room) {
     const uint8_t* plane = head_plane(pages, pages.key, page, head);
@@ -86,7 +94,8 @@ inline void find_keys(const Pages& pages, int64_t page, int64_t head, int64_t of
         return;
     }
     block.key[panel] = room.keys + panel * panel_tokens(pages) * width * number_nbytes(pages.number);
-    block.key_codes[panel] = {plane + offset * 2, plane + pages.page_tokens * width + offset * kScaleNbytes};
+    const int64_t column_nbytes = pages.key.encoding == Encoding::int4 ? 1 : 2;
+    block.key_codes[panel] = codes_at(pages, pages.key, plane, offset * column_nbytes, offset);
 }
 
 inline void find_values(const Pages& pages, int64_t page, int64_t head, int64_t offset, int panel, Block& block,
@@ -95,7 +104,8 @@ inline void find_values(const Pages& pages, int64_t page, int64_t head, int64_t 
     const int64_t width = pages.value.width, token = block.first_token + panel * panel_tokens(pages);
     if (has_codes(pages.value)) {
         block.value[panel] = room.values + panel * value_panel_nbytes(pages);
-        block.value_codes[panel] = {plane + offset * width, plane + pages.page_tokens * width + offset * kScaleNbytes};
+        const int64_t first = offset * code_nbytes(pages.value.encoding, width);
+        block.value_codes[panel] = codes_at(pages, pages.value, plane, first, offset);
         return;
     }
     block.value[panel] = plane + offset / word_numbers(pages) * value_row_nbytes(pages);

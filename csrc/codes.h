@@ -1,4 +1,4 @@
-// Rows of floats to codes with one scale, as `formats/scaled.py` defines them, bit for bit.
+// Rows of floats to codes with one scale, as `formats/scaled.py` and `formats/int4.py` define them, bit for bit.
 //
 // Functions are static for the reason in attention.h.
 #pragma once
@@ -13,23 +13,48 @@ static inline float largest_code(Encoding encoding) {
         case Encoding::int8: return 127.0f;
         case Encoding::e4m3: return 448.0f;
         case Encoding::e5m2: return 57344.0f;
+        case Encoding::int4: return 15.0f;
     }
     return 1.0f;
 }
 
-// The largest magnitude over the largest code, rounded up to bf16; NaN if a number is not finite, never zero.
-static inline Bf16 scale_of_row(const float* values, int64_t width, Encoding encoding) {
-    float largest = 0.0f;
-    bool is_finite = true;
+constexpr Bf16 kNaN = 0x7fc0, kSmallestScale = 0x0080;
+
+static inline bool is_finite(float value) { return value - value == 0.0f; }
+
+// The positive bf16 at or above a positive number.
+static inline Bf16 bf16_above(float value) { return Bf16((bits_of_float(value) + 0xffff) >> 16); }
+
+// The bf16 at or below a number.
+static inline Bf16 bf16_below(float value) {
+    return Bf16((bits_of_float(value) + (value < 0.0f ? 0xffff : 0)) >> 16);
+}
+
+// What turns codes back into numbers: number = minimum + scale x code, where only codes of four bits have a minimum.
+struct Levels {
+    Bf16 scale;  // NaN if a number of the row is not finite, never zero
+    Bf16 minimum;
+};
+
+static inline Levels levels_of_row(const float* values, int64_t width, Encoding encoding) {
+    float lowest = values[0], highest = values[0];
+    bool all_finite = true;
     for (int64_t i = 0; i < width; i++) {
-        const float magnitude = values[i] < 0.0f ? -values[i] : values[i];
-        is_finite &= magnitude <= 3.4028234663852886e38f;
-        largest = magnitude > largest ? magnitude : largest;
+        all_finite &= is_finite(values[i]);
+        lowest = values[i] < lowest ? values[i] : lowest;
+        highest = values[i] > highest ? values[i] : highest;
     }
-    constexpr Bf16 kNaN = 0x7fc0, kSmallest = 0x0080;
-    if (!is_finite) return kNaN;
-    const Bf16 scale = Bf16((bits_of_float(largest / largest_code(encoding)) + 0xffff) >> 16);
-    return scale > kSmallest ? scale : kSmallest;
+    Levels levels{kNaN, 0};
+    float span = highest > -lowest ? highest : -lowest;
+    if (has_minima(encoding)) {
+        const Bf16 minimum = bf16_below(lowest);
+        span = highest - float_of_bf16(minimum);
+        if (all_finite && is_finite(span)) levels.minimum = minimum;
+    }
+    if (!all_finite || !is_finite(span)) return levels;
+    const Bf16 scale = bf16_above(span / largest_code(encoding));
+    levels.scale = scale > kSmallestScale ? scale : kSmallestScale;
+    return levels;
 }
 
 // A quotient in the range of its codes to the nearest one, ties to even. Below the smallest normal code the sum with a
@@ -60,8 +85,10 @@ static inline float bounded(float value, float largest) {
     return above < largest ? above : largest;
 }
 
-static inline void encode_row(uint8_t* codes, const float* values, int64_t width, Encoding encoding, Bf16 scale) {
-    const float divisor = float_of_bf16(scale), largest = largest_code(encoding);
+// A byte a code, whatever its bits.
+static inline void encode_row(uint8_t* codes, const float* values, int64_t width, Encoding encoding, Levels levels) {
+    const float divisor = float_of_bf16(levels.scale), minimum = float_of_bf16(levels.minimum);
+    const float largest = largest_code(encoding);
     if (divisor != divisor) {
         __builtin_memset(codes, 0, size_t(width));
         return;
@@ -76,6 +103,9 @@ static inline void encode_row(uint8_t* codes, const float* values, int64_t width
             break;
         case Encoding::e5m2:
             for (int64_t i = 0; i < width; i++) codes[i] = code_of_e5m2(bounded(values[i] / divisor, largest));
+            break;
+        case Encoding::int4:
+            for (int64_t i = 0; i < width; i++) codes[i] = code_of_int8(bounded((values[i] - minimum) / divisor, largest));
             break;
     }
 }

@@ -25,8 +25,11 @@ struct Scratch {
     Accumulator split;
     Accumulator total;
     Room room;
-    float* key_scales;  // of the tokens of a block
-    float* value_scales;
+    // Of codes: of the tokens of a block, of the queries of a tile, of the rows of a band.
+    TokenLevels key_levels;
+    TokenLevels value_levels;
+    float* query_sums;
+    float* shifts;
 };
 
 struct Cursor {
@@ -62,8 +65,10 @@ inline Scratch lay_out(const AttendCall& call, Cursor& cursor) {
     // The last row is written up to a whole vector.
     scratch.room.values =
         cursor.take<uint8_t>(has_codes(pages.value) ? kBlockTokens * pages.value.width * 2 + kLineNbytes : 0);
-    scratch.key_scales = cursor.take<float>(kBlockTokens);
-    scratch.value_scales = cursor.take<float>(kBlockTokens);
+    scratch.key_levels = {cursor.take<float>(kBlockTokens), cursor.take<float>(kBlockTokens)};
+    scratch.value_levels = {cursor.take<float>(kBlockTokens), cursor.take<float>(kBlockTokens)};
+    scratch.query_sums = cursor.take<float>(kTileRows);
+    scratch.shifts = cursor.take<float>(kBandRows);
     return scratch;
 }
 

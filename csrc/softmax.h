@@ -25,6 +25,13 @@ struct Range {
     int last;
 };
 
+// What turns the codes of a block's tokens into numbers: number = minimum + scale x code. Both are zero for tokens that
+// do not count.
+struct TokenLevels {
+    float* scales;
+    float* minima;
+};
+
 // Whole vectors of every instruction set, and of pairs of them, begin at its multiples.
 constexpr int kRangeTokens = 32;
 
@@ -71,6 +78,46 @@ inline float weigh(const float* scores, Bf16* weights, Range range, float scale,
 
 #endif
 
+// As above, for values that are codes: weights are multiplied by the scales of their tokens, while the sum is of them as
+// they were. `shift` becomes what all channels of the weighted sum lack if codes come with `offset` added: the weighted
+// minima, and the offset taken back.
+inline float weigh_codes(const float* scores, float* weights, Range range, float scale, float maximum,
+                         const TokenLevels& levels, float offset, float* shift) {
+    Floats sum{}, minima{}, scaled_sum{};
+    for (int token = range.first; token < range.last; token += kLanes) {
+        const Floats weight = exp2(load(scores + token) * scale - maximum);
+        const Floats scaled = weight * load(levels.scales + token);
+        store(weights + token, scaled);
+        sum += weight;
+        scaled_sum += scaled;
+        minima += weight * load(levels.minima + token);
+    }
+    *shift = horizontal_sum(minima) - horizontal_sum(scaled_sum) * offset;
+    return horizontal_sum(sum);
+}
+
+#if defined(__AVX512BF16__)
+
+inline float weigh_codes(const float* scores, Bf16* weights, Range range, float scale, float maximum,
+                         const TokenLevels& levels, float offset, float* shift) {
+    const __m512bh ones = reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3f80));
+    Floats sum{}, minima{}, scaled_sum{};
+    for (int token = range.first; token < range.last; token += 2 * kLanes) {
+        const Floats low = exp2_coarse(load(scores + token) * scale - maximum);
+        const Floats high = exp2_coarse(load(scores + token + kLanes) * scale - maximum);
+        const __m512bh pair = _mm512_cvtne2ps_pbh(high * load(levels.scales + token + kLanes),
+                                                  low * load(levels.scales + token));
+        _mm512_storeu_si512(weights + token, reinterpret_cast<__m512i>(pair));
+        sum += low + high;
+        scaled_sum = _mm512_dpbf16_ps(scaled_sum, pair, ones);
+        minima += low * load(levels.minima + token) + high * load(levels.minima + token + kLanes);
+    }
+    *shift = horizontal_sum(minima) - horizontal_sum(scaled_sum) * offset;
+    return horizontal_sum(sum);
+}
+
+#endif
+
 // A plain positive scale is applied with the exponential; anything else first, in place. Returns the scale that is
 // left.
 inline float transform(float* scores, Range range, const Rule& rule) {
@@ -91,9 +138,10 @@ inline void scale_values(float* values, int64_t width, float factor) {
 inline float exp2_of(float x) { return exp2(splat(x))[0]; }
 
 // `reach` lies in `range`, whose bounds are multiples of kRangeTokens; weights outside of `reach` are zero.
-template <class Factor>
+// `weigh_row(scale, maximum)` turns the scores into weights and returns their sum.
+template <class Factor, class WeighRow>
 void softmax(float* scores, Factor* weights, Range reach, Range range, const Rule& rule, const Accumulator& sums,
-             int64_t row) {
+             int64_t row, WeighRow weigh_row) {
     if (reach.first >= reach.last) {
         for (int token = range.first; token < range.last; token++) weights[token] = 0;
         return;
@@ -107,7 +155,7 @@ void softmax(float* scores, Factor* weights, Range reach, Range range, const Rul
     const float factor = maximum > before ? exp2_of(before - maximum) : 1.0f;
     if (maximum > before) scale_values(sums.values + row * sums.stride, sums.stride, factor);
     sums.maximum[row] = maximum;
-    sums.sum[row] = sums.sum[row] * factor + weigh(scores, weights, range, scale, maximum);
+    sums.sum[row] = sums.sum[row] * factor + weigh_row(scale, maximum);
 }
 
 }  // namespace

@@ -53,15 +53,26 @@ void write_value(uint8_t* plane, const Pages& pages, int64_t offset, const uint8
     for (int64_t channel = 0; channel < width; channel++) halves[2 * channel] = numbers[channel];
 }
 
-// Codes of a row: pairs of channels go down a column, or each code into its half of a pair of tokens.
+// Codes of a row, of which a byte holds one or two: neighbouring channels go down a column.
 void write_key_codes(uint8_t* plane, const Pages& pages, int64_t offset, const uint8_t* codes) {
-    for (int64_t pair = 0; pair < pages.key.width / 2; pair++)
+    const int64_t pairs = pages.key.width / 2;
+    if (pages.key.encoding == Encoding::int4) {
+        for (int64_t pair = 0; pair < pairs; pair++)
+            plane[pair * pages.page_tokens + offset] = uint8_t(codes[2 * pair] | codes[2 * pair + 1] << 4);
+        return;
+    }
+    for (int64_t pair = 0; pair < pairs; pair++)
         __builtin_memcpy(plane + (pair * pages.page_tokens + offset) * 2, codes + pair * 2, 2);
 }
 
+// Each byte goes into its half of a pair of tokens. One with two codes has channels half a row apart, so that a vector
+// of bytes is two of neighbouring channels.
 void write_value_codes(uint8_t* plane, const Pages& pages, int64_t offset, const uint8_t* codes) {
-    uint8_t* pairs = plane + offset / 2 * pages.value.width * 2 + offset % 2;
-    for (int64_t channel = 0; channel < pages.value.width; channel++) pairs[2 * channel] = codes[channel];
+    const int64_t width = pages.value.width, count = code_nbytes(pages.value.encoding, width);
+    uint8_t* pairs = plane + offset / 2 * count * 2 + offset % 2;
+    const bool has_two = count < width;
+    for (int64_t index = 0; index < count; index++)
+        pairs[2 * index] = uint8_t(has_two ? codes[index] | codes[index + count] << 4 : codes[index]);
 }
 
 class Writer {
@@ -89,12 +100,14 @@ class Writer {
         if (plane.encoding == Encoding::none)
             return write_numbers(target, pages, place.offset, convert(source, rows.number, plane.width));
         read_row(numbers_.data(), source, rows.number, plane.width);
-        const Bf16 scale = scale_of_row(numbers_.data(), plane.width, plane.encoding);
+        const Levels levels = levels_of_row(numbers_.data(), plane.width, plane.encoding);
         uint8_t* codes = reinterpret_cast<uint8_t*>(encoded_.data());
-        encode_row(codes, numbers_.data(), plane.width, plane.encoding, scale);
+        encode_row(codes, numbers_.data(), plane.width, plane.encoding, levels);
         write_codes(target, pages, place.offset, codes);
-        uint8_t* scales = target + pages.page_tokens * plane.width;
-        __builtin_memcpy(scales + place.offset * kScaleNbytes, &scale, kScaleNbytes);
+        Bf16* scales =
+            reinterpret_cast<Bf16*>(target + pages.page_tokens * code_nbytes(plane.encoding, plane.width));
+        scales[place.offset] = levels.scale;
+        if (has_minima(plane.encoding)) scales[pages.page_tokens + place.offset] = levels.minimum;
     }
 
     // The numbers of one row in the type of the pages; valid until the next call.

@@ -38,6 +38,8 @@ class Environment:
 class EngineConfig:
     """How to run one model. `None` and "auto" are resolved from the model and the machine at start-up.
 
+    kv_cache_dtype: a format, a pair for keys and values ("int8/int4"), or formats by reach ("full=int8,sliding=bf16").
+    kv_cache_dtype_skip_layers: layers that keep the model's precision, by number or by reach ("sliding").
     block_size: tokens per page, a multiple of 16.
     max_num_batched_tokens: tokens computed in one step; longer prompts are computed in chunks.
     kv_cache_memory_bytes: size of the page pools; None takes 40 % of free memory, at most 4 GiB.
@@ -45,6 +47,7 @@ class EngineConfig:
 
     dtype: str = "auto"
     kv_cache_dtype: str = "auto"
+    kv_cache_dtype_skip_layers: tuple[int | str, ...] = ()
     block_size: int = 32
     max_model_len: int | None = None
     kv_cache_memory_bytes: int | None = None

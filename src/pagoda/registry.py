@@ -16,6 +16,8 @@ REGISTRY: dict[str, dict[str, str]] = {
         "int8": "pagoda.formats.scaled:INT8",
         "fp8_e4m3": "pagoda.formats.scaled:FP8_E4M3",
         "fp8_e5m2": "pagoda.formats.scaled:FP8_E5M2",
+        "int4": "pagoda.formats.int4:INT4",
+        "k8v4": "pagoda.formats.mixed:K8V4",
     },
     "eviction": {
         "lru": "pagoda.cache.eviction.lru:LRU",

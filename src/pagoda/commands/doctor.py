@@ -170,7 +170,7 @@ def _embedded_model(environment: Environment) -> Iterator[Finding]:
             params = SamplingParams(temperature=0, max_tokens=CHECK_TOKENS, ignore_eos=True)
             num_tokens = len(llm.generate([[1, 2, 3]], params)[0].outputs[0].token_ids)
             llm.check_integrity()
-            yield Finding("model", "format of pages", llm.engine.memory.geometries[0].format.name)
+            yield Finding("model", "format of pages", llm.engine.memory.geometries[0].format_name)
         yield Finding("model", "check", f"wrote {num_tokens} tokens; the cache is consistent")
     except PagodaError as error:
         yield Finding("model", "check", str(error), Status.BROKEN)

@@ -43,6 +43,7 @@ def _option(field: str, help: str, **more: Any) -> Option:
 ENGINE_OPTIONS = (
     _option("dtype", "precision of the weights; auto takes the checkpoint's", choices=DTYPES),
     _option("kv_cache_dtype", "format of the pages; auto is the precision of the weights", metavar="FORMAT"),
+    _option("kv_cache_dtype_skip_layers", "layers that keep the precision of the weights", nargs="+", metavar="LAYER"),
     _option("block_size", "tokens per page, a multiple of 16", type=int, metavar="TOKENS"),
     _option("max_model_len", "longest sequence; by default what model and memory allow", type=int, metavar="TOKENS"),
     _option(

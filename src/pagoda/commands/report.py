@@ -69,7 +69,7 @@ class CacheWatch:
 
     def rows(self) -> Rows:
         memory = self._llm.engine.memory
-        per_token = f"{format_nbytes(memory.nbytes_per_token)} ({memory.geometries[0].format.name})"
+        per_token = f"{format_nbytes(memory.nbytes_per_token)} ({memory.geometries[0].format_name})"
         if self.stats is None:
             return [("KV cache per token", per_token)]
         pages = self.stats.groups[0]

@@ -6,16 +6,13 @@ import logging
 from dataclasses import dataclass
 
 from pagoda.config import DEFAULT_KV_CACHE_NBYTES, DEFAULT_KV_CACHE_SHARE, EngineConfig
+from pagoda.engine.page_formats import choose_geometries
 from pagoda.errors import ConfigError
-from pagoda.formats.base import Format
-from pagoda.formats.page import PageGeometry, page_geometries
+from pagoda.formats.page import PageGeometry
 from pagoda.machine import available_memory_nbytes
 from pagoda.models.model import Model
-from pagoda.registry import lookup
 
 logger = logging.getLogger(__name__)
-
-FORMAT_OF_DTYPE = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class MemoryPlan:
 
 def plan_memory(model: Model, config: EngineConfig) -> MemoryPlan:
     """Divide the budget into pages. Raises ConfigError if not even one page fits."""
-    geometries = page_geometries(model.spec, choose_format(model, config.kv_cache_dtype), config.block_size)
+    geometries = choose_geometries(model, config)
     nbytes = sum(geometry.page_nbytes for geometry in geometries)
     budget = config.kv_cache_memory_bytes or _default_budget()
     num_pages = budget // nbytes
@@ -54,13 +51,6 @@ def plan_memory(model: Model, config: EngineConfig) -> MemoryPlan:
     else:
         limit = ("max_model_len", "" if config.max_model_len is None else " or raise max_model_len")
     return MemoryPlan(geometries, num_pages, wanted, *limit)
-
-
-def choose_format(model: Model, kv_cache_dtype: str) -> Format:
-    """The page format: "auto" is the model's own precision; torch's names of the plain types work too."""
-    dtype_name = str(model.dtype).removeprefix("torch.") if kv_cache_dtype == "auto" else kv_cache_dtype
-    format: Format = lookup("format", FORMAT_OF_DTYPE.get(dtype_name, dtype_name))
-    return format
 
 
 def _default_budget() -> int:

@@ -26,6 +26,10 @@ class Format(ABC):
     def name(self) -> str:
         """The name users select it by (`kv_cache_dtype`)."""
 
+    def of(self, plane: Plane) -> Format:  # noqa: ARG002
+        """The format that `plane` is kept in: another than this one if keys and values differ."""
+        return self
+
     @abstractmethod
     def obstacle(self, plane: Plane) -> str | None:
         """Why `plane` cannot be kept in this format, or None."""
@@ -35,7 +39,7 @@ class Format(ABC):
         """Bytes that `page_tokens` tokens of `plane` take, scales and padding included."""
 
     @abstractmethod
-    def error_bound(self, values: torch.Tensor) -> torch.Tensor:
+    def error_bound(self, values: torch.Tensor, plane: Plane) -> torch.Tensor:
         """Largest |decoded - value| of each of `values` [heads, tokens, width], in the format's normal range."""
 
     @abstractmethod

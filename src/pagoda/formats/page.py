@@ -27,32 +27,45 @@ class PlaneSlot:
 
 @dataclass(frozen=True)
 class PageGeometry:
-    """The bytes of a page of `page_tokens` tokens in `format`: `slots[layer][plane]` for the layers of `group`."""
+    """The bytes of a page of `page_tokens` tokens in `format`: `slots[layer][plane]` for the layers of `group`.
+
+    `others` names the layers that are kept in another format.
+    """
 
     group: LayerGroup
     format: Format
     page_tokens: int
+    others: tuple[tuple[int, Format], ...] = ()
 
     def __post_init__(self) -> None:
         if self.page_tokens <= 0 or self.page_tokens % PAGE_TOKENS_MULTIPLE:
             raise ConfigError(
                 f"block_size is {self.page_tokens}; use a positive multiple of {PAGE_TOKENS_MULTIPLE} tokens."
             )
-        planes = {plane for layout in self.group.layouts for plane in layout.planes}
-        for obstacle in filter(None, map(self.format.obstacle, planes)):
-            raise ConfigError(
-                f"The cache of this model cannot be kept in {self.format.name}: {obstacle}. Choose another "
-                "kv_cache_dtype; fp32 takes every model."
-            )
+        for layer, layout in enumerate(self.group.layouts):
+            format = self.format_of(layer)
+            for obstacle in filter(None, map(format.obstacle, layout.planes)):
+                raise ConfigError(
+                    f"The cache of this model cannot be kept in {format.name}: {obstacle}. Choose another "
+                    "kv_cache_dtype; fp32 takes every model."
+                )
+
+    def format_of(self, layer: int) -> Format:
+        return dict(self.others).get(layer, self.format)
+
+    @property
+    def format_name(self) -> str:
+        """What users are told: the format of most layers, and how many have another."""
+        return f"{self.format.name}, {len(self.others)} layers not" if self.others else self.format.name
 
     @cached_property
     def slots(self) -> tuple[tuple[PlaneSlot, ...], ...]:
         offset = 0
         layers = []
-        for layout in self.group.layouts:
-            planes = []
+        for layer, layout in enumerate(self.group.layouts):
+            format, planes = self.format_of(layer), []
             for plane in layout.planes:
-                nbytes = self.format.plane_nbytes(plane, self.page_tokens)
+                nbytes = format.plane_nbytes(plane, self.page_tokens)
                 planes.append(PlaneSlot(plane, offset, nbytes))
                 offset += _aligned(nbytes)
             layers.append(tuple(planes))

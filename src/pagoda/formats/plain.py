@@ -40,7 +40,7 @@ class PlainFormat(Format):
     def plane_nbytes(self, plane: Plane, page_tokens: int) -> int:
         return plane.elements_per_token * page_tokens * self.itemsize
 
-    def error_bound(self, values: torch.Tensor) -> torch.Tensor:
+    def error_bound(self, values: torch.Tensor, plane: Plane) -> torch.Tensor:  # noqa: ARG002
         """Half a unit in the last place (round to nearest)."""
         return values.abs() * 2.0 ** -(self.mantissa_bits + 1)
 

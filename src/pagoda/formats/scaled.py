@@ -48,7 +48,7 @@ class ScaledFormat(Format):
     def plane_nbytes(self, plane: Plane, page_tokens: int) -> int:
         return plane.num_heads * page_tokens * (plane.width + SCALE_NBYTES)
 
-    def error_bound(self, values: torch.Tensor) -> torch.Tensor:
+    def error_bound(self, values: torch.Tensor, plane: Plane) -> torch.Tensor:  # noqa: ARG002
         scales = values.abs().amax(dim=-1, keepdim=True) / self.largest
         return (values.abs() * self.relative_error).maximum(scales * self.absolute_error) * (1 + SCALE_EXCESS)
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+from pagoda.formats.base import Format
 from pagoda.formats.page import PageGeometry, PlaneSlot
 from pagoda.layouts.spec import Reach
 
@@ -39,6 +41,10 @@ class LayerPages:
     pages: torch.Tensor
     geometry: PageGeometry
     layer: int
+
+    @cached_property
+    def format(self) -> Format:
+        return self.geometry.format_of(self.layer)
 
     @property
     def key(self) -> PlaneSlot:

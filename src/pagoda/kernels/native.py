@@ -13,8 +13,9 @@ import torch  # before the compiled module: both must share torch's OpenMP threa
 
 from pagoda.errors import ConfigError, KernelUnavailableError
 from pagoda.formats.base import Format
+from pagoda.formats.int4 import INT4
 from pagoda.formats.plain import PlainFormat
-from pagoda.formats.scaled import FP8_E4M3, FP8_E5M2, INT8, ScaledFormat
+from pagoda.formats.scaled import FP8_E4M3, FP8_E5M2, INT8
 from pagoda.kernels.base import AttentionRule, GroupView, Kernels, LayerPages
 from pagoda.layouts.spec import Reach
 
@@ -82,10 +83,11 @@ class NativeKernels(Kernels):
             torch.float16: self._native.Number.FP16,
             torch.bfloat16: self._native.Number.BF16,
         }
-        self._encodings = {
+        self._encodings: dict[Format, _native.Encoding] = {
             INT8: self._native.Encoding.INT8,
             FP8_E4M3: self._native.Encoding.FP8_E4M3,
             FP8_E5M2: self._native.Encoding.FP8_E5M2,
+            INT4: self._native.Encoding.INT4,
         }
         self._reaches = {
             Reach.FULL: self._native.Reach.FULL,
@@ -260,16 +262,21 @@ class NativeKernels(Kernels):
                 f"{layer.geometry.page_nbytes} bytes."
             )
         key, value = layer.key, layer.value
-        number, encoding = self._kind(layer.geometry.format)
+        kinds = [self._kind(layer.format.of(slot.plane)) for slot in (key, value)]
+        numbers = {number for number, _ in kinds}
+        if len(numbers) > 1:
+            raise ConfigError(f"{layer.format.name} pages are not read natively; set PAGODA_KERNELS=reference.")
         described: _native.Pages = self._native.Pages(
             pages.data_ptr(),
             pages.shape[0],
             pages.stride(0),
             layer.geometry.page_tokens,
             key.plane.num_heads,
-            number,
-            self._native.Plane(key.offset, key.plane.width, encoding),
-            self._native.Plane(value.offset, value.plane.width, encoding),
+            numbers.pop(),
+            *(
+                self._native.Plane(slot.offset, slot.plane.width, encoding)
+                for slot, (_, encoding) in zip((key, value), kinds, strict=True)
+            ),
         )
         return described
 
@@ -277,7 +284,7 @@ class NativeKernels(Kernels):
         """The numbers of a plain format; codes are decoded to bf16."""
         if isinstance(format, PlainFormat):
             return self._numbers[format.dtype()], self._native.Encoding.NONE
-        if isinstance(format, ScaledFormat):
+        if format in self._encodings:
             return self._native.Number.BF16, self._encodings[format]
         raise ConfigError(f"The native kernels do not read {format.name} pages; set PAGODA_KERNELS=reference.")
 

@@ -20,7 +20,7 @@ class ReferenceKernels(Kernels):
         return "reference (plain torch)"
 
     def store(self, key: torch.Tensor, value: torch.Tensor, layer: LayerPages, view: GroupView) -> None:
-        format = layer.geometry.format
+        format = layer.format
         for slot, rows in ((layer.key, key), (layer.value, value)):
             data = layer.pages[:, slot.offset : slot.offset + slot.nbytes]
             for sequence in range(len(view.context_lengths)):
@@ -106,7 +106,7 @@ def in_reach(rows: int, tokens: int, rule: AttentionRule, device: torch.device) 
 def _gather(layer: LayerPages, slot: PlaneSlot, pages: torch.Tensor) -> torch.Tensor:
     """The tokens of `pages` in order: fp32 [heads, tokens, width]."""
     data = layer.pages[pages, slot.offset : slot.offset + slot.nbytes]
-    return layer.geometry.format.decode(data, slot.plane).transpose(0, 1).flatten(1, 2)
+    return layer.format.decode(data, slot.plane).transpose(0, 1).flatten(1, 2)
 
 
 def _new_tokens(view: GroupView, sequence: int, page_tokens: int) -> tuple[torch.Tensor, torch.Tensor, int, int]:

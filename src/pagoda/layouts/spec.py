@@ -5,12 +5,12 @@ tensors; `layouts/config.py` derives a spec from a checkpoint's config, `models/
 """
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 from pagoda.layouts.base import Layout
 
 
-class Reach(Enum):
+class Reach(StrEnum):
     """Which earlier tokens a query attends to."""
 
     FULL = "full"  # all of them
