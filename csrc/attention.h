@@ -108,11 +108,13 @@ struct AttendCall {
 
 static inline int64_t group_heads(const AttendCall& call) { return call.num_heads / call.pages.num_kv_heads; }
 
+// `finite` has a byte for each sequence, which becomes zero if a number of it that was stored is NaN or infinite.
 struct StoreCall {
     Rows key;
     Rows value;
     Pages pages;
     Tables tables;
+    uint8_t* finite;  // or null
 };
 
 // Softmax statistics and value sums are kept per block, folded per split. Both begin at fixed positions of a sequence,

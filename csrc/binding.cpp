@@ -85,10 +85,10 @@ class Kernels {
                        table_, rows, num_threads);
     }
 
-    void store(const Rows& key, const Rows& value, const Pages& pages, const Tables& tables, int64_t num_rows,
-               int num_threads) const {
+    void store(const Rows& key, const Rows& value, const Pages& pages, const Tables& tables, uintptr_t finite,
+               int64_t num_rows, int num_threads) const {
         nb::gil_scoped_release released;
-        pagoda::store({key, value, pages, tables}, num_rows, num_threads);
+        pagoda::store({key, value, pages, tables, pointer<uint8_t>(finite)}, num_rows, num_threads);
     }
 
   private:
@@ -179,7 +179,8 @@ NB_MODULE(_native, module) {
         .def("gated_silu", &Kernels::gated_silu, "gate"_a, "up"_a, "out"_a, "count"_a, "number"_a, "num_threads"_a)
         .def("rotate", &Kernels::rotate, "input"_a, "out"_a, "cosines"_a, "sines"_a, "rows"_a, "num_heads"_a, "width"_a,
              "num_threads"_a)
-        .def("store", &Kernels::store, "key"_a, "value"_a, "pages"_a, "tables"_a, "num_rows"_a, "num_threads"_a);
+        .def("store", &Kernels::store, "key"_a, "value"_a, "pages"_a, "tables"_a, "finite"_a, "num_rows"_a,
+             "num_threads"_a);
     module.attr("MAX_ROTATED_WIDTH") = kMaxRotatedWidth;
     module.def("instruction_sets", &instruction_sets);
     module.def("allocate", &allocate, "nbytes"_a);

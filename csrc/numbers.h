@@ -51,6 +51,20 @@ static inline Fp16 fp16_of_float(float value) {
     return Fp16(sign | (rounded - 0x38000000) >> 13);
 }
 
+// Whether no number is NaN or infinite: the exponent of one that is has all bits set.
+static inline bool is_finite_row(const uint8_t* source, Number number, int64_t width) {
+    uint32_t any = 0;
+    if (number == Number::fp32) {
+        const uint32_t* words = reinterpret_cast<const uint32_t*>(source);
+        for (int64_t i = 0; i < width; i++) any |= (words[i] & 0x7f800000u) == 0x7f800000u;
+        return any == 0;
+    }
+    const uint16_t* halves = reinterpret_cast<const uint16_t*>(source);
+    const uint16_t exponent = number == Number::bf16 ? 0x7f80 : 0x7c00;
+    for (int64_t i = 0; i < width; i++) any |= (halves[i] & exponent) == exponent;
+    return any == 0;
+}
+
 static inline void read_row(float* target, const uint8_t* source, Number number, int64_t width) {
     const uint16_t* halves = reinterpret_cast<const uint16_t*>(source);
     switch (number) {

@@ -15,10 +15,11 @@ typedef uint32_t Word __attribute__((may_alias));
 // Below this many rows x heads waking a second thread costs more than it saves.
 constexpr int64_t kMinimumParallelRows = 64;
 
-// Where the token of one packed row goes.
+// Where the token of one packed row goes, and whose it is.
 struct Place {
     int64_t page;
     int64_t offset;
+    int64_t sequence;
 };
 
 std::vector<Place> find_places(const Tables& tables, const Pages& pages) {
@@ -28,7 +29,7 @@ std::vector<Place> find_places(const Tables& tables, const Pages& pages) {
         if (first < last) check_pages(tables, pages, sequence, first, last);
         const int32_t* table = tables.page_indices + tables.page_starts[sequence];
         for (int64_t token = first; token < last; token++)
-            places.push_back({table[token / pages.page_tokens], token % pages.page_tokens});
+            places.push_back({table[token / pages.page_tokens], token % pages.page_tokens, sequence});
     }
     return places;
 }
@@ -97,10 +98,14 @@ class Writer {
         const uint8_t* source =
             rows.data + (row * rows.row_stride + head * rows.head_stride) * number_nbytes(rows.number);
         uint8_t* target = head_plane(pages, plane, place.page, head);
-        if (plane.encoding == Encoding::none)
-            return write_numbers(target, pages, place.offset, convert(source, rows.number, plane.width));
+        if (plane.encoding == Encoding::none) {
+            const uint8_t* numbers = convert(source, rows.number, plane.width);
+            if (!is_finite_row(numbers, pages.number, plane.width)) mark(place);
+            return write_numbers(target, pages, place.offset, numbers);
+        }
         read_row(numbers_.data(), source, rows.number, plane.width);
         const Levels levels = levels_of_row(numbers_.data(), plane.width, plane.encoding);
+        if (levels.scale == kNaN) mark(place);
         uint8_t* codes = reinterpret_cast<uint8_t*>(encoded_.data());
         encode_row(codes, numbers_.data(), plane.width, plane.encoding, levels);
         write_codes(target, pages, place.offset, codes);
@@ -108,6 +113,10 @@ class Writer {
             reinterpret_cast<Bf16*>(target + pages.page_tokens * code_nbytes(plane.encoding, plane.width));
         scales[place.offset] = levels.scale;
         if (has_minima(plane.encoding)) scales[pages.page_tokens + place.offset] = levels.minimum;
+    }
+
+    void mark(const Place& place) {
+        if (call_.finite) __atomic_store_n(call_.finite + place.sequence, uint8_t(0), __ATOMIC_RELAXED);
     }
 
     // The numbers of one row in the type of the pages; valid until the next call.

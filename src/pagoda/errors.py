@@ -13,6 +13,7 @@
     │   ├── InvalidSamplingError
     │   ├── TokenizerRequiredError
     │   ├── NonFiniteLogitsError
+    │   ├── NonFiniteCacheError
     │   └── RequestCancelledError
     ├── CacheError
     │   ├── OutOfPagesError         the pool cannot hold what was asked for
@@ -74,6 +75,10 @@ class TokenizerRequiredError(RequestError):
 
 class NonFiniteLogitsError(RequestError):
     """The model produced NaN or infinity for this sequence."""
+
+
+class NonFiniteCacheError(RequestError):
+    """The model produced a key or value of NaN or infinity for this sequence."""
 
 
 class RequestCancelledError(RequestError):

@@ -15,6 +15,7 @@ from pagoda.errors import (
     EmptyPromptError,
     EngineClosedError,
     InvalidSamplingError,
+    NonFiniteCacheError,
     NonFiniteLogitsError,
     PromptTooLongError,
     RequestError,
@@ -299,19 +300,44 @@ def test_a_prompt_longer_than_the_pool_says_so(model: Model) -> None:
         llm.generate(prompt(65), GREEDY)
 
 
-def test_non_finite_logits_end_that_request_only_and_its_pages_are_forgotten(model: Model) -> None:
+def test_non_finite_keys_end_that_request_only_and_its_pages_are_forgotten(model: Model) -> None:
     broken = model_from_config(model.config, dtype="float32", seed=0)
     with torch.no_grad():
         broken.network.get_input_embeddings().weight[VOCABULARY - 1] = float("nan")
     good, bad = [*prompt(40)[:39], 1], [*([5] * 20), VOCABULARY - 1, *([6] * 20)]
     good = [token % (VOCABULARY - 1) for token in good]
     with make(broken) as llm:
-        with pytest.raises(NonFiniteLogitsError):
+        with pytest.raises(NonFiniteCacheError):
             llm.generate([good, bad], SamplingParams(temperature=0, max_tokens=2))
         llm.check_integrity()
         retry = llm.generate(bad[:20], SamplingParams(temperature=0, max_tokens=1))[0]
         assert retry.num_cached_tokens == 0
         llm.generate(good, SamplingParams(temperature=0, max_tokens=2))
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["fp32", "bf16", "int8", "int4"])
+def test_non_finite_keys_are_found_in_the_chunk_that_stores_them(model: Model, kv_cache_dtype: str) -> None:
+    """The prompt has chunks to come, and a page that others wait for: neither may see it."""
+    broken = model_from_config(model.config, dtype="float32", seed=0)
+    with torch.no_grad():
+        broken.network.get_input_embeddings().weight[VOCABULARY - 1] = float("inf")
+    bad = [*([5] * 20), VOCABULARY - 1, *([6] * 60)]
+    with make(broken, kv_cache_dtype=kv_cache_dtype, max_num_batched_tokens=32, max_num_seqs=4) as llm:
+        with pytest.raises(NonFiniteCacheError):
+            llm.generate([bad, bad[:70]], SamplingParams(temperature=0, max_tokens=2))
+        llm.check_integrity()
+        counts = llm.cache_stats().groups[0]
+        assert counts.free == counts.total
+
+
+def test_non_finite_logits_end_the_request(model: Model) -> None:
+    broken = model_from_config(model.config, dtype="float32", seed=0)
+    with torch.no_grad():
+        broken.network.get_output_embeddings().weight[3] = float("nan")
+    with make(broken) as llm:
+        with pytest.raises(NonFiniteLogitsError):
+            llm.generate(prompt(20), GREEDY)
+        llm.check_integrity()
 
 
 def test_a_failing_forward_ends_its_requests_and_the_next_one_works(

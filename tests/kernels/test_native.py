@@ -202,6 +202,28 @@ def test_stored_numbers_are_rounded_as_torch_rounds(format, dtype, shape, make_c
     assert torch.equal(actual.pages, expected.pages)
 
 
+@every_format
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("plane", ["key", "value"])
+def test_a_sequence_that_stores_what_is_not_finite_is_marked(format, broken, plane, shape, make_case):
+    case = make_case(shape(format=format, dtype=compute_dtype(format), sequences=((0, 40), (0, 3), (0, 70), (0, 9))))
+    getattr(case, plane)[41, 1, 13] = broken
+    getattr(case, plane)[-1, 0, 0] = broken
+    for kernels in (NativeKernels(), ReferenceKernels()):
+        finite = torch.ones(4, dtype=torch.uint8)
+        kernels.store(case.key, case.value, case.blank(), case.whole, finite)
+        assert finite.tolist() == [1, 0, 1, 0]
+
+
+def test_what_overflows_a_narrow_format_is_marked(shape, make_case):
+    case = make_case(shape(format=FP16, dtype=torch.float32, sequences=((0, 4), (0, 4))))
+    case.key[5, 0, 0] = 1e6
+    for kernels in (NativeKernels(), ReferenceKernels()):
+        finite = torch.ones(2, dtype=torch.uint8)
+        kernels.store(case.key, case.value, case.blank(), case.whole, finite)
+        assert finite.tolist() == [1, 0]
+
+
 @every_isa
 def test_rows_may_be_slices_of_a_fused_projection(isa, shape, make_case):
     case = make_case(shape(format=FP32, sequences=((0, 40),)))

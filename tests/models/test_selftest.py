@@ -43,8 +43,8 @@ class WithoutSoftCap(ReferenceKernels):
 
 
 class WithoutStoring(ReferenceKernels):
-    def store(self, key, value, layer, view):
-        super().store(key, value * (view.context_lengths[0] != 20), layer, view)
+    def store(self, key, value, layer, view, finite=None):
+        super().store(key, value * (view.context_lengths[0] != 20), layer, view, finite)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pagoda.cache.cache import Cache, CacheStats
 from pagoda.cache.group import PageGroup
 from pagoda.cache.pool import PagePool
 from pagoda.config import EngineConfig
-from pagoda.engine.forward import Forward
+from pagoda.engine.forward import Computed, Forward
 from pagoda.engine.memory import plan_memory
 from pagoda.engine.request import FinishReason, Phase, Request, RequestMetrics, Sequence
 from pagoda.engine.sampling import sample, stop_token_ids, token_logprobs
@@ -25,6 +25,7 @@ from pagoda.engine.scheduler import Plan, Scheduler
 from pagoda.errors import (
     EmptyPromptError,
     InvalidSamplingError,
+    NonFiniteCacheError,
     NonFiniteLogitsError,
     OutOfPagesError,
     PromptTooLongError,
@@ -125,17 +126,14 @@ class Engine:
             metrics.first_scheduled = metrics.first_scheduled or now
             metrics.num_computed_tokens += num_tokens
         try:
-            complete, logits = self._forward.run(plan)
+            computed = self._forward.run(plan)
         except Exception as error:
             logger.exception("The forward pass of %d sequences failed", len(plan))
             return self._fail(list(plan), RequestError(f"The model's forward pass failed: {error!r}"))
-        # A row's maximum is NaN if anything in it is; -inf alone is a model's way to rule a token out.
-        finite = torch.isfinite(logits.amax(dim=-1)).tolist()
-        broken = [sequence for sequence, good in zip(complete, finite, strict=True) if not good]
-        events = self._fail(broken, NonFiniteLogitsError("The model produced NaN or infinite logits for this request."))
+        events = self._fail_broken(computed)
         self._commit(plan)
-        rows = [(s, row) for s, row in zip(complete, logits, strict=True) if s.phase is Phase.RUNNING]
-        return events + self._sample(rows)
+        rows = zip(computed.complete, computed.logits, strict=True)
+        return events + self._sample([(sequence, row) for sequence, row in rows if sequence.phase is Phase.RUNNING])
 
     def fail_all(self, error: Exception) -> list[TokenEvent]:
         """End every request with `error`."""
@@ -215,6 +213,22 @@ class Engine:
             request.error = error
             events += self._end(request, FinishReason.ERROR, keep_pages=False)
         return events
+
+    def _fail_broken(self, computed: Computed) -> list[TokenEvent]:
+        """End what computed NaN or infinity, before its pages are shared."""
+        events = self._fail(
+            computed.broken,
+            NonFiniteCacheError("The model produced NaN or infinite keys or values for this request."),
+        )
+        # A row's maximum is NaN if anything in it is; -inf alone is a model's way to rule a token out.
+        finite = torch.isfinite(computed.logits.amax(dim=-1)).tolist()
+        broken = [
+            sequence
+            for sequence, good in zip(computed.complete, finite, strict=True)
+            if not good and sequence.phase is Phase.RUNNING
+        ]
+        error = NonFiniteLogitsError("The model produced NaN or infinite logits for this request.")
+        return events + self._fail(broken, error)
 
     def _refuse_next(self) -> list[TokenEvent]:
         """Nothing runs and the first in the queue cannot start: end it, so that the others are not held up."""

@@ -7,6 +7,7 @@ logits.
 from __future__ import annotations
 
 from collections.abc import Sequence as Sequenced
+from dataclasses import dataclass
 
 import torch
 
@@ -17,6 +18,18 @@ from pagoda.engine.scheduler import Plan
 from pagoda.kernels.base import Kernels, LayerPages
 from pagoda.models.attention import BoundSite, PagedStep
 from pagoda.models.model import Model
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What came of a step: fp32 `logits` [sequences, vocabulary] of the `complete` ones, whose tokens are all computed.
+
+    `broken` sequences have NaN or infinity among their keys and values.
+    """
+
+    complete: list[Sequence]
+    logits: torch.Tensor
+    broken: list[Sequence]
 
 
 class Forward:
@@ -35,11 +48,8 @@ class Forward:
             for rule, slot in zip(model.rules, model.spec.sites, strict=True)
         )
 
-    def run(self, plan: Plan) -> tuple[list[Sequence], torch.Tensor]:
-        """Compute the planned tokens of every sequence; their pages must be reserved.
-
-        Returns the sequences all of whose tokens are computed now, and fp32 logits [those sequences, vocabulary].
-        """
+    def run(self, plan: Plan) -> Computed:
+        """Compute the planned tokens of every sequence; their pages must be reserved."""
         tokens: list[int] = []
         positions: list[int] = []
         complete: list[Sequence] = []
@@ -57,4 +67,5 @@ class Forward:
         logits = self._model.forward(
             torch.tensor(tokens), torch.tensor(positions), torch.tensor(rows, dtype=torch.long), step
         )
-        return complete, logits
+        broken = [sequence for sequence, finite in zip(plan, step.finite.tolist(), strict=True) if not finite]
+        return Computed(complete, logits, broken)

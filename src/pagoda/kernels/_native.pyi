@@ -97,7 +97,9 @@ class Kernels:
         width: int,
         num_threads: int,
     ) -> None: ...
-    def store(self, key: Rows, value: Rows, pages: Pages, tables: Tables, num_rows: int, num_threads: int) -> None: ...
+    def store(
+        self, key: Rows, value: Rows, pages: Pages, tables: Tables, finite: int, num_rows: int, num_threads: int
+    ) -> None: ...
 
 MAX_ROTATED_WIDTH: int
 

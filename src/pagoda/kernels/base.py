@@ -78,10 +78,18 @@ class Kernels(ABC):
         """What `pagoda doctor` and the start-up log call it, with the instruction set in use."""
 
     @abstractmethod
-    def store(self, key: torch.Tensor, value: torch.Tensor, layer: LayerPages, view: GroupView) -> None:
+    def store(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        layer: LayerPages,
+        view: GroupView,
+        finite: torch.Tensor | None = None,
+    ) -> None:
         """Write `key` [rows, KV heads, key width] and `value` [rows, KV heads, value width] into the pages.
 
-        Rows may have any strides but the last, which is one.
+        Rows may have any strides but the last, which is one. Entries of `finite`, uint8 [sequences], become zero where
+        NaN or infinity was stored.
         """
 
     @abstractmethod

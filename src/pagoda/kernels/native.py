@@ -99,7 +99,14 @@ class NativeKernels(Kernels):
     def name(self) -> str:
         return f"native ({self.isa}, {torch.get_num_threads()} threads)"
 
-    def store(self, key: torch.Tensor, value: torch.Tensor, layer: LayerPages, view: GroupView) -> None:
+    def store(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        layer: LayerPages,
+        view: GroupView,
+        finite: torch.Tensor | None = None,
+    ) -> None:
         heads = layer.key.plane.num_heads
         if key.shape[0] != value.shape[0]:
             raise ConfigError(f"There are {key.shape[0]} key rows but {value.shape[0]} value rows.")
@@ -108,6 +115,7 @@ class NativeKernels(Kernels):
             self._rows("value", value, heads, layer.value.plane.width),
             self._pages(layer),
             self._tables(view),
+            0 if finite is None else finite.data_ptr(),
             key.shape[0],
             torch.get_num_threads(),
         )

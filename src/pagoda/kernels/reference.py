@@ -19,13 +19,24 @@ class ReferenceKernels(Kernels):
     def name(self) -> str:
         return "reference (plain torch)"
 
-    def store(self, key: torch.Tensor, value: torch.Tensor, layer: LayerPages, view: GroupView) -> None:
+    def store(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        layer: LayerPages,
+        view: GroupView,
+        finite: torch.Tensor | None = None,
+    ) -> None:
         format = layer.format
         for slot, rows in ((layer.key, key), (layer.value, value)):
             data = layer.pages[:, slot.offset : slot.offset + slot.nbytes]
             for sequence in range(len(view.context_lengths)):
                 pages, offsets, first, last = _new_tokens(view, sequence, layer.geometry.page_tokens)
                 format.write(data, slot.plane, pages, offsets, rows[first:last])
+                if finite is not None and len(pages):
+                    used, index = pages.unique(return_inverse=True)
+                    stored = format.decode(data[used], slot.plane)[index, :, offsets]
+                    finite[sequence] &= stored.isfinite().all()
 
     def attend(
         self,

@@ -41,6 +41,8 @@ class PagedStep:
         self._views = views
         self._rows = int(views[0].query_starts[-1])
         self._calls = 0
+        # A byte for each sequence: zero once NaN or infinity was stored for it.
+        self.finite = torch.ones(len(views[0].context_lengths), dtype=torch.uint8)
 
     def attend(
         self,
@@ -61,7 +63,7 @@ class PagedStep:
         self._calls += 1
         view = self._views[site.group]
         if site.writes:
-            self.kernels.store(_unit_stride(key), _unit_stride(value), site.layer, view)
+            self.kernels.store(_unit_stride(key), _unit_stride(value), site.layer, view, self.finite)
         return self.kernels.attend(_unit_stride(query), site.layer, view, site.rule, sinks)
 
     def finish(self) -> None:
