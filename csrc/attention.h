@@ -123,7 +123,7 @@ constexpr int64_t kBlockTokens = 256;
 constexpr int64_t kSplitTokens = 1024;
 
 // Linear layers take input in panels of rows, and compute output columns in blocks. A wide one keeps the sums of two
-// blocks for every panel at hand.
+// blocks for every panel at hand: neighbours, or the same one of two weights.
 constexpr int64_t kLinearPanelRows = 32;
 constexpr int64_t kLinearBlockColumns = 16;
 constexpr int64_t kLinearPanelSums = 2 * kLinearPanelRows * kLinearBlockColumns;
@@ -164,10 +164,12 @@ static inline int64_t value_stride(const AttendCall& call) { return rounded_up(c
 // A partial holds per row: maximum, sum and value sums.
 static inline int64_t partial_floats(const AttendCall& call) { return 2 + value_stride(call); }
 
-// A linear layer: out [rows, columns] = input [rows, depth] x weight^T + bias, all bf16 and contiguous.
+// A linear layer: out [rows, columns] = input [rows, depth] x weight^T + bias, all bf16 and contiguous. With `up` there
+// are two of them, without bias, and out = silu(input x weight^T) * (input x up^T).
 struct LinearCall {
     const uint16_t* input;
     const uint16_t* weight;  // [columns, depth]
+    const uint16_t* up;      // [columns, depth], or null
     const uint16_t* bias;    // [columns], or null
     uint16_t* out;
     int64_t rows;

@@ -59,8 +59,16 @@ class Kernels {
     void linear(uintptr_t input, uintptr_t weight, uintptr_t bias, uintptr_t out, int64_t rows, int64_t columns,
                 int64_t depth, int num_threads) const {
         nb::gil_scoped_release released;
-        pagoda::linear({pointer<const uint16_t>(input), pointer<const uint16_t>(weight), pointer<const uint16_t>(bias),
-                        pointer<uint16_t>(out), rows, columns, depth},
+        pagoda::linear({pointer<const uint16_t>(input), pointer<const uint16_t>(weight), nullptr,
+                        pointer<const uint16_t>(bias), pointer<uint16_t>(out), rows, columns, depth},
+                       table_, num_threads);
+    }
+
+    void gated_linear(uintptr_t input, uintptr_t gate, uintptr_t up, uintptr_t out, int64_t rows, int64_t columns,
+                      int64_t depth, int num_threads) const {
+        nb::gil_scoped_release released;
+        pagoda::linear({pointer<const uint16_t>(input), pointer<const uint16_t>(gate), pointer<const uint16_t>(up),
+                        nullptr, pointer<uint16_t>(out), rows, columns, depth},
                        table_, num_threads);
     }
 
@@ -174,6 +182,8 @@ NB_MODULE(_native, module) {
         .def_prop_ro("has_linear", &Kernels::has_linear)
         .def("linear", &Kernels::linear, "input"_a, "weight"_a, "bias"_a, "out"_a, "rows"_a, "columns"_a, "depth"_a,
              "num_threads"_a)
+        .def("gated_linear", &Kernels::gated_linear, "input"_a, "gate"_a, "up"_a, "out"_a, "rows"_a, "columns"_a,
+             "depth"_a, "num_threads"_a)
         .def("rms_norm", &Kernels::rms_norm, "input"_a, "weight"_a, "out"_a, "rows"_a, "width"_a, "epsilon"_a, "number"_a,
              "num_threads"_a)
         .def("gated_silu", &Kernels::gated_silu, "gate"_a, "up"_a, "out"_a, "count"_a, "number"_a, "num_threads"_a)

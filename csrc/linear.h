@@ -5,6 +5,7 @@
 // order of depth, whatever the number of rows, so a row's result does not depend on the batch it is in.
 #pragma once
 
+#include "pointwise.h"
 #include "tiles.h"
 #include "transpose.h"
 
@@ -33,6 +34,13 @@ inline void pack_panel(const LinearCall& call, int64_t first_row, int64_t tiles,
         }
 }
 
+inline void write_columns(const LinearCall& call, Words16& columns, int64_t first_column, int64_t first_row) {
+    transpose(columns);
+    const int64_t rows = first_rows(call.rows - first_row, kTileWords);
+    for (int64_t row = 0; row < rows; row++)
+        store_bf16(call.out + (first_row + row) * call.columns + first_column, reinterpret_cast<Floats>(columns.row[row]));
+}
+
 // Sums [columns of a block, rows of a tile] of fp32, written out with the bias as bf16.
 inline void write_block(const LinearCall& call, const float* sums, int64_t first_column, int64_t first_row) {
     Words16 columns;
@@ -40,10 +48,23 @@ inline void write_block(const LinearCall& call, const float* sums, int64_t first
         const float bias = call.bias ? float_of_bf16(call.bias[first_column + column]) : 0.0f;
         columns.row[column] = reinterpret_cast<Ints>(load(sums + column * kTileWords) + bias);
     }
-    transpose(columns);
-    const int64_t rows = first_rows(call.rows - first_row, kTileWords);
-    for (int64_t row = 0; row < rows; row++)
-        store_bf16(call.out + (first_row + row) * call.columns + first_column, reinterpret_cast<Floats>(columns.row[row]));
+    write_columns(call, columns, first_column, first_row);
+}
+
+inline Floats rounded_to_bf16(Floats values) {
+    return reinterpret_cast<Floats>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bf16_of(values)), 16));
+}
+
+// As `write_block`, of silu(gate) * up: each of the three is rounded, as if it were written and read again.
+inline void write_gated_block(const LinearCall& call, const float* gates, const float* ups, int64_t first_column,
+                              int64_t first_row) {
+    Words16 columns;
+    for (int64_t column = 0; column < kLinearBlockColumns; column++) {
+        const Floats gate = rounded_to_bf16(load(gates + column * kTileWords));
+        const Floats up = rounded_to_bf16(load(ups + column * kTileWords));
+        columns.row[column] = reinterpret_cast<Ints>(rounded_to_bf16(silu(gate)) * up);
+    }
+    write_columns(call, columns, first_column, first_row);
 }
 
 template <bool kTwoTiles>
@@ -85,10 +106,14 @@ inline void linear(const LinearCall& call, const uint8_t* packed, int64_t first_
     release();
 }
 
-// Sums [two blocks][two tiles][columns of a block, rows of a tile], begun or gone on with.
+// Input is read from the second cache, and tile loads do not look ahead: lines of this many steps later are asked for.
+constexpr int64_t kStepsAhead = 4;
+
+// Sums [two blocks][two tiles][columns of a block, rows of a tile], begun or gone on with. `other` is the weight of the
+// second block.
 template <bool kTwoBlocks>
-void multiply_panel(const uint8_t* weight, int64_t stride, const uint8_t* packed, int64_t depth, bool begins,
-                    float* sums) {
+void multiply_panel(const uint8_t* weight, const uint8_t* other, int64_t stride, const uint8_t* packed, int64_t depth,
+                    bool begins, float* sums) {
     constexpr int64_t kTileSums = kTileWords * kTileWords;
     if (begins) {
         tile_zero<0>();
@@ -107,10 +132,13 @@ void multiply_panel(const uint8_t* weight, int64_t stride, const uint8_t* packed
         tile_dot<0, 4, 6>();
         tile_load<7>(packed + kRightTileNbytes, kSumNbytes);
         tile_dot<1, 4, 7>();
-        if constexpr (kTwoBlocks) tile_load<5>(weight + kTileWords * stride, stride);
+        if constexpr (kTwoBlocks) tile_load<5>(other, stride);
         if constexpr (kTwoBlocks) tile_dot<2, 5, 6>();
         if constexpr (kTwoBlocks) tile_dot<3, 5, 7>();
+        for (int64_t line = 0; line < 2 * kRightTileNbytes; line += kLineNbytes)
+            prefetch_first(packed + kStepsAhead * 2 * kRightTileNbytes + line);
         weight += kTileDepth * 2;
+        other += kTileDepth * 2;
         packed += 2 * kRightTileNbytes;
     }
     tile_store<0>(sums, kSumNbytes);
@@ -123,21 +151,27 @@ template <bool kTwoBlocks>
 void multiply_panels(const LinearCall& call, const uint8_t* packed, int64_t first_block, float* sums) {
     constexpr int64_t kTileSums = kTileWords * kTileWords;
     const int64_t stride = call.depth * 2, panels = (call.rows + kLinearPanelRows - 1) / kLinearPanelRows;
-    const uint8_t* weight = reinterpret_cast<const uint8_t*>(call.weight) + first_block * kLinearBlockColumns * stride;
+    const int64_t block_nbytes = kLinearBlockColumns * stride;
+    const uint8_t* weight = reinterpret_cast<const uint8_t*>(call.weight) + first_block * block_nbytes;
+    const uint8_t* up = reinterpret_cast<const uint8_t*>(call.up) + first_block * block_nbytes;
+    const uint8_t* other = call.up ? up : weight + block_nbytes;
     for (int64_t depth = 0; depth < call.depth; depth += kWideDepth) {
         const int64_t count = first_rows(call.depth - depth, kWideDepth);
         for (int64_t panel = 0; panel < panels; panel++)
-            multiply_panel<kTwoBlocks>(weight + depth * 2, stride,
+            multiply_panel<kTwoBlocks>(weight + depth * 2, other + depth * 2, stride,
                                        packed + (panel * call.depth + depth) * kLinearPanelRows * 2, count, depth == 0,
                                        sums + panel * 4 * kTileSums);
     }
-    for (int64_t panel = 0; panel < panels; panel++)
-        for (int64_t tile = 0; tile < 4; tile++) {
-            const int64_t row = panel * kLinearPanelRows + tile % 2 * kTileWords;
-            if (row < call.rows && tile < (kTwoBlocks ? 4 : 2))
-                write_block(call, sums + (panel * 4 + tile) * kTileSums,
-                            (first_block + tile / 2) * kLinearBlockColumns, row);
-        }
+    for (int64_t tile = 0; tile < 2 * panels; tile++) {
+        const int64_t row = tile * kTileWords, column = first_block * kLinearBlockColumns;
+        const float* first = sums + (tile / 2 * 4 + tile % 2) * kTileSums;
+        if (row >= call.rows) break;
+        if (call.up)
+            write_gated_block(call, first, first + 2 * kTileSums, column, row);
+        else
+            write_block(call, first, column, row);
+        if (kTwoBlocks && !call.up) write_block(call, first + 2 * kTileSums, column + kLinearBlockColumns, row);
+    }
 }
 
 // Several panels of input, packed one after the other with room for whole ones: bound by arithmetic. `sums` has room
@@ -146,6 +180,7 @@ inline void linear_wide(const LinearCall& call, const uint8_t* packed, int64_t f
                         float* sums) {
     configure({kTileWords, kTileWords, kTileWords});
     int64_t block = first_block;
+    for (; call.up && block < last_block; block++) multiply_panels<true>(call, packed, block, sums);
     for (; block + 1 < last_block; block += 2) multiply_panels<true>(call, packed, block, sums);
     if (block < last_block) multiply_panels<false>(call, packed, block, sums);
     release();

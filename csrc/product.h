@@ -31,6 +31,11 @@ inline void prefetch(const uint8_t* data) {
     __builtin_prefetch(data, kRead, kSecondCache);
 }
 
+inline void prefetch_first(const uint8_t* data) {
+    constexpr int kRead = 0, kFirstCache = 3;
+    __builtin_prefetch(data, kRead, kFirstCache);
+}
+
 template <class Factor>
 struct Left {
     const Factor* data;

@@ -100,7 +100,7 @@ void attend(const AttendCall& call, const KernelTable& kernels, int64_t num_rows
 }
 
 void linear(const LinearCall& call, const KernelTable& kernels, int num_threads) {
-    if (call.rows > kLinearPanelRows) return linear_in_blocks(call, kernels, num_threads);
+    if (call.rows > kLinearPanelRows || call.up) return linear_in_blocks(call, kernels, num_threads);
     const Memory packed = allocate_lines(size_t(panel_nbytes(call)));
     kernels.pack_panel(call, 0, call.rows > kLinearPanelRows / 2 ? 2 : 1, packed.get());
     const int64_t num_blocks = call.columns / kLinearBlockColumns;

@@ -44,11 +44,15 @@ inline void transpose_words(const uint8_t* source, int64_t row_nbytes, int rows,
 }
 
 // Rounds as bf16_of_float does.
-inline void store_bf16(Bf16* target, Floats values) {
+inline __m256i bf16_of(Floats values) {
     const Ints bits = reinterpret_cast<Ints>(values);
     const Ints rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     const Ints halves = values == values ? rounded : Ints{} + 0x7fc0;
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), _mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(halves)));
+    return _mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(halves));
+}
+
+inline void store_bf16(Bf16* target, Floats values) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), bf16_of(values));
 }
 
 }  // namespace

@@ -79,3 +79,22 @@ def test_the_reference_defines_it() -> None:
 
 def test_the_reference_leaves_every_layer_to_torch() -> None:
     assert not ReferenceKernels().takes_linear(numbers(1, 64), numbers(32, 64))
+
+
+@pytest.mark.parametrize(("columns", "depth"), SHAPES)
+@pytest.mark.parametrize("rows", [1, 15, 33, 64, 600])
+def test_two_layers_and_their_gate_are_bitwise_what_they_are_apart(
+    kernels: NativeKernels, columns: int, depth: int, rows: int
+) -> None:
+    input, gate, up = (numbers(*shape, seed=1) for shape in ((rows, depth), (columns, depth), (columns, depth)))
+    expected = kernels.gated_silu(kernels.linear(input, gate, None), kernels.linear(input, up, None))
+    assert torch.equal(kernels.gated_linear(input, gate, up), expected)
+
+
+def test_layers_twice_as_wide_as_deep_are_taken_with_any_number_of_rows(kernels: NativeKernels) -> None:
+    input, wide, deep = numbers(2000, 64), numbers(128, 64), numbers(64, 64)
+    assert kernels.takes_linear(input, wide)
+    assert not kernels.takes_linear(input, deep)
+    assert kernels.takes_gated_linear(input, wide, wide)
+    assert not kernels.takes_gated_linear(input[:8], wide, wide)
+    assert not kernels.takes_gated_linear(input, wide, numbers(256, 64)[::2])

@@ -74,6 +74,9 @@ class Kernels:
     def linear(
         self, input: int, weight: int, bias: int, out: int, rows: int, columns: int, depth: int, num_threads: int
     ) -> None: ...
+    def gated_linear(
+        self, input: int, gate: int, up: int, out: int, rows: int, columns: int, depth: int, num_threads: int
+    ) -> None: ...
     def rms_norm(
         self,
         input: int,

@@ -120,6 +120,14 @@ class Kernels(ABC):
         """
 
     @abstractmethod
+    def takes_gated_linear(self, input: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> bool:
+        """Whether `gated_linear` was measured to beat its parts for these shapes and types."""
+
+    @abstractmethod
+    def gated_linear(self, input: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """`gated_silu` of two linear layers without bias on `input` [..., depth]; weights [columns, depth]."""
+
+    @abstractmethod
     def rms_norm(self, input: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """Root-mean-square norm (arXiv 1910.07467) over the last axis of `input` [..., width], times `weight` [width].
 

@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 # What csrc/linear.h takes; torch computes the others.
 LINEAR_COLUMNS_MULTIPLE = 16
 LINEAR_DEPTH_MULTIPLE = 32
-# Beyond this many rows torch was measured to be faster (benchmarks/linear.py).
+# Beyond this many rows torch was measured to be faster (benchmarks/linear.py), but for layers twice as wide as deep and
+# not deeper than this.
 MAX_LINEAR_ROWS = 64
+MAX_WIDE_DEPTH = 1024
+MIN_GATED_ROWS = 32
 
 
 def _compiled() -> Any:
@@ -151,13 +154,15 @@ class NativeKernels(Kernels):
         return out
 
     def takes_linear(self, input: torch.Tensor, weight: torch.Tensor) -> bool:
+        columns, depth = weight.shape
         return (
             self._has_linear
-            and 0 < input.numel() <= MAX_LINEAR_ROWS * input.shape[-1]
+            and input.numel() > 0
+            and (input.numel() <= MAX_LINEAR_ROWS * depth or 2 * depth <= min(columns, 2 * MAX_WIDE_DEPTH))
             and input.dtype is weight.dtype is torch.bfloat16
             and weight.is_contiguous()
-            and weight.shape[0] % LINEAR_COLUMNS_MULTIPLE == 0
-            and weight.shape[1] % LINEAR_DEPTH_MULTIPLE == 0
+            and columns % LINEAR_COLUMNS_MULTIPLE == 0
+            and depth % LINEAR_DEPTH_MULTIPLE == 0
             and input.is_cpu
             and weight.is_cpu
         )
@@ -171,6 +176,33 @@ class NativeKernels(Kernels):
         threads = torch.get_num_threads()
         self._kernels.linear(
             input.data_ptr(), weight.data_ptr(), address, out.data_ptr(), rows, columns, depth, threads
+        )
+        return out
+
+    def takes_gated_linear(self, input: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> bool:
+        # Few rows are bound by reading weights, which goes at full speed one layer at a time.
+        return (
+            input.numel() > MIN_GATED_ROWS * input.shape[-1]
+            and gate.shape == up.shape
+            and gate.dtype is up.dtype
+            and up.is_contiguous()
+            and self.takes_linear(input, gate)
+        )
+
+    def gated_linear(self, input: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        columns, depth = gate.shape
+        input = input.contiguous()
+        out = input.new_empty(*input.shape[:-1], columns)
+        rows = input.numel() // depth
+        self._kernels.gated_linear(
+            input.data_ptr(),
+            gate.data_ptr(),
+            up.data_ptr(),
+            out.data_ptr(),
+            rows,
+            columns,
+            depth,
+            torch.get_num_threads(),
         )
         return out
 

@@ -64,6 +64,12 @@ class ReferenceKernels(Kernels):
     def linear(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return torch.nn.functional.linear(input, weight, bias)
 
+    def takes_gated_linear(self, input: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> bool:  # noqa: ARG002
+        return False
+
+    def gated_linear(self, input: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return self.gated_silu(self.linear(input, gate, None), self.linear(input, up, None))
+
     def rms_norm(self, input: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         wide = input.float()
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)

@@ -17,6 +17,7 @@ from torch import nn
 
 from pagoda.kernels.reference import ReferenceKernels
 from pagoda.models.attention import kernels_in_flight
+from pagoda.models.linear import PagedLinear
 
 ROTARY_FUNCTION = "apply_rotary_pos_emb"
 GATED_MLP = ("gate_proj", "up_proj", "down_proj")
@@ -42,15 +43,18 @@ class FusedNorm(nn.Module):
 class FusedMLP(nn.Module):
     """Mixed in before the class of an MLP gated by SiLU."""
 
-    gate_proj: nn.Module
-    up_proj: nn.Module
-    down_proj: nn.Module
+    gate_proj: Any
+    up_proj: Any
+    down_proj: Any
+    plain_gates: bool
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         kernels = kernels_in_flight()
         out: torch.Tensor
         if kernels is None:
             out = super().forward(x)
+        elif self.plain_gates and kernels.takes_gated_linear(x, self.gate_proj.weight, self.up_proj.weight):
+            out = self.down_proj(kernels.gated_linear(x, self.gate_proj.weight, self.up_proj.weight))
         else:
             out = self.down_proj(kernels.gated_silu(self.gate_proj(x), self.up_proj(x)))
         return out
@@ -65,6 +69,7 @@ def fuse(network: Any) -> None:
             module.fused_epsilon = epsilon
             module.__class__ = _mixed(FusedNorm, kind)
         elif _is_gated_mlp(module):
+            module.plain_gates = all(_is_plain(module.get_submodule(name)) for name in ("gate_proj", "up_proj"))
             module.__class__ = _mixed(FusedMLP, kind)
         elif rotation := _rotation(kind):
             module.__class__ = _rotating(kind, rotation)
@@ -96,6 +101,11 @@ def _is_gated_mlp(module: nn.Module) -> bool:
     probe = _numbers(2, PROBE_WIDTH)
     gate, up, down = small.values()
     return _agree(twin, (probe,), down(ReferenceKernels().gated_silu(gate(probe), up(probe))))
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether a layer is its weight and nothing else."""
+    return type(layer) in (nn.Linear, PagedLinear) and layer.bias is None
 
 
 def _rotation(kind: type[nn.Module]) -> Rotation | None:
