@@ -24,8 +24,10 @@ READ_NBYTES = 3 << 30
 
 
 def run_engine(name: str, python: str, checkpoint: Path, workloads: list[str], seed: int) -> dict[str, float]:
-    """The figures of one process, which prints them as a line of JSON."""
-    command = [python, str(HERE / f"{name}_engine.py"), str(checkpoint), *workloads, "--seed", str(seed)]
+    """The figures of one process, which prints them as a line of JSON. The name may end in a format: "pagoda int8"."""
+    name, _, kv_cache_dtype = name.partition(" ")
+    options = ["--seed", str(seed), "--kv-cache-dtype", kv_cache_dtype or "auto"]
+    command = [python, str(HERE / f"{name}_engine.py"), str(checkpoint), *workloads, *options]
     # The package is installed where it is needed: nothing of this process's path must leak into another environment.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | preloads(name, python)
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -63,15 +65,42 @@ def table(results: dict[str, dict[str, list[float]]]) -> str:
     return "\n".join(lines)
 
 
+def plot(results: dict[str, dict[str, list[float]]], path: Path) -> None:
+    """How many times as fast as the slowest engine each one is, by workload."""
+    from matplotlib import pyplot
+
+    engines = {name: figures for name, figures in results.items() if name != "machine"}
+    metrics = [m for m in engines["pagoda"] if m.endswith((", s", "tok/s"))]
+    figure, axes = pyplot.subplots(figsize=(9, 0.7 * len(metrics) + 1.2), layout="constrained")
+    height = 0.8 / len(engines)
+    for row, (name, figures) in enumerate(engines.items()):
+        speeds = {}
+        for place, metric in enumerate(metrics):
+            medians = [statistics.median(each[metric]) for each in engines.values() if metric in each]
+            if metric in figures:
+                own = statistics.median(figures[metric])
+                speeds[place + row * height] = max(medians) / own if metric.endswith(", s") else own / min(medians)
+        axes.barh(list(speeds), list(speeds.values()), height, label=name)
+    axes.set_yticks([place + 0.4 - height / 2 for place in range(len(metrics))], metrics)
+    axes.invert_yaxis()
+    axes.set_xlabel("speed, as a multiple of the slowest engine's")
+    axes.legend()
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="written by benchmarks/shapes.py")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help="transformers or vllm")
+    parser.add_argument("--formats", nargs="+", default=[], help="formats of Pagoda's pages, beside its default")
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=WORKLOADS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write all figures of all rounds here")
+    parser.add_argument("--plot", type=Path, help="draw the medians here, as PNG")
     arguments = parser.parse_args()
-    engines = {"pagoda": sys.executable} | dict(peer.split("=", 1) for peer in arguments.peer)
+    own = ["pagoda", *(f"pagoda {format}" for format in arguments.formats)]
+    engines = dict.fromkeys(own, sys.executable) | dict(peer.split("=", 1) for peer in arguments.peer)
     results: dict[str, dict[str, list[float]]] = {name: {} for name in engines} | {"machine": {}}
     for round in range(arguments.rounds):
         results["machine"].setdefault("read bandwidth, GB/s", []).append(read_bandwidth())
@@ -82,6 +111,8 @@ def main() -> None:
     print(table(results))
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+    if arguments.plot:
+        plot(results, arguments.plot)
 
 
 if __name__ == "__main__":

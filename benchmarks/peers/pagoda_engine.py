@@ -12,8 +12,9 @@ from pagoda import LLM, SamplingParams
 class Pagoda:
     has_prefix_cache = True
 
-    def __init__(self, checkpoint: Path, threads: int) -> None:
-        self._llm = LLM(checkpoint, num_threads=threads, kv_cache_memory_bytes=4 << 30)
+    def __init__(self, checkpoint: Path, threads: int, kv_cache_dtype: str) -> None:
+        memory = 4 << 30
+        self._llm = LLM(checkpoint, num_threads=threads, kv_cache_memory_bytes=memory, kv_cache_dtype=kv_cache_dtype)
 
     def timed(self, prompts: list[list[int]], max_tokens: int) -> tuple[float, float]:
         params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)

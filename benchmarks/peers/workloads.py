@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,22 @@ def cached(engine: Any, prompts: Prompts, length: int) -> dict[str, float]:
     return {f"ttft of {length} cached tokens, s": min(engine.timed([prompt], 1)[0] for _ in range(3))}
 
 
+def extended(engine: Any, prompts: Prompts, length: int) -> dict[str, float]:
+    """Time to first token of a prompt that was just answered, with 32 new tokens behind it."""
+    if not engine.has_prefix_cache:
+        return {}
+    prompt = prompts.tokens(length)
+    engine.timed([prompt], 2)
+    seconds = min(engine.timed([prompt + prompts.tokens(32)], 1)[0] for _ in range(3))
+    return {f"ttft of {length} cached + 32 tokens, s": seconds}
+
+
+def batch(engine: Any, prompts: Prompts, size: int) -> dict[str, float]:
+    """Tokens generated per second by `size` requests at once, 512 tokens in and 64 out each."""
+    seconds = engine.timed([prompts.tokens(512) for _ in range(size)], 64)[1]
+    return {f"{size} x (512 in, 64 out), output tok/s": size * 64 / seconds}
+
+
 def shared(engine: Any, prompts: Prompts, length: int) -> dict[str, float]:
     """16 requests at once: a shared prefix, 32 tokens of their own, 32 tokens out; then 16 more on the same prefix."""
     if not engine.has_prefix_cache:
@@ -63,23 +80,29 @@ WORKLOADS: dict[str, Callable[[Any, Prompts], dict[str, float]]] = {
     "prefill-2048": lambda engine, prompts: prefill(engine, prompts, 2048),
     "decode-512": lambda engine, prompts: decode(engine, prompts, 512),
     "decode-8192": lambda engine, prompts: decode(engine, prompts, 8192),
+    "decode-32768": lambda engine, prompts: decode(engine, prompts, 32768),
+    "batch-8": lambda engine, prompts: batch(engine, prompts, 8),
+    "batch-32": lambda engine, prompts: batch(engine, prompts, 32),
     "cached-2048": lambda engine, prompts: cached(engine, prompts, 2048),
+    "extended-2048": lambda engine, prompts: extended(engine, prompts, 2048),
     "shared-2048": lambda engine, prompts: shared(engine, prompts, 2048),
 }
 
 
-def run(make_engine: Callable[[Path, int], Any]) -> None:
+def run(make_engine: Callable[[Path, int, str], Any]) -> None:
     """The command line of an adapter: run the named workloads and print one JSON object."""
     parser = argparse.ArgumentParser(description="Run workloads on one engine and print the figures as JSON.")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("workloads", nargs="+", choices=WORKLOADS)
+    parser.add_argument("--kv-cache-dtype", default="auto", help="where the engine has a choice")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    engine = make_engine(arguments.checkpoint, arguments.threads)
+    engine = make_engine(arguments.checkpoint, arguments.threads, arguments.kv_cache_dtype)
     prompts = Prompts(arguments.seed)
     engine.timed([prompts.tokens(600)], 4)  # first use: compile, allocate, page in the weights
     figures: dict[str, float] = {}
     for name in arguments.workloads:
         figures |= WORKLOADS[name](engine, prompts)
+    figures["peak memory, GiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     sys.stdout.write(json.dumps(figures) + "\n")
