@@ -67,11 +67,11 @@ def table(results: dict[str, dict[str, list[float]]]) -> str:
 
 def plot(results: dict[str, dict[str, list[float]]], path: Path) -> None:
     """How many times as fast as the slowest engine each one is, by workload."""
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
 
     engines = {name: figures for name, figures in results.items() if name != "machine"}
     metrics = [m for m in engines["pagoda"] if m.endswith((", s", "tok/s"))]
-    figure, axes = pyplot.subplots(figsize=(9, 0.7 * len(metrics) + 1.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 0.7 * len(metrics) + 1.2), layout="constrained")
     height = 0.8 / len(engines)
     for row, (name, figures) in enumerate(engines.items()):
         speeds = {}
