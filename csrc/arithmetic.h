@@ -1,6 +1,7 @@
-// How the two products of attention are computed: on vectors, for any format, or on tiles, for bf16.
+// How the two products of attention are computed: on vectors, for any format, or on tiles, for bf16 and bytes.
 //
-// Each class has the type of its left factors and the two products; it knows no pages, rows or softmax.
+// Each class has the type of its left factors and the two products; it knows no pages, rows or softmax. Those that
+// multiply bytes have both products of them too.
 #pragma once
 
 #include "product.h"
@@ -11,16 +12,41 @@
 namespace pagoda {
 namespace {
 
+typedef Left<uint8_t> LeftBytes;
+typedef Sums<float> FloatSums;
+typedef Sums<int32_t> IntegerSums;
+
 template <class Words>
 class VectorArithmetic {
   public:
     typedef typename Words::Factor Factor;
 
     explicit VectorArithmetic(const Pages&) {}
-    void scores(const Left<Factor>& left, const Panels& right, const Sums& sums) { product<Words>(left, right, sums); }
-    void values(const Left<Factor>& left, const Panels& right, const Sums& sums) { product<Words>(left, right, sums); }
+    void scores(const Left<Factor>& left, const Panels& right, const FloatSums& sums) {
+        product<Words>(left, right, sums);
+    }
+    void values(const Left<Factor>& left, const Panels& right, const FloatSums& sums) {
+        product<Words>(left, right, sums);
+    }
 };
 
+#if defined(__AVX512BF16__)
+
+class DotArithmetic : public VectorArithmetic<Bf16DotWords> {
+  public:
+    using VectorArithmetic::VectorArithmetic;
+
+    static constexpr float kRaisedKeys = SignedByteWords::kRaised;
+
+    void byte_scores(const LeftBytes& left, const Panels& right, const IntegerSums& sums) {
+        product<SignedByteWords>(left, right, sums);
+    }
+    void byte_values(const LeftBytes& left, const Panels& right, const IntegerSums& sums) {
+        product<UnsignedByteWords>(left, right, sums);
+    }
+};
+
+#endif
 #if defined(__AMX_BF16__)
 
 // Holds the tile configuration of its thread from its first product to its end.
@@ -28,35 +54,54 @@ class TileArithmetic {
   public:
     typedef Bf16 Factor;
 
+    static constexpr float kRaisedKeys = 0;
+
     static bool fits(const Pages& pages) {
-        return pages.key.width % 2 == 0 && tile_part(pages.key.width / 2) >= kMinimumTileWords &&
+        const int64_t key_codes = multiplies_bytes(pages.key) ? kWordCodes : 2;
+        return pages.key.width % key_codes == 0 && tile_part(pages.key.width / key_codes) >= kMinimumTileWords &&
                tile_part(pages.value.width) >= kMinimumTileWords;
     }
 
     explicit TileArithmetic(const Pages& pages)
-        : key_words_(tile_part(pages.key.width / 2)), value_columns_(tile_part(pages.value.width)) {}
+        : key_words_(tile_part(pages.key.width / 2)),
+          byte_key_words_(tile_part(pages.key.width / kWordCodes)),
+          value_columns_(tile_part(pages.value.width)) {}
     TileArithmetic(const TileArithmetic&) = delete;
     TileArithmetic& operator=(const TileArithmetic&) = delete;
     ~TileArithmetic() { release(); }
 
-    void scores(const Left<Factor>& left, const Panels& right, const Sums& sums) {
-        multiply(left, right, sums, {rows(left), key_words_, kTileWords});
+    void scores(const Left<Factor>& left, const Panels& right, const FloatSums& sums) {
+        multiply<Bf16Tiles>(left, right, sums, {rows(left), key_words_, kTileWords});
     }
 
-    void values(const Left<Factor>& left, const Panels& right, const Sums& sums) {
-        multiply(left, right, sums, {rows(left), int(right.depth_words), value_columns_});
+    void values(const Left<Factor>& left, const Panels& right, const FloatSums& sums) {
+        multiply<Bf16Tiles>(left, right, sums, {rows(left), int(right.depth_words), value_columns_});
+    }
+
+    void byte_scores(const LeftBytes& left, const Panels& right, const IntegerSums& sums) {
+        multiply<SignedByteTiles>(left, right, sums, {rows(left), byte_key_words_, kTileWords});
+    }
+
+    void byte_values(const LeftBytes& left, const Panels& right, const IntegerSums& sums) {
+        multiply<UnsignedByteTiles>(left, right, sums, {rows(left), int(right.depth_words), value_columns_});
     }
 
   private:
-    static int rows(const Left<Factor>& left) { return left.rows < kTileWords ? left.rows : kTileWords; }
+    template <class Factors>
+    static int rows(const Factors& left) {
+        return left.rows < kTileWords ? left.rows : kTileWords;
+    }
 
-    void multiply(const Left<Factor>& left, const Panels& right, const Sums& sums, const TileShape& shape) {
+    template <class Tiles>
+    void multiply(const Left<typename Tiles::Factor>& left, const Panels& right,
+                  const Sums<typename Tiles::Total>& sums, const TileShape& shape) {
         if (!(shape == configured_)) configure(shape);
         configured_ = shape;
-        product(left, right, sums, shape);
+        product<Tiles>(left, right, sums, shape);
     }
 
     int key_words_;
+    int byte_key_words_;
     int value_columns_;
     TileShape configured_{};
 };

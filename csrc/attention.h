@@ -27,6 +27,7 @@ struct Rows {
 enum class Encoding { none, int8, e4m3, e5m2, int4 };
 
 constexpr int64_t kScaleNbytes = 2;
+constexpr int64_t kWordCodes = 4;
 
 static inline bool has_minima(Encoding encoding) { return encoding == Encoding::int4; }
 
@@ -40,6 +41,13 @@ struct Plane {
     int64_t width;
     Encoding encoding;
 };
+
+static inline bool has_codes(const Plane& plane) { return plane.encoding != Encoding::none; }
+
+// Whether codes are small integers, which instructions for bytes can multiply.
+static inline bool multiplies_bytes(const Plane& plane) {
+    return plane.encoding == Encoding::int8 || plane.encoding == Encoding::int4;
+}
 
 // `number` is that of planes without encoding, and bf16 if there is none.
 struct Pages {

@@ -20,8 +20,6 @@ static inline float largest_code(Encoding encoding) {
 
 constexpr Bf16 kNaN = 0x7fc0, kSmallestScale = 0x0080;
 
-static inline bool is_finite(float value) { return value - value == 0.0f; }
-
 // The positive bf16 at or above a positive number.
 static inline Bf16 bf16_above(float value) { return Bf16((bits_of_float(value) + 0xffff) >> 16); }
 
@@ -108,6 +106,11 @@ static inline void encode_row(uint8_t* codes, const float* values, int64_t width
             for (int64_t i = 0; i < width; i++) codes[i] = code_of_int8(bounded((values[i] - minimum) / divisor, largest));
             break;
     }
+}
+
+// Two codes to a byte: the second half of the row goes into the high bits.
+static inline void pack_nibbles(uint8_t* codes, int64_t width) {
+    for (int64_t i = 0; i < width / 2; i++) codes[i] = uint8_t(codes[i] | codes[i + width / 2] << 4);
 }
 
 }  // namespace pagoda

@@ -1,36 +1,14 @@
-// How the codes of `formats/scaled.py` and `formats/int4.py` become bf16 words in the order of `formats/words.py`.
+// How the codes of `formats/scaled.py` and `formats/int4.py` become bytes or bf16 words in the order of
+// `formats/words.py`.
 //
 // Knows codes, a panel of 16 or 32 tokens at a time; does not know pages, scales or minima, which the scores and weights
-// of the tokens take in. Codes are exact in bf16. Those of four bits come out with kNibbleOffset added, which is one OR.
+// of the tokens take in. Codes are exact in bf16.
 #pragma once
 
 #include "product.h"
 
 namespace pagoda {
 namespace {
-
-typedef uint16_t UnalignedHalves __attribute__((vector_size(kLanes * 2), aligned(1), may_alias));
-typedef uint8_t UnalignedBytes __attribute__((vector_size(kLanes), aligned(1), may_alias));
-
-// As bf16, whose last place is one at this size.
-constexpr float kNibbleOffset = 128.0f;
-constexpr int32_t kNibbleOffsetWord = 0x43004300;
-
-inline Ints load_halves(const uint8_t* data) {
-#if defined(__AVX512F__)
-    return reinterpret_cast<Ints>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(data))));
-#else
-    return __builtin_convertvector(*reinterpret_cast<const UnalignedHalves*>(data), Ints);
-#endif
-}
-
-inline Ints load_bytes(const uint8_t* data) {
-#if defined(__AVX512F__)
-    return reinterpret_cast<Ints>(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(data))));
-#else
-    return __builtin_convertvector(*reinterpret_cast<const UnalignedBytes*>(data), Ints);
-#endif
-}
 
 // Every code becomes a finite number: what lies behind the end of a sequence is multiplied by zero.
 template <int kShift>
@@ -39,99 +17,92 @@ inline Floats floats_of_fp8(Ints codes, float unit) {
     return reinterpret_cast<Floats>(reinterpret_cast<Ints>(magnitude) | (codes & 0x80) << 24);
 }
 
+// Codes in the low halves of words, two each.
 template <Encoding kEncoding>
 inline Pair floats_of_codes(Ints pairs) {
-    if constexpr (kEncoding == Encoding::int8)
-        return {__builtin_convertvector(pairs << 24 >> 24, Floats), __builtin_convertvector(pairs << 16 >> 24, Floats)};
-    else if constexpr (kEncoding == Encoding::e4m3)
+    if constexpr (kEncoding == Encoding::e4m3)
         return {floats_of_fp8<20>(pairs & 0xff, 0x1p120f), floats_of_fp8<20>(pairs >> 8, 0x1p120f)};
-    else
+    else if constexpr (kEncoding == Encoding::e5m2)
         return {floats_of_fp8<21>(pairs & 0xff, 0x1p112f), floats_of_fp8<21>(pairs >> 8, 0x1p112f)};
+    else
+        return {__builtin_convertvector(pairs << 24 >> 24, Floats), __builtin_convertvector(pairs << 16 >> 24, Floats)};
 }
 
 inline void store_words(uint8_t* target, Ints words) { *reinterpret_cast<UnalignedInts*>(target) = words; }
 
-// A vector of words from as many pairs of codes.
 template <Encoding kEncoding>
-inline void decode_pairs(const uint8_t* codes, uint8_t* target) {
-#if defined(__AVX512BF16__)
-    if constexpr (kEncoding == Encoding::int8) {
-        const __m128i* bytes = reinterpret_cast<const __m128i*>(codes);
-        const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes)));
-        const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes + 1)));
-        return store_words(target, reinterpret_cast<Ints>(_mm512_cvtne2ps_pbh(high, low)));
-    }
-#endif
-    const Pair pair = floats_of_codes<kEncoding>(load_halves(codes));
+inline void store_pairs(uint8_t* target, Ints pairs) {
+    const Pair pair = floats_of_codes<kEncoding>(pairs);
     const Ints even = reinterpret_cast<Ints>(pair.even), odd = reinterpret_cast<Ints>(pair.odd);
     store_words(target, (even >> 16 & 0xffff) | (odd & int32_t(0xffff0000)));
 }
 
-// Where a panel of codes lies: rows at a distance of `row_nbytes`, and as many bytes to ask for meanwhile.
+// Where a panel of codes lies: words of four in rows at a distance of `row_nbytes`, and as many bytes to ask for
+// meanwhile.
 struct CodedPanel {
     const uint8_t* codes;
     int64_t row_nbytes;
+    int64_t rows;
+    int64_t columns;
     const uint8_t* ahead;
 };
 
-inline void prefetch_row(const uint8_t* ahead, int64_t nbytes) {
-    for (int64_t offset = 0; offset < nbytes; offset += kLineNbytes) prefetch(ahead + offset);
+inline void prefetch_row(const CodedPanel& panel, int64_t row) {
+    const uint8_t* ahead = panel.ahead + row * panel.columns * 4;
+    for (int64_t offset = 0; offset < panel.columns * 4; offset += kLineNbytes) prefetch(ahead + offset);
 }
 
-// Rows of `columns` pairs. Like all below, reads and writes up to a whole vector behind the last row: codes are
-// followed by scales.
+// A row of codes becomes two rows of words. Like all below, reads and writes up to a whole vector behind the last row:
+// codes are followed by scales.
 template <Encoding kEncoding>
-void decode_panel(const CodedPanel& panel, int64_t rows, int64_t columns, uint8_t* target) {
-    for (int64_t row = 0; row < rows; row++, target += columns * 4) {
-        prefetch_row(panel.ahead + row * columns * 2, columns * 2);
+void decode_panel(const CodedPanel& panel, uint8_t* target) {
+    const int64_t target_nbytes = panel.columns * 4;
+    for (int64_t row = 0; row < panel.rows; row++, target += 2 * target_nbytes) {
+        prefetch_row(panel, row);
         const uint8_t* codes = panel.codes + row * panel.row_nbytes;
-        for (int64_t column = 0; column < columns; column += kLanes)
-            decode_pairs<kEncoding>(codes + column * 2, target + column * 4);
+        for (int64_t offset = 0; offset < target_nbytes; offset += kLanes * 4)
+            store_pairs<kEncoding>(target + offset, load_words(codes + offset) & 0xffff);
+        for (int64_t offset = 0; offset < target_nbytes; offset += kLanes * 4)
+            store_pairs<kEncoding>(target + target_nbytes + offset, load_words(codes + offset) >> 16 & 0xffff);
     }
 }
 
-// Rows of pairs of channels: a byte is a pair.
-inline void decode_nibble_keys(const CodedPanel& panel, int64_t rows, int64_t tokens, uint8_t* target) {
-    for (int64_t row = 0; row < rows; row++, target += tokens * 4) {
-        prefetch_row(panel.ahead + row * tokens, tokens);
-        const uint8_t* codes = panel.codes + row * panel.row_nbytes;
-        for (int64_t token = 0; token < tokens; token += kLanes) {
-            const Ints pairs = load_bytes(codes + token);
-            store_words(target + token * 4, (pairs & 0xf) | (pairs >> 4 << 16) | kNibbleOffsetWord);
-        }
+// Bytes of two codes become bytes of one: what the low bits hold comes first, what the high bits hold `distance_nbytes`
+// further. Low bits are written first where rows end in each other's room.
+inline void unpack_row(const uint8_t* codes, int64_t nbytes, uint8_t* target, int64_t distance_nbytes) {
+    for (int64_t offset = 0; offset < nbytes; offset += kLanes * 4)
+        store_words(target + offset, load_words(codes + offset) & 0x0f0f0f0f);
+    for (int64_t offset = 0; offset < nbytes; offset += kLanes * 4)
+        store_words(target + distance_nbytes + offset, load_words(codes + offset) >> 4 & 0x0f0f0f0f);
+}
+
+// Rows of channels, the high bits' half a head behind the low bits'.
+inline void unpack_keys(const CodedPanel& panel, uint8_t* target) {
+    const int64_t row_nbytes = panel.columns * 4;
+    for (int64_t row = 0; row < panel.rows; row++) {
+        prefetch_row(panel, row);
+        unpack_row(panel.codes + row * panel.row_nbytes, row_nbytes, target + row * row_nbytes,
+                   panel.rows * row_nbytes);
     }
 }
 
-// Rows of pairs of tokens: a half holds a channel of both and one half a row further, which is written second since the
-// first may end in its room.
-inline void decode_nibble_values(const CodedPanel& panel, int64_t rows, int64_t width, uint8_t* target) {
-    for (int64_t row = 0; row < rows; row++, target += width * 4) {
-        prefetch_row(panel.ahead + row * width, width);
-        const uint8_t* codes = panel.codes + row * panel.row_nbytes;
-        for (int64_t channel = 0; channel < width / 2; channel += kLanes) {
-            const Ints pairs = load_halves(codes + channel * 2);
-            store_words(target + channel * 4, (pairs & 0xf) | (pairs & 0xf00) << 8 | kNibbleOffsetWord);
-        }
-        for (int64_t channel = 0; channel < width / 2; channel += kLanes) {
-            const Ints pairs = load_halves(codes + channel * 2) >> 4;
-            store_words(target + (width / 2 + channel) * 4, (pairs & 0xf) | (pairs & 0xf00) << 8 | kNibbleOffsetWord);
-        }
+// Rows of tokens, whose channels of the high bits are the second half.
+inline void unpack_values(const CodedPanel& panel, uint8_t* target) {
+    const int64_t row_nbytes = panel.columns * 4;
+    for (int64_t row = 0; row < panel.rows; row++) {
+        prefetch_row(panel, row);
+        unpack_row(panel.codes + row * panel.row_nbytes, row_nbytes, target + row * 2 * row_nbytes, row_nbytes);
     }
 }
 
-inline void decode_keys(Encoding encoding, const CodedPanel& panel, int64_t rows, int64_t tokens, uint8_t* target) {
+inline void decode(Encoding encoding, const CodedPanel& panel, uint8_t* target) {
     switch (encoding) {
         case Encoding::none: break;
-        case Encoding::int8: return decode_panel<Encoding::int8>(panel, rows, tokens, target);
-        case Encoding::e4m3: return decode_panel<Encoding::e4m3>(panel, rows, tokens, target);
-        case Encoding::e5m2: return decode_panel<Encoding::e5m2>(panel, rows, tokens, target);
-        case Encoding::int4: return decode_nibble_keys(panel, rows, tokens, target);
+        case Encoding::int8:
+        case Encoding::int4: return decode_panel<Encoding::int8>(panel, target);
+        case Encoding::e4m3: return decode_panel<Encoding::e4m3>(panel, target);
+        case Encoding::e5m2: return decode_panel<Encoding::e5m2>(panel, target);
     }
-}
-
-inline void decode_values(Encoding encoding, const CodedPanel& panel, int64_t rows, int64_t width, uint8_t* target) {
-    if (encoding == Encoding::int4) return decode_nibble_values(panel, rows, width, target);
-    decode_keys(encoding, panel, rows, width, target);
 }
 
 }  // namespace

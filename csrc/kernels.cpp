@@ -1,7 +1,7 @@
 // The kernel table of one instruction set: compiled once for each, with its flags, its name and the name of its table.
 //
-// Chooses the arithmetic from the formats of pages and queries. Instructions that multiply bf16 by bf16 serve bf16
-// queries only: rounding wider ones would lose what the caller kept.
+// Chooses the arithmetic from the formats of pages and queries. Instructions that multiply bf16 by bf16, or bytes, serve
+// bf16 queries only: rounding wider ones would lose what the caller kept.
 #include "attend.h"
 #include "pointwise.h"
 #if defined(__AMX_BF16__)
@@ -12,28 +12,43 @@ namespace pagoda {
 namespace {
 
 template <class Arithmetic>
-void attend_with(const AttendCall& call, const Tile& tile, const Scratch& scratch) {
-    TileAttention<Arithmetic>(call, tile, scratch).run();
+void attend_numbers(const AttendCall& call, const Tile& tile, const Scratch& scratch) {
+    TileAttention<Arithmetic, NumberKeys, NumberValues>(call, tile, scratch).run();
 }
+
+#if defined(__AVX512BF16__)
+
+template <class Arithmetic, template <class> class Keys>
+void attend_values(const AttendCall& call, const Tile& tile, const Scratch& scratch) {
+    if (multiplies_bytes(call.pages.value)) return TileAttention<Arithmetic, Keys, ByteValues>(call, tile, scratch).run();
+    TileAttention<Arithmetic, Keys, NumberValues>(call, tile, scratch).run();
+}
+
+template <class Arithmetic>
+void attend_any(const AttendCall& call, const Tile& tile, const Scratch& scratch) {
+    if (multiplies_bytes(call.pages.key)) return attend_values<Arithmetic, ByteKeys>(call, tile, scratch);
+    attend_values<Arithmetic, NumberKeys>(call, tile, scratch);
+}
+
+#endif
 
 void attend_bf16(const AttendCall& call, const Tile& tile, const Scratch& scratch) {
 #if defined(__AMX_BF16__)
     if (call.query.number == Number::bf16 && TileArithmetic::fits(call.pages))
-        return attend_with<TileArithmetic>(call, tile, scratch);
+        return attend_any<TileArithmetic>(call, tile, scratch);
 #endif
 #if defined(__AVX512BF16__)
-    if (call.query.number == Number::bf16)
-        return attend_with<VectorArithmetic<Bf16DotWords>>(call, tile, scratch);
+    if (call.query.number == Number::bf16) return attend_any<DotArithmetic>(call, tile, scratch);
 #endif
-    attend_with<VectorArithmetic<Bf16Words>>(call, tile, scratch);
+    attend_numbers<VectorArithmetic<Bf16Words>>(call, tile, scratch);
 }
 
 void attend(const AttendCall& call, const Tile& tile, uint8_t* memory) {
     Cursor cursor{memory, 0};
     const Scratch scratch = lay_out(call, cursor);
     switch (call.pages.number) {
-        case Number::fp32: return attend_with<VectorArithmetic<Fp32Words>>(call, tile, scratch);
-        case Number::fp16: return attend_with<VectorArithmetic<Fp16Words>>(call, tile, scratch);
+        case Number::fp32: return attend_numbers<VectorArithmetic<Fp32Words>>(call, tile, scratch);
+        case Number::fp16: return attend_numbers<VectorArithmetic<Fp16Words>>(call, tile, scratch);
         case Number::bf16: return attend_bf16(call, tile, scratch);
     }
 }

@@ -77,9 +77,9 @@ void multiply_block(const LinearCall& call, const uint8_t* packed, int64_t block
     for (int64_t depth = 0; depth < call.depth; depth += kTileDepth) {
         tile_load<4>(weight, stride);
         tile_load<6>(packed, kSumNbytes);
-        tile_dot<0, 4, 6>();
+        Bf16Tiles::dot<0, 4, 6>();
         if constexpr (kTwoTiles) tile_load<7>(packed + kRightTileNbytes, kSumNbytes);
-        if constexpr (kTwoTiles) tile_dot<1, 4, 7>();
+        if constexpr (kTwoTiles) Bf16Tiles::dot<1, 4, 7>();
         if (asks_ahead)
             for (int line = 0; line < kTileWords; line++) prefetch(ahead + line * kLineNbytes);
         weight += kTileDepth * 2;
@@ -129,12 +129,12 @@ void multiply_panel(const uint8_t* weight, const uint8_t* other, int64_t stride,
     for (int64_t done = 0; done < depth; done += kTileDepth) {
         tile_load<4>(weight, stride);
         tile_load<6>(packed, kSumNbytes);
-        tile_dot<0, 4, 6>();
+        Bf16Tiles::dot<0, 4, 6>();
         tile_load<7>(packed + kRightTileNbytes, kSumNbytes);
-        tile_dot<1, 4, 7>();
+        Bf16Tiles::dot<1, 4, 7>();
         if constexpr (kTwoBlocks) tile_load<5>(other, stride);
-        if constexpr (kTwoBlocks) tile_dot<2, 5, 6>();
-        if constexpr (kTwoBlocks) tile_dot<3, 5, 7>();
+        if constexpr (kTwoBlocks) Bf16Tiles::dot<2, 5, 6>();
+        if constexpr (kTwoBlocks) Bf16Tiles::dot<3, 5, 7>();
         for (int64_t line = 0; line < 2 * kRightTileNbytes; line += kLineNbytes)
             prefetch_first(packed + kStepsAhead * 2 * kRightTileNbytes + line);
         weight += kTileDepth * 2;

@@ -51,6 +51,8 @@ static inline Fp16 fp16_of_float(float value) {
     return Fp16(sign | (rounded - 0x38000000) >> 13);
 }
 
+static inline bool is_finite(float value) { return value - value == 0.0f; }
+
 // Whether no number is NaN or infinite: the exponent of one that is has all bits set.
 static inline bool is_finite_row(const uint8_t* source, Number number, int64_t width) {
     uint32_t any = 0;

@@ -43,8 +43,9 @@ struct Left {
     int rows;
 };
 
+template <class Total>
 struct Sums {
-    float* data;
+    Total* data;
     int64_t stride;
     bool accumulate;
 };
@@ -55,14 +56,15 @@ constexpr int kRegisterColumns = 2;
 
 template <class Words, int kRows, int kColumns, bool kPartial>
 void product_in_registers(const Left<typename Words::Factor>& left, const Panels& right, int64_t column,
-                          const Sums& sums) {
+                          const Sums<typename Words::Total>& sums) {
     constexpr int64_t kStepNbytes = kColumns * kLanes * 4;
+    typedef decltype(load(sums.data)) Totals;
     const int lanes = kPartial ? int(right.columns - column) : kLanes;
-    Floats sum[kRows][kColumns];
+    Totals sum[kRows][kColumns];
     for (int row = 0; row < kRows; row++)
         for (int vector = 0; vector < kColumns; vector++)
             sum[row][vector] =
-                sums.accumulate ? load(sums.data + row * sums.stride + column + vector * kLanes) : Floats{};
+                sums.accumulate ? load(sums.data + row * sums.stride + column + vector * kLanes) : Totals{};
     const typename Words::Factor* factor = left.data;
     for (int panel = 0; panel < right.count; panel++) {
         const uint8_t* words = right.data[panel] + column * 4;
@@ -87,7 +89,8 @@ void product_in_registers(const Left<typename Words::Factor>& left, const Panels
 }
 
 template <class Words, int kRows>
-void product_of_rows(const Left<typename Words::Factor>& left, const Panels& right, const Sums& sums) {
+void product_of_rows(const Left<typename Words::Factor>& left, const Panels& right,
+                     const Sums<typename Words::Total>& sums) {
     if constexpr (kRows > 1)
         if (left.rows < kRows) return product_of_rows<Words, kRows - 1>(left, right, sums);
     int64_t column = 0;
@@ -100,7 +103,7 @@ void product_of_rows(const Left<typename Words::Factor>& left, const Panels& rig
 
 // Columns of `sums` are read and written up to a whole vector.
 template <class Words>
-void product(Left<typename Words::Factor> left, const Panels& right, Sums sums) {
+void product(Left<typename Words::Factor> left, const Panels& right, Sums<typename Words::Total> sums) {
     while (left.rows > 0) {
         product_of_rows<Words, kRegisterRows>(left, right, sums);
         left.data += kRegisterRows * left.stride;

@@ -10,7 +10,7 @@
 namespace pagoda {
 namespace {
 
-// Rows that go through scores, softmax and values together: two tile registers of them.
+// Rows that go through scores, softmax and values together: two tile registers of them, or of their parts.
 constexpr int64_t kBandRows = 32;
 constexpr int64_t kScoreStride = kBlockTokens + 16;
 constexpr int64_t kWeightStride = kBlockTokens + 32;
@@ -18,18 +18,27 @@ constexpr int64_t kWeightStride = kBlockTokens + 32;
 inline int64_t query_stride(const AttendCall& call) { return rounded_up(call.pages.key.width, 32); }
 
 struct Scratch {
-    void* query;  // [kTileRows, query_stride] left factors
-    void* weights;  // [kBandRows, kWeightStride] left factors
+    void* query;  // [kTileRows, query_stride] left factors, or two bytes each
+    void* weights;  // [kBandRows, kWeightStride] left factors, or bytes
     float* scores;  // [kBandRows, kScoreStride]
-    float* row;  // one row of results
+    float* row;  // one row of queries or results
     Accumulator split;
     Accumulator total;
-    Room room;
-    // Of codes: of the tokens of a block, of the queries of a tile, of the rows of a band.
+    uint8_t* edges;  // two value panels
+    // Of codes: decoded planes of a block, one panel of bytes, levels of the tokens of a block.
+    uint8_t* keys;
+    uint8_t* values;
+    uint8_t* bytes;
     TokenLevels key_levels;
     TokenLevels value_levels;
+    // Of rows that meet codes: scales of queries as bytes and sums of queries in a tile; what the weights of a band are
+    // in units of, and what its sums lack; sums of the parts of a band, of scores or values.
+    float* query_scales;
     float* query_sums;
+    float* units;
     float* shifts;
+    int32_t* parts;
+    int64_t parts_stride;
 };
 
 struct Cursor {
@@ -50,25 +59,37 @@ inline Accumulator take_accumulator(Cursor& cursor, int64_t stride) {
     return {maximum, sum, cursor.take<float>(kTileRows * stride), stride};
 }
 
+inline TokenLevels take_levels(Cursor& cursor) {
+    float* scales = cursor.take<float>(kBlockTokens);
+    return {scales, cursor.take<float>(kBlockTokens)};
+}
+
 // Left factors are at most floats, whatever the arithmetic.
 inline Scratch lay_out(const AttendCall& call, Cursor& cursor) {
+    const Pages& pages = call.pages;
+    const bool keys_are_codes = has_codes(pages.key), values_are_codes = has_codes(pages.value);
+    const bool any_codes = keys_are_codes || values_are_codes;
+    const int64_t widest = pages.key.width > pages.value.width ? pages.key.width : pages.value.width;
     Scratch scratch;
     scratch.query = cursor.take<float>(kTileRows * query_stride(call));
     scratch.weights = cursor.take<float>(kBandRows * kWeightStride);
     scratch.scores = cursor.take<float>(kBandRows * kScoreStride);
-    scratch.row = cursor.take<float>(value_stride(call));
+    scratch.row = cursor.take<float>(rounded_up(widest, 16));
     scratch.split = take_accumulator(cursor, value_stride(call));
     scratch.total = take_accumulator(cursor, value_stride(call));
-    const Pages& pages = call.pages;
-    scratch.room.edges = cursor.take<uint8_t>(2 * value_panel_nbytes(pages));
-    scratch.room.keys = cursor.take<uint8_t>(has_codes(pages.key) ? kBlockTokens * pages.key.width * 2 : 0);
-    // The last row is written up to a whole vector.
-    scratch.room.values =
-        cursor.take<uint8_t>(has_codes(pages.value) ? kBlockTokens * pages.value.width * 2 + kLineNbytes : 0);
-    scratch.key_levels = {cursor.take<float>(kBlockTokens), cursor.take<float>(kBlockTokens)};
-    scratch.value_levels = {cursor.take<float>(kBlockTokens), cursor.take<float>(kBlockTokens)};
+    scratch.edges = cursor.take<uint8_t>(2 * value_panel_nbytes(pages));
+    // Last rows are written up to a whole vector.
+    scratch.keys = cursor.take<uint8_t>(keys_are_codes ? kBlockTokens * pages.key.width * 2 : 0);
+    scratch.values = cursor.take<uint8_t>(values_are_codes ? kBlockTokens * pages.value.width * 2 + kLineNbytes : 0);
+    scratch.bytes = cursor.take<uint8_t>(any_codes ? panel_tokens(pages) * widest + kLineNbytes : 0);
+    scratch.key_levels = take_levels(cursor);
+    scratch.value_levels = take_levels(cursor);
+    scratch.query_scales = cursor.take<float>(kTileRows);
     scratch.query_sums = cursor.take<float>(kTileRows);
+    scratch.units = cursor.take<float>(kBandRows);
     scratch.shifts = cursor.take<float>(kBandRows);
+    scratch.parts_stride = value_stride(call) > kScoreStride ? value_stride(call) : kScoreStride;
+    scratch.parts = cursor.take<int32_t>(any_codes ? kBandRows * scratch.parts_stride : 0);
     return scratch;
 }
 

@@ -79,29 +79,25 @@ inline float weigh(const float* scores, Bf16* weights, Range range, float scale,
 #endif
 
 // As above, for values that are codes: weights are multiplied by the scales of their tokens, while the sum is of them as
-// they were. `shift` becomes what all channels of the weighted sum lack if codes come with `offset` added: the weighted
-// minima, and the offset taken back.
+// they were. `shift` becomes what all channels of the weighted sum lack: the weighted minima.
 inline float weigh_codes(const float* scores, float* weights, Range range, float scale, float maximum,
-                         const TokenLevels& levels, float offset, float* shift) {
-    Floats sum{}, minima{}, scaled_sum{};
+                         const TokenLevels& levels, float* shift) {
+    Floats sum{}, minima{};
     for (int token = range.first; token < range.last; token += kLanes) {
         const Floats weight = exp2(load(scores + token) * scale - maximum);
-        const Floats scaled = weight * load(levels.scales + token);
-        store(weights + token, scaled);
+        store(weights + token, weight * load(levels.scales + token));
         sum += weight;
-        scaled_sum += scaled;
         minima += weight * load(levels.minima + token);
     }
-    *shift = horizontal_sum(minima) - horizontal_sum(scaled_sum) * offset;
+    *shift = horizontal_sum(minima);
     return horizontal_sum(sum);
 }
 
 #if defined(__AVX512BF16__)
 
 inline float weigh_codes(const float* scores, Bf16* weights, Range range, float scale, float maximum,
-                         const TokenLevels& levels, float offset, float* shift) {
-    const __m512bh ones = reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3f80));
-    Floats sum{}, minima{}, scaled_sum{};
+                         const TokenLevels& levels, float* shift) {
+    Floats sum{}, minima{};
     for (int token = range.first; token < range.last; token += 2 * kLanes) {
         const Floats low = exp2_coarse(load(scores + token) * scale - maximum);
         const Floats high = exp2_coarse(load(scores + token + kLanes) * scale - maximum);
@@ -109,10 +105,28 @@ inline float weigh_codes(const float* scores, Bf16* weights, Range range, float 
                                                   low * load(levels.scales + token));
         _mm512_storeu_si512(weights + token, reinterpret_cast<__m512i>(pair));
         sum += low + high;
-        scaled_sum = _mm512_dpbf16_ps(scaled_sum, pair, ones);
         minima += low * load(levels.minima + token) + high * load(levels.minima + token + kLanes);
     }
-    *shift = horizontal_sum(minima) - horizontal_sum(scaled_sum) * offset;
+    *shift = horizontal_sum(minima);
+    return horizontal_sum(sum);
+}
+
+// As above, in the scores' room; also tells the largest product of weight and scale, NaN if any is.
+inline float weigh_bytes(float* scores, Range range, float scale, float maximum_score, const TokenLevels& levels,
+                         float* largest, float* shift) {
+    Floats sum{}, minima{}, most{}, scaled_sum{};
+    for (int token = range.first; token < range.last; token += kLanes) {
+        const Floats weight = exp2_coarse(load(scores + token) * scale - maximum_score);
+        const Floats scaled = weight * load(levels.scales + token);
+        store(scores + token, scaled);
+        most = maximum(most, scaled);
+        scaled_sum += scaled;
+        sum += weight;
+        minima += weight * load(levels.minima + token);
+    }
+    const float total = horizontal_sum(scaled_sum);
+    *largest = total == total ? horizontal_maximum(most) : total;
+    *shift = horizontal_sum(minima);
     return horizontal_sum(sum);
 }
 
@@ -137,15 +151,12 @@ inline void scale_values(float* values, int64_t width, float factor) {
 
 inline float exp2_of(float x) { return exp2(splat(x))[0]; }
 
-// `reach` lies in `range`, whose bounds are multiples of kRangeTokens; weights outside of `reach` are zero.
-// `weigh_row(scale, maximum)` turns the scores into weights and returns their sum.
-template <class Factor, class WeighRow>
-void softmax(float* scores, Factor* weights, Range reach, Range range, const Rule& rule, const Accumulator& sums,
-             int64_t row, WeighRow weigh_row) {
-    if (reach.first >= reach.last) {
-        for (int token = range.first; token < range.last; token++) weights[token] = 0;
-        return;
-    }
+// Whether the row reaches any token. `reach` lies in `range`, whose bounds are multiples of kRangeTokens; weights outside
+// of `reach` are zero. `weigh_row(scale, maximum)` turns the scores into weights and returns their sum.
+template <class WeighRow>
+bool softmax(float* scores, Range reach, Range range, const Rule& rule, const Accumulator& sums, int64_t row,
+             WeighRow weigh_row) {
+    if (reach.first >= reach.last) return false;
     const float scale = transform(scores, range, rule);
     fill(scores, {range.first, reach.first}, kNegativeInfinity);
     fill(scores, {reach.last, range.last}, kNegativeInfinity);
@@ -156,6 +167,7 @@ void softmax(float* scores, Factor* weights, Range reach, Range range, const Rul
     if (maximum > before) scale_values(sums.values + row * sums.stride, sums.stride, factor);
     sums.maximum[row] = maximum;
     sums.sum[row] = sums.sum[row] * factor + weigh_row(scale, maximum);
+    return true;
 }
 
 }  // namespace

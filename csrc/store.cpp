@@ -54,26 +54,18 @@ void write_value(uint8_t* plane, const Pages& pages, int64_t offset, const uint8
     for (int64_t channel = 0; channel < width; channel++) halves[2 * channel] = numbers[channel];
 }
 
-// Codes of a row, of which a byte holds one or two: neighbouring channels go down a column.
+// Codes of a row, a byte each or two: words of four go down a column.
 void write_key_codes(uint8_t* plane, const Pages& pages, int64_t offset, const uint8_t* codes) {
-    const int64_t pairs = pages.key.width / 2;
-    if (pages.key.encoding == Encoding::int4) {
-        for (int64_t pair = 0; pair < pairs; pair++)
-            plane[pair * pages.page_tokens + offset] = uint8_t(codes[2 * pair] | codes[2 * pair + 1] << 4);
-        return;
-    }
-    for (int64_t pair = 0; pair < pairs; pair++)
-        __builtin_memcpy(plane + (pair * pages.page_tokens + offset) * 2, codes + pair * 2, 2);
+    const int64_t num_words = code_nbytes(pages.key.encoding, pages.key.width) / kWordCodes;
+    for (int64_t word = 0; word < num_words; word++)
+        __builtin_memcpy(plane + (word * pages.page_tokens + offset) * kWordCodes, codes + word * kWordCodes, kWordCodes);
 }
 
-// Each byte goes into its half of a pair of tokens. One with two codes has channels half a row apart, so that a vector
-// of bytes is two of neighbouring channels.
+// Each byte goes into its place among those of four tokens.
 void write_value_codes(uint8_t* plane, const Pages& pages, int64_t offset, const uint8_t* codes) {
-    const int64_t width = pages.value.width, count = code_nbytes(pages.value.encoding, width);
-    uint8_t* pairs = plane + offset / 2 * count * 2 + offset % 2;
-    const bool has_two = count < width;
-    for (int64_t index = 0; index < count; index++)
-        pairs[2 * index] = uint8_t(has_two ? codes[index] | codes[index + count] << 4 : codes[index]);
+    const int64_t count = code_nbytes(pages.value.encoding, pages.value.width);
+    uint8_t* words = plane + offset / kWordCodes * count * kWordCodes + offset % kWordCodes;
+    for (int64_t index = 0; index < count; index++) words[index * kWordCodes] = codes[index];
 }
 
 class Writer {
@@ -108,6 +100,7 @@ class Writer {
         if (levels.scale == kNaN) mark(place);
         uint8_t* codes = reinterpret_cast<uint8_t*>(encoded_.data());
         encode_row(codes, numbers_.data(), plane.width, plane.encoding, levels);
+        if (plane.encoding == Encoding::int4) pack_nibbles(codes, plane.width);
         write_codes(target, pages, place.offset, codes);
         Bf16* scales =
             reinterpret_cast<Bf16*>(target + pages.page_tokens * code_nbytes(plane.encoding, plane.width));

@@ -66,23 +66,50 @@ inline void tile_store(void* data, int64_t row_nbytes) {
     asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(data), "r"(row_nbytes), "i"(kTile) : "memory");
 }
 
-template <int kSums, int kLeft, int kRight>
-inline void tile_dot() {
-    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kLeft), "i"(kRight));
-}
+// The kinds of numbers that tiles multiply: what a left row and a sum consist of, and the instruction.
+struct Bf16Tiles {
+    typedef Bf16 Factor;
+    typedef float Total;
+
+    template <int kSums, int kLeft, int kRight>
+    static void dot() {
+        asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kLeft), "i"(kRight));
+    }
+};
+
+struct SignedByteTiles {
+    typedef uint8_t Factor;
+    typedef int32_t Total;
+
+    template <int kSums, int kLeft, int kRight>
+    static void dot() {
+        asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kLeft), "i"(kRight));
+    }
+};
+
+struct UnsignedByteTiles {
+    typedef uint8_t Factor;
+    typedef int32_t Total;
+
+    template <int kSums, int kLeft, int kRight>
+    static void dot() {
+        asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kLeft), "i"(kRight));
+    }
+};
 
 // As many bytes as a right tile has.
 inline void prefetch_tile(const uint8_t* ahead, const TileShape& shape) {
     for (int row = 0; row < shape.depth_words; row++) prefetch(ahead + row * kLineNbytes);
 }
 
-template <int kRows, int kColumns>
-void product_in_tiles(const Left<Bf16>& left, const Panels& right, int64_t column, const Sums& sums,
-                      const TileShape& shape) {
+template <class Tiles, int kRows, int kColumns>
+void product_in_tiles(const Left<typename Tiles::Factor>& left, const Panels& right, int64_t column,
+                      const Sums<typename Tiles::Total>& sums, const TileShape& shape) {
     constexpr bool kTwoRows = kRows == 2, kTwoColumns = kColumns == 2, kAll = kTwoRows && kTwoColumns;
-    float* sum = sums.data + column;
-    const int64_t sum_nbytes = sums.stride * 4, left_nbytes = left.stride * 2;
-    float* lower_sum = sum + kTileWords * sums.stride;
+    constexpr int kWordNumbers = 4 / sizeof(typename Tiles::Factor);
+    typename Tiles::Total* sum = sums.data + column;
+    const int64_t sum_nbytes = sums.stride * 4, left_nbytes = left.stride * int64_t(sizeof(typename Tiles::Factor));
+    typename Tiles::Total* lower_sum = sum + kTileWords * sums.stride;
     if (sums.accumulate) {
         tile_load<0>(sum, sum_nbytes);
         if constexpr (kTwoColumns) tile_load<1>(sum + shape.columns, sum_nbytes);
@@ -94,7 +121,7 @@ void product_in_tiles(const Left<Bf16>& left, const Panels& right, int64_t colum
         if constexpr (kTwoRows) tile_zero<2>();
         if constexpr (kAll) tile_zero<3>();
     }
-    const Bf16* factor = left.data;
+    const typename Tiles::Factor* factor = left.data;
     for (int panel = 0; panel < right.count; panel++) {
         const uint8_t* words = right.data[panel] + column * 4;
         const uint8_t* ahead = right.ahead[panel] + column * 4 * right.depth_words;
@@ -102,15 +129,15 @@ void product_in_tiles(const Left<Bf16>& left, const Panels& right, int64_t colum
         for (int64_t depth = 0; depth < right.depth_words; depth += shape.depth_words) {
             tile_load<4>(factor, left_nbytes);
             tile_load<6>(words, right.row_nbytes);
-            tile_dot<0, 4, 6>();
+            Tiles::template dot<0, 4, 6>();
             if (asks_ahead) prefetch_tile(ahead, shape);
             if constexpr (kTwoRows) tile_load<5>(factor + kTileWords * left.stride, left_nbytes);
-            if constexpr (kTwoRows) tile_dot<2, 5, 6>();
+            if constexpr (kTwoRows) Tiles::template dot<2, 5, 6>();
             if constexpr (kTwoColumns) tile_load<7>(words + shape.columns * 4, right.row_nbytes);
-            if constexpr (kTwoColumns) tile_dot<1, 4, 7>();
+            if constexpr (kTwoColumns) Tiles::template dot<1, 4, 7>();
             if (kTwoColumns && asks_ahead) prefetch_tile(ahead + shape.depth_words * kLineNbytes, shape);
-            if constexpr (kAll) tile_dot<3, 5, 7>();
-            factor += shape.depth_words * 2;
+            if constexpr (kAll) Tiles::template dot<3, 5, 7>();
+            factor += shape.depth_words * kWordNumbers;
             words += shape.depth_words * right.row_nbytes;
             ahead += kColumns * shape.depth_words * kLineNbytes;
         }
@@ -121,20 +148,23 @@ void product_in_tiles(const Left<Bf16>& left, const Panels& right, int64_t colum
     if constexpr (kAll) tile_store<3>(lower_sum + shape.columns, sum_nbytes);
 }
 
-template <int kRows>
-void product_of_row_tiles(const Left<Bf16>& left, const Panels& right, const Sums& sums, const TileShape& shape) {
+template <class Tiles, int kRows>
+void product_of_row_tiles(const Left<typename Tiles::Factor>& left, const Panels& right,
+                          const Sums<typename Tiles::Total>& sums, const TileShape& shape) {
     int64_t column = 0;
     for (; column + 2 * shape.columns <= right.columns; column += 2 * shape.columns)
-        product_in_tiles<kRows, 2>(left, right, column, sums, shape);
-    if (column < right.columns) product_in_tiles<kRows, 1>(left, right, column, sums, shape);
+        product_in_tiles<Tiles, kRows, 2>(left, right, column, sums, shape);
+    if (column < right.columns) product_in_tiles<Tiles, kRows, 1>(left, right, column, sums, shape);
 }
 
 // `shape` is configured, and divides depth and columns; at most two tiles of rows, which are read and written whole.
-inline void product(const Left<Bf16>& left, const Panels& right, const Sums& sums, const TileShape& shape) {
+template <class Tiles>
+void product(const Left<typename Tiles::Factor>& left, const Panels& right, const Sums<typename Tiles::Total>& sums,
+             const TileShape& shape) {
     if (left.rows > kTileWords)
-        product_of_row_tiles<2>(left, right, sums, shape);
+        product_of_row_tiles<Tiles, 2>(left, right, sums, shape);
     else
-        product_of_row_tiles<1>(left, right, sums, shape);
+        product_of_row_tiles<Tiles, 1>(left, right, sums, shape);
 }
 
 }  // namespace

@@ -30,7 +30,9 @@ typedef int32_t UnalignedInts __attribute__((vector_size(kLanes * 4), aligned(4)
 constexpr float kNegativeInfinity = -__builtin_inff();
 
 inline Floats load(const float* data) { return *reinterpret_cast<const UnalignedFloats*>(data); }
+inline Ints load(const int32_t* data) { return *reinterpret_cast<const UnalignedInts*>(data); }
 inline void store(float* data, Floats values) { *reinterpret_cast<UnalignedFloats*>(data) = values; }
+inline void store(int32_t* data, Ints values) { *reinterpret_cast<UnalignedInts*>(data) = values; }
 inline Floats splat(float value) { return value - Floats{}; }
 
 inline Ints load_words(const uint8_t* data) { return *reinterpret_cast<const UnalignedInts*>(data); }

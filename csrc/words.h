@@ -1,7 +1,8 @@
 // How each number format's 32-bit words enter a product: fp32 holds one number a word, fp16 and bf16 two.
 //
 // A `Words` type says what it keeps of the left factor (`Factor`), how it loads a vector of right words, and how a word
-// of the left factor times that vector is added to sums. The numbers of a word follow each other along the summed axis.
+// of the left factor times that vector is added to sums, `Total` being one of them. The numbers of a word follow each
+// other along the summed axis. Words of bytes hold four codes, and sum exactly.
 #pragma once
 
 #include "numbers.h"
@@ -38,6 +39,7 @@ inline void add_pair(Floats& sum, const float* left, const Pair& right) {
 
 struct Fp32Words {
     typedef float Factor;
+    typedef float Total;
     typedef Floats Right;
     static constexpr int kNumbers = 1;
     static Right expand(Ints words) { return reinterpret_cast<Floats>(words); }
@@ -46,6 +48,7 @@ struct Fp32Words {
 
 struct Fp16Words {
     typedef float Factor;
+    typedef float Total;
     typedef Pair Right;
     static constexpr int kNumbers = 2;
     static Right expand(Ints words) {
@@ -56,6 +59,7 @@ struct Fp16Words {
 
 struct Bf16Words {
     typedef float Factor;
+    typedef float Total;
     typedef Pair Right;
     static constexpr int kNumbers = 2;
     static Right expand(Ints words) {
@@ -69,6 +73,7 @@ struct Bf16Words {
 // Multiplies bf16 by bf16: the left factor is kept in bf16 too, so queries must be bf16 and weights are rounded.
 struct Bf16DotWords {
     typedef Bf16 Factor;
+    typedef float Total;
     typedef Ints Right;
     static constexpr int kNumbers = 2;
     static Right expand(Ints words) { return words; }
@@ -77,6 +82,47 @@ struct Bf16DotWords {
         __builtin_memcpy(&word, left, 4);
         const __m512i words = _mm512_set1_epi32(word);
         sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(words), reinterpret_cast<__m512bh>(right));
+    }
+};
+
+#endif
+
+#if defined(__AVX512VNNI__)
+
+inline Ints splat_word(const uint8_t* data) {
+    int32_t word;
+    __builtin_memcpy(&word, data, 4);
+    return word - Ints{};
+}
+
+inline Ints add_bytes(Ints sum, Ints unsigned_bytes, Ints signed_bytes) {
+    return reinterpret_cast<Ints>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum),
+                                                      reinterpret_cast<__m512i>(unsigned_bytes),
+                                                      reinterpret_cast<__m512i>(signed_bytes)));
+}
+
+// Signed by signed bytes. The instruction wants one factor unsigned, so codes are raised by kRaised.
+struct SignedByteWords {
+    typedef uint8_t Factor;
+    typedef int32_t Total;
+    typedef Ints Right;
+    static constexpr int kNumbers = 4;
+    static constexpr int kRaised = 128;
+    static Right expand(Ints words) { return words ^ int32_t(0x80808080); }
+    static void add(Ints& sum, const Factor* left, const Right& right) {
+        sum = add_bytes(sum, right, splat_word(left));
+    }
+};
+
+// Unsigned by signed bytes.
+struct UnsignedByteWords {
+    typedef uint8_t Factor;
+    typedef int32_t Total;
+    typedef Ints Right;
+    static constexpr int kNumbers = 4;
+    static Right expand(Ints words) { return words; }
+    static void add(Ints& sum, const Factor* left, const Right& right) {
+        sum = add_bytes(sum, splat_word(left), right);
     }
 };
 

@@ -13,7 +13,7 @@ LAYOUTS = {
     "gqa": AttentionLayout(num_kv_heads=2, key_width=64, value_width=64),
     "mqa": AttentionLayout(num_kv_heads=1, key_width=128, value_width=128),
     "keys wider than values": AttentionLayout(num_kv_heads=2, key_width=192, value_width=128),
-    "narrow": AttentionLayout(num_kv_heads=1, key_width=2, value_width=2),
+    "narrow": AttentionLayout(num_kv_heads=1, key_width=8, value_width=2),
 }
 PLANES = {f"{name}, {plane.name}": plane for name, layout in LAYOUTS.items() for plane in layout.planes}
 PAGE_TOKENS = 32

@@ -1,8 +1,8 @@
 """The format that stores four bits a number, with a scale and a minimum for each token and head: int4.
 
 number = minimum + scale * code, codes 0 to 15. A head of a plane is its codes, two to a byte, then a bf16 scale per
-token, then a bf16 minimum per token. A byte of keys holds channels 2i (low bits) and 2i + 1; a byte of values holds
-channels i and width / 2 + i. Bytes lie as formats/words.py says, one to a word of keys, two to a word of values.
+token, then a bf16 minimum per token. A byte holds channels i (low bits) and width / 2 + i of a token. Bytes lie as
+formats/words.py says for a plane of half the width, four to a word.
 
 KIVI (arXiv 2402.02750) has a range per channel of a page for keys. Here every token has its own, so that a token is
 written once, as it comes, and hits may end inside a page; on the embedded model that costs 0.1 % of perplexity more.
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pagoda.formats.base import Format
-from pagoda.formats.scaled import NAN_BITS, SCALE_EXCESS, SCALE_NBYTES, SMALLEST_SCALE_BITS
+from pagoda.formats.scaled import NAN_BITS, SCALE_EXCESS, SCALE_NBYTES, SMALLEST_SCALE_BITS, WORD_CODES
 from pagoda.formats.words import by_token, put_tokens
 from pagoda.layouts.base import Axis, Plane
 
@@ -33,8 +33,9 @@ class Int4Format(Format):
         return "int4"
 
     def obstacle(self, plane: Plane) -> str | None:
-        if plane.width % 2:
-            return f"its {plane.name} heads have {plane.width} channels, which must be even"
+        multiple = 2 * WORD_CODES if plane.reduced is Axis.CHANNEL else 2
+        if plane.width % multiple:
+            return f"its {plane.name} heads have {plane.width} channels, which must be a multiple of {multiple}"
         return None
 
     def plane_nbytes(self, plane: Plane, page_tokens: int) -> int:
@@ -53,15 +54,17 @@ class Int4Format(Format):
         scale, minimum = self._levels(values)
         steps = (values.float() - minimum.float().unsqueeze(-1)) / scale.float().unsqueeze(-1)
         numbers = steps.nan_to_num(nan=0.0).clamp(0, LARGEST_CODE).round().byte()
-        low, high = _halves(numbers, plane)
+        low, high = numbers.chunk(2, dim=-1)
         put_tokens(codes, pages, offsets, low | high << 4)
         scales[pages, :, offsets], minima[pages, :, offsets] = scale, minimum
 
     def decode(self, data: torch.Tensor, plane: Plane) -> torch.Tensor:
+        import torch
+
         codes, scales, minima = self._views(data, plane)
         numbers = codes.flatten(-2).flatten(-3, -2)
-        pair = (numbers & 0xF, numbers >> 4)
-        return _joined(pair, plane).float() * scales.float().unsqueeze(-1) + minima.float().unsqueeze(-1)
+        both = torch.cat((numbers & 0xF, numbers >> 4), dim=-1)
+        return both.float() * scales.float().unsqueeze(-1) + minima.float().unsqueeze(-1)
 
     def _views(self, data: torch.Tensor, plane: Plane) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Bytes as `by_token` gives them, scales and minima [..., heads, page_tokens]."""
@@ -71,8 +74,7 @@ class Int4Format(Format):
         page_tokens = heads.shape[-1] // (plane.width // 2 + 2 * SCALE_NBYTES)
         codes, levels = heads.split([page_tokens * (plane.width // 2), page_tokens * 2 * SCALE_NBYTES], dim=-1)
         scales, minima = levels.view(torch.bfloat16).chunk(2, dim=-1)
-        word_bytes = 1 if plane.reduced is Axis.CHANNEL else 2
-        return by_token(codes, replace(plane, width=plane.width // 2), word_bytes), scales, minima
+        return by_token(codes, replace(plane, width=plane.width // 2), WORD_CODES), scales, minima
 
     def _levels(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale and minimum as bf16 [tokens, heads]; the scale is NaN for a row that is not finite, never zero."""
@@ -88,21 +90,6 @@ class Int4Format(Format):
         pair = (scale.where(finite, NAN_BITS) >> 16, minimum.where(finite, 0))
         scale, minimum = (each.to(torch.int16).view(torch.bfloat16) for each in pair)
         return scale, minimum
-
-
-def _halves(numbers: torch.Tensor, plane: Plane) -> tuple[torch.Tensor, torch.Tensor]:
-    """The channels that go into the low and the high bits of bytes: [..., width / 2] each."""
-    if plane.reduced is Axis.CHANNEL:
-        return numbers[..., 0::2], numbers[..., 1::2]
-    low, high = numbers.chunk(2, dim=-1)
-    return low, high
-
-
-def _joined(pair: tuple[torch.Tensor, torch.Tensor], plane: Plane) -> torch.Tensor:
-    """What `_halves` took apart."""
-    import torch
-
-    return torch.stack(pair, dim=-1).flatten(-2) if plane.reduced is Axis.CHANNEL else torch.cat(pair, dim=-1)
 
 
 INT4 = Int4Format()

@@ -1,8 +1,8 @@
 """The formats that store a byte a number and a scale for each token and head: int8, fp8_e4m3, fp8_e5m2.
 
-A head of a plane is its codes, two to a word (formats/words.py), then one bf16 scale per token. The scale is the
+A head of a plane is its codes, four to a word (formats/words.py), then one bf16 scale per token. The scale is the
 largest magnitude of the row over the largest code, rounded up, so that no code overflows. Codes are exact in bf16:
-kernels multiply keys as they are and scale the scores.
+kernels multiply keys as they are and scale the scores. Where the processor multiplies bytes, int8 is not even decoded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pagoda.layouts.base import Axis, Plane
 if TYPE_CHECKING:
     import torch
 
-WORD_CODES = 2
+WORD_CODES = 4
 SCALE_NBYTES = 2
 # As fp32: the smallest normal number, and the one NaN that is written.
 SMALLEST_SCALE_BITS = 0x00800000
@@ -42,7 +42,7 @@ class ScaledFormat(Format):
 
     def obstacle(self, plane: Plane) -> str | None:
         if plane.reduced is Axis.CHANNEL and plane.width % WORD_CODES:
-            return f"its {plane.name} heads have {plane.width} channels, which must be even"
+            return f"its {plane.name} heads have {plane.width} channels, which must be a multiple of {WORD_CODES}"
         return None
 
     def plane_nbytes(self, plane: Plane, page_tokens: int) -> int:
