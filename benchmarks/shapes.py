@@ -9,7 +9,11 @@ import argparse
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from pagoda.commands.shapes import SHAPES, shape_config
 
@@ -20,6 +24,18 @@ def write_checkpoint(shape: str, directory: Path, seed: int = 0) -> None:
     config = shape_config(shape)
     config.bos_token_id = config.eos_token_id = None
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(directory)
+    byte_tokenizer().save_pretrained(directory)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """The smallest byte-level BPE, which converters to other engines' files ask for: a token a byte, and one merge."""
+    letters = sorted(ByteLevel.alphabet())
+    merge = (letters[0], letters[1])
+    vocabulary = {token: index for index, token in enumerate([*letters, "".join(merge)])}
+    tokenizer = Tokenizer(BPE(vocabulary, [merge]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 def main() -> None:

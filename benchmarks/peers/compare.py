@@ -1,8 +1,10 @@
-"""Runs the same workloads on Pagoda and its peers, interleaved, and prints medians with their spread.
+r"""Runs the same workloads on Pagoda and its peers, interleaved, and prints medians with their spread.
 
-    python benchmarks/peers/compare.py CHECKPOINT --peer transformers=PYTHON --peer vllm=PYTHON
+    python benchmarks/peers/compare.py CHECKPOINT --peer transformers=PYTHON --peer vllm=PYTHON \
+        --peer openvino=PYTHON --peer "openvino int8=PYTHON" --peer llama=LLAMA_SERVER
 
-Each engine runs in the environment whose interpreter is given; Pagoda in this one. Every round starts every engine
+Each engine runs in the environment whose interpreter is given, llama.cpp as the server program that is given, Pagoda in
+this environment. A name may end in a format of the cache. Every round starts every engine
 once, in a process of its own, and reads memory at full speed beside them, so that a slow spell of the machine shows.
 Nothing else may run meanwhile.
 """
@@ -21,12 +23,15 @@ from workloads import WORKLOADS
 
 HERE = Path(__file__).parent
 READ_NBYTES = 3 << 30
+# Engines that are programs, not packages: their adapters run in this environment.
+PROGRAMS = ("llama",)
 
 
-def run_engine(name: str, python: str, checkpoint: Path, workloads: list[str], seed: int) -> dict[str, float]:
-    """The figures of one process, which prints them as a line of JSON. The name may end in a format: "pagoda int8"."""
+def run_engine(name: str, path: str, checkpoint: Path, workloads: list[str], seed: int) -> dict[str, float]:
+    """The figures of one process, which prints them as a line of JSON; `path` is its interpreter or the program."""
     name, _, kv_cache_dtype = name.partition(" ")
-    options = ["--seed", str(seed), "--kv-cache-dtype", kv_cache_dtype or "auto"]
+    python = sys.executable if name in PROGRAMS else path
+    options = ["--seed", str(seed), "--kv-cache-dtype", kv_cache_dtype or "auto", "--program", path]
     command = [python, str(HERE / f"{name}_engine.py"), str(checkpoint), *workloads, *options]
     # The package is installed where it is needed: nothing of this process's path must leak into another environment.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | preloads(name, python)
@@ -92,7 +97,7 @@ def plot(results: dict[str, dict[str, list[float]]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="written by benchmarks/shapes.py")
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help="transformers or vllm")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH", help="see above")
     parser.add_argument("--formats", nargs="+", default=[], help="formats of Pagoda's pages, beside its default")
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=WORKLOADS)
     parser.add_argument("--rounds", type=int, default=3)
@@ -104,8 +109,8 @@ def main() -> None:
     results: dict[str, dict[str, list[float]]] = {name: {} for name in engines} | {"machine": {}}
     for round in range(arguments.rounds):
         results["machine"].setdefault("read bandwidth, GB/s", []).append(read_bandwidth())
-        for name, python in engines.items():
-            for metric, value in run_engine(name, python, arguments.checkpoint, arguments.workloads, round).items():
+        for name, path in engines.items():
+            for metric, value in run_engine(name, path, arguments.checkpoint, arguments.workloads, round).items():
                 results[name].setdefault(metric, []).append(value)
             print(f"round {round + 1}: {name} {json.dumps(results[name])}", file=sys.stderr, flush=True)
     print(table(results))

@@ -12,7 +12,7 @@ from pagoda import LLM, SamplingParams
 class Pagoda:
     has_prefix_cache = True
 
-    def __init__(self, checkpoint: Path, threads: int, kv_cache_dtype: str) -> None:
+    def __init__(self, checkpoint: Path, threads: int, kv_cache_dtype: str, program: str) -> None:  # noqa: ARG002
         memory = 4 << 30
         self._llm = LLM(checkpoint, num_threads=threads, kv_cache_memory_bytes=memory, kv_cache_dtype=kv_cache_dtype)
 

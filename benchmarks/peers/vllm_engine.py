@@ -13,7 +13,7 @@ from workloads import run
 class VLLM:
     has_prefix_cache = True
 
-    def __init__(self, checkpoint: Path, threads: int, kv_cache_dtype: str) -> None:  # noqa: ARG002
+    def __init__(self, checkpoint: Path, threads: int, kv_cache_dtype: str, program: str) -> None:  # noqa: ARG002
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{threads - 1}"
         os.environ["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = "4"

@@ -1,8 +1,8 @@
 """What every engine is asked to do, and how it is timed. Imports no engine: each runs in an environment of its own.
 
 An adapter offers `timed(prompts, max_tokens) -> (seconds to the first token, seconds to the last)` for prompts sent
-together, and `has_prefix_cache`. Prompts are random token ids; each use of `Prompts` gives others, so nothing is
-cached by accident.
+together, `has_prefix_cache`, and `close()` if it has a process to end. Prompts are random token ids; each use of
+`Prompts` gives others, so nothing is cached by accident.
 """
 
 from __future__ import annotations
@@ -103,20 +103,23 @@ def peak_memory_nbytes() -> int:
     return sum(peaks[process] for process in family)
 
 
-def run(make_engine: Callable[[Path, int, str], Any]) -> None:
+def run(make_engine: Callable[[Path, int, str, str], Any]) -> None:
     """The command line of an adapter: run the named workloads and print one JSON object."""
     parser = argparse.ArgumentParser(description="Run workloads on one engine and print the figures as JSON.")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("workloads", nargs="+", choices=WORKLOADS)
     parser.add_argument("--kv-cache-dtype", default="auto", help="where the engine has a choice")
+    parser.add_argument("--program", default="", help="the engine's, if it is no Python package")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    engine = make_engine(arguments.checkpoint, arguments.threads, arguments.kv_cache_dtype)
+    engine = make_engine(arguments.checkpoint, arguments.threads, arguments.kv_cache_dtype, arguments.program)
     prompts = Prompts(arguments.seed)
     engine.timed([prompts.tokens(600)], 4)  # first use: compile, allocate, page in the weights
     figures: dict[str, float] = {}
     for name in arguments.workloads:
         figures |= WORKLOADS[name](engine, prompts)
     figures["peak memory, GiB"] = peak_memory_nbytes() / 2**30
+    if hasattr(engine, "close"):
+        engine.close()
     sys.stdout.write(json.dumps(figures) + "\n")
