@@ -18,6 +18,7 @@ from pagoda.engine.scheduler import Plan
 from pagoda.kernels.base import Kernels, LayerPages
 from pagoda.models.attention import BoundSite, PagedStep
 from pagoda.models.model import Model
+from pagoda.models.replay import DecodeSteps
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Forward:
 
     def __init__(self, model: Model, kernels: Kernels, pools: Sequenced[PagePool]) -> None:
         self._model = model
+        self._decode_steps = DecodeSteps(model, kernels)
         self._kernels = kernels
         self._sites = tuple(
             BoundSite(
@@ -64,8 +66,8 @@ class Forward:
                 rows.append(len(tokens) - 1)
         views = build_views([s.cached for s in plan if s.cached is not None], list(plan.values()))
         step = PagedStep(self._kernels, self._sites, views)
-        logits = self._model.forward(
-            torch.tensor(tokens), torch.tensor(positions), torch.tensor(rows, dtype=torch.long), step
-        )
+        is_decode = len(tokens) == len(rows) == len(plan)
+        forward = self._decode_steps.forward if is_decode else self._model.forward
+        logits = forward(torch.tensor(tokens), torch.tensor(positions), torch.tensor(rows, dtype=torch.long), step)
         broken = [sequence for sequence, finite in zip(plan, step.finite.tolist(), strict=True) if not finite]
         return Computed(complete, logits, broken)

@@ -6,6 +6,8 @@ set. Page tables are checked there, where they are read.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -30,6 +32,9 @@ LINEAR_DEPTH_MULTIPLE = 32
 MAX_LINEAR_ROWS = 64
 MAX_WIDE_DEPTH = 1024
 MIN_GATED_ROWS = 32
+
+
+Note = Callable[[Callable[..., None], tuple[Any, ...]], None]
 
 
 def _compiled() -> Any:
@@ -70,6 +75,7 @@ class NativeKernels(Kernels):
     def __init__(self, isa: str | None = None, shares_prefixes: bool = True) -> None:
         self._native = _compiled()
         self._shares_prefixes = shares_prefixes
+        self._note: Note | None = None
         # What was said of pages and tables before: every layer of every step asks again.
         self._pages_said: WeakKeyDictionary[LayerPages, _native.Pages] = WeakKeyDictionary()
         self._tables_said: WeakKeyDictionary[GroupView, _native.Tables] = WeakKeyDictionary()
@@ -102,6 +108,30 @@ class NativeKernels(Kernels):
     def name(self) -> str:
         return f"native ({self.isa}, {torch.get_num_threads()} threads)"
 
+    @contextmanager
+    def noted(self, note: Note) -> Iterator[None]:
+        """Inside the block, hand every call of the compiled module to `note` before it is made: function, arguments.
+
+        Arguments are numbers and descriptions, which stay good while the tensors they are about live.
+        """
+        self._note = note
+        try:
+            yield
+        finally:
+            self._note = None
+
+    def _run(self, function: Callable[..., None], *arguments: Any) -> None:
+        if self._note is not None:
+            self._note(function, arguments)
+        function(*arguments)
+
+    def tables(self, view: GroupView) -> _native.Tables:
+        """The page tables of a step, as the compiled module takes them."""
+        said = self._tables_said.get(view)
+        if said is None:
+            self._tables_said[view] = said = self._described_tables(view)
+        return said
+
     def store(
         self,
         key: torch.Tensor,
@@ -113,11 +143,12 @@ class NativeKernels(Kernels):
         heads = layer.key.plane.num_heads
         if key.shape[0] != value.shape[0]:
             raise ConfigError(f"There are {key.shape[0]} key rows but {value.shape[0]} value rows.")
-        self._kernels.store(
+        self._run(
+            self._kernels.store,
             self._rows("key", key, heads, layer.key.plane.width),
             self._rows("value", value, heads, layer.value.plane.width),
             self._pages(layer),
-            self._tables(view),
+            self.tables(view),
             0 if finite is None else finite.data_ptr(),
             key.shape[0],
             torch.get_num_threads(),
@@ -139,11 +170,12 @@ class NativeKernels(Kernels):
         out = query.new_empty(num_rows, num_heads, value.width)
         out_rows = self._native.Rows(out.data_ptr(), num_heads * value.width, value.width, self._numbers[query.dtype])
         logits = None if sinks is None else _checked_sinks(sinks, num_heads)
-        self._kernels.attend(
+        self._run(
+            self._kernels.attend,
             rows,
             out_rows,
             self._pages(layer),
-            self._tables(view),
+            self.tables(view),
             self._rule(rule),
             0 if logits is None else logits.data_ptr(),
             num_rows,
@@ -174,8 +206,16 @@ class NativeKernels(Kernels):
         address = 0 if bias is None else bias.data_ptr()
         rows = input.numel() // depth
         threads = torch.get_num_threads()
-        self._kernels.linear(
-            input.data_ptr(), weight.data_ptr(), address, out.data_ptr(), rows, columns, depth, threads
+        self._run(
+            self._kernels.linear,
+            input.data_ptr(),
+            weight.data_ptr(),
+            address,
+            out.data_ptr(),
+            rows,
+            columns,
+            depth,
+            threads,
         )
         return out
 
@@ -194,7 +234,8 @@ class NativeKernels(Kernels):
         input = input.contiguous()
         out = input.new_empty(*input.shape[:-1], columns)
         rows = input.numel() // depth
-        self._kernels.gated_linear(
+        self._run(
+            self._kernels.gated_linear,
             input.data_ptr(),
             gate.data_ptr(),
             up.data_ptr(),
@@ -212,7 +253,8 @@ class NativeKernels(Kernels):
         if input.dtype is not weight.dtype or input.shape[-1] != width:
             raise ConfigError(f"The norm of {_described(input)} has a weight of {_described(weight)}.")
         out = torch.empty_like(input)
-        self._kernels.rms_norm(
+        self._run(
+            self._kernels.rms_norm,
             input.data_ptr(),
             weight.data_ptr(),
             out.data_ptr(),
@@ -229,8 +271,14 @@ class NativeKernels(Kernels):
         if gate.dtype is not up.dtype or gate.shape != up.shape:
             raise ConfigError(f"A gate of {_described(gate)} cannot weigh {_described(up)}.")
         out = torch.empty_like(up)
-        self._kernels.gated_silu(
-            gate.data_ptr(), up.data_ptr(), out.data_ptr(), up.numel(), self._number(up), torch.get_num_threads()
+        self._run(
+            self._kernels.gated_silu,
+            gate.data_ptr(),
+            up.data_ptr(),
+            out.data_ptr(),
+            up.numel(),
+            self._number(up),
+            torch.get_num_threads(),
         )
         return out
 
@@ -253,7 +301,8 @@ class NativeKernels(Kernels):
         cosines, sines = cosines.contiguous(), sines.contiguous()
         out = input.new_empty(1, num_rows, num_heads, width)
         number = self._numbers[input.dtype]
-        self._kernels.rotate(
+        self._run(
+            self._kernels.rotate,
             self._native.Rows(input.data_ptr(), row_stride, head_stride, number),
             self._native.Rows(out.data_ptr(), num_heads * width, width, number),
             cosines.data_ptr(),
@@ -327,12 +376,6 @@ class NativeKernels(Kernels):
         if format in self._encodings:
             return self._native.Number.BF16, self._encodings[format]
         raise ConfigError(f"The native kernels do not read {format.name} pages; set PAGODA_KERNELS=reference.")
-
-    def _tables(self, view: GroupView) -> _native.Tables:
-        said = self._tables_said.get(view)
-        if said is None:
-            self._tables_said[view] = said = self._described_tables(view)
-        return said
 
     def _described_tables(self, view: GroupView) -> _native.Tables:
         tensors = (view.page_indices, view.page_starts, view.query_starts, view.context_lengths)

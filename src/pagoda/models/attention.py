@@ -37,8 +37,8 @@ class PagedStep:
 
     def __init__(self, kernels: Kernels, sites: tuple[BoundSite, ...], views: tuple[GroupView, ...]) -> None:
         self.kernels = kernels
+        self.views = views
         self._sites = sites
-        self._views = views
         self._rows = int(views[0].query_starts[-1])
         self._calls = 0
         # A byte for each sequence: zero once NaN or infinity was stored for it.
@@ -61,10 +61,13 @@ class PagedStep:
         site = self._sites[self._calls]
         self._check(site, query, key, scale)
         self._calls += 1
-        view = self._views[site.group]
+        view = self.views[site.group]
         if site.writes:
             self.kernels.store(_unit_stride(key), _unit_stride(value), site.layer, view, self.finite)
         return self.kernels.attend(_unit_stride(query), site.layer, view, site.rule, sinks)
+
+    def begin(self) -> None:
+        self._calls = 0
 
     def finish(self) -> None:
         """Check that the model attended as often as it did when it was discovered."""
@@ -97,7 +100,8 @@ def kernels_in_flight() -> Kernels | None:
 
 @contextmanager
 def in_flight(step: PagedStep) -> Iterator[None]:
-    """Let the attention calls of the enclosed forward reach `step`; check their number at the end."""
+    """Let the attention calls of the enclosed forward reach `step` from its first site on; check their number."""
+    step.begin()
     token = _step_in_flight.set(step)
     try:
         yield
