@@ -32,6 +32,8 @@ INTERESTING_FEATURES = (
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 KEPT_NBYTES = 1 << 30
 TAKEN_NBYTES = 64 << 20
+# madvise(2)
+MADV_PAGEOUT = 21
 
 
 def keep_freed_memory() -> bool:
@@ -47,6 +49,18 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((M_TRIM_THRESHOLD, KEPT_NBYTES), (M_TOP_PAD, TAKEN_NBYTES), (M_MMAP_THRESHOLD, KEPT_NBYTES))
     return all(mallopt(option, value) for option, value in settings)
+
+
+def page_out(address: int, nbytes: int) -> None:
+    """Ask the system to take whole pages of a range out of memory; what is written there stays as it is."""
+    page = os.sysconf("SC_PAGESIZE")
+    first, last = -(-address // page) * page, (address + nbytes) // page * page
+    try:
+        madvise = ctypes.CDLL(None).madvise
+    except AttributeError:
+        return
+    if first < last:
+        madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), MADV_PAGEOUT)
 
 
 def cpu_name() -> str | None:

@@ -21,6 +21,7 @@ from pagoda.models.attention import ATTENTION_NAME
 from pagoda.models.build import random_network
 from pagoda.models.discovery import Discovered, discover
 from pagoda.models.model import Model, eos_of
+from pagoda.models.placement import move_to_huge_pages
 from pagoda.models.quiet import quiet
 from pagoda.models.selftest import self_test
 
@@ -41,6 +42,7 @@ def load_model(path: str | Path, *, dtype: str = "auto") -> Model:
     config = load_config(directory)
     discovered = examine(config)
     network = _load_weights(directory, config, weight_dtype)
+    move_to_huge_pages(network)
     generation = directory / "generation_config.json"
     eos_setting = _read_json(generation).get("eos_token_id") if generation.is_file() else None
     return Model(network, discovered, eos_of(eos_setting, config))
@@ -50,6 +52,7 @@ def model_from_config(config: Any, *, dtype: str = "float32", seed: int = 0) -> 
     """A model of `config` with random weights, for tests and benchmarks."""
     discovered = examine(config)
     network = random_network(config, ATTENTION_NAME, parse_dtype(dtype), seed)
+    move_to_huge_pages(network)
     return Model(network, discovered, eos_of(None, config))
 
 
