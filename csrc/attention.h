@@ -195,10 +195,10 @@ struct NormCall {
     Number number;
 };
 
-// out = silu(gate) * up, number by number; all contiguous and of one type.
-struct GateCall {
-    const uint8_t* gate;
-    const uint8_t* up;
+// Number by number, of two one; all contiguous and of one type.
+struct PairCall {
+    const uint8_t* first;
+    const uint8_t* second;
     uint8_t* out;
     Number number;
 };
@@ -226,7 +226,8 @@ struct KernelTable {
     void (*linear_wide)(const LinearCall& call, const uint8_t* packed, int64_t first_block, int64_t last_block,
                         float* sums);
     void (*rms_norm)(const NormCall& call, int64_t first_row, int64_t last_row);
-    void (*gated_silu)(const GateCall& call, int64_t first_number, int64_t last_number);
+    void (*gated_silu)(const PairCall& call, int64_t first_number, int64_t last_number);
+    void (*add)(const PairCall& call, int64_t first_number, int64_t last_number);
     void (*rotate)(const RotateCall& call, int64_t first_row, int64_t last_row);
 };
 

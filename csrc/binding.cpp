@@ -86,6 +86,12 @@ class Kernels {
                            table_, count, num_threads);
     }
 
+    void add(uintptr_t first, uintptr_t second, uintptr_t out, int64_t count, Number number, int num_threads) const {
+        nb::gil_scoped_release released;
+        pagoda::add({pointer<const uint8_t>(first), pointer<const uint8_t>(second), pointer<uint8_t>(out), number},
+                    table_, count, num_threads);
+    }
+
     void rotate(const Rows& input, const Rows& out, uintptr_t cosines, uintptr_t sines, int64_t rows, int64_t num_heads,
                 int64_t width, int num_threads) const {
         nb::gil_scoped_release released;
@@ -187,6 +193,7 @@ NB_MODULE(_native, module) {
         .def("rms_norm", &Kernels::rms_norm, "input"_a, "weight"_a, "out"_a, "rows"_a, "width"_a, "epsilon"_a, "number"_a,
              "num_threads"_a)
         .def("gated_silu", &Kernels::gated_silu, "gate"_a, "up"_a, "out"_a, "count"_a, "number"_a, "num_threads"_a)
+        .def("add", &Kernels::add, "first"_a, "second"_a, "out"_a, "count"_a, "number"_a, "num_threads"_a)
         .def("rotate", &Kernels::rotate, "input"_a, "out"_a, "cosines"_a, "sines"_a, "rows"_a, "num_heads"_a, "width"_a,
              "num_threads"_a)
         .def("store", &Kernels::store, "key"_a, "value"_a, "pages"_a, "tables"_a, "finite"_a, "num_rows"_a,

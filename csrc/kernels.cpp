@@ -83,6 +83,7 @@ const KernelTable PAGODA_TABLE = {PAGODA_NAME,
 #endif
                                   rms_norm,
                                   gated_silu,
+                                  add,
                                   rotate};
 
 }  // namespace pagoda

@@ -77,15 +77,27 @@ inline Floats silu(Floats x) {
     return x * (x < 0.0f ? decay : splat(1.0f)) / (1.0f + decay);
 }
 
-inline void gated_silu(const GateCall& call, int64_t first_number, int64_t last_number) {
+// out = silu(first) * second.
+inline void gated_silu(const PairCall& call, int64_t first_number, int64_t last_number) {
     alignas(64) float gates[kPieceNumbers], values[kPieceNumbers];
     for (int64_t first = first_number; first < last_number; first += kPieceNumbers) {
         const int64_t count = piece_numbers(last_number, first);
-        read_piece(gates, call.gate, call.number, first, count);
-        read_piece(values, call.up, call.number, first, count);
+        read_piece(gates, call.first, call.number, first, count);
+        read_piece(values, call.second, call.number, first, count);
         for (int64_t i = 0; i < count; i += kLanes) store(gates + i, silu(load(gates + i)));
         round_to(call.number, gates, count);
         for (int64_t i = 0; i < count; i++) values[i] *= gates[i];
+        write_piece(call.out, call.number, first, values, count);
+    }
+}
+
+inline void add(const PairCall& call, int64_t first_number, int64_t last_number) {
+    alignas(64) float values[kPieceNumbers], others[kPieceNumbers];
+    for (int64_t first = first_number; first < last_number; first += kPieceNumbers) {
+        const int64_t count = piece_numbers(last_number, first);
+        read_piece(values, call.first, call.number, first, count);
+        read_piece(others, call.second, call.number, first, count);
+        for (int64_t i = 0; i < count; i++) values[i] += others[i];
         write_piece(call.out, call.number, first, values, count);
     }
 }

@@ -116,9 +116,13 @@ void rms_norm(const NormCall& call, const KernelTable& kernels, int64_t num_rows
           [&](int64_t first, int64_t last) { kernels.rms_norm(call, first, last); });
 }
 
-void gated_silu(const GateCall& call, const KernelTable& kernels, int64_t num_numbers, int num_threads) {
+void gated_silu(const PairCall& call, const KernelTable& kernels, int64_t num_numbers, int num_threads) {
     share(num_numbers, 1, num_threads,
           [&](int64_t first, int64_t last) { kernels.gated_silu(call, first, last); });
+}
+
+void add(const PairCall& call, const KernelTable& kernels, int64_t num_numbers, int num_threads) {
+    share(num_numbers, 1, num_threads, [&](int64_t first, int64_t last) { kernels.add(call, first, last); });
 }
 
 void rotate(const RotateCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads) {

@@ -69,6 +69,22 @@ def test_gates_far_out_neither_overflow_nor_hide_nan(kernels: NativeKernels, dty
 
 
 @every_dtype
+@every_shape
+def test_sums_are_torchs(kernels: NativeKernels, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    first, second = numbers(*shape, dtype=dtype), numbers(*shape, dtype=dtype, seed=1)
+    assert kernels.takes_sum(first, second)
+    out = torch.empty_like(first)
+    kernels.add(first, second, out)
+    assert torch.equal(out, first + second)
+
+
+def test_sums_that_are_left_to_torch(kernels: NativeKernels) -> None:
+    first = torch.zeros(4, 6)
+    for second in (torch.zeros(6), torch.zeros(4, 6).double(), torch.zeros(6, 4).T):
+        assert not kernels.takes_sum(first, second)
+
+
+@every_dtype
 @pytest.mark.parametrize(("heads", "rows", "width"), [(1, 1, 2), (3, 5, 10), (14, 200, 64), (2, 3, 512)])
 def test_rotation(kernels: NativeKernels, heads: int, rows: int, width: int, dtype: torch.dtype) -> None:
     # As models have them: heads of a row side by side, and other numbers behind them.

@@ -282,6 +282,27 @@ class NativeKernels(Kernels):
         )
         return out
 
+    def takes_sum(self, first: torch.Tensor, second: torch.Tensor) -> bool:
+        return (
+            first.shape == second.shape
+            and first.dtype is second.dtype
+            and first.dtype in self._numbers
+            and first.is_cpu
+            and first.is_contiguous()
+            and second.is_contiguous()
+        )
+
+    def add(self, first: torch.Tensor, second: torch.Tensor, out: torch.Tensor) -> None:
+        """out = first + second, of tensors that `takes_sum` takes and one like them."""
+        self._kernels.add(
+            first.data_ptr(),
+            second.data_ptr(),
+            out.data_ptr(),
+            out.numel(),
+            self._numbers[out.dtype],
+            torch.get_num_threads(),
+        )
+
     def takes_rotation(self, input: torch.Tensor, cosines: torch.Tensor) -> bool:
         return (
             input.dim() == 4
