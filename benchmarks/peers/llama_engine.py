@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import socket
 import subprocess
@@ -30,6 +31,7 @@ class Llama:
         options += ["--cache-type-k", kind, "--cache-type-v", kind, "--no-webui"]
         self._address = f"http://127.0.0.1:{port}"
         self._server = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        atexit.register(self._server.terminate)
         self._wait()
 
     def timed(self, prompts: list[list[int]], max_tokens: int) -> tuple[float, float]:
@@ -37,10 +39,6 @@ class Llama:
         with ThreadPoolExecutor(len(prompts)) as pool:
             times = list(pool.map(lambda prompt: self._complete(prompt, max_tokens), prompts))
         return min(first for first, _ in times) - start, max(last for _, last in times) - start
-
-    def close(self) -> None:
-        self._server.terminate()
-        self._server.wait()
 
     def _complete(self, prompt: list[int], max_tokens: int) -> tuple[float, float]:
         """When the first and the last token came."""

@@ -120,6 +120,4 @@ def run(make_engine: Callable[[Path, int, str, str], Any]) -> None:
     for name in arguments.workloads:
         figures |= WORKLOADS[name](engine, prompts)
     figures["peak memory, GiB"] = peak_memory_nbytes() / 2**30
-    if hasattr(engine, "close"):
-        engine.close()
     sys.stdout.write(json.dumps(figures) + "\n")

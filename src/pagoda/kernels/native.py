@@ -1,7 +1,7 @@
-"""The C++ kernels for CPUs: checks what it is given, allocates results, calls the compiled module.
+"""The C++ kernels for CPUs: allocates results and calls the compiled module.
 
-Knows torch tensors and the plain formats. Does not know how attention is computed: `csrc/` does, once per instruction
-set. Page tables are checked there, where they are read.
+Knows torch tensors, and which products were measured to be worth it. Does not know how attention is computed: `csrc/`
+does, once per instruction set. Page tables are checked there, where they are read.
 """
 
 from __future__ import annotations
@@ -9,17 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch  # before the compiled module: both must share torch's OpenMP threads
 
 from pagoda.errors import ConfigError, KernelUnavailableError
-from pagoda.formats.base import Format
-from pagoda.formats.int4 import INT4
-from pagoda.formats.plain import PlainFormat
-from pagoda.formats.scaled import FP8_E4M3, FP8_E5M2, INT8
 from pagoda.kernels.base import AttentionRule, GroupView, Kernels, LayerPages
-from pagoda.layouts.spec import Reach
+from pagoda.kernels.native_arguments import NativeArguments, checked_sinks, described
 
 if TYPE_CHECKING:
     from pagoda.kernels import _native
@@ -76,9 +71,7 @@ class NativeKernels(Kernels):
         self._native = _compiled()
         self._shares_prefixes = shares_prefixes
         self._note: Note | None = None
-        # What was said of pages and tables before: every layer of every step asks again.
-        self._pages_said: WeakKeyDictionary[LayerPages, _native.Pages] = WeakKeyDictionary()
-        self._tables_said: WeakKeyDictionary[GroupView, _native.Tables] = WeakKeyDictionary()
+        self._told = NativeArguments(self._native)
         available = instruction_sets()
         if isa is not None and isa not in available:
             raise KernelUnavailableError(
@@ -87,22 +80,6 @@ class NativeKernels(Kernels):
         self.isa = isa or available[0]
         self._kernels: _native.Kernels = self._native.Kernels(self.isa)
         self._has_linear = self._kernels.has_linear
-        self._numbers = {
-            torch.float32: self._native.Number.FP32,
-            torch.float16: self._native.Number.FP16,
-            torch.bfloat16: self._native.Number.BF16,
-        }
-        self._encodings: dict[Format, _native.Encoding] = {
-            INT8: self._native.Encoding.INT8,
-            FP8_E4M3: self._native.Encoding.FP8_E4M3,
-            FP8_E5M2: self._native.Encoding.FP8_E5M2,
-            INT4: self._native.Encoding.INT4,
-        }
-        self._reaches = {
-            Reach.FULL: self._native.Reach.FULL,
-            Reach.SLIDING: self._native.Reach.SLIDING,
-            Reach.CHUNKED: self._native.Reach.CHUNKED,
-        }
 
     @property
     def name(self) -> str:
@@ -127,10 +104,7 @@ class NativeKernels(Kernels):
 
     def tables(self, view: GroupView) -> _native.Tables:
         """The page tables of a step, as the compiled module takes them."""
-        said = self._tables_said.get(view)
-        if said is None:
-            self._tables_said[view] = said = self._described_tables(view)
-        return said
+        return self._told.tables(view)
 
     def store(
         self,
@@ -145,10 +119,10 @@ class NativeKernels(Kernels):
             raise ConfigError(f"There are {key.shape[0]} key rows but {value.shape[0]} value rows.")
         self._run(
             self._kernels.store,
-            self._rows("key", key, heads, layer.key.plane.width),
-            self._rows("value", value, heads, layer.value.plane.width),
-            self._pages(layer),
-            self.tables(view),
+            self._told.rows("key", key, heads, layer.key.plane.width),
+            self._told.rows("value", value, heads, layer.value.plane.width),
+            self._told.pages(layer),
+            self._told.tables(view),
             0 if finite is None else finite.data_ptr(),
             key.shape[0],
             torch.get_num_threads(),
@@ -166,17 +140,19 @@ class NativeKernels(Kernels):
         key, value = layer.key.plane, layer.value.plane
         if num_heads % key.num_heads:
             raise ConfigError(f"{num_heads} query heads cannot share {key.num_heads} KV heads evenly.")
-        rows = self._rows("query", query, num_heads, key.width)
+        rows = self._told.rows("query", query, num_heads, key.width)
         out = query.new_empty(num_rows, num_heads, value.width)
-        out_rows = self._native.Rows(out.data_ptr(), num_heads * value.width, value.width, self._numbers[query.dtype])
-        logits = None if sinks is None else _checked_sinks(sinks, num_heads)
+        out_rows = self._native.Rows(
+            out.data_ptr(), num_heads * value.width, value.width, self._told.numbers[query.dtype]
+        )
+        logits = None if sinks is None else checked_sinks(sinks, num_heads)
         self._run(
             self._kernels.attend,
             rows,
             out_rows,
-            self._pages(layer),
-            self.tables(view),
-            self._rule(rule),
+            self._told.pages(layer),
+            self._told.tables(view),
+            self._told.rule(rule),
             0 if logits is None else logits.data_ptr(),
             num_rows,
             num_heads,
@@ -251,7 +227,7 @@ class NativeKernels(Kernels):
         input, weight = input.contiguous(), weight.contiguous()
         width = weight.numel()
         if input.dtype is not weight.dtype or input.shape[-1] != width:
-            raise ConfigError(f"The norm of {_described(input)} has a weight of {_described(weight)}.")
+            raise ConfigError(f"The norm of {described(input)} has a weight of {described(weight)}.")
         out = torch.empty_like(input)
         self._run(
             self._kernels.rms_norm,
@@ -261,7 +237,7 @@ class NativeKernels(Kernels):
             input.numel() // width,
             width,
             epsilon,
-            self._number(input),
+            self._told.number(input),
             torch.get_num_threads(),
         )
         return out
@@ -269,7 +245,7 @@ class NativeKernels(Kernels):
     def gated_silu(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         gate, up = gate.contiguous(), up.contiguous()
         if gate.dtype is not up.dtype or gate.shape != up.shape:
-            raise ConfigError(f"A gate of {_described(gate)} cannot weigh {_described(up)}.")
+            raise ConfigError(f"A gate of {described(gate)} cannot weigh {described(up)}.")
         out = torch.empty_like(up)
         self._run(
             self._kernels.gated_silu,
@@ -277,7 +253,7 @@ class NativeKernels(Kernels):
             up.data_ptr(),
             out.data_ptr(),
             up.numel(),
-            self._number(up),
+            self._told.number(up),
             torch.get_num_threads(),
         )
         return out
@@ -286,7 +262,7 @@ class NativeKernels(Kernels):
         return (
             first.shape == second.shape
             and first.dtype is second.dtype
-            and first.dtype in self._numbers
+            and first.dtype in self._told.numbers
             and first.is_cpu
             and first.is_contiguous()
             and second.is_contiguous()
@@ -299,7 +275,7 @@ class NativeKernels(Kernels):
             second.data_ptr(),
             out.data_ptr(),
             out.numel(),
-            self._numbers[out.dtype],
+            self._told.numbers[out.dtype],
             torch.get_num_threads(),
         )
 
@@ -309,7 +285,7 @@ class NativeKernels(Kernels):
             and input.shape[0] == 1
             and cosines.shape == (1, input.shape[2], input.shape[3])
             and input.dtype is cosines.dtype
-            and input.dtype in self._numbers
+            and input.dtype in self._told.numbers
             and input.shape[3] <= self._native.MAX_ROTATED_WIDTH
             and input.shape[3] % 2 == 0
             and input.stride(3) == 1
@@ -321,7 +297,7 @@ class NativeKernels(Kernels):
         _, head_stride, row_stride, _ = input.stride()
         cosines, sines = cosines.contiguous(), sines.contiguous()
         out = input.new_empty(1, num_rows, num_heads, width)
-        number = self._numbers[input.dtype]
+        number = self._told.numbers[input.dtype]
         self._run(
             self._kernels.rotate,
             self._native.Rows(input.data_ptr(), row_stride, head_stride, number),
@@ -334,96 +310,3 @@ class NativeKernels(Kernels):
             torch.get_num_threads(),
         )
         return out.transpose(1, 2)
-
-    def _number(self, tensor: torch.Tensor) -> _native.Number:
-        number: _native.Number | None = self._numbers.get(tensor.dtype)
-        if number is None or not tensor.is_cpu:
-            raise ConfigError(f"Native kernels take fp32, fp16 or bf16 on the CPU, not {_described(tensor)}.")
-        return number
-
-    def _rows(self, name: str, rows: torch.Tensor, num_heads: int, width: int) -> _native.Rows:
-        number = self._numbers.get(rows.dtype)
-        if rows.dim() != 3 or rows.shape[1:] != (num_heads, width):
-            raise ConfigError(f"{name} is {list(rows.shape)}; it must be [rows, {num_heads}, {width}].")
-        row_stride, head_stride, channel_stride = rows.stride()
-        if number is None or not rows.is_cpu or (channel_stride != 1 and width > 1):
-            raise ConfigError(
-                f"{name} is {rows.dtype} on {rows.device} with strides {rows.stride()}; native kernels take fp32, "
-                "fp16 or bf16 on the CPU, with neighbouring channels side by side."
-            )
-        described: _native.Rows = self._native.Rows(rows.data_ptr(), row_stride, head_stride, number)
-        return described
-
-    def _pages(self, layer: LayerPages) -> _native.Pages:
-        said = self._pages_said.get(layer)
-        if said is None:
-            self._pages_said[layer] = said = self._described_pages(layer)
-        return said
-
-    def _described_pages(self, layer: LayerPages) -> _native.Pages:
-        pages = layer.pages
-        if pages.dtype is not torch.uint8 or not pages.is_cpu or pages.data_ptr() % 4:
-            raise ConfigError(
-                f"Pages are {pages.dtype} on {pages.device}; native kernels take aligned uint8 on the CPU."
-            )
-        if pages.shape[1] < layer.geometry.page_nbytes or pages.stride(1) != 1 or pages.stride(0) % 4:
-            raise ConfigError(
-                f"Pages are {list(pages.shape)} with strides {pages.stride()}; they must be contiguous runs of "
-                f"{layer.geometry.page_nbytes} bytes."
-            )
-        key, value = layer.key, layer.value
-        kinds = [self._kind(layer.format.of(slot.plane)) for slot in (key, value)]
-        numbers = {number for number, _ in kinds}
-        if len(numbers) > 1:
-            raise ConfigError(f"{layer.format.name} pages are not read natively; set PAGODA_KERNELS=reference.")
-        described: _native.Pages = self._native.Pages(
-            pages.data_ptr(),
-            pages.shape[0],
-            pages.stride(0),
-            layer.geometry.page_tokens,
-            key.plane.num_heads,
-            numbers.pop(),
-            *(
-                self._native.Plane(slot.offset, slot.plane.width, encoding)
-                for slot, (_, encoding) in zip((key, value), kinds, strict=True)
-            ),
-        )
-        return described
-
-    def _kind(self, format: Format) -> tuple[_native.Number, _native.Encoding]:
-        """The numbers of a plain format; codes are decoded to bf16."""
-        if isinstance(format, PlainFormat):
-            return self._numbers[format.dtype()], self._native.Encoding.NONE
-        if format in self._encodings:
-            return self._native.Number.BF16, self._encodings[format]
-        raise ConfigError(f"The native kernels do not read {format.name} pages; set PAGODA_KERNELS=reference.")
-
-    def _described_tables(self, view: GroupView) -> _native.Tables:
-        tensors = (view.page_indices, view.page_starts, view.query_starts, view.context_lengths)
-        for tensor in tensors:
-            if tensor.dtype is not torch.int32 or not tensor.is_cpu or not tensor.is_contiguous():
-                raise ConfigError(f"Page tables are {tensor.dtype} on {tensor.device}; they must be int32 on the CPU.")
-        num_sequences = len(view.context_lengths)
-        if len(view.page_starts) != num_sequences + 1 or len(view.query_starts) != num_sequences + 1:
-            raise ConfigError(f"Page tables of {num_sequences} sequences need {num_sequences + 1} starts.")
-        addresses = [tensor.data_ptr() for tensor in tensors]
-        described: _native.Tables = self._native.Tables(*addresses, num_sequences, len(view.page_indices))
-        return described
-
-    def _rule(self, rule: AttentionRule) -> _native.Rule:
-        reach = self._reaches[Reach.FULL if rule.span is None else rule.reach]
-        has_soft_cap = rule.soft_cap is not None
-        described: _native.Rule = self._native.Rule(
-            rule.scale, has_soft_cap, rule.soft_cap or 0.0, reach, rule.span or 0
-        )
-        return described
-
-
-def _checked_sinks(sinks: torch.Tensor, num_heads: int) -> torch.Tensor:
-    if sinks.shape != (num_heads,):
-        raise ConfigError(f"sinks is {list(sinks.shape)}; it must be [{num_heads}].")
-    return sinks.float().contiguous()
-
-
-def _described(tensor: torch.Tensor) -> str:
-    return f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"

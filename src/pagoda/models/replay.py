@@ -7,6 +7,7 @@ replayed, and no recording is used before it once gave the very logits of the fo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -18,6 +19,8 @@ from torch.utils._pytree import tree_leaves
 from pagoda.kernels.base import Kernels
 from pagoda.kernels.native import NativeKernels
 from pagoda.models.attention import PagedStep
+
+logger = logging.getLogger(__name__)
 
 # The recordings of an engine together keep at most this much memory.
 MAX_BUFFER_NBYTES = 64 << 20
@@ -81,20 +84,27 @@ class DecodeSteps:
             return recording.replay(inputs, step)
         logits = self._model.forward(*inputs, step)
         if not logits.isnan().any():  # which equals nothing
-            recording.is_proved = self.are_repeatable = torch.equal(recording.replay(inputs, step), logits)
+            recording.is_proved = torch.equal(recording.replay(inputs, step), logits)
+            if not recording.is_proved:
+                self._give_up("a replayed step gave other logits")
         return logits
 
     def _record(self, key: tuple[int, int], inputs: Inputs, step: PagedStep) -> torch.Tensor:
         assert isinstance(self._kernels, NativeKernels)
         try:
             recording = Recording(self._model, self._kernels, inputs, step)
-        except Exception:  # whatever a family does that cannot be recorded; its own errors come again below
-            self.are_repeatable = False
+        except Exception as error:  # whatever a family does that cannot be recorded; its own errors come again below
+            self._give_up(repr(error))
             return self._model.forward(*inputs, step)
         self._recordings[key] = recording
         while sum(each.nbytes for each in self._recordings.values() if each) > MAX_BUFFER_NBYTES:
             del self._recordings[next(iter(self._recordings))]
         return recording.logits
+
+    def _give_up(self, reason: str) -> None:
+        self.are_repeatable = False
+        self._recordings.clear()
+        logger.info("Decode steps of this model run the Python of its layers, about a fifth slower: %s", reason)
 
 
 class Recording:
@@ -220,7 +230,7 @@ def _again(func: Any, args: Any, kwargs: Any, fresh: list[torch.Tensor], made: l
     if into is not None and len(made) == len(fresh) == 1:
         try:
             into(*args, **kwargs, out=fresh[0])
-        except Exception:  # other arguments than the operation's
+        except (TypeError, RuntimeError):  # other arguments than the operation's
             into = None
         else:
             return lambda: into(*args, **kwargs, out=fresh[0])

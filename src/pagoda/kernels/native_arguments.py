@@ -1,0 +1,157 @@
+"""What the compiled module is told of tensors, pages, page tables and rules: addresses, strides and types, checked.
+
+Knows torch tensors and the formats that `csrc/` reads. A description is good while what it is about lives.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import torch
+
+from pagoda.errors import ConfigError
+from pagoda.formats.base import Format
+from pagoda.formats.int4 import INT4
+from pagoda.formats.plain import PlainFormat
+from pagoda.formats.scaled import FP8_E4M3, FP8_E5M2, INT8
+from pagoda.kernels.base import AttentionRule, GroupView, LayerPages
+from pagoda.layouts.spec import Reach
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from pagoda.kernels import _native
+
+
+class NativeArguments:
+    """Describes what kernels get, in the types of `module`, the compiled one.
+
+    All methods raise ConfigError for what `csrc/` cannot take.
+    """
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+        # What was said of pages and tables before: every layer of every step asks again.
+        self._pages_said: WeakKeyDictionary[LayerPages, _native.Pages] = WeakKeyDictionary()
+        self._tables_said: WeakKeyDictionary[GroupView, _native.Tables] = WeakKeyDictionary()
+        self.numbers: dict[torch.dtype, _native.Number] = {
+            torch.float32: module.Number.FP32,
+            torch.float16: module.Number.FP16,
+            torch.bfloat16: module.Number.BF16,
+        }
+        self._encodings: dict[Format, _native.Encoding] = {
+            INT8: module.Encoding.INT8,
+            FP8_E4M3: module.Encoding.FP8_E4M3,
+            FP8_E5M2: module.Encoding.FP8_E5M2,
+            INT4: module.Encoding.INT4,
+        }
+        self._reaches: dict[Reach, _native.Reach] = {
+            Reach.FULL: module.Reach.FULL,
+            Reach.SLIDING: module.Reach.SLIDING,
+            Reach.CHUNKED: module.Reach.CHUNKED,
+        }
+
+    def number(self, tensor: torch.Tensor) -> _native.Number:
+        """What the numbers of a tensor are."""
+        number = self.numbers.get(tensor.dtype)
+        if number is None or not tensor.is_cpu:
+            raise ConfigError(f"Native kernels take fp32, fp16 or bf16 on the CPU, not {described(tensor)}.")
+        return number
+
+    def rows(self, name: str, rows: torch.Tensor, num_heads: int, width: int) -> _native.Rows:
+        """Where `rows` [rows, num_heads, width] are; `name` is what errors call them."""
+        number = self.numbers.get(rows.dtype)
+        if rows.dim() != 3 or rows.shape[1:] != (num_heads, width):
+            raise ConfigError(f"{name} is {list(rows.shape)}; it must be [rows, {num_heads}, {width}].")
+        row_stride, head_stride, channel_stride = rows.stride()
+        if number is None or not rows.is_cpu or (channel_stride != 1 and width > 1):
+            raise ConfigError(
+                f"{name} is {rows.dtype} on {rows.device} with strides {rows.stride()}; native kernels take fp32, "
+                "fp16 or bf16 on the CPU, with neighbouring channels side by side."
+            )
+        told: _native.Rows = self._module.Rows(rows.data_ptr(), row_stride, head_stride, number)
+        return told
+
+    def pages(self, layer: LayerPages) -> _native.Pages:
+        """Where the pages of a layer are, and what they keep keys and values in."""
+        said = self._pages_said.get(layer)
+        if said is None:
+            self._pages_said[layer] = said = self._new_pages(layer)
+        return said
+
+    def tables(self, view: GroupView) -> _native.Tables:
+        """The page tables of a step."""
+        said = self._tables_said.get(view)
+        if said is None:
+            self._tables_said[view] = said = self._new_tables(view)
+        return said
+
+    def rule(self, rule: AttentionRule) -> _native.Rule:
+        """Who attends to what, and how scores are scaled."""
+        reach = self._reaches[Reach.FULL if rule.span is None else rule.reach]
+        has_soft_cap = rule.soft_cap is not None
+        told: _native.Rule = self._module.Rule(rule.scale, has_soft_cap, rule.soft_cap or 0.0, reach, rule.span or 0)
+        return told
+
+    def _new_pages(self, layer: LayerPages) -> _native.Pages:
+        pages = layer.pages
+        if pages.dtype is not torch.uint8 or not pages.is_cpu or pages.data_ptr() % 4:
+            raise ConfigError(
+                f"Pages are {pages.dtype} on {pages.device}; native kernels take aligned uint8 on the CPU."
+            )
+        if pages.shape[1] < layer.geometry.page_nbytes or pages.stride(1) != 1 or pages.stride(0) % 4:
+            raise ConfigError(
+                f"Pages are {list(pages.shape)} with strides {pages.stride()}; they must be contiguous runs of "
+                f"{layer.geometry.page_nbytes} bytes."
+            )
+        key, value = layer.key, layer.value
+        kinds = [self._kind(layer.format.of(slot.plane)) for slot in (key, value)]
+        numbers = {number for number, _ in kinds}
+        if len(numbers) > 1:
+            raise ConfigError(f"{layer.format.name} pages are not read natively; set PAGODA_KERNELS=reference.")
+        told: _native.Pages = self._module.Pages(
+            pages.data_ptr(),
+            pages.shape[0],
+            pages.stride(0),
+            layer.geometry.page_tokens,
+            key.plane.num_heads,
+            numbers.pop(),
+            *(
+                self._module.Plane(slot.offset, slot.plane.width, encoding)
+                for slot, (_, encoding) in zip((key, value), kinds, strict=True)
+            ),
+        )
+        return told
+
+    def _kind(self, format: Format) -> tuple[_native.Number, _native.Encoding]:
+        """The numbers of a plain format; codes are decoded to bf16."""
+        if isinstance(format, PlainFormat):
+            return self.numbers[format.dtype()], self._module.Encoding.NONE
+        if format in self._encodings:
+            return self.numbers[torch.bfloat16], self._encodings[format]
+        raise ConfigError(f"The native kernels do not read {format.name} pages; set PAGODA_KERNELS=reference.")
+
+    def _new_tables(self, view: GroupView) -> _native.Tables:
+        tensors = (view.page_indices, view.page_starts, view.query_starts, view.context_lengths)
+        for tensor in tensors:
+            if tensor.dtype is not torch.int32 or not tensor.is_cpu or not tensor.is_contiguous():
+                raise ConfigError(f"Page tables are {tensor.dtype} on {tensor.device}; they must be int32 on the CPU.")
+        num_sequences = len(view.context_lengths)
+        if len(view.page_starts) != num_sequences + 1 or len(view.query_starts) != num_sequences + 1:
+            raise ConfigError(f"Page tables of {num_sequences} sequences need {num_sequences + 1} starts.")
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        told: _native.Tables = self._module.Tables(*addresses, num_sequences, len(view.page_indices))
+        return told
+
+
+def checked_sinks(sinks: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """`sinks` as contiguous fp32 [num_heads]."""
+    if sinks.shape != (num_heads,):
+        raise ConfigError(f"sinks is {list(sinks.shape)}; it must be [{num_heads}].")
+    return sinks.float().contiguous()
+
+
+def described(tensor: torch.Tensor) -> str:
+    """A tensor in words, for errors."""
+    return f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
