@@ -82,6 +82,7 @@ def test_pages_take_the_bytes_of_their_layers(llama):
         ("fp32/int8", r"keys in fp32 and values in int8: mix bf16"),
         ("k8v4/int8", r"keys in k8v4"),
         ("int8/int3", r"no format named 'int3'"),
+        ("full=int8,sliding=int3", r"no format named 'int3'"),
         ("near=int8", r"give one format, or formats by reach.*full, sliding, chunked"),
         ("full=", r"give one format"),
     ],

@@ -23,12 +23,12 @@ def choose_geometries(model: Model, config: EngineConfig) -> tuple[PageGeometry,
     Raises ConfigError for a format that does not exist or cannot keep the model's keys and values.
     """
     own = str(model.dtype).removeprefix("torch.")
-    named = _formats_by_reach(config.kv_cache_dtype)
+    named = _formats_by_reach(config.kv_cache_dtype, own)
     skipped = _skipped_layers(model.spec, config.kv_cache_dtype_skip_layers)
     geometries = []
     for index, group in enumerate(model.spec.groups):
         others = tuple((layer, _format(own, own)) for layer in sorted(skipped[index]))
-        format = _format(named.get(group.reach, "auto"), own)
+        format = named[group.reach]
         if len(others) == len(group.layouts):  # then that is the format of the group
             format, others = others[0][1], ()
         geometries.append(PageGeometry(group, format, config.block_size, others))
@@ -45,11 +45,11 @@ def _format(name: str, own: str) -> Format:
     return format
 
 
-def _formats_by_reach(text: str) -> dict[Reach, str]:
+def _formats_by_reach(text: str, own: str) -> dict[Reach, Format]:
     """One name for all groups, or names by reach: "full=int8,sliding=bf16"."""
     if "=" not in text:
-        return dict.fromkeys(Reach, text)
-    named = {}
+        return dict.fromkeys(Reach, _format(text, own))
+    named = dict.fromkeys(Reach, _format("auto", own))
     for part in text.split(","):
         reach, _, name = part.partition("=")
         if reach not in set(Reach) or not name:
@@ -57,7 +57,7 @@ def _formats_by_reach(text: str) -> dict[Reach, str]:
                 f"kv_cache_dtype is {text!r}; give one format, or formats by reach as in full=int8,sliding=bf16. "
                 f"Reaches are {', '.join(Reach)}."
             )
-        named[Reach(reach)] = name
+        named[Reach(reach)] = _format(name, own)
     return named
 
 
