@@ -2,6 +2,9 @@
 
 Every format reads the same windows and probes, each computed as one prompt through its pages; the figures stand beside
 those of bf16 pages. Text: the slice of the training sources that no model was trained on.
+
+The embedded model has no channels whose keys are far larger than others', as some large models have; --outliers makes
+some.
 """
 
 from __future__ import annotations
@@ -40,6 +43,8 @@ from train_tiny import load_words
 
 PAGE_TOKENS = 32
 LONGEST = 2112
+# Of every head; each comes with the one that positions turn it into.
+OUTLIER_CHANNELS = (7, 21)
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,15 @@ class PagedNetwork:
         return self.model.forward(tokens, torch.arange(length), rows, step)
 
 
+def add_outliers(model: Model, factor: float) -> None:
+    """Multiply some channels of keys by `factor`, a power of two, and divide the queries' by it: scores stay."""
+    for layer in model.network.model.layers:
+        attention = layer.self_attn
+        for projection, scale in ((attention.k_proj, factor), (attention.q_proj, 1 / factor)):
+            heads = projection.weight.data.unflatten(0, (-1, 2, attention.head_dim // 2))
+            heads[:, :, OUTLIER_CHANNELS] *= scale
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Perplexity and recall of every format."""
     tokenizer = load_tokenizer(EMBEDDED_MODEL)
@@ -82,6 +96,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     corpus = load_corpus(options.work, options.data, tokenizer)
     tasks = RecallTasks(tokenizer, corpus.held_out, load_words(corpus, tokenizer))
     model = load_model(EMBEDDED_MODEL, dtype="auto")
+    add_outliers(model, options.outliers)
     results = {}
     for format_name in options.formats:
         network: Any = PagedNetwork.make(model, format_name)
@@ -118,6 +133,9 @@ def parse_options() -> argparse.Namespace:
     add("--windows", type=int, default=50, help="stretches of held-out text")
     add("--probes", type=int, default=50, help="questions of each kind and distance")
     add("--distances", nargs="+", type=int, default=[256, 512, 1024], help="tokens between statement and answer")
+    add(
+        "--outliers", type=float, default=1, metavar="FACTOR", help="a power of two: make these channels so much larger"
+    )
     add("--json", type=Path, help="write the figures here too")
     return parser.parse_args()
 

@@ -3,6 +3,7 @@
 // Does not know pages or where the sums came from. Folding the first split into an empty total changes no bit.
 #pragma once
 
+#include "hadamard.h"
 #include "scratch.h"
 
 namespace pagoda {
@@ -73,6 +74,7 @@ inline void write_out(const AttendCall& call, const Tile& tile, const Accumulato
         const float factor = normaliser(call, sums, row, place.head);
         for (int64_t channel = 0; channel < call.pages.value.width; channel++)
             result[channel] = sums.values[row * sums.stride + channel] * factor;
+        hadamard(result, call.pages.value);
         write_row(row_data(call, call.out, place), call.out.number, result, call.pages.value.width);
     }
 }

@@ -35,11 +35,13 @@ static inline int64_t code_nbytes(Encoding encoding, int64_t width) {
     return encoding == Encoding::int4 ? width / 2 : width;
 }
 
-// One plane inside every page: [KV heads, width, tokens] in the word order of `formats/words.py`.
+// One plane inside every page: [KV heads, width, tokens] in the word order of `formats/words.py`. Codes of rows may be
+// those of a transform of so many channels at a time (`formats/rotated.py`).
 struct Plane {
     int64_t offset_nbytes;
     int64_t width;
     Encoding encoding;
+    int64_t rotated_channels;
 };
 
 static inline bool has_codes(const Plane& plane) { return plane.encoding != Encoding::none; }

@@ -156,7 +156,8 @@ NB_MODULE(_native, module) {
         .value("FP8_E5M2", Encoding::e5m2)
         .value("INT4", Encoding::int4);
     nb::class_<Plane>(module, "Plane")
-        .def(nb::init<int64_t, int64_t, Encoding>(), "offset_nbytes"_a, "width"_a, "encoding"_a);
+        .def(nb::init<int64_t, int64_t, Encoding, int64_t>(), "offset_nbytes"_a, "width"_a, "encoding"_a,
+             "rotated_channels"_a);
     nb::class_<Pages>(module, "Pages")
         .def(
             "__init__",

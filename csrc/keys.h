@@ -7,6 +7,7 @@
 
 #include "arithmetic.h"
 #include "encoding.h"
+#include "hadamard.h"
 #include "scratch.h"
 
 namespace pagoda {
@@ -42,13 +43,17 @@ inline const uint8_t* query_data(const Work& work, int64_t row) {
     return row_data(work.call, work.call.query, place_of(work.call, work.tile, row));
 }
 
-inline void pack_row(float* target, const uint8_t* source, Number number, int64_t width) {
-    read_row(target, source, number, width);
+inline void read_query(const Work& work, int64_t row, float* target) {
+    const Plane& plane = work.call.pages.key;
+    read_row(target, query_data(work, row), work.call.query.number, plane.width);
+    hadamard(target, plane);
 }
 
-// Arithmetic with bf16 factors is chosen for bf16 queries only.
-inline void pack_row(Bf16* target, const uint8_t* source, Number, int64_t width) {
-    __builtin_memcpy(target, source, size_t(width) * sizeof(Bf16));
+inline void pack_query(const Work& work, int64_t row, float* target) { read_query(work, row, target); }
+
+// Arithmetic with bf16 factors is chosen for bf16 queries only; rotated keys are met as bytes there.
+inline void pack_query(const Work& work, int64_t row, Bf16* target) {
+    __builtin_memcpy(target, query_data(work, row), size_t(work.call.pages.key.width) * sizeof(Bf16));
 }
 
 inline float float_of(float value) { return value; }
@@ -79,7 +84,7 @@ class NumberKeys {
         Factor* query = static_cast<Factor*>(work_.scratch.query);
         const int64_t width = pages().key.width;
         for (int64_t row = 0; row < work_.tile.num_rows; row++, query += query_stride(work_.call)) {
-            pack_row(query, query_data(work_, row), work_.call.query.number, width);
+            pack_query(work_, row, query);
             float sum = 0.0f;
             for (int64_t channel = 0; channel < width && has_minima(pages().key.encoding); channel++)
                 sum += float_of(query[channel]);
@@ -168,7 +173,7 @@ class ByteKeys {
 
     void pack_queries() {
         for (int64_t row = 0; row < work_.tile.num_rows; row++) {
-            read_row(work_.scratch.row, query_data(work_, row), work_.call.query.number, pages().key.width);
+            read_query(work_, row, work_.scratch.row);
             const int64_t first = row / kBandRows * kBandRows, rows = work_.tile.num_rows - first;
             uint8_t* high = band_queries(first) + (row - first) * stride();
             pack_row(work_.scratch.row, row, high, high + (rows < kBandRows ? rows : kBandRows) * stride());

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "codes.h"
+#include "hadamard.h"
 #include "plan.h"
 #include "run.h"
 
@@ -96,6 +97,7 @@ class Writer {
             return write_numbers(target, pages, place.offset, numbers);
         }
         read_row(numbers_.data(), source, rows.number, plane.width);
+        hadamard(numbers_.data(), plane);
         const Levels levels = levels_of_row(numbers_.data(), plane.width, plane.encoding);
         if (levels.scale == kNaN) mark(place);
         uint8_t* codes = reinterpret_cast<uint8_t*>(encoded_.data());

@@ -16,7 +16,9 @@ REGISTRY: dict[str, dict[str, str]] = {
         "int8": "pagoda.formats.scaled:INT8",
         "fp8_e4m3": "pagoda.formats.scaled:FP8_E4M3",
         "fp8_e5m2": "pagoda.formats.scaled:FP8_E5M2",
-        "int4": "pagoda.formats.int4:INT4",
+        "int4": "pagoda.formats.rotated:INT4",
+        "int4_rotated": "pagoda.formats.rotated:INT4_ROTATED",
+        "int4_plain": "pagoda.formats.int4:INT4_PLAIN",
         "k8v4": "pagoda.formats.mixed:K8V4",
     },
     "eviction": {

@@ -55,7 +55,7 @@ def results(outputs: list[RequestOutput], format: str) -> list[tuple[list[int], 
     A number on the border of two codes falls to either side, as products of another shape round: of four bits, that is
     a fifteenth of the range of a row.
     """
-    rounding = 0.03 if format in ("int4", "k8v4") else 1e-3
+    rounding = 0.03 if format in ("int4", "int4_rotated", "int4_plain", "k8v4") else 1e-3
     samples = [sample for output in outputs for sample in output.outputs]
     return [
         (sample.token_ids, pytest.approx([each.logprob for each in sample.logprobs or []], abs=rounding))

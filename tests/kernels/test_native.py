@@ -8,16 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pagoda.formats.int4 import INT4
+from pagoda.formats.int4 import INT4_PLAIN
 from pagoda.formats.mixed import K8V4
 from pagoda.formats.plain import BF16, FP16, FP32
+from pagoda.formats.rotated import INT4, INT4_ROTATED
 from pagoda.formats.scaled import FP8_E4M3, FP8_E5M2, INT8
 from pagoda.kernels.base import AttentionRule, LayerPages
 from pagoda.kernels.native import NativeKernels, instruction_sets
 from pagoda.kernels.reference import ReferenceKernels, in_reach
 from pagoda.layouts.spec import Reach
 
-CODED = (INT8, FP8_E4M3, FP8_E5M2, INT4, K8V4)
+CODED = (INT8, FP8_E4M3, FP8_E5M2, INT4, INT4_ROTATED, INT4_PLAIN, K8V4)
 FORMATS = (FP32, FP16, BF16, *CODED)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ROUNDING_UNIT = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -72,7 +73,7 @@ sequences = sequences.filter(lambda pairs: sum(map(sum, pairs)) > 0)
 
 def width_units(format):
     """What the widths of keys and values must be multiples of: codes go four to a word, those of four bits eight."""
-    if format is INT4:
+    if format in (INT4, INT4_ROTATED, INT4_PLAIN):
         return 8, 2
     return 4 if format in CODED else 2, 2 if format is K8V4 else 1
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pagoda.config import DTYPES, EngineConfig
 from pagoda.errors import ConfigError
+from pagoda.registry import names
 from pagoda.sampling_params import SamplingParams
 from pagoda.units import parse_nbytes
 
@@ -42,7 +43,12 @@ def _option(field: str, help: str, **more: Any) -> Option:
 
 ENGINE_OPTIONS = (
     _option("dtype", "precision of the weights; auto takes the checkpoint's", choices=DTYPES),
-    _option("kv_cache_dtype", "format of the pages; auto is the precision of the weights", metavar="FORMAT"),
+    _option(
+        "kv_cache_dtype",
+        f"format of the pages: auto (the precision of the weights), {', '.join(names('format'))}, or a pair for keys "
+        "and values, as bf16/int8",
+        metavar="FORMAT",
+    ),
     _option("kv_cache_dtype_skip_layers", "layers that keep the precision of the weights", nargs="+", metavar="LAYER"),
     _option("block_size", "tokens per page, a multiple of 16", type=int, metavar="TOKENS"),
     _option("max_model_len", "longest sequence; by default what model and memory allow", type=int, metavar="TOKENS"),

@@ -30,6 +30,10 @@ class Format(ABC):
         """The format that `plane` is kept in: another than this one if keys and values differ."""
         return self
 
+    def rotated_channels(self, plane: Plane) -> int:  # noqa: ARG002
+        """How many channels at a time are kept as their Hadamard transform (formats/rotated.py); one if none are."""
+        return 1
+
     @abstractmethod
     def obstacle(self, plane: Plane) -> str | None:
         """Why `plane` cannot be kept in this format, or None."""

@@ -1,4 +1,4 @@
-"""The format that stores four bits a number, with a scale and a minimum for each token and head: int4.
+"""The codes of four bits a number, with a scale and a minimum for each token and head: int4_plain.
 
 number = minimum + scale * code, codes 0 to 15. A head of a plane is its codes, two to a byte, then a bf16 scale per
 token, then a bf16 minimum per token. A byte holds channels i (low bits) and width / 2 + i of a token. Bytes lie as
@@ -30,7 +30,7 @@ class Int4Format(Format):
 
     @property
     def name(self) -> str:
-        return "int4"
+        return "int4_plain"
 
     def obstacle(self, plane: Plane) -> str | None:
         multiple = 2 * WORD_CODES if plane.reduced is Axis.CHANNEL else 2
@@ -92,4 +92,4 @@ class Int4Format(Format):
         return scale, minimum
 
 
-INT4 = Int4Format()
+INT4_PLAIN = Int4Format()

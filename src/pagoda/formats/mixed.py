@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from pagoda.errors import ConfigError
 from pagoda.formats.base import Format
-from pagoda.formats.int4 import INT4
 from pagoda.formats.plain import BF16, PlainFormat
+from pagoda.formats.rotated import INT4
 from pagoda.formats.scaled import INT8
 from pagoda.layouts.base import Axis, Plane
 

@@ -12,8 +12,9 @@ import torch
 
 from pagoda.errors import ConfigError
 from pagoda.formats.base import Format
-from pagoda.formats.int4 import INT4
+from pagoda.formats.int4 import INT4_PLAIN
 from pagoda.formats.plain import PlainFormat
+from pagoda.formats.rotated import INT4, INT4_ROTATED
 from pagoda.formats.scaled import FP8_E4M3, FP8_E5M2, INT8
 from pagoda.kernels.base import AttentionRule, GroupView, LayerPages
 from pagoda.layouts.spec import Reach
@@ -45,6 +46,8 @@ class NativeArguments:
             FP8_E4M3: module.Encoding.FP8_E4M3,
             FP8_E5M2: module.Encoding.FP8_E5M2,
             INT4: module.Encoding.INT4,
+            INT4_ROTATED: module.Encoding.INT4,
+            INT4_PLAIN: module.Encoding.INT4,
         }
         self._reaches: dict[Reach, _native.Reach] = {
             Reach.FULL: module.Reach.FULL,
@@ -106,8 +109,8 @@ class NativeArguments:
                 f"{layer.geometry.page_nbytes} bytes."
             )
         key, value = layer.key, layer.value
-        kinds = [self._kind(layer.format.of(slot.plane)) for slot in (key, value)]
-        numbers = {number for number, _ in kinds}
+        formats = [layer.format.of(slot.plane) for slot in (key, value)]
+        numbers = {self._number_of(format) for format in formats}
         if len(numbers) > 1:
             raise ConfigError(f"{layer.format.name} pages are not read natively; set PAGODA_KERNELS=reference.")
         told: _native.Pages = self._module.Pages(
@@ -118,18 +121,23 @@ class NativeArguments:
             key.plane.num_heads,
             numbers.pop(),
             *(
-                self._module.Plane(slot.offset, slot.plane.width, encoding)
-                for slot, (_, encoding) in zip((key, value), kinds, strict=True)
+                self._module.Plane(
+                    slot.offset,
+                    slot.plane.width,
+                    self._encodings.get(format, self._module.Encoding.NONE),
+                    format.rotated_channels(slot.plane),
+                )
+                for slot, format in zip((key, value), formats, strict=True)
             ),
         )
         return told
 
-    def _kind(self, format: Format) -> tuple[_native.Number, _native.Encoding]:
+    def _number_of(self, format: Format) -> _native.Number:
         """The numbers of a plain format; codes are decoded to bf16."""
         if isinstance(format, PlainFormat):
-            return self.numbers[format.dtype()], self._module.Encoding.NONE
+            return self.numbers[format.dtype()]
         if format in self._encodings:
-            return self.numbers[torch.bfloat16], self._encodings[format]
+            return self.numbers[torch.bfloat16]
         raise ConfigError(f"The native kernels do not read {format.name} pages; set PAGODA_KERNELS=reference.")
 
     def _new_tables(self, view: GroupView) -> _native.Tables:
