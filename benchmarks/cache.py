@@ -30,6 +30,7 @@ import numpy as np
 
 from pagoda.cache.cache import Cache, NoBytes
 from pagoda.cache.group import PageGroup
+from pagoda.cache.rule import KeepAll
 from pagoda.registry import lookup, names
 
 VOCABULARY = 150_000
@@ -91,7 +92,7 @@ class Bench:
         next(self.prompts)
         baseline = _peak_nbytes()
         policy = lookup("eviction", setup.policy)()
-        self.cache = Cache([PageGroup(setup.num_pages, setup.page_tokens, policy, int)], [NoBytes()])
+        self.cache = Cache([PageGroup(setup.num_pages, setup.page_tokens, policy, KeepAll())], [NoBytes()])
         self._fill(until_free=(setup.num_repeats + 1) * setup.batch_pages)
         for _ in range(setup.num_repeats):
             self._insert_batch()

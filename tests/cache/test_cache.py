@@ -6,15 +6,27 @@ from pagoda.cache.cache import Cache, NoBytes
 from pagoda.cache.eviction.lru import LRU
 from pagoda.cache.group import PageGroup
 from pagoda.cache.pages import PageCounts
+from pagoda.cache.rule import KeepAll
 from pagoda.errors import OutOfPagesError
 
 PAGE_TOKENS = 4
 
 
-def make_cache(*num_pages, page_tokens=None, resumable=lambda num_tokens: num_tokens):
-    """A cache with one group per pool size; `resumable` is the rule of the last group."""
+class Every(KeepAll):
+    """Layers resume only at every n-th token."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.n = n
+
+    def resumable_tokens(self, num_matched_tokens):
+        return num_matched_tokens // self.n * self.n
+
+
+def make_cache(*num_pages, page_tokens=None, rule=None):
+    """A cache with one group per pool size; `rule` is that of the last group."""
     sizes = page_tokens or [PAGE_TOKENS] * len(num_pages)
-    rules = [lambda num_tokens: num_tokens] * (len(num_pages) - 1) + [resumable]
+    rules = [KeepAll()] * (len(num_pages) - 1) + [rule or KeepAll()]
     groups = [PageGroup(pages, size, LRU(), rule) for pages, size, rule in zip(num_pages, sizes, rules, strict=True)]
     return Cache(groups, [NoBytes() for _ in groups])
 
@@ -50,7 +62,7 @@ class TestMatch:
         assert match(cache, range(8)).num_tokens == 6
 
     def test_every_group_must_be_able_to_resume(self):
-        cache = make_cache(8, 8, resumable=lambda num_tokens: num_tokens // 5 * 5)
+        cache = make_cache(8, 8, rule=Every(5))
         store(cache, range(8))
         assert match(cache, range(8)).num_tokens == 5
 
@@ -61,7 +73,7 @@ class TestMatch:
         assert (hit.num_tokens, cache.whole_pages(hit).num_tokens) == (29, 24)
 
     def test_whole_pages_are_resumable_too(self):
-        cache = make_cache(16, resumable=lambda num_tokens: num_tokens // 6 * 6)
+        cache = make_cache(16, rule=Every(6))
         store(cache, range(32))
         assert cache.whole_pages(match(cache, range(23))).num_tokens == 12
 

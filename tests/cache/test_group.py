@@ -9,6 +9,7 @@ from pagoda.cache.eviction.lru import LRU
 from pagoda.cache.group import PageActions, PageGroup
 from pagoda.cache.pages import PageCounts
 from pagoda.cache.radix import token_key
+from pagoda.cache.rule import KeepAll
 from pagoda.errors import IntegrityError, OutOfPagesError
 
 PAGE_TOKENS = 4
@@ -22,7 +23,7 @@ class ParentsFirst(EvictionPolicy):
 
 
 def make_group(num_pages=16, share=True, policy=None):
-    return PageGroup(num_pages, PAGE_TOKENS, policy or LRU(), resumable_tokens=lambda tokens: tokens, share=share)
+    return PageGroup(num_pages, PAGE_TOKENS, policy or LRU(), KeepAll(), share)
 
 
 @pytest.fixture
@@ -266,7 +267,7 @@ class TestEviction:
         cache(group, range(4))
         for _ in range(1000):
             group.release(start(group, range(4), num_hit=4), range(4))
-        assert len(group._idle_leaves) < 100
+        assert len(group._idle._entries) < 100
 
 
 class TestForgetting:

@@ -7,6 +7,7 @@ import pytest
 from pagoda.cache.eviction.base import EvictionPolicy
 from pagoda.cache.group import PageGroup
 from pagoda.cache.radix import token_key
+from pagoda.cache.rule import KeepAll
 from pagoda.errors import OutOfPagesError
 from pagoda.registry import REGISTRY, lookup
 
@@ -17,7 +18,7 @@ every_policy = pytest.mark.parametrize("name", REGISTRY["eviction"])
 
 
 def make_group(name):
-    return PageGroup(NUM_PAGES, PAGE_TOKENS, lookup("eviction", name)(), resumable_tokens=lambda num_tokens: num_tokens)
+    return PageGroup(NUM_PAGES, PAGE_TOKENS, lookup("eviction", name)(), KeepAll())
 
 
 def start(group, tokens):

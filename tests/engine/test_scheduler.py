@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pagoda.cache.cache import Cache, NoBytes
 from pagoda.cache.eviction.lru import LRU
 from pagoda.cache.group import PageGroup
+from pagoda.cache.rule import KeepAll
 from pagoda.engine.request import Phase, Request, RequestMetrics, Sequence
 from pagoda.engine.scheduler import Plan, Scheduler
 from pagoda.sampling_params import SamplingParams
@@ -30,7 +31,7 @@ class Loop:
     num_steps: int = 0
 
     def __post_init__(self) -> None:
-        group = PageGroup(self.num_pages, self.page_tokens, LRU(), lambda num_tokens: num_tokens, self.share)
+        group = PageGroup(self.num_pages, self.page_tokens, LRU(), KeepAll(), self.share)
         self.cache = Cache([group], [NoBytes()])
         self.scheduler = Scheduler(self.cache, self.max_num_seqs, self.budget)
 

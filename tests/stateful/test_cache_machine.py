@@ -5,7 +5,6 @@ sequences were ever committed (a hit must be a prefix of one) and, until pages a
 hit must reach as far as the longest of them).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -17,8 +16,11 @@ from pagoda.cache.cache import Cache, CachedSequence
 from pagoda.cache.eviction.base import EvictionPolicy
 from pagoda.cache.eviction.lru import LRU
 from pagoda.cache.group import PageGroup
-from pagoda.cache.radix import Node, token_key
+from pagoda.cache.radix import NO_PAGE, Node, token_key
+from pagoda.cache.rule import KeepAll, KeepRule, window_pages
 from pagoda.errors import OutOfPagesError
+from pagoda.layouts.attention import AttentionLayout
+from pagoda.layouts.spec import LayerGroup, Reach
 
 POISON = -1
 GARBAGE = -2
@@ -33,6 +35,17 @@ class LastPageFirst(EvictionPolicy):
 
     def priority(self, node: Node) -> int:
         return -node.page
+
+
+class EveryThird(KeepAll):
+    """Layers resume only at every third token."""
+
+    def resumable_tokens(self, num_matched_tokens: int) -> int:
+        return num_matched_tokens - num_matched_tokens % 3
+
+
+def window(reach: Reach, span: int) -> LayerGroup:
+    return LayerGroup(reach, span, (AttentionLayout(1, 2, 2),))
 
 
 class TokenStore:
@@ -54,7 +67,7 @@ class GroupShape:
 
     num_pages: int
     page_tokens: int
-    resumable_tokens: Callable[[int], int] = lambda num_tokens: num_tokens
+    rule: KeepRule = field(default_factory=KeepAll)
     policy: EvictionPolicy = field(default_factory=LRU)
 
 
@@ -85,9 +98,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.groups = [
-            PageGroup(s.num_pages, s.page_tokens, s.policy, s.resumable_tokens, self.share) for s in self.shapes
-        ]
+        self.groups = [PageGroup(s.num_pages, s.page_tokens, s.policy, s.rule, self.share) for s in self.shapes]
         self.stores = [TokenStore(shape.num_pages, shape.page_tokens) for shape in self.shapes]
         self.cache = Cache(self.groups, self.stores)
         self.live: list[Live] = []
@@ -174,7 +185,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert self.cache.reset() == idle
         assert all(group.counts.idle == 0 for group in self.groups)
         for held, shape, group in zip(self.held, self.shapes, self.groups, strict=True):
-            held.is_exact = True
+            held.is_exact = shape.rule.span is None  # what windows have left behind goes, too
             held.must = [self.whole_pages(live, shape) for live in self.live]
             self.evictions[self.groups.index(group)] = group.num_evictions
 
@@ -189,7 +200,7 @@ class CacheMachine(RuleBasedStateMachine):
             for live in self.live:
                 table = live.cached.tables[index]
                 assert table.num_tokens == live.stored
-                sealed.update(table.pages[: live.stored // size])
+                sealed.update(set(table.pages[: live.stored // size]) - {NO_PAGE})
                 open_pages.update(table.pages[live.stored // size :])
             counts = group.counts
             assert (len(open_pages), len(sealed)) == (counts.open, counts.in_use)
@@ -199,15 +210,29 @@ class CacheMachine(RuleBasedStateMachine):
     def every_sequence_reads_its_own_tokens(self) -> None:
         for live in self.live:
             for group, store, table in zip(self.groups, self.stores, live.cached.tables, strict=True):
-                size = group.page_tokens
-                read = [store.pages[table.pages[i // size]][i % size] for i in range(live.stored)]
-                assert read == live.tokens[: live.stored]
+                size, first = group.page_tokens, table.num_dropped * group.page_tokens
+                read = [store.pages[table.pages[i // size]][i % size] for i in range(first, live.stored)]
+                assert read == live.tokens[first : live.stored]
+
+    @invariant()
+    def windows_hold_what_they_need_and_little_more(self) -> None:
+        for index, shape in enumerate(self.shapes):
+            size = shape.page_tokens
+            for live in self.live:
+                table = live.cached.tables[index]
+                assert table.num_dropped * size <= shape.rule.first_needed(live.stored)
+                if shape.rule.span is not None:
+                    needed = live.stored - shape.rule.first_needed(live.stored)
+                    written = -(-live.stored // size) - table.num_dropped
+                    assert written <= max(-(-needed // size) + 1, 2)
+                    assert written <= window_pages(shape.rule.span, size, 0)
 
     @invariant()
     def a_page_in_the_tree_holds_the_tokens_of_its_key(self) -> None:
         for group, store in zip(self.groups, self.stores, strict=True):
             for node in group._tree.nodes():
-                assert token_key([token for token in store.pages[node.page] if token >= 0]).startswith(node.key)
+                if node.page != NO_PAGE:
+                    assert token_key([token for token in store.pages[node.page] if token >= 0]).startswith(node.key)
 
     def teardown(self) -> None:
         """When all sequences have ended, every page is free or idle, and every idle page can be had."""
@@ -216,6 +241,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.bookkeeping_agrees()
         self.cache.reset()
         assert all(group.counts.free == group.counts.total for group in self.groups)
+        assert all(group._tree.num_nodes == 0 for group in self.groups)
 
     # The model
 
@@ -266,7 +292,9 @@ class CacheMachine(RuleBasedStateMachine):
 
     def resumable(self, num_tokens: int, limit: int) -> int:
         """The deepest point up to `num_tokens` from which every group resumes."""
-        return max(n for n in range(min(num_tokens, limit) + 1) if all(s.resumable_tokens(n) == n for s in self.shapes))
+        return max(
+            n for n in range(min(num_tokens, limit) + 1) if all(s.rule.resumable_tokens(n) == n for s in self.shapes)
+        )
 
     def snapshot(self) -> object:
         return (
@@ -299,25 +327,55 @@ class TightCache(CacheMachine):
     shapes = (GroupShape(6, 4),)
 
 
-def every_third(num_tokens: int) -> int:
-    return num_tokens - num_tokens % 3
-
-
 class TwoGroups(CacheMachine):
     """Groups of different page sizes, pools and policies; the second resumes only at every third token."""
 
-    shapes = (GroupShape(16, 4), GroupShape(9, 6, every_third, LastPageFirst()))
+    shapes = (GroupShape(16, 4), GroupShape(9, 6, EveryThird(), LastPageFirst()))
 
 
 class TwoRoomyGroups(CacheMachine):
-    shapes = (GroupShape(400, 4), GroupShape(400, 6, every_third))
+    shapes = (GroupShape(400, 4), GroupShape(400, 6, EveryThird()))
 
 
 class WithoutSharing(CacheMachine):
-    shapes = (GroupShape(12, 4),)
+    shapes = (GroupShape(12, 4), GroupShape(8, 4, window(Reach.SLIDING, 6)))
     share = False
 
 
-@pytest.mark.parametrize("machine", [RoomyCache, TightCache, TwoGroups, TwoRoomyGroups, WithoutSharing])
+class RoomyWindows(CacheMachine):
+    """What a window leaves behind stays hittable: while nothing is evicted, hits are those of full attention."""
+
+    shapes = (
+        GroupShape(400, 4, window(Reach.SLIDING, 6)),
+        GroupShape(400, 4),
+        GroupShape(400, 2, window(Reach.CHUNKED, 8)),
+    )
+
+
+class TightWindows(CacheMachine):
+    """Pages are evicted from under those that continue them."""
+
+    shapes = (GroupShape(7, 4, window(Reach.SLIDING, 6)), GroupShape(24, 4), GroupShape(9, 2, window(Reach.CHUNKED, 4)))
+
+
+class TinyWindow(CacheMachine):
+    """A window shorter than a page, and nothing else."""
+
+    shapes = (GroupShape(9, 4, window(Reach.SLIDING, 1)),)
+
+
+MACHINES = (
+    RoomyCache,
+    TightCache,
+    TwoGroups,
+    TwoRoomyGroups,
+    WithoutSharing,
+    RoomyWindows,
+    TightWindows,
+    TinyWindow,
+)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
 def test_the_cache_behaves_like_a_list_of_tokens(machine: type[CacheMachine]) -> None:
     run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=40))

@@ -36,11 +36,15 @@ class NoBytes:
 
 
 class Hit(NamedTuple):
-    """A match in every group, and the tokens all of them can resume from. Valid until the cache changes."""
+    """A match in every group, and the tokens all of them can resume from. Valid until the cache changes.
+
+    `branch_tokens` are known to some group: another sequence went its own way there.
+    """
 
     namespace: str
     matches: tuple[PrefixMatch, ...]
     num_tokens: int
+    branch_tokens: int
 
 
 @dataclass(eq=False)
@@ -49,6 +53,7 @@ class CachedSequence:
 
     namespace: str
     tables: tuple[PageTable, ...]
+    branch_tokens: int
 
     @property
     def num_tokens(self) -> int:
@@ -58,7 +63,7 @@ class CachedSequence:
 
 @dataclass(frozen=True)
 class CacheStats:
-    """A snapshot: `groups` has the page counts of each layer group; the others count since the start."""
+    """A snapshot: `groups` has the page counts of each layer group; the last three count since the start."""
 
     groups: tuple[PageCounts, ...]
     tokens_stored: int
@@ -69,7 +74,7 @@ class CacheStats:
 
     @property
     def utilization(self) -> float:
-        """Tokens held by running sequences / token slots of the pages allocated to them (first group)."""
+        """Tokens held by running sequences / token slots of the pages allocated to them (group that keeps most)."""
         return self.tokens_stored / self.token_slots_allocated if self.token_slots_allocated else 1.0
 
     @property
@@ -86,6 +91,8 @@ class Cache:
     def __init__(self, groups: Sequence[PageGroup], stores: Sequence[PageStore]) -> None:
         self._groups = tuple(groups)
         self._stores = tuple(stores)
+        # The group that knows most of a prefix: one that keeps all tokens, if there is one.
+        self._main = next((index for index, group in enumerate(self._groups) if group.keeps_all), 0)
         self._sequences: set[CachedSequence] = set()
         self._hit_tokens = 0
         self._queried_tokens = 0
@@ -94,20 +101,24 @@ class Cache:
         """How many of the first `limit` of `tokens` need not be computed. Changes nothing."""
         key = token_key(tokens)
         matches = tuple(group.match(namespace, key) for group in self._groups)
-        pairs = tuple(zip(self._groups, matches, strict=True))
-        num_tokens = min(limit, *(group.matched_tokens(match) for group, match in pairs))
-        return Hit(namespace, matches, self._resumable(num_tokens))
+        matched = [group.matched_tokens(match) for group, match in zip(self._groups, matches, strict=True)]
+        num_tokens = self._resumable(matches, min(limit, *matched))
+        return Hit(namespace, matches, num_tokens, min(limit, max(matched)))
 
     def whole_pages(self, hit: Hit) -> Hit:
         """The part of `hit` that ends with a page in every group, so that nothing needs to be copied."""
-        return hit._replace(num_tokens=self._resumable(hit.num_tokens, lcm(*(g.page_tokens for g in self._groups))))
+        multiple = lcm(*(group.page_tokens for group in self._groups))
+        return hit._replace(num_tokens=self._resumable(hit.matches, hit.num_tokens, multiple))
 
-    def can_attach(self, hit: Hit, num_new_tokens: int, spare_pages: int = 0) -> bool:
-        """Whether `hit` and room for `num_new_tokens` more can be had with `spare_pages` left over in every group."""
+    def can_attach(self, hit: Hit, num_new_tokens: int, step_tokens: int | None = None, spare_pages: int = 0) -> bool:
+        """Whether `hit` and room for `num_new_tokens` more can be had with `spare_pages` left over in every group.
+
+        Those are computed `step_tokens` at a time (None: all at once), so that windows can move on between.
+        """
+        step_tokens = num_new_tokens if step_tokens is None else step_tokens
         return all(
             group.attach_cost(match, hit.num_tokens)
-            + -(-(hit.num_tokens + num_new_tokens) // group.page_tokens)
-            - -(-hit.num_tokens // group.page_tokens)
+            + group.growth_cost(hit.num_tokens, num_new_tokens, step_tokens)
             + spare_pages
             <= group.num_available
             for group, match in zip(self._groups, hit.matches, strict=True)
@@ -120,7 +131,7 @@ class Cache:
         pairs = zip(self._groups, hit.matches, strict=True)
         attached = [group.attach(hit.namespace, match, hit.num_tokens) for group, match in pairs]
         self._perform([actions for _, actions in attached])
-        sequence = CachedSequence(hit.namespace, tuple(table for table, _ in attached))
+        sequence = CachedSequence(hit.namespace, tuple(table for table, _ in attached), hit.branch_tokens)
         self._sequences.add(sequence)
         self._hit_tokens += hit.num_tokens
         self._queried_tokens += num_prompt_tokens
@@ -143,12 +154,13 @@ class Cache:
     def commit(self, sequence: CachedSequence, tokens: Sequence[int], num_tokens: int) -> None:
         """The keys and values of the first `num_tokens` of `tokens` are written; full pages become shareable."""
         for group, table in zip(self._groups, sequence.tables, strict=True):
-            group.commit(table, tokens, num_tokens)
+            group.commit(table, tokens, num_tokens, sequence.branch_tokens)
 
     def fork(self, sequence: CachedSequence) -> CachedSequence:
         """A second sequence with the same tokens so far; pages are shared until one of them writes."""
         pairs = zip(self._groups, sequence.tables, strict=True)
-        twin = CachedSequence(sequence.namespace, tuple(group.fork(table) for group, table in pairs))
+        tables = tuple(group.fork(table) for group, table in pairs)
+        twin = CachedSequence(sequence.namespace, tables, sequence.branch_tokens)
         self._sequences.add(twin)
         return twin
 
@@ -164,32 +176,33 @@ class Cache:
 
         None if the rest of `tokens` does not fill a page.
         """
-        match, size = hit.matches[0], self._groups[0].page_tokens
+        match, size = hit.matches[self._main], self._groups[self._main].page_tokens
         start = len(match.path) * size
         if start + size > len(tokens):
             return None
-        page = match.path[-1].page if match.path else -1
-        return hit.namespace, page, token_key(tokens[start : start + size])
+        node = match.path[-1] if match.path else None
+        return hit.namespace, node, token_key(tokens[start : start + size])
 
     def page_being_written(self, sequence: CachedSequence, tokens: Sequence[int]) -> object | None:
         """`next_page` as a running sequence sees it: the page that `tokens` will fill next."""
-        table, size = sequence.tables[0], self._groups[0].page_tokens
+        table, size = sequence.tables[self._main], self._groups[self._main].page_tokens
         start = table.num_tokens // size * size
         if table.node is None or start + size > len(tokens):
             return None
-        return sequence.namespace, table.node.page, token_key(tokens[start : start + size])
+        node = table.node if start else None
+        return sequence.namespace, node, token_key(tokens[start : start + size])
 
     def reset(self) -> int:
         """Forget every page that no sequence uses; returns how many there were."""
         return sum(group.reset() for group in self._groups)
 
     def stats(self) -> CacheStats:
-        size = self._groups[0].page_tokens
-        tables = [sequence.tables[0] for sequence in self._sequences]
+        size = self._groups[self._main].page_tokens
+        tables = [sequence.tables[self._main] for sequence in self._sequences]
         shared = {
             page: min(size, table.num_tokens - index * size)
             for table in tables
-            for index, page in enumerate(table.pages)
+            for index, page in enumerate(table.held, start=table.num_dropped)
         }
         return CacheStats(
             groups=tuple(group.counts for group in self._groups),
@@ -205,11 +218,12 @@ class Cache:
         for index, group in enumerate(self._groups):
             group.check_integrity([sequence.tables[index] for sequence in self._sequences])
 
-    def _resumable(self, num_tokens: int, multiple: int = 1) -> int:
+    def _resumable(self, matches: Sequence[PrefixMatch], num_tokens: int, multiple: int = 1) -> int:
         """The deepest point up to `num_tokens`, a multiple of `multiple`, from which every group can resume."""
         while True:
             num_tokens -= num_tokens % multiple
-            resumable = min(group.resumable_tokens(num_tokens) for group in self._groups)
+            pairs = zip(self._groups, matches, strict=True)
+            resumable = min(group.resumable(match, num_tokens) for group, match in pairs)
             if resumable == num_tokens:
                 return num_tokens
             num_tokens = resumable

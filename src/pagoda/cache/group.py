@@ -6,15 +6,16 @@ tables and counts. Imports neither torch nor formats, so a simulator can run it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from heapq import heapify, heappop, heappush
-from itertools import count
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from pagoda.cache.eviction.base import EvictionPolicy
+from pagoda.cache.idle import IdlePages
+from pagoda.cache.integrity import check_group
 from pagoda.cache.pages import PageAllocator, PageCounts, PageTable
-from pagoda.cache.radix import TOKEN_NBYTES, Node, PrefixMatch, PrefixTree, token_key
-from pagoda.errors import IntegrityError, OutOfPagesError
+from pagoda.cache.radix import NO_PAGE, TOKEN_NBYTES, Node, PrefixMatch, PrefixTree, token_key
+from pagoda.cache.rule import KeepRule, window_pages
+from pagoda.errors import OutOfPagesError
 
 
 class PageActions(NamedTuple):
@@ -27,29 +28,24 @@ class PageActions(NamedTuple):
 class PageGroup:
     """Page tables of one layer group over one pool.
 
-    `resumable_tokens` is the layer group's rule for how much of a match can be taken over. With `share` off no page
-    ever enters the tree: every match is empty and released pages are free at once.
+    `rule` is what the group keeps of a sequence: pages before its `first_needed` token leave the table, and may be
+    evicted though others continue them. With `share` off no page ever enters the tree: every match is empty and
+    released pages are free at once.
     """
 
     def __init__(
-        self,
-        num_pages: int,
-        page_tokens: int,
-        policy: EvictionPolicy,
-        resumable_tokens: Callable[[int], int],
-        share: bool = True,
+        self, num_pages: int, page_tokens: int, policy: EvictionPolicy, rule: KeepRule, share: bool = True
     ) -> None:
         self.page_tokens = page_tokens
         self.num_evictions = 0
-        self.resumable_tokens = resumable_tokens
+        self.keeps_all = rule.span is None
+        self._rule = rule
         self._share = share
-        self._policy = policy
         self._allocator = PageAllocator(num_pages)
         self._tree = PrefixTree(page_tokens)
         self._nodes: dict[int, Node] = {}  # page -> its node
         self._clock = 0
-        self._idle_leaves: list[tuple[Any, int, Node]] = []  # a heap; stale entries are skipped when popped
-        self._ticket = count()
+        self._idle = IdlePages(policy, self._is_evictable)
 
     @property
     def counts(self) -> PageCounts:
@@ -60,37 +56,59 @@ class PageGroup:
         return self._allocator.num_available
 
     def match(self, namespace: str, key: bytes) -> PrefixMatch:
-        """What is held of the tokens in `key` (`token_key`), to the token."""
+        """What was stored of the tokens in `key` (`token_key`), to the token; `resumable` says what is left of it."""
         return self._tree.match(self._tree.root(namespace), key)
 
     def matched_tokens(self, match: PrefixMatch) -> int:
         return len(match.path) * self.page_tokens + match.partial_tokens
+
+    def resumable(self, match: PrefixMatch, num_tokens: int) -> int:
+        """The deepest point up to `num_tokens` of `match` before which all is held that later tokens need."""
+        while True:
+            num_tokens = self._rule.resumable_tokens(num_tokens)
+            if self.keeps_all:
+                return num_tokens
+            nodes = [*match.path, match.partial][: -(-num_tokens // self.page_tokens)]
+            indices = range(len(nodes) - 1, self._first_page(num_tokens) - 1, -1)
+            missing = next((i for i in indices if (node := nodes[i]) is None or node.page == NO_PAGE), None)
+            if missing is None:
+                return num_tokens
+            num_tokens = missing * self.page_tokens
 
     def attach_cost(self, match: PrefixMatch, num_tokens: int) -> int:
         """How many available pages it takes to take over `num_tokens` of `match`.
 
         A page that tokens are copied from counts too, since it cannot be evicted for its own copy.
         """
-        kept = match.path[: -(-num_tokens // self.page_tokens)]
-        rest = num_tokens % self.page_tokens
-        if rest and len(match.path) * self.page_tokens < num_tokens and match.partial is not None:
-            kept = [*kept, match.partial]
-        return sum(self._allocator.references(node.page) == 0 for node in kept) + (rest > 0)
+        nodes = [*match.path, match.partial][self._first_page(num_tokens) : -(-num_tokens // self.page_tokens)]
+        idle = sum(node is not None and self._allocator.references(node.page) == 0 for node in nodes)
+        return idle + (num_tokens % self.page_tokens > 0)
+
+    def growth_cost(self, num_tokens: int, num_new_tokens: int, step_tokens: int) -> int:
+        """The most pages that a table of `num_tokens` takes in addition while more are computed in such steps."""
+        size = self.page_tokens
+        held = -(-num_tokens // size)
+        growth = -(-(num_tokens + num_new_tokens) // size) - held
+        if self._rule.span is None:
+            return growth
+        most = window_pages(self._rule.span, size, min(step_tokens, num_new_tokens))
+        return min(growth, max(most - held + self._first_page(num_tokens), 0))
 
     def attach(self, namespace: str, match: PrefixMatch, num_tokens: int) -> tuple[PageTable, PageActions]:
-        """A page table that starts with the first `num_tokens` of a fresh `match`.
+        """A page table that starts with the first `num_tokens` of a fresh `match`, which must be `resumable`.
 
         Whole pages are shared; tokens of a further page are to be copied into an open page. Raises OutOfPagesError,
         changing nothing, if there is no page for them.
         """
         self._check_available(self.attach_cost(match, num_tokens))
         whole, rest = divmod(num_tokens, self.page_tokens)
-        path = match.path[:whole]
-        table = PageTable((path[-1] if path else self._tree.root(namespace)) if self._share else None)
+        path, first = match.path[:whole], self._first_page(num_tokens)
+        node = (path[-1] if path else self._tree.root(namespace)) if self._share else None
+        table = PageTable(node, num_dropped=first)
         self._clock += 1
-        for node in path:
-            self._take(node)
-            table.pages.append(node.page)
+        for each in path[first:]:
+            self._take(each)
+            table.pages.append(each.page)
         table.num_tokens = whole * self.page_tokens
         if not rest:
             return table, PageActions([], [])
@@ -124,10 +142,12 @@ class PageGroup:
         table.pages.extend(pages[must_copy:])
         return PageActions(pages, copies)
 
-    def commit(self, table: PageTable, tokens: Sequence[int], num_tokens: int) -> None:
+    def commit(self, table: PageTable, tokens: Sequence[int], num_tokens: int, branch_tokens: int = 0) -> None:
         """The first `num_tokens` of `tokens` are written now: seal the pages they fill and share them at once.
 
-        If the tree already has a page of the same tokens, the table takes that one and its own copy is freed.
+        If the tree already has a page of the same tokens, the table takes that one and its own copy is freed. What is
+        not needed any more leaves the table; another sequence has gone its own way after `branch_tokens`, so what is
+        needed there counts as used.
         """
         first, last = table.num_tokens // self.page_tokens, num_tokens // self.page_tokens
         keys = token_key(tokens[first * self.page_tokens : last * self.page_tokens])
@@ -139,16 +159,17 @@ class PageGroup:
                 start = (index - first) * size
                 table.pages[index] = self._insert(table, keys[start : start + size], page)
         table.num_tokens = num_tokens
+        self._move_window(table, range(self._first_page(branch_tokens), -(-branch_tokens // self.page_tokens)))
 
     def fork(self, table: PageTable) -> PageTable:
         """A second table of the same tokens; a shared open page is copied by whoever writes first.
 
         Pages that are reserved but not written stay with the first.
         """
-        twin = PageTable(table.node)
+        twin = PageTable(table.node, table.num_dropped)
         twin.num_tokens = table.num_tokens
         twin.pages = table.pages[: -(-table.num_tokens // self.page_tokens)]
-        for page in twin.pages:
+        for page in twin.held:
             self._allocator.retain(page)
         return twin
 
@@ -161,13 +182,12 @@ class PageGroup:
         self._clock += 1
         if keep and tokens:
             self._keep_tail(table, tokens)
-        for page in reversed(table.pages):
+        for page in reversed(table.held):
             self._drop(page)
-            node = self._nodes.get(page)
-            if not keep and node is not None and not self._allocator.references(page):
-                self._forget(node)
+        if not keep and table.node is not None:
+            self._forget(table.node)
         del table.pages[:]
-        table.num_tokens = 0
+        table.num_tokens = table.num_dropped = 0
 
     def reset(self) -> int:
         """Evict every idle page; returns how many."""
@@ -178,20 +198,19 @@ class PageGroup:
 
     def check_integrity(self, tables: Sequence[PageTable]) -> None:
         """Raise IntegrityError unless counts, tree and the given (all live) tables agree."""
-        users = [0] * self.counts.total
-        for table in tables:
-            for page in table.pages:
-                users[page] += 1
-        self._allocator.check_integrity(users)
-        nodes = list(self._tree.nodes())
-        if len(nodes) != len(self._nodes) or any(self._nodes.get(node.page) is not node for node in nodes):
-            raise IntegrityError("The prefix tree and the page index name different pages.")
-        for node in nodes:
-            used, parent = users[node.page] > 0, node.parent
-            if used and parent is not None and parent.page >= 0 and not users[parent.page]:
-                raise IntegrityError(f"Page {node.page} is in use but page {parent.page} before it is not.")
-        if self.counts.idle != sum(users[node.page] == 0 for node in nodes):
-            raise IntegrityError("A sealed page without a user is not in the prefix tree: nobody can ever hit it.")
+        check_group(tables, self._allocator, self._tree, self._nodes, self.keeps_all)
+
+    def _first_page(self, num_tokens: int) -> int:
+        """The first page that a sequence of so many tokens keeps: what later ones need, and its last sealed page."""
+        return max(min(self._rule.first_needed(num_tokens) // self.page_tokens, num_tokens // self.page_tokens - 1), 0)
+
+    def _move_window(self, table: PageTable, used: range) -> None:
+        """Drop pages that are behind the window now, those at indices `used` as if they had just been used."""
+        first = self._first_page(table.num_tokens)
+        for index in range(table.num_dropped, first):
+            self._drop(table.pages[index], is_used=index in used)
+            table.pages[index] = NO_PAGE
+            table.num_dropped = index + 1
 
     def _must_copy(self, table: PageTable) -> bool:
         return table.num_tokens % self.page_tokens > 0 and self._allocator.references(table.pages[-1]) > 1
@@ -203,9 +222,13 @@ class PageGroup:
         if existing is None:
             table.node = self._add(table.node, key, page)
             return page
+        table.node = existing
+        if existing.page == NO_PAGE:
+            existing.page = page
+            self._nodes[page] = existing
+            return page
         self._take(existing)
         self._drop(page)
-        table.node = existing
         return existing.page
 
     def _keep_tail(self, table: PageTable, tokens: Sequence[int]) -> None:
@@ -222,7 +245,7 @@ class PageGroup:
         """Insert a page; a shorter one that holds nothing else makes way."""
         closest, tokens = self._tree.closest(parent, key)
         node = self._nodes[page] = self._tree.insert(parent, key, page)
-        if closest is not None and tokens * TOKEN_NBYTES == len(closest.key) and self._is_idle_leaf(closest):
+        if closest is not None and tokens * TOKEN_NBYTES == len(closest.key) and self._is_evictable(closest):
             self._evict(closest)
         return node
 
@@ -230,33 +253,30 @@ class PageGroup:
         node.last_used = self._clock
         self._allocator.retain(node.page)
 
-    def _drop(self, page: int) -> None:
-        """Drop a user of `page`. Without users a sealed page may be evicted, and is freed if it is not shared."""
+    def _drop(self, page: int, is_used: bool = True) -> None:
+        """Drop a user of `page`. Without users a sealed page may be evicted, and is freed if it is not shared.
+
+        What leaves a window without having been `is_used` keeps its place in the order of eviction: nobody has ever
+        resumed there.
+        """
         if not self._allocator.release(page) or self._allocator.is_free(page):
             return
         node = self._nodes.get(page)
         if node is None:
             self._allocator.free(page)
             return
-        node.last_used = self._clock
+        if is_used:
+            node.last_used = self._clock
         self._offer(node)
 
-    def _is_idle_leaf(self, node: Node) -> bool:
-        return not node.children and not self._allocator.references(node.page)
+    def _is_evictable(self, node: Node) -> bool:
+        """Whether a node is idle, and a leaf unless windows move on from what others continue."""
+        is_held = self._nodes.get(node.page) is node
+        return is_held and not self._allocator.references(node.page) and not (self.keeps_all and node.children)
 
     def _offer(self, node: Node) -> None:
-        """Enter `node` for eviction if it is an idle leaf."""
-        if not self._is_idle_leaf(node):
-            return
-        if len(self._idle_leaves) > 2 * len(self._nodes) + 64:
-            self._idle_leaves = [entry for entry in self._idle_leaves if self._is_current(entry)]
-            heapify(self._idle_leaves)
-        heappush(self._idle_leaves, (self._policy.priority(node), next(self._ticket), node))
-
-    def _is_current(self, entry: tuple[Any, int, Node]) -> bool:
-        priority, _, node = entry
-        is_held = self._nodes.get(node.page) is node
-        return is_held and self._is_idle_leaf(node) and bool(self._policy.priority(node) == priority)
+        if self._is_evictable(node):
+            self._idle.offer(node, len(self._nodes))
 
     def _allocate(self, num_pages: int) -> list[int]:
         """Open pages, evicting idle ones when short."""
@@ -275,24 +295,36 @@ class PageGroup:
             )
 
     def _evict_one(self) -> bool:
-        """Free the idle leaf that the policy puts first; False if there is none."""
-        while self._idle_leaves:
-            entry = heappop(self._idle_leaves)
-            if self._is_current(entry):
-                self._evict(entry[2])
-                return True
-        return False
+        """Free the idle page that the policy puts first; False if there is none."""
+        node = self._idle.pop()
+        if node is None:
+            return False
+        self._evict(node)
+        return True
 
     def _forget(self, node: Node) -> None:
-        """Free an idle page and all that continue it, which are idle too."""
-        for descendant in reversed([node, *self._tree.below(node)]):
-            self._evict(descendant)
+        """Free what nobody uses of the prefix that ends at `node`, and of all that continues it from there."""
+        path = []
+        while node.parent is not None:
+            path.append(node)
+            node = node.parent
+        for first in path:
+            if first.page == NO_PAGE or self._is_idle(first):
+                for each in reversed([first, *self._tree.below(first)]):
+                    if self._is_idle(each):
+                        self._evict(each)
+
+    def _is_idle(self, node: Node) -> bool:
+        return node.page != NO_PAGE and not self._allocator.references(node.page)
 
     def _evict(self, node: Node) -> None:
-        """Free an idle leaf; its parent may become the next one."""
-        parent = node.parent
-        self._tree.remove(node)
+        """Free an idle page; nodes without a page that lead nowhere go, and a parent may become the next to go."""
         del self._nodes[node.page]
         self._allocator.free(node.page)
-        if parent is not None and parent.page >= 0:
-            self._offer(parent)
+        node.page = NO_PAGE
+        while node.page == NO_PAGE and not node.children and node.parent is not None:
+            parent = node.parent
+            self._tree.remove(node)
+            node = parent
+        if self.keeps_all and node.parent is not None:
+            self._offer(node)

@@ -6,10 +6,11 @@ Counts only: knows neither tokens nor bytes nor which prefix a page holds.
 """
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from pagoda.cache.radix import Node
+from pagoda.cache.radix import NO_PAGE, Node
 from pagoda.errors import IntegrityError
 
 
@@ -41,15 +42,22 @@ class PageTable:
     """The pages of one sequence in one layer group.
 
     The first `num_tokens // page_tokens` pages are sealed and stand on a path of the prefix tree that ends at `node`; a
-    further page, if any, is open. Without prefix sharing `node` is None.
+    further page, if any, is open. The first `num_dropped` lie behind the window and are NO_PAGE. Without prefix sharing
+    `node` is None.
     """
 
-    __slots__ = ("node", "num_tokens", "pages")
+    __slots__ = ("node", "num_dropped", "num_tokens", "pages")
 
-    def __init__(self, node: Node | None) -> None:
+    def __init__(self, node: Node | None, num_dropped: int = 0) -> None:
         self.node = node
         self.num_tokens = 0
-        self.pages = array("i")
+        self.num_dropped = num_dropped
+        self.pages = array("i", [NO_PAGE] * num_dropped)
+
+    @property
+    def held(self) -> Sequence[int]:
+        """The pages it still has."""
+        return self.pages[self.num_dropped :]
 
 
 class PageAllocator:

@@ -17,6 +17,9 @@ from sortedcontainers import SortedList
 TOKEN_TYPE = "i"
 TOKEN_NBYTES = array(TOKEN_TYPE).itemsize
 
+# Of roots, and of nodes whose page was evicted while others continue them.
+NO_PAGE = -1
+
 # Up to this many children are scanned for the longest common prefix; more are kept in order and searched.
 LINEAR_SCAN_CHILDREN = 8
 
@@ -29,7 +32,8 @@ def token_key(tokens: Sequence[int]) -> bytes:
 class Node:
     """One sealed page under its parent's prefix.
 
-    A key shorter than a page is the tail of an ended sequence: it has no children and is only ever copied from.
+    A key shorter than a page is the tail of an ended sequence: it has no children and is only ever copied from. Where
+    windows move on, a page may be evicted from under those that continue it: then `page` is NO_PAGE.
     """
 
     __slots__ = ("children", "key", "last_used", "order", "page", "parent")
@@ -49,7 +53,7 @@ class Root(Node):
     __slots__ = ("__weakref__",)
 
     def __init__(self) -> None:
-        super().__init__(None, b"", -1)
+        super().__init__(None, b"", NO_PAGE)
 
 
 class PrefixMatch(NamedTuple):
@@ -122,7 +126,7 @@ class PrefixTree:
         self.num_nodes -= 1
 
     def nodes(self) -> Iterator[Node]:
-        """Every node that holds a page, parents before children."""
+        """Every node but roots, parents before children."""
         for root in self._planted:
             yield from self.below(root)
 

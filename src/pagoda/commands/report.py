@@ -72,12 +72,12 @@ class CacheWatch:
         per_token = f"{format_nbytes(memory.nbytes_per_token)} ({memory.geometries[0].format_name})"
         if self.stats is None:
             return [("KV cache per token", per_token)]
-        pages = self.stats.groups[0]
         used = sum(group.open + group.in_use for group in self.stats.groups)
+        idle = sum(group.idle for group in self.stats.groups)
         total = sum(group.total for group in self.stats.groups)
         return [
             ("KV cache per token", per_token),
-            ("pages used", f"{used:,} of {total:,}, {pages.idle:,} more kept for later hits"),
+            ("pages used", f"{used:,} of {total:,}, {idle:,} more kept for later hits"),
             ("memory utilisation", f"{self.stats.utilization:.1%} of the slots in used pages hold a token"),
         ]
 

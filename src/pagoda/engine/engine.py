@@ -56,19 +56,13 @@ class Engine:
         self.memory = plan_memory(model, config)
         self.max_model_len = self.memory.max_model_len
         pools = [
-            PagePool(geometry, self.memory.num_pages, poison=config.environment.poison_pages)
-            for geometry in self.memory.geometries
+            PagePool(geometry, num_pages, poison=config.environment.poison_pages)
+            for geometry, num_pages in self.memory.pools
         ]
         policy = lookup("eviction", config.eviction_policy)()
         groups = [
-            PageGroup(
-                self.memory.num_pages,
-                geometry.page_tokens,
-                policy,
-                geometry.group.resumable_tokens,
-                share=config.enable_prefix_caching,
-            )
-            for geometry in self.memory.geometries
+            PageGroup(num_pages, geometry.page_tokens, policy, geometry.group, share=config.enable_prefix_caching)
+            for geometry, num_pages in self.memory.pools
         ]
         self._cache = Cache(groups, pools)
         self._scheduler = Scheduler(self._cache, config.max_num_seqs, config.max_num_batched_tokens)

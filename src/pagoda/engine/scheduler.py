@@ -121,7 +121,9 @@ class Scheduler:
         """The hit, or its whole pages, if all known tokens fit; running sequences keep room for a page each."""
         for candidate in (hit, self._cache.whole_pages(hit)):
             num_new_tokens = len(sequence.tokens) - candidate.num_tokens
-            if self._cache.can_attach(candidate, num_new_tokens, spare_pages=len(self.running)):
+            if self._cache.can_attach(
+                candidate, num_new_tokens, self._max_num_batched_tokens, spare_pages=len(self.running)
+            ):
                 return candidate
         return None
 

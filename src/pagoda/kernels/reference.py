@@ -53,8 +53,12 @@ class ReferenceKernels(Kernels):
                 continue
             length = int(view.context_lengths[sequence])
             pages = view.page_indices[view.page_starts[sequence] : view.page_starts[sequence + 1]].long()
-            key = _gather(layer, layer.key, pages)[:, :length]
-            value = _gather(layer, layer.value, pages)[:, :length]
+            # Pages behind the reach of all rows may be gone: what they are taken for is masked, and must be a number.
+            reached = in_reach(last - first, length, rule, pages.device).any(dim=0)
+            key, value = (
+                _gather(layer, slot, pages.clamp(min=0))[:, :length].masked_fill(~reached[:, None], 0)
+                for slot in (layer.key, layer.value)
+            )
             out[first:last] = attend_dense(query[first:last], key, value, rule, sinks).to(query.dtype)
         return out
 

@@ -34,6 +34,14 @@ class LayerGroup:
     def elements_per_token(self) -> int:
         return sum(layout.elements_per_token for layout in self.layouts)
 
+    def first_needed(self, num_tokens: int) -> int:
+        """The first token that a query at position `num_tokens`, or a later one, attends to."""
+        if self.span is None or self.reach is Reach.FULL:
+            return 0
+        if self.reach is Reach.SLIDING:
+            return max(num_tokens - self.span + 1, 0)
+        return num_tokens // self.span * self.span
+
     def resumable_tokens(self, num_matched_tokens: int) -> int:
         """The deepest point from which every layer of the group can resume."""
         return min(layout.resumable_tokens(num_matched_tokens) for layout in self.layouts)
