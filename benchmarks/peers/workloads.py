@@ -1,8 +1,11 @@
 """What every engine is asked to do, and how it is timed. Imports no engine: each runs in an environment of its own.
 
 An adapter offers `timed(prompts, max_tokens) -> (seconds to the first token, seconds to the last)` for prompts sent
-together, `has_prefix_cache`, and `close()` if it has a process to end. Prompts are random token ids; each use of
-`Prompts` gives others, so nothing is cached by accident.
+together, and `has_prefix_cache`. Prompts are random token ids; each use of `Prompts` gives others, so nothing is cached
+by accident.
+
+On a virtual machine the host may take the processors away; Linux counts that as stolen time. A workload is done again
+if much was stolen meanwhile, and the try that lost least is the one that counts.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ from typing import Any
 
 VOCABULARY = 150_000
 DECODED = 32
+# A workload during which the host took a larger share of the processors is done again, so many times in all.
+MOST_STOLEN = 0.02
+TRIES = 4
 
 
 class Prompts:
@@ -89,6 +95,24 @@ WORKLOADS: dict[str, Callable[[Any, Prompts], dict[str, float]]] = {
 }
 
 
+def processor_ticks() -> tuple[int, int]:
+    """Of all processors since the start: what the host took away, and everything."""
+    ticks = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return ticks[7], sum(ticks)
+
+
+def measure(engine: Any, prompts: Prompts, name: str) -> dict[str, float]:
+    """The figures of the try that the host disturbed least, and the share of the processors that it took then."""
+    tries = []
+    while len(tries) < TRIES and not any(share <= MOST_STOLEN for share, _ in tries):
+        stolen, total = processor_ticks()
+        figures = WORKLOADS[name](engine, prompts)
+        now_stolen, now_total = processor_ticks()
+        tries.append(((now_stolen - stolen) / max(now_total - total, 1), figures))
+    share, figures = min(tries, key=lambda each: each[0])
+    return figures | {f"stolen during {name}, %": 100 * share}
+
+
 def peak_memory_nbytes() -> int:
     """The largest resident memory so far of this process and of those it started, summed."""
     peaks: dict[int, int] = {}
@@ -118,6 +142,6 @@ def run(make_engine: Callable[[Path, int, str, str], Any]) -> None:
     engine.timed([prompts.tokens(600)], 4)  # first use: compile, allocate, page in the weights
     figures: dict[str, float] = {}
     for name in arguments.workloads:
-        figures |= WORKLOADS[name](engine, prompts)
+        figures |= measure(engine, prompts, name)
     figures["peak memory, GiB"] = peak_memory_nbytes() / 2**30
     sys.stdout.write(json.dumps(figures) + "\n")
