@@ -51,7 +51,8 @@ static inline bool multiplies_bytes(const Plane& plane) {
     return plane.encoding == Encoding::int8 || plane.encoding == Encoding::int4;
 }
 
-// `number` is that of planes without encoding, and bf16 if there is none.
+// `number` is that of planes without encoding, and bf16 if there is none. Where values are the first channels of the keys,
+// `value` is the plane of the keys but for its width.
 struct Pages {
     uint8_t* data;
     int64_t num_pages;
@@ -61,6 +62,7 @@ struct Pages {
     Number number;
     Plane key;
     Plane value;
+    bool values_in_keys;
 };
 
 static inline int64_t head_nbytes(const Pages& pages, const Plane& plane) {

@@ -162,12 +162,12 @@ NB_MODULE(_native, module) {
         .def(
             "__init__",
             [](Pages* self, uintptr_t data, int64_t num_pages, int64_t page_nbytes, int64_t page_tokens,
-               int64_t num_kv_heads, Number number, const Plane& key, const Plane& value) {
-                new (self) Pages{pointer<uint8_t>(data), num_pages, page_nbytes, page_tokens,
-                                 num_kv_heads,           number,    key,         value};
+               int64_t num_kv_heads, Number number, const Plane& key, const Plane& value, bool values_in_keys) {
+                new (self) Pages{pointer<uint8_t>(data), num_pages, page_nbytes, page_tokens,   num_kv_heads,
+                                 number,                 key,       value,       values_in_keys};
             },
             "data"_a, "num_pages"_a, "page_nbytes"_a, "page_tokens"_a, "num_kv_heads"_a, "number"_a, "key"_a,
-            "value"_a);
+            "value"_a, "values_in_keys"_a);
     nb::class_<Tables>(module, "Tables")
         .def(
             "__init__",

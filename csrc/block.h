@@ -85,6 +85,11 @@ inline void find_keys(const Pages& pages, int64_t page, int64_t head, int64_t of
 
 inline void find_values(const Pages& pages, int64_t page, int64_t head, int64_t offset, int panel, Block& block,
                         uint8_t* edges) {
+    if (pages.values_in_keys) {
+        block.value[panel] = block.key[panel];
+        if (has_codes(pages.key)) block.value_levels[panel] = block.key_levels[panel];
+        return;
+    }
     const Plane& plane = pages.value;
     const uint8_t* values = head_plane(pages, plane, page, head);
     if (has_codes(plane)) {

@@ -20,7 +20,8 @@ void attend_numbers(const AttendCall& call, const Tile& tile, const Scratch& scr
 
 template <class Arithmetic, template <class> class Keys>
 void attend_values(const AttendCall& call, const Tile& tile, const Scratch& scratch) {
-    if (multiplies_bytes(call.pages.value)) return TileAttention<Arithmetic, Keys, ByteValues>(call, tile, scratch).run();
+    if (multiplies_bytes(call.pages.value) && !call.pages.values_in_keys)
+        return TileAttention<Arithmetic, Keys, ByteValues>(call, tile, scratch).run();
     TileAttention<Arithmetic, Keys, NumberValues>(call, tile, scratch).run();
 }
 

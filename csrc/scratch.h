@@ -25,10 +25,12 @@ struct Scratch {
     Accumulator split;
     Accumulator total;
     uint8_t* edges;  // two value panels
-    // Of codes: decoded planes of a block, one panel of bytes, levels of the tokens of a block.
+    // Of codes: decoded planes of a block, one panel of bytes, levels of the tokens of a block. Latents: values of a block,
+    // and one decoded panel of keys.
     uint8_t* keys;
     uint8_t* values;
     uint8_t* bytes;
+    uint8_t* latents;
     TokenLevels key_levels;
     TokenLevels value_levels;
     // Of rows that meet codes: scales of queries as bytes and sums of queries in a tile; what the weights of a band are
@@ -80,8 +82,13 @@ inline Scratch lay_out(const AttendCall& call, Cursor& cursor) {
     scratch.edges = cursor.take<uint8_t>(2 * value_panel_nbytes(pages));
     // Last rows are written up to a whole vector.
     scratch.keys = cursor.take<uint8_t>(keys_are_codes ? kBlockTokens * pages.key.width * 2 : 0);
-    scratch.values = cursor.take<uint8_t>(values_are_codes ? kBlockTokens * pages.value.width * 2 + kLineNbytes : 0);
+    const bool has_values = values_are_codes || pages.values_in_keys;
+    scratch.values = cursor.take<uint8_t>(has_values ? kBlockTokens / panel_tokens(pages) * value_panel_nbytes(pages) +
+                                                           kLineNbytes
+                                                     : 0);
     scratch.bytes = cursor.take<uint8_t>(any_codes ? panel_tokens(pages) * widest + kLineNbytes : 0);
+    scratch.latents =
+        cursor.take<uint8_t>(any_codes && pages.values_in_keys ? panel_tokens(pages) * widest * 2 + kLineNbytes : 0);
     scratch.key_levels = take_levels(cursor);
     scratch.value_levels = take_levels(cursor);
     scratch.query_scales = cursor.take<float>(kTileRows);

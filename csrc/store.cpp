@@ -79,7 +79,8 @@ class Writer {
     void write(int64_t row, int64_t head, const Place& place) {
         const Pages& pages = call_.pages;
         write_plane(call_.key, row, head, place, pages.key, write_key, write_key_codes);
-        write_plane(call_.value, row, head, place, pages.value, write_value, write_value_codes);
+        if (!pages.values_in_keys)
+            write_plane(call_.value, row, head, place, pages.value, write_value, write_value_codes);
     }
 
   private:

@@ -1,10 +1,11 @@
 // How the weights of a band meet the values of a block: as numbers, or as bytes if values are small integers.
 //
-// Both read what must be decoded once a block; then, for each band, turn scores into weights and add the weighted values.
+// Both read what must be decoded once a block, latents what must be turned; then, for each band, turn scores into weights and add the weighted values.
 // As bytes the weights of a row are integers of 16 bits, in two parts, times the largest of the block over 65,535.
 #pragma once
 
 #include "keys.h"
+#include "turn.h"
 
 namespace pagoda {
 namespace {
@@ -43,8 +44,8 @@ class NumberValues {
     void read(const Block& block, const Ahead& ahead) {
         const int64_t tokens = panel_tokens(pages());
         for (int panel = block.first_panel; panel < block.last_panel; panel++) {
-            panels_[panel] = block.value[panel];
-            if (!has_codes(pages().value)) continue;
+            panels_[panel] = pages().values_in_keys ? turned(block, panel, ahead) : block.value[panel];
+            if (!has_codes(pages().value) || pages().values_in_keys) continue;
             CodedPanel codes = coded_values(pages(), block, panel, ahead);
             if (pages().value.encoding == Encoding::int4) {
                 unpack_values(codes, work_.scratch.bytes);
@@ -76,7 +77,7 @@ class NumberValues {
         const Left<Factor> weights{static_cast<const Factor*>(work_.scratch.weights) + panels.first * tokens,
                                    kWeightStride, int(band.count)};
         const uint8_t* next[kMaxPanels];
-        const bool is_read_here = band.first == 0 && !has_codes(pages().value);
+        const bool is_read_here = band.first == 0 && !has_codes(pages().value) && !pages().values_in_keys;
         for (int panel = panels.first; panel < panels.last; panel++)
             next[panel] = is_read_here ? ahead.of(panel, panels_[panel]) : panels_[panel];
         const Panels values{panels_ + panels.first, next + panels.first, panels.last - panels.first,
@@ -92,6 +93,29 @@ class NumberValues {
     }
 
   private:
+    // The values of a panel of latents. Tokens that do not count are zero, or have scales of zero.
+    const uint8_t* turned(const Block& block, int panel, const Ahead& ahead) {
+        const int64_t tokens = panel_tokens(pages()), first = block.first_token + panel * tokens;
+        KeyPanel keys{block.key[panel], key_row_nbytes(pages()), tokens, 0, tokens};
+        if (has_codes(pages().key)) {
+            CodedPanel codes = coded_keys(pages(), block, panel, ahead);
+            if (pages().key.encoding == Encoding::int4) {
+                unpack_keys(codes, work_.scratch.bytes);
+                codes = {work_.scratch.bytes, tokens * 4, codes.rows * 2, tokens, work_.scratch.bytes};
+            }
+            decode(pages().key.encoding, codes, work_.scratch.latents);
+            keys.data = work_.scratch.latents;
+            keys.row_nbytes = tokens * 4;
+            read_value_levels(pages(), block, panel, work_.scratch.value_levels);
+        } else {
+            keys.first = block.begin > first ? block.begin - first : 0;
+            keys.last = block.end < first + tokens ? block.end - first : tokens;
+        }
+        uint8_t* target = work_.scratch.values + panel * value_panel_nbytes(pages());
+        turn_panel(keys, pages().number, pages().value.width, target);
+        return target;
+    }
+
     const Pages& pages() const { return work_.call.pages; }
 
     const Work& work_;

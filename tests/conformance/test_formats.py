@@ -6,6 +6,7 @@ import torch
 
 from pagoda.formats.base import Format
 from pagoda.layouts.attention import AttentionLayout
+from pagoda.layouts.latent import LatentLayout
 from pagoda.registry import REGISTRY, lookup
 
 LAYOUTS = {
@@ -13,6 +14,7 @@ LAYOUTS = {
     "gqa": AttentionLayout(num_kv_heads=2, key_width=64, value_width=64),
     "mqa": AttentionLayout(num_kv_heads=1, key_width=128, value_width=128),
     "keys wider than values": AttentionLayout(num_kv_heads=2, key_width=192, value_width=128),
+    "latent": LatentLayout(latent_width=64, rotary_width=16),
     "narrow": AttentionLayout(num_kv_heads=1, key_width=8, value_width=2),
 }
 PLANES = {f"{name}, {plane.name}": plane for name, layout in LAYOUTS.items() for plane in layout.planes}

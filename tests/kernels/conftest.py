@@ -13,6 +13,8 @@ from pagoda.formats.page import PageGeometry
 from pagoda.kernels.base import GroupView, LayerPages
 from pagoda.kernels.reference import ReferenceKernels
 from pagoda.layouts.attention import AttentionLayout
+from pagoda.layouts.base import Layout
+from pagoda.layouts.latent import LatentLayout
 from pagoda.layouts.spec import LayerGroup, Reach
 
 NAN_BYTE = 0xFF
@@ -20,7 +22,10 @@ NAN_BYTE = 0xFF
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Everything about a case but its numbers. `sequences` has (tokens before, new tokens) of each."""
+    """Everything about a case but its numbers. `sequences` has (tokens before, new tokens) of each.
+
+    With `has_latents` the first `value_width` channels of a key are the value.
+    """
 
     format: Format
     sequences: tuple[tuple[int, int], ...]
@@ -30,10 +35,17 @@ class Shape:
     value_width: int = 64
     page_tokens: int = 32
     dtype: torch.dtype = torch.float32
+    has_latents: bool = False
 
     @property
     def heads(self) -> int:
         return self.kv_heads * self.group
+
+    @property
+    def layout(self) -> Layout:
+        if self.has_latents:
+            return LatentLayout(self.value_width, self.key_width - self.value_width)
+        return AttentionLayout(self.kv_heads, self.key_width, self.value_width)
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,7 @@ class Case:
     shape: Shape
     layer: LayerPages
     key: torch.Tensor
-    value: torch.Tensor
+    value: torch.Tensor | None
     whole: GroupView  # all tokens are new
     view: GroupView
     query: torch.Tensor
@@ -67,8 +79,7 @@ def build(shape: Shape, seed: int = 0) -> Case:
     def random(rows: int, heads: int, width: int) -> torch.Tensor:
         return torch.randn(rows, heads, width, generator=generator).to(shape.dtype)
 
-    layout = AttentionLayout(shape.kv_heads, shape.key_width, shape.value_width)
-    geometry = PageGeometry(LayerGroup(Reach.FULL, None, (layout,) * 3), shape.format, shape.page_tokens)
+    geometry = PageGeometry(LayerGroup(Reach.FULL, None, (shape.layout,) * 3), shape.format, shape.page_tokens)
     lengths = [past + new for past, new in shape.sequences]
     num_used = sum(-(-length // shape.page_tokens) for length in lengths)
     pages = torch.full((num_used + 3, geometry.page_nbytes), NAN_BYTE, dtype=torch.uint8)
@@ -76,7 +87,7 @@ def build(shape: Shape, seed: int = 0) -> Case:
     layer = LayerPages(pages, geometry, 1)
     whole = make_view(shape, page_indices, lengths)
     key = random(sum(lengths), shape.kv_heads, shape.key_width)
-    value = random(sum(lengths), shape.kv_heads, shape.value_width)
+    value = None if shape.has_latents else random(sum(lengths), shape.kv_heads, shape.value_width)
     ReferenceKernels().store(key, value, layer, whole)
     new_tokens = [new for _, new in shape.sequences]
     query = random(sum(new_tokens), shape.heads, shape.key_width)

@@ -24,8 +24,7 @@ families: Any = importlib.util.module_from_spec(_location)
 _location.loader.exec_module(families)
 
 FULL, SLIDING, CHUNKED = Reach.FULL, Reach.SLIDING, Reach.CHUNKED
-LATENT = {"axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "longcat_flash", "minicpm3", "youtu"}
-KNOWABLE = [family for family in (*families.FAMILIES, *families.FORWARD_ONLY) if family not in LATENT | set(UNKNOWABLE)]
+KNOWABLE = [family for family in (*families.FAMILIES, *families.FORWARD_ONLY) if family not in UNKNOWABLE]
 
 LLAMA = {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
 LLAMA_3_70B = LLAMA | {
@@ -120,7 +119,7 @@ def test_the_configuration_and_the_model_agree(family):
     assert spec_from_config(config.to_dict()) == discover(config).spec
 
 
-@pytest.mark.parametrize("family", sorted(LATENT | set(UNKNOWABLE)))
+@pytest.mark.parametrize("family", sorted(UNKNOWABLE))
 def test_the_other_families_are_refused_and_not_guessed(family):
     with pytest.raises(UnsupportedModelError):
         spec_from_config(shrink(families.default_config(family)).to_dict())

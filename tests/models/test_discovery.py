@@ -8,6 +8,7 @@ from transformers import AutoConfig
 
 from pagoda.errors import UnsupportedModelError
 from pagoda.layouts.attention import AttentionLayout
+from pagoda.layouts.latent import LatentLayout
 from pagoda.layouts.spec import Reach
 from pagoda.models.discovery import discover
 from pagoda.models.quiet import quiet
@@ -68,8 +69,15 @@ def test_soft_cap_sinks_and_scale_come_from_the_call():
 
 
 def test_a_narrow_value_stays_narrow():
+    config = shrink(config_of("longcat_flash"))
+    heads, width = config.num_attention_heads, config.qk_nope_head_dim + config.qk_rope_head_dim
+    assert config.v_head_dim < width
+    assert discover(config).spec.groups[0].layouts[0] == AttentionLayout(heads, width, config.v_head_dim)
+
+
+def test_latents_stay_latents():
     found = discover(config_of("deepseek_v3", num_hidden_layers=4))
-    assert found.spec.groups[0].layouts[0] == AttentionLayout(128, 192, 128)
+    assert found.spec.groups[0].layouts == (LatentLayout(512, 64),) * 4
 
 
 @pytest.mark.parametrize(
@@ -84,6 +92,7 @@ def test_a_narrow_value_stays_narrow():
         ("deepseek_v32", {}, "indexed_attention"),
         ("mllama", {}, "attends 32 times but has 40 layers"),
         ("doge", {}, "never calls the attention interface"),
+        ("mistral", {"sliding_window": 0, "num_hidden_layers": 2}, "its window is 0 tokens"),
     ],
 )
 def test_what_pages_cannot_serve_is_refused_with_the_reason(family, settings, reason):

@@ -36,7 +36,10 @@ class RotatedFormat(Format):
         return self.short_name
 
     def rotated_channels(self, plane: Plane) -> int:
-        return plane.width & -plane.width if plane.reduced in self.axes else 1
+        if plane.reduced not in self.axes:
+            return 1
+        width = math.gcd(plane.width, plane.value_width)
+        return width & -width
 
     def obstacle(self, plane: Plane) -> str | None:
         return self.inner.obstacle(plane)

@@ -39,6 +39,7 @@ class Pages:
         number: Number,
         key: Plane,
         value: Plane,
+        values_in_keys: bool,
     ) -> None: ...
 
 class Tables:

@@ -52,7 +52,12 @@ class LayerPages:
 
     @property
     def value(self) -> PlaneSlot:
-        return self.geometry.slots[self.layer][1]
+        """The plane of the values; that of the keys if those are values too."""
+        return self.geometry.slots[self.layer][-1]
+
+    @property
+    def value_width(self) -> int:
+        return self.value.plane.value_width or self.value.plane.width
 
 
 @dataclass(frozen=True)
@@ -81,15 +86,15 @@ class Kernels(ABC):
     def store(
         self,
         key: torch.Tensor,
-        value: torch.Tensor,
+        value: torch.Tensor | None,
         layer: LayerPages,
         view: GroupView,
         finite: torch.Tensor | None = None,
     ) -> None:
         """Write `key` [rows, KV heads, key width] and `value` [rows, KV heads, value width] into the pages.
 
-        Rows may have any strides but the last, which is one. Entries of `finite`, uint8 [sequences], become zero where
-        NaN or infinity was stored.
+        `value` is None where keys are values too. Rows may have any strides but the last, which is one. Entries of
+        `finite`, uint8 [sequences], become zero where NaN or infinity was stored.
         """
 
     @abstractmethod

@@ -109,18 +109,19 @@ class NativeKernels(Kernels):
     def store(
         self,
         key: torch.Tensor,
-        value: torch.Tensor,
+        value: torch.Tensor | None,
         layer: LayerPages,
         view: GroupView,
         finite: torch.Tensor | None = None,
     ) -> None:
         heads = layer.key.plane.num_heads
-        if key.shape[0] != value.shape[0]:
+        if value is not None and key.shape[0] != value.shape[0]:
             raise ConfigError(f"There are {key.shape[0]} key rows but {value.shape[0]} value rows.")
+        key_rows = self._told.rows("key", key, heads, layer.key.plane.width)
         self._run(
             self._kernels.store,
-            self._told.rows("key", key, heads, layer.key.plane.width),
-            self._told.rows("value", value, heads, layer.value.plane.width),
+            key_rows,
+            key_rows if value is None else self._told.rows("value", value, heads, layer.value.plane.width),
             self._told.pages(layer),
             self._told.tables(view),
             0 if finite is None else finite.data_ptr(),
@@ -137,13 +138,13 @@ class NativeKernels(Kernels):
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         num_rows, num_heads, _ = query.shape
-        key, value = layer.key.plane, layer.value.plane
+        key, value_width = layer.key.plane, layer.value_width
         if num_heads % key.num_heads:
             raise ConfigError(f"{num_heads} query heads cannot share {key.num_heads} KV heads evenly.")
         rows = self._told.rows("query", query, num_heads, key.width)
-        out = query.new_empty(num_rows, num_heads, value.width)
+        out = query.new_empty(num_rows, num_heads, value_width)
         out_rows = self._native.Rows(
-            out.data_ptr(), num_heads * value.width, value.width, self._told.numbers[query.dtype]
+            out.data_ptr(), num_heads * value_width, value_width, self._told.numbers[query.dtype]
         )
         logits = None if sinks is None else checked_sinks(sinks, num_heads)
         self._run(

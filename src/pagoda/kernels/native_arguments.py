@@ -123,12 +123,13 @@ class NativeArguments:
             *(
                 self._module.Plane(
                     slot.offset,
-                    slot.plane.width,
+                    width,
                     self._encodings.get(format, self._module.Encoding.NONE),
                     format.rotated_channels(slot.plane),
                 )
-                for slot, format in zip((key, value), formats, strict=True)
+                for slot, width, format in zip((key, value), (key.plane.width, layer.value_width), formats, strict=True)
             ),
+            key.plane.value_width > 0,
         )
         return told
 

@@ -22,13 +22,15 @@ class ReferenceKernels(Kernels):
     def store(
         self,
         key: torch.Tensor,
-        value: torch.Tensor,
+        value: torch.Tensor | None,
         layer: LayerPages,
         view: GroupView,
         finite: torch.Tensor | None = None,
     ) -> None:
         format = layer.format
         for slot, rows in ((layer.key, key), (layer.value, value)):
+            if rows is None:
+                continue
             data = layer.pages[:, slot.offset : slot.offset + slot.nbytes]
             for sequence in range(len(view.context_lengths)):
                 pages, offsets, first, last = _new_tokens(view, sequence, layer.geometry.page_tokens)
@@ -46,7 +48,7 @@ class ReferenceKernels(Kernels):
         rule: AttentionRule,
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        out = query.new_empty(query.shape[0], query.shape[1], layer.value.plane.width)
+        out = query.new_empty(query.shape[0], query.shape[1], layer.value_width)
         for sequence in range(len(view.context_lengths)):
             first, last = view.query_starts[sequence : sequence + 2].tolist()
             if first == last:
@@ -59,6 +61,7 @@ class ReferenceKernels(Kernels):
                 _gather(layer, slot, pages.clamp(min=0))[:, :length].masked_fill(~reached[:, None], 0)
                 for slot in (layer.key, layer.value)
             )
+            value = value[..., : layer.value_width]
             out[first:last] = attend_dense(query[first:last], key, value, rule, sinks).to(query.dtype)
         return out
 

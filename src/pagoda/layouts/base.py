@@ -18,12 +18,16 @@ class Axis(Enum):
 
 @dataclass(frozen=True)
 class Plane:
-    """One kind of number a token leaves in a layer: `num_heads` rows of `width` channels."""
+    """One kind of number a token leaves in a layer: `num_heads` rows of `width` channels.
+
+    The first `value_width` channels of a key may be the value too, which then has no plane of its own.
+    """
 
     name: str
     num_heads: int
     width: int
     reduced: Axis
+    value_width: int = 0
 
     @property
     def elements_per_token(self) -> int:

@@ -10,6 +10,8 @@ from typing import Any
 
 from pagoda.errors import UnsupportedModelError
 from pagoda.layouts.attention import AttentionLayout
+from pagoda.layouts.base import Layout
+from pagoda.layouts.latent import LATENT_FAMILIES, LatentLayout
 from pagoda.layouts.spec import CacheSpec, Reach, group_layers
 
 LAYER_KINDS = {
@@ -43,7 +45,7 @@ class _Layer:
 
     kind: str
     span: int | None
-    layout: AttentionLayout
+    layout: Layout
 
 
 def spec_from_config(config: Mapping[str, Any]) -> CacheSpec:
@@ -66,7 +68,7 @@ def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _refuse_unknowable(text: Mapping[str, Any]) -> None:
     family = text.get("model_type", "")
     reason = UNKNOWABLE.get(family)
-    if text.get("kv_lora_rank"):
+    if text.get("kv_lora_rank") and family not in LATENT_FAMILIES:
         reason = "it keeps latents instead of keys and values (MLA)"
     if text.get("is_encoder_decoder"):
         reason = "it is an encoder-decoder model"
@@ -120,7 +122,9 @@ def _layer(text: Mapping[str, Any], kind: str, index: int) -> _Layer:
     return _Layer(kind, span, _layout(sizes))
 
 
-def _layout(sizes: Mapping[str, Any]) -> AttentionLayout:
+def _layout(sizes: Mapping[str, Any]) -> Layout:
+    if sizes.get("kv_lora_rank"):
+        return LatentLayout(sizes["kv_lora_rank"], sizes["qk_rope_head_dim"])
     heads = _first(sizes, "num_attention_heads", "n_head", "num_heads", "n_heads")
     grouped = sizes.get("num_key_value_heads") or sizes.get("kv_n_heads") or heads
     width = sizes.get("head_dim") or _first(sizes, "hidden_size", "n_embd", "d_model") // heads

@@ -48,11 +48,13 @@ class PagedStep:
         self,
         query: torch.Tensor,
         key: torch.Tensor,
-        value: torch.Tensor,
+        value: torch.Tensor | None,
         scale: float | None = None,
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Answer the next attention call: all tensors are [rows, heads, width] of the step's new tokens.
+
+        There are no values where keys are values too (`Plane.value_width`).
 
         Sites are keyed by the ordinal of the call: a layer may attend twice, or be called again with other weights.
         """
@@ -63,7 +65,8 @@ class PagedStep:
         self._calls += 1
         view = self.views[site.group]
         if site.writes:
-            self.kernels.store(_unit_stride(key), _unit_stride(value), site.layer, view, self.finite)
+            values = None if value is None else _unit_stride(value)
+            self.kernels.store(_unit_stride(key), values, site.layer, view, self.finite)
         return self.kernels.attend(_unit_stride(query), site.layer, view, site.rule, sinks)
 
     def begin(self) -> None:
@@ -90,6 +93,16 @@ class PagedStep:
 
 
 _step_in_flight: ContextVar[PagedStep | None] = ContextVar("pagoda_step", default=None)
+
+
+def step_in_flight(module: torch.nn.Module, attention_mask: torch.Tensor | None) -> PagedStep:
+    """The step that an attention call of `module` belongs to; raises UnsupportedModelError if it brings a mask."""
+    if attention_mask is not None:
+        raise UnsupportedModelError(f"{type(module).__name__} builds an attention mask of its own, which pages ignore.")
+    step = _step_in_flight.get()
+    if step is None:
+        raise UnsupportedModelError("A model that attends through pages was called outside a step of the engine.")
+    return step
 
 
 def kernels_in_flight() -> Kernels | None:
@@ -122,12 +135,8 @@ def paged_attention(  # noqa: PLR0913 - the signature is transformers'
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls. Window, chunk and soft cap come from discovery, not from the keywords of the call."""
-    if attention_mask is not None:
-        raise UnsupportedModelError(f"{type(module).__name__} builds an attention mask of its own, which pages ignore.")
+    step = step_in_flight(module, attention_mask)
     query, key, value = (packed[0].transpose(0, 1) for packed in (query, key, value))
-    step = _step_in_flight.get()
-    if step is None:
-        raise UnsupportedModelError("A model that attends through pages was called outside a step of the engine.")
     out = step.attend(query, key, value, scaling, s_aux)
     return out.unsqueeze(0), None
 

@@ -17,6 +17,7 @@ from pagoda.kernels.base import AttentionRule
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.base import Layout
 from pagoda.layouts.config import LAYER_KINDS
+from pagoda.layouts.latent import LatentLayout
 from pagoda.layouts.spec import CacheSpec, Reach, group_layers
 from pagoda.models.build import Build, build_decoder
 from pagoda.models.probe import PROBE_NAME, PROBE_TOKENS, Call, MaskNote, record_calls
@@ -144,6 +145,8 @@ def _mask_reason(mask: Any) -> str | None:
         return "it does not take its mask from transformers, so which tokens it attends to is unknown"
     if mask.overlays not in _REACHES:
         return f"it attends by {', '.join(sorted(mask.overlays))}; only causal masks, windows and chunks are known"
+    if mask.span is not None and mask.span < 1:
+        return f"its window is {mask.span} tokens, so that a token would not even attend to itself"
     return None
 
 
@@ -153,6 +156,8 @@ def _rule(call: Call) -> AttentionRule:
 
 
 def _layout(call: Call) -> Layout:
+    if call.has_latents:
+        return LatentLayout(call.key.shape[-1], call.value.shape[-1])
     return AttentionLayout(call.key.shape[1], call.key.shape[-1], call.value.shape[-1])
 
 

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 
 from pagoda.kernels.base import AttentionRule
+from pagoda.layouts.latent import LATENT_FAMILIES
 from pagoda.layouts.spec import CacheSpec
 from pagoda.models.attention import ATTENTION_NAME, PagedStep, in_flight
 from pagoda.models.discovery import Discovered, discover
 from pagoda.models.fused import fuse
+from pagoda.models.latent import attend_latents
 from pagoda.models.linear import use_kernels
 from pagoda.models.llama4 import take_temperature_from_positions
 from pagoda.models.positions import max_positions, position_offset
@@ -25,6 +27,7 @@ from pagoda.models.quiet import quiet
 
 # What has to be changed in a family before its packed forward is right.
 ADAPTERS: dict[str, Callable[[Any], None]] = {
+    **dict.fromkeys(LATENT_FAMILIES, attend_latents),
     "llama4": take_temperature_from_positions,
     "llama4_text": take_temperature_from_positions,
 }

@@ -17,10 +17,13 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
 
+from pagoda.layouts.latent import LATENT_FAMILIES
 from pagoda.models.build import Build
+from pagoda.models.latent import attend_latents
 from pagoda.models.quiet import quiet
 
 PROBE_NAME = "pagoda-probe"
+LATENT_PROBE_NAME = "pagoda-latent-probe"
 PROBE_TOKENS = 3
 
 
@@ -45,6 +48,7 @@ class Call:
     soft_cap: float | None
     has_sinks: bool
     has_position_bias: bool
+    has_latents: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,12 +95,15 @@ def _run(network: Any, device: str) -> Recording:
 def _build_on_meta(config: Any, build: Build) -> Any:
     """A network without weights, whose experts do not need grouped matrix products, which meta tensors lack."""
     with quiet(), torch.device("meta"):
-        return build(
+        network = build(
             copy.deepcopy(config),
             attn_implementation=PROBE_NAME,
             experts_implementation="batched_mm",
             dtype=torch.bfloat16,
         ).eval()
+    if config.model_type in LATENT_FAMILIES:
+        attend_latents(network, LATENT_PROBE_NAME)
+    return network
 
 
 _calls_in_flight: ContextVar[list[Call]] = ContextVar("pagoda_probe_calls")
@@ -119,6 +126,22 @@ def _note_call(  # noqa: PLR0913 - the signature is transformers'
         Call(module, query, key, value, attention_mask, scaling, softcap, s_aux is not None, position_bias is not None)
     )
     return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
+
+
+def _note_latent_call(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any = None,
+    *,
+    scaling: Any = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    _calls_in_flight.get().append(
+        Call(module, query, key, value, attention_mask, scaling, None, False, False, has_latents=True)
+    )
+    return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], module.v_head_dim), None
 
 
 def _note_mask(*, mask_function: Callable[..., Any], local_size: int | None = None, **_: Any) -> MaskNote:
@@ -148,4 +171,5 @@ def _no_packing_search() -> Iterator[None]:
 
 
 AttentionInterface.register(PROBE_NAME, _note_call)
+AttentionInterface.register(LATENT_PROBE_NAME, _note_latent_call)
 AttentionMaskInterface.register(PROBE_NAME, _note_mask)

@@ -1,0 +1,27 @@
+"""The latents of multi-head latent attention."""
+
+from dataclasses import dataclass
+
+from pagoda.layouts.base import Axis, Layout, Plane
+
+# Families whose layers keep latents in this form; see `models/latent.py`.
+LATENT_FAMILIES = ("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu")
+
+
+@dataclass(frozen=True)
+class LatentLayout(Layout):
+    """One row per token for all heads: the normalised latent, then the rotary key (DeepSeek-V2, arXiv 2405.04434).
+
+    Queries attend in latent space, where the whole row is the key and the latent is the value too.
+    """
+
+    latent_width: int
+    rotary_width: int
+
+    @property
+    def planes(self) -> tuple[Plane, ...]:
+        return (Plane("latent", 1, self.latent_width + self.rotary_width, Axis.CHANNEL, self.latent_width),)
+
+    def resumable_tokens(self, num_matched_tokens: int) -> int:
+        """Any prefix of a causal layer can be resumed at any token."""
+        return num_matched_tokens
