@@ -51,8 +51,8 @@ static inline bool multiplies_bytes(const Plane& plane) {
     return plane.encoding == Encoding::int8 || plane.encoding == Encoding::int4;
 }
 
-// `number` is that of planes without encoding, and bf16 if there is none. Where values are the first channels of the keys,
-// `value` is the plane of the keys but for its width.
+// `number` is that of planes without encoding, and bf16 if there is none. Where values are the first channels of the
+// keys, `value` is the plane of the keys but for its width.
 struct Pages {
     uint8_t* data;
     int64_t num_pages;

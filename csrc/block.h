@@ -105,8 +105,8 @@ inline void find_values(const Pages& pages, int64_t page, int64_t head, int64_t 
     block.value[panel] = copy;
 }
 
-// The part of the block at `first_token` that lies in tokens [begin, end). `edges` has room for two value panels: the one
-// with `begin` and the one with `end` of a split, whichever blocks they fall into.
+// The part of the block at `first_token` that lies in tokens [begin, end). `edges` has room for two value panels: the
+// one with `begin` and the one with `end` of a split, whichever blocks they fall into.
 inline Block find_block(const AttendCall& call, const Tile& tile, int64_t first_token, int64_t begin, int64_t end,
                         uint8_t* edges) {
     const Pages& pages = call.pages;

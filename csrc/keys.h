@@ -70,6 +70,15 @@ inline CodedPanel coded_keys(const Pages& pages, const Block& block, int panel, 
             ahead.of(panel, block.key_run[panel])};
 }
 
+// Codes of a byte or of four bits become bf16 words, rows of channels side by side; `bytes` has room for a panel.
+inline void decode_keys(CodedPanel codes, Encoding encoding, uint8_t* bytes, uint8_t* target) {
+    if (encoding == Encoding::int4) {
+        unpack_keys(codes, bytes);
+        codes = {bytes, codes.columns * 4, codes.rows * 2, codes.columns, bytes};
+    }
+    decode(encoding, codes, target);
+}
+
 template <class Arithmetic>
 class NumberKeys {
   public:
@@ -97,13 +106,8 @@ class NumberKeys {
         for (int panel = block.first_panel; panel < block.last_panel; panel++) {
             panels_[panel] = block.key[panel];
             if (!has_codes(pages().key)) continue;
-            CodedPanel codes = coded_keys(pages(), block, panel, ahead);
-            if (pages().key.encoding == Encoding::int4) {
-                unpack_keys(codes, work_.scratch.bytes);
-                codes = {work_.scratch.bytes, tokens * 4, codes.rows * 2, tokens, work_.scratch.bytes};
-            }
             uint8_t* target = work_.scratch.keys + panel * tokens * width * 2;
-            decode(pages().key.encoding, codes, target);
+            decode_keys(coded_keys(pages(), block, panel, ahead), pages().key.encoding, work_.scratch.bytes, target);
             panels_[panel] = target;
             read_levels(block.key_levels[panel], panel * tokens, tokens, work_.scratch.key_levels);
         }

@@ -25,8 +25,8 @@ struct Scratch {
     Accumulator split;
     Accumulator total;
     uint8_t* edges;  // two value panels
-    // Of codes: decoded planes of a block, one panel of bytes, levels of the tokens of a block. Latents: values of a block,
-    // and one decoded panel of keys.
+    // Of codes: decoded planes of a block, one panel of bytes, levels of the tokens of a block. Of latents: values of a
+    // block, and one decoded panel of keys.
     uint8_t* keys;
     uint8_t* values;
     uint8_t* bytes;

@@ -1,7 +1,7 @@
 // How the weights of a band meet the values of a block: as numbers, or as bytes if values are small integers.
 //
-// Both read what must be decoded once a block, latents what must be turned; then, for each band, turn scores into weights and add the weighted values.
-// As bytes the weights of a row are integers of 16 bits, in two parts, times the largest of the block over 65,535.
+// Both read what must be decoded, or turned if it is latents, once a block; then, for each band, make weights of scores
+// and add the weighted values. As bytes the weights of a row are integers of 16 bits, in two parts, times the largest of the block over 65,535.
 #pragma once
 
 #include "keys.h"
@@ -98,12 +98,8 @@ class NumberValues {
         const int64_t tokens = panel_tokens(pages()), first = block.first_token + panel * tokens;
         KeyPanel keys{block.key[panel], key_row_nbytes(pages()), tokens, 0, tokens};
         if (has_codes(pages().key)) {
-            CodedPanel codes = coded_keys(pages(), block, panel, ahead);
-            if (pages().key.encoding == Encoding::int4) {
-                unpack_keys(codes, work_.scratch.bytes);
-                codes = {work_.scratch.bytes, tokens * 4, codes.rows * 2, tokens, work_.scratch.bytes};
-            }
-            decode(pages().key.encoding, codes, work_.scratch.latents);
+            decode_keys(coded_keys(pages(), block, panel, ahead), pages().key.encoding, work_.scratch.bytes,
+                        work_.scratch.latents);
             keys.data = work_.scratch.latents;
             keys.row_nbytes = tokens * 4;
             read_value_levels(pages(), block, panel, work_.scratch.value_levels);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from transformers import Gemma3TextConfig, GenerationConfig, Llama4TextConfig, M
 
 from pagoda import LLM, RequestOutput, SamplingParams
 from pagoda.cache.rule import window_pages
-from pagoda.models.loader import model_from_config
+from pagoda.models.build import random_network
 from pagoda.models.model import Model
 
 VOCABULARY = 100
@@ -55,8 +54,14 @@ CONFIGS = {
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
-def model(request: pytest.FixtureRequest) -> Model:
-    return model_from_config(copy.deepcopy(CONFIGS[request.param]), dtype="float32", seed=0)
+def network(request: pytest.FixtureRequest) -> Any:
+    """Transformers' own model."""
+    return random_network(CONFIGS[request.param], "eager")
+
+
+@pytest.fixture(scope="module")
+def model(network: Any) -> Model:
+    return Model.from_transformers(network)
 
 
 def make(model: Model, num_pages: int = 64, **options: int) -> LLM:
@@ -83,13 +88,6 @@ def generated(network: Any, prompts: list[list[int]]) -> list[list[int]]:
             network.generate(torch.tensor([each]), generation_config=config)[0, len(each) :].tolist()
             for each in prompts
         ]
-
-
-@pytest.fixture(scope="module")
-def network(model: Model) -> Any:
-    network = model_from_config(copy.deepcopy(model.config), dtype="float32", seed=0).network
-    network.set_attn_implementation("eager")
-    return network
 
 
 def window_tables(llm: LLM) -> list[tuple[int, int, int]]:
@@ -141,15 +139,15 @@ def test_forks_share_what_is_in_the_window(model, network):
 def test_a_sequence_holds_the_window_and_no_more(model):
     with make(model, num_pages=80) as llm:
         sizes = set()
-        for _ in llm.stream(prompt(1000), SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)):
-            sizes |= set(window_tables(llm))
+        for _ in llm.stream(prompt(1000), SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)):
+            sizes |= set(llm._loop.call(lambda: window_tables(llm)).result())  # between two steps
         assert sizes
         for span, num_tokens, num_pages in sizes:
             assert num_pages <= window_pages(span, PAGE_TOKENS, 1), (span, num_tokens)
 
 
 def test_windows_get_fewer_pages_than_layers_that_keep_all():
-    model = model_from_config(copy.deepcopy(CONFIGS["some layers"]), dtype="float32", seed=0)
+    model = Model.from_transformers(random_network(CONFIGS["some layers"], "eager"))
     with make(model, num_pages=400) as llm:
         pages = dict(
             zip(
@@ -165,7 +163,7 @@ def test_windows_get_fewer_pages_than_layers_that_keep_all():
 
 def test_a_model_of_windows_alone_outlives_its_pool():
     """Nothing is kept of what no layer attends to, so a pool of 160 tokens holds a sequence of 600."""
-    model = model_from_config(copy.deepcopy(CONFIGS["every layer"]), dtype="float32", seed=0)
+    model = Model.from_transformers(random_network(CONFIGS["every layer"], "eager"))
     with make(model, num_pages=10) as llm:
         assert llm.engine.max_model_len == 4096
         output = llm.generate([prompt(500)], SamplingParams(temperature=0, max_tokens=100, ignore_eos=True))[0]
@@ -176,7 +174,7 @@ def test_a_model_of_windows_alone_outlives_its_pool():
 def test_a_point_where_prompts_part_is_kept_once_it_is_known():
     """Other prompts flood the window's pool; the second request that shares the beginning computes it again, the
     third need not."""
-    model = model_from_config(copy.deepcopy(CONFIGS["some layers"]), dtype="float32", seed=0)
+    model = Model.from_transformers(random_network(CONFIGS["some layers"], "eager"))
     beginning = prompt(96)
     with make(model, num_pages=160) as llm:
         hits = []

@@ -8,46 +8,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernels.rounding import CODED, FORMATS, ROUNDING_UNIT, compute_dtype, tolerance
 from pagoda.formats.int4 import INT4_PLAIN
 from pagoda.formats.mixed import K8V4
 from pagoda.formats.plain import BF16, FP16, FP32
 from pagoda.formats.rotated import INT4, INT4_ROTATED
-from pagoda.formats.scaled import FP8_E4M3, FP8_E5M2, INT8
 from pagoda.kernels.base import AttentionRule, LayerPages
 from pagoda.kernels.native import NativeKernels, instruction_sets
 from pagoda.kernels.reference import ReferenceKernels, in_reach
 from pagoda.layouts.spec import Reach
 
-CODED = (INT8, FP8_E4M3, FP8_E5M2, INT4, INT4_ROTATED, INT4_PLAIN, K8V4)
-FORMATS = (FP32, FP16, BF16, *CODED)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-ROUNDING_UNIT = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
 every_isa = pytest.mark.parametrize("isa", instruction_sets())
 every_format = pytest.mark.parametrize("format", FORMATS, ids=[format.name for format in FORMATS])
-
-
-def compute_dtype(format):
-    """The type of a model whose pages are in `format`."""
-    return torch.bfloat16 if format in CODED else format.dtype()
-
-
-def tolerance(shape, rule):
-    """Largest difference from the reference, as a share of the largest value.
-
-    Both round scores (|s| < 8 here, sums of up to 140 products in another order: 4 units x 8) and, with a soft cap, its
-    tanh (2 units x cap); an error e of every score moves a weighted mean of values by at most 2e. Weights and their sum
-    add a few units more. Where the dot instructions round weights w (1 + d), |d| <= u = 2^-8, to bf16, weights that
-    still sum to one move the mean by at most 2u. Both results are rounded to the query's type: u each.
-    """
-    single = ROUNDING_UNIT[torch.float32]
-    score_error = 32 * single + 2 * single * (rule.soft_cap or 0)
-    weight_error = 16 * single
-    if shape.dtype is torch.bfloat16 and shape.format in (BF16, *CODED):
-        weight_error += 2 * ROUNDING_UNIT[torch.bfloat16]
-    if shape.format in CODED:  # values are rounded to bf16 once they are scaled, and may be half a code too large
-        weight_error = 2 * weight_error + 2 * ROUNDING_UNIT[torch.bfloat16]
-    return 2 * score_error + weight_error + 2 * ROUNDING_UNIT[shape.dtype]
 
 
 def check_attend(isa, case, rule, sinks=None):

@@ -8,6 +8,7 @@ from transformers import DeepseekV3Config
 
 from oracle import families
 from pagoda import LLM, SamplingParams
+from pagoda.errors import ConfigError
 from pagoda.formats.page import page_geometries
 from pagoda.formats.plain import BF16
 from pagoda.layouts.config import spec_from_config
@@ -39,7 +40,7 @@ def test_up_projections_are_views_of_the_weight():
     assert places == {attention.kv_b_proj.weight.untyped_storage().data_ptr()}
 
 
-@pytest.mark.parametrize("format", names("format"))
+@pytest.mark.parametrize("format", [name for name in names("format") if name != "k8v4"])
 def test_every_format_keeps_latents(format):
     """Warm equals cold, and the format changes the logits by little: the best token of fp32 stays near the top."""
     model = Model.from_transformers(families.build_tiny("deepseek_v3"))
@@ -53,3 +54,10 @@ def test_every_format_keeps_latents(format):
     assert warm.num_cached_tokens == len(prompt) - 1
     assert warm.outputs[0].token_ids == cold.outputs[0].token_ids
     assert exact.token_ids[0] in cold.outputs[0].logprobs[0].top
+
+
+@pytest.mark.parametrize("format", ["k8v4", "bf16/int8"])
+def test_a_mixture_for_keys_and_values_is_refused(format):
+    model = Model.from_transformers(families.build_tiny("deepseek_v3"))
+    with pytest.raises(ConfigError, match="latent rows are keys and values at once"):
+        LLM(model, kv_cache_dtype=format, num_threads=1)

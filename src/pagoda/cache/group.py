@@ -159,7 +159,8 @@ class PageGroup:
                 start = (index - first) * size
                 table.pages[index] = self._insert(table, keys[start : start + size], page)
         table.num_tokens = num_tokens
-        self._move_window(table, range(self._first_page(branch_tokens), -(-branch_tokens // self.page_tokens)))
+        if not self.keeps_all:
+            self._move_window(table, range(self._first_page(branch_tokens), -(-branch_tokens // self.page_tokens)))
 
     def fork(self, table: PageTable) -> PageTable:
         """A second table of the same tokens; a shared open page is copied by whoever writes first.

@@ -77,8 +77,10 @@ def _divide(geometries: tuple[PageGeometry, ...], budget: int, step_tokens: int)
 
 
 def _group_pages(geometry: PageGeometry, geometries: tuple[PageGeometry, ...], num_pages: int, step_tokens: int) -> int:
-    """Pages of a group where those that keep all tokens get `num_pages`: fewer with a window, but enough for one
-    sequence."""
+    """Pages of a group where those that keep all tokens get `num_pages`.
+
+    Fewer with a window, but enough for one sequence.
+    """
     if geometry.group.span is None or all(each.group.span is not None for each in geometries):
         return num_pages
     enough = window_pages(geometry.group.span, geometry.page_tokens, step_tokens)

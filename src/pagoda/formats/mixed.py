@@ -35,6 +35,8 @@ class MixedFormat(Format):
         return self.key if plane.reduced is Axis.CHANNEL else self.value
 
     def obstacle(self, plane: Plane) -> str | None:
+        if plane.value_width:
+            return f"its {plane.name} rows are keys and values at once"
         return self.of(plane).obstacle(plane)
 
     def plane_nbytes(self, plane: Plane, page_tokens: int) -> int:

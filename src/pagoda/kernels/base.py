@@ -25,7 +25,7 @@ class GroupView:
 
     Sequence s owns rows `query_starts[s] : query_starts[s + 1]` of the packed queries, keys and values; they are the
     last of its `context_lengths[s]` tokens. Its pages are `page_indices[page_starts[s] : page_starts[s + 1]]`: token
-    t lies in the page at t // page_tokens.
+    t lies in the page at t // page_tokens. Entries that no row of the sequence reaches are -1 if a window left them.
     """
 
     page_indices: torch.Tensor  # [pages of all sequences]

@@ -73,7 +73,9 @@ class DecodeSteps:
         """`Model.forward` of a step that computes one token of every sequence and its logits."""
         inputs = (token_ids, positions, logit_rows)
         key = (len(token_ids), torch.get_num_threads())
-        if not self.are_repeatable or key not in self._recordings:
+        if not self.are_repeatable:
+            return self._model.forward(*inputs, step)
+        if key not in self._recordings:
             self._recordings[key] = None
             return self._model.forward(*inputs, step)
         recording = self._recordings.pop(key)
@@ -104,7 +106,7 @@ class DecodeSteps:
     def _give_up(self, reason: str) -> None:
         self.are_repeatable = False
         self._recordings.clear()
-        logger.info("Decode steps of this model run the Python of its layers, about a fifth slower: %s", reason)
+        logger.info("Decode steps of this model run the Python of its layers: %s", reason)
 
 
 class Recording:

@@ -1,7 +1,7 @@
 """The interface of an eviction policy.
 
-A policy orders idle leaves of the prefix tree and nothing else: that a used page, or one that others continue, never
-goes is the page group's rule, not the policy's.
+A policy orders idle pages of the prefix tree and nothing else: that a used page, or one that those who continue it
+need, never goes is the page group's rule, not the policy's.
 """
 
 from abc import ABC, abstractmethod
@@ -15,4 +15,4 @@ class EvictionPolicy(ABC):
 
     @abstractmethod
     def priority(self, node: Node) -> Any:
-        """A sortable value; the idle leaf with the lowest goes first."""
+        """A sortable value; the idle page with the lowest goes first."""
