@@ -43,6 +43,8 @@ class EngineConfig:
     block_size: tokens per page, a multiple of 16.
     max_num_batched_tokens: tokens computed in one step; longer prompts are computed in chunks.
     kv_cache_memory_bytes: size of the page pools; None takes 40 % of free memory, at most 4 GiB.
+    snapshot_memory_share: how much of that is for copies of recurrent states, from which others resume.
+    snapshot_interval_tokens: how far apart such copies are in a long prompt; None follows from the share, 0 makes none.
     """
 
     dtype: str = "auto"
@@ -51,6 +53,8 @@ class EngineConfig:
     block_size: int = 32
     max_model_len: int | None = None
     kv_cache_memory_bytes: int | None = None
+    snapshot_memory_share: float = 0.2
+    snapshot_interval_tokens: int | None = None
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
     enable_prefix_caching: bool = True
@@ -66,6 +70,15 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name} is {value}; it must be positive (or None to choose by itself).")
+        if not 0 <= self.snapshot_memory_share < 1:
+            raise ConfigError(
+                f"snapshot_memory_share is {self.snapshot_memory_share}; give at least 0 and less than 1."
+            )
+        if self.snapshot_interval_tokens is not None and self.snapshot_interval_tokens < 0:
+            raise ConfigError(
+                f"snapshot_interval_tokens is {self.snapshot_interval_tokens}; it must be positive, 0 for none, or "
+                "None to choose by itself."
+            )
         if not 0 < self.max_num_seqs <= self.max_num_batched_tokens:
             raise ConfigError(
                 f"max_num_seqs is {self.max_num_seqs}; it must be positive and at most max_num_batched_tokens "

@@ -92,10 +92,10 @@ class TestAdmission:
         assert cache.can_attach(match(cache, range(16)), 16)
         assert not cache.can_attach(match(cache, range(17)), 17)
 
-    def test_spare_pages_are_left_over(self):
+    def test_running_sequences_can_still_grow(self):
         cache = make_cache(4)
-        assert cache.can_attach(match(cache, range(12)), 12, spare_pages=1)
-        assert not cache.can_attach(match(cache, range(12)), 12, spare_pages=2)
+        assert cache.can_attach(match(cache, range(12)), 12, num_running=1)
+        assert not cache.can_attach(match(cache, range(12)), 12, num_running=2)
 
     def test_every_group_needs_room(self):
         cache = make_cache(4, 3)

@@ -101,7 +101,8 @@ def test_the_text_part_of_a_larger_configuration_counts():
     ("config", "reason"),
     [
         (LLAMA | {"kv_lora_rank": 512}, "latents"),
-        (LLAMA | {"layer_types": ["linear_attention"] * 32}, "layers of kind linear_attention"),
+        (LLAMA | {"layer_types": ["linear_attention"] * 32}, "recurrent layers of a kind that is not known"),
+        (LLAMA | {"layer_types": ["indexed_attention"] * 32}, "layers of kind indexed_attention"),
         (LLAMA | {"is_encoder_decoder": True}, "encoder-decoder"),
         (LLAMA | {"sliding_window": 10}, "does not say which layers"),
         (LLAMA | {"num_attention_heads": None}, "none of: num_attention_heads"),

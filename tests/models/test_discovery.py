@@ -69,10 +69,10 @@ def test_soft_cap_sinks_and_scale_come_from_the_call():
 
 
 def test_a_narrow_value_stays_narrow():
-    config = shrink(config_of("longcat_flash"))
-    heads, width = config.num_attention_heads, config.qk_nope_head_dim + config.qk_rope_head_dim
-    assert config.v_head_dim < width
-    assert discover(config).spec.groups[0].layouts[0] == AttentionLayout(heads, width, config.v_head_dim)
+    config = config_of("mimo_v2_flash")
+    assert config.v_head_dim < config.head_dim
+    layouts = {layout for group in discover(config).spec.groups for layout in group.layouts}
+    assert {(layout.key_width, layout.value_width) for layout in layouts} == {(config.head_dim, config.v_head_dim)}
 
 
 def test_latents_stay_latents():
@@ -87,8 +87,7 @@ def test_latents_stay_latents():
         ("t5", {}, "encoder-decoder"),
         ("bloom", {}, "never calls the attention interface"),
         ("falcon", {}, "never calls the attention interface"),
-        ("mamba", {}, "linear_attention"),
-        ("qwen3_next", {}, "linear_attention"),
+        ("recurrent_gemma", {}, "something other than keys and values"),
         ("deepseek_v32", {}, "indexed_attention"),
         ("mllama", {}, "attends 32 times but has 40 layers"),
         ("doge", {}, "never calls the attention interface"),

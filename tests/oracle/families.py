@@ -21,16 +21,18 @@ def _words(text: str) -> tuple[str, ...]:
 # Logits through pages equal transformers' own, uncached and in generate().
 FAMILIES: tuple[str, ...] = _words(
     """
-    afmoe apertus arcee aria_text axk1 beam bert bert-generation biogpt bitnet cohere cohere2 cohere2_moe
-    cohere_compass_text ctrl cwm dbrx deepseek_v2 deepseek_v3 diffllama dots1 electra emu3 ernie ernie4_5
-    ernie4_5_moe exaone4 exaone_moe flex_olmo flint fuyu gemma gemma2 gemma3 gemma3_text gemma3n_text gemma4
-    gemma4_text gemma4_unified_text glm glm4 glm4_moe glm4_moe_lite got_ocr2 gpt-sw3 gpt2 gpt_bigcode gpt_neox
-    gpt_oss granite granite_swa granitemoe granitemoe_swa granitemoeshared helium hunyuan_v1_dense
-    hunyuan_v1_moe hy_v3 hyperclovax internlm3 iquestcoder jais2 jetmoe kolibri1 laguna llama llama4 llama4_text
-    longcat_flash mellum mimo_v2_flash minicpm3 minimax_m2 minimax_m3_vl_text ministral ministral3 mistral
-    mixtral modernbert-decoder moss_transcribe_diarize nanochat nemotron olmo olmo2 olmo3 olmoe opt persimmon
-    phi phi3 phi4_multimodal phimoe qwen2 qwen2_moe qwen3 qwen3_moe roc_bert seed_oss smollm3 solar_open
-    stablelm starcoder2 vaultgemma youtu
+    afmoe apertus arcee aria_text axk1 bailing_hybrid bamba beam bert bert-generation biogpt bitnet cohere
+    cohere2 cohere2_moe cohere_compass_text ctrl cwm dbrx deepseek_v2 deepseek_v3 diffllama dots1 electra emu3
+    ernie ernie4_5 ernie4_5_moe exaone4 exaone_moe falcon_h1 falcon_mamba flex_olmo flint fuyu gemma gemma2
+    gemma3 gemma3_text gemma3n_text gemma4 gemma4_text gemma4_unified_text glm glm4 glm4_moe glm4_moe_lite
+    got_ocr2 gpt-sw3 gpt2 gpt_bigcode gpt_neox gpt_oss granite granite_swa granitemoe granitemoe_swa
+    granitemoehybrid granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax internlm3
+    iquestcoder jais2 jamba jetmoe kimi_linear kolibri1 laguna lfm2 lfm2_moe lfm3 llama llama4 llama4_text
+    longcat_flash mamba mamba2 mellum mimo_v2_flash minicpm3 minimax_m2 minimax_m3_vl_text ministral ministral3
+    mistral mixtral modernbert-decoder moss_transcribe_diarize nanochat nemotron nemotron_h olmo olmo2 olmo3
+    olmo_hybrid olmoe opt persimmon phi phi3 phi4_multimodal phimoe qwen2 qwen2_moe qwen3 qwen3_5 qwen3_5_moe
+    qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next roc_bert seed_oss smollm3 solar_open stablelm starcoder2
+    vaultgemma youtu zamba zamba2
     """
 )
 
@@ -67,10 +69,8 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(
         _words(
             """
-            axk2 bailing_hybrid bamba deepseek_v32 deepseek_v4 dots3_note dots3_note_text falcon_h1 falcon_mamba
-            glm_moe_dsa granitemoehybrid hy_v4 inkling2_text inkling_text jamba kimi_linear lfm2 lfm2_moe lfm3
-            mamba mamba2 minimax nemotron_h olmo_hybrid qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text
-            qwen3_next qwen4_exp qwen4_exp_text recurrent_gemma zamba zamba2 zaya
+            axk2 deepseek_v32 deepseek_v4 dots3_note dots3_note_text glm_moe_dsa hy_v4 inkling2_text
+            inkling_text qwen4_exp qwen4_exp_text
             """
         ),
         "layers of kind",
@@ -80,8 +80,9 @@ REFUSED: dict[str, str] = {
     "gemma4_assistant": "cannot build",  # a drafter that reads the cache of another model
     "gemma4_unified": "blockwise_overlay",  # image blocks attend both ways; gemma4_unified_text runs
     "gemma4_unified_assistant": "cannot build",
+    **dict.fromkeys(("minimax", "recurrent_gemma"), "something other than keys and values"),
+    **dict.fromkeys(("xlstm", "zaya"), "recurrent state"),
     "mllama": "layers",  # cross-attention to images
-    "xlstm": "recurrent state",
 }
 
 # Default configurations are not always complete, and encoders become decoders when asked.
@@ -101,6 +102,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {"head_dim": 128, "num_experts": 8, "moe_topk": 2},
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
+    "bamba": {"attn_layer_indices": [3, 9]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 16},
+    # Transformers limits time steps from below where it scans and not where it decodes; see `time_steps.py`.
+    "nemotron_h": {"time_step_min": 1e-30},
+    "zamba2": {"time_step_min": 1e-30},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 16},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
     # Refused at any size, and slow at their own.

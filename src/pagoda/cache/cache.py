@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import lcm
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from pagoda.cache.group import PageActions, PageGroup
-from pagoda.cache.pages import PageCounts, PageTable
-from pagoda.cache.radix import PrefixMatch, token_key
+from pagoda.cache.group import PageActions
+from pagoda.cache.pages import Milestones, PageCounts
+from pagoda.cache.radix import token_key
 from pagoda.errors import OutOfPagesError
 
 
@@ -35,6 +35,57 @@ class NoBytes:
     def copy(self, source: int, target: int) -> None: ...
 
 
+class CacheGroup(Protocol):
+    """What one layer group answers: `PageGroup` for pages of tokens, `StateGroup` for recurrent states.
+
+    Matches and tables are each group's own; costs are in pages.
+    """
+
+    page_tokens: int
+    keeps_all: bool
+    num_evictions: int
+
+    @property
+    def counts(self) -> PageCounts: ...
+
+    @property
+    def num_available(self) -> int: ...
+
+    def match(self, namespace: str, key: bytes) -> Any: ...
+
+    def matched_tokens(self, match: Any) -> int: ...
+
+    def resumable(self, match: Any, num_tokens: int) -> int: ...
+
+    def attach_cost(self, match: Any, num_tokens: int) -> int: ...
+
+    def growth_cost(self, num_tokens: int, num_new_tokens: int, step_tokens: int) -> int: ...
+
+    def spare_pages(self, num_sequences: int) -> int: ...
+
+    def attach(
+        self, namespace: str, match: Any, num_tokens: int, milestones: Milestones
+    ) -> tuple[Any, PageActions]: ...
+
+    def reserve_cost(self, table: Any, num_tokens: int) -> int: ...
+
+    def reserve(self, table: Any, num_tokens: int) -> PageActions: ...
+
+    def commit(self, table: Any, tokens: Sequence[int], num_tokens: int) -> None: ...
+
+    def fork(self, table: Any) -> Any: ...
+
+    def release(self, table: Any, tokens: Sequence[int], keep: bool) -> None: ...
+
+    def next_page(self, namespace: str, match: Any, tokens: Sequence[int]) -> object | None: ...
+
+    def page_being_written(self, namespace: str, table: Any, tokens: Sequence[int]) -> object | None: ...
+
+    def reset(self) -> int: ...
+
+    def check_integrity(self, tables: Sequence[Any]) -> None: ...
+
+
 class Hit(NamedTuple):
     """A match in every group, and the tokens all of them can resume from. Valid until the cache changes.
 
@@ -42,7 +93,7 @@ class Hit(NamedTuple):
     """
 
     namespace: str
-    matches: tuple[PrefixMatch, ...]
+    matches: tuple[Any, ...]
     num_tokens: int
     branch_tokens: int
 
@@ -52,13 +103,12 @@ class CachedSequence:
     """The page tables of one sequence, one per group."""
 
     namespace: str
-    tables: tuple[PageTable, ...]
-    branch_tokens: int
+    tables: tuple[Any, ...]
 
     @property
     def num_tokens(self) -> int:
-        """Tokens whose keys and values are in the pages."""
-        return self.tables[0].num_tokens
+        """Tokens whose keys and values are in the pages, and which the states have seen."""
+        return int(self.tables[0].num_tokens)
 
 
 @dataclass(frozen=True)
@@ -88,7 +138,7 @@ class Cache:
     Every method either succeeds or raises before any state changes.
     """
 
-    def __init__(self, groups: Sequence[PageGroup], stores: Sequence[PageStore]) -> None:
+    def __init__(self, groups: Sequence[CacheGroup], stores: Sequence[PageStore]) -> None:
         self._groups = tuple(groups)
         self._stores = tuple(stores)
         # The group that knows most of a prefix: one that keeps all tokens, if there is one.
@@ -110,8 +160,8 @@ class Cache:
         multiple = lcm(*(group.page_tokens for group in self._groups))
         return hit._replace(num_tokens=self._resumable(hit.matches, hit.num_tokens, multiple))
 
-    def can_attach(self, hit: Hit, num_new_tokens: int, step_tokens: int | None = None, spare_pages: int = 0) -> bool:
-        """Whether `hit` and room for `num_new_tokens` more can be had with `spare_pages` left over in every group.
+    def can_attach(self, hit: Hit, num_new_tokens: int, step_tokens: int | None = None, num_running: int = 0) -> bool:
+        """Whether `hit` and room for `num_new_tokens` more can be had, and `num_running` sequences can still grow.
 
         Those are computed `step_tokens` at a time (None: all at once), so that windows can move on between.
         """
@@ -119,7 +169,7 @@ class Cache:
         return all(
             group.attach_cost(match, hit.num_tokens)
             + group.growth_cost(hit.num_tokens, num_new_tokens, step_tokens)
-            + spare_pages
+            + group.spare_pages(num_running)
             <= group.num_available
             for group, match in zip(self._groups, hit.matches, strict=True)
         )
@@ -129,9 +179,10 @@ class Cache:
         if not self.can_attach(hit, num_new_tokens=0):
             raise OutOfPagesError("No page can be had to copy this hit to; wait for a sequence to end.")
         pairs = zip(self._groups, hit.matches, strict=True)
-        attached = [group.attach(hit.namespace, match, hit.num_tokens) for group, match in pairs]
+        milestones = Milestones(hit.branch_tokens, num_prompt_tokens)
+        attached = [group.attach(hit.namespace, match, hit.num_tokens, milestones) for group, match in pairs]
         self._perform([actions for _, actions in attached])
-        sequence = CachedSequence(hit.namespace, tuple(table for table, _ in attached), hit.branch_tokens)
+        sequence = CachedSequence(hit.namespace, tuple(table for table, _ in attached))
         self._sequences.add(sequence)
         self._hit_tokens += hit.num_tokens
         self._queried_tokens += num_prompt_tokens
@@ -154,13 +205,13 @@ class Cache:
     def commit(self, sequence: CachedSequence, tokens: Sequence[int], num_tokens: int) -> None:
         """The keys and values of the first `num_tokens` of `tokens` are written; full pages become shareable."""
         for group, table in zip(self._groups, sequence.tables, strict=True):
-            group.commit(table, tokens, num_tokens, sequence.branch_tokens)
+            group.commit(table, tokens, num_tokens)
 
     def fork(self, sequence: CachedSequence) -> CachedSequence:
         """A second sequence with the same tokens so far; pages are shared until one of them writes."""
         pairs = zip(self._groups, sequence.tables, strict=True)
         tables = tuple(group.fork(table) for group, table in pairs)
-        twin = CachedSequence(sequence.namespace, tables, sequence.branch_tokens)
+        twin = CachedSequence(sequence.namespace, tables)
         self._sequences.add(twin)
         return twin
 
@@ -176,21 +227,11 @@ class Cache:
 
         None if the rest of `tokens` does not fill a page.
         """
-        match, size = hit.matches[self._main], self._groups[self._main].page_tokens
-        start = len(match.path) * size
-        if start + size > len(tokens):
-            return None
-        node = match.path[-1] if match.path else None
-        return hit.namespace, node, token_key(tokens[start : start + size])
+        return self._groups[self._main].next_page(hit.namespace, hit.matches[self._main], tokens)
 
     def page_being_written(self, sequence: CachedSequence, tokens: Sequence[int]) -> object | None:
         """`next_page` as a running sequence sees it: the page that `tokens` will fill next."""
-        table, size = sequence.tables[self._main], self._groups[self._main].page_tokens
-        start = table.num_tokens // size * size
-        if table.node is None or start + size > len(tokens):
-            return None
-        node = table.node if start else None
-        return sequence.namespace, node, token_key(tokens[start : start + size])
+        return self._groups[self._main].page_being_written(sequence.namespace, sequence.tables[self._main], tokens)
 
     def reset(self) -> int:
         """Forget every page that no sequence uses; returns how many there were."""
@@ -218,7 +259,7 @@ class Cache:
         for index, group in enumerate(self._groups):
             group.check_integrity([sequence.tables[index] for sequence in self._sequences])
 
-    def _resumable(self, matches: Sequence[PrefixMatch], num_tokens: int, multiple: int = 1) -> int:
+    def _resumable(self, matches: Sequence[Any], num_tokens: int, multiple: int = 1) -> int:
         """The deepest point up to `num_tokens`, a multiple of `multiple`, from which every group can resume."""
         while True:
             num_tokens -= num_tokens % multiple

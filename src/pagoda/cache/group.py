@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pagoda.cache.eviction.base import EvictionPolicy
 from pagoda.cache.idle import IdlePages
 from pagoda.cache.integrity import check_group
-from pagoda.cache.pages import PageAllocator, PageCounts, PageTable
+from pagoda.cache.pages import NOWHERE, Milestones, PageAllocator, PageCounts, PageTable
 from pagoda.cache.radix import NO_PAGE, TOKEN_NBYTES, Node, PrefixMatch, PrefixTree, token_key
 from pagoda.cache.rule import KeepRule, window_pages
 from pagoda.errors import OutOfPagesError
@@ -94,7 +94,13 @@ class PageGroup:
         most = window_pages(self._rule.span, size, min(step_tokens, num_new_tokens))
         return min(growth, max(most - held + self._first_page(num_tokens), 0))
 
-    def attach(self, namespace: str, match: PrefixMatch, num_tokens: int) -> tuple[PageTable, PageActions]:
+    def spare_pages(self, num_sequences: int) -> int:
+        """Pages to leave free so that so many running sequences can grow."""
+        return num_sequences
+
+    def attach(
+        self, namespace: str, match: PrefixMatch, num_tokens: int, milestones: Milestones = NOWHERE
+    ) -> tuple[PageTable, PageActions]:
         """A page table that starts with the first `num_tokens` of a fresh `match`, which must be `resumable`.
 
         Whole pages are shared; tokens of a further page are to be copied into an open page. Raises OutOfPagesError,
@@ -104,7 +110,7 @@ class PageGroup:
         whole, rest = divmod(num_tokens, self.page_tokens)
         path, first = match.path[:whole], self._first_page(num_tokens)
         node = (path[-1] if path else self._tree.root(namespace)) if self._share else None
-        table = PageTable(node, num_dropped=first)
+        table = PageTable(node, first, milestones)
         self._clock += 1
         for each in path[first:]:
             self._take(each)
@@ -142,12 +148,11 @@ class PageGroup:
         table.pages.extend(pages[must_copy:])
         return PageActions(pages, copies)
 
-    def commit(self, table: PageTable, tokens: Sequence[int], num_tokens: int, branch_tokens: int = 0) -> None:
+    def commit(self, table: PageTable, tokens: Sequence[int], num_tokens: int) -> None:
         """The first `num_tokens` of `tokens` are written now: seal the pages they fill and share them at once.
 
         If the tree already has a page of the same tokens, the table takes that one and its own copy is freed. What is
-        not needed any more leaves the table; another sequence has gone its own way after `branch_tokens`, so what is
-        needed there counts as used.
+        not needed any more leaves the table; what is needed where another sequence has gone its own way counts as used.
         """
         first, last = table.num_tokens // self.page_tokens, num_tokens // self.page_tokens
         keys = token_key(tokens[first * self.page_tokens : last * self.page_tokens])
@@ -160,14 +165,15 @@ class PageGroup:
                 table.pages[index] = self._insert(table, keys[start : start + size], page)
         table.num_tokens = num_tokens
         if not self.keeps_all:
-            self._move_window(table, range(self._first_page(branch_tokens), -(-branch_tokens // self.page_tokens)))
+            branch = table.milestones.branch_tokens
+            self._move_window(table, range(self._first_page(branch), -(-branch // self.page_tokens)))
 
     def fork(self, table: PageTable) -> PageTable:
         """A second table of the same tokens; a shared open page is copied by whoever writes first.
 
         Pages that are reserved but not written stay with the first.
         """
-        twin = PageTable(table.node, table.num_dropped)
+        twin = PageTable(table.node, table.num_dropped, table.milestones)
         twin.num_tokens = table.num_tokens
         twin.pages = table.pages[: -(-table.num_tokens // self.page_tokens)]
         for page in twin.held:
@@ -190,6 +196,20 @@ class PageGroup:
         del table.pages[:]
         table.num_tokens = table.num_dropped = 0
 
+    def next_page(self, namespace: str, match: PrefixMatch, tokens: Sequence[int]) -> object | None:
+        """What stands for the first page that `match` lacks of `tokens`: equal for two callers that would compute the
+        same.
+
+        None if the rest of `tokens` does not fill a page.
+        """
+        start = len(match.path) * self.page_tokens
+        return self._page_at(namespace, match.path[-1] if match.path else None, tokens, start)
+
+    def page_being_written(self, namespace: str, table: PageTable, tokens: Sequence[int]) -> object | None:
+        """`next_page` as a running sequence sees it: the page that `tokens` will fill next."""
+        start = table.num_tokens // self.page_tokens * self.page_tokens
+        return None if table.node is None else self._page_at(namespace, table.node, tokens, start)
+
     def reset(self) -> int:
         """Evict every idle page; returns how many."""
         evicted = 0
@@ -200,6 +220,12 @@ class PageGroup:
     def check_integrity(self, tables: Sequence[PageTable]) -> None:
         """Raise IntegrityError unless counts, tree and the given (all live) tables agree."""
         check_group(tables, self._allocator, self._tree, self._nodes, self.keeps_all)
+
+    def _page_at(self, namespace: str, node: Node | None, tokens: Sequence[int], start: int) -> object | None:
+        stop = start + self.page_tokens
+        if stop > len(tokens):
+            return None
+        return namespace, node if start else None, token_key(tokens[start:stop])
 
     def _first_page(self, num_tokens: int) -> int:
         """The first page that a sequence of so many tokens keeps: what later ones need, and its last sealed page."""

@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from pagoda.cache.radix import NO_PAGE, Node
 from pagoda.errors import IntegrityError
@@ -38,6 +39,19 @@ class PageCounts:
         return self.free + self.idle
 
 
+class Milestones(NamedTuple):
+    """Where others may want to resume.
+
+    After `branch_tokens` another sequence went its own way; the prompt ends after `prompt_tokens`.
+    """
+
+    branch_tokens: int = 0
+    prompt_tokens: int = 0
+
+
+NOWHERE = Milestones()
+
+
 class PageTable:
     """The pages of one sequence in one layer group.
 
@@ -46,12 +60,13 @@ class PageTable:
     `node` is None.
     """
 
-    __slots__ = ("node", "num_dropped", "num_tokens", "pages")
+    __slots__ = ("milestones", "node", "num_dropped", "num_tokens", "pages")
 
-    def __init__(self, node: Node | None, num_dropped: int = 0) -> None:
+    def __init__(self, node: Node | None, num_dropped: int = 0, milestones: Milestones = NOWHERE) -> None:
         self.node = node
         self.num_tokens = 0
         self.num_dropped = num_dropped
+        self.milestones = milestones
         self.pages = array("i", [NO_PAGE] * num_dropped)
 
     @property

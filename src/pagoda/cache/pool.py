@@ -9,6 +9,7 @@ import mmap
 import torch
 
 from pagoda.formats.page import PageGeometry
+from pagoda.formats.state import StateGeometry
 
 # All bits set is NaN in fp32, fp16 and bf16.
 POISON = 0xFF
@@ -17,7 +18,7 @@ POISON = 0xFF
 class PagePool:
     """`pages` is uint8 [num_pages, page_nbytes]. With `poison`, pages are filled with NaN before they are written."""
 
-    def __init__(self, geometry: PageGeometry, num_pages: int, poison: bool = False) -> None:
+    def __init__(self, geometry: PageGeometry | StateGeometry, num_pages: int, poison: bool = False) -> None:
         self.geometry = geometry
         self.pages = _map(num_pages * geometry.page_nbytes).view(num_pages, geometry.page_nbytes)
         self._poison = poison

@@ -24,5 +24,10 @@ def build_views(sequences: Sequence[CachedSequence], num_new_tokens: Sequence[in
     return tuple(views)
 
 
+def build_cuts(sequences: Sequence[CachedSequence]) -> list[list[tuple[int, int]]]:
+    """Where the recurrent state of each sequence is copied on the way through its new tokens: (after, to slot)."""
+    return [[(tokens - each.num_tokens, slot) for tokens, slot in each.tables[-1].cuts] for each in sequences]
+
+
 def _starts(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], counts.cumsum()]).astype(np.int32)

@@ -58,6 +58,13 @@ ENGINE_OPTIONS = (
         type=size,
         metavar="SIZE",
     ),
+    _option("snapshot_memory_share", "how much of it is for copies of recurrent states", type=float, metavar="SHARE"),
+    _option(
+        "snapshot_interval_tokens",
+        "tokens between such copies in a long prompt; by default as the share allows, 0 makes none",
+        type=int,
+        metavar="TOKENS",
+    ),
     _option("max_num_seqs", "sequences that run at once", type=int, metavar="N"),
     _option(
         "max_num_batched_tokens", "tokens computed in one step; longer prompts go in chunks", type=int, metavar="N"

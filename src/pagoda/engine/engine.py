@@ -13,12 +13,14 @@ from typing import NamedTuple
 
 import torch
 
-from pagoda.cache.cache import Cache, CacheStats
+from pagoda.cache.cache import Cache, CacheGroup, CacheStats, NoBytes, PageStore
 from pagoda.cache.group import PageGroup
 from pagoda.cache.pool import PagePool
+from pagoda.cache.rule import KeepAll
+from pagoda.cache.state import SnapshotRule, StateGroup
 from pagoda.config import EngineConfig
 from pagoda.engine.forward import Computed, Forward
-from pagoda.engine.memory import plan_memory
+from pagoda.engine.memory import LEDGER_PAGES, MemoryPlan, plan_memory
 from pagoda.engine.request import FinishReason, Phase, Request, RequestMetrics, Sequence
 from pagoda.engine.sampling import sample, stop_token_ids, token_logprobs
 from pagoda.engine.scheduler import Plan, Scheduler
@@ -55,18 +57,10 @@ class Engine:
         self.kernels = kernels
         self.memory = plan_memory(model, config)
         self.max_model_len = self.memory.max_model_len
-        pools = [
-            PagePool(geometry, num_pages, poison=config.environment.poison_pages)
-            for geometry, num_pages in self.memory.pools
-        ]
-        policy = lookup("eviction", config.eviction_policy)()
-        groups = [
-            PageGroup(num_pages, geometry.page_tokens, policy, geometry.group, share=config.enable_prefix_caching)
-            for geometry, num_pages in self.memory.pools
-        ]
-        self._cache = Cache(groups, pools)
+        pools = _make_pools(self.memory, config.environment.poison_pages)
+        self._cache = _make_cache(self.memory, pools, config)
         self._scheduler = Scheduler(self._cache, config.max_num_seqs, config.max_num_batched_tokens)
-        self._forward = Forward(model, kernels, pools)
+        self._forward = Forward(model, kernels, self.memory, pools)
         self._config = config
         self._seeds = random.Random(config.seed)
         self._requests: dict[str, Request] = {}
@@ -244,3 +238,27 @@ def new_request(
 ) -> Request:
     """A request that arrives now; `text` is the prompt as it was given."""
     return Request(request_id, prompt, params, RequestMetrics(arrival=monotonic()), text, cache_salt)
+
+
+def _make_pools(memory: MemoryPlan, poison: bool) -> list[PagePool]:
+    """A pool for every group of layers that attend, then one for recurrent states."""
+    pools = [PagePool(geometry, num_pages, poison) for geometry, num_pages in memory.pools]
+    if memory.states is not None:
+        pools.append(PagePool(memory.states.geometry, memory.states.num_slots, poison))
+    return pools
+
+
+def _make_cache(memory: MemoryPlan, pools: list[PagePool], config: EngineConfig) -> Cache:
+    policy, share = lookup("eviction", config.eviction_policy)(), config.enable_prefix_caching
+    groups: list[CacheGroup] = [
+        PageGroup(num_pages, geometry.page_tokens, policy, geometry.group, share)
+        for geometry, num_pages in memory.pools
+    ]
+    stores: list[PageStore] = [*pools]
+    if not groups:  # pages of nothing tell where prompts part
+        groups.append(PageGroup(LEDGER_PAGES, config.block_size, policy, KeepAll(), share))
+        stores.insert(0, NoBytes())
+    if memory.states is not None:
+        rule = SnapshotRule(memory.states.interval_tokens, config.block_size)
+        groups.append(StateGroup(memory.states.num_slots, policy, rule, share))
+    return Cache(groups, stores)

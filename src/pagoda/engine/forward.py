@@ -12,13 +12,15 @@ from dataclasses import dataclass
 import torch
 
 from pagoda.cache.pool import PagePool
-from pagoda.cache.view import build_views
+from pagoda.cache.view import build_cuts, build_views
+from pagoda.engine.memory import MemoryPlan
 from pagoda.engine.request import Sequence
 from pagoda.engine.scheduler import Plan
 from pagoda.kernels.base import Kernels, LayerPages
 from pagoda.models.attention import BoundSite, PagedStep
 from pagoda.models.model import Model
 from pagoda.models.replay import DecodeSteps
+from pagoda.models.states import StepStates, typed_states
 
 
 @dataclass(frozen=True)
@@ -34,21 +36,23 @@ class Computed:
 
 
 class Forward:
-    """Runs a model over page pools, one per layer group."""
+    """Runs a model over the page pools of `memory`: one per layer group, and then one of recurrent states, if any."""
 
-    def __init__(self, model: Model, kernels: Kernels, pools: Sequenced[PagePool]) -> None:
+    def __init__(self, model: Model, kernels: Kernels, memory: MemoryPlan, pools: Sequenced[PagePool]) -> None:
         self._model = model
         self._decode_steps = DecodeSteps(model, kernels)
         self._kernels = kernels
         self._sites = tuple(
             BoundSite(
                 rule=rule,
-                layer=LayerPages(pools[slot.group].pages, pools[slot.group].geometry, slot.layer),
+                layer=LayerPages(pools[slot.group].pages, memory.geometries[slot.group], slot.layer),
                 group=slot.group,
                 writes=slot.writes,
             )
             for rule, slot in zip(model.rules, model.spec.sites, strict=True)
         )
+        states = memory.states
+        self._states = None if states is None else typed_states(states.geometry, pools[-1].pages, model.dtype)
 
     def run(self, plan: Plan) -> Computed:
         """Compute the planned tokens of every sequence; their pages must be reserved."""
@@ -64,9 +68,12 @@ class Forward:
             if start + num_tokens == len(sequence.tokens):
                 complete.append(sequence)
                 rows.append(len(tokens) - 1)
-        views = build_views([s.cached for s in plan if s.cached is not None], list(plan.values()))
-        step = PagedStep(self._kernels, self._sites, views)
-        is_decode = len(tokens) == len(rows) == len(plan)
+        cached = [sequence.cached for sequence in plan if sequence.cached is not None]
+        views = build_views(cached, list(plan.values()))
+        states = None if self._states is None else StepStates(self._states, views[-1], build_cuts(cached))
+        step = PagedStep(self._kernels, self._sites, views, states)
+        # A step that moves states on cannot be run twice, as proving a recording takes.
+        is_decode = len(tokens) == len(rows) == len(plan) and states is None
         forward = self._decode_steps.forward if is_decode else self._model.forward
         logits = forward(torch.tensor(tokens), torch.tensor(positions), torch.tensor(rows, dtype=torch.long), step)
         broken = [sequence for sequence, finite in zip(plan, step.finite.tolist(), strict=True) if not finite]

@@ -1,4 +1,4 @@
-"""How the memory budget becomes pages, and how long a sequence may be with them."""
+"""How the memory budget becomes pages and slots of recurrent states, and how long a sequence may be with them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pagoda.config import DEFAULT_KV_CACHE_NBYTES, DEFAULT_KV_CACHE_SHARE, Engin
 from pagoda.engine.page_formats import choose_geometries
 from pagoda.errors import ConfigError
 from pagoda.formats.page import PageGeometry
+from pagoda.formats.state import StateGeometry
 from pagoda.machine import available_memory_nbytes
 from pagoda.models.model import Model
 
@@ -19,14 +20,37 @@ logger = logging.getLogger(__name__)
 # Layers with a window get this share of the pages of layers that keep all tokens: the two run short together where
 # sequences are four times as long as the window.
 WINDOW_SHARE = 0.25
+# The states of running sequences get at most this share of the budget where there are pages too.
+RUNNING_SHARE = 0.2
+MIN_SLOTS = 2  # a state and the snapshot it is copied from
+# Snapshots on the way through a long prompt are no closer than this, since a scan starts at each.
+MIN_INTERVAL_TOKENS = 256
+# Where no layer attends, this many pages without bytes keep the tokens of prompts, to see where they part.
+LEDGER_PAGES = 1 << 16
+# How far apart they are in models without pages, whose size would tell.
+PURE_INTERVAL_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class StatePlan:
+    """The geometry and number of slots for recurrent states, and how many tokens lie between snapshots (None: all)."""
+
+    geometry: StateGeometry
+    num_slots: int
+    interval_tokens: int | None
+
+    @property
+    def nbytes(self) -> int:
+        return self.num_slots * self.geometry.page_nbytes
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The geometry and the number of pages of every group."""
+    """The geometry and the number of pages of every group, and the `states` of recurrent layers if there are any."""
 
     geometries: tuple[PageGeometry, ...]
     num_pages: tuple[int, ...]
+    states: StatePlan | None
     max_model_len: int
     limited_by: str
     remedy: str
@@ -42,29 +66,35 @@ class MemoryPlan:
 
     @property
     def nbytes(self) -> int:
-        return sum(num_pages * geometry.page_nbytes for geometry, num_pages in self.pools)
+        pages = sum(num_pages * geometry.page_nbytes for geometry, num_pages in self.pools)
+        return pages + (self.states.nbytes if self.states else 0)
 
 
 def plan_memory(model: Model, config: EngineConfig) -> MemoryPlan:
     """Divide the budget into pages. Raises ConfigError if it is too small for one sequence."""
     geometries = choose_geometries(model, config)
     budget = config.kv_cache_memory_bytes or _default_budget()
-    num_pages = _divide(geometries, budget, config.max_num_batched_tokens)
+    states = _plan_states(model, config, geometries, budget)
+    left = budget - (states.nbytes if states else 0)
+    num_pages = _divide(geometries, left, config.max_num_batched_tokens)
     capacities = [_capacity(*pool, config.max_num_batched_tokens) for pool in zip(geometries, num_pages, strict=True)]
+    capacities = capacities or [LEDGER_PAGES * config.block_size]
     capacity = min((n for n in capacities if n is not None), default=None)
     limits = (config.max_model_len, model.max_model_len, capacity)
-    wanted = min((n for n in limits if n is not None), default=num_pages[0] * config.block_size)
+    wanted = min((n for n in limits if n is not None), default=(*num_pages, LEDGER_PAGES)[0] * config.block_size)
     if config.max_model_len is None and wanted == capacity != model.max_model_len:
         logger.warning("The page pool holds %d tokens: sequences end there.", capacity)
     if wanted == capacity:
         limit = ("what the page pool holds", " or raise kv_cache_memory_bytes")
     else:
         limit = ("max_model_len", "" if config.max_model_len is None else " or raise max_model_len")
-    return MemoryPlan(geometries, num_pages, wanted, *limit)
+    return MemoryPlan(geometries, num_pages, states, wanted, *limit)
 
 
 def _divide(geometries: tuple[PageGeometry, ...], budget: int, step_tokens: int) -> tuple[int, ...]:
     """Pages of each group, all together at most `budget` bytes."""
+    if not geometries:
+        return ()
 
     def nbytes(num_pages: int) -> int:
         return sum(_group_pages(each, geometries, num_pages, step_tokens) * each.page_nbytes for each in geometries)
@@ -74,6 +104,30 @@ def _divide(geometries: tuple[PageGeometry, ...], budget: int, step_tokens: int)
     if num_pages == 0:
         raise ConfigError(f"kv_cache_memory_bytes is {budget}, less than one page ({nbytes(1)} bytes); raise it.")
     return tuple(_group_pages(each, geometries, num_pages, step_tokens) for each in geometries)
+
+
+def _plan_states(
+    model: Model, config: EngineConfig, geometries: tuple[PageGeometry, ...], budget: int
+) -> StatePlan | None:
+    """Slots for running sequences and for snapshots; all of the budget where there are no pages."""
+    if not model.spec.states:
+        return None
+    geometry = StateGeometry(model.spec.states, model.dtype.itemsize)
+    nbytes = geometry.page_nbytes
+    if not geometries:
+        num_slots, interval = budget // nbytes, PURE_INTERVAL_TOKENS
+    else:
+        running = min(config.max_num_seqs, int(budget * RUNNING_SHARE) // nbytes)
+        num_slots = max(running + int(budget * config.snapshot_memory_share) // nbytes, MIN_SLOTS)
+        # A long prompt then spends on snapshots the share of its pages that snapshots get of all memory.
+        nbytes_per_token = sum(each.nbytes_per_token for each in geometries)
+        interval = max(int(nbytes / max(config.snapshot_memory_share * nbytes_per_token, 1)), MIN_INTERVAL_TOKENS)
+    if num_slots < MIN_SLOTS or num_slots * nbytes >= budget + nbytes:
+        raise ConfigError(
+            f"kv_cache_memory_bytes is {budget}, less than {MIN_SLOTS} recurrent states of {nbytes} bytes; raise it."
+        )
+    wanted = config.snapshot_interval_tokens
+    return StatePlan(geometry, num_slots, interval if wanted is None else wanted or None)
 
 
 def _group_pages(geometry: PageGeometry, geometries: tuple[PageGeometry, ...], num_pages: int, step_tokens: int) -> int:

@@ -122,7 +122,7 @@ class Scheduler:
         for candidate in (hit, self._cache.whole_pages(hit)):
             num_new_tokens = len(sequence.tokens) - candidate.num_tokens
             if self._cache.can_attach(
-                candidate, num_new_tokens, self._max_num_batched_tokens, spare_pages=len(self.running)
+                candidate, num_new_tokens, self._max_num_batched_tokens, num_running=len(self.running)
             ):
                 return candidate
         return None

@@ -67,13 +67,13 @@ class PageGeometry:
             for plane in layout.planes:
                 nbytes = format.plane_nbytes(plane, self.page_tokens)
                 planes.append(PlaneSlot(plane, offset, nbytes))
-                offset += _aligned(nbytes)
+                offset += aligned(nbytes)
             layers.append(tuple(planes))
         return tuple(layers)
 
     @cached_property
     def page_nbytes(self) -> int:
-        return sum(_aligned(slot.nbytes) for planes in self.slots for slot in planes)
+        return sum(aligned(slot.nbytes) for planes in self.slots for slot in planes)
 
     @property
     def nbytes_per_token(self) -> float:
@@ -85,5 +85,6 @@ def page_geometries(spec: CacheSpec, format: Format, page_tokens: int) -> tuple[
     return tuple(PageGeometry(group, format, page_tokens) for group in spec.groups)
 
 
-def _aligned(nbytes: int) -> int:
+def aligned(nbytes: int) -> int:
+    """`nbytes` rounded up to whole cache lines."""
     return -(-nbytes // ALIGNMENT_NBYTES) * ALIGNMENT_NBYTES

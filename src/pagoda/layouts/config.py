@@ -4,8 +4,8 @@ Knows the names families use for their heads, widths, windows and shared caches.
 `models/discovery.py` does, and a test holds the two equal. What the dictionary cannot tell is refused, never guessed.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pagoda.errors import UnsupportedModelError
@@ -13,11 +13,28 @@ from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.base import Layout
 from pagoda.layouts.latent import LATENT_FAMILIES, LatentLayout
 from pagoda.layouts.spec import CacheSpec, Reach, group_layers
+from pagoda.layouts.state import StateLayout
+from pagoda.layouts.state_config import state_layout
 
 LAYER_KINDS = {
     "full_attention": Reach.FULL,
     "sliding_attention": Reach.SLIDING,
     "chunked_attention": Reach.CHUNKED,
+}
+# Layers that keep recurrent state; hybrid ones attend as well.
+PURE_STATE_KINDS = ("linear_attention", "conv")
+STATE_KINDS = (*PURE_STATE_KINDS, "hybrid")
+KINDS_WITHOUT_CACHE = ("mlp", "moe")
+KINDS_WITHOUT_TOKENS = (*PURE_STATE_KINDS, *KINDS_WITHOUT_CACHE)
+LEGACY_KINDS = {"mamba": "linear_attention", "attention": "full_attention"}
+PATTERN_KINDS = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
+# The kind of those layers that are not named, in families that name the layers which attend, or none.
+STATE_KIND_OF = {
+    **dict.fromkeys(("bamba", "granitemoehybrid", "jamba", "olmo_hybrid"), "linear_attention"),
+    **dict.fromkeys(("mamba", "mamba2", "falcon_mamba"), "linear_attention"),
+    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), "linear_attention"),
+    **dict.fromkeys(("lfm2", "lfm2_moe"), "conv"),
+    "falcon_h1": "hybrid",
 }
 # Every n-th layer attends to all tokens and the others to a window, in families that may leave the pattern unsaid.
 FULL_LAYER_EVERY = {"gemma2": 2, "gemma3_text": 6, "gpt_oss": 2, "cohere2": 4, "vaultgemma": 2, "llama4_text": 4}
@@ -53,10 +70,13 @@ def spec_from_config(config: Mapping[str, Any]) -> CacheSpec:
     text = _text_config(config)
     _refuse_unknowable(text)
     kinds = _layer_kinds(text)
-    layers = [_layer(text, kind, index) for index, kind in enumerate(kinds)]
-    return group_layers(
-        [(_reach(text, layer.kind), layer.span, layer.layout) for layer in layers], _sources(text, kinds)
+    attending = [(index, kind) for index, kind in enumerate(kinds) if kind not in KINDS_WITHOUT_TOKENS]
+    layers = [_layer(text, kind, index) for index, kind in attending]
+    spec = group_layers(
+        [(_reach(text, layer.kind), layer.span, layer.layout) for layer in layers],
+        _sources(text, [kind for _, kind in attending]),
     )
+    return replace(spec, states=_states(text, kinds))
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -78,12 +98,28 @@ def _refuse_unknowable(text: Mapping[str, Any]) -> None:
 
 def _layer_kinds(text: Mapping[str, Any]) -> list[str]:
     """The kind of every layer, in order."""
+    stated = text.get("layer_types") or text.get("layers_block_type")
+    if stated:
+        return [LEGACY_KINDS.get(kind, kind) for kind in stated]
+    if text.get("hybrid_override_pattern"):  # a letter for each layer
+        return [PATTERN_KINDS[letter] for letter in text["hybrid_override_pattern"]]
     count = _first(text, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
-    if text.get("layer_types"):
-        return list(text["layer_types"])
     if text.get("no_rope_layers"):  # 1 where the layer has rotary embedding, and then it attends in chunks
         return ["chunked_attention" if rotary else "full_attention" for rotary in text["no_rope_layers"]]
+    others = STATE_KIND_OF.get(text.get("model_type", ""))
+    if others:
+        attending = _attending_layers(text, count)
+        return ["full_attention" if index in attending else others for index in range(count)]
     return ["sliding_attention" if _slides(text, index) else "full_attention" for index in range(count)]
+
+
+def _attending_layers(text: Mapping[str, Any], count: int) -> Collection[int]:
+    """The layers of a hybrid model that attend, where the configuration does not state their kinds one by one."""
+    if text.get("attn_layer_period"):
+        return range(text["attn_layer_offset"], count, text["attn_layer_period"])
+    if text.get("full_attention_interval"):
+        return range(text["full_attention_interval"] - 1, count, text["full_attention_interval"])
+    return text.get("attn_layer_indices") or text.get("full_attn_idxs") or ()
 
 
 def _slides(text: Mapping[str, Any], index: int) -> bool:
@@ -104,12 +140,23 @@ def _slides(text: Mapping[str, Any], index: int) -> bool:
 
 
 def _reach(text: Mapping[str, Any], kind: str) -> Reach:
+    if kind == "hybrid":  # which attends to all tokens
+        return Reach.FULL
     if kind not in LAYER_KINDS:
         raise UnsupportedModelError(
             f"{text.get('model_type')} has layers of kind {kind}, which keep something other than keys and values of "
             "every token."
         )
     return LAYER_KINDS[kind]
+
+
+def _states(text: Mapping[str, Any], kinds: list[str]) -> tuple[StateLayout, ...]:
+    """What the recurrent layers keep."""
+    count = sum(kind in STATE_KINDS for kind in kinds)
+    layout = state_layout(text) if count else None
+    if count and layout is None:
+        raise UnsupportedModelError(f"{text.get('model_type')} has recurrent layers of a kind that is not known.")
+    return (layout,) * count if layout else ()
 
 
 def _layer(text: Mapping[str, Any], kind: str, index: int) -> _Layer:
@@ -127,7 +174,11 @@ def _layout(sizes: Mapping[str, Any]) -> Layout:
         return LatentLayout(sizes["kv_lora_rank"], sizes["qk_rope_head_dim"])
     heads = _first(sizes, "num_attention_heads", "n_head", "num_heads", "n_heads")
     grouped = sizes.get("num_key_value_heads") or sizes.get("kv_n_heads") or heads
-    width = sizes.get("head_dim") or _first(sizes, "hidden_size", "n_embd", "d_model") // heads
+    width = (
+        sizes.get("attention_head_dim")
+        or sizes.get("head_dim")
+        or _first(sizes, "hidden_size", "n_embd", "d_model") // heads
+    )
     return AttentionLayout(1 if sizes.get("multi_query") else grouped, width, sizes.get("v_head_dim") or width)
 
 

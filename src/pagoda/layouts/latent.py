@@ -5,7 +5,17 @@ from dataclasses import dataclass
 from pagoda.layouts.base import Axis, Layout, Plane
 
 # Families whose layers keep latents in this form; see `models/latent.py`.
-LATENT_FAMILIES = ("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu")
+LATENT_FAMILIES = (
+    "axk1",
+    "bailing_hybrid",
+    "deepseek_v2",
+    "deepseek_v3",
+    "glm4_moe_lite",
+    "kimi_linear",
+    "longcat_flash",
+    "minicpm3",
+    "youtu",
+)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pagoda.layouts.base import Layout
+from pagoda.layouts.state import StateLayout
 
 
 class Reach(StrEnum):
@@ -61,14 +62,22 @@ class SiteSlot:
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """The groups of a model and, per attention call in call order, the slot it uses."""
+    """The groups of a model and, per attention call in call order, the slot it uses.
+
+    `states` are those of its recurrent layers, in the order of their calls: a group of its own that keeps no tokens.
+    """
 
     groups: tuple[LayerGroup, ...]
     sites: tuple[SiteSlot, ...]
+    states: tuple[StateLayout, ...] = ()
 
     @property
     def elements_per_token(self) -> int:
         return sum(group.elements_per_token for group in self.groups)
+
+    def state_nbytes(self, weight_nbytes: int) -> int:
+        """Bytes of the recurrent state of one sequence, with `weight_nbytes` for a number of the weights."""
+        return sum(layout.nbytes(weight_nbytes) for layout in self.states)
 
 
 def group_layers(layers: list[tuple[Reach, int | None, Layout]], sources: list[int | None]) -> CacheSpec:

@@ -18,6 +18,7 @@ from transformers import AttentionInterface
 
 from pagoda.errors import UnsupportedModelError
 from pagoda.kernels.base import AttentionRule, GroupView, Kernels, LayerPages
+from pagoda.models.states import StepStates
 
 ATTENTION_NAME = "pagoda"
 
@@ -33,14 +34,25 @@ class BoundSite:
 
 
 class PagedStep:
-    """One forward pass over packed sequences: `sites` in call order, `views` by layer group."""
+    """One forward pass over packed sequences: `sites` in call order, `views` by layer group.
 
-    def __init__(self, kernels: Kernels, sites: tuple[BoundSite, ...], views: tuple[GroupView, ...]) -> None:
+    `states` are those of recurrent layers, if the model has any.
+    """
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        sites: tuple[BoundSite, ...],
+        views: tuple[GroupView, ...],
+        states: StepStates | None = None,
+    ) -> None:
         self.kernels = kernels
+        self.states = states
         self.views = views
         self._sites = sites
         self._rows = int(views[0].query_starts[-1])
         self._calls = 0
+        self._state_calls = 0
         # A byte for each sequence: zero once NaN or infinity was stored for it.
         self.finite = torch.ones(len(views[0].context_lengths), dtype=torch.uint8)
 
@@ -69,11 +81,24 @@ class PagedStep:
             self.kernels.store(_unit_stride(key), values, site.layer, view, self.finite)
         return self.kernels.attend(_unit_stride(query), site.layer, view, site.rule, sinks)
 
+    def next_states(self, layer: int) -> StepStates:
+        """The states for the next recurrent layer, which must be the one numbered `layer`."""
+        if self.states is None or layer != self._state_calls:
+            raise UnsupportedModelError(
+                "The model does not run through its recurrent layers in the order of its modules."
+            )
+        self._state_calls += 1
+        return self.states
+
     def begin(self) -> None:
-        self._calls = 0
+        self._calls = self._state_calls = 0
 
     def finish(self) -> None:
-        """Check that the model attended as often as it did when it was discovered."""
+        """Check that the model attended and kept state as often as it did when it was discovered."""
+        if self.states is not None and self._state_calls != len(self.states.layers):
+            raise UnsupportedModelError(
+                f"The model ran {self._state_calls} recurrent layers in a step, but {len(self.states.layers)} at load."
+            )
         if self._calls != len(self._sites):
             raise UnsupportedModelError(
                 f"The model attended {self._calls} times in one step, but {len(self._sites)} times at load."

@@ -6,8 +6,7 @@ refused by name. Does not know the values of weights; `selftest.py` catches what
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,11 +15,11 @@ from pagoda.errors import UnsupportedModelError
 from pagoda.kernels.base import AttentionRule
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.base import Layout
-from pagoda.layouts.config import LAYER_KINDS
+from pagoda.layouts.config import KINDS_WITHOUT_CACHE, LAYER_KINDS, STATE_KINDS
 from pagoda.layouts.latent import LatentLayout
 from pagoda.layouts.spec import CacheSpec, Reach, group_layers
 from pagoda.models.build import Build, build_decoder
-from pagoda.models.probe import PROBE_NAME, PROBE_TOKENS, Call, MaskNote, record_calls
+from pagoda.models.probe import PROBE_NAME, PROBE_TOKENS, Call, MaskNote, Recording, record_calls
 
 _REACHES = {
     frozenset({"causal_mask_function"}): Reach.FULL,
@@ -41,12 +40,14 @@ class Discovered:
 def discover(config: Any, build: Build = build_decoder) -> Discovered:
     """Find the attention calls of the model that `build` makes of `config`, or say why it cannot use pages."""
     check_config(config)
-    calls = _calls(config, build)
+    recording = _record(config, build)
+    calls = recording.calls
     for ordinal, call in enumerate(calls):
         _check_call(config, ordinal, call)
     rules = tuple(_rule(call) for call in calls)
     layers = [(rule.reach, rule.span, _layout(call)) for rule, call in zip(rules, calls, strict=True)]
     spec = group_layers(layers, [_source(calls, ordinal) for ordinal in range(len(calls))])
+    spec = replace(spec, states=recording.states.layouts())
     return Discovered(spec, rules, tuple(call.has_sinks for call in calls))
 
 
@@ -56,16 +57,20 @@ def check_config(config: Any) -> None:
         raise UnsupportedModelError(
             f"{config.model_type} is an encoder-decoder model; Pagoda has no pages for cross-attention yet."
         )
-    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ()) - set(LAYER_KINDS)
+    kinds = set(_layer_kinds(config)) - {*LAYER_KINDS, *STATE_KINDS, *KINDS_WITHOUT_CACHE}
     if kinds:
         raise UnsupportedModelError(
-            f"{config.model_type} has layers of kind {', '.join(sorted(kinds))}; Pagoda pages hold full, sliding and "
-            "chunked attention only."
+            f"{config.model_type} has layers of kind {', '.join(sorted(kinds))}; Pagoda knows full, sliding and "
+            "chunked attention and recurrent state."
         )
 
 
-def _calls(config: Any, build: Build) -> list[Call]:
-    """The attention calls of one forward, if they are all that the model remembers its tokens by."""
+def _layer_kinds(config: Any) -> list[str]:
+    return list(getattr(config.get_text_config(), "layer_types", None) or ())
+
+
+def _record(config: Any, build: Build) -> Recording:
+    """One forward, if its attention calls and recurrent states are all that the model remembers its tokens by."""
     try:
         recording = record_calls(config, build)
     except Exception as error:
@@ -74,20 +79,32 @@ def _calls(config: Any, build: Build) -> list[Call]:
         raise UnsupportedModelError(
             f"transformers cannot build a {config.model_type} model here: {_first_line(error)}"
         ) from error
-    _check_recurrence(config, recording.network)
-    if not recording.calls:
+    _check_recurrence(config, recording)
+    num_states = len(recording.states)
+    if not recording.calls and not num_states:
         raise _own_attention(config, recording.failure) from recording.failure
     if recording.failure:
         raise UnsupportedModelError(
-            f"{config.model_type} does not run with Pagoda's attention: {_first_line(recording.failure)}"
+            f"{config.model_type} does not run with Pagoda's attention and recurrent state: "
+            f"{_first_line(recording.failure)}"
         ) from recording.failure
-    num_layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-    if num_layers is None or len(recording.calls) < num_layers:
+    num_layers = _num_keeping_layers(config)
+    if num_layers is None or len(recording.calls) + num_states < num_layers:
+        kept = f" and keeps {num_states} recurrent states" if num_states else ""
         raise UnsupportedModelError(
-            f"{config.model_type} attends {len(recording.calls)} times but has {num_layers or 'no stated number of'} "
-            "layers: some keep something other than keys and values of every token."
+            f"{config.model_type} attends {len(recording.calls)} times{kept} but has "
+            f"{num_layers or 'no stated number of'} layers: some keep something other than keys and values of every "
+            "token."
         )
-    return recording.calls
+    return recording
+
+
+def _num_keeping_layers(config: Any) -> int | None:
+    """The layers that remember something, if the configuration tells."""
+    num_layers: int | None = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if num_layers is None:
+        return None
+    return num_layers - sum(kind in KINDS_WITHOUT_CACHE for kind in _layer_kinds(config))
 
 
 def _own_attention(config: Any, failure: Exception | None) -> UnsupportedModelError:
@@ -102,14 +119,13 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _check_recurrence(config: Any, network: torch.nn.Module) -> None:
-    """State-space and linear-attention mixers would restart at every step and mix sequences, without any error."""
-    for name, module in network.named_modules():
-        if "cache_params" in inspect.signature(module.forward).parameters:
-            raise UnsupportedModelError(
-                f"{config.model_type} keeps recurrent state ({name or 'the model'}, a {type(module).__name__}); Pagoda "
-                "has no pages for recurrent state yet."
-            )
+def _check_recurrence(config: Any, recording: Recording) -> None:
+    """Recurrent layers that are not known would restart at every step and mix sequences, without any error."""
+    for name, module in recording.states.unknown:
+        raise UnsupportedModelError(
+            f"{config.model_type} keeps recurrent state in a way of its own ({name or 'the model'}, a "
+            f"{type(module).__name__})."
+        )
 
 
 def _check_call(config: Any, ordinal: int, call: Call) -> None:

@@ -8,6 +8,7 @@ step.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
@@ -83,6 +84,8 @@ def _norm_epsilon(module: nn.Module) -> float | None:
     """The epsilon of a module that is an RMS norm with a weight."""
     epsilon = vars(module).get("variance_epsilon", vars(module).get("eps"))
     parameters = dict(module.named_parameters())
+    if len(inspect.signature(module.forward).parameters) != 1:  # some are gated by a second input
+        return None
     if not isinstance(epsilon, float) or list(parameters) != ["weight"] or parameters["weight"].dim() != 1:
         return None
     weight = parameters["weight"].data

@@ -20,8 +20,9 @@ LATENT_ATTENTION_NAME = "pagoda-latent"
 
 def attend_latents(network: Any, attention_name: str = LATENT_ATTENTION_NAME) -> None:
     """Let the attention layers of `network` hand over latents and rotary keys, to the function of that name."""
-    for layer in network.model.layers:
-        attention = layer.self_attn
+    for attention in network.modules():
+        if not callable(getattr(attention, "expand_kv", None)):
+            continue
         attention.expand_kv = _unexpanded
         attention.config = copy.copy(attention.config)
         attention.config._attn_implementation = attention_name

@@ -24,12 +24,15 @@ from pagoda.models.linear import use_kernels
 from pagoda.models.llama4 import take_temperature_from_positions
 from pagoda.models.positions import max_positions, position_offset
 from pagoda.models.quiet import quiet
+from pagoda.models.recurrent import attend_states
+from pagoda.models.time_steps import limit_time_steps
 
 # What has to be changed in a family before its packed forward is right.
 ADAPTERS: dict[str, Callable[[Any], None]] = {
     **dict.fromkeys(LATENT_FAMILIES, attend_latents),
     "llama4": take_temperature_from_positions,
     "llama4_text": take_temperature_from_positions,
+    **dict.fromkeys(("nemotron_h", "zamba2"), limit_time_steps),
 }
 
 
@@ -38,6 +41,7 @@ class Model:
 
     def __init__(self, network: Any, discovered: Discovered, eos_token_ids: frozenset[int] = frozenset()) -> None:
         ADAPTERS.get(network.config.model_type, _leave_alone)(network)
+        attend_states(network)
         use_kernels(network)
         fuse(network)
         self.network = network

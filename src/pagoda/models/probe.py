@@ -21,6 +21,7 @@ from pagoda.layouts.latent import LATENT_FAMILIES
 from pagoda.models.build import Build
 from pagoda.models.latent import attend_latents
 from pagoda.models.quiet import quiet
+from pagoda.models.recurrent import StateNotes
 
 PROBE_NAME = "pagoda-probe"
 LATENT_PROBE_NAME = "pagoda-latent-probe"
@@ -53,28 +54,34 @@ class Call:
 
 @dataclass(frozen=True)
 class Recording:
-    """A network without weights, its attention calls in call order, and what stopped its forward, if anything did."""
+    """A network without weights, its attention calls in call order, and what stopped its forward, if anything did.
+
+    `states` are the notes of its recurrent layers.
+    """
 
     network: torch.nn.Module
     calls: list[Call]
+    states: StateNotes
     failure: Exception | None
 
 
 def record_calls(config: Any, build: Build) -> Recording:
     """Run a model of `config`, made by `build`, with the two stand-ins."""
     network = _build_on_meta(config, build)
-    recording = _run(network, "meta")
+    states = StateNotes(network)
+    recording = _run(network, states, "meta")
     if isinstance(recording.failure, (NotImplementedError, RuntimeError)):
         # Some families route by values, which meta tensors lack. Memory that nobody has written costs nothing to read,
         # so the same network with uninitialised weights stays cheap.
         network.to_empty(device="cpu")
         for buffer in network.buffers():
             buffer.zero_()
-        recording = _run(network, "cpu")
+        recording = _run(network, states, "cpu")
     return recording
 
 
-def _run(network: Any, device: str) -> Recording:
+def _run(network: Any, states: StateNotes, device: str) -> Recording:
+    states.begin()
     calls: list[Call] = []
     failure = None
     token = _calls_in_flight.set(calls)
@@ -89,7 +96,7 @@ def _run(network: Any, device: str) -> Recording:
         failure = error
     finally:
         _calls_in_flight.reset(token)
-    return Recording(network, calls, failure)
+    return Recording(network, calls, states, failure)
 
 
 def _build_on_meta(config: Any, build: Build) -> Any:

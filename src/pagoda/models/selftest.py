@@ -16,12 +16,14 @@ import torch
 from pagoda.errors import UnsupportedModelError
 from pagoda.formats.page import page_geometries
 from pagoda.formats.plain import FP32
+from pagoda.formats.state import StateGeometry
 from pagoda.kernels.base import GroupView, LayerPages
 from pagoda.kernels.reference import ReferenceKernels
 from pagoda.models.attention import BoundSite, PagedStep
 from pagoda.models.build import random_network
 from pagoda.models.model import Model
 from pagoda.models.quiet import quiet
+from pagoda.models.states import LayerStates, StepStates, typed_states
 from pagoda.models.tiny import shrink
 
 PAGE_TOKENS = 16
@@ -32,10 +34,11 @@ STEPS = ((19, 5), (1, 17), (17, 1))
 
 @dataclass(frozen=True)
 class PagedRun:
-    """Pages for a few short sequences and the model that fills them."""
+    """Pages and states for a few short sequences and the model that fills them."""
 
     model: Model
     sites: tuple[BoundSite, ...]
+    states: tuple[LayerStates, ...]
 
     @classmethod
     def of(cls, model: Model) -> PagedRun:
@@ -47,7 +50,9 @@ class PagedRun:
             BoundSite(rule, LayerPages(pools[slot.group], geometries[slot.group], slot.layer), slot.group, slot.writes)
             for rule, slot in zip(model.rules, model.spec.sites, strict=True)
         )
-        return cls(model, sites)
+        geometry = StateGeometry(model.spec.states, torch.float32.itemsize)
+        slots = torch.zeros(len(SEQUENCE_TOKENS), geometry.page_nbytes, dtype=torch.uint8)
+        return cls(model, sites, typed_states(geometry, slots, torch.float32))
 
     def logits(self, sequences: list[torch.Tensor]) -> list[torch.Tensor]:
         """The logits of every token, computed in `STEPS`."""
@@ -67,8 +72,12 @@ class PagedRun:
         spans = [(past, past + count) for past, count in zip(done, counts, strict=True)]
         tokens = torch.cat([sequence[start:stop] for sequence, (start, stop) in zip(sequences, spans, strict=True)])
         positions = torch.cat([torch.arange(start, stop) for start, stop in spans])
-        views = (_view(counts, [stop for _, stop in spans]),) * len(self.model.spec.groups)
-        return self.model.forward(tokens, positions, rows, PagedStep(ReferenceKernels(), self.sites, views))
+        capacities = [_pages(length) for length in SEQUENCE_TOKENS]
+        lengths = [stop for _, stop in spans]
+        slots = _view(counts, lengths, [1] * len(counts))
+        views = (*[_view(counts, lengths, capacities)] * len(self.model.spec.groups), slots)
+        states = StepStates(self.states, slots, [()] * len(counts)) if self.states else None
+        return self.model.forward(tokens, positions, rows, PagedStep(ReferenceKernels(), self.sites, views, states))
 
 
 def self_test(config: Any) -> None:
@@ -127,8 +136,8 @@ def _spread(network: Any) -> None:
             torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
 
 
-def _view(counts: tuple[int, ...], lengths: list[int]) -> GroupView:
-    capacities = [_pages(length) for length in SEQUENCE_TOKENS]
+def _view(counts: tuple[int, ...], lengths: list[int], capacities: list[int]) -> GroupView:
+    """A view of sequences with so many new tokens, tokens in all, and pages."""
     return GroupView(
         page_indices=_int32(reversed(range(sum(capacities)))),  # any order must do
         page_starts=_int32(accumulate(capacities, initial=0)),

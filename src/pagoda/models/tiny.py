@@ -25,6 +25,15 @@ SIZES: dict[str, int] = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "embedding_size", "word_embed_proj_dim"), HIDDEN),
     **dict.fromkeys(("num_attention_heads", "n_head", "num_heads", "n_heads"), HEADS),
     **dict.fromkeys(("head_dim", "v_head_dim", "qk_nope_head_dim", "kv_channels"), HEAD_WIDTH),
+    **dict.fromkeys(("mamba_n_heads", "n_mamba_heads", "mamba_num_heads", "linear_num_heads"), HEADS),
+    **dict.fromkeys(("mamba_d_head", "mamba_headdim", "mamba_head_dim", "linear_head_dim"), HEAD_WIDTH),
+    **dict.fromkeys(("expand", "mamba_expand"), 1),
+    "mamba_d_ssm": HIDDEN,
+    "linear_num_key_heads": HEADS // 2,
+    "linear_num_value_heads": HEADS,
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), HEAD_WIDTH),
+    "attention_hidden_size": 2 * HIDDEN,
+    "attention_head_dim": 2 * HEAD_WIDTH,
     "qk_rope_head_dim": ROTARY_WIDTH,
     "rotary_dim": ROTARY_WIDTH,
     "qk_head_dim": HEAD_WIDTH + ROTARY_WIDTH,
@@ -36,12 +45,19 @@ LIMITS: dict[str, int] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 128),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "hidden_size_per_layer_input"), 32),
     **dict.fromkeys(("sliding_window", "attention_chunk_size", "laurel_rank", "floor_scale"), 8),
-    **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k", "moe_top_k", "num_layers_per_stack"), 2),
-    **dict.fromkeys(("n_group", "topk_group", "first_k_dense_replace", "n_shared_experts"), 1),
+    **dict.fromkeys(("state_size", "ssm_state_size", "mamba_d_state", "chunk_size", "mamba_chunk_size"), 16),
+    **dict.fromkeys(("time_step_rank", "mamba_dt_rank"), 8),
+    **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k"), 2),
+    **dict.fromkeys(("num_layers_per_stack", "n_groups", "mamba_n_groups", "mamba_ngroups"), 2),
+    **dict.fromkeys(("n_group", "num_expert_group", "topk_group", "first_k_dense_replace", "n_shared_experts"), 1),
     "max_position_embeddings": 512,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
 }
 WIDTH_ENDINGS = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
 WIDTH = 96
+# Lists of layers by number.
+LAYER_NUMBERS = ("layer_ids", "layer_indices")
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 KV_HEADS = ("num_key_value_heads", "num_global_key_value_heads", "kv_n_heads")
 
@@ -110,12 +126,19 @@ def _fewer_layers(values: dict[str, Any]) -> dict[str, Any]:
     count = values[count_name]
     lists = {name: value for name, value in values.items() if isinstance(value, (list, tuple)) and len(value) == count}
     single = {int(key): entry for key, entry in (values.get("per_layer_config") or {}).items()}
-    kinds = [repr(([value[i] for value in lists.values()], single.get(i))) for i in range(count)]
+    chosen = {name: value for name, value in values.items() if name.endswith(LAYER_NUMBERS) and value}
+    kinds = [
+        repr(([value[i] for value in lists.values()], [i in value for value in chosen.values()], single.get(i)))
+        for i in range(count)
+    ]
     shared = count - (values.get("num_kv_shared_layers") or 0)
     storing, reading = _distinct(kinds, 0, shared), _distinct(kinds, shared, count)
+    # Hybrid layers share a block, which takes two.
+    storing += [i for i in range(shared) if "hybrid" in kinds[i] and i not in storing][:1]
     others = [i for i in range(shared) if i not in storing][: max(0, MIN_LAYERS - len(storing))]
     kept = sorted(storing + reading + others)
     small: dict[str, Any] = {name: [value[i] for i in kept] for name, value in lists.items()}
+    small |= {name: [kept.index(i) for i in value if i in kept] for name, value in chosen.items()}
     if single:
         small["per_layer_config"] = {str(kept.index(i)): entry for i, entry in single.items() if i in kept}
     if reading:

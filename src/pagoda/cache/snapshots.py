@@ -1,0 +1,76 @@
+"""Copies of recurrent states, found by the tokens that led to them.
+
+A state stands for all tokens before it and for no fewer, so a snapshot is of use where a prompt begins with all of its
+tokens. Snapshots are large and few: each keeps its tokens whole, and they are compared. Knows neither what a state is
+nor which slots are in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import blake2b
+
+from sortedcontainers import SortedDict
+
+from pagoda.cache.radix import TOKEN_NBYTES, Node
+
+
+class Snapshot(Node):
+    """The state after the tokens in `key` lies in the slot `page`."""
+
+    __slots__ = ("namespace",)
+
+    def __init__(self, namespace: str, key: bytes, page: int) -> None:
+        super().__init__(None, key, page)
+        self.namespace = namespace
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.key) // TOKEN_NBYTES
+
+
+class Snapshots:
+    """Snapshots by namespace, length and digest of their tokens."""
+
+    def __init__(self) -> None:
+        self._lengths: dict[str, SortedDict[int, dict[bytes, Snapshot]]] = {}
+
+    def __iter__(self) -> Iterator[Snapshot]:
+        for lengths in self._lengths.values():
+            for snapshots in lengths.values():
+                yield from snapshots.values()
+
+    def match(self, namespace: str, key: bytes) -> list[Snapshot]:
+        """Those whose tokens `key` begins with, the shortest first."""
+        lengths = self._lengths.get(namespace)
+        if lengths is None:
+            return []
+        found, digest, start = [], blake2b(), 0
+        for length in lengths.irange(maximum=len(key)):
+            digest.update(key[start:length])
+            start = length
+            snapshot = lengths[length].get(digest.digest())
+            if snapshot is not None and key.startswith(snapshot.key):
+                found.append(snapshot)
+        return found
+
+    def find(self, namespace: str, key: bytes) -> Snapshot | None:
+        """The snapshot of exactly these tokens."""
+        lengths = self._lengths.get(namespace)
+        found = lengths.get(len(key), {}).get(blake2b(key).digest()) if lengths is not None else None
+        return found if found is not None and found.key == key else None
+
+    def add(self, namespace: str, key: bytes, slot: int) -> Snapshot:
+        """Enter a snapshot of tokens that have none."""
+        snapshot = Snapshot(namespace, key, slot)
+        lengths = self._lengths.setdefault(namespace, SortedDict())
+        lengths.setdefault(len(key), {})[blake2b(key).digest()] = snapshot
+        return snapshot
+
+    def remove(self, snapshot: Snapshot) -> None:
+        lengths = self._lengths[snapshot.namespace]
+        del lengths[len(snapshot.key)][blake2b(snapshot.key).digest()]
+        if not lengths[len(snapshot.key)]:
+            del lengths[len(snapshot.key)]
+        if not lengths:
+            del self._lengths[snapshot.namespace]

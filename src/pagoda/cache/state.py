@@ -1,0 +1,263 @@
+"""The recurrent states of running sequences, and the snapshots from which others resume.
+
+A pool of slots, each as large as the whole state of one sequence. A running sequence has one slot, which every step
+overwrites. Copies are made, inside a step, where another sequence may want to go on: just before the end of a prompt,
+where prompts were seen to part, and every so many tokens; the last state of an ended sequence stays as it is. Answers
+the same questions as `PageGroup`. Knows token ids and counts; moving bytes is left to the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pagoda.cache.eviction.base import EvictionPolicy
+from pagoda.cache.group import PageActions
+from pagoda.cache.idle import IdlePages
+from pagoda.cache.pages import Milestones, PageAllocator, PageCounts, PageTable
+from pagoda.cache.radix import NO_PAGE, Node, token_key
+from pagoda.cache.snapshots import Snapshot, Snapshots
+from pagoda.errors import IntegrityError, OutOfPagesError
+
+
+@dataclass(frozen=True)
+class SnapshotRule:
+    """Where states are copied: every `interval_tokens` (None: nowhere), and where prompts part.
+
+    The latter at the last multiple of `branch_multiple` before, since tokens after it may agree by chance.
+    """
+
+    interval_tokens: int | None
+    branch_multiple: int
+
+    def points(self, start: int, stop: int, milestones: Milestones) -> list[int]:
+        """The numbers of tokens above `start`, up to `stop`, after which the state should be copied, in order."""
+        branch = milestones.branch_tokens - milestones.branch_tokens % self.branch_multiple
+        points = {point for point in (branch, milestones.prompt_tokens - 1) if start < point <= stop}
+        if self.interval_tokens is not None:
+            first = (start // self.interval_tokens + 1) * self.interval_tokens
+            points |= set(range(first, stop + 1, self.interval_tokens))
+        return sorted(points)
+
+
+class StateTable(PageTable):
+    """The slot of one sequence, as its only page, and the copies to be made in the next step: (tokens, slot)."""
+
+    __slots__ = ("cuts", "namespace")
+
+    def __init__(self, namespace: str, milestones: Milestones) -> None:
+        super().__init__(None, milestones=milestones)
+        self.namespace = namespace
+        self.cuts: list[tuple[int, int]] = []
+
+
+class StateGroup:
+    """Slots of states over one pool. With `share` off no snapshot is ever kept."""
+
+    page_tokens = 1
+    keeps_all = False
+
+    def __init__(self, num_slots: int, policy: EvictionPolicy, rule: SnapshotRule, share: bool = True) -> None:
+        self.num_evictions = 0
+        self._rule = rule
+        self._share = share
+        self._allocator = PageAllocator(num_slots)
+        self._snapshots = Snapshots()
+        self._num_snapshots = 0
+        self._clock = 0
+        self._idle = IdlePages(policy, self._is_evictable)
+
+    @property
+    def counts(self) -> PageCounts:
+        return self._allocator.counts
+
+    @property
+    def num_available(self) -> int:
+        return self._allocator.num_available
+
+    def match(self, namespace: str, key: bytes) -> list[Snapshot]:
+        """The snapshots on the way through the tokens in `key`."""
+        return self._snapshots.match(namespace, key)
+
+    def matched_tokens(self, match: list[Snapshot]) -> int:
+        return match[-1].num_tokens if match else 0
+
+    def resumable(self, match: list[Snapshot], num_tokens: int) -> int:
+        """The deepest snapshot within the first `num_tokens` tokens."""
+        return max((each.num_tokens for each in match if each.num_tokens <= num_tokens), default=0)
+
+    def attach_cost(self, match: list[Snapshot], num_tokens: int) -> int:  # noqa: ARG002
+        """A slot, and the snapshot, which must not be evicted before it is copied."""
+        return 1 + (num_tokens > 0)
+
+    def growth_cost(self, num_tokens: int, num_new_tokens: int, step_tokens: int) -> int:  # noqa: ARG002
+        """A state does not grow."""
+        return 0
+
+    def spare_pages(self, num_sequences: int) -> int:  # noqa: ARG002
+        return 0
+
+    def attach(
+        self, namespace: str, match: list[Snapshot], num_tokens: int, milestones: Milestones
+    ) -> tuple[StateTable, PageActions]:
+        """A slot that starts as a copy of the snapshot after `num_tokens`, if there are any.
+
+        Raises OutOfPagesError, changing nothing, if there is no slot.
+        """
+        self._check_available(self.attach_cost(match, num_tokens))
+        table = StateTable(namespace, milestones)
+        self._clock += 1
+        snapshot = next((each for each in match if each.num_tokens == num_tokens), None)
+        if snapshot is None:
+            slot = self._allocate()
+            table.pages.append(slot)
+            return table, PageActions([slot], [])
+        self._allocator.retain(snapshot.page)  # not to be evicted to make room for its own copy
+        slot = self._allocate()
+        self._leave(snapshot)
+        table.pages.append(slot)
+        table.num_tokens = num_tokens
+        return table, PageActions([slot], [(snapshot.page, slot)])
+
+    def reserve_cost(self, table: PageTable, num_tokens: int) -> int:  # noqa: ARG002
+        """A slot of its own, if it shares one with a fork."""
+        return int(self._must_copy(table))
+
+    def reserve(self, table: StateTable, num_tokens: int) -> PageActions:
+        """Make sure that nobody else has the slot, and find room for the copies of the next `num_tokens` tokens.
+
+        A copy for which there is no room is not made. Raises OutOfPagesError, changing nothing, if the slot is shared
+        and there is no other.
+        """
+        fresh: list[int] = []
+        copies: list[tuple[int, int]] = []
+        if self._must_copy(table):
+            self._check_available(1)
+            shared, slot = table.pages[0], self._allocate()
+            self._allocator.release(shared)
+            table.pages[0] = slot
+            fresh, copies = [slot], [(shared, slot)]
+        if self._share:
+            fresh += self._reserve_cuts(table, num_tokens)
+        return PageActions(fresh, copies)
+
+    def commit(self, table: StateTable, tokens: Sequence[int], num_tokens: int) -> None:
+        """The state is that after the first `num_tokens` of `tokens` now, and the copies of this step are made."""
+        self._clock += 1
+        for point, slot in table.cuts:
+            self._keep(table.namespace, token_key(tokens[:point]), slot)
+        table.cuts.clear()
+        table.num_tokens = num_tokens
+
+    def fork(self, table: StateTable) -> StateTable:
+        """A second table of the same state, copied by whoever goes on first."""
+        twin = StateTable(table.namespace, table.milestones)
+        twin.num_tokens = table.num_tokens
+        twin.pages = table.pages[:]
+        self._allocator.retain(table.pages[0])
+        return twin
+
+    def release(self, table: StateTable, tokens: Sequence[int] = (), keep: bool = True) -> None:
+        """Give up the slot of a sequence, whose tokens are `tokens`.
+
+        Its state stays as a snapshot; without `keep` it goes now, and so do all snapshots on the way to it.
+        """
+        self._clock += 1
+        for _, slot in table.cuts:
+            self._allocator.release(slot)
+        table.cuts.clear()
+        slot = table.pages.pop()
+        if keep and self._share and table.num_tokens and tokens and self._allocator.references(slot) == 1:
+            self._keep(table.namespace, token_key(tokens[: table.num_tokens]), slot)
+        else:
+            self._allocator.release(slot)
+        if not keep:
+            for snapshot in self.match(table.namespace, token_key(tokens[: table.num_tokens])):
+                self._evict(snapshot)
+        table.num_tokens = 0
+
+    def next_page(self, namespace: str, match: list[Snapshot], tokens: Sequence[int]) -> object | None:  # noqa: ARG002
+        """Nobody waits for a state that another computes: see `PageGroup.next_page`."""
+        return None
+
+    def page_being_written(self, namespace: str, table: PageTable, tokens: Sequence[int]) -> object | None:  # noqa: ARG002
+        return None
+
+    def reset(self) -> int:
+        """Evict every snapshot; returns how many."""
+        snapshots = list(self._snapshots)
+        for snapshot in snapshots:
+            self._evict(snapshot)
+        return len(snapshots)
+
+    def check_integrity(self, tables: Sequence[StateTable]) -> None:
+        """Raise IntegrityError unless counts, snapshots and the given (all live) tables agree."""
+        users = [0] * self._allocator.counts.total
+        for table in tables:
+            for slot in (*table.pages, *(slot for _, slot in table.cuts)):
+                users[slot] += 1
+        self._allocator.check_integrity(users)
+        held = [snapshot.page for snapshot in self._snapshots]
+        if len(set(held)) != len(held) or len(held) != self._num_snapshots:
+            raise IntegrityError("Two snapshots name the same slot, or their number is wrong.")
+        if self._allocator.counts.idle != len(held) or any(users[slot] for slot in held):
+            raise IntegrityError("The slots that nobody uses are not those of the snapshots.")
+
+    def _is_evictable(self, node: Node) -> bool:
+        return node.page != NO_PAGE and not self._allocator.references(node.page)
+
+    def _must_copy(self, table: PageTable) -> bool:
+        return self._allocator.references(table.pages[0]) > 1
+
+    def _reserve_cuts(self, table: StateTable, num_tokens: int) -> list[int]:
+        """Slots for the copies due in the next `num_tokens` tokens, as far as there are any; the last ones first."""
+        assert not table.cuts, "reserved twice"
+        start = table.num_tokens
+        points = self._rule.points(start, start + num_tokens, table.milestones)
+        for point in reversed(points[-self.num_available :] if self.num_available else []):
+            table.cuts.insert(0, (point, self._allocate()))
+        return [slot for _, slot in table.cuts]
+
+    def _keep(self, namespace: str, key: bytes, slot: int) -> None:
+        """Make the state in an open slot a snapshot, unless there is one of these tokens."""
+        existing = self._snapshots.find(namespace, key)
+        if existing is not None:
+            self._allocator.release(slot)
+            self._touch(existing)
+            return
+        self._allocator.seal(slot)
+        snapshot = self._snapshots.add(namespace, key, slot)
+        self._num_snapshots += 1
+        self._leave(snapshot)
+
+    def _leave(self, snapshot: Snapshot) -> None:
+        """Drop the only user of a snapshot."""
+        self._allocator.release(snapshot.page)
+        self._touch(snapshot)
+
+    def _touch(self, snapshot: Snapshot) -> None:
+        snapshot.last_used = self._clock
+        self._idle.offer(snapshot, self._num_snapshots)
+
+    def _allocate(self) -> int:
+        """An open slot, evicting a snapshot when short."""
+        if not self._allocator.num_free:
+            node = self._idle.pop()
+            assert node is not None, "an idle snapshot was not offered for eviction"
+            self._evict(node)
+            self.num_evictions += 1
+        return self._allocator.allocate()
+
+    def _evict(self, snapshot: Node) -> None:
+        assert isinstance(snapshot, Snapshot)
+        self._snapshots.remove(snapshot)
+        self._allocator.free(snapshot.page)
+        snapshot.page = NO_PAGE
+        self._num_snapshots -= 1
+
+    def _check_available(self, num_slots: int) -> None:
+        if num_slots > self._allocator.num_available:
+            raise OutOfPagesError(
+                f"{num_slots} slots for recurrent states are needed and {self._allocator.num_available} can be had; "
+                "wait for a sequence to end or raise kv_cache_memory_bytes."
+            )
