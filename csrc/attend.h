@@ -80,12 +80,20 @@ class TileAttention {
 
     // What row `row` reaches of a block.
     Range reach(const Block& block, int64_t row) const {
-        const RowPlace place = place_of(call_, tile_, row);
-        const int64_t position = call_.tables.context_lengths[place.sequence] -
-                                 new_tokens(call_.tables, place.sequence) + place.token;
+        const int64_t position = position_of(place_of(call_, tile_, row));
         const int64_t first = first_in_reach(call_.rule, position) - block.first_token;
         const int64_t last = position + 1 - block.first_token;
         return {int(smaller(larger(first, 0), kBlockTokens)), int(smaller(larger(last, 0), kBlockTokens))};
+    }
+
+    int64_t position_of(const RowPlace& place) const {
+        return call_.tables.context_lengths[place.sequence] - new_tokens(call_.tables, place.sequence) + place.token;
+    }
+
+    Slant slant(const Block& block, int64_t row) const {
+        if (!call_.rule.slopes) return {};
+        const RowPlace place = place_of(call_, tile_, row);
+        return {call_.rule.slopes[place.head], float(block.first_token - position_of(place))};
     }
 
     PanelRange panels_of(const Block& block, const Band& band) const {
@@ -100,7 +108,7 @@ class TileAttention {
         const Range range{int(panels.first * tokens / kRangeTokens * kRangeTokens),
                           int(rounded_up(panels.last * tokens, kRangeTokens))};
         for (int64_t row = 0; row < band.count; row++)
-            values_.weigh(reach(block, band.first + row), range, band.first, row);
+            values_.weigh(reach(block, band.first + row), range, slant(block, band.first + row), band.first, row);
     }
 
     // The first keys of a split are asked for at once: there is nothing to do before they come.

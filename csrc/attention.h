@@ -98,6 +98,7 @@ struct Rule {
     float soft_cap;
     Reach reach;
     int64_t span;
+    const float* slopes;  // [heads], or null: what a score loses for each token back from the query
 };
 
 // The first token that a query at `position` attends to.

@@ -180,8 +180,12 @@ NB_MODULE(_native, module) {
             "page_indices"_a, "page_starts"_a, "query_starts"_a, "context_lengths"_a, "num_sequences"_a,
             "num_page_indices"_a);
     nb::class_<Rule>(module, "Rule")
-        .def(nb::init<float, bool, float, Reach, int64_t>(), "scale"_a, "has_soft_cap"_a, "soft_cap"_a, "reach"_a,
-             "span"_a);
+        .def(
+            "__init__",
+            [](Rule* self, float scale, bool has_soft_cap, float soft_cap, Reach reach, int64_t span, uintptr_t slopes) {
+                new (self) Rule{scale, has_soft_cap, soft_cap, reach, span, pointer<const float>(slopes)};
+            },
+            "scale"_a, "has_soft_cap"_a, "soft_cap"_a, "reach"_a, "span"_a, "slopes"_a);
     nb::class_<Kernels>(module, "Kernels")
         .def(nb::init<const std::string&>(), "instruction_set"_a)
         .def("attend", &Kernels::attend, "query"_a, "out"_a, "pages"_a, "tables"_a, "rule"_a, "sinks"_a, "num_rows"_a,

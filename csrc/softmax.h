@@ -25,6 +25,13 @@ struct Range {
     int last;
 };
 
+// What the scores of one row lose with distance: `slope` for each token between, of which token 0 of the block has
+// `-offset`.
+struct Slant {
+    float slope;
+    float offset;
+};
+
 // What turns the codes of a block's tokens into numbers: number = minimum + scale x code. Both are zero for tokens that
 // do not count.
 struct TokenLevels {
@@ -134,12 +141,13 @@ inline float weigh_bytes(float* scores, Range range, float scale, float maximum_
 
 // A plain positive scale is applied with the exponential; anything else first, in place. Returns the scale that is
 // left.
-inline float transform(float* scores, Range range, const Rule& rule) {
-    if (!rule.has_soft_cap && rule.scale > 0.0f) return rule.scale * kLog2E;
+inline float transform(float* scores, Range range, const Rule& rule, const Slant& slant) {
+    if (!rule.has_soft_cap && rule.scale > 0.0f && slant.slope == 0.0f) return rule.scale * kLog2E;
     for (int token = range.first; token < range.last; token += kLanes) {
         const Floats score = load(scores + token) * rule.scale;
         const Floats capped = rule.has_soft_cap ? tanh(score * (1.0f / rule.soft_cap)) * rule.soft_cap : score;
-        store(scores + token, capped * kLog2E);
+        const Floats slanted = capped + (lane_numbers() + (float(token) + slant.offset)) * slant.slope;
+        store(scores + token, slanted * kLog2E);
     }
     return 1.0f;
 }
@@ -154,10 +162,10 @@ inline float exp2_of(float x) { return exp2(splat(x))[0]; }
 // Whether the row reaches any token. `reach` lies in `range`, whose bounds are multiples of kRangeTokens; weights outside
 // of `reach` are zero. `weigh_row(scale, maximum)` turns the scores into weights and returns their sum.
 template <class WeighRow>
-bool softmax(float* scores, Range reach, Range range, const Rule& rule, const Accumulator& sums, int64_t row,
-             WeighRow weigh_row) {
+bool softmax(float* scores, Range reach, Range range, const Rule& rule, const Slant& slant, const Accumulator& sums,
+             int64_t row, WeighRow weigh_row) {
     if (reach.first >= reach.last) return false;
-    const float scale = transform(scores, range, rule);
+    const float scale = transform(scores, range, rule, slant);
     fill(scores, {range.first, reach.first}, kNegativeInfinity);
     fill(scores, {reach.last, range.last}, kNegativeInfinity);
     const float before = sums.maximum[row];

@@ -59,7 +59,7 @@ class NumberValues {
     }
 
     // Weights of row `row` of a band that begins at row `first_row` of the tile.
-    void weigh(Range reach, Range range, int64_t first_row, int64_t row) {
+    void weigh(Range reach, Range range, const Slant& slant, int64_t first_row, int64_t row) {
         float* scores = work_.scratch.scores + row * kScoreStride;
         Factor* weights = static_cast<Factor*>(work_.scratch.weights) + row * kWeightStride;
         work_.scratch.shifts[row] = 0.0f;
@@ -68,7 +68,8 @@ class NumberValues {
             return weigh_codes(scores, weights, range, scale, maximum, work_.scratch.value_levels,
                                work_.scratch.shifts + row);
         };
-        if (softmax(scores, reach, range, work_.call.rule, work_.scratch.split, first_row + row, weigh_row)) return;
+        if (softmax(scores, reach, range, work_.call.rule, slant, work_.scratch.split, first_row + row, weigh_row))
+            return;
         for (int token = range.first; token < range.last; token++) weights[token] = 0;
     }
 
@@ -142,7 +143,7 @@ class ByteValues {
         }
     }
 
-    void weigh(Range reach, Range range, int64_t first_row, int64_t row) {
+    void weigh(Range reach, Range range, const Slant& slant, int64_t first_row, int64_t row) {
         float* scores = work_.scratch.scores + row * kScoreStride;
         float largest = 0.0f;
         work_.scratch.shifts[row] = 0.0f;
@@ -150,7 +151,7 @@ class ByteValues {
             return weigh_bytes(scores, range, scale, maximum, work_.scratch.value_levels, &largest,
                                work_.scratch.shifts + row);
         };
-        if (!softmax(scores, reach, range, work_.call.rule, work_.scratch.split, first_row + row, weigh_row))
+        if (!softmax(scores, reach, range, work_.call.rule, slant, work_.scratch.split, first_row + row, weigh_row))
             fill(scores, range, 0.0f);
         const float bounded = largest > kSmallest ? largest : kSmallest;
         work_.scratch.units[row] = largest == largest ? bounded / kLargest : largest;

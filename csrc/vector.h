@@ -35,6 +35,13 @@ inline void store(float* data, Floats values) { *reinterpret_cast<UnalignedFloat
 inline void store(int32_t* data, Ints values) { *reinterpret_cast<UnalignedInts*>(data) = values; }
 inline Floats splat(float value) { return value - Floats{}; }
 
+// 0, 1, 2, ...
+inline Floats lane_numbers() {
+    Floats numbers;
+    for (int lane = 0; lane < kLanes; lane++) numbers[lane] = float(lane);
+    return numbers;
+}
+
 inline Ints load_words(const uint8_t* data) { return *reinterpret_cast<const UnalignedInts*>(data); }
 
 // Words past `count` are zero and not touched in memory: they may lie behind the last page.

@@ -41,6 +41,22 @@ def test_the_command_line_reference_is_current() -> None:
     assert write["TARGET"].read_text(encoding="utf-8") == write["reference"](), "run `make docs`"
 
 
+def test_the_list_of_models_is_current() -> None:
+    """Every family with its status; the sizes of some, since it takes minutes to find them all."""
+    write = runpy.run_path(str(ROOT / "scripts" / "write_models_reference.py"))
+    lines = write["TARGET"].read_text(encoding="utf-8").splitlines()
+    families = write["families"]
+    status = {line.split(" | ")[0].removeprefix("| "): line.split(" | ")[1] for line in lines if line.startswith("| ")}
+    expected = {
+        **dict.fromkeys(families.FAMILIES, "exact"),
+        **{name: f"forward: {why}" for name, why in families.FORWARD_ONLY.items()},
+    }
+    assert {name: status.get(name) for name in expected} == expected, "run `make docs`"
+    assert {name for name in families.REFUSED if name not in status} == set()
+    for family in ("bloom", "gemma2", "deepseek_v2", "jamba", "mamba"):
+        assert write["row"](family) in lines, "run `make docs`"
+
+
 def test_the_architecture_names_every_module_of_a_request_path() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     package = ROOT / "src" / "pagoda"

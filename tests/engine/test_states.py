@@ -145,6 +145,15 @@ def test_a_prefix_that_prompts_share_is_found_once_it_was_seen_twice(model):
     assert cached(outputs) == [0, 0, 96, 96]
 
 
+def test_prompts_that_wait_together_compute_what_they_share_once(model, network):
+    shared = prompt(100)
+    prompts = [shared + prompt(20, seed=seed) for seed in range(1, 5)]
+    with make(model) as llm:
+        outputs = llm.generate(prompts, PARAMS)
+    assert cached(outputs) == [0, 96, 96, 96]
+    assert tokens(outputs) == generated(network, prompts)
+
+
 def test_a_long_prompt_is_found_in_steps(model):
     story = prompt(LENGTH)
     with make(model, snapshot_interval_tokens=32) as llm:

@@ -33,6 +33,11 @@ def check_attend(isa, case, rule, sinks=None):
     torch.testing.assert_close(actual.float(), expected.float(), rtol=0, atol=limit)
 
 
+def slopes_of(heads):
+    """From none, over those of a few tokens' reach, to such that distance hardly matters."""
+    return (0.0, *(2.0**-head for head in range(1, heads)))
+
+
 spans = st.integers(1, 400)
 rules = st.builds(
     AttentionRule,
@@ -76,7 +81,8 @@ def shapes(draw, shape):
 def test_attends_as_the_reference_does(isa, data, shape, make_case):
     case = make_case(data.draw(shapes(shape)), data.draw(st.integers(0, 99)))
     sinks = torch.randn(case.shape.heads) if data.draw(st.booleans()) else None
-    check_attend(isa, case, data.draw(rules), sinks)
+    slopes = slopes_of(case.shape.heads) if data.draw(st.booleans()) else None
+    check_attend(isa, case, replace(data.draw(rules), slopes=slopes), sinks)
 
 
 @every_isa
@@ -87,6 +93,7 @@ def test_attends_to_long_contexts_in_mixed_batches(isa, format, dtype, shape, ma
     case = make_case(shape(format=format, dtype=dtype, group=7, sequences=((2100, 1), (0, 40), (1100, 9), (5, 0))))
     check_attend(isa, case, AttentionRule(0.125))
     check_attend(isa, case, AttentionRule(0.125, Reach.SLIDING, 1500, soft_cap=20.0), torch.randn(14))
+    check_attend(isa, case, AttentionRule(0.125, slopes=slopes_of(14)))
 
 
 @every_isa

@@ -85,8 +85,7 @@ def test_latents_stay_latents():
     [
         ("bert", {}, "bidirectional_mask_function"),
         ("t5", {}, "encoder-decoder"),
-        ("bloom", {}, "never calls the attention interface"),
-        ("falcon", {}, "never calls the attention interface"),
+        ("xlm", {"n_layers": 2}, "never calls the attention interface"),
         ("recurrent_gemma", {}, "something other than keys and values"),
         ("deepseek_v32", {}, "indexed_attention"),
         ("mllama", {}, "attends 32 times but has 40 layers"),

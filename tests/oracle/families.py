@@ -21,18 +21,19 @@ def _words(text: str) -> tuple[str, ...]:
 # Logits through pages equal transformers' own, uncached and in generate().
 FAMILIES: tuple[str, ...] = _words(
     """
-    afmoe apertus arcee aria_text axk1 bailing_hybrid bamba beam bert bert-generation biogpt bitnet cohere
-    cohere2 cohere2_moe cohere_compass_text ctrl cwm dbrx deepseek_v2 deepseek_v3 diffllama dots1 electra emu3
-    ernie ernie4_5 ernie4_5_moe exaone4 exaone_moe falcon_h1 falcon_mamba flex_olmo flint fuyu gemma gemma2
-    gemma3 gemma3_text gemma3n_text gemma4 gemma4_text gemma4_unified_text glm glm4 glm4_moe glm4_moe_lite
-    got_ocr2 gpt-sw3 gpt2 gpt_bigcode gpt_neox gpt_oss granite granite_swa granitemoe granitemoe_swa
-    granitemoehybrid granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax internlm3
-    iquestcoder jais2 jamba jetmoe kimi_linear kolibri1 laguna lfm2 lfm2_moe lfm3 llama llama4 llama4_text
-    longcat_flash mamba mamba2 mellum mimo_v2_flash minicpm3 minimax_m2 minimax_m3_vl_text ministral ministral3
-    mistral mixtral modernbert-decoder moss_transcribe_diarize nanochat nemotron nemotron_h olmo olmo2 olmo3
-    olmo_hybrid olmoe opt persimmon phi phi3 phi4_multimodal phimoe qwen2 qwen2_moe qwen3 qwen3_5 qwen3_5_moe
-    qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next roc_bert seed_oss smollm3 solar_open stablelm starcoder2
-    vaultgemma youtu zamba zamba2
+    afmoe apertus arcee aria_text axk1 bailing_hybrid bamba beam bert bert-generation biogpt bitnet bloom
+    codegen cohere cohere2 cohere2_moe cohere_compass_text ctrl cwm dbrx deepseek_v2 deepseek_v3 diffllama dots1
+    electra emu3 ernie ernie4_5 ernie4_5_moe exaone4 exaone_moe falcon falcon_h1 falcon_mamba flex_olmo flint
+    fuyu gemma gemma2 gemma3 gemma3_text gemma3n_text gemma4 gemma4_text gemma4_unified_text git glm glm4
+    glm4_moe glm4_moe_lite got_ocr2 gpt-sw3 gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gpt_oss gptj
+    granite granite_swa granitemoe granitemoe_swa granitemoehybrid granitemoeshared helium hunyuan_v1_dense
+    hunyuan_v1_moe hy_v3 hyperclovax internlm3 iquestcoder jais2 jamba jetmoe kimi_linear kolibri1 laguna lfm2
+    lfm2_moe lfm3 llama llama4 llama4_text longcat_flash mamba mamba2 megatron-bert mellum mimo_v2_flash
+    minicpm3 minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral modernbert-decoder
+    moss_transcribe_diarize mpt nanochat nemotron nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt opt
+    persimmon phi phi3 phi4_multimodal phimoe qwen2 qwen2_moe qwen3 qwen3_5 qwen3_5_moe qwen3_5_moe_text
+    qwen3_5_text qwen3_moe qwen3_next rembert roc_bert seed_oss smollm3 solar_open stablelm starcoder2
+    vaultgemma xglm youtu zamba zamba2
     """
 )
 
@@ -51,8 +52,7 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(
         _words(
             """
-            big_bird bloom codegen cpmant doge falcon git gpt_neo gpt_neox_japanese gptj megatron-bert mpt
-            openai-gpt reformer rembert roformer rwkv trocr xglm xlm xlnet
+            big_bird cpmant doge reformer roformer rwkv trocr xlm xlnet
             """
         ),
         "never calls the attention interface",
@@ -102,6 +102,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {"head_dim": 128, "num_experts": 8, "moe_topk": 2},
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
+    "longcat_flash": {"n_routed_experts": 16},  # 512 of them take more memory than there is
     "bamba": {"attn_layer_indices": [3, 9]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 16},
     # Transformers limits time steps from below where it scans and not where it decodes; see `time_steps.py`.

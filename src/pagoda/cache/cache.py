@@ -43,6 +43,7 @@ class CacheGroup(Protocol):
 
     page_tokens: int
     keeps_all: bool
+    resumes_anywhere: bool
     num_evictions: int
 
     @property
@@ -159,6 +160,11 @@ class Cache:
         """The part of `hit` that ends with a page in every group, so that nothing needs to be copied."""
         multiple = lcm(*(group.page_tokens for group in self._groups))
         return hit._replace(num_tokens=self._resumable(hit.matches, hit.num_tokens, multiple))
+
+    @property
+    def resumes_anywhere(self) -> bool:
+        """Whether any token can be resumed from whose pages are held; recurrent states must have been copied there."""
+        return all(group.resumes_anywhere for group in self._groups)
 
     def can_attach(self, hit: Hit, num_new_tokens: int, step_tokens: int | None = None, num_running: int = 0) -> bool:
         """Whether `hit` and room for `num_new_tokens` more can be had, and `num_running` sequences can still grow.

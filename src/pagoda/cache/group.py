@@ -37,6 +37,7 @@ class PageGroup:
         self, num_pages: int, page_tokens: int, policy: EvictionPolicy, rule: KeepRule, share: bool = True
     ) -> None:
         self.page_tokens = page_tokens
+        self.resumes_anywhere = True
         self.num_evictions = 0
         self.keeps_all = rule.span is None
         self._rule = rule

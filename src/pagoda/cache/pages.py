@@ -48,6 +48,11 @@ class Milestones(NamedTuple):
     branch_tokens: int = 0
     prompt_tokens: int = 0
 
+    @property
+    def is_asked_again(self) -> bool:
+        """Whether another sequence began with the whole prompt."""
+        return self.branch_tokens >= self.prompt_tokens - 1
+
 
 NOWHERE = Milestones()
 

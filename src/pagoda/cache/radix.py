@@ -97,7 +97,7 @@ class PrefixTree:
             return None, 0
         best, best_tokens = None, 0
         for candidate in _candidates(parent, key):
-            tokens = _common_tokens(candidate, key)
+            tokens = common_tokens(candidate, key)
             if tokens > best_tokens:
                 best, best_tokens = parent.children[candidate], tokens
         return best, best_tokens
@@ -139,7 +139,7 @@ class PrefixTree:
             pending.extend(children)
 
 
-def _common_tokens(left: bytes, right: bytes) -> int:
+def common_tokens(left: bytes, right: bytes) -> int:
     """How many leading tokens two keys share: the highest bit of their difference is in the first that differs."""
     size = min(len(left), len(right))
     difference = int.from_bytes(left[:size], "big") ^ int.from_bytes(right[:size], "big")

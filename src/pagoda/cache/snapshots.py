@@ -16,13 +16,14 @@ from pagoda.cache.radix import TOKEN_NBYTES, Node
 
 
 class Snapshot(Node):
-    """The state after the tokens in `key` lies in the slot `page`."""
+    """The state after the tokens in `key` lies in the slot `page`; `num_uses` sequences have resumed there."""
 
-    __slots__ = ("namespace",)
+    __slots__ = ("namespace", "num_uses")
 
     def __init__(self, namespace: str, key: bytes, page: int) -> None:
         super().__init__(None, key, page)
         self.namespace = namespace
+        self.num_uses = 0
 
     @property
     def num_tokens(self) -> int:

@@ -2,8 +2,10 @@
 
 A pool of slots, each as large as the whole state of one sequence. A running sequence has one slot, which every step
 overwrites. Copies are made, inside a step, where another sequence may want to go on: just before the end of a prompt,
-where prompts were seen to part, and every so many tokens; the last state of an ended sequence stays as it is. Answers
-the same questions as `PageGroup`. Knows token ids and counts; moving bytes is left to the caller.
+where prompts were seen to part, and every so many tokens; the last state of an ended sequence stays as it is. Once a
+sequence has gone on from a snapshot, those before it on the way, and then the snapshot itself, are the first to be
+evicted, unless several have resumed there. Answers the same questions as `PageGroup`. Knows token ids and counts;
+moving bytes is left to the caller.
 """
 
 from __future__ import annotations
@@ -19,6 +21,12 @@ from pagoda.cache.radix import NO_PAGE, Node, token_key
 from pagoda.cache.snapshots import Snapshot, Snapshots
 from pagoda.errors import IntegrityError, OutOfPagesError
 
+# In the order of eviction every use but the first counts like so many ticks for each snapshot held, up to so many uses.
+USE_TICKS = 4
+MOST_USES = 4
+# How fast it is forgotten how prompts began.
+BALANCE_DECAY = 0.9
+
 
 @dataclass(frozen=True)
 class SnapshotRule:
@@ -32,23 +40,33 @@ class SnapshotRule:
 
     def points(self, start: int, stop: int, milestones: Milestones) -> list[int]:
         """The numbers of tokens above `start`, up to `stop`, after which the state should be copied, in order."""
-        branch = milestones.branch_tokens - milestones.branch_tokens % self.branch_multiple
-        points = {point for point in (branch, milestones.prompt_tokens - 1) if start < point <= stop}
+        ends = (self.branch(milestones), milestones.prompt_tokens - 1)
+        points = {point for point in ends if start < point <= stop}
         if self.interval_tokens is not None:
             first = (start // self.interval_tokens + 1) * self.interval_tokens
             points |= set(range(first, stop + 1, self.interval_tokens))
         return sorted(points)
 
+    def branch(self, milestones: Milestones) -> int:
+        """Where prompts part, for sure; nowhere if the whole prompt is known."""
+        if milestones.is_asked_again:
+            return 0
+        return milestones.branch_tokens - milestones.branch_tokens % self.branch_multiple
+
 
 class StateTable(PageTable):
-    """The slot of one sequence, as its only page, and the copies to be made in the next step: (tokens, slot)."""
+    """The slot of one sequence, as its only page, and the copies to be made in the next step: (tokens, slot).
 
-    __slots__ = ("cuts", "namespace")
+    `source` is the snapshot it began with.
+    """
+
+    __slots__ = ("cuts", "namespace", "source")
 
     def __init__(self, namespace: str, milestones: Milestones) -> None:
         super().__init__(None, milestones=milestones)
         self.namespace = namespace
         self.cuts: list[tuple[int, int]] = []
+        self.source: Snapshot | None = None
 
 
 class StateGroup:
@@ -56,6 +74,7 @@ class StateGroup:
 
     page_tokens = 1
     keeps_all = False
+    resumes_anywhere = False
 
     def __init__(self, num_slots: int, policy: EvictionPolicy, rule: SnapshotRule, share: bool = True) -> None:
         self.num_evictions = 0
@@ -65,6 +84,7 @@ class StateGroup:
         self._snapshots = Snapshots()
         self._num_snapshots = 0
         self._clock = 0
+        self._answers_return = 0.0  # positive if prompts go on from answers more often than they are asked again
         self._idle = IdlePages(policy, self._is_evictable)
 
     @property
@@ -107,6 +127,8 @@ class StateGroup:
         self._check_available(self.attach_cost(match, num_tokens))
         table = StateTable(namespace, milestones)
         self._clock += 1
+        if milestones.branch_tokens:
+            self._answers_return = BALANCE_DECAY * self._answers_return + (-1 if milestones.is_asked_again else 1)
         snapshot = next((each for each in match if each.num_tokens == num_tokens), None)
         if snapshot is None:
             slot = self._allocate()
@@ -114,7 +136,10 @@ class StateGroup:
             return table, PageActions([slot], [])
         self._allocator.retain(snapshot.page)  # not to be evicted to make room for its own copy
         slot = self._allocate()
+        snapshot.num_uses += 1
         self._leave(snapshot)
+        self._demote([each for each in match if each.num_tokens < num_tokens])
+        table.source = snapshot
         table.pages.append(slot)
         table.num_tokens = num_tokens
         return table, PageActions([slot], [(snapshot.page, slot)])
@@ -145,7 +170,9 @@ class StateGroup:
         """The state is that after the first `num_tokens` of `tokens` now, and the copies of this step are made."""
         self._clock += 1
         for point, slot in table.cuts:
-            self._keep(table.namespace, token_key(tokens[:point]), slot)
+            # Where prompts part another sequence has gone on before.
+            num_uses = int(point == self._rule.branch(table.milestones))
+            self._keep(table.namespace, token_key(tokens[:point]), slot, num_uses)
         table.cuts.clear()
         table.num_tokens = num_tokens
 
@@ -168,7 +195,7 @@ class StateGroup:
         table.cuts.clear()
         slot = table.pages.pop()
         if keep and self._share and table.num_tokens and tokens and self._allocator.references(slot) == 1:
-            self._keep(table.namespace, token_key(tokens[: table.num_tokens]), slot)
+            self._keep_end(table, tokens, slot)
         else:
             self._allocator.release(slot)
         if not keep:
@@ -218,7 +245,7 @@ class StateGroup:
             table.cuts.insert(0, (point, self._allocate()))
         return [slot for _, slot in table.cuts]
 
-    def _keep(self, namespace: str, key: bytes, slot: int) -> None:
+    def _keep(self, namespace: str, key: bytes, slot: int, num_uses: int = 0) -> None:
         """Make the state in an open slot a snapshot, unless there is one of these tokens."""
         existing = self._snapshots.find(namespace, key)
         if existing is not None:
@@ -228,7 +255,25 @@ class StateGroup:
         self._allocator.seal(slot)
         snapshot = self._snapshots.add(namespace, key, slot)
         self._num_snapshots += 1
+        snapshot.num_uses = num_uses
         self._leave(snapshot)
+
+    def _keep_end(self, table: StateTable, tokens: Sequence[int], slot: int) -> None:
+        """Keep the last state of a sequence.
+
+        What it came from has had its use, unless its prompt was asked before. The state before the end of the prompt
+        gives way to the last one, or the last one to it, as prompts of late go on from answers or are asked again.
+        """
+        key = token_key(tokens[: table.num_tokens])
+        self._keep(table.namespace, key, slot)
+        *way, end = self.match(table.namespace, key)
+        if table.milestones.is_asked_again or self._answers_return < 0:
+            self._demote([end])
+        else:
+            prompt_tokens = table.milestones.prompt_tokens - 1
+            self._demote([each for each in way if each.num_tokens == prompt_tokens and not each.num_uses])
+        if not table.milestones.is_asked_again:
+            self._demote([each for each in way if each is table.source])
 
     def _leave(self, snapshot: Snapshot) -> None:
         """Drop the only user of a snapshot."""
@@ -236,8 +281,17 @@ class StateGroup:
         self._touch(snapshot)
 
     def _touch(self, snapshot: Snapshot) -> None:
-        snapshot.last_used = self._clock
+        # What several have resumed from outlasts what nobody has, of which every sequence leaves some.
+        several = max(snapshot.num_uses - 1, 0)
+        snapshot.last_used = self._clock + min(several, MOST_USES) * USE_TICKS * self._num_snapshots
         self._idle.offer(snapshot, self._num_snapshots)
+
+    def _demote(self, snapshots: Sequence[Snapshot]) -> None:
+        """Let those go first that others have gone on from: unless a second sequence comes, they have had their use."""
+        for snapshot in snapshots:
+            if snapshot.num_uses <= 1 and self._is_evictable(snapshot):
+                snapshot.last_used -= self._clock
+                self._idle.offer(snapshot, self._num_snapshots)
 
     def _allocate(self) -> int:
         """An open slot, evicting a snapshot when short."""

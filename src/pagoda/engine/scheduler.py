@@ -10,11 +10,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from itertools import islice
 
 from pagoda.cache.cache import Cache, Hit
+from pagoda.cache.radix import common_tokens, token_key
 from pagoda.engine.request import Phase, Sequence
 
 Plan = dict[Sequence, int]
+
+# How many waiting sequences are looked at for tokens that they share with the next one.
+MAX_COMPARED = 32
 
 
 class Scheduler:
@@ -93,6 +98,8 @@ class Scheduler:
             if self._cache.next_page(hit, sequence.tokens) in being_written:
                 passed_over.append(self.waiting.popleft())
                 continue
+            if not self._cache.resumes_anywhere:
+                hit = self._parting_from_others(sequence, hit)
             if not self._start(sequence, hit, budget, plan):
                 break
             self.waiting.popleft()
@@ -116,6 +123,14 @@ class Scheduler:
         if sequence.request.num_cached_tokens is None:
             sequence.request.num_cached_tokens = fitting.num_tokens
         return True
+
+    def _parting_from_others(self, sequence: Sequence, hit: Hit) -> Hit:
+        """`hit` with the deepest token that another waiting sequence shares as a place where prompts part."""
+        key = token_key(sequence.tokens)
+        others = islice((each for each in self.waiting if each is not sequence), MAX_COMPARED)
+        same = (each for each in others if each.request.cache_salt == sequence.request.cache_salt)
+        shared = max((common_tokens(key, token_key(each.tokens)) for each in same), default=0)
+        return hit._replace(branch_tokens=max(hit.branch_tokens, shared))
 
     def _fitting(self, sequence: Sequence, hit: Hit) -> Hit | None:
         """The hit, or its whole pages, if all known tokens fit; running sequences keep room for a page each."""

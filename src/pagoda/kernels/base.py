@@ -64,6 +64,9 @@ class LayerPages:
 class AttentionRule:
     """How scores are made: softmax over the tokens in reach of soft_cap * tanh(scale * q.k / soft_cap), or scale * q.k.
 
+    With `slopes`, one for each query head, a score loses the slope for every token that it lies before the query
+    (ALiBi, arXiv 2108.12409).
+
     `span` is the window or chunk in tokens. A query at position i reaches j <= i with, if SLIDING, i - j < span and, if
     CHUNKED, i // span == j // span.
     """
@@ -72,6 +75,7 @@ class AttentionRule:
     reach: Reach = Reach.FULL
     span: int | None = None
     soft_cap: float | None = None
+    slopes: tuple[float, ...] | None = None
 
 
 class Kernels(ABC):

@@ -141,6 +141,8 @@ class NativeKernels(Kernels):
         key, value_width = layer.key.plane, layer.value_width
         if num_heads % key.num_heads:
             raise ConfigError(f"{num_heads} query heads cannot share {key.num_heads} KV heads evenly.")
+        if rule.slopes is not None and len(rule.slopes) != num_heads:
+            raise ConfigError(f"There are {len(rule.slopes)} slopes for {num_heads} query heads.")
         rows = self._told.rows("query", query, num_heads, key.width)
         out = query.new_empty(num_rows, num_heads, value_width)
         out_rows = self._native.Rows(

@@ -35,6 +35,7 @@ class NativeArguments:
         self._module = module
         # What was said of pages and tables before: every layer of every step asks again.
         self._pages_said: WeakKeyDictionary[LayerPages, _native.Pages] = WeakKeyDictionary()
+        self._slopes_said: dict[tuple[float, ...], torch.Tensor] = {}
         self._tables_said: WeakKeyDictionary[GroupView, _native.Tables] = WeakKeyDictionary()
         self.numbers: dict[torch.dtype, _native.Number] = {
             torch.float32: module.Number.FP32,
@@ -94,8 +95,18 @@ class NativeArguments:
         """Who attends to what, and how scores are scaled."""
         reach = self._reaches[Reach.FULL if rule.span is None else rule.reach]
         has_soft_cap = rule.soft_cap is not None
-        told: _native.Rule = self._module.Rule(rule.scale, has_soft_cap, rule.soft_cap or 0.0, reach, rule.span or 0)
+        slopes = 0 if rule.slopes is None else self._slopes(rule.slopes).data_ptr()
+        told: _native.Rule = self._module.Rule(
+            rule.scale, has_soft_cap, rule.soft_cap or 0.0, reach, rule.span or 0, slopes
+        )
         return told
+
+    def _slopes(self, slopes: tuple[float, ...]) -> torch.Tensor:
+        """Kept, since the compiled module reads them where they are."""
+        kept = self._slopes_said.get(slopes)
+        if kept is None:
+            kept = self._slopes_said[slopes] = torch.tensor(slopes)
+        return kept
 
     def _new_pages(self, layer: LayerPages) -> _native.Pages:
         pages = layer.pages

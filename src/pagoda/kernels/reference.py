@@ -106,6 +106,9 @@ def attend_dense(
     scores = torch.einsum("qhd,hkd->hqk", query.float(), key) * rule.scale
     if rule.soft_cap is not None:
         scores = rule.soft_cap * torch.tanh(scores / rule.soft_cap)
+    if rule.slopes is not None:
+        distances = torch.arange(key.shape[1]) - torch.arange(key.shape[1] - query.shape[0], key.shape[1])[:, None]
+        scores = scores + torch.tensor(rule.slopes)[:, None, None] * distances
     scores = scores.masked_fill(~in_reach(query.shape[0], key.shape[1], rule, query.device), float("-inf"))
     if sinks is not None:
         column = sinks.float()[:, None, None].expand(-1, scores.shape[1], 1)

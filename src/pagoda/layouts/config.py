@@ -26,7 +26,12 @@ PURE_STATE_KINDS = ("linear_attention", "conv")
 STATE_KINDS = (*PURE_STATE_KINDS, "hybrid")
 KINDS_WITHOUT_CACHE = ("mlp", "moe")
 KINDS_WITHOUT_TOKENS = (*PURE_STATE_KINDS, *KINDS_WITHOUT_CACHE)
-LEGACY_KINDS = {"mamba": "linear_attention", "attention": "full_attention"}
+LEGACY_KINDS = {
+    "mamba": "linear_attention",
+    "attention": "full_attention",
+    "global": "full_attention",
+    "local": "sliding_attention",
+}
 PATTERN_KINDS = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
 # The kind of those layers that are not named, in families that name the layers which attend, or none.
 STATE_KIND_OF = {
@@ -46,6 +51,7 @@ UNSAID = {
     "gemma2": {"head_dim": 256},
     "gemma3_text": {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256},
 }
+KV_HEADS = ("num_key_value_heads", "kv_n_heads", "num_kv_heads")
 UNKNOWABLE = {
     "diffllama": "it attends twice in every layer",
     "longcat_flash": "it attends twice in every layer",
@@ -101,6 +107,8 @@ def _layer_kinds(text: Mapping[str, Any]) -> list[str]:
     stated = text.get("layer_types") or text.get("layers_block_type")
     if stated:
         return [LEGACY_KINDS.get(kind, kind) for kind in stated]
+    if text.get("attention_layers"):
+        return [LEGACY_KINDS[kind] for kind in text["attention_layers"]]
     if text.get("hybrid_override_pattern"):  # a letter for each layer
         return [PATTERN_KINDS[letter] for letter in text["hybrid_override_pattern"]]
     count = _first(text, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -163,7 +171,7 @@ def _layer(text: Mapping[str, Any], kind: str, index: int) -> _Layer:
     own = {int(key): entry for key, entry in (text.get("per_layer_config") or {}).items()}.get(index, {})
     sizes = dict(text) | own
     span = {
-        "sliding_attention": sizes.get("sliding_window"),
+        "sliding_attention": sizes.get("sliding_window") or sizes.get("window_size"),
         "chunked_attention": sizes.get("attention_chunk_size"),
     }.get(kind)
     return _Layer(kind, span, _layout(sizes))
@@ -172,14 +180,16 @@ def _layer(text: Mapping[str, Any], kind: str, index: int) -> _Layer:
 def _layout(sizes: Mapping[str, Any]) -> Layout:
     if sizes.get("kv_lora_rank"):
         return LatentLayout(sizes["kv_lora_rank"], sizes["qk_rope_head_dim"])
-    heads = _first(sizes, "num_attention_heads", "n_head", "num_heads", "n_heads")
-    grouped = sizes.get("num_key_value_heads") or sizes.get("kv_n_heads") or heads
+    heads = _first(sizes, "num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads")
+    grouped = next((sizes[name] for name in KV_HEADS if sizes.get(name)), heads)
+    if sizes.get("multi_query") and not sizes.get("new_decoder_architecture"):
+        grouped = 1
     width = (
         sizes.get("attention_head_dim")
         or sizes.get("head_dim")
         or _first(sizes, "hidden_size", "n_embd", "d_model") // heads
     )
-    return AttentionLayout(1 if sizes.get("multi_query") else grouped, width, sizes.get("v_head_dim") or width)
+    return AttentionLayout(grouped, width, sizes.get("v_head_dim") or width)
 
 
 def _sources(text: Mapping[str, Any], kinds: list[str]) -> list[int | None]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from pagoda.models.own_attention import interface_name
 from pagoda.models.quiet import quiet
 
 # Makes a network of a configuration: `build(config, attn_implementation=..., dtype=...)`.
@@ -21,4 +22,5 @@ def random_network(config: Any, attention_name: str, dtype: torch.dtype = torch.
     """A network with the random weights its family starts training from, ready for inference."""
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_decoder(copy.deepcopy(config), attn_implementation=attention_name, dtype=dtype).eval()
+        name = interface_name(config, attention_name)
+        return build_decoder(copy.deepcopy(config), attn_implementation=name, dtype=dtype).eval()

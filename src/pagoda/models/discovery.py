@@ -137,7 +137,8 @@ def _check_call(config: Any, ordinal: int, call: Call) -> None:
 
 
 def _reason_against(call: Call) -> str | None:
-    return _shape_reason(call) or _score_reason(call) or _mask_reason(call.mask)
+    mask = None if call.own_reach else _mask_reason(call.mask)
+    return _shape_reason(call) or _score_reason(call) or mask
 
 
 def _shape_reason(call: Call) -> str | None:
@@ -168,7 +169,8 @@ def _mask_reason(mask: Any) -> str | None:
 
 def _rule(call: Call) -> AttentionRule:
     scale = call.query.shape[-1] ** -0.5 if call.scale is None else float(call.scale)
-    return AttentionRule(scale, _REACHES[call.mask.overlays], call.mask.span, call.soft_cap)
+    reach, span = call.own_reach or (_REACHES[call.mask.overlays], call.mask.span)
+    return AttentionRule(scale, reach, span, call.soft_cap, call.slopes)
 
 
 def _layout(call: Call) -> Layout:

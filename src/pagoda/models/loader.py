@@ -21,6 +21,7 @@ from pagoda.models.attention import ATTENTION_NAME
 from pagoda.models.build import random_network
 from pagoda.models.discovery import Discovered, discover
 from pagoda.models.model import Model, eos_of
+from pagoda.models.own_attention import interface_name
 from pagoda.models.placement import move_to_huge_pages
 from pagoda.models.quiet import quiet
 from pagoda.models.selftest import self_test
@@ -123,7 +124,7 @@ def _load_weights(directory: Path, config: Any, dtype: torch.dtype | str) -> Any
                 directory,
                 config=config,
                 dtype=dtype,
-                attn_implementation=ATTENTION_NAME,
+                attn_implementation=interface_name(config, ATTENTION_NAME),
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,

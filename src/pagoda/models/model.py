@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,12 +16,13 @@ import torch
 from pagoda.kernels.base import AttentionRule
 from pagoda.layouts.latent import LATENT_FAMILIES
 from pagoda.layouts.spec import CacheSpec
-from pagoda.models.attention import ATTENTION_NAME, PagedStep, in_flight
+from pagoda.models.attention import ATTENTION_NAME, PagedStep, in_flight, paged_attention
 from pagoda.models.discovery import Discovered, discover
 from pagoda.models.fused import fuse
 from pagoda.models.latent import attend_latents
 from pagoda.models.linear import use_kernels
 from pagoda.models.llama4 import take_temperature_from_positions
+from pagoda.models.own_attention import OWN_ATTENTION_FAMILIES, call_function, interface_name
 from pagoda.models.positions import max_positions, position_offset
 from pagoda.models.quiet import quiet
 from pagoda.models.recurrent import attend_states
@@ -30,6 +31,7 @@ from pagoda.models.time_steps import limit_time_steps
 # What has to be changed in a family before its packed forward is right.
 ADAPTERS: dict[str, Callable[[Any], None]] = {
     **dict.fromkeys(LATENT_FAMILIES, attend_latents),
+    **dict.fromkeys(OWN_ATTENTION_FAMILIES, partial(call_function, function=paged_attention)),
     "llama4": take_temperature_from_positions,
     "llama4_text": take_temperature_from_positions,
     **dict.fromkeys(("nemotron_h", "zamba2"), limit_time_steps),
@@ -55,7 +57,7 @@ class Model:
         shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
         twin = copy.deepcopy(network, shared).eval()
         with quiet():
-            twin.set_attn_implementation(ATTENTION_NAME)
+            twin.set_attn_implementation(interface_name(network.config, ATTENTION_NAME))
         discovered = discover(network.config, type(network)._from_config)
         return cls(twin, discovered, eos_of(network.generation_config.eos_token_id, network.config))
 

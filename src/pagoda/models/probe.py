@@ -18,8 +18,10 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
 
 from pagoda.layouts.latent import LATENT_FAMILIES
+from pagoda.layouts.spec import Reach
 from pagoda.models.build import Build
 from pagoda.models.latent import attend_latents
+from pagoda.models.own_attention import OWN_ATTENTION_FAMILIES, call_function, interface_name
 from pagoda.models.quiet import quiet
 from pagoda.models.recurrent import StateNotes
 
@@ -38,7 +40,10 @@ class MaskNote:
 
 @dataclass(frozen=True)
 class Call:
-    """One attention call. The tensors live on the meta device; calls that share a cache receive the same objects."""
+    """One attention call. The tensors live on the meta device; calls that share a cache receive the same objects.
+
+    `own_reach` is said by families whose mask is not transformers' (`own_attention.py`): reach and span.
+    """
 
     module: torch.nn.Module
     query: torch.Tensor
@@ -50,6 +55,8 @@ class Call:
     has_sinks: bool
     has_position_bias: bool
     has_latents: bool = False
+    slopes: tuple[float, ...] | None = None
+    own_reach: tuple[Reach, int | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,12 +111,14 @@ def _build_on_meta(config: Any, build: Build) -> Any:
     with quiet(), torch.device("meta"):
         network = build(
             copy.deepcopy(config),
-            attn_implementation=PROBE_NAME,
+            attn_implementation=interface_name(config, PROBE_NAME),
             experts_implementation="batched_mm",
             dtype=torch.bfloat16,
         ).eval()
     if config.model_type in LATENT_FAMILIES:
         attend_latents(network, LATENT_PROBE_NAME)
+    if config.model_type in OWN_ATTENTION_FAMILIES:
+        call_function(network, _note_call)
     return network
 
 
@@ -127,10 +136,24 @@ def _note_call(  # noqa: PLR0913 - the signature is transformers'
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     position_bias: torch.Tensor | None = None,
+    slopes: tuple[float, ...] | None = None,
+    own_reach: tuple[Reach, int | None] | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     _calls_in_flight.get().append(
-        Call(module, query, key, value, attention_mask, scaling, softcap, s_aux is not None, position_bias is not None)
+        Call(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling,
+            softcap,
+            has_sinks=s_aux is not None,
+            has_position_bias=position_bias is not None,
+            slopes=slopes,
+            own_reach=own_reach,
+        )
     )
     return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
 

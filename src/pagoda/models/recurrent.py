@@ -93,6 +93,9 @@ class StateProbe:
     def __init__(self) -> None:
         self.tensors: list[StateTensor] = []
 
+    def __getattr__(self, name: str) -> Any:
+        raise UnsupportedModelError(f"it keeps {name} in transformers' cache, of which Pagoda knows nothing")
+
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> None: ...
 
     def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> None: ...
@@ -160,7 +163,9 @@ class StateNotes:
 
 
 def _probing(forward: Callable[..., Any], argument: str, made: list[StateProbe]) -> Callable[..., Any]:
-    def probed(hidden_states: torch.Tensor, **_: Any) -> Any:
+    def probed(hidden_states: torch.Tensor, *others: Any, **_: Any) -> Any:
+        if others:
+            raise UnsupportedModelError("a recurrent layer takes more than hidden states")
         made.append(StateProbe())
         return forward(hidden_states, **{argument: made[-1]})
 

@@ -23,7 +23,7 @@ MAX_LAYERS = 6
 # What sizes become. They must fit each other, so they are set whatever they were, unless the family has none (None, 0).
 SIZES: dict[str, int] = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "embedding_size", "word_embed_proj_dim"), HIDDEN),
-    **dict.fromkeys(("num_attention_heads", "n_head", "num_heads", "n_heads"), HEADS),
+    **dict.fromkeys(("num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads"), HEADS),
     **dict.fromkeys(("head_dim", "v_head_dim", "qk_nope_head_dim", "kv_channels"), HEAD_WIDTH),
     **dict.fromkeys(("mamba_n_heads", "n_mamba_heads", "mamba_num_heads", "linear_num_heads"), HEADS),
     **dict.fromkeys(("mamba_d_head", "mamba_headdim", "mamba_head_dim", "linear_head_dim"), HEAD_WIDTH),
@@ -44,7 +44,7 @@ SIZES: dict[str, int] = {
 LIMITS: dict[str, int] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 128),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "hidden_size_per_layer_input"), 32),
-    **dict.fromkeys(("sliding_window", "attention_chunk_size", "laurel_rank", "floor_scale"), 8),
+    **dict.fromkeys(("sliding_window", "window_size", "attention_chunk_size", "laurel_rank", "floor_scale"), 8),
     **dict.fromkeys(("state_size", "ssm_state_size", "mamba_d_state", "chunk_size", "mamba_chunk_size"), 16),
     **dict.fromkeys(("time_step_rank", "mamba_dt_rank"), 8),
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k"), 2),
@@ -59,7 +59,7 @@ WIDTH = 96
 # Lists of layers by number.
 LAYER_NUMBERS = ("layer_ids", "layer_indices")
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-KV_HEADS = ("num_key_value_heads", "num_global_key_value_heads", "kv_n_heads")
+KV_HEADS = ("num_key_value_heads", "num_global_key_value_heads", "kv_n_heads", "num_kv_heads")
 
 
 def shrink(config: Any) -> Any:
@@ -139,6 +139,8 @@ def _fewer_layers(values: dict[str, Any]) -> dict[str, Any]:
     kept = sorted(storing + reading + others)
     small: dict[str, Any] = {name: [value[i] for i in kept] for name, value in lists.items()}
     small |= {name: [kept.index(i) for i in value if i in kept] for name, value in chosen.items()}
+    if "attention_types" in values:  # [kinds, how many times they repeat], which is said layer by layer as well
+        small["attention_types"] = [[small["attention_layers"], 1]]
     if single:
         small["per_layer_config"] = {str(kept.index(i)): entry for i, entry in single.items() if i in kept}
     if reading:
