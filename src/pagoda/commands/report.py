@@ -5,11 +5,13 @@ Knows outputs and cache statistics; prints nothing by itself. `generate --stats`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
 
 from pagoda.cache.cache import CacheStats
+from pagoda.cache.pages import PageCounts
 from pagoda.llm import LLM
 from pagoda.outputs import RequestOutput
 from pagoda.units import format_nbytes, format_rate, format_seconds
@@ -69,17 +71,26 @@ class CacheWatch:
 
     def rows(self) -> Rows:
         memory = self._llm.engine.memory
-        per_token = f"{format_nbytes(memory.nbytes_per_token)} ({memory.geometries[0].format_name})"
+        rows = []
+        if memory.geometries:
+            per_token = f"{format_nbytes(memory.nbytes_per_token)} ({memory.geometries[0].format_name})"
+            rows.append(("KV cache per token", per_token))
+        if memory.states:
+            rows.append(("recurrent state", f"{format_nbytes(memory.states.geometry.page_nbytes)} for each sequence"))
         if self.stats is None:
-            return [("KV cache per token", per_token)]
-        used = sum(group.open + group.in_use for group in self.stats.groups)
-        idle = sum(group.idle for group in self.stats.groups)
-        total = sum(group.total for group in self.stats.groups)
-        return [
-            ("KV cache per token", per_token),
-            ("pages used", f"{used:,} of {total:,}, {idle:,} more kept for later hits"),
-            ("memory utilisation", f"{self.stats.utilization:.1%} of the slots in used pages hold a token"),
-        ]
+            return rows
+        if memory.geometries:
+            rows.append(("pages used", _use(self.stats.groups[: len(memory.geometries)])))
+            rows.append(("memory utilisation", f"{self.stats.utilization:.1%} of the slots in used pages hold a token"))
+        if memory.states:
+            rows.append(("states used", _use(self.stats.groups[-1:])))
+        return rows
+
+
+def _use(groups: Sequence[PageCounts]) -> str:
+    used = sum(group.open + group.in_use for group in groups)
+    idle = sum(group.idle for group in groups)
+    return f"{used:,} of {sum(group.total for group in groups):,}, {idle:,} more kept for later hits"
 
 
 def table(rows: Rows) -> Table:

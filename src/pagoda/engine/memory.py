@@ -82,7 +82,7 @@ def plan_memory(model: Model, config: EngineConfig) -> MemoryPlan:
     capacity = min((n for n in capacities if n is not None), default=None)
     limits = (config.max_model_len, model.max_model_len, capacity)
     wanted = min((n for n in limits if n is not None), default=(*num_pages, LEDGER_PAGES)[0] * config.block_size)
-    if config.max_model_len is None and wanted == capacity != model.max_model_len:
+    if geometries and config.max_model_len is None and wanted == capacity != model.max_model_len:
         logger.warning("The page pool holds %d tokens: sequences end there.", capacity)
     if wanted == capacity:
         limit = ("what the page pool holds", " or raise kv_cache_memory_bytes")

@@ -90,7 +90,7 @@ def load_config(directory: Path) -> Any:
         raise CorruptCheckpointError(
             f"{directory}/config.json is not a valid {model_type} configuration: {error}"
         ) from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder:
         raise UnsupportedModelError(f"{model_type} is not a decoder: transformers generates no text with it.")
     return config
 

@@ -111,7 +111,7 @@ def paged_error(network: Any) -> tuple[float, float]:
     sequences = _random_sequences(network.config)
     with quiet(), torch.inference_mode():
         expected = [network(input_ids=tokens[None], use_cache=False).logits[0].float() for tokens in sequences]
-    got = PagedRun.of(Model.from_transformers(network)).logits(sequences)
+        got = PagedRun.of(Model.from_transformers(network)).logits(sequences)
     error = max(float((a - b).abs().max()) for a, b in zip(got, expected, strict=True))
     return error, rounding_tolerance(network.config, max(float(logits.abs().max()) for logits in expected))
 
