@@ -48,14 +48,15 @@ def make_layers(layout: Layout, tokens: int, format_name: str) -> tuple[list[Lay
 def over_latents(heads: int, tokens: int, format_name: str, kernels: NativeKernels) -> Callable[[], object]:
     layers, view = make_layers(LatentLayout(LATENT, ROTARY), tokens, format_name)
     following = itertools.cycle(layers)
-    into = torch.randn(heads, NOPE, LATENT).bfloat16() / 16
-    out_of = torch.randn(heads, LATENT, VALUE).bfloat16() / 16
-    nope, rotary = torch.randn(heads, 1, NOPE).bfloat16(), torch.randn(heads, 1, ROTARY).bfloat16()
+    count = max(2, POOL_NBYTES // (2 * heads * (NOPE + VALUE) * LATENT))
+    weights = itertools.cycle(torch.randn(count, heads, NOPE + VALUE, LATENT, dtype=torch.bfloat16) / 16)
+    nope, rotary = torch.randn(1, heads, NOPE).bfloat16(), torch.randn(1, heads, ROTARY).bfloat16()
 
     def call() -> object:
-        query = torch.cat((torch.bmm(nope, into), rotary), dim=-1).transpose(0, 1)
+        into, out_of = next(weights).split([NOPE, VALUE], dim=1)
+        query = torch.cat((kernels.multiply_heads(nope, into), rotary), dim=-1)
         out = kernels.attend(query, next(following), view, RULE)
-        return torch.bmm(out.transpose(0, 1), out_of)
+        return kernels.multiply_heads(out, out_of.transpose(1, 2))
 
     return call
 

@@ -220,6 +220,25 @@ struct RotateCall {
 
 constexpr int64_t kMaxRotatedWidth = 512;
 
+// out [rows, heads, columns] = input [rows, heads, depth] x a matrix of each head, [depth, columns], all of one type.
+// The matrices lie `head_stride` numbers apart, line by line: lines are their columns (`by_columns`) or their rows.
+struct HeadsCall {
+    Rows input;
+    Rows out;
+    const uint8_t* weight;
+    int64_t head_stride;
+    int64_t line_stride;
+    Number number;
+    bool by_columns;
+    int64_t num_rows;
+    int64_t depth;
+    int64_t columns;
+};
+
+constexpr int64_t kMaxHeadRows = 8;
+constexpr int64_t kMaxHeadWidth = 1024;
+constexpr int64_t kHeadWidthMultiple = 16;
+
 // The functions of one instruction set. Those for linear layers are null where torch does better.
 struct KernelTable {
     const char* name;
@@ -234,6 +253,7 @@ struct KernelTable {
     void (*gated_silu)(const PairCall& call, int64_t first_number, int64_t last_number);
     void (*add)(const PairCall& call, int64_t first_number, int64_t last_number);
     void (*rotate)(const RotateCall& call, int64_t first_row, int64_t last_row);
+    void (*multiply_heads)(const HeadsCall& call, int64_t first_head, int64_t last_head);
 };
 
 }  // namespace pagoda

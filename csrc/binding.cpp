@@ -99,6 +99,15 @@ class Kernels {
                        table_, rows, num_threads);
     }
 
+    void multiply_heads(const Rows& input, const Rows& out, uintptr_t weight, int64_t head_stride, int64_t line_stride,
+                        bool by_columns, int64_t num_rows, int64_t num_heads, int64_t depth, int64_t columns,
+                        int num_threads) const {
+        nb::gil_scoped_release released;
+        pagoda::multiply_heads({input, out, pointer<const uint8_t>(weight), head_stride, line_stride, input.number,
+                                by_columns, num_rows, depth, columns},
+                               table_, num_heads, num_threads);
+    }
+
     void store(const Rows& key, const Rows& value, const Pages& pages, const Tables& tables, uintptr_t finite,
                int64_t num_rows, int num_threads) const {
         nb::gil_scoped_release released;
@@ -201,9 +210,14 @@ NB_MODULE(_native, module) {
         .def("add", &Kernels::add, "first"_a, "second"_a, "out"_a, "count"_a, "number"_a, "num_threads"_a)
         .def("rotate", &Kernels::rotate, "input"_a, "out"_a, "cosines"_a, "sines"_a, "rows"_a, "num_heads"_a, "width"_a,
              "num_threads"_a)
+        .def("multiply_heads", &Kernels::multiply_heads, "input"_a, "out"_a, "weight"_a, "head_stride"_a,
+             "line_stride"_a, "by_columns"_a, "num_rows"_a, "num_heads"_a, "depth"_a, "columns"_a, "num_threads"_a)
         .def("store", &Kernels::store, "key"_a, "value"_a, "pages"_a, "tables"_a, "finite"_a, "num_rows"_a,
              "num_threads"_a);
     module.attr("MAX_ROTATED_WIDTH") = kMaxRotatedWidth;
+    module.attr("MAX_HEAD_ROWS") = kMaxHeadRows;
+    module.attr("MAX_HEAD_WIDTH") = kMaxHeadWidth;
+    module.attr("HEAD_WIDTH_MULTIPLE") = kHeadWidthMultiple;
     module.def("instruction_sets", &instruction_sets);
     module.def("allocate", &allocate, "nbytes"_a);
     module.def("read_bandwidth", &read_gigabytes_per_second, "nbytes"_a, "num_threads"_a, "repeats"_a);

@@ -3,6 +3,7 @@
 // Chooses the arithmetic from the formats of pages and queries. Instructions that multiply bf16 by bf16, or bytes, serve
 // bf16 queries only: rounding wider ones would lose what the caller kept.
 #include "attend.h"
+#include "heads.h"
 #include "pointwise.h"
 #if defined(__AMX_BF16__)
 #include "linear.h"
@@ -85,6 +86,7 @@ const KernelTable PAGODA_TABLE = {PAGODA_NAME,
                                   rms_norm,
                                   gated_silu,
                                   add,
-                                  rotate};
+                                  rotate,
+                                  multiply_heads};
 
 }  // namespace pagoda

@@ -130,4 +130,9 @@ void rotate(const RotateCall& call, const KernelTable& kernels, int64_t num_rows
           [&](int64_t first, int64_t last) { kernels.rotate(call, first, last); });
 }
 
+void multiply_heads(const HeadsCall& call, const KernelTable& kernels, int64_t num_heads, int num_threads) {
+    share(num_heads, call.depth * call.columns, num_threads,
+          [&](int64_t first, int64_t last) { kernels.multiply_heads(call, first, last); });
+}
+
 }  // namespace pagoda

@@ -105,11 +105,28 @@ class Kernels:
         width: int,
         num_threads: int,
     ) -> None: ...
+    def multiply_heads(
+        self,
+        input: Rows,
+        out: Rows,
+        weight: int,
+        head_stride: int,
+        line_stride: int,
+        by_columns: bool,
+        num_rows: int,
+        num_heads: int,
+        depth: int,
+        columns: int,
+        num_threads: int,
+    ) -> None: ...
     def store(
         self, key: Rows, value: Rows, pages: Pages, tables: Tables, finite: int, num_rows: int, num_threads: int
     ) -> None: ...
 
 MAX_ROTATED_WIDTH: int
+MAX_HEAD_ROWS: int
+MAX_HEAD_WIDTH: int
+HEAD_WIDTH_MULTIPLE: int
 
 def instruction_sets() -> list[str]: ...
 def allocate(nbytes: int) -> NDArray[np.uint8]: ...

@@ -152,6 +152,13 @@ class Kernels(ABC):
         """Whether `rotate` accepts tensors of these shapes and types."""
 
     @abstractmethod
+    def multiply_heads(self, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """A product for each head: `input` [rows, heads, depth], `weight` [heads, depth, columns].
+
+        Returns [rows, heads, columns].
+        """
+
+    @abstractmethod
     def rotate(self, input: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
         """Rotary embedding (arXiv 2104.09864) of `input` [1, heads, rows, width], halves of a head paired.
 

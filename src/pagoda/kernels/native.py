@@ -282,6 +282,43 @@ class NativeKernels(Kernels):
             torch.get_num_threads(),
         )
 
+    def multiply_heads(self, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        num_rows, num_heads, depth = input.shape
+        head_stride, depth_stride, column_stride = weight.stride()
+        columns = weight.shape[2]
+        if not self._takes_heads(input, weight):
+            return torch.bmm(input.transpose(0, 1), weight).transpose(0, 1)
+        out = input.new_empty(num_rows, num_heads, columns)
+        number = self._told.numbers[input.dtype]
+        self._run(
+            self._kernels.multiply_heads,
+            self._native.Rows(input.data_ptr(), input.stride(0), input.stride(1), number),
+            self._native.Rows(out.data_ptr(), num_heads * columns, columns, number),
+            weight.data_ptr(),
+            head_stride,
+            depth_stride if column_stride == 1 else column_stride,
+            column_stride != 1,
+            num_rows,
+            num_heads,
+            depth,
+            columns,
+            torch.get_num_threads(),
+        )
+        return out
+
+    def _takes_heads(self, input: torch.Tensor, weight: torch.Tensor) -> bool:
+        widths = weight.shape[1:]
+        return (
+            0 < input.shape[0] <= self._native.MAX_HEAD_ROWS
+            and max(widths) <= self._native.MAX_HEAD_WIDTH
+            and all(width % self._native.HEAD_WIDTH_MULTIPLE == 0 for width in widths)
+            and 1 in weight.stride()[1:]
+            and input.stride(2) == 1
+            and input.dtype is weight.dtype
+            and input.dtype in self._told.numbers
+            and input.is_cpu
+        )
+
     def takes_rotation(self, input: torch.Tensor, cosines: torch.Tensor) -> bool:
         return (
             input.dim() == 4

@@ -88,6 +88,9 @@ class ReferenceKernels(Kernels):
     def takes_rotation(self, input: torch.Tensor, cosines: torch.Tensor) -> bool:
         return input.shape[0] == 1 and cosines.shape == (1, input.shape[2], input.shape[3])
 
+    def multiply_heads(self, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return torch.bmm(input.transpose(0, 1), weight).transpose(0, 1)
+
     def rotate(self, input: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
         first, second = input.chunk(2, dim=-1)
         crossed = torch.cat((-second, first), dim=-1)
