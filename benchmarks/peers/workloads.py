@@ -84,6 +84,7 @@ def shared(engine: Any, prompts: Prompts, length: int) -> dict[str, float]:
 WORKLOADS: dict[str, Callable[[Any, Prompts], dict[str, float]]] = {
     "prefill-512": lambda engine, prompts: prefill(engine, prompts, 512),
     "prefill-2048": lambda engine, prompts: prefill(engine, prompts, 2048),
+    "prefill-8192": lambda engine, prompts: prefill(engine, prompts, 8192),
     "decode-512": lambda engine, prompts: decode(engine, prompts, 512),
     "decode-8192": lambda engine, prompts: decode(engine, prompts, 8192),
     "decode-32000": lambda engine, prompts: decode(engine, prompts, 32000),
