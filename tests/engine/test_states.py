@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -119,6 +120,26 @@ def test_the_same_tokens_after_preemption(model, network):
     assert any(output.metrics.num_preemptions for output in outputs) == bool(model.spec.groups)
 
 
+def test_states_in_bf16_beside_pages_of_codes(network):
+    """Part of each state stays in fp32; a hit gives what the cold run gave, and both are near transformers' own."""
+    half = copy.deepcopy(network).bfloat16()
+    config = GenerationConfig(
+        max_new_tokens=1, do_sample=False, pad_token_id=0, output_logits=True, return_dict_in_generate=True
+    )
+    with torch.inference_mode():
+        logits = half.generate(torch.tensor([prompt(70)]), generation_config=config).logits[0][0].float()
+    params = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, logprobs=1)
+    with make(Model.from_transformers(half), kv_cache_dtype="int8") as llm:
+        cold, warm = (llm.generate([prompt(70)], params)[0] for _ in range(2))
+    assert warm.num_cached_tokens == 69
+    assert tokens([warm]) == tokens([cold])
+    first = cold.outputs[0].logprobs[0]
+    # Sixteen roundings to bf16, each within 2^-9 of the largest logit, all the same way.
+    assert abs(first.logprob - float(logits.log_softmax(-1)[first.token_id])) <= 16 * 2.0**-9 * float(
+        logits.abs().max()
+    )
+
+
 def test_forks_go_on_with_states_of_their_own(model, network):
     params = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, n=3)
     with make(model) as llm:
@@ -170,9 +191,16 @@ def test_nothing_is_found_without_prefix_caching(model, network):
     assert tokens(outputs) == generated(network, [prompt(40)]) * 2
 
 
-def test_memory_that_holds_no_state_is_refused(model):
+@pytest.mark.parametrize("states", [1.0, 1.5, 1.99])
+def test_memory_that_holds_too_few_states_is_refused(model, states):
     with pytest.raises(ConfigError, match="recurrent states"):
-        make(model, nbytes=model.spec.state_nbytes(4))
+        make(model, nbytes=int(states * StateGeometry(model.spec.states, 4).page_nbytes))
+
+
+def test_states_leave_room_for_pages(model):
+    with make(model, snapshot_memory_share=0.99) as llm:
+        assert llm.engine.memory.nbytes <= 64 * MIB
+        assert all(llm.engine.memory.num_pages)
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,9 @@ rules = st.sampled_from(
 
 @every_isa
 @settings(max_examples=12)
-@given(batch=batches(), rule=rules)
-def test_shared_reads_change_no_bit(isa, pool, batch, rule):
+@given(batch=batches(), rule=rules, is_slanted=st.booleans())
+def test_shared_reads_change_no_bit(isa, pool, batch, rule, is_slanted):
+    rule = replace(rule, slopes=tuple(2.0**-head for head in range(pool.shape.heads)) if is_slanted else None)
     view = view_of(pool, *batch)
     alone = attend(pool, view, rule, NativeKernels(isa, shares_prefixes=False))
     assert torch.equal(attend(pool, view, rule, NativeKernels(isa)), alone)

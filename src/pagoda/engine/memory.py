@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 # Layers with a window get this share of the pages of layers that keep all tokens: the two run short together where
 # sequences are four times as long as the window.
 WINDOW_SHARE = 0.25
-# The states of running sequences get at most this share of the budget where there are pages too.
+# The states of running sequences get at most this share of what snapshots leave, where there are pages too.
 RUNNING_SHARE = 0.2
 MIN_SLOTS = 2  # a state and the snapshot it is copied from
 # Snapshots on the way through a long prompt are no closer than this, since a scan starts at each.
@@ -102,7 +102,9 @@ def _divide(geometries: tuple[PageGeometry, ...], budget: int, step_tokens: int)
     most = budget // min(geometry.page_nbytes for geometry in geometries)
     num_pages = bisect_right(range(most + 1), budget, key=nbytes) - 1
     if num_pages == 0:
-        raise ConfigError(f"kv_cache_memory_bytes is {budget}, less than one page ({nbytes(1)} bytes); raise it.")
+        raise ConfigError(
+            f"kv_cache_memory_bytes gives pages {budget}, less than one page ({nbytes(1)} bytes); raise it."
+        )
     return tuple(_group_pages(each, geometries, num_pages, step_tokens) for each in geometries)
 
 
@@ -117,12 +119,13 @@ def _plan_states(
     if not geometries:
         num_slots, interval = budget // nbytes, PURE_INTERVAL_TOKENS
     else:
-        running = min(config.max_num_seqs, int(budget * RUNNING_SHARE) // nbytes)
-        num_slots = max(running + int(budget * config.snapshot_memory_share) // nbytes, MIN_SLOTS)
+        snapshot_nbytes = int(budget * config.snapshot_memory_share)
+        running = min(config.max_num_seqs, int((budget - snapshot_nbytes) * RUNNING_SHARE) // nbytes)
+        num_slots = max(running + snapshot_nbytes // nbytes, MIN_SLOTS)
         # A long prompt then spends on snapshots the share of its pages that snapshots get of all memory.
         nbytes_per_token = sum(each.nbytes_per_token for each in geometries)
         interval = max(int(nbytes / max(config.snapshot_memory_share * nbytes_per_token, 1)), MIN_INTERVAL_TOKENS)
-    if num_slots < MIN_SLOTS or num_slots * nbytes >= budget + nbytes:
+    if num_slots < MIN_SLOTS or num_slots * nbytes > budget:
         raise ConfigError(
             f"kv_cache_memory_bytes is {budget}, less than {MIN_SLOTS} recurrent states of {nbytes} bytes; raise it."
         )

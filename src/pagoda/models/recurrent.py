@@ -87,24 +87,15 @@ class PackedMixer:
         return out
 
 
-class StateProbe:
+class StateProbe(MixerCache):
     """A cache that notes what one mixer would keep, on the way through its first tokens."""
 
     def __init__(self) -> None:
+        super().__init__({}, is_fresh=True)
         self.tensors: list[StateTensor] = []
 
     def __getattr__(self, name: str) -> Any:
         raise UnsupportedModelError(f"it keeps {name} in transformers' cache, of which Pagoda knows nothing")
-
-    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> None: ...
-
-    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> None: ...
-
-    def has_previous_state(self, layer_idx: int | None = None, state_idx: int = 0) -> bool:  # noqa: ARG002
-        return False
-
-    def is_recording_past(self, layer_idx: int) -> bool:  # noqa: ARG002
-        return False
 
     def update_conv_state(
         self,

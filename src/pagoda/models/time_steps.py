@@ -28,8 +28,9 @@ class TimeStepFloor:
 
 def limit_time_steps(network: Any) -> None:
     """Give every mixer with a limit above zero the hook."""
-    for mixer, _ in mixers(network):
-        limit = float(mixer.time_step_limit[0])  # type: ignore[index]
+    found: list[tuple[Any, str]] = [*mixers(network)]
+    for mixer, _ in found:
+        limit = float(mixer.time_step_limit[0])
         if limit > 0:
-            floor = torch.log(torch.expm1(torch.tensor(limit))) - mixer.dt_bias.data.float()  # type: ignore[operator]
-            mixer.in_proj.register_forward_hook(TimeStepFloor(floor))  # type: ignore[union-attr]
+            floor = torch.log(torch.expm1(torch.tensor(limit))) - mixer.dt_bias.data.float()
+            mixer.in_proj.register_forward_hook(TimeStepFloor(floor))
