@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from engine.greedy import NEW_TOKENS, generated, tokens
 from oracle.families import build_tiny
 from pagoda import LLM, RequestOutput, SamplingParams
 from pagoda.errors import ConfigError
@@ -19,7 +20,6 @@ from pagoda.models.model import Model
 
 PAGE_TOKENS = 16
 STEP_TOKENS = 48
-NEW_TOKENS = 8
 PARAMS = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
 LENGTH = 150
 MIB = 1 << 20
@@ -56,23 +56,8 @@ def prompt(length: int, seed: int = 0) -> list[int]:
     return torch.randint(64, 128, (length,), generator=generator).tolist()
 
 
-def tokens(outputs: list[RequestOutput]) -> list[list[int]]:
-    return [sample.token_ids for output in outputs for sample in output.outputs]
-
-
 def cached(outputs: list[RequestOutput]) -> list[int | None]:
     return [output.num_cached_tokens for output in outputs]
-
-
-def generated(network: Any, prompts: list[list[int]]) -> list[list[int]]:
-    """What `generate()` continues each prompt with."""
-    config = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
-    network.generation_config.eos_token_id = None
-    with torch.inference_mode():
-        return [
-            network.generate(torch.tensor([each]), generation_config=config)[0, len(each) :].tolist()
-            for each in prompts
-        ]
 
 
 def test_the_same_tokens_wherever_a_prompt_is_resumed(model, network):

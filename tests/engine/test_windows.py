@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Gemma3TextConfig, GenerationConfig, Llama4TextConfig, MistralConfig
+from transformers import Gemma3TextConfig, Llama4TextConfig, MistralConfig
 
-from pagoda import LLM, RequestOutput, SamplingParams
+from engine.greedy import NEW_TOKENS, generated, tokens
+from pagoda import LLM, SamplingParams
 from pagoda.cache.rule import window_pages
 from pagoda.models.build import random_network
 from pagoda.models.model import Model
@@ -17,7 +18,6 @@ VOCABULARY = 100
 PAGE_TOKENS = 16
 STEP_TOKENS = 48
 WINDOW = 40
-NEW_TOKENS = 8
 PARAMS = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
 LENGTH = 150
 
@@ -73,21 +73,6 @@ def make(model: Model, num_pages: int = 64, **options: int) -> LLM:
 def prompt(length: int, seed: int = 0) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(5, VOCABULARY, (length,), generator=generator).tolist()
-
-
-def tokens(outputs: list[RequestOutput]) -> list[list[int]]:
-    return [sample.token_ids for output in outputs for sample in output.outputs]
-
-
-def generated(network: Any, prompts: list[list[int]]) -> list[list[int]]:
-    """What `generate()` continues each prompt with."""
-    config = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
-    network.generation_config.eos_token_id = None
-    with torch.inference_mode():
-        return [
-            network.generate(torch.tensor([each]), generation_config=config)[0, len(each) :].tolist()
-            for each in prompts
-        ]
 
 
 def window_tables(llm: LLM) -> list[tuple[int, int, int]]:
