@@ -80,9 +80,10 @@ class TileAttention {
 
     // What row `row` reaches of a block.
     Range reach(const Block& block, int64_t row) const {
-        const int64_t position = position_of(place_of(call_, tile_, row));
+        const RowPlace place = place_of(call_, tile_, row);
+        const int64_t position = position_of(place), length = call_.tables.context_lengths[place.sequence];
         const int64_t first = first_in_reach(call_.rule, position) - block.first_token;
-        const int64_t last = position + 1 - block.first_token;
+        const int64_t last = end_of_reach(call_.rule, position, length) - block.first_token;
         return {int(smaller(larger(first, 0), kBlockTokens)), int(smaller(larger(last, 0), kBlockTokens))};
     }
 
@@ -91,9 +92,14 @@ class TileAttention {
     }
 
     Slant slant(const Block& block, int64_t row) const {
-        if (!call_.rule.slopes) return {};
+        const Rule& rule = call_.rule;
+        if (!rule.slopes && !rule.biases.rows) return {};
         const RowPlace place = place_of(call_, tile_, row);
-        return {call_.rule.slopes[place.head], float(block.first_token - position_of(place))};
+        const int64_t offset = block.first_token - position_of(place);
+        if (rule.slopes) return {rule.slopes[place.head], float(offset), nullptr, 0, 0};
+        const int64_t count = rule.biases.num_distances;
+        const float* biases = rule.biases.rows + place.head * (count + 2 * Biases::kEdge) + Biases::kEdge;
+        return {0.0f, 0.0f, biases, offset + count - 1, count};
     }
 
     PanelRange panels_of(const Block& block, const Band& band) const {

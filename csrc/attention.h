@@ -90,7 +90,17 @@ static inline int64_t new_tokens(const Tables& tables, int64_t sequence) {
     return tables.query_starts[sequence + 1] - tables.query_starts[sequence];
 }
 
-enum class Reach { full, sliding, chunked };
+// With `encoder` the pages hold what an encoder made of its input: every query reaches all of it, whatever its position.
+enum class Reach { full, sliding, chunked, encoder };
+
+// What is added to scores by distance. In the row of each head come kEdge times the bias of the greatest distance, which
+// is that of all greater ones, then the biases from `num_distances - 1` down to 0, then kEdge zeros.
+struct Biases {
+    const float* rows;  // [heads, num_distances + 2 x kEdge], or null
+    int64_t num_distances;
+
+    static constexpr int64_t kEdge = 16;
+};
 
 struct Rule {
     float scale;
@@ -99,13 +109,18 @@ struct Rule {
     Reach reach;
     int64_t span;
     const float* slopes;  // [heads], or null: what a score loses for each token back from the query
+    Biases biases;
 };
 
-// The first token that a query at `position` attends to.
+// The first token that a query at `position` attends to, and the one after the last of a sequence of `length` tokens.
 static inline int64_t first_in_reach(const Rule& rule, int64_t position) {
     if (rule.reach == Reach::sliding) return position < rule.span ? 0 : position - rule.span + 1;
     if (rule.reach == Reach::chunked) return position / rule.span * rule.span;
     return 0;
+}
+
+static inline int64_t end_of_reach(const Rule& rule, int64_t position, int64_t length) {
+    return rule.reach == Reach::encoder ? length : position + 1;
 }
 
 struct AttendCall {

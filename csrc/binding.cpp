@@ -150,7 +150,8 @@ NB_MODULE(_native, module) {
     nb::enum_<Reach>(module, "Reach")
         .value("FULL", Reach::full)
         .value("SLIDING", Reach::sliding)
-        .value("CHUNKED", Reach::chunked);
+        .value("CHUNKED", Reach::chunked)
+        .value("ENCODER", Reach::encoder);
     nb::class_<Rows>(module, "Rows")
         .def(
             "__init__",
@@ -191,10 +192,12 @@ NB_MODULE(_native, module) {
     nb::class_<Rule>(module, "Rule")
         .def(
             "__init__",
-            [](Rule* self, float scale, bool has_soft_cap, float soft_cap, Reach reach, int64_t span, uintptr_t slopes) {
-                new (self) Rule{scale, has_soft_cap, soft_cap, reach, span, pointer<const float>(slopes)};
+            [](Rule* self, float scale, bool has_soft_cap, float soft_cap, Reach reach, int64_t span, uintptr_t slopes,
+               uintptr_t biases, int64_t num_distances) {
+                new (self) Rule{scale, has_soft_cap, soft_cap, reach, span, pointer<const float>(slopes),
+                                {pointer<const float>(biases), num_distances}};
             },
-            "scale"_a, "has_soft_cap"_a, "soft_cap"_a, "reach"_a, "span"_a, "slopes"_a);
+            "scale"_a, "has_soft_cap"_a, "soft_cap"_a, "reach"_a, "span"_a, "slopes"_a, "biases"_a, "num_distances"_a);
     nb::class_<Kernels>(module, "Kernels")
         .def(nb::init<const std::string&>(), "instruction_set"_a)
         .def("attend", &Kernels::attend, "query"_a, "out"_a, "pages"_a, "tables"_a, "rule"_a, "sinks"_a, "num_rows"_a,
@@ -218,6 +221,7 @@ NB_MODULE(_native, module) {
     module.attr("MAX_HEAD_ROWS") = kMaxHeadRows;
     module.attr("MAX_HEAD_WIDTH") = kMaxHeadWidth;
     module.attr("HEAD_WIDTH_MULTIPLE") = kHeadWidthMultiple;
+    module.attr("BIAS_EDGE") = Biases::kEdge;
     module.def("instruction_sets", &instruction_sets);
     module.def("allocate", &allocate, "nbytes"_a);
     module.def("read_bandwidth", &read_gigabytes_per_second, "nbytes"_a, "num_threads"_a, "repeats"_a);

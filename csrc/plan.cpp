@@ -23,12 +23,12 @@ int64_t num_splits(const Tile& tile) { return (tile.last_token - 1) / kSplitToke
 
 void add_tiles(const AttendCall& call, int64_t sequence, std::vector<Tile>& tiles) {
     const int64_t group = group_heads(call), rows = new_tokens(call.tables, sequence) * group;
-    const int64_t past = call.tables.context_lengths[sequence] - new_tokens(call.tables, sequence);
+    const int64_t length = call.tables.context_lengths[sequence], past = length - new_tokens(call.tables, sequence);
     for (int64_t head = 0; head < call.pages.num_kv_heads; head++)
         for (int64_t row = 0; row < rows; row += kTileRows) {
             const int64_t count = std::min(kTileRows, rows - row);
             const int64_t first = first_in_reach(call.rule, past + row / group);
-            const int64_t last = past + (row + count - 1) / group + 1;
+            const int64_t last = end_of_reach(call.rule, past + (row + count - 1) / group, length);
             tiles.push_back({sequence, head, row, count, first, last, nullptr, nullptr});
         }
 }
@@ -126,10 +126,10 @@ int64_t most_sharing(const AttendCall& call, int64_t total, int num_threads) {
     return call.shares_splits ? rows / group_heads(call) : 0;
 }
 
-void check_sequence(const Tables& tables, const Pages& pages, int64_t sequence) {
+void check_sequence(const Tables& tables, const Pages& pages, int64_t sequence, bool rows_are_tokens) {
     const int64_t length = tables.context_lengths[sequence], added = new_tokens(tables, sequence);
     const int64_t num_pages = tables.page_starts[sequence + 1] - tables.page_starts[sequence];
-    if (added < 0 || added > length) throw std::invalid_argument("a sequence has more new tokens than tokens");
+    if (added < 0 || (rows_are_tokens && added > length)) throw std::invalid_argument("a sequence has more new tokens than tokens");
     if (tables.page_starts[sequence] < 0 || tables.page_starts[sequence + 1] > tables.num_page_indices)
         throw std::invalid_argument("page_starts does not fit page_indices");
     if (num_pages < 0 || num_pages * pages.page_tokens < length)
@@ -138,10 +138,11 @@ void check_sequence(const Tables& tables, const Pages& pages, int64_t sequence) 
 
 }  // namespace
 
-void check_tables(const Tables& tables, const Pages& pages, int64_t num_rows) {
+void check_tables(const Tables& tables, const Pages& pages, int64_t num_rows, bool rows_are_tokens) {
     if (tables.query_starts[0] != 0 || tables.query_starts[tables.num_sequences] != num_rows)
         throw std::invalid_argument("query_starts does not cover the packed rows");
-    for (int64_t sequence = 0; sequence < tables.num_sequences; sequence++) check_sequence(tables, pages, sequence);
+    for (int64_t sequence = 0; sequence < tables.num_sequences; sequence++)
+        check_sequence(tables, pages, sequence, rows_are_tokens);
 }
 
 void check_pages(const Tables& tables, const Pages& pages, int64_t sequence, int64_t first_token, int64_t last_token) {

@@ -16,9 +16,10 @@ struct Plan {
     std::vector<const float*> partials;
 };
 
-// All three throw std::invalid_argument if a page table contradicts itself or names a page that is not there.
+// All three throw std::invalid_argument if a page table contradicts itself or names a page that is not there. Packed
+// rows are tokens of their sequence (`rows_are_tokens`) unless they attend to the output of an encoder.
 Plan make_plan(const AttendCall& call, int num_threads);
-void check_tables(const Tables& tables, const Pages& pages, int64_t num_rows);
+void check_tables(const Tables& tables, const Pages& pages, int64_t num_rows, bool rows_are_tokens);
 void check_pages(const Tables& tables, const Pages& pages, int64_t sequence, int64_t first_token, int64_t last_token);
 
 }  // namespace pagoda

@@ -83,7 +83,7 @@ void linear_in_blocks(const LinearCall& call, const KernelTable& kernels, int nu
 }  // namespace
 
 void attend(const AttendCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads) {
-    check_tables(call.tables, call.pages, num_rows);
+    check_tables(call.tables, call.pages, num_rows, call.rule.reach != Reach::encoder);
     const Plan plan = make_plan(call, num_threads);
     const int64_t num_tiles = int64_t(plan.tiles.size()), num_split = int64_t(plan.split_tiles.size());
     const int team = int(std::clamp<int64_t>(num_tiles, 1, num_threads));

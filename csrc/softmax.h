@@ -25,11 +25,15 @@ struct Range {
     int last;
 };
 
-// What the scores of one row lose with distance: `slope` for each token between, of which token 0 of the block has
-// `-offset`.
+// What distance does to the scores of one row. They lose `slope` for each token between, of which token 0 of the block
+// has `-offset`; or a score gains a bias, which for token 0 of the block is `biases[first_bias]`. What lies beyond the
+// `num_biases` of them is the edges of `Biases`.
 struct Slant {
     float slope;
     float offset;
+    const float* biases;
+    int64_t first_bias;
+    int64_t num_biases;
 };
 
 // What turns the codes of a block's tokens into numbers: number = minimum + scale x code. Both are zero for tokens that
@@ -139,15 +143,21 @@ inline float weigh_bytes(float* scores, Range range, float scale, float maximum_
 
 #endif
 
+inline Floats biases_from(const Slant& slant, int token) {
+    const int64_t index = token + slant.first_bias;
+    const int64_t first = index > -Biases::kEdge ? index : -Biases::kEdge;
+    return load(slant.biases + (first < slant.num_biases ? first : slant.num_biases));
+}
+
 // A plain positive scale is applied with the exponential; anything else first, in place. Returns the scale that is
 // left.
 inline float transform(float* scores, Range range, const Rule& rule, const Slant& slant) {
-    if (!rule.has_soft_cap && rule.scale > 0.0f && slant.slope == 0.0f) return rule.scale * kLog2E;
+    if (!rule.has_soft_cap && rule.scale > 0.0f && slant.slope == 0.0f && !slant.biases) return rule.scale * kLog2E;
     for (int token = range.first; token < range.last; token += kLanes) {
         const Floats score = load(scores + token) * rule.scale;
         const Floats capped = rule.has_soft_cap ? tanh(score * (1.0f / rule.soft_cap)) * rule.soft_cap : score;
         const Floats slanted = capped + (lane_numbers() + (float(token) + slant.offset)) * slant.slope;
-        store(scores + token, slanted * kLog2E);
+        store(scores + token, (slant.biases ? slanted + biases_from(slant, token) : slanted) * kLog2E);
     }
     return 1.0f;
 }

@@ -132,7 +132,7 @@ class Writer {
 }  // namespace
 
 void store(const StoreCall& call, int64_t num_rows, int num_threads) {
-    check_tables(call.tables, call.pages, num_rows);
+    check_tables(call.tables, call.pages, num_rows, true);
     const std::vector<Place> places = find_places(call.tables, call.pages);
     const int64_t count = num_rows * call.pages.num_kv_heads;
 #pragma omp parallel num_threads(num_threads) if (count >= kMinimumParallelRows)

@@ -10,6 +10,8 @@
     │   ├── EmptyPromptError
     │   ├── PromptTooLongError
     │   ├── TokenOutOfRangeError
+    │   ├── EncoderInputError       an encoder-decoder model needs one of its kind; no other model takes one
+    │   │   └── EncoderInputTooLongError
     │   ├── InvalidSamplingError
     │   ├── TokenizerRequiredError
     │   ├── NonFiniteLogitsError
@@ -63,6 +65,14 @@ class PromptTooLongError(RequestError):
 
 class TokenOutOfRangeError(RequestError):
     """A token id is not in the model's vocabulary."""
+
+
+class EncoderInputError(RequestError):
+    """What the encoder should read is missing, of the wrong kind, or given to a model that has no encoder."""
+
+
+class EncoderInputTooLongError(EncoderInputError):
+    """What the encoder should read is longer than it, or its page pool, takes."""
 
 
 class InvalidSamplingError(RequestError):

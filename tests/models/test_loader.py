@@ -61,7 +61,7 @@ def test_weights_of_every_shape_give_the_same_logits(tmp_path, tied, options):
     assert model.num_parameters == sum(parameter.numel() for parameter in network.parameters())
     with torch.inference_mode():
         expected = [network(input_ids=tokens[None], use_cache=False).logits[0] for tokens in prompts()]
-    for got, wanted in zip(PagedRun.of(model).logits(prompts()), expected, strict=True):
+    for got, wanted in zip(PagedRun(model).logits(prompts()), expected, strict=True):
         torch.testing.assert_close(got, wanted)
 
 

@@ -29,11 +29,11 @@ def test_wrapping_a_network_shares_weights_and_leaves_its_attention_alone():
 def test_only_the_chosen_rows_go_through_the_output_head():
     model = Model.from_transformers(tiny_network(config_of("qwen2")))
     sequences = [torch.arange(64, 64 + length) for length in SEQUENCE_TOKENS]
-    every_row = torch.cat(PagedRun.of(model).logits(sequences))
+    every_row = torch.cat(PagedRun(model).logits(sequences))
     head_rows = []
     model.network.lm_head.register_forward_hook(lambda _, args, __: head_rows.append(args[0].shape[1]))
     last = torch.tensor([SEQUENCE_TOKENS[0] - 1, sum(SEQUENCE_TOKENS) - 1])
-    chosen = PagedRun.of(model).forward(sequences, (0, 0), SEQUENCE_TOKENS, last)
+    chosen = PagedRun(model).forward(sequences, (0, 0), SEQUENCE_TOKENS, last)
     assert head_rows == [2]
     torch.testing.assert_close(chosen, every_row[last])
     assert chosen.dtype == torch.float32

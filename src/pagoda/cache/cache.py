@@ -12,6 +12,7 @@ from math import lcm
 from typing import Any, NamedTuple, Protocol
 
 from pagoda.cache.group import PageActions
+from pagoda.cache.namespace import Namespace
 from pagoda.cache.pages import Milestones, PageCounts
 from pagoda.cache.radix import token_key
 from pagoda.errors import OutOfPagesError
@@ -36,7 +37,8 @@ class NoBytes:
 
 
 class CacheGroup(Protocol):
-    """What one layer group answers: `PageGroup` for pages of tokens, `StateGroup` for recurrent states.
+    """What one layer group answers: `PageGroup` for pages of tokens, `StateGroup` for recurrent states, `CrossGroup` for
+    the outputs of encoders, which are no prefixes of anything.
 
     Matches and tables are each group's own; costs are in pages.
     """
@@ -44,6 +46,7 @@ class CacheGroup(Protocol):
     page_tokens: int
     keeps_all: bool
     resumes_anywhere: bool
+    holds_prefixes: bool
     num_evictions: int
 
     @property
@@ -52,7 +55,7 @@ class CacheGroup(Protocol):
     @property
     def num_available(self) -> int: ...
 
-    def match(self, namespace: str, key: bytes) -> Any: ...
+    def match(self, namespace: Namespace, key: bytes) -> Any: ...
 
     def matched_tokens(self, match: Any) -> int: ...
 
@@ -65,7 +68,7 @@ class CacheGroup(Protocol):
     def spare_pages(self, num_sequences: int) -> int: ...
 
     def attach(
-        self, namespace: str, match: Any, num_tokens: int, milestones: Milestones
+        self, namespace: Namespace, match: Any, num_tokens: int, milestones: Milestones
     ) -> tuple[Any, PageActions]: ...
 
     def reserve_cost(self, table: Any, num_tokens: int) -> int: ...
@@ -78,9 +81,9 @@ class CacheGroup(Protocol):
 
     def release(self, table: Any, tokens: Sequence[int], keep: bool) -> None: ...
 
-    def next_page(self, namespace: str, match: Any, tokens: Sequence[int]) -> object | None: ...
+    def next_page(self, namespace: Namespace, match: Any, tokens: Sequence[int]) -> object | None: ...
 
-    def page_being_written(self, namespace: str, table: Any, tokens: Sequence[int]) -> object | None: ...
+    def page_being_written(self, namespace: Namespace, table: Any, tokens: Sequence[int]) -> object | None: ...
 
     def reset(self) -> int: ...
 
@@ -90,20 +93,22 @@ class CacheGroup(Protocol):
 class Hit(NamedTuple):
     """A match in every group, and the tokens all of them can resume from. Valid until the cache changes.
 
-    `branch_tokens` are known to some group: another sequence went its own way there.
+    `branch_tokens` are known to some group: another sequence went its own way there. `num_encoder_tokens` are held of
+    the encoder's output.
     """
 
-    namespace: str
+    namespace: Namespace
     matches: tuple[Any, ...]
     num_tokens: int
     branch_tokens: int
+    num_encoder_tokens: int
 
 
 @dataclass(eq=False)
 class CachedSequence:
     """The page tables of one sequence, one per group."""
 
-    namespace: str
+    namespace: Namespace
     tables: tuple[Any, ...]
 
     @property
@@ -148,13 +153,15 @@ class Cache:
         self._hit_tokens = 0
         self._queried_tokens = 0
 
-    def match(self, namespace: str, tokens: Sequence[int], limit: int) -> Hit:
+    def match(self, namespace: Namespace, tokens: Sequence[int], limit: int) -> Hit:
         """How many of the first `limit` of `tokens` need not be computed. Changes nothing."""
         key = token_key(tokens)
         matches = tuple(group.match(namespace, key) for group in self._groups)
-        matched = [group.matched_tokens(match) for group, match in zip(self._groups, matches, strict=True)]
+        pairs = tuple(zip(self._groups, matches, strict=True))
+        matched = [group.matched_tokens(match) for group, match in pairs if group.holds_prefixes]
+        num_encoder_tokens = sum(group.matched_tokens(match) for group, match in pairs if not group.holds_prefixes)
         num_tokens = self._resumable(matches, min(limit, *matched))
-        return Hit(namespace, matches, num_tokens, min(limit, max(matched)))
+        return Hit(namespace, matches, num_tokens, min(limit, max(matched)), num_encoder_tokens)
 
     def whole_pages(self, hit: Hit) -> Hit:
         """The part of `hit` that ends with a page in every group, so that nothing needs to be copied."""

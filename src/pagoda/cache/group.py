@@ -12,6 +12,7 @@ from typing import NamedTuple
 from pagoda.cache.eviction.base import EvictionPolicy
 from pagoda.cache.idle import IdlePages
 from pagoda.cache.integrity import check_group
+from pagoda.cache.namespace import Namespace
 from pagoda.cache.pages import NOWHERE, Milestones, PageAllocator, PageCounts, PageTable
 from pagoda.cache.radix import NO_PAGE, TOKEN_NBYTES, Node, PrefixMatch, PrefixTree, token_key
 from pagoda.cache.rule import KeepRule, window_pages
@@ -38,6 +39,7 @@ class PageGroup:
     ) -> None:
         self.page_tokens = page_tokens
         self.resumes_anywhere = True
+        self.holds_prefixes = True
         self.num_evictions = 0
         self.keeps_all = rule.span is None
         self._rule = rule
@@ -56,7 +58,7 @@ class PageGroup:
     def num_available(self) -> int:
         return self._allocator.num_available
 
-    def match(self, namespace: str, key: bytes) -> PrefixMatch:
+    def match(self, namespace: Namespace, key: bytes) -> PrefixMatch:
         """What was stored of the tokens in `key` (`token_key`), to the token; `resumable` says what is left of it."""
         return self._tree.match(self._tree.root(namespace), key)
 
@@ -100,7 +102,7 @@ class PageGroup:
         return num_sequences
 
     def attach(
-        self, namespace: str, match: PrefixMatch, num_tokens: int, milestones: Milestones = NOWHERE
+        self, namespace: Namespace, match: PrefixMatch, num_tokens: int, milestones: Milestones = NOWHERE
     ) -> tuple[PageTable, PageActions]:
         """A page table that starts with the first `num_tokens` of a fresh `match`, which must be `resumable`.
 
@@ -197,7 +199,7 @@ class PageGroup:
         del table.pages[:]
         table.num_tokens = table.num_dropped = 0
 
-    def next_page(self, namespace: str, match: PrefixMatch, tokens: Sequence[int]) -> object | None:
+    def next_page(self, namespace: Namespace, match: PrefixMatch, tokens: Sequence[int]) -> object | None:
         """What stands for the first page that `match` lacks of `tokens`: equal for two callers that would compute the
         same.
 
@@ -206,7 +208,7 @@ class PageGroup:
         start = len(match.path) * self.page_tokens
         return self._page_at(namespace, match.path[-1] if match.path else None, tokens, start)
 
-    def page_being_written(self, namespace: str, table: PageTable, tokens: Sequence[int]) -> object | None:
+    def page_being_written(self, namespace: Namespace, table: PageTable, tokens: Sequence[int]) -> object | None:
         """`next_page` as a running sequence sees it: the page that `tokens` will fill next."""
         start = table.num_tokens // self.page_tokens * self.page_tokens
         return None if table.node is None else self._page_at(namespace, table.node, tokens, start)
@@ -222,7 +224,7 @@ class PageGroup:
         """Raise IntegrityError unless counts, tree and the given (all live) tables agree."""
         check_group(tables, self._allocator, self._tree, self._nodes, self.keeps_all)
 
-    def _page_at(self, namespace: str, node: Node | None, tokens: Sequence[int], start: int) -> object | None:
+    def _page_at(self, namespace: Namespace, node: Node | None, tokens: Sequence[int], start: int) -> object | None:
         stop = start + self.page_tokens
         if stop > len(tokens):
             return None

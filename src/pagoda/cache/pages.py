@@ -62,10 +62,11 @@ class PageTable:
 
     The first `num_tokens // page_tokens` pages are sealed and stand on a path of the prefix tree that ends at `node`; a
     further page, if any, is open. The first `num_dropped` lie behind the window and are NO_PAGE. Without prefix sharing
-    `node` is None.
+    `node` is None. A table `grows` by the tokens that a step adds, but for that of an encoder's output.
     """
 
     __slots__ = ("milestones", "node", "num_dropped", "num_tokens", "pages")
+    grows = True
 
     def __init__(self, node: Node | None, num_dropped: int = 0, milestones: Milestones = NOWHERE) -> None:
         self.node = node

@@ -14,6 +14,8 @@ from weakref import WeakValueDictionary
 
 from sortedcontainers import SortedList
 
+from pagoda.cache.namespace import Namespace
+
 TOKEN_TYPE = "i"
 TOKEN_NBYTES = array(TOKEN_TYPE).itemsize
 
@@ -70,11 +72,11 @@ class PrefixTree:
     def __init__(self, page_tokens: int) -> None:
         self._key_nbytes = page_tokens * TOKEN_NBYTES
         # A root is forgotten once nobody holds it; the tree itself holds those that have pages.
-        self._roots: WeakValueDictionary[str, Root] = WeakValueDictionary()
+        self._roots: WeakValueDictionary[Namespace, Root] = WeakValueDictionary()
         self._planted: set[Node] = set()
         self.num_nodes = 0
 
-    def root(self, namespace: str) -> Node:
+    def root(self, namespace: Namespace) -> Node:
         """The root of `namespace`; namespaces share nothing."""
         root = self._roots.get(namespace)
         if root is None:

@@ -12,6 +12,7 @@ from hashlib import blake2b
 
 from sortedcontainers import SortedDict
 
+from pagoda.cache.namespace import Namespace
 from pagoda.cache.radix import TOKEN_NBYTES, Node
 
 
@@ -20,7 +21,7 @@ class Snapshot(Node):
 
     __slots__ = ("namespace", "num_uses")
 
-    def __init__(self, namespace: str, key: bytes, page: int) -> None:
+    def __init__(self, namespace: Namespace, key: bytes, page: int) -> None:
         super().__init__(None, key, page)
         self.namespace = namespace
         self.num_uses = 0
@@ -34,14 +35,14 @@ class Snapshots:
     """Snapshots by namespace, length and digest of their tokens."""
 
     def __init__(self) -> None:
-        self._lengths: dict[str, SortedDict[int, dict[bytes, Snapshot]]] = {}
+        self._lengths: dict[Namespace, SortedDict[int, dict[bytes, Snapshot]]] = {}
 
     def __iter__(self) -> Iterator[Snapshot]:
         for lengths in self._lengths.values():
             for snapshots in lengths.values():
                 yield from snapshots.values()
 
-    def match(self, namespace: str, key: bytes) -> list[Snapshot]:
+    def match(self, namespace: Namespace, key: bytes) -> list[Snapshot]:
         """Those whose tokens `key` begins with, the shortest first."""
         lengths = self._lengths.get(namespace)
         if lengths is None:
@@ -55,13 +56,13 @@ class Snapshots:
                 found.append(snapshot)
         return found
 
-    def find(self, namespace: str, key: bytes) -> Snapshot | None:
+    def find(self, namespace: Namespace, key: bytes) -> Snapshot | None:
         """The snapshot of exactly these tokens."""
         lengths = self._lengths.get(namespace)
         found = lengths.get(len(key), {}).get(blake2b(key).digest()) if lengths is not None else None
         return found if found is not None and found.key == key else None
 
-    def add(self, namespace: str, key: bytes, slot: int) -> Snapshot:
+    def add(self, namespace: Namespace, key: bytes, slot: int) -> Snapshot:
         """Enter a snapshot of tokens that have none."""
         snapshot = Snapshot(namespace, key, slot)
         lengths = self._lengths.setdefault(namespace, SortedDict())

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pagoda.cache.eviction.base import EvictionPolicy
 from pagoda.cache.group import PageActions
 from pagoda.cache.idle import IdlePages
+from pagoda.cache.namespace import Namespace
 from pagoda.cache.pages import Milestones, PageAllocator, PageCounts, PageTable
 from pagoda.cache.radix import NO_PAGE, Node, token_key
 from pagoda.cache.snapshots import Snapshot, Snapshots
@@ -62,7 +63,7 @@ class StateTable(PageTable):
 
     __slots__ = ("cuts", "namespace", "source")
 
-    def __init__(self, namespace: str, milestones: Milestones) -> None:
+    def __init__(self, namespace: Namespace, milestones: Milestones) -> None:
         super().__init__(None, milestones=milestones)
         self.namespace = namespace
         self.cuts: list[tuple[int, int]] = []
@@ -75,6 +76,7 @@ class StateGroup:
     page_tokens = 1
     keeps_all = False
     resumes_anywhere = False
+    holds_prefixes = True
 
     def __init__(self, num_slots: int, policy: EvictionPolicy, rule: SnapshotRule, share: bool = True) -> None:
         self.num_evictions = 0
@@ -95,7 +97,7 @@ class StateGroup:
     def num_available(self) -> int:
         return self._allocator.num_available
 
-    def match(self, namespace: str, key: bytes) -> list[Snapshot]:
+    def match(self, namespace: Namespace, key: bytes) -> list[Snapshot]:
         """The snapshots on the way through the tokens in `key`."""
         return self._snapshots.match(namespace, key)
 
@@ -118,7 +120,7 @@ class StateGroup:
         return 0
 
     def attach(
-        self, namespace: str, match: list[Snapshot], num_tokens: int, milestones: Milestones
+        self, namespace: Namespace, match: list[Snapshot], num_tokens: int, milestones: Milestones
     ) -> tuple[StateTable, PageActions]:
         """A slot that starts as a copy of the snapshot after `num_tokens`, if there are any.
 
@@ -203,11 +205,11 @@ class StateGroup:
                 self._evict(snapshot)
         table.num_tokens = 0
 
-    def next_page(self, namespace: str, match: list[Snapshot], tokens: Sequence[int]) -> object | None:  # noqa: ARG002
+    def next_page(self, namespace: Namespace, match: list[Snapshot], tokens: Sequence[int]) -> object | None:  # noqa: ARG002
         """Nobody waits for a state that another computes: see `PageGroup.next_page`."""
         return None
 
-    def page_being_written(self, namespace: str, table: PageTable, tokens: Sequence[int]) -> object | None:  # noqa: ARG002
+    def page_being_written(self, namespace: Namespace, table: PageTable, tokens: Sequence[int]) -> object | None:  # noqa: ARG002
         return None
 
     def reset(self) -> int:
@@ -245,7 +247,7 @@ class StateGroup:
             table.cuts.insert(0, (point, self._allocate()))
         return [slot for _, slot in table.cuts]
 
-    def _keep(self, namespace: str, key: bytes, slot: int, num_uses: int = 0) -> None:
+    def _keep(self, namespace: Namespace, key: bytes, slot: int, num_uses: int = 0) -> None:
         """Make the state in an open slot a snapshot, unless there is one of these tokens."""
         existing = self._snapshots.find(namespace, key)
         if existing is not None:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from pagoda.cache.cache import CachedSequence
+from pagoda.cache.cross import CrossTable
 from pagoda.kernels.base import GroupView
 
 
@@ -20,13 +21,26 @@ def build_views(sequences: Sequence[CachedSequence], num_new_tokens: Sequence[in
         tables = [np.frombuffer(sequence.tables[group].pages, dtype=np.int32) for sequence in sequences]
         page_starts = _starts(np.asarray([len(table) for table in tables], dtype=np.int32))
         indices = torch.from_numpy(np.concatenate(tables))
-        views.append(GroupView(indices, torch.from_numpy(page_starts), query_starts, context_lengths))
+        lengths = context_lengths if sequences[0].tables[group].grows else _lengths(sequences, group)
+        views.append(GroupView(indices, torch.from_numpy(page_starts), query_starts, lengths))
     return tuple(views)
+
+
+def build_encoder_view(tables: Sequence[CrossTable]) -> GroupView:
+    """Encoder outputs of `tables`, one after the other, all of whose tokens are new."""
+    lengths = np.asarray([table.num_tokens for table in tables], dtype=np.int32)
+    page_starts = _starts(np.asarray([len(table.pages) for table in tables], dtype=np.int32))
+    indices = np.concatenate([np.frombuffer(table.pages, dtype=np.int32) for table in tables])
+    return GroupView(*map(torch.from_numpy, (indices, page_starts, _starts(lengths), lengths)))
 
 
 def build_cuts(sequences: Sequence[CachedSequence]) -> list[list[tuple[int, int]]]:
     """Where the recurrent state of each sequence is copied on the way through its new tokens: (after, to slot)."""
     return [[(tokens - each.num_tokens, slot) for tokens, slot in each.tables[-1].cuts] for each in sequences]
+
+
+def _lengths(sequences: Sequence[CachedSequence], group: int) -> torch.Tensor:
+    return torch.tensor([sequence.tables[group].num_tokens for sequence in sequences], dtype=torch.int32)
 
 
 def _starts(counts: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from pagoda.cache.cache import Cache, CacheGroup, CacheStats, NoBytes, PageStore
+from pagoda.cache.cross import CrossGroup
 from pagoda.cache.group import PageGroup
 from pagoda.cache.pool import PagePool
 from pagoda.cache.rule import KeepAll
@@ -26,6 +27,8 @@ from pagoda.engine.sampling import sample, stop_token_ids, token_logprobs
 from pagoda.engine.scheduler import Plan, Scheduler
 from pagoda.errors import (
     EmptyPromptError,
+    EncoderInputError,
+    EncoderInputTooLongError,
     InvalidSamplingError,
     NonFiniteCacheError,
     NonFiniteLogitsError,
@@ -35,6 +38,8 @@ from pagoda.errors import (
     TokenOutOfRangeError,
 )
 from pagoda.kernels.base import Kernels
+from pagoda.layouts.spec import Reach
+from pagoda.models.encoder import EncoderInput
 from pagoda.models.model import Model
 from pagoda.registry import lookup
 from pagoda.sampling_params import SamplingParams
@@ -69,8 +74,11 @@ class Engine:
     def has_work(self) -> bool:
         return self._scheduler.has_work
 
-    def validate(self, prompt: list[int], params: SamplingParams) -> None:
+    def validate(
+        self, prompt: list[int], params: SamplingParams, encoder_input: EncoderInput | None = None
+    ) -> None:
         """Raise the RequestError that `add` would raise for this request."""
+        self._validate_encoder_input(encoder_input)
         if not prompt:
             raise EmptyPromptError("The prompt has no token; give at least one (for text, at least one character).")
         if min(prompt) < 0 or max(prompt) >= self.model.vocab_size:
@@ -91,12 +99,24 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises a RequestError, changing nothing, if it can never be served."""
-        self.validate(request.prompt, request.params)
+        self.validate(request.prompt, request.params, request.encoder_input)
         if request.request_id in self._requests:
             raise RequestError(f"There is a request {request.request_id!r} already; choose another id.")
         request.seed = self._seeds.getrandbits(63) if request.params.seed is None else request.params.seed
         self._requests[request.request_id] = request
         self._scheduler.add(self._new_sequence(request, 0))
+
+    def _validate_encoder_input(self, encoder_input: EncoderInput | None) -> None:
+        longest = self.memory.max_encoder_len
+        if longest is None and encoder_input is not None:
+            raise EncoderInputError("This model has no encoder; give its prompt as such, without encoder_prompt.")
+        if longest is not None and encoder_input is None:
+            raise EncoderInputError("This is an encoder-decoder model; give it an encoder_prompt.")
+        if longest is not None and encoder_input is not None and encoder_input.num_tokens > longest:
+            raise EncoderInputTooLongError(
+                f"The encoder prompt has {encoder_input.num_tokens} tokens and there are pages for {longest}; shorten it "
+                "or raise kv_cache_memory_bytes."
+            )
 
     def cancel(self, request_id: str) -> list[TokenEvent]:
         """End a request now and free its pages. Unknown and finished ids are ignored."""
@@ -234,10 +254,15 @@ class Engine:
 
 
 def new_request(
-    request_id: str, prompt: list[int], params: SamplingParams, text: str | None = None, cache_salt: str = ""
+    request_id: str,
+    prompt: list[int],
+    params: SamplingParams,
+    text: str | None = None,
+    cache_salt: str = "",
+    encoder_input: EncoderInput | None = None,
 ) -> Request:
     """A request that arrives now; `text` is the prompt as it was given."""
-    return Request(request_id, prompt, params, RequestMetrics(arrival=monotonic()), text, cache_salt)
+    return Request(request_id, prompt, params, RequestMetrics(arrival=monotonic()), text, cache_salt, encoder_input)
 
 
 def _make_pools(memory: MemoryPlan, poison: bool) -> list[PagePool]:
@@ -251,7 +276,9 @@ def _make_pools(memory: MemoryPlan, poison: bool) -> list[PagePool]:
 def _make_cache(memory: MemoryPlan, pools: list[PagePool], config: EngineConfig) -> Cache:
     policy, share = lookup("eviction", config.eviction_policy)(), config.enable_prefix_caching
     groups: list[CacheGroup] = [
-        PageGroup(num_pages, geometry.page_tokens, policy, geometry.group, share)
+        CrossGroup(num_pages, geometry.page_tokens, policy, share)
+        if geometry.group.reach is Reach.ENCODER
+        else PageGroup(num_pages, geometry.page_tokens, policy, geometry.group, share)
         for geometry, num_pages in memory.pools
     ]
     stores: list[PageStore] = [*pools]

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import torch
 
+from pagoda.cache.cross import CrossTable, Entry
 from pagoda.cache.pool import PagePool
-from pagoda.cache.view import build_cuts, build_views
+from pagoda.cache.view import build_cuts, build_encoder_view, build_views
 from pagoda.engine.memory import MemoryPlan
 from pagoda.engine.request import Sequence
 from pagoda.engine.scheduler import Plan
 from pagoda.kernels.base import Kernels, LayerPages
-from pagoda.models.attention import BoundSite, PagedStep
+from pagoda.models.attention import BoundSite, EncoderTokens, PagedStep
 from pagoda.models.model import Model
 from pagoda.models.replay import DecodeSteps
 from pagoda.models.states import StepStates, typed_states
@@ -51,6 +52,7 @@ class Forward:
             )
             for rule, slot in zip(model.rules, model.spec.sites, strict=True)
         )
+        self._cross_group = memory.cross_group
         states = memory.states
         self._states = None if states is None else typed_states(states.geometry, pools[-1].pages, model.dtype)
 
@@ -71,10 +73,45 @@ class Forward:
         cached = [sequence.cached for sequence in plan if sequence.cached is not None]
         views = build_views(cached, list(plan.values()))
         states = None if self._states is None else StepStates(self._states, views[-1], build_cuts(cached))
-        step = PagedStep(self._kernels, self._sites, views, states)
+        fresh = self._fresh_outputs(plan)
+        step = PagedStep(self._kernels, self._sites, views, states, self._encode(fresh))
         # A step that moves states on cannot be run twice, as proving a recording takes.
-        is_decode = len(tokens) == len(rows) == len(plan) and states is None
+        is_decode = len(tokens) == len(rows) == len(plan) and states is None and not fresh
         forward = self._decode_steps.forward if is_decode else self._model.forward
         logits = forward(torch.tensor(tokens), torch.tensor(positions), torch.tensor(rows, dtype=torch.long), step)
         broken = [sequence for sequence, finite in zip(plan, step.finite.tolist(), strict=True) if not finite]
-        return Computed(complete, logits, broken)
+        return Computed(complete, logits, broken + _broken_by_encoder(step, fresh))
+
+    def _fresh_outputs(self, plan: Plan) -> dict[Entry, list[Sequence]]:
+        """Encoder outputs that are in no pages yet, and who attends to them."""
+        fresh: dict[Entry, list[Sequence]] = {}
+        for sequence in plan if self._cross_group is not None else ():
+            entry = _cross_table(sequence, self._cross_group).entry
+            if not entry.is_written:
+                fresh.setdefault(entry, []).append(sequence)
+        return fresh
+
+    def _encode(self, fresh: dict[Entry, list[Sequence]]) -> EncoderTokens | None:
+        """Each output is computed for itself, so that it does not depend on those beside it."""
+        if not fresh:
+            return None
+        encoder, readers = self._model.encoder, [readers[0] for readers in fresh.values()]
+        assert encoder is not None
+        inputs = [reader.request.encoder_input for reader in readers]
+        hidden = torch.cat([encoder.encode(each) for each in inputs if each is not None])
+        tables = [_cross_table(reader, self._cross_group) for reader in readers]
+        return EncoderTokens(hidden, build_encoder_view(tables))
+
+
+def _cross_table(sequence: Sequence, group: int) -> CrossTable:
+    assert sequence.cached is not None
+    table: CrossTable = sequence.cached.tables[group]
+    return table
+
+
+def _broken_by_encoder(step: PagedStep, fresh: dict[Entry, list[Sequence]]) -> list[Sequence]:
+    """Those who attend to keys and values of NaN or infinity that an encoder's output gave."""
+    if step.encoder is None:
+        return []
+    flags = zip(fresh.values(), step.encoder.finite.tolist(), strict=True)
+    return [reader for readers, finite in flags if not finite for reader in readers]

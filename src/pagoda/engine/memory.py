@@ -12,6 +12,7 @@ from pagoda.engine.page_formats import choose_geometries
 from pagoda.errors import ConfigError
 from pagoda.formats.page import PageGeometry
 from pagoda.formats.state import StateGeometry
+from pagoda.layouts.spec import Reach
 from pagoda.machine import available_memory_nbytes
 from pagoda.models.model import Model
 
@@ -54,15 +55,25 @@ class MemoryPlan:
     max_model_len: int
     limited_by: str
     remedy: str
+    max_encoder_len: int | None = None
 
     @property
     def pools(self) -> tuple[tuple[PageGeometry, int], ...]:
         return tuple(zip(self.geometries, self.num_pages, strict=True))
 
     @property
+    def cross_group(self) -> int | None:
+        """The group that keeps an encoder's output, if there is one."""
+        return next((index for index, each in enumerate(self.geometries) if _is_cross(each)), None)
+
+    @property
     def nbytes_per_token(self) -> float:
-        """Of a token that all groups keep."""
-        return sum(geometry.nbytes_per_token for geometry in self.geometries)
+        """Of a token that all groups keep which keep those of the sequence."""
+        return sum(geometry.nbytes_per_token for geometry in self.geometries if not _is_cross(geometry))
+
+    @property
+    def nbytes_per_encoder_token(self) -> float:
+        return sum(geometry.nbytes_per_token for geometry in self.geometries if _is_cross(geometry))
 
     @property
     def nbytes(self) -> int:
@@ -76,8 +87,10 @@ def plan_memory(model: Model, config: EngineConfig) -> MemoryPlan:
     budget = config.kv_cache_memory_bytes or _default_budget()
     states = _plan_states(model, config, geometries, budget)
     left = budget - (states.nbytes if states else 0)
-    num_pages = _divide(geometries, left, config.max_num_batched_tokens)
-    capacities = [_capacity(*pool, config.max_num_batched_tokens) for pool in zip(geometries, num_pages, strict=True)]
+    ratio = _encoder_ratio(model)
+    num_pages = _divide(geometries, left, config.max_num_batched_tokens, ratio)
+    pools = tuple(zip(geometries, num_pages, strict=True))
+    capacities = [_capacity(*pool, config.max_num_batched_tokens) for pool in pools if not _is_cross(pool[0])]
     capacities = capacities or [LEDGER_PAGES * config.block_size]
     capacity = min((n for n in capacities if n is not None), default=None)
     limits = (config.max_model_len, model.max_model_len, capacity)
@@ -88,16 +101,48 @@ def plan_memory(model: Model, config: EngineConfig) -> MemoryPlan:
         limit = ("what the page pool holds", " or raise kv_cache_memory_bytes")
     else:
         limit = ("max_model_len", "" if config.max_model_len is None else " or raise max_model_len")
-    return MemoryPlan(geometries, num_pages, states, wanted, *limit)
+    return MemoryPlan(geometries, num_pages, states, wanted, *limit, _max_encoder_len(model, pools))
 
 
-def _divide(geometries: tuple[PageGeometry, ...], budget: int, step_tokens: int) -> tuple[int, ...]:
+def _is_cross(geometry: PageGeometry) -> bool:
+    return geometry.group.reach is Reach.ENCODER
+
+
+def _encoder_ratio(model: Model) -> float:
+    """How many encoder tokens there may be for each of the decoder: as in the longest request, if the model limits it."""
+    longest = None if model.encoder is None else model.encoder.max_tokens
+    if longest is None or model.max_model_len is None:
+        return 1.0
+    return max(longest / model.max_model_len, 1.0)
+
+
+def _max_encoder_len(model: Model, pools: tuple[tuple[PageGeometry, int], ...]) -> int | None:
+    """The longest encoder input, None without an encoder. Raises ConfigError if the encoder reads none so short."""
+    if model.encoder is None:
+        return None
+    capacity = next(num_pages * geometry.page_tokens for geometry, num_pages in pools if _is_cross(geometry))
+    if not model.encoder.reads_text and capacity < model.encoder.max_tokens:
+        raise ConfigError(
+            f"kv_cache_memory_bytes gives {capacity} tokens of room to what the encoder reads, which is always "
+            f"{model.encoder.max_tokens}; raise it."
+        )
+    return min(capacity, model.encoder.max_tokens or capacity)
+
+
+def _divide(
+    geometries: tuple[PageGeometry, ...], budget: int, step_tokens: int, encoder_ratio: float
+) -> tuple[int, ...]:
     """Pages of each group, all together at most `budget` bytes."""
     if not geometries:
         return ()
 
+    def pages(geometry: PageGeometry, num_pages: int) -> int:
+        if _is_cross(geometry):
+            return int(num_pages * encoder_ratio)
+        return _group_pages(geometry, geometries, num_pages, step_tokens)
+
     def nbytes(num_pages: int) -> int:
-        return sum(_group_pages(each, geometries, num_pages, step_tokens) * each.page_nbytes for each in geometries)
+        return sum(pages(each, num_pages) * each.page_nbytes for each in geometries)
 
     most = budget // min(geometry.page_nbytes for geometry in geometries)
     num_pages = bisect_right(range(most + 1), budget, key=nbytes) - 1
@@ -105,7 +150,7 @@ def _divide(geometries: tuple[PageGeometry, ...], budget: int, step_tokens: int)
         raise ConfigError(
             f"kv_cache_memory_bytes gives pages {budget}, less than one page ({nbytes(1)} bytes); raise it."
         )
-    return tuple(_group_pages(each, geometries, num_pages, step_tokens) for each in geometries)
+    return tuple(pages(each, num_pages) for each in geometries)
 
 
 def _plan_states(

@@ -6,8 +6,11 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from functools import cached_property
 
 from pagoda.cache.cache import CachedSequence
+from pagoda.cache.namespace import Namespace
+from pagoda.models.encoder import EncoderInput
 from pagoda.sampling_params import SamplingParams
 
 
@@ -103,11 +106,20 @@ class Request:
     metrics: RequestMetrics
     text: str | None = None  # the prompt as it was given
     cache_salt: str = ""
+    encoder_input: EncoderInput | None = None
     seed: int = 0
     watch: Callable[[Sequence, int], str | None] | None = None
     sequences: list[Sequence] = field(default_factory=list)
     num_cached_tokens: int | None = None  # of the prompt, when first scheduled
+    num_cached_encoder_tokens: int = 0  # the same of what the encoder reads
     error: Exception | None = None
+
+    @cached_property
+    def namespace(self) -> Namespace:
+        """What its pages depend on beside its tokens."""
+        if self.encoder_input is None:
+            return Namespace(self.cache_salt)
+        return Namespace(self.cache_salt, self.encoder_input.digest, self.encoder_input.num_tokens)
 
     @property
     def is_finished(self) -> bool:

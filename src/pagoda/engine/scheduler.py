@@ -89,19 +89,26 @@ class Scheduler:
         """Start waiting sequences in order of arrival while tokens, seats and pages last.
 
         One whose next page a running prefill is about to write is passed over: it can share that page a step later.
+        What encoders have to read counts as tokens of the step.
         """
         being_written = {self._page_being_written(sequence) for sequence in self.running} - {None}
         passed_over: list[Sequence] = []
-        while self.waiting and (budget := self._max_num_batched_tokens - sum(plan.values())):
+        encoded = 0
+        while self.waiting and (budget := self._max_num_batched_tokens - sum(plan.values()) - encoded) > 0:
             sequence = self.waiting[0]
-            hit = self._cache.match(sequence.request.cache_salt, sequence.tokens, limit=len(sequence.tokens) - 1)
+            hit = self._cache.match(sequence.request.namespace, sequence.tokens, limit=len(sequence.tokens) - 1)
             if self._cache.next_page(hit, sequence.tokens) in being_written:
                 passed_over.append(self.waiting.popleft())
                 continue
             if not self._cache.resumes_anywhere:
                 hit = self._parting_from_others(sequence, hit)
+            # An encoder reads its input in one step, however long it is; a second one must fit beside.
+            to_encode = sequence.request.namespace.num_encoder_tokens - hit.num_encoder_tokens
+            if encoded and to_encode >= budget:
+                break
             if not self._start(sequence, hit, budget, plan):
                 break
+            encoded += to_encode
             self.waiting.popleft()
             being_written |= {self._page_being_written(sequence)} - {None}
         self.waiting.extendleft(reversed(passed_over))
@@ -122,13 +129,14 @@ class Scheduler:
         plan[sequence] = num_tokens
         if sequence.request.num_cached_tokens is None:
             sequence.request.num_cached_tokens = fitting.num_tokens
+            sequence.request.num_cached_encoder_tokens = fitting.num_encoder_tokens
         return True
 
     def _parting_from_others(self, sequence: Sequence, hit: Hit) -> Hit:
         """`hit` with the deepest token that another waiting sequence shares as a place where prompts part."""
         key = token_key(sequence.tokens)
         others = islice((each for each in self.waiting if each is not sequence), MAX_COMPARED)
-        same = (each for each in others if each.request.cache_salt == sequence.request.cache_salt)
+        same = (each for each in others if each.request.namespace == sequence.request.namespace)
         shared = max((common_tokens(key, token_key(each.tokens)) for each in same), default=0)
         return hit._replace(branch_tokens=max(hit.branch_tokens, shared))
 

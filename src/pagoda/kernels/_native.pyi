@@ -14,6 +14,7 @@ class Reach(Enum):
     FULL = ...
     SLIDING = ...
     CHUNKED = ...
+    ENCODER = ...
 
 class Rows:
     def __init__(self, data: int, row_stride: int, head_stride: int, number: Number) -> None: ...
@@ -55,7 +56,15 @@ class Tables:
 
 class Rule:
     def __init__(
-        self, scale: float, has_soft_cap: bool, soft_cap: float, reach: Reach, span: int, slopes: int
+        self,
+        scale: float,
+        has_soft_cap: bool,
+        soft_cap: float,
+        reach: Reach,
+        span: int,
+        slopes: int,
+        biases: int,
+        num_distances: int,
     ) -> None: ...
 
 class Kernels:
@@ -127,6 +136,7 @@ MAX_ROTATED_WIDTH: int
 MAX_HEAD_ROWS: int
 MAX_HEAD_WIDTH: int
 HEAD_WIDTH_MULTIPLE: int
+BIAS_EDGE: int
 
 def instruction_sets() -> list[str]: ...
 def allocate(nbytes: int) -> NDArray[np.uint8]: ...

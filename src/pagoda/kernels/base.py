@@ -26,6 +26,8 @@ class GroupView:
     Sequence s owns rows `query_starts[s] : query_starts[s + 1]` of the packed queries, keys and values; they are the
     last of its `context_lengths[s]` tokens. Its pages are `page_indices[page_starts[s] : page_starts[s + 1]]`: token
     t lies in the page at t // page_tokens. Entries that no row of the sequence reaches are -1 if a window left them.
+
+    Where pages hold an encoder's tokens (`Reach.ENCODER`), `context_lengths` counts those, and rows are none of them.
     """
 
     page_indices: torch.Tensor  # [pages of all sequences]
@@ -68,7 +70,7 @@ class AttentionRule:
     (ALiBi, arXiv 2108.12409).
 
     `span` is the window or chunk in tokens. A query at position i reaches j <= i with, if SLIDING, i - j < span and, if
-    CHUNKED, i // span == j // span.
+    CHUNKED, i // span == j // span. If ENCODER, it reaches every token there is.
     """
 
     scale: float
@@ -109,11 +111,14 @@ class Kernels(ABC):
         view: GroupView,
         rule: AttentionRule,
         sinks: torch.Tensor | None = None,
+        biases: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attention of `query` [rows, heads, key width] over the pages; returns [rows, heads, value width].
 
         Query head h reads KV head h // (heads / KV heads). `sinks` [heads] are extra logits that take weight and have
-        no value (GPT-OSS). Scores and sums are in fp32; the result has the type of `query` and is contiguous.
+        no value (GPT-OSS). `biases` [heads, distances] are added to the scores of tokens so far back, the last one to those
+        of all that lie farther (T5, arXiv 1910.10683). Scores and sums are in fp32; the result has the type of `query`
+        and is contiguous.
         """
 
     @abstractmethod

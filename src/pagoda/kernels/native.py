@@ -136,6 +136,7 @@ class NativeKernels(Kernels):
         view: GroupView,
         rule: AttentionRule,
         sinks: torch.Tensor | None = None,
+        biases: torch.Tensor | None = None,
     ) -> torch.Tensor:
         num_rows, num_heads, _ = query.shape
         key, value_width = layer.key.plane, layer.value_width
@@ -143,6 +144,8 @@ class NativeKernels(Kernels):
             raise ConfigError(f"{num_heads} query heads cannot share {key.num_heads} KV heads evenly.")
         if rule.slopes is not None and len(rule.slopes) != num_heads:
             raise ConfigError(f"There are {len(rule.slopes)} slopes for {num_heads} query heads.")
+        if biases is not None and (biases.dim() != 2 or len(biases) != num_heads or rule.slopes is not None):
+            raise ConfigError(f"biases is {list(biases.shape)}; it must be [{num_heads}, distances], without slopes.")
         rows = self._told.rows("query", query, num_heads, key.width)
         out = query.new_empty(num_rows, num_heads, value_width)
         out_rows = self._native.Rows(
@@ -155,7 +158,7 @@ class NativeKernels(Kernels):
             out_rows,
             self._told.pages(layer),
             self._told.tables(view),
-            self._told.rule(rule),
+            self._told.rule(rule, biases),
             0 if logits is None else logits.data_ptr(),
             num_rows,
             num_heads,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pagoda.errors import ConfigError
 from pagoda.formats.base import Format
@@ -36,6 +37,7 @@ class NativeArguments:
         # What was said of pages and tables before: every layer of every step asks again.
         self._pages_said: WeakKeyDictionary[LayerPages, _native.Pages] = WeakKeyDictionary()
         self._slopes_said: dict[tuple[float, ...], torch.Tensor] = {}
+        self._biases_said: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._tables_said: WeakKeyDictionary[GroupView, _native.Tables] = WeakKeyDictionary()
         self.numbers: dict[torch.dtype, _native.Number] = {
             torch.float32: module.Number.FP32,
@@ -54,6 +56,7 @@ class NativeArguments:
             Reach.FULL: module.Reach.FULL,
             Reach.SLIDING: module.Reach.SLIDING,
             Reach.CHUNKED: module.Reach.CHUNKED,
+            Reach.ENCODER: module.Reach.ENCODER,
         }
 
     def number(self, tensor: torch.Tensor) -> _native.Number:
@@ -91,13 +94,19 @@ class NativeArguments:
             self._tables_said[view] = said = self._new_tables(view)
         return said
 
-    def rule(self, rule: AttentionRule) -> _native.Rule:
-        """Who attends to what, and how scores are scaled."""
-        reach = self._reaches[Reach.FULL if rule.span is None else rule.reach]
-        has_soft_cap = rule.soft_cap is not None
+    def rule(self, rule: AttentionRule, biases: torch.Tensor | None) -> _native.Rule:
+        """Who attends to what, and how scores are scaled. `biases` must live as long."""
+        has_span = rule.reach is Reach.ENCODER or rule.span is not None
         slopes = 0 if rule.slopes is None else self._slopes(rule.slopes).data_ptr()
         told: _native.Rule = self._module.Rule(
-            rule.scale, has_soft_cap, rule.soft_cap or 0.0, reach, rule.span or 0, slopes
+            rule.scale,
+            rule.soft_cap is not None,
+            rule.soft_cap or 0.0,
+            self._reaches[rule.reach if has_span else Reach.FULL],
+            rule.span or 0,
+            slopes,
+            0 if biases is None else self._biases(biases).data_ptr(),
+            0 if biases is None else biases.shape[1],
         )
         return told
 
@@ -106,6 +115,16 @@ class NativeArguments:
         kept = self._slopes_said.get(slopes)
         if kept is None:
             kept = self._slopes_said[slopes] = torch.tensor(slopes)
+        return kept
+
+    def _biases(self, biases: torch.Tensor) -> torch.Tensor:
+        """As `Biases` in csrc/attention.h has them, kept as long as `biases` themselves."""
+        kept: torch.Tensor | None = self._biases_said.get(biases)
+        if kept is None:
+            edge = self._module.BIAS_EDGE
+            rows = biases.detach().float().flip(1)
+            kept = torch.cat((rows[:, :1].expand(-1, edge), rows, rows.new_zeros(len(rows), edge)), dim=1).contiguous()
+            self._biases_said[biases] = kept
         return kept
 
     def _new_pages(self, layer: LayerPages) -> _native.Pages:

@@ -47,6 +47,7 @@ class ReferenceKernels(Kernels):
         view: GroupView,
         rule: AttentionRule,
         sinks: torch.Tensor | None = None,
+        biases: torch.Tensor | None = None,
     ) -> torch.Tensor:
         out = query.new_empty(query.shape[0], query.shape[1], layer.value_width)
         for sequence in range(len(view.context_lengths)):
@@ -62,7 +63,7 @@ class ReferenceKernels(Kernels):
                 for slot in (layer.key, layer.value)
             )
             value = value[..., : layer.value_width]
-            out[first:last] = attend_dense(query[first:last], key, value, rule, sinks).to(query.dtype)
+            out[first:last] = attend_dense(query[first:last], key, value, rule, sinks, biases).to(query.dtype)
         return out
 
     def takes_linear(self, input: torch.Tensor, weight: torch.Tensor) -> bool:  # noqa: ARG002
@@ -98,7 +99,12 @@ class ReferenceKernels(Kernels):
 
 
 def attend_dense(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: AttentionRule, sinks: torch.Tensor | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    rule: AttentionRule,
+    sinks: torch.Tensor | None,
+    biases: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of the last rows of one sequence over all of its tokens, in fp32.
 
@@ -109,9 +115,11 @@ def attend_dense(
     scores = torch.einsum("qhd,hkd->hqk", query.float(), key) * rule.scale
     if rule.soft_cap is not None:
         scores = rule.soft_cap * torch.tanh(scores / rule.soft_cap)
+    distances = torch.arange(key.shape[1] - query.shape[0], key.shape[1])[:, None] - torch.arange(key.shape[1])
     if rule.slopes is not None:
-        distances = torch.arange(key.shape[1]) - torch.arange(key.shape[1] - query.shape[0], key.shape[1])[:, None]
-        scores = scores + torch.tensor(rule.slopes)[:, None, None] * distances
+        scores = scores - torch.tensor(rule.slopes)[:, None, None] * distances
+    if biases is not None:
+        scores = scores + biases.float()[:, distances.clamp(0, biases.shape[1] - 1)]
     scores = scores.masked_fill(~in_reach(query.shape[0], key.shape[1], rule, query.device), float("-inf"))
     if sinks is not None:
         column = sinks.float()[:, None, None].expand(-1, scores.shape[1], 1)
@@ -125,6 +133,8 @@ def in_reach(rows: int, tokens: int, rule: AttentionRule, device: torch.device) 
     """Which tokens the last `rows` of `tokens` positions attend to: bool [rows, tokens]."""
     query = torch.arange(tokens - rows, tokens, device=device)[:, None]
     token = torch.arange(tokens, device=device)[None]
+    if rule.reach is Reach.ENCODER:
+        return torch.ones(rows, tokens, dtype=torch.bool, device=device)
     reach = token <= query
     if rule.reach is Reach.SLIDING and rule.span is not None:
         reach &= query - token < rule.span

@@ -12,11 +12,12 @@ from pagoda.layouts.state import StateLayout
 
 
 class Reach(StrEnum):
-    """Which earlier tokens a query attends to."""
+    """Which tokens a query attends to: earlier ones of its own sequence, or an encoder's."""
 
-    FULL = "full"  # all of them
+    FULL = "full"  # all of the earlier ones
     SLIDING = "sliding"  # the last `span` tokens, itself included
     CHUNKED = "chunked"  # those in its own chunk of `span` tokens
+    ENCODER = "encoder"  # all that the encoder made of the sequence's encoder input
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from transformers import AttentionInterface
 
 from pagoda.errors import UnsupportedModelError
 from pagoda.kernels.base import AttentionRule, GroupView, Kernels, LayerPages
+from pagoda.layouts.spec import Reach
 from pagoda.models.states import StepStates
 
 ATTENTION_NAME = "pagoda"
@@ -32,11 +33,29 @@ class BoundSite:
     group: int
     writes: bool
 
+    @property
+    def is_cross(self) -> bool:
+        """Whether its pages hold what an encoder made of its input."""
+        return self.rule.reach is Reach.ENCODER
+
+
+class EncoderTokens:
+    """What an encoder made of inputs that are in no pages yet, and where their keys and values go.
+
+    `hidden` [tokens, width] has one input after the other, which `view` takes for sequences of new tokens.
+    """
+
+    def __init__(self, hidden: torch.Tensor, view: GroupView) -> None:
+        self.hidden = hidden
+        self.view = view
+        # A byte for each input: zero once NaN or infinity was stored for it.
+        self.finite = torch.ones(len(view.context_lengths), dtype=torch.uint8)
+
 
 class PagedStep:
     """One forward pass over packed sequences: `sites` in call order, `views` by layer group.
 
-    `states` are those of recurrent layers, if the model has any.
+    `states` are those of recurrent layers, if the model has any, and `encoder` the tokens of new encoder inputs.
     """
 
     def __init__(
@@ -45,9 +64,11 @@ class PagedStep:
         sites: tuple[BoundSite, ...],
         views: tuple[GroupView, ...],
         states: StepStates | None = None,
+        encoder: EncoderTokens | None = None,
     ) -> None:
         self.kernels = kernels
         self.states = states
+        self.encoder = encoder
         self.views = views
         self._sites = sites
         self._rows = int(views[0].query_starts[-1])
@@ -63,10 +84,12 @@ class PagedStep:
         value: torch.Tensor | None,
         scale: float | None = None,
         sinks: torch.Tensor | None = None,
+        biases: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Answer the next attention call: all tensors are [rows, heads, width] of the step's new tokens.
 
-        There are no values where keys are values too (`Plane.value_width`).
+        Keys and values for cross-attention are those of new encoder tokens. There are no values where keys are values
+        too (`Plane.value_width`).
 
         Sites are keyed by the ordinal of the call: a layer may attend twice, or be called again with other weights.
         """
@@ -76,10 +99,11 @@ class PagedStep:
         self._check(site, query, key, scale)
         self._calls += 1
         view = self.views[site.group]
-        if site.writes:
+        if site.writes and len(key):
+            tables, finite = (view, self.finite) if not site.is_cross else self._new_encoder_tokens()
             values = None if value is None else _unit_stride(value)
-            self.kernels.store(_unit_stride(key), values, site.layer, view, self.finite)
-        return self.kernels.attend(_unit_stride(query), site.layer, view, site.rule, sinks)
+            self.kernels.store(_unit_stride(key), values, site.layer, tables, finite)
+        return self.kernels.attend(_unit_stride(query), site.layer, view, site.rule, sinks, biases)
 
     def next_states(self, layer: int) -> StepStates:
         """The states for the next recurrent layer, which must be the one numbered `layer`."""
@@ -104,11 +128,17 @@ class PagedStep:
                 f"The model attended {self._calls} times in one step, but {len(self._sites)} times at load."
             )
 
+    def _new_encoder_tokens(self) -> tuple[GroupView, torch.Tensor]:
+        assert self.encoder is not None, "checked before"
+        return self.encoder.view, self.encoder.finite
+
     def _check(self, site: BoundSite, query: torch.Tensor, key: torch.Tensor, scale: float | None) -> None:
-        if not query.shape[0] == key.shape[0] == self._rows:
+        num_keys = self._rows if not site.is_cross else len(self.encoder.hidden) if self.encoder else 0
+        if query.shape[0] != self._rows or key.shape[0] != num_keys:
             raise UnsupportedModelError(
                 f"Attention call {self._calls} has {query.shape[0]} queries and {key.shape[0]} keys in a step of "
-                f"{self._rows} tokens: this model does not attend from each token to the tokens before it."
+                f"{self._rows} tokens: this model does not attend from each token to the tokens before it, or to an "
+                "encoder's."
             )
         if scale is not None and scale != site.rule.scale:
             raise UnsupportedModelError(
@@ -157,12 +187,14 @@ def paged_attention(  # noqa: PLR0913 - the signature is transformers'
     *,
     scaling: float | None = None,
     s_aux: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,  # [heads, distances], as `packed_decoder.py` makes them
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls. Window, chunk and soft cap come from discovery, not from the keywords of the call."""
     step = step_in_flight(module, attention_mask)
     query, key, value = (packed[0].transpose(0, 1) for packed in (query, key, value))
-    out = step.attend(query, key, value, scaling, s_aux)
+    biases = position_bias if position_bias is not None and position_bias.numel() else None
+    out = step.attend(query, key, value, scaling, s_aux, biases)
     return out.unsqueeze(0), None
 
 

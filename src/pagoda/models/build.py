@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
+from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
 
 from pagoda.models.own_attention import interface_name
 from pagoda.models.quiet import quiet
@@ -15,7 +16,17 @@ from pagoda.models.quiet import quiet
 # Makes a network of a configuration: `build(config, attn_implementation=..., dtype=...)`.
 Build = Callable[..., Any]
 
-build_decoder: Build = AutoModelForCausalLM.from_config
+
+def generating_class(config: Any) -> Any:
+    """The class of transformers that generates text with networks of `config`."""
+    if not config.is_encoder_decoder:
+        return AutoModelForCausalLM
+    return AutoModelForSpeechSeq2Seq if type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING else AutoModelForSeq2SeqLM
+
+
+def build_network(config: Any, **options: Any) -> Any:
+    """A network of `config` with the weights its family starts training from."""
+    return generating_class(config).from_config(config, **options)
 
 
 def random_network(config: Any, attention_name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
@@ -23,4 +34,4 @@ def random_network(config: Any, attention_name: str, dtype: torch.dtype = torch.
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         name = interface_name(config, attention_name)
-        return build_decoder(copy.deepcopy(config), attn_implementation=name, dtype=dtype).eval()
+        return build_network(copy.deepcopy(config), attn_implementation=name, dtype=dtype).eval()

@@ -1,7 +1,7 @@
 """What a model's attention calls need from the cache, learned by running it once without weights.
 
-Knows which calls pages can serve: causal self-attention over all tokens, a window or a chunk. Everything else is
-refused by name. Does not know the values of weights; `selftest.py` catches what shapes and masks cannot show.
+Knows which calls pages can serve: causal self-attention over all tokens, a window or a chunk, and cross-attention to
+all that an encoder made of its input. Everything else is refused by name. Does not know the values of weights; `selftest.py` catches what shapes and masks cannot show.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from pagoda.kernels.base import AttentionRule
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.base import Layout
 from pagoda.layouts.config import KINDS_WITHOUT_CACHE, LAYER_KINDS, STATE_KINDS
+from pagoda.layouts.cross import CrossLayout
 from pagoda.layouts.latent import LatentLayout
 from pagoda.layouts.spec import CacheSpec, Reach, group_layers
-from pagoda.models.build import Build, build_decoder
-from pagoda.models.probe import PROBE_NAME, PROBE_TOKENS, Call, MaskNote, Recording, record_calls
+from pagoda.models.build import Build, build_network
+from pagoda.models.decoder_config import decoder_config, num_decoder_layers
+from pagoda.models.probe import ENCODER_PROBE_TOKENS, PROBE_NAME, PROBE_TOKENS, Call, MaskNote, Recording, record_calls
 
 _REACHES = {
     frozenset({"causal_mask_function"}): Reach.FULL,
     frozenset({"causal_mask_function", "sliding_window_overlay", "and_masks"}): Reach.SLIDING,
     frozenset({"causal_mask_function", "chunked_overlay", "and_masks"}): Reach.CHUNKED,
+    frozenset({"bidirectional_mask_function"}): Reach.ENCODER,
 }
 
 
@@ -37,7 +40,7 @@ class Discovered:
     sinks: tuple[bool, ...]
 
 
-def discover(config: Any, build: Build = build_decoder) -> Discovered:
+def discover(config: Any, build: Build = build_network) -> Discovered:
     """Find the attention calls of the model that `build` makes of `config`, or say why it cannot use pages."""
     check_config(config)
     recording = _record(config, build)
@@ -53,10 +56,6 @@ def discover(config: Any, build: Build = build_decoder) -> Discovered:
 
 def check_config(config: Any) -> None:
     """Refuse what the configuration alone rules out."""
-    if config.is_encoder_decoder:
-        raise UnsupportedModelError(
-            f"{config.model_type} is an encoder-decoder model; Pagoda has no pages for cross-attention yet."
-        )
     kinds = set(_layer_kinds(config)) - {*LAYER_KINDS, *STATE_KINDS, *KINDS_WITHOUT_CACHE}
     if kinds:
         raise UnsupportedModelError(
@@ -66,7 +65,7 @@ def check_config(config: Any) -> None:
 
 
 def _layer_kinds(config: Any) -> list[str]:
-    return list(getattr(config.get_text_config(), "layer_types", None) or ())
+    return list(getattr(decoder_config(config), "layer_types", None) or ())
 
 
 def _record(config: Any, build: Build) -> Recording:
@@ -88,8 +87,9 @@ def _record(config: Any, build: Build) -> Recording:
             f"{config.model_type} does not run with Pagoda's attention and recurrent state: "
             f"{_first_line(recording.failure)}"
         ) from recording.failure
-    num_layers = _num_keeping_layers(config)
-    if num_layers is None or len(recording.calls) + num_states < num_layers:
+    num_layers = num_decoder_layers(config)
+    least = _least_calls(config)
+    if least is None or len(recording.calls) + num_states < least:
         kept = f" and keeps {num_states} recurrent states" if num_states else ""
         raise UnsupportedModelError(
             f"{config.model_type} attends {len(recording.calls)} times{kept} but has "
@@ -99,12 +99,13 @@ def _record(config: Any, build: Build) -> Recording:
     return recording
 
 
-def _num_keeping_layers(config: Any) -> int | None:
-    """The layers that remember something, if the configuration tells."""
-    num_layers: int | None = getattr(config.get_text_config(), "num_hidden_layers", None)
+def _least_calls(config: Any) -> int | None:
+    """How many attention calls and states there must be at least, if the configuration tells."""
+    num_layers = num_decoder_layers(config)
     if num_layers is None:
         return None
-    return num_layers - sum(kind in KINDS_WITHOUT_CACHE for kind in _layer_kinds(config))
+    num_layers -= sum(kind in KINDS_WITHOUT_CACHE for kind in _layer_kinds(config))
+    return 2 * num_layers if config.is_encoder_decoder else num_layers
 
 
 def _own_attention(config: Any, failure: Exception | None) -> UnsupportedModelError:
@@ -137,13 +138,12 @@ def _check_call(config: Any, ordinal: int, call: Call) -> None:
 
 
 def _reason_against(call: Call) -> str | None:
-    mask = None if call.own_reach else _mask_reason(call.mask)
-    return _shape_reason(call) or _score_reason(call) or mask
+    return _shape_reason(call) or _score_reason(call) or (None if call.own_reach else _mask_reason(call))
 
 
 def _shape_reason(call: Call) -> str | None:
-    if not call.query.shape[2] == call.key.shape[2] == PROBE_TOKENS:
-        return "its queries and keys are not the tokens of the step (cross-attention or compressed keys)"
+    if call.query.shape[2] != PROBE_TOKENS or call.key.shape[2] not in (PROBE_TOKENS, ENCODER_PROBE_TOKENS):
+        return "its queries and keys are not the tokens of the step (compressed keys)"
     if call.query.shape[1] % call.key.shape[1]:
         return f"{call.query.shape[1]} query heads do not share {call.key.shape[1]} KV heads evenly"
     return None
@@ -157,10 +157,13 @@ def _score_reason(call: Call) -> str | None:
     return None
 
 
-def _mask_reason(mask: Any) -> str | None:
+def _mask_reason(call: Call) -> str | None:
+    mask = call.mask
+    if mask is None and call.is_cross:
+        return None
     if not isinstance(mask, MaskNote):
         return "it does not take its mask from transformers, so which tokens it attends to is unknown"
-    if mask.overlays not in _REACHES:
+    if mask.overlays not in _REACHES or (_REACHES[mask.overlays] is Reach.ENCODER) != call.is_cross:
         return f"it attends by {', '.join(sorted(mask.overlays))}; only causal masks, windows and chunks are known"
     if mask.span is not None and mask.span < 1:
         return f"its window is {mask.span} tokens, so that a token would not even attend to itself"
@@ -169,14 +172,19 @@ def _mask_reason(mask: Any) -> str | None:
 
 def _rule(call: Call) -> AttentionRule:
     scale = call.query.shape[-1] ** -0.5 if call.scale is None else float(call.scale)
-    reach, span = call.own_reach or (_REACHES[call.mask.overlays], call.mask.span)
+    reach, span = call.own_reach or _reach(call)
     return AttentionRule(scale, reach, span, call.soft_cap, call.slopes)
+
+
+def _reach(call: Call) -> tuple[Reach, int | None]:
+    return (Reach.ENCODER, None) if call.is_cross else (_REACHES[call.mask.overlays], call.mask.span)
 
 
 def _layout(call: Call) -> Layout:
     if call.has_latents:
         return LatentLayout(call.key.shape[-1], call.value.shape[-1])
-    return AttentionLayout(call.key.shape[1], call.key.shape[-1], call.value.shape[-1])
+    layout = CrossLayout if call.is_cross else AttentionLayout
+    return layout(call.key.shape[1], call.key.shape[-1], call.value.shape[-1])
 
 
 def _source(calls: list[Call], ordinal: int) -> int | None:

@@ -12,13 +12,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+)
 
 from pagoda.errors import ConfigError, CorruptCheckpointError, ModelNotFoundError, UnsupportedModelError
 from pagoda.models.attention import ATTENTION_NAME
-from pagoda.models.build import random_network
+from pagoda.models.build import generating_class, random_network
 from pagoda.models.discovery import Discovered, discover
 from pagoda.models.model import Model, eos_of
 from pagoda.models.own_attention import interface_name
@@ -33,7 +37,7 @@ DTYPES = {
 }
 
 
-_auto_model: Any = AutoModelForCausalLM
+ENCODER_DECODERS = (MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING)
 
 
 def load_model(path: str | Path, *, dtype: str = "auto") -> Model:
@@ -90,7 +94,8 @@ def load_config(directory: Path) -> Any:
         raise CorruptCheckpointError(
             f"{directory}/config.json is not a valid {model_type} configuration: {error}"
         ) from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder:
+    classes = ENCODER_DECODERS if config.is_encoder_decoder else (MODEL_FOR_CAUSAL_LM_MAPPING,)
+    if not any(type(config) in each for each in classes):
         raise UnsupportedModelError(f"{model_type} is not a decoder: transformers generates no text with it.")
     return config
 
@@ -120,7 +125,7 @@ def _load_weights(directory: Path, config: Any, dtype: torch.dtype | str) -> Any
         raise ModelNotFoundError(f"{directory} has no *.safetensors file; Pagoda reads weights in that format only.")
     try:
         with quiet():
-            network, report = _auto_model.from_pretrained(
+            network, report = generating_class(config).from_pretrained(
                 directory,
                 config=config,
                 dtype=dtype,

@@ -17,12 +17,15 @@ from pagoda.kernels.base import AttentionRule
 from pagoda.layouts.latent import LATENT_FAMILIES
 from pagoda.layouts.spec import CacheSpec
 from pagoda.models.attention import ATTENTION_NAME, PagedStep, in_flight, paged_attention
+from pagoda.models.decoder_config import decoder_config
 from pagoda.models.discovery import Discovered, discover
+from pagoda.models.encoder import Encoder
 from pagoda.models.fused import fuse
 from pagoda.models.latent import attend_latents
 from pagoda.models.linear import use_kernels
 from pagoda.models.llama4 import take_temperature_from_positions
 from pagoda.models.own_attention import OWN_ATTENTION_FAMILIES, call_function, interface_name
+from pagoda.models.packed_decoder import PackedDecoder
 from pagoda.models.positions import max_positions, position_offset
 from pagoda.models.quiet import quiet
 from pagoda.models.recurrent import attend_states
@@ -49,7 +52,9 @@ class Model:
         self.network = network
         self.discovered = discovered
         self.eos_token_ids = eos_token_ids
-        self._position_offset = position_offset(network)
+        self._position_offset = 0 if network.config.is_encoder_decoder else position_offset(network)
+        self._decoder = PackedDecoder(network) if network.config.is_encoder_decoder else None
+        self.encoder = Encoder(network) if network.config.is_encoder_decoder else None
 
     @classmethod
     def from_transformers(cls, network: Any) -> Model:
@@ -81,7 +86,7 @@ class Model:
 
     @cached_property
     def vocab_size(self) -> int:
-        return int(self.config.get_text_config().vocab_size)
+        return int(decoder_config(self.config).vocab_size)
 
     @cached_property
     def max_model_len(self) -> int | None:
@@ -106,6 +111,9 @@ class Model:
         Only the rows in `logit_rows` (int64 [n]) go through the output head. Returns fp32 logits [n, vocabulary].
         """
         with in_flight(step):
+            if self._decoder is not None:
+                hidden = step.encoder.hidden if step.encoder else None
+                return self._decoder(token_ids, positions, logit_rows, hidden).float()
             output = self.network(
                 input_ids=token_ids[None],
                 position_ids=(positions + self._position_offset)[None],
@@ -119,7 +127,7 @@ def eos_of(generation_setting: int | list[int] | None, config: Any) -> frozenset
     """The end-of-sequence tokens: the generation settings decide, else the configuration."""
     found = generation_setting
     if found is None:
-        found = getattr(config.get_text_config(), "eos_token_id", None)
+        found = getattr(decoder_config(config), "eos_token_id", None)
     if found is None:
         return frozenset()
     return frozenset([found] if isinstance(found, int) else found)

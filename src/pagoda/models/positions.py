@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from pagoda.models.decoder_config import decoder_config
+
 
 def position_offset(network: torch.nn.Module) -> int:
     """The number of a sequence's first token. RoBERTa-like tables begin after the row of the padding token."""
@@ -19,9 +21,9 @@ def position_offset(network: torch.nn.Module) -> int:
 
 def max_positions(config: Any, offset: int) -> int | None:
     """How many tokens a sequence may have, or None if the model sets no limit."""
-    text = config.get_text_config()
+    text = decoder_config(config)
     limits = [limit for rope in _rope_settings(text) if (limit := _stable_length(text, rope)) is not None]
-    table = getattr(text, "max_position_embeddings", None)
+    table = getattr(text, "max_target_positions", None) or getattr(text, "max_position_embeddings", None)
     if table:
         limits.append(int(table) - offset)
     return min(limits, default=None)

@@ -22,12 +22,14 @@ from pagoda.layouts.spec import Reach
 from pagoda.models.build import Build
 from pagoda.models.latent import attend_latents
 from pagoda.models.own_attention import OWN_ATTENTION_FAMILIES, call_function, interface_name
+from pagoda.models.packed_decoder import PackedDecoder
 from pagoda.models.quiet import quiet
 from pagoda.models.recurrent import StateNotes
 
 PROBE_NAME = "pagoda-probe"
 LATENT_PROBE_NAME = "pagoda-latent-probe"
 PROBE_TOKENS = 3
+ENCODER_PROBE_TOKENS = 5
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ class Call:
     slopes: tuple[float, ...] | None = None
     own_reach: tuple[Reach, int | None] | None = None
 
+    @property
+    def is_cross(self) -> bool:
+        """Whether the keys are those of an encoder's output."""
+        return self.key.shape[2] == ENCODER_PROBE_TOKENS
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -76,29 +83,48 @@ def record_calls(config: Any, build: Build) -> Recording:
     """Run a model of `config`, made by `build`, with the two stand-ins."""
     network = _build_on_meta(config, build)
     states = StateNotes(network)
-    recording = _run(network, states, "meta")
+    call = _calling_decoder(network) if config.is_encoder_decoder else _calling(network)
+    recording = _run(network, states, call, "meta")
     if isinstance(recording.failure, (NotImplementedError, RuntimeError)):
         # Some families route by values, which meta tensors lack. Memory that nobody has written costs nothing to read,
         # so the same network with uninitialised weights stays cheap.
         network.to_empty(device="cpu")
         for buffer in network.buffers():
             buffer.zero_()
-        recording = _run(network, states, "cpu")
+        recording = _run(network, states, call, "cpu")
     return recording
 
 
-def _run(network: Any, states: StateNotes, device: str) -> Recording:
+# Computes packed tokens at positions, all [tokens], and the logits of some rows of them.
+_PackedCall = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Any]
+
+
+def _calling(network: Any) -> _PackedCall:
+    def call(tokens: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor) -> Any:
+        # Rows are a tensor, because some families shorten their last layers when given a number.
+        return network(input_ids=tokens[None], position_ids=positions[None], use_cache=False, logits_to_keep=rows)
+
+    return call
+
+
+def _calling_decoder(network: Any) -> _PackedCall:
+    decoder = PackedDecoder(network)
+
+    def call(tokens: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor) -> Any:
+        return decoder(tokens, positions, rows, tokens.new_zeros(ENCODER_PROBE_TOKENS, decoder.encoder_width).to(network.dtype))
+
+    return call
+
+
+def _run(network: Any, states: StateNotes, call: _PackedCall, device: str) -> Recording:
     states.begin()
     calls: list[Call] = []
     failure = None
     token = _calls_in_flight.set(calls)
     try:
-        with quiet(), _no_packing_search(), torch.inference_mode():
-            tokens = torch.zeros(1, PROBE_TOKENS, dtype=torch.long, device=device)
-            positions = torch.arange(PROBE_TOKENS, device=device)[None]
-            # A tensor, because some families shorten their last layers when given a number.
-            rows = torch.zeros(1, dtype=torch.long, device=device)
-            network(input_ids=tokens, position_ids=positions, use_cache=False, logits_to_keep=rows)
+        with quiet(), _no_packing_search(), torch.inference_mode(), torch.device(device):
+            tokens = torch.zeros(PROBE_TOKENS, dtype=torch.long)
+            call(tokens, torch.arange(PROBE_TOKENS), torch.zeros(1, dtype=torch.long))
     except Exception as error:  # whatever a family does with stand-ins it does not expect
         failure = error
     finally:
@@ -150,7 +176,8 @@ def _note_call(  # noqa: PLR0913 - the signature is transformers'
             scaling,
             softcap,
             has_sinks=s_aux is not None,
-            has_position_bias=position_bias is not None,
+            # Biases by distance, [heads, distances], are another thing (packed_decoder.py).
+            has_position_bias=position_bias is not None and position_bias.dim() > 2,
             slopes=slopes,
             own_reach=own_reach,
         )

@@ -7,8 +7,8 @@ catches what discovery cannot see: masks of a model's own, indexers, mixers that
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Sequence
+from itertools import accumulate, zip_longest
 from typing import Any
 
 import torch
@@ -19,40 +19,47 @@ from pagoda.formats.plain import FP32
 from pagoda.formats.state import StateGeometry
 from pagoda.kernels.base import GroupView, LayerPages
 from pagoda.kernels.reference import ReferenceKernels
-from pagoda.models.attention import BoundSite, PagedStep
+from pagoda.layouts.spec import Reach
+from pagoda.models.attention import BoundSite, EncoderTokens, PagedStep
 from pagoda.models.build import random_network
+from pagoda.models.decoder_config import decoder_config, num_decoder_layers
+from pagoda.models.encoder import EncoderInput
 from pagoda.models.model import Model
 from pagoda.models.quiet import quiet
-from pagoda.models.states import LayerStates, StepStates, typed_states
+from pagoda.models.states import StepStates, typed_states
 from pagoda.models.tiny import shrink
 
 PAGE_TOKENS = 16
 SEQUENCE_TOKENS = (37, 23)
+# What they give the encoder to read, if there is one.
+ENCODER_TOKENS = (21, 34)
 # Tokens of each sequence per step: two prefills cut in the middle of a page, decode beside prefill, and the rest.
 STEPS = ((19, 5), (1, 17), (17, 1))
 
 
-@dataclass(frozen=True)
 class PagedRun:
     """Pages and states for a few short sequences and the model that fills them."""
 
-    model: Model
-    sites: tuple[BoundSite, ...]
-    states: tuple[LayerStates, ...]
-
-    @classmethod
-    def of(cls, model: Model) -> PagedRun:
-        """Reserve pages for `SEQUENCE_TOKENS` in every layer group."""
-        num_pages = sum(_pages(length) for length in SEQUENCE_TOKENS)
+    def __init__(self, model: Model, inputs: Sequence[EncoderInput] = ()) -> None:
+        """Reserve pages for `SEQUENCE_TOKENS` and for the tokens of encoder `inputs` in every layer group."""
+        self._model = model
+        self._inputs = inputs
+        self._capacities = [
+            [each.num_tokens for each in inputs] if group.reach is Reach.ENCODER else list(SEQUENCE_TOKENS)
+            for group in model.spec.groups
+        ]
         geometries = page_geometries(model.spec, FP32, PAGE_TOKENS)
-        pools = [torch.zeros(num_pages, geometry.page_nbytes, dtype=torch.uint8) for geometry in geometries]
-        sites = tuple(
+        pools = [
+            torch.zeros(sum(map(_pages, lengths)), geometry.page_nbytes, dtype=torch.uint8)
+            for geometry, lengths in zip(geometries, self._capacities, strict=True)
+        ]
+        self._sites = tuple(
             BoundSite(rule, LayerPages(pools[slot.group], geometries[slot.group], slot.layer), slot.group, slot.writes)
             for rule, slot in zip(model.rules, model.spec.sites, strict=True)
         )
         geometry = StateGeometry(model.spec.states, torch.float32.itemsize)
         slots = torch.zeros(len(SEQUENCE_TOKENS), geometry.page_nbytes, dtype=torch.uint8)
-        return cls(model, sites, typed_states(geometry, slots, torch.float32))
+        self._states = typed_states(geometry, slots, torch.float32)
 
     def logits(self, sequences: list[torch.Tensor]) -> list[torch.Tensor]:
         """The logits of every token, computed in `STEPS`."""
@@ -72,12 +79,24 @@ class PagedRun:
         spans = [(past, past + count) for past, count in zip(done, counts, strict=True)]
         tokens = torch.cat([sequence[start:stop] for sequence, (start, stop) in zip(sequences, spans, strict=True)])
         positions = torch.cat([torch.arange(start, stop) for start, stop in spans])
-        capacities = [_pages(length) for length in SEQUENCE_TOKENS]
         lengths = [stop for _, stop in spans]
+        views = [
+            _view(counts, capacities if group.reach is Reach.ENCODER else lengths, capacities)
+            for group, capacities in zip(self._model.spec.groups, self._capacities, strict=True)
+        ]
         slots = _view(counts, lengths, [1] * len(counts))
-        views = (*[_view(counts, lengths, capacities)] * len(self.model.spec.groups), slots)
-        states = StepStates(self.states, slots, [()] * len(counts)) if self.states else None
-        return self.model.forward(tokens, positions, rows, PagedStep(ReferenceKernels(), self.sites, views, states))
+        states = StepStates(self._states, slots, [()] * len(counts)) if self._states else None
+        step = PagedStep(
+            ReferenceKernels(), self._sites, (*views, slots), states, self._encoder_tokens() if not any(done) else None
+        )
+        return self._model.forward(tokens, positions, rows, step)
+
+    def _encoder_tokens(self) -> EncoderTokens | None:
+        """What the encoder makes of all inputs, which the first step stores."""
+        encoder, lengths = self._model.encoder, [each.num_tokens for each in self._inputs]
+        if encoder is None:
+            return None
+        return EncoderTokens(torch.cat([encoder.encode(each) for each in self._inputs]), _view(lengths, lengths, lengths))
 
 
 def self_test(config: Any) -> None:
@@ -108,25 +127,48 @@ def tiny_network(config: Any, seed: int = 0) -> Any:
 
 def paged_error(network: Any) -> tuple[float, float]:
     """The largest difference between paged and eager logits, and how much of it fp32 rounding explains."""
-    sequences = _random_sequences(network.config)
+    sequences = _random_tokens(network.config, SEQUENCE_TOKENS)
     with quiet(), torch.inference_mode():
-        expected = [network(input_ids=tokens[None], use_cache=False).logits[0].float() for tokens in sequences]
-        got = PagedRun.of(Model.from_transformers(network)).logits(sequences)
+        model = Model.from_transformers(network)
+        inputs = random_inputs(model)
+        expected = [_eager_logits(network, *each) for each in zip_longest(sequences, inputs)]
+        got = PagedRun(model, inputs).logits(sequences)
     error = max(float((a - b).abs().max()) for a, b in zip(got, expected, strict=True))
     return error, rounding_tolerance(network.config, max(float(logits.abs().max()) for logits in expected))
 
 
+def random_inputs(model: Model) -> list[EncoderInput]:
+    """One for each sequence, of `ENCODER_TOKENS` if the encoder reads text; none without an encoder."""
+    if model.encoder is None:
+        return []
+    if model.encoder.reads_text:
+        return [model.encoder.input_of_tokens(tokens.tolist()) for tokens in _random_tokens(model.config, ENCODER_TOKENS)]
+    generator = torch.Generator().manual_seed(2)
+    shape = model.encoder.feature_shape
+    return [model.encoder.input_of_features(torch.randn(shape, generator=generator)) for _ in SEQUENCE_TOKENS]
+
+
+def _eager_logits(network: Any, tokens: torch.Tensor, input: EncoderInput | None) -> torch.Tensor:
+    if input is None:
+        output = network(input_ids=tokens[None], use_cache=False)
+    else:
+        inputs = {network.get_encoder().main_input_name: input.values[None]}
+        output = network(**inputs, decoder_input_ids=tokens[None], use_cache=False)
+    logits: torch.Tensor = output.logits[0].float()
+    return logits
+
+
 def rounding_tolerance(config: Any, largest_logit: float) -> float:
     """How far two orders of summation may drift apart in fp32: units in the last place, growing with depth."""
-    depth = config.get_text_config().num_hidden_layers
+    depth = num_decoder_layers(config) or 1
     return float(256 * depth * torch.finfo(torch.float32).eps * largest_logit)
 
 
-def _random_sequences(config: Any) -> list[torch.Tensor]:
+def _random_tokens(config: Any, lengths: Sequence[int]) -> list[torch.Tensor]:
     """Token ids from the upper half of the vocabulary, where no family keeps its special tokens."""
-    vocab_size = config.get_text_config().vocab_size
+    vocab_size = decoder_config(config).vocab_size
     generator = torch.Generator().manual_seed(1)
-    return [torch.randint(vocab_size // 2, vocab_size, (length,), generator=generator) for length in SEQUENCE_TOKENS]
+    return [torch.randint(vocab_size // 2, vocab_size, (length,), generator=generator) for length in lengths]
 
 
 def _spread(network: Any) -> None:
@@ -136,11 +178,11 @@ def _spread(network: Any) -> None:
             torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
 
 
-def _view(counts: tuple[int, ...], lengths: list[int], capacities: list[int]) -> GroupView:
-    """A view of sequences with so many new tokens, tokens in all, and pages."""
+def _view(counts: Sequence[int], lengths: Sequence[int], capacities: Sequence[int]) -> GroupView:
+    """A view of sequences with so many new tokens, tokens in all, and room for `capacities`."""
     return GroupView(
-        page_indices=_int32(reversed(range(sum(capacities)))),  # any order must do
-        page_starts=_int32(accumulate(capacities, initial=0)),
+        page_indices=_int32(reversed(range(sum(map(_pages, capacities))))),  # any order must do
+        page_starts=_int32(accumulate(map(_pages, capacities), initial=0)),
         query_starts=_int32(accumulate(counts, initial=0)),
         context_lengths=_int32(lengths),
     )

@@ -24,6 +24,8 @@ MAX_LAYERS = 6
 SIZES: dict[str, int] = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "embedding_size", "word_embed_proj_dim"), HIDDEN),
     **dict.fromkeys(("num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads"), HEADS),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), HEADS),
+    "d_kv": HEAD_WIDTH,
     **dict.fromkeys(("head_dim", "v_head_dim", "qk_nope_head_dim", "kv_channels"), HEAD_WIDTH),
     **dict.fromkeys(("mamba_n_heads", "n_mamba_heads", "mamba_num_heads", "linear_num_heads"), HEADS),
     **dict.fromkeys(("mamba_d_head", "mamba_headdim", "mamba_head_dim", "linear_head_dim"), HEAD_WIDTH),
@@ -42,7 +44,7 @@ SIZES: dict[str, int] = {
 }
 # What counts and lengths are at most.
 LIMITS: dict[str, int] = {
-    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 128),
+    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size"), 128),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "hidden_size_per_layer_input"), 32),
     **dict.fromkeys(("sliding_window", "window_size", "attention_chunk_size", "laurel_rank", "floor_scale"), 8),
     **dict.fromkeys(("state_size", "ssm_state_size", "mamba_d_state", "chunk_size", "mamba_chunk_size"), 16),
@@ -51,10 +53,17 @@ LIMITS: dict[str, int] = {
     **dict.fromkeys(("num_layers_per_stack", "n_groups", "mamba_n_groups", "mamba_ngroups"), 2),
     **dict.fromkeys(("n_group", "num_expert_group", "topk_group", "first_k_dense_replace", "n_shared_experts"), 1),
     "max_position_embeddings": 512,
+    "max_source_positions": 24,
+    "num_mel_bins": 8,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": TOKENS // 2,
+    **dict.fromkeys(("encoder_layers", "decoder_layers", "num_decoder_layers"), MIN_LAYERS),
     "attn_layer_period": 2,
     "attn_layer_offset": 1,
 }
-WIDTH_ENDINGS = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
+WIDTH_ENDINGS = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner", "d_ff")
+# Nested configurations, beside those whose name ends with "_config".
+PARTS = ("encoder", "decoder")
 WIDTH = 96
 # Lists of layers by number.
 LAYER_NUMBERS = ("layer_ids", "layer_indices")
@@ -100,7 +109,7 @@ def _small_dict(name: str, value: dict[str, Any]) -> dict[str, Any]:
         }
     if name == "rope_parameters":
         return _short_rope(value)
-    return _shrunk(value) if name.endswith("_config") else value
+    return _shrunk(value) if name.endswith("_config") or name in PARTS else value
 
 
 def _short_rope(rope: dict[str, Any]) -> dict[str, Any]:
