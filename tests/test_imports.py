@@ -16,7 +16,7 @@ LEVELS = (
     ("cli", "server", "cluster"),
     ("commands",),
     ("llm",),
-    ("collector",),
+    ("collector", "prompts"),
     ("outputs",),
     ("engine",),
     ("models",),

@@ -70,7 +70,7 @@ class Collector:
         return self._streams[sample.index].push(token, may_stop=sample.num_output_tokens >= params.min_tokens)
 
     def _output(self) -> RequestOutput:
-        request = self._request
+        request, encoder_input = self._request, self._request.encoder_input
         return RequestOutput(
             request_id=request.request_id,
             prompt=request.text,
@@ -78,6 +78,10 @@ class Collector:
             num_cached_tokens=request.num_cached_tokens or 0,
             outputs=[self._completion(sample) for sample in request.sequences],
             metrics=request.metrics,
+            encoder_prompt=encoder_input.text if encoder_input else None,
+            encoder_prompt_token_ids=encoder_input.token_ids if encoder_input else None,
+            num_encoder_tokens=request.namespace.num_encoder_tokens,
+            num_cached_encoder_tokens=request.num_cached_encoder_tokens,
         )
 
     def _completion(self, sample: Sequence) -> CompletionOutput:

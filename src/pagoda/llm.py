@@ -23,18 +23,17 @@ from pagoda.config import EngineConfig
 from pagoda.engine.engine import Engine, new_request
 from pagoda.engine.loop import EngineLoop
 from pagoda.engine.request import Request
-from pagoda.errors import EmptyPromptError, RequestError, TokenizerRequiredError
+from pagoda.errors import RequestError, TokenizerRequiredError
 from pagoda.kernels.dispatch import choose_kernels
 from pagoda.models.loader import load_model
 from pagoda.models.model import Model
-from pagoda.models.tokenizer import load_tokenizer
+from pagoda.models.tokenizer import load_feature_extractor, load_tokenizer
 from pagoda.outputs import RequestOutput, StreamChunk
+from pagoda.prompts import Prompt, PromptReader
 from pagoda.sampling_params import SamplingParams
 
 EMBEDDED_MODEL = Path(__file__).parent / "assets" / "tiny"
 
-# A prompt is text, token ids, or vLLM's dictionary of either.
-Prompt = str | Sequence[int] | Mapping[str, Any]
 Message = Mapping[str, Any]
 Output = TypeVar("Output")
 
@@ -60,15 +59,18 @@ class LLM:
         config = EngineConfig(**options)
         kernels = choose_kernels(config.environment)
         self.tokenizer: Any = None
+        feature_extractor: Any = None
         if isinstance(model, Model):
             loaded = model
         else:
             path = Path(model if model is not None else EMBEDDED_MODEL)
             loaded = load_model(path, dtype=config.dtype)
             tokenizer = tokenizer or path
+            feature_extractor = load_feature_extractor(path) if loaded.encoder else None
         if tokenizer is not None and not skip_tokenizer_init:
             self.tokenizer = load_tokenizer(Path(tokenizer))
         self.engine = Engine(loaded, kernels, config)
+        self._reader = PromptReader(loaded, self.tokenizer, feature_extractor)
         self._loop = EngineLoop(self.engine, config.num_threads)
         self._ids = count()
         self._close = weakref.finalize(self, self._loop.close)
@@ -172,7 +174,7 @@ class LLM:
 
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
         """The token ids of a conversation, by the tokenizer's chat template, up to where the assistant answers."""
-        tokenizer = self._need_tokenizer()
+        tokenizer = self._reader.need_tokenizer()
         if tokenizer.chat_template is None:
             raise TokenizerRequiredError(
                 "The tokenizer has no chat template; use generate() with a prompt of your own."
@@ -233,27 +235,12 @@ class LLM:
         requests = []
         for prompt, wanted in zip(listed, params, strict=True):
             if wanted.stop_strings:
-                self._need_tokenizer()
-            text, tokens = self._tokenize(prompt)
-            self.engine.validate(tokens, wanted)
-            requests.append(new_request(f"request-{next(self._ids)}", tokens, wanted, text, cache_salt))
+                self._reader.need_tokenizer()
+            read = self._reader.read(prompt)
+            self.engine.validate(read.token_ids, wanted, read.encoder_input)
+            name = f"request-{next(self._ids)}"
+            requests.append(new_request(name, read.token_ids, wanted, read.text, cache_salt, read.encoder_input))
         return requests
-
-    def _tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
-        if isinstance(prompt, Mapping):
-            prompt = prompt["prompt_token_ids"] if "prompt_token_ids" in prompt else prompt["prompt"]
-        if not isinstance(prompt, str):
-            return None, [int(token) for token in prompt]
-        if not prompt:
-            raise EmptyPromptError("The prompt is empty; give at least one character.")
-        return prompt, list(self._need_tokenizer()(prompt).input_ids)
-
-    def _need_tokenizer(self) -> Any:
-        if self.tokenizer is None:
-            raise TokenizerRequiredError(
-                "This model was loaded without a tokenizer; give token ids, or tokenizer=PATH."
-            )
-        return self.tokenizer
 
     def _submit(self, requests: list[Request], collector: Callable[[Request], Collector]) -> None:
         self._loop.submit(requests, [collector(request) for request in requests])

@@ -22,7 +22,10 @@ class CompletionOutput:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """A finished request. `num_cached_tokens` of its prompt were not computed again."""
+    """A finished request. `num_cached_tokens` of its prompt were not computed again.
+
+    The `encoder_` fields are of what the encoder read, for encoder-decoder models; tokens only if that was text.
+    """
 
     request_id: str
     prompt: str | None
@@ -30,6 +33,10 @@ class RequestOutput:
     num_cached_tokens: int
     outputs: list[CompletionOutput]
     metrics: RequestMetrics
+    encoder_prompt: str | None = None
+    encoder_prompt_token_ids: list[int] | None = None
+    num_encoder_tokens: int = 0
+    num_cached_encoder_tokens: int = 0
 
     @property
     def text(self) -> str:

@@ -111,5 +111,3 @@ def test_biases_must_fit_the_heads(biases, shape, make_case):
     case = make_case(shape(format=FP32, sequences=((0, 30),)))
     with pytest.raises(ConfigError, match="biases is"):
         NativeKernels().attend(case.query, case.layer, case.view, AttentionRule(0.1), biases=biases)
-
-

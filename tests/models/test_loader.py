@@ -145,7 +145,7 @@ def test_config_with_impossible_values(checkpoint):
         ({"model_type": "no_such_family"}, "no model type 'no_such_family'"),
         ({"model_type": "own", "auto_map": {"AutoModel": "own.Own"}}, "brings its own code"),
         ({"model_type": "vit"}, "not a decoder"),
-        ({"model_type": "t5"}, "encoder-decoder"),
+        ({"model_type": "encoder-decoder"}, "encoder-decoder"),
         ({"model_type": "doge"}, "never calls the attention interface"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
     ],

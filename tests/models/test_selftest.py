@@ -28,18 +28,30 @@ def test_error_is_at_the_level_of_rounding(family):
 
 
 class WithoutWindow(ReferenceKernels):
-    def attend(self, query, layer, view, rule, sinks=None):
-        return super().attend(query, layer, view, replace(rule, reach=Reach.FULL), sinks)
+    def attend(self, query, layer, view, rule, sinks=None, biases=None):
+        return super().attend(query, layer, view, replace(rule, reach=Reach.FULL), sinks, biases)
 
 
 class WithoutSinks(ReferenceKernels):
-    def attend(self, query, layer, view, rule, sinks=None):
-        return super().attend(query, layer, view, rule)
+    def attend(self, query, layer, view, rule, sinks=None, biases=None):
+        return super().attend(query, layer, view, rule, None, biases)
 
 
 class WithoutSoftCap(ReferenceKernels):
-    def attend(self, query, layer, view, rule, sinks=None):
-        return super().attend(query, layer, view, replace(rule, soft_cap=None), sinks)
+    def attend(self, query, layer, view, rule, sinks=None, biases=None):
+        return super().attend(query, layer, view, replace(rule, soft_cap=None), sinks, biases)
+
+
+class WithoutBiases(ReferenceKernels):
+    def attend(self, query, layer, view, rule, sinks=None, biases=None):
+        return super().attend(query, layer, view, rule, sinks)
+
+
+class WithShortInputs(ReferenceKernels):
+    def attend(self, query, layer, view, rule, sinks=None, biases=None):
+        if rule.reach is Reach.ENCODER:
+            view = replace(view, context_lengths=view.context_lengths - 1)
+        return super().attend(query, layer, view, rule, sinks, biases)
 
 
 class WithoutStoring(ReferenceKernels):
@@ -54,6 +66,8 @@ class WithoutStoring(ReferenceKernels):
         ("llama4_text", WithoutWindow),
         ("gpt_oss", WithoutSinks),
         ("llama", WithoutStoring),
+        ("t5", WithoutBiases),
+        ("bart", WithShortInputs),
     ],
 )
 def test_wrong_kernels_are_seen(monkeypatch, family, kernels):

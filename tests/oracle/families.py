@@ -1,6 +1,7 @@
-"""Which decoder families of transformers run through pages, and why the others do not.
+"""Which families of transformers that generate text run through pages, and why the others do not.
 
-Names are model types of `MODEL_FOR_CAUSAL_LM_MAPPING`; every one of them is in exactly one of the tables below.
+Names are model types of `MODEL_FOR_CAUSAL_LM_MAPPING`, and encoder-decoder models of the mappings for text and speech;
+every one of them is in exactly one of the tables below.
 `build_tiny` makes the tiny random model that all oracle tests compare against: fp32, eager attention, fixed seed.
 """
 
@@ -9,6 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+)
 
 from pagoda.models.quiet import quiet
 from pagoda.models.selftest import tiny_network
@@ -37,6 +42,13 @@ FAMILIES: tuple[str, ...] = _words(
     """
 )
 
+# The same of families whose decoders attend to an encoder's output.
+ENCODER_DECODERS: tuple[str, ...] = _words(
+    """
+    bart blenderbot blenderbot-small longt5 m2m_100 marian mbart mt5 pegasus pegasus_x plbart t5 t5gemma umt5 whisper
+    """
+)
+
 # Logits through pages equal transformers' own uncached forward, but generate() does not agree with that forward.
 FORWARD_ONLY: dict[str, str] = {
     **dict.fromkeys(
@@ -60,12 +72,17 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(
         _words(
             """
-            bart bigbird_pegasus blenderbot blenderbot-small marian mbart musicgen musicgen_melody mvp pegasus
-            plbart prophetnet whisper
+            canary cohere_asr dia moonshine moonshine_streaming pop2piano seamless_m4t seamless_m4t_v2
+            speech-encoder-decoder speech_to_text speecht5
             """
         ),
-        "encoder-decoder",
+        "reads sound in a way of its own",
     ),
+    **dict.fromkeys(("bigbird_pegasus", "nllb-moe", "switch_transformers"), "beside other requests"),
+    **dict.fromkeys(("led", "mvp", "prophetnet"), "never calls the attention interface"),
+    **dict.fromkeys(("fsmt", "musicgen", "musicgen_melody"), "cannot build"),
+    "t5gemma2": "cannot build",  # one softmax over the tokens of encoder and decoder
+    "encoder-decoder": "gives other logits",
     **dict.fromkeys(
         _words(
             """
@@ -117,6 +134,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "xlstm": {"num_hidden_layers": 2},
     "xmod": {"default_language": "en_XX"},
 }
+
+
+def encoder_decoders() -> set[str]:
+    """The model types of transformers that generate text from what an encoder reads."""
+    names = {*MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES}
+    with quiet():
+        return {name for name in names if AutoConfig.for_model(name).is_encoder_decoder}
 
 
 def default_config(family: str) -> Any:

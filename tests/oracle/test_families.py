@@ -12,13 +12,13 @@ from pagoda.models.selftest import paged_error
 
 
 def test_every_family_is_in_exactly_one_table():
-    tables = [*families.FAMILIES, *families.FORWARD_ONLY, *families.REFUSED]
+    tables = [*families.FAMILIES, *families.ENCODER_DECODERS, *families.FORWARD_ONLY, *families.REFUSED]
     assert len(tables) == len(set(tables))
-    assert set(tables) == set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    assert set(tables) == {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} | families.encoder_decoders()
     assert len(families.FAMILIES) >= 100
 
 
-@pytest.mark.parametrize("family", [*families.FAMILIES, *families.FORWARD_ONLY])
+@pytest.mark.parametrize("family", [*families.FAMILIES, *families.ENCODER_DECODERS, *families.FORWARD_ONLY])
 def test_paged_logits_equal_transformers(family):
     error, tolerance = paged_error(families.build_tiny(family))
     assert error <= tolerance

@@ -37,10 +37,10 @@ class NoBytes:
 
 
 class CacheGroup(Protocol):
-    """What one layer group answers: `PageGroup` for pages of tokens, `StateGroup` for recurrent states, `CrossGroup` for
-    the outputs of encoders, which are no prefixes of anything.
+    """What one layer group answers: `PageGroup` for pages of tokens, `StateGroup` for recurrent states, `CrossGroup`.
 
-    Matches and tables are each group's own; costs are in pages.
+    The latter's are outputs of encoders, which are no prefixes. Matches and tables are each group's own; costs are in
+    pages.
     """
 
     page_tokens: int

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from pagoda.cache.cache import CachedSequence
-from pagoda.cache.cross import CrossTable
+from pagoda.cache.cross import Entry
 from pagoda.kernels.base import GroupView
 
 
@@ -26,11 +26,11 @@ def build_views(sequences: Sequence[CachedSequence], num_new_tokens: Sequence[in
     return tuple(views)
 
 
-def build_encoder_view(tables: Sequence[CrossTable]) -> GroupView:
-    """Encoder outputs of `tables`, one after the other, all of whose tokens are new."""
-    lengths = np.asarray([table.num_tokens for table in tables], dtype=np.int32)
-    page_starts = _starts(np.asarray([len(table.pages) for table in tables], dtype=np.int32))
-    indices = np.concatenate([np.frombuffer(table.pages, dtype=np.int32) for table in tables])
+def build_encoder_view(entries: Sequence[Entry]) -> GroupView:
+    """Encoder outputs one after the other, all of whose tokens are new."""
+    lengths = np.asarray([entry.namespace.num_encoder_tokens for entry in entries], dtype=np.int32)
+    page_starts = _starts(np.asarray([len(entry.pages) for entry in entries], dtype=np.int32))
+    indices = np.asarray([page for entry in entries for page in entry.pages], dtype=np.int32)
     return GroupView(*map(torch.from_numpy, (indices, page_starts, _starts(lengths), lengths)))
 
 

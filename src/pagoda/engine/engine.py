@@ -74,9 +74,7 @@ class Engine:
     def has_work(self) -> bool:
         return self._scheduler.has_work
 
-    def validate(
-        self, prompt: list[int], params: SamplingParams, encoder_input: EncoderInput | None = None
-    ) -> None:
+    def validate(self, prompt: list[int], params: SamplingParams, encoder_input: EncoderInput | None = None) -> None:
         """Raise the RequestError that `add` would raise for this request."""
         self._validate_encoder_input(encoder_input)
         if not prompt:
@@ -114,8 +112,8 @@ class Engine:
             raise EncoderInputError("This is an encoder-decoder model; give it an encoder_prompt.")
         if longest is not None and encoder_input is not None and encoder_input.num_tokens > longest:
             raise EncoderInputTooLongError(
-                f"The encoder prompt has {encoder_input.num_tokens} tokens and there are pages for {longest}; shorten it "
-                "or raise kv_cache_memory_bytes."
+                f"The encoder prompt has {encoder_input.num_tokens} tokens and there are pages for {longest}; shorten "
+                "it or raise kv_cache_memory_bytes."
             )
 
     def cancel(self, request_id: str) -> list[TokenEvent]:

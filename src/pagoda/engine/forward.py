@@ -85,28 +85,23 @@ class Forward:
     def _fresh_outputs(self, plan: Plan) -> dict[Entry, list[Sequence]]:
         """Encoder outputs that are in no pages yet, and who attends to them."""
         fresh: dict[Entry, list[Sequence]] = {}
-        for sequence in plan if self._cross_group is not None else ():
-            entry = _cross_table(sequence, self._cross_group).entry
-            if not entry.is_written:
-                fresh.setdefault(entry, []).append(sequence)
+        if self._cross_group is None:
+            return fresh
+        for sequence in plan:
+            assert sequence.cached is not None
+            table: CrossTable = sequence.cached.tables[self._cross_group]
+            if not table.entry.is_written:
+                fresh.setdefault(table.entry, []).append(sequence)
         return fresh
 
     def _encode(self, fresh: dict[Entry, list[Sequence]]) -> EncoderTokens | None:
         """Each output is computed for itself, so that it does not depend on those beside it."""
         if not fresh:
             return None
-        encoder, readers = self._model.encoder, [readers[0] for readers in fresh.values()]
+        encoder, inputs = self._model.encoder, [readers[0].request.encoder_input for readers in fresh.values()]
         assert encoder is not None
-        inputs = [reader.request.encoder_input for reader in readers]
         hidden = torch.cat([encoder.encode(each) for each in inputs if each is not None])
-        tables = [_cross_table(reader, self._cross_group) for reader in readers]
-        return EncoderTokens(hidden, build_encoder_view(tables))
-
-
-def _cross_table(sequence: Sequence, group: int) -> CrossTable:
-    assert sequence.cached is not None
-    table: CrossTable = sequence.cached.tables[group]
-    return table
+        return EncoderTokens(hidden, build_encoder_view(list(fresh)))
 
 
 def _broken_by_encoder(step: PagedStep, fresh: dict[Entry, list[Sequence]]) -> list[Sequence]:

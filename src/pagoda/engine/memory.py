@@ -109,7 +109,7 @@ def _is_cross(geometry: PageGeometry) -> bool:
 
 
 def _encoder_ratio(model: Model) -> float:
-    """How many encoder tokens there may be for each of the decoder: as in the longest request, if the model limits it."""
+    """How many encoder tokens there may be for one of the decoder: as in the longest request, if that is limited."""
     longest = None if model.encoder is None else model.encoder.max_tokens
     if longest is None or model.max_model_len is None:
         return 1.0
@@ -121,7 +121,7 @@ def _max_encoder_len(model: Model, pools: tuple[tuple[PageGeometry, int], ...]) 
     if model.encoder is None:
         return None
     capacity = next(num_pages * geometry.page_tokens for geometry, num_pages in pools if _is_cross(geometry))
-    if not model.encoder.reads_text and capacity < model.encoder.max_tokens:
+    if not model.encoder.reads_text and capacity < (model.encoder.max_tokens or 0):
         raise ConfigError(
             f"kv_cache_memory_bytes gives {capacity} tokens of room to what the encoder reads, which is always "
             f"{model.encoder.max_tokens}; raise it."

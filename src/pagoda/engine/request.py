@@ -7,11 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from pagoda.cache.cache import CachedSequence
 from pagoda.cache.namespace import Namespace
-from pagoda.models.encoder import EncoderInput
 from pagoda.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from pagoda.models.encoder import EncoderInput
 
 
 class FinishReason(StrEnum):

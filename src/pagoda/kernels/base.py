@@ -116,9 +116,9 @@ class Kernels(ABC):
         """Attention of `query` [rows, heads, key width] over the pages; returns [rows, heads, value width].
 
         Query head h reads KV head h // (heads / KV heads). `sinks` [heads] are extra logits that take weight and have
-        no value (GPT-OSS). `biases` [heads, distances] are added to the scores of tokens so far back, the last one to those
-        of all that lie farther (T5, arXiv 1910.10683). Scores and sums are in fp32; the result has the type of `query`
-        and is contiguous.
+        no value (GPT-OSS). `biases` [heads, distances] are added to the scores of tokens so far back, the last one to
+        those of all that lie farther (T5, arXiv 1910.10683). Scores and sums are in fp32; the result has the type of
+        `query` and is contiguous.
         """
 
     @abstractmethod

@@ -1,7 +1,8 @@
 """What a model's attention calls need from the cache, learned by running it once without weights.
 
 Knows which calls pages can serve: causal self-attention over all tokens, a window or a chunk, and cross-attention to
-all that an encoder made of its input. Everything else is refused by name. Does not know the values of weights; `selftest.py` catches what shapes and masks cannot show.
+all that an encoder made of its input. Everything else is refused by name. Does not know the values of weights;
+`selftest.py` catches what shapes and masks cannot show.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pagoda.layouts.latent import LatentLayout
 from pagoda.layouts.spec import CacheSpec, Reach, group_layers
 from pagoda.models.build import Build, build_network
 from pagoda.models.decoder_config import decoder_config, num_decoder_layers
+from pagoda.models.encoder import check_encoder
 from pagoda.models.probe import ENCODER_PROBE_TOKENS, PROBE_NAME, PROBE_TOKENS, Call, MaskNote, Recording, record_calls
 
 _REACHES = {
@@ -56,6 +58,8 @@ def discover(config: Any, build: Build = build_network) -> Discovered:
 
 def check_config(config: Any) -> None:
     """Refuse what the configuration alone rules out."""
+    if config.is_encoder_decoder:
+        check_encoder(config)
     kinds = set(_layer_kinds(config)) - {*LAYER_KINDS, *STATE_KINDS, *KINDS_WITHOUT_CACHE}
     if kinds:
         raise UnsupportedModelError(

@@ -41,6 +41,11 @@ class EncoderInput:
 
     values: torch.Tensor
     num_tokens: int
+    text: str | None = None  # as it was given
+
+    @property
+    def token_ids(self) -> list[int] | None:
+        return self.values.tolist() if self.values.dtype is torch.int64 else None
 
     @cached_property
     def digest(self) -> bytes:
@@ -56,7 +61,6 @@ class Encoder:
     def __init__(self, network: Any) -> None:
         self._network = network
         self._module = network.get_encoder()
-        _check(network.config)
         self.reads_text = network.config.model_type not in SOUND_FAMILIES
         _attend_plainly(self._module)
 
@@ -73,7 +77,7 @@ class Encoder:
         config = self._module.config
         return config.num_mel_bins, config.max_source_positions * self._frames_per_token
 
-    def input_of_tokens(self, token_ids: list[int]) -> EncoderInput:
+    def input_of_tokens(self, token_ids: list[int], text: str | None = None) -> EncoderInput:
         """Raises a RequestError if the encoder cannot read them."""
         if not self.reads_text:
             raise EncoderInputError("The encoder of this model reads sound; give it audio or input_features.")
@@ -88,7 +92,7 @@ class Encoder:
                 f"The encoder prompt has {len(token_ids)} tokens and the encoder of this model reads at most "
                 f"{self.max_tokens}; shorten it."
             )
-        return EncoderInput(torch.tensor(token_ids), len(token_ids))
+        return EncoderInput(torch.tensor(token_ids), len(token_ids), text)
 
     def input_of_features(self, features: Any) -> EncoderInput:
         """Raises a RequestError if the encoder cannot read them."""
@@ -118,12 +122,12 @@ class Encoder:
         return 2
 
 
-def _check(config: Any) -> None:
-    """Refuse what reads inputs that Pagoda cannot give, and what would not read the same input in the same way twice."""
+def check_encoder(config: Any) -> None:
+    """Refuse what reads inputs that Pagoda cannot give, and what would not read an input in the same way twice."""
     if type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING and config.model_type not in SOUND_FAMILIES:
         raise UnsupportedModelError(
-            f"The encoder of {config.model_type} reads sound in a way of its own; Pagoda gives encoders text, or sound as "
-            "Whisper reads it."
+            f"The encoder of {config.model_type} reads sound in a way of its own; Pagoda gives encoders text, or sound "
+            "as Whisper reads it."
         )
     reason = _UNREPEATABLE.get(config.model_type)
     if reason:

@@ -24,7 +24,7 @@ from pagoda.errors import ConfigError, CorruptCheckpointError, ModelNotFoundErro
 from pagoda.models.attention import ATTENTION_NAME
 from pagoda.models.build import generating_class, random_network
 from pagoda.models.discovery import Discovered, discover
-from pagoda.models.model import Model, eos_of
+from pagoda.models.model import GenerationTokens, Model
 from pagoda.models.own_attention import interface_name
 from pagoda.models.placement import move_to_huge_pages
 from pagoda.models.quiet import quiet
@@ -49,8 +49,8 @@ def load_model(path: str | Path, *, dtype: str = "auto") -> Model:
     network = _load_weights(directory, config, weight_dtype)
     move_to_huge_pages(network)
     generation = directory / "generation_config.json"
-    eos_setting = _read_json(generation).get("eos_token_id") if generation.is_file() else None
-    return Model(network, discovered, eos_of(eos_setting, config))
+    settings = _read_json(generation) if generation.is_file() else {}
+    return Model(network, discovered, GenerationTokens.of(settings, config))
 
 
 def model_from_config(config: Any, *, dtype: str = "float32", seed: int = 0) -> Model:
@@ -58,7 +58,7 @@ def model_from_config(config: Any, *, dtype: str = "float32", seed: int = 0) -> 
     discovered = examine(config)
     network = random_network(config, ATTENTION_NAME, parse_dtype(dtype), seed)
     move_to_huge_pages(network)
-    return Model(network, discovered, eos_of(None, config))
+    return Model(network, discovered, GenerationTokens.of({}, config))
 
 
 def examine(config: Any) -> Discovered:

@@ -7,7 +7,8 @@ uses (the engine binds them and passes a `PagedStep`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -41,17 +42,42 @@ ADAPTERS: dict[str, Callable[[Any], None]] = {
 }
 
 
+@dataclass(frozen=True)
+class GenerationTokens:
+    """The tokens that end a sequence, and those that a decoder with an encoder starts from."""
+
+    end: frozenset[int] = frozenset()
+    start: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], config: Any) -> GenerationTokens:
+        """The generation `settings` of a checkpoint decide, else its configuration."""
+
+        sources = (settings, decoder_config(config).to_dict(), config.to_dict())
+
+        def find(*names: str) -> Any:
+            return next((each[name] for name in names for each in sources if each.get(name) is not None), None)
+
+        end = find("eos_token_id")
+        start = (find("decoder_start_token_id", "bos_token_id"), find("forced_bos_token_id"))
+        return cls(
+            end=frozenset([end] if isinstance(end, int) else end or ()),
+            start=tuple(token for token in start if token is not None) if config.is_encoder_decoder else (),
+        )
+
+
 class Model:
     """A Hugging Face network that attends through Pagoda, with what discovery found about it."""
 
-    def __init__(self, network: Any, discovered: Discovered, eos_token_ids: frozenset[int] = frozenset()) -> None:
+    def __init__(self, network: Any, discovered: Discovered, generation: GenerationTokens) -> None:
         ADAPTERS.get(network.config.model_type, _leave_alone)(network)
         attend_states(network)
         use_kernels(network)
         fuse(network)
         self.network = network
         self.discovered = discovered
-        self.eos_token_ids = eos_token_ids
+        self.eos_token_ids = generation.end
+        self.decoder_start_ids = generation.start
         self._position_offset = 0 if network.config.is_encoder_decoder else position_offset(network)
         self._decoder = PackedDecoder(network) if network.config.is_encoder_decoder else None
         self.encoder = Encoder(network) if network.config.is_encoder_decoder else None
@@ -64,7 +90,7 @@ class Model:
         with quiet():
             twin.set_attn_implementation(interface_name(network.config, ATTENTION_NAME))
         discovered = discover(network.config, type(network)._from_config)
-        return cls(twin, discovered, eos_of(network.generation_config.eos_token_id, network.config))
+        return cls(twin, discovered, GenerationTokens.of(network.generation_config.to_dict(), network.config))
 
     @property
     def config(self) -> Any:
@@ -121,16 +147,6 @@ class Model:
                 logits_to_keep=logit_rows,
             )
         return output.logits[0].float()  # type: ignore[no-any-return]
-
-
-def eos_of(generation_setting: int | list[int] | None, config: Any) -> frozenset[int]:
-    """The end-of-sequence tokens: the generation settings decide, else the configuration."""
-    found = generation_setting
-    if found is None:
-        found = getattr(decoder_config(config), "eos_token_id", None)
-    if found is None:
-        return frozenset()
-    return frozenset([found] if isinstance(found, int) else found)
 
 
 def _leave_alone(network: Any) -> None:

@@ -1,9 +1,10 @@
 """The decoders of encoder-decoder models made to run packed over pages.
 
-Transformers computes the keys and values of the encoder's output in every call, unless its cache says that it has them:
-here a stand-in for that cache says so for all but new inputs. Positions, which these families count for themselves, and
-the rows that need logits are handed in beside the call. T5 adds a bias to its scores that depends on the distance of two
-tokens alone: it goes to attention as one row for each head. Does not know pages (attention) nor encoders.
+Transformers computes the keys and values of the encoder's output in every call, unless its cache says that it has
+them: here a stand-in for that cache says so for all but new inputs. Positions, which these families count for
+themselves, and the rows that need logits are handed in beside the call. T5 adds a bias to its scores that depends on
+the distance of two tokens alone: it goes to attention as one row for each head. Does not know pages (attention) nor
+encoders.
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ class _StandIn(EncoderDecoderCache):
 
     def __init__(self, has_new_input: bool) -> None:
         self.self_attention_cache = _Passing()
-        self.cross_attention_cache = _Passing() if has_new_input else _Held()
-        self.is_updated = _Answers(not has_new_input)
+        self.cross_attention_cache: Any = _Passing() if has_new_input else _Held()
+        self.is_updated: Any = _Answers(not has_new_input)
 
 
 def _embedding(table: Any, positions: Callable[[], torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -111,7 +111,9 @@ def _calling_decoder(network: Any) -> _PackedCall:
     decoder = PackedDecoder(network)
 
     def call(tokens: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor) -> Any:
-        return decoder(tokens, positions, rows, tokens.new_zeros(ENCODER_PROBE_TOKENS, decoder.encoder_width).to(network.dtype))
+        return decoder(
+            tokens, positions, rows, tokens.new_zeros(ENCODER_PROBE_TOKENS, decoder.encoder_width).to(network.dtype)
+        )
 
     return call
 

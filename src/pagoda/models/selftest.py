@@ -96,7 +96,9 @@ class PagedRun:
         encoder, lengths = self._model.encoder, [each.num_tokens for each in self._inputs]
         if encoder is None:
             return None
-        return EncoderTokens(torch.cat([encoder.encode(each) for each in self._inputs]), _view(lengths, lengths, lengths))
+        return EncoderTokens(
+            torch.cat([encoder.encode(each) for each in self._inputs]), _view(lengths, lengths, lengths)
+        )
 
 
 def self_test(config: Any) -> None:
@@ -142,7 +144,9 @@ def random_inputs(model: Model) -> list[EncoderInput]:
     if model.encoder is None:
         return []
     if model.encoder.reads_text:
-        return [model.encoder.input_of_tokens(tokens.tolist()) for tokens in _random_tokens(model.config, ENCODER_TOKENS)]
+        return [
+            model.encoder.input_of_tokens(tokens.tolist()) for tokens in _random_tokens(model.config, ENCODER_TOKENS)
+        ]
     generator = torch.Generator().manual_seed(2)
     shape = model.encoder.feature_shape
     return [model.encoder.input_of_features(torch.randn(shape, generator=generator)) for _ in SEQUENCE_TOKENS]

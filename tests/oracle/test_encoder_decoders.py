@@ -1,0 +1,73 @@
+"""Encoder-decoder families through the whole engine against `generate()` of transformers, in fp32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from oracle import families
+from oracle.generation import PARAMS, check, expect, random_tokens
+from pagoda import LLM
+from pagoda.models.model import Model
+
+START = 3  # what decoders start from in these tests
+
+# The decoder's prompts; what the encoder reads for each is one of INPUTS.
+PROMPTS = (
+    [START],
+    [START, *random_tokens(36, 1)],
+    [START, *random_tokens(17, 2)],
+    [START, *random_tokens(17, 2)],
+    [START, *random_tokens(13, 3)],
+    [START, *random_tokens(14, 4)],
+)
+INPUT_OF = (0, 1, 0, 1, 0, 0)
+NUM_INPUT_TOKENS = (21, 34)
+
+
+def read_by(model: Model) -> list[dict[str, Any]]:
+    """What the encoder of `model` is given in these tests, as prompts say it."""
+    assert model.encoder is not None
+    if model.encoder.reads_text:
+        return [{"prompt_token_ids": random_tokens(length, 10 + length)} for length in NUM_INPUT_TOKENS]
+    generator = torch.Generator().manual_seed(0)
+    return [{"input_features": torch.randn(model.encoder.feature_shape, generator=generator)} for _ in NUM_INPUT_TOKENS]
+
+
+def make(model: Model, num_pages: int, **options: Any) -> LLM:
+    """An engine with at least so many pages of each kind."""
+    assert model.encoder is not None
+    per_page = 16 * 4 * model.spec.elements_per_token
+    return LLM(model, block_size=16, kv_cache_memory_bytes=num_pages * per_page, num_threads=1, **options)
+
+
+@pytest.mark.parametrize("family", families.ENCODER_DECODERS)
+def test_greedy_generation_equals_hugging_face(family: str) -> None:
+    network = families.build_tiny(family)
+    model = Model.from_transformers(network)
+    inputs = read_by(model)
+    values = [torch.as_tensor(next(iter(each.values()))) for each in inputs]
+    expected = [expect(network, prompt, values[i]) for prompt, i in zip(PROMPTS, INPUT_OF, strict=True)]
+    prompts = [
+        {"encoder_prompt": inputs[i], "decoder_prompt": prompt} for prompt, i in zip(PROMPTS, INPUT_OF, strict=True)
+    ]
+    model.decoder_start_ids = (START,)
+    with make(model, num_pages=64) as llm:
+        for which, cached in ((1, 0), (1, len(PROMPTS[1]) - 1), (2, 0), (3, 1)):
+            output = llm.generate(prompts[which], PARAMS)[0]
+            check(output, expected[which])
+            assert output.num_cached_tokens == cached, "those of the same input alone"
+        assert output.num_cached_encoder_tokens == output.num_encoder_tokens
+    with make(model, num_pages=64, max_num_seqs=4, max_num_batched_tokens=11) as llm:
+        for output, expectation in zip(llm.generate(prompts, PARAMS), expected, strict=True):
+            check(output, expectation)
+        assert sum(output.num_cached_encoder_tokens > 0 for output in llm.generate(prompts, PARAMS)) == len(prompts)
+        llm.check_integrity()
+    with make(model, num_pages=3, max_num_seqs=2) as llm:
+        outputs = llm.generate(prompts[4:], PARAMS)
+        for output, expectation in zip(outputs, expected[4:], strict=True):
+            check(output, expectation)
+        assert sum(output.metrics.num_preemptions for output in outputs) > 0
+        llm.check_integrity()
