@@ -97,6 +97,8 @@ def _add_generate(parser: Parser) -> None:
     parser.add_argument("prompt", nargs="?", help="text to continue (default: standard input)")
     parser.add_argument("--file", type=Path, metavar="FILE", help="read the prompt from a file")
     parser.add_argument("--prompt-token-ids", type=int, nargs="+", metavar="ID", help="the prompt as token ids")
+    parser.add_argument("--decoder-prompt", metavar="TEXT", help="what the decoder goes on from, if an encoder reads")
+    parser.add_argument("--audio", type=Path, metavar="FILE", help="a WAV file that the encoder reads")
     parser.add_argument("--n", type=int, default=1, metavar="N", help="samples of the one prompt (default: 1)")
     parser.add_argument("--logprobs", type=int, metavar="K", help="with --json: log-probabilities and K alternatives")
     parser.add_argument("--json", action="store_true", help="print the whole RequestOutput as JSON")

@@ -15,7 +15,7 @@ from rich.console import Console
 from pagoda.commands.conversation import Conversation
 from pagoda.commands.options import load_llm, sampling_params
 from pagoda.commands.report import RequestCost
-from pagoda.errors import RequestError, TokenizerRequiredError
+from pagoda.errors import ConfigError, RequestError, TokenizerRequiredError
 from pagoda.llm import LLM
 from pagoda.outputs import RequestOutput
 from pagoda.sampling_params import SamplingParams
@@ -32,6 +32,10 @@ def run(arguments: Namespace) -> int:
     with load_llm(arguments) as llm:
         if llm.tokenizer is None:
             raise TokenizerRequiredError("Chat needs a tokenizer, and this model has none; give one with --tokenizer.")
+        if llm.engine.model.encoder is not None:
+            raise ConfigError(
+                "Chat goes on from its own answers, and this model answers what its encoder reads; use pagoda generate."
+            )
         Chat(llm, params, arguments.system, arguments.stats).run()
     return 0
 

@@ -16,15 +16,17 @@ from rich.console import Console
 
 from pagoda.commands.options import load_llm, sampling_params
 from pagoda.commands.report import CacheWatch, RequestCost, table
+from pagoda.commands.sound import read_wav
 from pagoda.errors import ConfigError
 from pagoda.llm import LLM
 from pagoda.outputs import CompletionOutput, RequestOutput
+from pagoda.prompts import Prompt
 from pagoda.sampling_params import SamplingParams
 
 
 def run(arguments: Namespace) -> int:
     params = sampling_params(arguments, n=arguments.n, logprobs=arguments.logprobs)
-    prompt = arguments.prompt_token_ids or _read_prompt(arguments.prompt, arguments.file)
+    prompt = _prompt(arguments)
     with load_llm(arguments) as llm:
         output, cache = _generate(llm, prompt, params, quiet=arguments.json)
         if arguments.json:
@@ -42,6 +44,19 @@ def as_json(output: RequestOutput) -> dict[str, Any]:
     return plain
 
 
+def _prompt(arguments: Namespace) -> Prompt:
+    """What the options say is to be continued, or read by an encoder."""
+    if arguments.audio is not None:
+        if arguments.prompt or arguments.file or arguments.prompt_token_ids:
+            raise ConfigError("There are a prompt and --audio; say what the text begins with by --decoder-prompt.")
+        sound = {"multi_modal_data": {"audio": read_wav(arguments.audio)}}
+        return {"encoder_prompt": sound, "decoder_prompt": arguments.decoder_prompt}
+    prompt = arguments.prompt_token_ids or _read_prompt(arguments.prompt, arguments.file)
+    if arguments.decoder_prompt is None:
+        return prompt
+    return {"encoder_prompt": prompt, "decoder_prompt": arguments.decoder_prompt}
+
+
 def _read_prompt(prompt: str | None, file: Path | None) -> str:
     """The prompt from the command line, a file or standard input, without the newline that ends a file."""
     if prompt is not None:
@@ -56,9 +71,7 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str:
     return sys.stdin.read().removesuffix("\n")
 
 
-def _generate(
-    llm: LLM, prompt: str | list[int], params: SamplingParams, quiet: bool
-) -> tuple[RequestOutput, CacheWatch]:
+def _generate(llm: LLM, prompt: Prompt, params: SamplingParams, quiet: bool) -> tuple[RequestOutput, CacheWatch]:
     """Run the request, writing text as it comes; several samples are written one after the other at the end."""
     cache = CacheWatch(llm)
     shows = not quiet and params.n == 1

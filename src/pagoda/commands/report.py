@@ -29,6 +29,8 @@ class RequestCost:
     num_output_tokens: int
     ttft_seconds: float | None
     decode_tokens_per_second: float | None
+    num_encoder_tokens: int = 0
+    num_cached_encoder_tokens: int = 0
 
     @classmethod
     def of(cls, output: RequestOutput) -> RequestCost:
@@ -40,16 +42,27 @@ class RequestCost:
             num_output_tokens=sum(len(completion.token_ids) for completion in output.outputs),
             ttft_seconds=metrics.ttft_seconds,
             decode_tokens_per_second=_decode_rate(output),
+            num_encoder_tokens=output.num_encoder_tokens,
+            num_cached_encoder_tokens=output.num_cached_encoder_tokens,
         )
 
     def rows(self) -> Rows:
         return [
+            *self._encoder_rows(),
             ("prompt tokens", f"{self.num_prompt_tokens:,}"),
             ("  served from cache", f"{self.num_cached_tokens:,}"),
             ("  computed", f"{self.num_prompt_tokens - self.num_cached_tokens:,}"),
             ("time to first token", format_seconds(self.ttft_seconds)),
             ("output tokens", f"{self.num_output_tokens:,}"),
             ("decode", format_rate(self.decode_tokens_per_second, "tokens")),
+        ]
+
+    def _encoder_rows(self) -> Rows:
+        if not self.num_encoder_tokens:
+            return []
+        return [
+            ("encoder tokens", f"{self.num_encoder_tokens:,}"),
+            ("  served from cache", f"{self.num_cached_encoder_tokens:,}"),
         ]
 
 
@@ -75,6 +88,10 @@ class CacheWatch:
         if memory.geometries:
             per_token = f"{format_nbytes(memory.nbytes_per_token)} ({memory.geometries[0].format_name})"
             rows.append(("KV cache per token", per_token))
+        if memory.cross_group is not None:
+            format_name = memory.geometries[memory.cross_group].format_name
+            per_token = f"{format_nbytes(memory.nbytes_per_encoder_token)} ({format_name})"
+            rows.append(("  per encoder token", per_token))
         if memory.states:
             rows.append(("recurrent state", f"{format_nbytes(memory.states.geometry.page_nbytes)} for each sequence"))
         if self.stats is None:

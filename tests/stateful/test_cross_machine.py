@@ -1,0 +1,222 @@
+"""A cache of an encoder-decoder model against one that computes every encoder output anew.
+
+A page holds the name of the input it was made of and its number among the pages of that input, so a page of another
+input, or of none, is seen.
+"""
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from pagoda.cache.cache import Cache, CachedSequence, NoBytes
+from pagoda.cache.cross import CrossGroup, CrossTable
+from pagoda.cache.eviction.lru import LRU
+from pagoda.cache.group import PageGroup
+from pagoda.cache.namespace import Namespace
+from pagoda.cache.rule import KeepAll
+
+PAGE_TOKENS = 4
+POISON = ("nothing", -1)
+# Salt, input and length: equal inputs of tenants that share nothing, and lengths around those of pages.
+NAMESPACES = (
+    Namespace("", b"short", 1),
+    Namespace("", b"page", PAGE_TOKENS),
+    Namespace("", b"two", PAGE_TOKENS + 1),
+    Namespace("salt", b"two", PAGE_TOKENS + 1),
+    Namespace("", b"long", 5 * PAGE_TOKENS - 1),
+)
+
+namespaces = st.sampled_from(NAMESPACES)
+token_runs = st.lists(st.integers(0, 1), min_size=1, max_size=9)
+
+
+class OutputStore:
+    """What each page holds, as `POISON` or (salt and input, number)."""
+
+    def __init__(self, num_pages: int) -> None:
+        self.pages: list[tuple[object, int]] = [POISON] * num_pages
+
+    def prepare(self, page: int) -> None:
+        self.pages[page] = POISON
+
+    def copy(self, source: int, target: int) -> None:
+        raise AssertionError("pages of encoder outputs are never copied")
+
+
+@dataclass(eq=False)
+class Live:
+    """A sequence under way. What it reads is found by others unless one that read it too has failed."""
+
+    cached: CachedSequence
+    namespace: Namespace
+    tokens: list[int]
+    is_found: bool = True
+
+    @property
+    def table(self) -> CrossTable:
+        table: CrossTable = self.cached.tables[1]
+        return table
+
+
+class CrossMachine(RuleBasedStateMachine):
+    """Random use of one cache; subclasses choose its size."""
+
+    num_pages = 400
+    num_output_pages = 60
+    share = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = OutputStore(self.num_output_pages)
+        self.outputs = CrossGroup(self.num_output_pages, PAGE_TOKENS, LRU(), self.share)
+        self.pages = PageGroup(self.num_pages, PAGE_TOKENS, LRU(), KeepAll(), self.share)
+        self.cache = Cache([self.pages, self.outputs], [NoBytes(), self.store])
+        self.live: list[Live] = []
+        self.kept: set[Namespace] = set()  # outputs that must be found while nothing is evicted
+        self.decoded: dict[Namespace, list[list[int]]] = {}
+
+    @rule(starts=st.lists(st.tuples(namespaces, token_runs), min_size=1, max_size=3))
+    def start_in_one_step(self, starts: list[tuple[Namespace, list[int]]]) -> None:
+        started = [live for start in starts if (live := self.attach(*start))]
+        for live in started:
+            self.write(live)
+        for live in started:
+            self.cache.commit(live.cached, live.tokens, len(live.tokens))
+            self.kept.add(live.namespace)
+            self.decoded.setdefault(live.namespace, []).append(live.tokens)
+
+    @rule(starts=st.lists(st.tuples(namespaces, token_runs), min_size=1, max_size=3), writes=st.booleans())
+    def fail_in_the_first_step(self, starts: list[tuple[Namespace, list[int]]], writes: bool) -> None:
+        started = [live for start in starts if (live := self.attach(*start))]
+        for live in started if writes else ():
+            self.write(live)
+        for live in started:
+            self.end(live, keep=False)
+
+    @precondition(lambda self: self.live)
+    @rule(which=st.integers(0, 1000), more=token_runs)
+    def grow(self, which: int, more: list[int]) -> None:
+        live = self.pick(which)
+        if self.cache.reserve(live.cached, len(more)):
+            live.tokens = [*live.tokens, *more]
+            self.cache.commit(live.cached, live.tokens, len(live.tokens))
+            self.decoded[live.namespace].append(live.tokens)
+
+    @precondition(lambda self: self.live)
+    @rule(which=st.integers(0, 1000))
+    def fork(self, which: int) -> None:
+        live = self.pick(which)
+        self.live.append(Live(self.cache.fork(live.cached), live.namespace, live.tokens, live.is_found))
+
+    @precondition(lambda self: self.live)
+    @rule(which=st.integers(0, 1000), keep=st.sampled_from((True, True, True, False)))
+    def release(self, which: int, keep: bool) -> None:
+        self.end(self.pick(which), keep)
+
+    @rule()
+    def reset(self) -> None:
+        self.cache.reset()
+        assert self.outputs.counts.idle == 0
+        self.kept &= {live.namespace for live in self.live if live.is_found}
+
+    @invariant()
+    def bookkeeping_agrees(self) -> None:
+        self.cache.check_integrity()
+
+    @invariant()
+    def everybody_reads_what_was_made_of_its_input(self) -> None:
+        for live in self.live:
+            self.check_pages(live.namespace, live.table.pages)
+            assert len(live.table.pages) == -(-live.namespace.num_encoder_tokens // PAGE_TOKENS)
+
+    @invariant()
+    def what_is_found_was_made_of_the_input(self) -> None:
+        for namespace in NAMESPACES:
+            entry = self.outputs.match(namespace, b"").entry
+            if entry is not None:
+                assert self.share and entry.is_written
+                self.check_pages(namespace, entry.pages)
+
+    def teardown(self) -> None:
+        for live in list(self.live):
+            self.end(live, keep=True)
+        self.cache.check_integrity()
+        self.cache.reset()
+        assert self.outputs.counts.free == self.outputs.counts.total
+
+    def pick(self, which: int) -> Live:
+        return self.live[which % len(self.live)]
+
+    def check_pages(self, namespace: Namespace, pages: object) -> None:
+        name = (namespace.salt, namespace.encoder_digest)
+        assert [self.store.pages[page] for page in pages] == [(name, i) for i in range(len(pages))]  # type: ignore[arg-type, attr-defined]
+
+    def attach(self, namespace: Namespace, tokens: list[int]) -> Live | None:
+        """A new sequence with room for its prompt, if it can be had."""
+        hit = self.cache.match(namespace, tokens, len(tokens) - 1)
+        self.check_hit(namespace, tokens, hit.num_tokens, hit.num_encoder_tokens)
+        before = self.outputs.counts
+        if not self.cache.can_attach(hit, len(tokens) - hit.num_tokens):
+            assert self.outputs.counts == before
+            return None
+        live = Live(self.cache.attach(hit, len(tokens)), namespace, tokens)
+        assert self.cache.reserve(live.cached, len(tokens) - hit.num_tokens)
+        self.live.append(live)
+        return live
+
+    def write(self, live: Live) -> None:
+        """What the step that a sequence starts in does for its encoder input."""
+        if not live.table.entry.is_written:
+            for index, page in enumerate(live.table.pages):
+                self.store.pages[page] = ((live.namespace.salt, live.namespace.encoder_digest), index)
+
+    def end(self, live: Live, keep: bool) -> None:
+        self.cache.release(live.cached, live.tokens, keep)
+        self.live.remove(live)
+        if not keep and live.is_found:
+            self.kept.discard(live.namespace)
+        if not keep:
+            for other in self.live:
+                other.is_found &= other.table.entry is not live.table.entry
+
+    def check_hit(self, namespace: Namespace, tokens: list[int], num_tokens: int, num_encoder_tokens: int) -> None:
+        assert num_encoder_tokens in (0, namespace.num_encoder_tokens)
+        if not self.share:
+            assert num_tokens == num_encoder_tokens == 0
+        elif namespace in self.kept and not self.outputs.num_evictions:
+            assert num_encoder_tokens == namespace.num_encoder_tokens
+        shared = (common(tokens, each) for each in self.decoded.get(namespace, ()))
+        assert num_tokens <= max(shared, default=0), "tokens of another input were hit"
+
+
+def common(first: list[int], second: list[int]) -> int:
+    pairs = zip(first, second, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+
+
+class RoomyOutputs(CrossMachine):
+    """Nothing is evicted: every output is found again."""
+
+
+class TightOutputs(CrossMachine):
+    """The longest output needs nearly all pages."""
+
+    num_output_pages = 7
+
+
+class TightPages(CrossMachine):
+    num_pages = 8
+    num_output_pages = 12
+
+
+class WithoutSharing(CrossMachine):
+    num_output_pages = 12
+    share = False
+
+
+@pytest.mark.parametrize("machine", [RoomyOutputs, TightOutputs, TightPages, WithoutSharing])
+def test_outputs_are_those_of_their_inputs(machine: type[CrossMachine]) -> None:
+    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=40))

@@ -1,0 +1,185 @@
+"""Prompts in all the forms that vLLM takes, for models with an encoder and without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import GenerationConfig, PreTrainedTokenizerFast, WhisperFeatureExtractor
+
+from oracle.families import build_tiny
+from pagoda import LLM, SamplingParams
+from pagoda.errors import (
+    EmptyPromptError,
+    EncoderInputError,
+    EncoderInputTooLongError,
+    RequestError,
+    TokenizerRequiredError,
+)
+
+PARAMS = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+START, END = 2, 1
+RATE = 16000  # samples a second, of which the tiny Whisper reads one second
+
+
+def save(family: str, directory: Path, **generation: Any) -> Path:
+    """A checkpoint whose words are "w0" to "w127", with an end token after every text."""
+    network = build_tiny(family)
+    network.generation_config = GenerationConfig(decoder_start_token_id=START, eos_token_id=END, **generation)
+    network.save_pretrained(directory)
+    vocabulary = {f"w{i}": i for i in range(128) if i != END} | {"</s>": END}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="w3"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", END)])
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>").save_pretrained(directory / "words")
+    if family == "whisper":
+        WhisperFeatureExtractor(
+            feature_size=8, sampling_rate=RATE, hop_length=333, chunk_length=1, n_fft=400
+        ).save_pretrained(directory)
+    return directory
+
+
+def load(directory: Path, **options: Any) -> LLM:
+    tokenizer = directory / "words"  # beside config.json, transformers would read it as the family's own
+    return LLM(directory, tokenizer=tokenizer, block_size=16, kv_cache_memory_bytes=4 << 20, num_threads=1, **options)
+
+
+@pytest.fixture(scope="module")
+def bart(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with load(save("bart", tmp_path_factory.mktemp("bart"))) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with load(save("whisper", tmp_path_factory.mktemp("whisper"))) as llm:
+        yield llm
+
+
+def read(llm: LLM, prompt: Any) -> tuple[list[int] | None, list[int]]:
+    """What the encoder and the decoder were given."""
+    output = llm.generate(prompt, PARAMS)[0]
+    return output.encoder_prompt_token_ids, output.prompt_token_ids
+
+
+SOUND = np.sin(np.arange(4000) / 8).astype(np.float32)
+
+
+class TestText:
+    @pytest.mark.parametrize(
+        ("prompt", "encoder", "decoder"),
+        [
+            ("w10 w11", [10, 11, END], [START]),
+            ([10, 11], [10, 11], [START]),
+            ({"prompt": "w10"}, [10, END], [START]),
+            ({"prompt_token_ids": [10]}, [10], [START]),
+            ({"encoder_prompt": "w10"}, [10, END], [START]),
+            ({"encoder_prompt": {"prompt": "w10"}, "decoder_prompt": None}, [10, END], [START]),
+            ({"encoder_prompt": {"prompt_token_ids": [10]}, "decoder_prompt": "w20 w21"}, [10], [START, 20, 21]),
+            ({"encoder_prompt": [10], "decoder_prompt": [20]}, [10], [START, 20]),
+            ({"encoder_prompt": [10], "decoder_prompt": [START, 20]}, [10], [START, 20]),
+            ({"encoder_prompt": [10], "decoder_prompt": {"prompt_token_ids": [20]}}, [10], [START, 20]),
+        ],
+    )
+    def test_forms(self, bart, prompt, encoder, decoder):
+        assert read(bart, prompt) == (encoder, decoder)
+
+    def test_what_was_given_is_told(self, bart):
+        output = bart.generate({"encoder_prompt": "w10", "decoder_prompt": "w20"}, PARAMS)[0]
+        assert (output.encoder_prompt, output.prompt) == ("w10", "w20")
+        assert output.num_encoder_tokens == 2
+
+    def test_streams_and_lists(self, bart):
+        prompts = ["w10 w11", {"encoder_prompt": [10, 11, END], "decoder_prompt": None}]
+        first, second = bart.generate(prompts, PARAMS)
+        *_, last = bart.stream("w10 w11", PARAMS)
+        assert first.outputs[0].token_ids == second.outputs[0].token_ids == last.output.outputs[0].token_ids
+
+    def test_a_token_that_generation_must_begin_with(self, tmp_path):
+        """As of models that translate into a language named by the first token."""
+        with load(save("bart", tmp_path, forced_bos_token_id=7)) as llm:
+            assert read(llm, "w10")[1] == [START, 7]
+            assert read(llm, {"encoder_prompt": "w10", "decoder_prompt": "w8"})[1] == [START, 8]
+
+    @pytest.mark.parametrize(
+        ("prompt", "error", "message"),
+        [
+            ("", EmptyPromptError, "prompt is empty"),
+            ({"encoder_prompt": "w10", "decoder_prompt": ""}, EmptyPromptError, "prompt is empty"),
+            ({"encoder_prompt": {}}, RequestError, "needs prompt"),
+            ({}, RequestError, "needs prompt"),
+            ({"decoder_prompt": "w10"}, EncoderInputError, "no encoder_prompt"),
+            ({"prompt": "w1", "multi_modal_data": {"audio": SOUND}}, EncoderInputError, "reads text"),
+        ],
+    )
+    def test_errors(self, bart, prompt, error, message):
+        with pytest.raises(error, match=message):
+            bart.generate(prompt, PARAMS)
+
+    def test_without_a_tokenizer(self, bart):
+        with LLM(bart.engine.model, kv_cache_memory_bytes=4 << 20) as llm:
+            assert read(llm, [10]) == ([10], [START])
+            with pytest.raises(TokenizerRequiredError):
+                llm.generate("w10", PARAMS)
+
+
+class TestSound:
+    @pytest.mark.parametrize(
+        "prompt",
+        [
+            {"encoder_prompt": {"multi_modal_data": {"audio": (SOUND, RATE)}}, "decoder_prompt": "w5"},
+            {"encoder_prompt": {"multi_modal_data": {"audio": SOUND}}, "decoder_prompt": [START, 5]},
+            {"prompt": "w5", "multi_modal_data": {"audio": (SOUND, RATE)}},
+            {"prompt_token_ids": [5], "multi_modal_data": {"audio": SOUND.tolist()}},
+        ],
+    )
+    def test_forms(self, whisper, prompt):
+        assert read(whisper, prompt) == (None, [START, 5])
+
+    def test_sound_is_what_the_extractor_makes_of_it(self, whisper):
+        extractor = WhisperFeatureExtractor(
+            feature_size=8, sampling_rate=RATE, hop_length=333, chunk_length=1, n_fft=400
+        )
+        features = extractor(SOUND, sampling_rate=RATE, return_tensors="pt").input_features[0]
+        params = SamplingParams(temperature=0, max_tokens=1, logprobs=0)
+        prompts = [{"multi_modal_data": {"audio": SOUND}}, {"encoder_prompt": {"input_features": features}}]
+        first, second = (whisper.generate(prompt, params)[0] for prompt in prompts)
+        assert first.outputs[0].cumulative_logprob == second.outputs[0].cumulative_logprob
+        assert second.num_cached_encoder_tokens == second.num_encoder_tokens == 24
+        assert second.prompt_token_ids == [START]
+
+    @pytest.mark.parametrize(
+        ("audio", "error", "message"),
+        [
+            ((SOUND, 8000), EncoderInputError, "8000 samples per second; this model reads 16000"),
+            (np.zeros(RATE + 1), EncoderInputTooLongError, "lasts 1.0 s; this model reads up to 1 s"),
+            (np.zeros(0), EncoderInputTooLongError, "not nothing"),
+            (np.full(100, np.nan), EncoderInputError, "NaN"),
+        ],
+    )
+    def test_errors(self, whisper, audio, error, message):
+        with pytest.raises(error, match=message):
+            whisper.generate({"multi_modal_data": {"audio": audio}}, PARAMS)
+
+    def test_text_alone(self, whisper):
+        for prompt in ("w5", {"encoder_prompt": "w5"}, [5]):
+            with pytest.raises(EncoderInputError, match="reads sound"):
+                whisper.generate(prompt, PARAMS)
+        with pytest.raises(EncoderInputError, match="multi_modal_data has image"):
+            whisper.generate({"multi_modal_data": {"image": 0}}, PARAMS)
+
+
+def test_equal_inputs_have_equal_digests_and_others_do_not(bart, whisper):
+    encoder = bart.engine.model.encoder
+    same, other, longer = (encoder.input_of_tokens(each) for each in ([5, 6], [6, 5], [5, 6, 0]))
+    assert same.digest == encoder.input_of_tokens([5, 6]).digest
+    features = torch.zeros(8, 48)
+    sound = whisper.engine.model.encoder.input_of_features(features)
+    features = features.clone()
+    features[7, 47] = 1e-30
+    louder = whisper.engine.model.encoder.input_of_features(features)
+    assert len({each.digest for each in (same, other, longer, sound, louder)}) == 5
