@@ -18,6 +18,7 @@ from pagoda.errors import (
     NonFiniteCacheError,
     TokenOutOfRangeError,
 )
+from pagoda.layouts.spec import CacheSpec
 from pagoda.models.encoder import Encoder
 from pagoda.models.model import Model
 
@@ -58,6 +59,11 @@ def inputs_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def make(model: Model, nbytes: int = 8 * MIB, **options: Any) -> LLM:
     options = {"max_num_batched_tokens": 64, "max_num_seqs": 8, **options}
     return LLM(model, block_size=PAGE_TOKENS, kv_cache_memory_bytes=nbytes, num_threads=1, **options)
+
+
+def both(spec: CacheSpec) -> int:
+    """Numbers of a token of the sequence and of one of the encoder."""
+    return spec.elements_per_token + spec.elements_per_encoder_token
 
 
 def asked(length: int, decoder: list[int] | None = None, seed: int = 0) -> dict[str, Any]:
@@ -125,7 +131,7 @@ class TestSharing:
 
     def test_pages_that_are_evicted_while_the_decoder_s_stay(self, model, inputs_read):
         """The output is computed again beside a decoder prompt that is held."""
-        page = PAGE_TOKENS * 4 * model.spec.elements_per_token
+        page = PAGE_TOKENS * 4 * both(model.spec)
         with make(model, 4 * page, max_num_seqs=1) as llm:
             first = llm.generate(asked(40, [2, 7]), PARAMS)
             llm.generate(asked(50, [2, 7], seed=1), PARAMS)
@@ -160,7 +166,7 @@ class TestScheduling:
 
     def test_pages_for_few_inputs_serve_many(self, model):
         prompts = [asked(20 + seed, seed=seed) for seed in range(12)]
-        page = PAGE_TOKENS * 4 * model.spec.elements_per_token
+        page = PAGE_TOKENS * 4 * both(model.spec)
         with make(model) as llm:
             expected = tokens(llm.generate(prompts, PARAMS))
         with make(model, 6 * page) as llm:
@@ -210,7 +216,7 @@ class TestErrors:
             assert len(llm.generate(asked(40), PARAMS)[0].outputs[0].token_ids) == 6
 
     def test_longer_than_the_pages(self, bart):
-        page = PAGE_TOKENS * 4 * bart.spec.elements_per_token
+        page = PAGE_TOKENS * 4 * both(bart.spec)
         with make(bart, 3 * page) as llm, pytest.raises(EncoderInputTooLongError, match="pages for 48; shorten it or"):
             llm.generate(asked(49), PARAMS)
 
@@ -234,7 +240,7 @@ class TestErrors:
 
     def test_no_room_for_sound(self):
         whisper = Model.from_transformers(build_tiny("whisper"))
-        page = PAGE_TOKENS * 4 * whisper.spec.elements_per_token
+        page = PAGE_TOKENS * 4 * both(whisper.spec)
         with pytest.raises(ConfigError, match="which is always 24; raise it"):
             make(whisper, page)
 

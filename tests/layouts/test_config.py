@@ -24,7 +24,11 @@ families: Any = importlib.util.module_from_spec(_location)
 _location.loader.exec_module(families)
 
 FULL, SLIDING, CHUNKED = Reach.FULL, Reach.SLIDING, Reach.CHUNKED
-KNOWABLE = [family for family in (*families.FAMILIES, *families.FORWARD_ONLY) if family not in UNKNOWABLE]
+KNOWABLE = [
+    family
+    for family in (*families.FAMILIES, *families.ENCODER_DECODERS, *families.FORWARD_ONLY)
+    if family not in UNKNOWABLE
+]
 
 LLAMA = {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
 LLAMA_3_70B = LLAMA | {
@@ -97,13 +101,24 @@ def test_the_text_part_of_a_larger_configuration_counts():
     assert set(spec.groups[0].layouts) == {AttentionLayout(4, 256, 256)}
 
 
+def test_encoder_and_decoder_are_counted_apart():
+    """T5-base and Whisper-large-v3 in bf16: keys and values of a token in all layers."""
+    t5 = {"model_type": "t5", "is_encoder_decoder": True, "d_model": 768, "num_heads": 12, "d_kv": 64, "num_layers": 12}
+    spec = spec_from_config(t5)
+    assert spec.elements_per_token * 2 == spec.elements_per_encoder_token * 2 == 2 * 12 * 768 * 2
+    whisper = {"model_type": "whisper", "is_encoder_decoder": True, "d_model": 1280, "encoder_layers": 32}
+    whisper |= {"decoder_layers": 4, "decoder_attention_heads": 20}
+    spec = spec_from_config(whisper)
+    assert [group.reach for group in spec.groups] == [FULL, Reach.ENCODER]
+    assert spec.elements_per_encoder_token * 2 == 2 * 4 * 1280 * 2
+
+
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
         (LLAMA | {"kv_lora_rank": 512}, "latents"),
         (LLAMA | {"layer_types": ["linear_attention"] * 32}, "recurrent layers of a kind that is not known"),
         (LLAMA | {"layer_types": ["indexed_attention"] * 32}, "layers of kind indexed_attention"),
-        (LLAMA | {"is_encoder_decoder": True}, "encoder-decoder"),
         (LLAMA | {"sliding_window": 10}, "does not say which layers"),
         (LLAMA | {"num_attention_heads": None}, "none of: num_attention_heads"),
         (LLAMA | {"model_type": "diffllama"}, "attends twice"),

@@ -39,7 +39,7 @@ def read_by(model: Model) -> list[dict[str, Any]]:
 def make(model: Model, num_pages: int, **options: Any) -> LLM:
     """An engine with at least so many pages of each kind."""
     assert model.encoder is not None
-    per_page = 16 * 4 * model.spec.elements_per_token
+    per_page = 16 * 4 * (model.spec.elements_per_token + model.spec.elements_per_encoder_token)
     return LLM(model, block_size=16, kv_cache_memory_bytes=num_pages * per_page, num_threads=1, **options)
 
 

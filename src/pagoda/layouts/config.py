@@ -11,6 +11,7 @@ from typing import Any
 from pagoda.errors import UnsupportedModelError
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.base import Layout
+from pagoda.layouts.cross import CrossLayout
 from pagoda.layouts.latent import LATENT_FAMILIES, LatentLayout
 from pagoda.layouts.spec import CacheSpec, Reach, group_layers
 from pagoda.layouts.state import StateLayout
@@ -78,17 +79,38 @@ def spec_from_config(config: Mapping[str, Any]) -> CacheSpec:
     kinds = _layer_kinds(text)
     attending = [(index, kind) for index, kind in enumerate(kinds) if kind not in KINDS_WITHOUT_TOKENS]
     layers = [_layer(text, kind, index) for index, kind in attending]
-    spec = group_layers(
-        [(_reach(text, layer.kind), layer.span, layer.layout) for layer in layers],
-        _sources(text, [kind for _, kind in attending]),
-    )
-    return replace(spec, states=_states(text, kinds))
+    calls = [(_reach(text, layer.kind), layer.span, layer.layout) for layer in layers]
+    sources = _sources(text, [kind for _, kind in attending])
+    if config.get("is_encoder_decoder"):
+        calls = [call for own in calls for call in (own, _cross_call(own[2]))]
+        sources = [None] * len(calls)
+    return replace(group_layers(calls, sources), states=_states(text, kinds))
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part about the decoder, where a configuration has several, with what the family leaves unsaid."""
     text = config.get("text_config") or config
+    if config.get("is_encoder_decoder"):
+        text = config["decoder"] if isinstance(config.get("decoder"), dict) else _decoder_names(config)
     return UNSAID.get(text.get("model_type", ""), {}) | (text.get("attn_config") or {}) | dict(text)
+
+
+def _decoder_names(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A configuration that tells of encoder and decoder side by side, with the decoder's sizes under plain names."""
+    found = {
+        "num_hidden_layers": config.get("decoder_layers")
+        or config.get("num_decoder_layers")
+        or config.get("num_layers"),
+        "num_attention_heads": config.get("decoder_attention_heads") or config.get("num_heads"),
+        "head_dim": config.get("d_kv"),
+    }
+    return dict(config) | found
+
+
+def _cross_call(own: Layout) -> tuple[Reach, int | None, Layout]:
+    """What a decoder's layer keeps of the encoder's output: heads like its own."""
+    key, value = own.planes
+    return Reach.ENCODER, None, CrossLayout(key.num_heads, key.width, value.width)
 
 
 def _refuse_unknowable(text: Mapping[str, Any]) -> None:
@@ -96,8 +118,6 @@ def _refuse_unknowable(text: Mapping[str, Any]) -> None:
     reason = UNKNOWABLE.get(family)
     if text.get("kv_lora_rank") and family not in LATENT_FAMILIES:
         reason = "it keeps latents instead of keys and values (MLA)"
-    if text.get("is_encoder_decoder"):
-        reason = "it is an encoder-decoder model"
     if reason:
         raise UnsupportedModelError(f"The cache of {family} cannot be read from its config.json: {reason}.")
 

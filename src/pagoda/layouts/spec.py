@@ -74,7 +74,12 @@ class CacheSpec:
 
     @property
     def elements_per_token(self) -> int:
-        return sum(group.elements_per_token for group in self.groups)
+        """Of a token of the sequence, which an encoder's tokens are not."""
+        return sum(group.elements_per_token for group in self.groups if group.reach is not Reach.ENCODER)
+
+    @property
+    def elements_per_encoder_token(self) -> int:
+        return sum(group.elements_per_token for group in self.groups if group.reach is Reach.ENCODER)
 
     def state_nbytes(self, weight_nbytes: int) -> int:
         """Bytes of the recurrent state of one sequence, with `weight_nbytes` for a number of the weights."""
