@@ -26,6 +26,7 @@ from pagoda.errors import (
 DIGEST_NBYTES = 32
 # Families whose encoders read features of sound, always of one length.
 SOUND_FAMILIES = ("whisper",)
+FRAMES_PER_TOKEN = 2  # by a convolution of stride two
 # Families in which a token depends on more than its own request.
 _UNREPEATABLE = {
     "bigbird_pegasus": "once its encoder has read a short input, it attends in another way for good",
@@ -75,7 +76,7 @@ class Encoder:
     def feature_shape(self) -> tuple[int, int]:
         """Channels and frames of what an encoder of sound reads."""
         config = self._module.config
-        return config.num_mel_bins, config.max_source_positions * self._frames_per_token
+        return config.num_mel_bins, config.max_source_positions * FRAMES_PER_TOKEN
 
     def input_of_tokens(self, token_ids: list[int], text: str | None = None) -> EncoderInput:
         """Raises a RequestError if the encoder cannot read them."""
@@ -106,7 +107,7 @@ class Encoder:
             )
         if not values.isfinite().all():
             raise EncoderInputError("input_features has NaN or infinite values.")
-        return EncoderInput(values, values.shape[1] // self._frames_per_token)
+        return EncoderInput(values.clone(), values.shape[1] // FRAMES_PER_TOKEN)  # what is given may change later
 
     @torch.inference_mode()
     def encode(self, input: EncoderInput) -> torch.Tensor:
@@ -115,11 +116,6 @@ class Encoder:
         hidden: torch.Tensor = self._module(**{self._module.main_input_name: values[None]}).last_hidden_state[0]
         assert len(hidden) == input.num_tokens, "an encoder made another number of tokens than it said"
         return hidden
-
-    @property
-    def _frames_per_token(self) -> int:
-        """Whisper halves the frames by a convolution of stride two."""
-        return 2
 
 
 def check_encoder(config: Any) -> None:

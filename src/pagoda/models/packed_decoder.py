@@ -101,7 +101,7 @@ class _Answers:
 
 
 class _StandIn(EncoderDecoderCache):
-    """What the layers ask instead of transformers' own cache."""
+    """What the layers ask instead of transformers' own cache, which they know by its class alone."""
 
     def __init__(self, has_new_input: bool) -> None:
         self.self_attention_cache = _Passing()
