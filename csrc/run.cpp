@@ -57,6 +57,19 @@ LinearCall rows_of(const LinearCall& call, int64_t first_row, int64_t last_row) 
     return part;
 }
 
+// The last block of columns, as a call of its own: it begins before the others end where they leave columns over.
+LinearCall last_block_of(const LinearCall& call) {
+    const int64_t first_column = call.columns - kLinearBlockColumns;
+    LinearCall last = call;
+    last.weight += first_column * call.depth;
+    if (call.up) last.up += first_column * call.depth;
+    if (call.bias) last.bias += first_column;
+    last.out += first_column;
+    return last;
+}
+
+bool leaves_columns(const LinearCall& call) { return call.columns % kLinearBlockColumns != 0; }
+
 // A block of rows at a time: packed together, then multiplied by all weights.
 void linear_in_blocks(const LinearCall& call, const KernelTable& kernels, int num_threads) {
     const int64_t most_panels = std::clamp<int64_t>(kPackedNbytes / panel_nbytes(call), 2, kMaxPanels);
@@ -77,6 +90,9 @@ void linear_in_blocks(const LinearCall& call, const KernelTable& kernels, int nu
         for (int64_t block = 0; block < num_blocks; block += turn)
             kernels.linear_wide(part, packed.get(), block, std::min(block + turn, num_blocks),
                                 reinterpret_cast<float*>(sums.get() + size_t(omp_get_thread_num()) * sums_nbytes));
+#pragma omp single
+        if (leaves_columns(call))
+            kernels.linear_wide(last_block_of(part), packed.get(), 0, 1, reinterpret_cast<float*>(sums.get()));
     }
 }
 
@@ -109,6 +125,7 @@ void linear(const LinearCall& call, const KernelTable& kernels, int num_threads)
 #pragma omp parallel for schedule(static, 1) num_threads(team)
     for (int part = 0; part < team; part++)
         kernels.linear(call, packed.get(), num_blocks * part / team, num_blocks * (part + 1) / team);
+    if (leaves_columns(call)) kernels.linear(last_block_of(call), packed.get(), 0, 1);
 }
 
 void rms_norm(const NormCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads) {

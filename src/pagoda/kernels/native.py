@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pagoda.kernels import _native
 
 # What csrc/linear.h takes; torch computes the others.
-LINEAR_COLUMNS_MULTIPLE = 16
+MIN_LINEAR_COLUMNS = 16
 LINEAR_DEPTH_MULTIPLE = 32
 # Beyond this many rows torch was measured to be faster (benchmarks/linear.py), but for layers twice as wide as deep and
 # not deeper than this.
@@ -175,7 +175,7 @@ class NativeKernels(Kernels):
             and (input.numel() <= MAX_LINEAR_ROWS * depth or 2 * depth <= min(columns, 2 * MAX_WIDE_DEPTH))
             and input.dtype is weight.dtype is torch.bfloat16
             and weight.is_contiguous()
-            and columns % LINEAR_COLUMNS_MULTIPLE == 0
+            and columns >= MIN_LINEAR_COLUMNS
             and depth % LINEAR_DEPTH_MULTIPLE == 0
             and input.is_cpu
             and weight.is_cpu
