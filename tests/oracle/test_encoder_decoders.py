@@ -43,6 +43,25 @@ def make(model: Model, num_pages: int, **options: Any) -> LLM:
     return LLM(model, block_size=16, kv_cache_memory_bytes=num_pages * per_page, num_threads=1, **options)
 
 
+@pytest.mark.parametrize("family", ["t5", "bart", "t5gemma", "whisper"])
+def test_the_same_wherever_a_decoder_prompt_is_resumed(family: str) -> None:
+    """Prompts that leave one another around the borders of pages, and then all of them again, for one input."""
+    network = families.build_tiny(family)
+    model = Model.from_transformers(network)
+    model.decoder_start_ids = (START,)
+    (read, *_), story = read_by(model), [START, *random_tokens(50, 5)]
+    value = torch.as_tensor(next(iter(read.values())))
+    prompts = [story, *(story[:cut] + random_tokens(6, 100 + cut) for cut in (1, 2, 15, 16, 17, 31, 32, 33, 48)), story]
+    expected = [expect(network, prompt, value) for prompt in prompts]
+    with make(model, num_pages=64) as llm:
+        for hits in (None, [len(prompt) - 1 for prompt in prompts]):
+            outputs = [llm.generate({"encoder_prompt": read, "decoder_prompt": each}, PARAMS)[0] for each in prompts]
+            for output, expectation in zip(outputs, expected, strict=True):
+                check(output, expectation)
+            assert hits in (None, [output.num_cached_tokens for output in outputs])
+        llm.check_integrity()
+
+
 @pytest.mark.parametrize("family", families.ENCODER_DECODERS)
 def test_greedy_generation_equals_hugging_face(family: str) -> None:
     network = families.build_tiny(family)
