@@ -6,11 +6,13 @@ import io
 import json
 import subprocess
 import sys
+import wave
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from encoder_checkpoints import END, RATE, START, save
 from pagoda.cli import build_parser, main
 from pagoda.models.loader import load_model
 
@@ -230,6 +232,62 @@ class TestChat:
     def test_without_a_tokenizer_it_says_so(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["chat", "--skip-tokenizer-init"]) == 1
         assert "tokenizer" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def bart(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return options_of(save("bart", tmp_path_factory.mktemp("bart")))
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return options_of(save("whisper", tmp_path_factory.mktemp("whisper")))
+
+
+class TestEncoders:
+    """Models whose encoder reads a text or a sound."""
+
+    @pytest.fixture
+    def sound(self, tmp_path: Path) -> str:
+        with wave.open(str(tmp_path / "sound.wav"), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(RATE)
+            file.writeframes(bytes(2 * 4000))
+        return str(tmp_path / "sound.wav")
+
+    def test_a_prompt_is_what_the_encoder_reads(self, bart: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["generate", "w10 w11", "--decoder-prompt", "w20", "--json", "--stats", *bart]) == 0
+        captured = capsys.readouterr()
+        found = json.loads(captured.out)
+        assert found["encoder_prompt_token_ids"] == [10, 11, END]
+        assert found["prompt_token_ids"] == [START, 20]
+        assert "encoder tokens" in captured.err
+        assert "per encoder token" in captured.err
+
+    def test_sound(self, whisper: list[str], sound: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["generate", "--audio", sound, "--decoder-prompt", "w5", "--json", *whisper]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["num_encoder_tokens"], found["prompt_token_ids"]) == (24, [START, 5])
+
+    def test_what_does_not_fit_the_model(
+        self, bart: list[str], whisper: list[str], sound: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for arguments, status, message in (
+            (["generate", "w5", *whisper], 1, "reads sound"),
+            (["generate", "--audio", sound, *bart], 1, "reads text"),
+            (["generate", "w5", "--audio", sound, *whisper], 2, "a prompt and --audio"),
+            (["generate", "w5", "--decoder-prompt", "w6", *SMALL], 1, "has no encoder"),
+            (["chat", *bart], 2, "use pagoda generate"),
+            (["bench", "--model", bart[1]], 2, "for decoders"),
+        ):
+            assert main(arguments) == status
+            assert message in capsys.readouterr().err
+
+
+def options_of(checkpoint: Path) -> list[str]:
+    words = str(checkpoint / "words")
+    return ["--model", str(checkpoint), "--tokenizer", words, "--kv-cache-memory-bytes", "4MiB", "--max-tokens", "4"]
 
 
 class TestDoctor:

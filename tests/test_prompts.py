@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import GenerationConfig, PreTrainedTokenizerFast, WhisperFeatureExtractor
 
-from oracle.families import build_tiny
+from encoder_checkpoints import END, RATE, START, extractor, save
 from pagoda import LLM, SamplingParams
 from pagoda.errors import (
     EmptyPromptError,
@@ -22,25 +20,6 @@ from pagoda.errors import (
 )
 
 PARAMS = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
-START, END = 2, 1
-RATE = 16000  # samples a second, of which the tiny Whisper reads one second
-
-
-def save(family: str, directory: Path, **generation: Any) -> Path:
-    """A checkpoint whose words are "w0" to "w127", with an end token after every text."""
-    network = build_tiny(family)
-    network.generation_config = GenerationConfig(decoder_start_token_id=START, eos_token_id=END, **generation)
-    network.save_pretrained(directory)
-    vocabulary = {f"w{i}": i for i in range(128) if i != END} | {"</s>": END}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="w3"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", END)])
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>").save_pretrained(directory / "words")
-    if family == "whisper":
-        WhisperFeatureExtractor(
-            feature_size=8, sampling_rate=RATE, hop_length=333, chunk_length=1, n_fft=400
-        ).save_pretrained(directory)
-    return directory
 
 
 def load(directory: Path, **options: Any) -> LLM:
@@ -141,10 +120,7 @@ class TestSound:
         assert read(whisper, prompt) == (None, [START, 5])
 
     def test_sound_is_what_the_extractor_makes_of_it(self, whisper):
-        extractor = WhisperFeatureExtractor(
-            feature_size=8, sampling_rate=RATE, hop_length=333, chunk_length=1, n_fft=400
-        )
-        features = extractor(SOUND, sampling_rate=RATE, return_tensors="pt").input_features[0]
+        features = extractor()(SOUND, sampling_rate=RATE, return_tensors="pt").input_features[0]
         params = SamplingParams(temperature=0, max_tokens=1, logprobs=0)
         prompts = [{"multi_modal_data": {"audio": SOUND}}, {"encoder_prompt": {"input_features": features}}]
         first, second = (whisper.generate(prompt, params)[0] for prompt in prompts)

@@ -41,6 +41,13 @@ def run(arguments: Namespace) -> int:
 
 
 def _load(arguments: Namespace) -> Model:
+    model = _model(arguments)
+    if model.encoder is not None:
+        raise ConfigError("The scenarios are for decoders; benchmarks/encoders.py measures models with an encoder.")
+    return model
+
+
+def _model(arguments: Namespace) -> Model:
     if arguments.random_weights is None:
         return load_model(arguments.model or EMBEDDED_MODEL, dtype=arguments.dtype)
     if arguments.model is not None:
