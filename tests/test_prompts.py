@@ -84,6 +84,16 @@ class TestText:
             assert read(llm, "w10")[1] == [START, 7]
             assert read(llm, {"encoder_prompt": "w10", "decoder_prompt": "w8"})[1] == [START, 8]
 
+    def test_what_the_checkpoint_never_says(self, tmp_path):
+        """As in generate(): some tokens not at all, others not first; ids that do not exist are left out."""
+        settings = {"suppress_tokens": [28, 75, 999], "begin_suppress_tokens": [40], "bad_words_ids": [[12], [13, 14]]}
+        with load(save("bart", tmp_path, **settings)) as llm:
+            assert llm.engine.model.generation.banned == {12, 28, 75}
+            free = SamplingParams(temperature=1.0, seed=3, n=8, max_tokens=12, ignore_eos=True, logit_bias={40: 100})
+            samples = [sample.token_ids for sample in llm.generate("w10 w11", free)[0].outputs]
+        assert not {12, 28, 75} & {token for tokens in samples for token in tokens}
+        assert all(tokens[0] != 40 and set(tokens[1:]) == {40} for tokens in samples)
+
     @pytest.mark.parametrize(
         ("prompt", "error", "message"),
         [

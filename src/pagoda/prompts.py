@@ -75,7 +75,7 @@ class PromptReader:
 
     def _decoder_tokens(self, prompt: Prompt | None) -> tuple[str | None, list[int]]:
         """What the decoder goes on from; as in transformers, it begins with the token that the model starts from."""
-        start = list(self._model.decoder_start_ids)
+        start = list(self._model.generation.start)
         if prompt is None:
             if not start:
                 raise RequestError("This model does not say which token its decoder starts from; give decoder_prompt.")

@@ -10,7 +10,7 @@ import torch
 from oracle import families
 from oracle.generation import PARAMS, check, expect, random_tokens
 from pagoda import LLM
-from pagoda.models.model import Model
+from pagoda.models.model import GenerationTokens, Model
 
 START = 3  # what decoders start from in these tests
 
@@ -48,7 +48,7 @@ def test_the_same_wherever_a_decoder_prompt_is_resumed(family: str) -> None:
     """Prompts that leave one another around the borders of pages, and then all of them again, for one input."""
     network = families.build_tiny(family)
     model = Model.from_transformers(network)
-    model.decoder_start_ids = (START,)
+    model.generation = GenerationTokens(start=(START,))
     (read, *_), story = read_by(model), [START, *random_tokens(50, 5)]
     value = torch.as_tensor(next(iter(read.values())))
     prompts = [story, *(story[:cut] + random_tokens(6, 100 + cut) for cut in (1, 2, 15, 16, 17, 31, 32, 33, 48)), story]
@@ -72,7 +72,7 @@ def test_greedy_generation_equals_hugging_face(family: str) -> None:
     prompts = [
         {"encoder_prompt": inputs[i], "decoder_prompt": prompt} for prompt, i in zip(PROMPTS, INPUT_OF, strict=True)
     ]
-    model.decoder_start_ids = (START,)
+    model.generation = GenerationTokens(start=(START,))
     with make(model, num_pages=64) as llm:
         for which, cached in ((1, 0), (1, len(PROMPTS[1]) - 1), (2, 0), (3, 1)):
             output = llm.generate(prompts[which], PARAMS)[0]

@@ -23,7 +23,7 @@ from pagoda.config import EngineConfig
 from pagoda.engine.forward import Computed, Forward
 from pagoda.engine.memory import LEDGER_PAGES, MemoryPlan, plan_memory
 from pagoda.engine.request import FinishReason, Phase, Request, RequestMetrics, Sequence
-from pagoda.engine.sampling import sample, stop_token_ids, token_logprobs
+from pagoda.engine.sampling import ban, sample, stop_token_ids, token_logprobs
 from pagoda.engine.scheduler import Plan, Scheduler
 from pagoda.errors import (
     EmptyPromptError,
@@ -138,6 +138,7 @@ class Engine:
             return self._fail(list(plan), RequestError(f"The model's forward pass failed: {error!r}"))
         events = self._fail_broken(computed)
         self._commit(plan)
+        ban(computed.logits, computed.complete, self.model.generation)
         rows = zip(computed.complete, computed.logits, strict=True)
         return events + self._sample([(sequence, row) for sequence, row in rows if sequence.phase is Phase.RUNNING])
 

@@ -11,6 +11,7 @@ import math
 import torch
 
 from pagoda.engine.request import Sequence, TokenLogprobs
+from pagoda.models.model import GenerationTokens
 from pagoda.sampling_params import SamplingParams
 
 # Nucleus sampling looks at this many most likely tokens before it sorts the whole vocabulary.
@@ -32,6 +33,16 @@ def sample(logits: torch.Tensor, sequence: Sequence, eos_token_ids: frozenset[in
     # Strictly below the total, whatever rounding does: the last token may be one that must not be drawn.
     threshold = torch.minimum(sequence.random.random() * total, torch.nextafter(total, torch.zeros_like(total)))
     return int(candidates[torch.searchsorted(cumulative, threshold, right=True)])
+
+
+@torch.inference_mode()
+def ban(logits: torch.Tensor, sequences: list[Sequence], generation: GenerationTokens) -> None:
+    """Rule out what the checkpoint says is never generated, in `logits` [sequences, vocabulary]."""
+    if generation.banned:
+        logits[:, sorted(generation.banned)] = -math.inf
+    first = [row for row, sequence in enumerate(sequences) if not sequence.num_output_tokens]
+    if generation.banned_first and first:
+        logits[torch.tensor(first)[:, None], torch.tensor(sorted(generation.banned_first))] = -math.inf
 
 
 def edit_logits(logits: torch.Tensor, sequence: Sequence, eos_token_ids: frozenset[int]) -> torch.Tensor:

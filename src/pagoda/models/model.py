@@ -7,7 +7,7 @@ uses (the engine binds them and passes a `PagedStep`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -44,10 +44,15 @@ ADAPTERS: dict[str, Callable[[Any], None]] = {
 
 @dataclass(frozen=True)
 class GenerationTokens:
-    """The tokens that end a sequence, and those that a decoder with an encoder starts from."""
+    """The tokens that end a sequence, those that a decoder with an encoder starts from, and those never generated.
+
+    `banned_first` are not generated right after the prompt.
+    """
 
     end: frozenset[int] = frozenset()
     start: tuple[int, ...] = ()
+    banned: frozenset[int] = frozenset()
+    banned_first: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], config: Any) -> GenerationTokens:
@@ -60,9 +65,16 @@ class GenerationTokens:
 
         end = find("eos_token_id")
         start = (find("decoder_start_token_id", "bos_token_id"), find("forced_bos_token_id"))
+        words = settings.get("bad_words_ids") or ()
+
+        def known(tokens: Iterable[int]) -> frozenset[int]:
+            return frozenset(token for token in tokens if 0 <= token < decoder_config(config).vocab_size)
+
         return cls(
             end=frozenset([end] if isinstance(end, int) else end or ()),
             start=tuple(token for token in start if token is not None) if config.is_encoder_decoder else (),
+            banned=known([*(settings.get("suppress_tokens") or ()), *(word[0] for word in words if len(word) == 1)]),
+            banned_first=known(settings.get("begin_suppress_tokens") or ()),
         )
 
 
@@ -76,8 +88,7 @@ class Model:
         fuse(network)
         self.network = network
         self.discovered = discovered
-        self.eos_token_ids = generation.end
-        self.decoder_start_ids = generation.start
+        self.generation = generation
         self._position_offset = 0 if network.config.is_encoder_decoder else position_offset(network)
         self._decoder = PackedDecoder(network) if network.config.is_encoder_decoder else None
         self.encoder = Encoder(network) if network.config.is_encoder_decoder else None
@@ -104,6 +115,10 @@ class Model:
     @property
     def rules(self) -> tuple[AttentionRule, ...]:
         return self.discovered.rules
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        return self.generation.end
 
     @property
     def dtype(self) -> torch.dtype:
