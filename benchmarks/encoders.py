@@ -8,13 +8,13 @@ T5-base reads 512 tokens and Whisper-small 30 seconds of sound, in bf16. The two
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
-from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, GenerationMixin, T5Config, WhisperConfig
+from transformers import GenerationConfig, GenerationMixin, StoppingCriteria, T5Config, WhisperConfig
 
 from pagoda import LLM, SamplingParams
 from pagoda.models.build import random_network
@@ -41,6 +41,17 @@ CONFIGS: dict[str, Any] = {
 }
 
 
+class Clock(StoppingCriteria):
+    """Notes when each token was chosen, and stops nothing."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        self.times.append(perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
 class Transformers:
     """Greedy `generate()` over the network's own attention, all inputs as one batch."""
 
@@ -48,14 +59,19 @@ class Transformers:
         self._network = network
         network.generation_config = GenerationConfig(decoder_start_token_id=START)
 
-    def run(self, inputs: list[EncoderInput], num_tokens: int) -> None:
+    def run(self, inputs: list[EncoderInput], num_tokens: int) -> list[float]:
+        """Seconds to the first token, and from each to the next."""
         config = GenerationConfig(max_new_tokens=num_tokens, do_sample=False, pad_token_id=0)
-        values = torch.stack([each.values for each in inputs])
+        values, clock = torch.stack([each.values for each in inputs]), Clock()
         if values.is_floating_point():
             values = values.to(self._network.dtype)
         start = torch.full((len(inputs), 1), START)
+        begin = perf_counter()
         with quiet(), torch.inference_mode():
-            GenerationMixin.generate(self._network, values, generation_config=config, decoder_input_ids=start)
+            GenerationMixin.generate(
+                self._network, values, generation_config=config, decoder_input_ids=start, stopping_criteria=[clock]
+            )
+        return gaps(begin, clock.times)
 
 
 class Pagoda:
@@ -64,7 +80,8 @@ class Pagoda:
     def __init__(self, network: Any) -> None:
         self._llm = LLM(Model.from_transformers(network), kv_cache_memory_bytes=2 << 30)
 
-    def run(self, inputs: list[EncoderInput], num_tokens: int, keep: bool = False) -> None:
+    def run(self, inputs: list[EncoderInput], num_tokens: int, keep: bool = False) -> list[float]:
+        """As `Transformers.run`, of the request that starts last."""
         if not keep:
             self._llm.reset_prefix_cache()
         params = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True)
@@ -72,7 +89,12 @@ class Pagoda:
         prompts = [
             {"encoder_prompt": {name: each.token_ids or each.values}, "decoder_prompt": [START]} for each in inputs
         ]
-        self._llm.generate(prompts, params, use_tqdm=False)
+        last = self._llm.generate(prompts, params, use_tqdm=False)[-1].metrics
+        return gaps(last.arrival, last.token_times)
+
+
+def gaps(begin: float, times: list[float]) -> list[float]:
+    return [later - earlier for earlier, later in itertools.pairwise([begin, *times])]
 
 
 def make_inputs(model: Model, count: int) -> list[EncoderInput]:
@@ -87,30 +109,17 @@ def make_inputs(model: Model, count: int) -> list[EncoderInput]:
     ]
 
 
-def seconds(run: Callable[[], None]) -> float:
-    start = perf_counter()
-    run()
-    return perf_counter() - start
-
-
-def decode_seconds(run: Callable[[int], None]) -> float:
-    """Of a token after the first."""
-    first = seconds(lambda: run(1))
-    return (seconds(lambda: run(1 + OUTPUT_TOKENS)) - first) / OUTPUT_TOKENS
-
-
 def measure(ours: Pagoda, theirs: Transformers, inputs: list[EncoderInput]) -> dict[str, tuple[float, float]]:
-    """Milliseconds of ours and of theirs, by workload."""
+    """Seconds of ours and of theirs, by workload; of a token after the first, the median."""
     one = inputs[:1]
-    new = seconds(lambda: ours.run(one, 1)), seconds(lambda: theirs.run(one, 1))
-    seen = seconds(lambda: ours.run(one, 1, keep=True)), new[1]
-    single = decode_seconds(lambda n: ours.run(one, n)), decode_seconds(lambda n: theirs.run(one, n))
-    batch = decode_seconds(lambda n: ours.run(inputs, n)), decode_seconds(lambda n: theirs.run(inputs, n))
+    mine, other = ours.run(one, OUTPUT_TOKENS), theirs.run(one, OUTPUT_TOKENS)
+    again = ours.run(one, 1, keep=True)
+    many, others = ours.run(inputs, OUTPUT_TOKENS), theirs.run(inputs, OUTPUT_TOKENS)
     return {
-        "first token of a new input": new,
-        "first token of an input read before": seen,
-        "a token, one request": single,
-        f"a token, {len(inputs)} requests": batch,
+        "first token of a new input": (mine[0], other[0]),
+        "first token of an input read before": (again[0], other[0]),
+        "a token, one request": (statistics.median(mine[1:]), statistics.median(other[1:])),
+        f"a token, {len(inputs)} requests": (statistics.median(many[1:]), statistics.median(others[1:])),
     }
 
 
