@@ -62,6 +62,7 @@ class TestText:
             ({"encoder_prompt": [10], "decoder_prompt": [20]}, [10], [START, 20]),
             ({"encoder_prompt": [10], "decoder_prompt": [START, 20]}, [10], [START, 20]),
             ({"encoder_prompt": [10], "decoder_prompt": {"prompt_token_ids": [20]}}, [10], [START, 20]),
+            ({"encoder_prompt": np.array([10]), "decoder_prompt": []}, [10], [START]),
         ],
     )
     def test_forms(self, bart, prompt, encoder, decoder):
@@ -82,11 +83,13 @@ class TestText:
         """As of models that translate into a language named by the first token."""
         with load(save("bart", tmp_path, forced_bos_token_id=7)) as llm:
             assert read(llm, "w10")[1] == [START, 7]
+            assert read(llm, {"encoder_prompt": "w10", "decoder_prompt": [START]})[1] == [START, 7]
             assert read(llm, {"encoder_prompt": "w10", "decoder_prompt": "w8"})[1] == [START, 8]
 
     def test_what_the_checkpoint_never_says(self, tmp_path):
         """As in generate(): some tokens not at all, others not first; ids that do not exist are left out."""
-        settings = {"suppress_tokens": [28, 75, 999], "begin_suppress_tokens": [40], "bad_words_ids": [[12], [13, 14]]}
+        settings = {"suppress_tokens": [28, 75, 999], "begin_suppress_tokens": [40]}
+        settings["bad_words_ids"] = [[12], [13, 14], [END]]
         with load(save("bart", tmp_path, **settings)) as llm:
             assert llm.engine.model.generation.banned == {12, 28, 75}
             free = SamplingParams(temperature=1.0, seed=3, n=8, max_tokens=12, ignore_eos=True, logit_bias={40: 100})
@@ -103,6 +106,12 @@ class TestText:
             ({}, RequestError, "needs prompt"),
             ({"decoder_prompt": "w10"}, EncoderInputError, "no encoder_prompt"),
             ({"prompt": "w1", "multi_modal_data": {"audio": SOUND}}, EncoderInputError, "reads text"),
+            ({"encoder_prompt": None}, RequestError, "prompt is None"),
+            ({"encoder_prompt": 5}, RequestError, "prompt is a int"),
+            ({"encoder_prompt": [5.5]}, RequestError, "list of token ids"),
+            ({"encoder_prompt": ["w5"]}, RequestError, "list of token ids"),
+            ({"encoder_prompt": [[5]]}, RequestError, "list of token ids"),
+            ({"encoder_prompt": [5], "decoder_prompt": 7}, RequestError, "prompt is a int"),
         ],
     )
     def test_errors(self, bart, prompt, error, message):
@@ -145,6 +154,12 @@ class TestSound:
             (np.zeros(RATE + 1), EncoderInputTooLongError, "lasts 1.0 s; this model reads up to 1 s"),
             (np.zeros(0), EncoderInputTooLongError, "not nothing"),
             (np.full(100, np.nan), EncoderInputError, "NaN"),
+            (np.zeros((2, 100)), EncoderInputError, r"audio is \[2, 100\] of float64; give the samples of one channel"),
+            ((np.zeros((100, 2)), RATE), EncoderInputError, "one channel"),
+            (np.zeros(100, dtype=complex), EncoderInputError, "real numbers"),
+            ([[0.0], [0.0, 1.0]], EncoderInputError, "audio is a list"),
+            (None, EncoderInputError, "one channel"),
+            ("words", EncoderInputError, "one channel"),
         ],
     )
     def test_errors(self, whisper, audio, error, message):
@@ -155,8 +170,12 @@ class TestSound:
         for prompt in ("w5", {"encoder_prompt": "w5"}, [5]):
             with pytest.raises(EncoderInputError, match="reads sound"):
                 whisper.generate(prompt, PARAMS)
-        with pytest.raises(EncoderInputError, match="multi_modal_data has image"):
-            whisper.generate({"multi_modal_data": {"image": 0}}, PARAMS)
+        for data in ({"image": 0}, None, [SOUND]):
+            with pytest.raises(EncoderInputError, match="reads its audio"):
+                whisper.generate({"multi_modal_data": data}, PARAMS)
+        for features in (None, "words", [[1.0], [1.0, 2.0]]):
+            with pytest.raises(EncoderInputError, match="no array of numbers"):
+                whisper.generate({"input_features": features}, PARAMS)
 
 
 def test_equal_inputs_have_equal_digests_and_others_do_not(bart, whisper):

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
+
+import numpy as np
 
 from pagoda.errors import (
     EmptyPromptError,
@@ -54,17 +57,22 @@ class PromptReader:
         text, token_ids = self._decoder_tokens(start)
         return ReadPrompt(text, token_ids, self._encoder_input(encoder, read))
 
-    def _tokens(self, prompt: Prompt, **options: Any) -> tuple[str | None, list[int]]:
-        """The text, if text was given, and the token ids of a prompt."""
+    def _tokens(self, prompt: Prompt, is_target: bool = False) -> tuple[str | None, list[int]]:
+        """The text, if text was given, and the token ids of a prompt; `is_target` is what a decoder goes on from.
+
+        Models that translate may have other words there, and no text that goes on ends with a special token.
+        """
         if isinstance(prompt, Mapping):
             if "prompt_token_ids" not in prompt and "prompt" not in prompt:
                 raise RequestError("A prompt that is a dictionary needs prompt (text) or prompt_token_ids.")
             prompt = prompt["prompt_token_ids"] if "prompt_token_ids" in prompt else prompt["prompt"]
         if not isinstance(prompt, str):
-            return None, [int(token) for token in prompt]
+            return None, _token_ids(prompt)
         if not prompt:
             raise EmptyPromptError("The prompt is empty; give at least one character.")
-        return prompt, list(self.need_tokenizer()(prompt, **options).input_ids)
+        tokenizer = self.need_tokenizer()
+        encoded = tokenizer(text_target=prompt, add_special_tokens=False) if is_target else tokenizer(prompt)
+        return prompt, list(encoded.input_ids)
 
     def need_tokenizer(self) -> Any:
         if self._tokenizer is None:
@@ -80,7 +88,9 @@ class PromptReader:
             if not start:
                 raise RequestError("This model does not say which token its decoder starts from; give decoder_prompt.")
             return None, start
-        text, token_ids = self._tokens(prompt, add_special_tokens=False)
+        text, token_ids = self._tokens(prompt, is_target=True)
+        if token_ids in ([], start[:1]):
+            return text, start
         return text, token_ids if token_ids[:1] == start[:1] else start[:1] + token_ids
 
     def _encoder_input(self, encoder: Encoder, prompt: Prompt) -> EncoderInput:
@@ -106,10 +116,11 @@ class PromptReader:
                 "This checkpoint has no preprocessor_config.json, which tells how sound becomes features; give "
                 "input_features."
             )
-        if "audio" not in data:
-            raise EncoderInputError(f"multi_modal_data has {', '.join(data) or 'nothing'}; this model reads audio.")
+        if not isinstance(data, Mapping) or "audio" not in data:
+            raise EncoderInputError(f"multi_modal_data is {_shown(data)}; this model reads its audio.")
         audio = data["audio"]
-        samples, rate = audio if isinstance(audio, tuple) else (audio, extractor.sampling_rate)
+        samples, rate = audio if isinstance(audio, tuple) and len(audio) == 2 else (audio, extractor.sampling_rate)
+        samples = _samples(samples)
         if rate != extractor.sampling_rate:
             raise EncoderInputError(
                 f"The audio has {rate} samples per second; this model reads {extractor.sampling_rate}: resample it."
@@ -120,6 +131,30 @@ class PromptReader:
                 f"{extractor.n_samples / rate:.0f} s at a time, and not nothing: cut it."
             )
         return extractor(samples, sampling_rate=rate, return_tensors="np").input_features[0]
+
+
+def _token_ids(prompt: Any) -> list[int]:
+    try:
+        return [index(token) for token in prompt]
+    except TypeError as error:
+        raise RequestError(f"The prompt is {_shown(prompt)}; give text, or a list of token ids.") from error
+
+
+def _samples(sound: Any) -> np.ndarray:
+    """One channel of sound, fp32."""
+    try:
+        samples = np.asarray(sound)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise EncoderInputError(f"The audio is {_shown(sound)}; give its samples as numbers.") from error
+    if samples.ndim != 1 or samples.dtype.kind not in "fiu":
+        raise EncoderInputError(
+            f"The audio is {list(samples.shape)} of {samples.dtype}; give the samples of one channel as real numbers."
+        )
+    return samples.astype(np.float32)
+
+
+def _shown(value: Any) -> str:
+    return f"a {type(value).__name__}" if value is not None else "None"
 
 
 def _parts(prompt: Prompt) -> tuple[Prompt, Prompt | None]:

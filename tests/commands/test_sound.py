@@ -38,3 +38,10 @@ def test_other_files(tmp_path):
             read_wav(tmp_path / name)
     with pytest.raises(ConfigError, match="samples of 32 bits"):
         read_wav(write(tmp_path / "wide.wav", [0], width=4))
+
+
+def test_a_file_that_ends_in_the_middle_of_a_frame(tmp_path):
+    file = write(tmp_path / "cut.wav", [0, 16384, -16384, -16384], channels=2)
+    file.write_bytes(file.read_bytes()[:-3])
+    samples, _ = read_wav(file)
+    assert samples.tolist() == [0.25]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 
 from oracle.families import build_tiny
 from oracle.generation import random_tokens
-from pagoda import LLM, SamplingParams
+from pagoda import LLM, RequestOutput, SamplingParams
+from pagoda.collector import Collector
+from pagoda.engine.forward import Forward
 from pagoda.errors import (
     ConfigError,
     EmptyPromptError,
@@ -146,14 +149,15 @@ class TestScheduling:
     def test_what_encoders_read_counts_as_tokens_of_a_step(self, bart, monkeypatch):
         """Of three inputs of 40 tokens, only one fits beside the others' in a step of 64."""
         steps: list[int] = []
-        run = type(make(bart).engine._forward)._encode
+        read = Forward.read
 
-        def noted(self: Any, fresh: Any) -> Any:
-            steps.append(sum(entry.namespace.num_encoder_tokens for entry in fresh))
-            return run(self, fresh)
+        def noted(self: Forward, plan: Any) -> Any:
+            new = read(self, plan)
+            steps.append(sum(entry.namespace.num_encoder_tokens for entry in new.outputs))
+            return new
 
+        monkeypatch.setattr(Forward, "read", noted)
         with make(bart) as llm:
-            monkeypatch.setattr(type(llm.engine._forward), "_encode", noted)
             llm.generate([asked(40, seed=seed) for seed in range(3)] + [asked(9, seed=5)], PARAMS)
         assert [each for each in steps if each] == [40, 40, 49]
 
@@ -264,12 +268,34 @@ class TestErrors:
             assert llm.generate(asked(40), PARAMS)[0].num_cached_encoder_tokens == 0
             llm.check_integrity()
 
-    def test_an_encoder_that_fails_leaves_nothing_behind(self, bart, monkeypatch):
+    def test_an_encoder_that_fails_ends_its_readers_and_nobody_else(self, bart, monkeypatch):
         encode = Encoder.encode
-        with make(bart) as llm:
-            monkeypatch.setattr(Encoder, "encode", lambda *_: 1 / 0)
-            with pytest.raises(Exception, match="forward pass failed"):
-                llm.generate(asked(40), PARAMS)
-            monkeypatch.setattr(Encoder, "encode", encode)
+
+        def failing(self: Encoder, input: Any) -> torch.Tensor:
+            if input.num_tokens == 40:
+                raise RuntimeError("not enough memory")
+            return encode(self, input)
+
+        with make(bart, max_num_batched_tokens=256) as llm:
+            expected = tokens(llm.generate(asked(23, seed=1), PARAMS))
+            llm.reset_prefix_cache()
+            monkeypatch.setattr(Encoder, "encode", failing)
+            requests = llm._requests([asked(40), asked(23, seed=1), asked(40)], PARAMS, "")
+            ends: SimpleQueue[Any] = SimpleQueue()
+            llm._submit(requests, lambda request: Collector(request, None, on_end=ends.put))
+            *failed, served = sorted((ends.get() for _ in requests), key=lambda end: isinstance(end, RequestOutput))
+            assert [str(error) for error in failed] == [
+                "The model's encoder failed: RuntimeError('not enough memory')"
+            ] * 2
+            assert tokens([served]) == expected
+            monkeypatch.undo()
             assert llm.generate(asked(40), PARAMS)[0].num_cached_encoder_tokens == 0
             llm.check_integrity()
+
+    def test_a_text_without_end_is_refused_before_it_takes_all_memory(self, monkeypatch):
+        """Transformers makes a bias of T5 for every two tokens."""
+        monkeypatch.setattr("pagoda.models.encoder.available_memory_nbytes", lambda: 64 * MIB)
+        with make(Model.from_transformers(build_tiny("t5"))) as llm:
+            assert llm.engine.memory.max_encoder_len == 387  # 387^2 pairs of 4 x 16 + 48 bytes are 16 MiB
+            with pytest.raises(EncoderInputTooLongError, match="at most 387"):
+                llm.generate(asked(388), PARAMS)

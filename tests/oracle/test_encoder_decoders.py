@@ -62,6 +62,17 @@ def test_the_same_wherever_a_decoder_prompt_is_resumed(family: str) -> None:
         llm.check_integrity()
 
 
+def test_padding_among_the_words_of_a_translation() -> None:
+    """M2M-100 gives padding the position of padding, and generates it too."""
+    network = families.build_tiny("m2m_100")
+    model = Model.from_transformers(network)
+    model.generation = GenerationTokens(start=(START,))
+    prompt, read = [START, 9, 7, network.config.pad_token_id], random_tokens(21, 1)
+    with make(model, num_pages=64) as llm:
+        output = llm.generate({"encoder_prompt": read, "decoder_prompt": prompt}, PARAMS)[0]
+    check(output, expect(network, prompt, torch.tensor(read)))
+
+
 @pytest.mark.parametrize("family", families.ENCODER_DECODERS)
 def test_greedy_generation_equals_hugging_face(family: str) -> None:
     network = families.build_tiny(family)

@@ -48,12 +48,9 @@ class OutputStore:
 
 @dataclass(eq=False)
 class Live:
-    """A sequence under way. What it reads is found by others unless one that read it too has failed."""
-
     cached: CachedSequence
     namespace: Namespace
     tokens: list[int]
-    is_found: bool = True
 
     @property
     def table(self) -> CrossTable:
@@ -109,7 +106,7 @@ class CrossMachine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1000))
     def fork(self, which: int) -> None:
         live = self.pick(which)
-        self.live.append(Live(self.cache.fork(live.cached), live.namespace, live.tokens, live.is_found))
+        self.live.append(Live(self.cache.fork(live.cached), live.namespace, live.tokens))
 
     @precondition(lambda self: self.live)
     @rule(which=st.integers(0, 1000), keep=st.sampled_from((True, True, True, False)))
@@ -120,7 +117,7 @@ class CrossMachine(RuleBasedStateMachine):
     def reset(self) -> None:
         self.cache.reset()
         assert self.outputs.counts.idle == 0
-        self.kept &= {live.namespace for live in self.live if live.is_found}
+        self.kept &= {live.namespace for live in self.live}
 
     @invariant()
     def bookkeeping_agrees(self) -> None:
@@ -176,11 +173,6 @@ class CrossMachine(RuleBasedStateMachine):
     def end(self, live: Live, keep: bool) -> None:
         self.cache.release(live.cached, live.tokens, keep)
         self.live.remove(live)
-        if not keep and live.is_found:
-            self.kept.discard(live.namespace)
-        if not keep:
-            for other in self.live:
-                other.is_found &= other.table.entry is not live.table.entry
 
     def check_hit(self, namespace: Namespace, tokens: list[int], num_tokens: int, num_encoder_tokens: int) -> None:
         assert num_encoder_tokens in (0, namespace.num_encoder_tokens)

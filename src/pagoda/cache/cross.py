@@ -143,9 +143,12 @@ class CrossGroup:
         return self._take(table.entry)
 
     def release(self, table: CrossTable, tokens: Sequence[int] = (), keep: bool = True) -> None:  # noqa: ARG002
-        """Drop a user of the output, which stays for others unless its content is in doubt."""
+        """Drop a user of the output, which stays for others if it was ever written.
+
+        A sequence whose own pages are in doubt (`keep` False) says nothing against what it has read.
+        """
         entry = table.entry
-        if not (keep and entry.is_written) and self._entries.get(entry.namespace) is entry:
+        if not entry.is_written and self._entries.get(entry.namespace) is entry:
             del self._entries[entry.namespace]
         self._clock += 1
         entry.num_users -= 1

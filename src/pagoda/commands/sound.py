@@ -26,5 +26,6 @@ def read_wav(file: Path) -> tuple[np.ndarray, int]:
         raise ConfigError(f"{file} cannot be read as WAV: {error}") from error
     if width != SAMPLE_NBYTES:
         raise ConfigError(f"{file} has samples of {8 * width} bits; convert it to 16-bit PCM.")
+    data = data[: len(data) - len(data) % (width * channels)]  # a file may end in the middle of a frame
     samples = np.frombuffer(data, dtype="<i2").reshape(-1, channels).astype(np.float32) / FULL_SCALE
     return samples.mean(axis=1), rate

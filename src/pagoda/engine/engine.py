@@ -20,6 +20,7 @@ from pagoda.cache.pool import PagePool
 from pagoda.cache.rule import KeepAll
 from pagoda.cache.state import SnapshotRule, StateGroup
 from pagoda.config import EngineConfig
+from pagoda.engine.encoding import NewInputs
 from pagoda.engine.forward import Computed, Forward
 from pagoda.engine.memory import LEDGER_PAGES, MemoryPlan, plan_memory
 from pagoda.engine.request import FinishReason, Phase, Request, RequestMetrics, Sequence
@@ -131,12 +132,16 @@ class Engine:
             metrics = sequence.request.metrics
             metrics.first_scheduled = metrics.first_scheduled or now
             metrics.num_computed_tokens += num_tokens
+        new_inputs = self._forward.read(plan)
+        events = self._fail_unread(plan, new_inputs)
+        if not plan:
+            return events
         try:
-            computed = self._forward.run(plan)
+            computed = self._forward.run(plan, new_inputs)
         except Exception as error:
             logger.exception("The forward pass of %d sequences failed", len(plan))
-            return self._fail(list(plan), RequestError(f"The model's forward pass failed: {error!r}"))
-        events = self._fail_broken(computed)
+            return events + self._fail(list(plan), RequestError(f"The model's forward pass failed: {error!r}"))
+        events += self._fail_broken(computed)
         self._commit(plan)
         ban(computed.logits, computed.complete, self.model.generation)
         rows = zip(computed.complete, computed.logits, strict=True)
@@ -219,6 +224,14 @@ class Engine:
         for request in {sequence.request: None for sequence in sequences}:
             request.error = error
             events += self._end(request, FinishReason.ERROR, keep_pages=False)
+        return events
+
+    def _fail_unread(self, plan: Plan, new_inputs: NewInputs) -> list[TokenEvent]:
+        """End those whose encoder input could not be read, and take them out of the plan."""
+        events = []
+        for sequence, error in new_inputs.failed.items():
+            del plan[sequence]
+            events += self._fail([sequence], RequestError(f"The model's encoder failed: {error!r}"))
         return events
 
     def _fail_broken(self, computed: Computed) -> list[TokenEvent]:

@@ -134,19 +134,20 @@ def _check_recurrence(config: Any, recording: Recording) -> None:
 
 
 def _check_call(config: Any, ordinal: int, call: Call) -> None:
-    reason = _reason_against(call)
+    reason = _reason_against(call, config.is_encoder_decoder)
     if reason:
         raise UnsupportedModelError(
             f"{config.model_type}, attention call {ordinal} ({type(call.module).__name__}): {reason}."
         )
 
 
-def _reason_against(call: Call) -> str | None:
-    return _shape_reason(call) or _score_reason(call) or (None if call.own_reach else _mask_reason(call))
+def _reason_against(call: Call, has_encoder: bool) -> str | None:
+    return _shape_reason(call, has_encoder) or _score_reason(call) or (None if call.own_reach else _mask_reason(call))
 
 
-def _shape_reason(call: Call) -> str | None:
-    if call.query.shape[2] != PROBE_TOKENS or call.key.shape[2] not in (PROBE_TOKENS, ENCODER_PROBE_TOKENS):
+def _shape_reason(call: Call, has_encoder: bool) -> str | None:
+    num_keys = ENCODER_PROBE_TOKENS if has_encoder and call.is_cross else PROBE_TOKENS
+    if call.query.shape[2] != PROBE_TOKENS or call.key.shape[2] != num_keys:
         return "its queries and keys are not the tokens of the step (compressed keys)"
     if call.query.shape[1] % call.key.shape[1]:
         return f"{call.query.shape[1]} query heads do not share {call.key.shape[1]} KV heads evenly"

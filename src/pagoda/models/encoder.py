@@ -10,6 +10,7 @@ import copy
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
+from math import isqrt
 from typing import Any
 
 import torch
@@ -22,11 +23,17 @@ from pagoda.errors import (
     TokenOutOfRangeError,
     UnsupportedModelError,
 )
+from pagoda.machine import available_memory_nbytes
 
 DIGEST_NBYTES = 32
 # Families whose encoders read features of sound, always of one length.
 SOUND_FAMILIES = ("whisper",)
 FRAMES_PER_TOKEN = 2  # by a convolution of stride two
+# What transformers takes for the biases of two tokens: distances and buckets for all heads, and for each head the bias,
+# its copies and the scores.
+INDEX_NBYTES_PER_PAIR = 48
+BIAS_NBYTES_PER_PAIR = 16
+BIAS_SHARE = 0.25  # of the memory that is available
 # Families in which a token depends on more than its own request.
 _UNREPEATABLE = {
     "bigbird_pegasus": "once its encoder has read a short input, it attends in another way for good",
@@ -67,9 +74,11 @@ class Encoder:
 
     @cached_property
     def max_tokens(self) -> int | None:
-        """The longest output that the position encoding supports, or None if it sets no limit."""
+        """The longest output that the position encoding supports, or memory for it; None if neither sets a limit."""
         config = self._module.config
         limit = getattr(config, "max_source_positions", None) or getattr(config, "max_position_embeddings", None)
+        if limit is None and hasattr(config, "relative_attention_num_buckets"):
+            limit = _affordable_tokens(config.num_heads)
         return None if limit is None else int(limit)
 
     @property
@@ -99,7 +108,10 @@ class Encoder:
         """Raises a RequestError if the encoder cannot read them."""
         if self.reads_text:
             raise EncoderInputError("The encoder of this model reads text; give it a prompt or prompt_token_ids.")
-        values = torch.as_tensor(features, dtype=torch.float32)
+        try:
+            values = torch.as_tensor(features, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise EncoderInputError(f"input_features is no array of numbers: {error}") from error
         if tuple(values.shape) != self.feature_shape:
             raise EncoderInputError(
                 f"input_features is {list(values.shape)}; the encoder of this model reads {list(self.feature_shape)} "
@@ -116,6 +128,13 @@ class Encoder:
         hidden: torch.Tensor = self._module(**{self._module.main_input_name: values[None]}).last_hidden_state[0]
         assert len(hidden) == input.num_tokens, "an encoder made another number of tokens than it said"
         return hidden
+
+
+def _affordable_tokens(num_heads: int) -> int | None:
+    """How many tokens an encoder can read with T5's biases, of which transformers makes one for every two of them."""
+    available = available_memory_nbytes()
+    nbytes_per_pair = INDEX_NBYTES_PER_PAIR + num_heads * BIAS_NBYTES_PER_PAIR
+    return None if available is None else isqrt(int(available * BIAS_SHARE) // nbytes_per_pair)
 
 
 def check_encoder(config: Any) -> None:
@@ -137,5 +156,7 @@ def _attend_plainly(encoder: Any) -> None:
     for module in encoder.modules():
         config = getattr(module, "config", None)
         if config is not None:
-            module.config = plain.setdefault(id(config), copy.copy(config))
-            module.config._attn_implementation_internal = name
+            if id(config) not in plain:
+                plain[id(config)] = copy.copy(config)
+                plain[id(config)]._attn_implementation_internal = name
+            module.config = plain[id(config)]

@@ -63,17 +63,21 @@ class GenerationTokens:
         def find(*names: str) -> Any:
             return next((each[name] for name in names for each in sources if each.get(name) is not None), None)
 
-        end = find("eos_token_id")
+        found = find("eos_token_id")
+        end = frozenset([found] if isinstance(found, int) else found or ())
         start = (find("decoder_start_token_id", "bos_token_id"), find("forced_bos_token_id"))
-        words = settings.get("bad_words_ids") or ()
+        # The end is no bad word, as in transformers.
+        words = [word for word in settings.get("bad_words_ids") or () if len(word) == 1 and word[0] not in end]
+
+        vocab_size = decoder_config(config).vocab_size
 
         def known(tokens: Iterable[int]) -> frozenset[int]:
-            return frozenset(token for token in tokens if 0 <= token < decoder_config(config).vocab_size)
+            return frozenset(token for token in tokens if 0 <= token < vocab_size)
 
         return cls(
-            end=frozenset([end] if isinstance(end, int) else end or ()),
+            end=end,
             start=tuple(token for token in start if token is not None) if config.is_encoder_decoder else (),
-            banned=known([*(settings.get("suppress_tokens") or ()), *(word[0] for word in words if len(word) == 1)]),
+            banned=known([*(settings.get("suppress_tokens") or ()), *(word[0] for word in words)]),
             banned_first=known(settings.get("begin_suppress_tokens") or ()),
         )
 

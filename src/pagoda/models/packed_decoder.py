@@ -113,13 +113,24 @@ def _embedding(table: Any, positions: Callable[[], torch.Tensor]) -> Callable[..
     """The forward of an embedding of positions that looks up `positions`, whatever it is told."""
     inner = table.forward
     if "position_ids" not in inspect.signature(inner).parameters:
-        # Sinusoids with a row for padding before the first position, of families that go by which tokens are padding.
-        return lambda *_, **__: table.weights.index_select(0, positions() + table.padding_idx + 1)[None]
+        return _rows_but_for_padding(table, positions)
 
     def forward(tokens: Any, *_: Any, **__: Any) -> torch.Tensor:
         # Sinusoids that are not kept in a table are computed by column.
         wanted = positions() if isinstance(table, torch.nn.Embedding) else positions()[:, None]
         embedded: torch.Tensor = inner(tokens, position_ids=wanted)
+        return embedded
+
+    return forward
+
+
+def _rows_but_for_padding(table: Any, positions: Callable[[], torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Sinusoids in a table whose first positions come after the row of padding, which tokens of padding get."""
+
+    def forward(tokens: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        padding = table.padding_idx
+        rows = torch.where(tokens[0] == padding, padding, positions() + padding + 1)
+        embedded: torch.Tensor = table.weights.index_select(0, rows)[None]
         return embedded
 
     return forward
