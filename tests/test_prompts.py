@@ -106,6 +106,7 @@ class TestText:
             ({}, RequestError, "needs prompt"),
             ({"decoder_prompt": "w10"}, EncoderInputError, "no encoder_prompt"),
             ({"prompt": "w1", "multi_modal_data": {"audio": SOUND}}, EncoderInputError, "reads text"),
+            ({"encoder_prompt": {"prompt": "w1", "decoder_prompt": "w2"}}, EncoderInputError, "give it beside"),
             ({"encoder_prompt": None}, RequestError, "prompt is None"),
             ({"encoder_prompt": 5}, RequestError, "prompt is a int"),
             ({"encoder_prompt": [5.5]}, RequestError, "list of token ids"),
@@ -173,6 +174,9 @@ class TestSound:
         for data in ({"image": 0}, None, [SOUND]):
             with pytest.raises(EncoderInputError, match="reads its audio"):
                 whisper.generate({"multi_modal_data": data}, PARAMS)
+        both = {"input_features": torch.zeros(8, 48), "multi_modal_data": {"audio": SOUND}}
+        with pytest.raises(EncoderInputError, match="of which the encoder reads one"):
+            whisper.generate(both, PARAMS)
         for features in (None, "words", [[1.0], [1.0, 2.0]]):
             with pytest.raises(EncoderInputError, match="no array of numbers"):
                 whisper.generate({"input_features": features}, PARAMS)

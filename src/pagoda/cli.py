@@ -26,7 +26,8 @@ USAGE_ERRORS = (ConfigError, InvalidSamplingError, KernelUnavailableError)
 GENERATE_EXAMPLES = """examples:
   pagoda generate "The room was a pleasant one," --max-tokens 64
   pagoda generate --file prompt.txt --temperature 0 --stats
-  echo "Once upon a time" | pagoda generate --model ~/models/Qwen2.5-0.5B --json"""
+  echo "Once upon a time" | pagoda generate --model ~/models/Qwen2.5-0.5B --json
+  pagoda generate --model ~/models/whisper-small --audio speech.wav --decoder-prompt '<|startoftranscript|>'"""
 
 CHAT_EXAMPLES = """examples:
   pagoda chat --model ~/models/Qwen2.5-0.5B-Instruct --stats
@@ -94,7 +95,7 @@ def _command(commands: argparse._SubParsersAction[Parser], name: str, summary: s
 
 
 def _add_generate(parser: Parser) -> None:
-    parser.add_argument("prompt", nargs="?", help="text to continue (default: standard input)")
+    parser.add_argument("prompt", nargs="?", help="text to continue, or to encode (default: standard input)")
     parser.add_argument("--file", type=Path, metavar="FILE", help="read the prompt from a file")
     parser.add_argument("--prompt-token-ids", type=int, nargs="+", metavar="ID", help="the prompt as token ids")
     parser.add_argument("--decoder-prompt", metavar="TEXT", help="what the decoder goes on from, if an encoder reads")

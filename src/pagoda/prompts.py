@@ -94,6 +94,8 @@ class PromptReader:
         return text, token_ids if token_ids[:1] == start[:1] else start[:1] + token_ids
 
     def _encoder_input(self, encoder: Encoder, prompt: Prompt) -> EncoderInput:
+        if isinstance(prompt, Mapping) and all(name in prompt for name in SOUND):
+            raise EncoderInputError(f"There are {' and '.join(SOUND)}, of which the encoder reads one; give that.")
         if isinstance(prompt, Mapping) and "input_features" in prompt:
             return encoder.input_of_features(prompt["input_features"])
         if isinstance(prompt, Mapping) and "multi_modal_data" in prompt:
@@ -162,7 +164,10 @@ def _parts(prompt: Prompt) -> tuple[Prompt, Prompt | None]:
     if not isinstance(prompt, Mapping):
         return prompt, None
     if "encoder_prompt" in prompt:
-        return prompt["encoder_prompt"], prompt.get("decoder_prompt")
+        read = prompt["encoder_prompt"]
+        if isinstance(read, Mapping) and "decoder_prompt" in read:
+            raise EncoderInputError("The decoder_prompt is inside of the encoder_prompt; give it beside.")
+        return read, prompt.get("decoder_prompt")
     if "decoder_prompt" in prompt:
         raise EncoderInputError("There is a decoder_prompt and no encoder_prompt; give both.")
     has_sound = any(name in prompt for name in SOUND)

@@ -4,6 +4,7 @@ import pytest
 
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.base import Axis, Layout
+from pagoda.layouts.cross import CrossLayout
 from pagoda.layouts.spec import LayerGroup, Reach, SiteSlot, group_layers
 
 GQA = AttentionLayout(num_kv_heads=2, key_width=16, value_width=16)
@@ -35,6 +36,12 @@ class TestAttentionLayout:
     @pytest.mark.parametrize("num_tokens", [0, 1, 31, 32, 1000])
     def test_every_prefix_can_be_resumed(self, num_tokens):
         assert GQA.resumable_tokens(num_tokens) == num_tokens
+
+
+def test_nothing_of_an_encoder_s_output_is_good_for_a_part_of_its_input():
+    layout = CrossLayout(4, 64, 64)
+    assert layout.planes == AttentionLayout(4, 64, 64).planes
+    assert {layout.resumable_tokens(num_tokens) for num_tokens in (0, 1, 32, 1000)} == {0}
 
 
 class TestGroup:

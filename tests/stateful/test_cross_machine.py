@@ -4,6 +4,7 @@ A page holds the name of the input it was made of and its number among the pages
 input, or of none, is seen.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -147,9 +148,9 @@ class CrossMachine(RuleBasedStateMachine):
     def pick(self, which: int) -> Live:
         return self.live[which % len(self.live)]
 
-    def check_pages(self, namespace: Namespace, pages: object) -> None:
+    def check_pages(self, namespace: Namespace, pages: Sequence[int]) -> None:
         name = (namespace.salt, namespace.encoder_digest)
-        assert [self.store.pages[page] for page in pages] == [(name, i) for i in range(len(pages))]  # type: ignore[arg-type, attr-defined]
+        assert [self.store.pages[page] for page in pages] == [(name, i) for i in range(len(pages))]
 
     def attach(self, namespace: Namespace, tokens: list[int]) -> Live | None:
         """A new sequence with room for its prompt, if it can be had."""

@@ -22,13 +22,12 @@ from pagoda.errors import IntegrityError, OutOfPagesError
 class Entry(Node):
     """The pages of one encoder input. `is_written` from the end of the step that computes it."""
 
-    __slots__ = ("is_written", "namespace", "num_users", "pages")
+    __slots__ = ("is_written", "namespace", "pages")
 
     def __init__(self, namespace: Namespace, pages: Sequence[int]) -> None:
         super().__init__(None, namespace.encoder_digest, pages[0])
         self.namespace = namespace
         self.pages = tuple(pages)
-        self.num_users = 0
         self.is_written = False
 
 
@@ -90,7 +89,8 @@ class CrossGroup:
 
     def attach_cost(self, match: CrossMatch, num_tokens: int) -> int:  # noqa: ARG002
         """All pages of the output, unless another sequence holds them already."""
-        return 0 if match.entry and match.entry.num_users else self._num_pages(match.namespace)
+        is_held = match.entry is not None and self._num_users(match.entry)
+        return 0 if is_held else self._num_pages(match.namespace)
 
     def growth_cost(self, num_tokens: int, num_new_tokens: int, step_tokens: int) -> int:  # noqa: ARG002
         """What was read does not grow."""
@@ -120,7 +120,6 @@ class CrossGroup:
         if match.entry is not None:
             return self._take(match.entry), PageActions([], [])
         entry = Entry(namespace, [self._allocate() for _ in range(needed)])
-        entry.num_users = 1
         if self._share:
             self._entries[namespace] = entry
         return CrossTable(entry), PageActions(list(entry.pages), [])
@@ -151,10 +150,9 @@ class CrossGroup:
         if not entry.is_written and self._entries.get(entry.namespace) is entry:
             del self._entries[entry.namespace]
         self._clock += 1
-        entry.num_users -= 1
         for page in entry.pages:
             self._allocator.release(page)
-        if not entry.num_users:
+        if not self._num_users(entry):
             self._leave(entry)
 
     def next_page(self, namespace: Namespace, match: CrossMatch, tokens: Sequence[int]) -> object | None:  # noqa: ARG002
@@ -166,7 +164,7 @@ class CrossGroup:
 
     def reset(self) -> int:
         """Evict every output that no sequence uses; returns how many pages that were."""
-        idle = [entry for entry in self._entries.values() if not entry.num_users]
+        idle = [entry for entry in self._entries.values() if not self._num_users(entry)]
         for entry in idle:
             self._evict(entry)
         return sum(len(entry.pages) for entry in idle)
@@ -182,16 +180,19 @@ class CrossGroup:
         held = [page for entry in entries for page in entry.pages]
         if len(set(held)) != len(held):
             raise IntegrityError("Two encoder outputs name the same page.")
-        if any(users[page] != entry.num_users for entry in entries for page in entry.pages):
-            raise IntegrityError("An encoder output has another number of users than its pages.")
-        if self._allocator.counts.idle != sum(len(entry.pages) for entry in entries if not entry.num_users):
+        if any(users[page] != self._num_users(entry) for entry in entries for page in entry.pages):
+            raise IntegrityError("The pages of an encoder output have different numbers of users.")
+        if self._allocator.counts.idle != sum(len(entry.pages) for entry in entries if not self._num_users(entry)):
             raise IntegrityError("The pages that nobody uses are not those of encoder outputs.")
 
     def _num_pages(self, namespace: Namespace) -> int:
         return -(-namespace.num_encoder_tokens // self.page_tokens)
 
+    def _num_users(self, entry: Entry) -> int:
+        """Of all its pages alike."""
+        return self._allocator.references(entry.pages[0])
+
     def _take(self, entry: Entry) -> CrossTable:
-        entry.num_users += 1
         for page in entry.pages:
             self._allocator.retain(page)
         return CrossTable(entry)

@@ -10,7 +10,6 @@ from transformers import AutoFeatureExtractor, AutoTokenizer
 from pagoda.errors import CorruptCheckpointError
 from pagoda.models.quiet import quiet
 
-_feature_extractors: Any = AutoFeatureExtractor
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -23,23 +22,21 @@ TOKENIZER_FILES = (
 
 def load_tokenizer(path: str | Path) -> Any | None:
     """The tokenizer in `path`, or None if the directory has none."""
-    directory = Path(path).expanduser()
-    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
-        return None
-    try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        raise CorruptCheckpointError(f"The tokenizer in {directory} cannot be loaded: {error}") from error
+    return _load(AutoTokenizer, "tokenizer", Path(path), TOKENIZER_FILES)
 
 
 def load_feature_extractor(path: str | Path) -> Any | None:
     """What makes features of sound for the model in `path`, or None if the directory does not say."""
-    directory = Path(path).expanduser()
-    if not (directory / "preprocessor_config.json").is_file():
+    return _load(AutoFeatureExtractor, "feature extractor", Path(path), ("preprocessor_config.json",))
+
+
+def _load(loader: Any, what: str, path: Path, files: tuple[str, ...]) -> Any | None:
+    """What `loader` of transformers makes of a directory that has one of `files`."""
+    directory = path.expanduser()
+    if not any((directory / name).is_file() for name in files):
         return None
     try:
         with quiet():
-            return _feature_extractors.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+            return loader.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise CorruptCheckpointError(f"The feature extractor in {directory} cannot be loaded: {error}") from error
+        raise CorruptCheckpointError(f"The {what} in {directory} cannot be loaded: {error}") from error
