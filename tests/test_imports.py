@@ -13,10 +13,11 @@ PACKAGE = Path(pagoda.__file__).parent
 
 # From the top down; a module imports from its own line or a lower one.
 LEVELS = (
-    ("cli", "server", "cluster"),
+    ("cli", "cluster"),
     ("commands",),
+    ("server",),
     ("llm",),
-    ("collector", "prompts"),
+    ("collector", "prompts", "structured"),
     ("outputs",),
     ("engine",),
     ("models",),

@@ -18,6 +18,7 @@ PUBLIC_NAMES = [
     "RequestOutput",
     "SamplingParams",
     "StreamChunk",
+    "StructuredOutputs",
 ]
 
 

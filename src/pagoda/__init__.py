@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from pagoda.outputs import RequestOutput as RequestOutput
     from pagoda.outputs import StreamChunk as StreamChunk
     from pagoda.sampling_params import SamplingParams as SamplingParams
+    from pagoda.sampling_params import StructuredOutputs as StructuredOutputs
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
     "LLM": "pagoda.llm",
     "SamplingParams": "pagoda.sampling_params",
+    "StructuredOutputs": "pagoda.sampling_params",
     "RequestOutput": "pagoda.outputs",
     "CompletionOutput": "pagoda.outputs",
     "StreamChunk": "pagoda.outputs",
@@ -38,6 +40,7 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "StreamChunk",
+    "StructuredOutputs",
 ]
 
 

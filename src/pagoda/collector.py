@@ -42,17 +42,32 @@ class Collector:
             stream.finish()
         error = self._request.error
         if is_last and error is not None:
-            self._fail(error if isinstance(error, RequestError) else RequestError(str(error)))
+            self._fail(error)
             return
         output = self._output() if is_last else None
         if self._on_chunk is not None:
             tokens = [] if event.token_id is None else [event.token_id]
             text = stream.take() if stream is not None else ""
-            self._on_chunk(StreamChunk(sample.index, text, tokens, sample.finish_reason, output))
+            wants_logprobs = tokens and self._request.params.logprobs is not None
+            self._on_chunk(
+                StreamChunk(
+                    index=sample.index,
+                    text=text,
+                    token_ids=tokens,
+                    finish_reason=sample.finish_reason,
+                    output=output,
+                    logprobs=sample.logprobs[-1:] if wants_logprobs else None,
+                    stop_reason=sample.stop_reason,
+                    is_first=sample.num_output_tokens == 1,
+                )
+            )
         if self._on_end is not None and output is not None:
             self._on_end(output)
 
-    def _fail(self, error: RequestError) -> None:
+    def _fail(self, error: Exception) -> None:
+        if not isinstance(error, RequestError):
+            error, cause = RequestError(str(error)), error
+            error.__cause__ = cause
         for tell in (self._on_chunk, self._on_end):
             if tell is not None:
                 tell(error)
@@ -82,6 +97,8 @@ class Collector:
             encoder_prompt_token_ids=encoder_input.token_ids if encoder_input else None,
             num_encoder_tokens=request.namespace.num_encoder_tokens,
             num_cached_encoder_tokens=request.num_cached_encoder_tokens,
+            prompt_logprobs=[None, *request.prompt_logprobs] if request.scores_prompt else None,
+            leases=tuple(request.lease_results),
         )
 
     def _completion(self, sample: Sequence) -> CompletionOutput:

@@ -6,6 +6,7 @@ Names and meanings are vLLM's where the meaning is the same.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 from pagoda.errors import ConfigError
@@ -13,6 +14,7 @@ from pagoda.errors import ConfigError
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 DEFAULT_KV_CACHE_NBYTES = 4 << 30
 DEFAULT_KV_CACHE_SHARE = 0.4  # of the memory available at start-up
+DEFAULT_LEASE_SHARE = 0.5  # of the pages, where no tenants are named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,39 @@ class Environment:
         return cls(**values)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class TenantShare:
+    """What one tenant can be sure of, as shares (0 to 1) of the pages of every layer group.
+
+    page_quota: pages that no other tenant can take from it. lease_budget: pages that its leases may keep, which are
+    reserved for it as well. Raises ConfigError for a share out of range.
+    """
+
+    page_quota: float = 0.0
+    lease_budget: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, share in (("page_quota", self.page_quota), ("lease_budget", self.lease_budget)):
+            if not 0 <= share <= 1:
+                raise ConfigError(f"{name} is {share}; give a share of the pages between 0 and 1.")
+
+    @property
+    def reserved(self) -> float:
+        return max(self.page_quota, self.lease_budget)
+
+
+def share_of(share: float, num_pages: int) -> int:
+    """Whole pages of a share."""
+    return int(share * num_pages + 1e-6)  # 0.29 of 100 are 29
+
+
+def check_tenants(tenants: Mapping[str, TenantShare]) -> None:
+    """Raise ConfigError if tenants are promised more than there is."""
+    total = sum(share.reserved for share in tenants.values())
+    if total > 1 + 1e-9:
+        raise ConfigError(f"The tenants reserve {total:g} of all pages; lower page_quota or lease_budget to sum to 1.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """How to run one model. `None` and "auto" are resolved from the model and the machine at start-up.
@@ -45,6 +80,7 @@ class EngineConfig:
     kv_cache_memory_bytes: size of the page pools; None takes 40 % of free memory, at most 4 GiB.
     snapshot_memory_share: how much of that is for copies of recurrent states, from which others resume.
     snapshot_interval_tokens: how far apart such copies are in a long prompt; None follows from the share, 0 makes none.
+    tenants: pages reserved by tenant; those not named here share the rest, and may lease only where nobody is named.
     """
 
     dtype: str = "auto"
@@ -59,6 +95,7 @@ class EngineConfig:
     max_num_batched_tokens: int = 2048
     enable_prefix_caching: bool = True
     eviction_policy: str = "lru"
+    tenants: Mapping[str, TenantShare] = field(default_factory=dict)
     num_threads: int | None = None
     seed: int = 0
     environment: Environment = field(default_factory=Environment.read)
@@ -79,6 +116,7 @@ class EngineConfig:
                 f"snapshot_interval_tokens is {self.snapshot_interval_tokens}; it must be positive, 0 for none, or "
                 "None to choose by itself."
             )
+        check_tenants(self.tenants)
         if not 0 < self.max_num_seqs <= self.max_num_batched_tokens:
             raise ConfigError(
                 f"max_num_seqs is {self.max_num_seqs}; it must be positive and at most max_num_batched_tokens "

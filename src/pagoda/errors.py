@@ -13,6 +13,8 @@
     │   ├── EncoderInputError       an encoder-decoder model needs one of its kind; no other model takes one
     │   │   └── EncoderInputTooLongError
     │   ├── InvalidSamplingError
+    │   ├── StructuredOutputError   the output cannot have the form that was asked for
+    │   ├── BreakpointError         a breakpoint is not in the prompt, or lasts no time
     │   ├── TokenizerRequiredError
     │   ├── NonFiniteLogitsError
     │   ├── NonFiniteCacheError
@@ -20,6 +22,7 @@
     ├── CacheError
     │   ├── OutOfPagesError         the pool cannot hold what was asked for
     │   └── IntegrityError          Pagoda's own bookkeeping is broken: please report it
+    ├── HttpError                   the server's answer to a request that it does not serve, with a status
     ├── KernelUnavailableError      a kernel was forced that this machine or build lacks
     └── EngineClosedError           the engine was closed before the request finished
 
@@ -79,6 +82,14 @@ class InvalidSamplingError(RequestError):
     """A sampling parameter is out of its range."""
 
 
+class StructuredOutputError(RequestError):
+    """The output cannot have the form that was asked for, or what enforces it is not installed."""
+
+
+class BreakpointError(RequestError):
+    """A breakpoint lies outside the prompt, before another one, or lasts no time."""
+
+
 class TokenizerRequiredError(RequestError):
     """Text was given or asked for, but the checkpoint has no tokenizer."""
 
@@ -105,6 +116,30 @@ class OutOfPagesError(CacheError):
 
 class IntegrityError(CacheError):
     """The cache's bookkeeping contradicts itself: a bug in Pagoda."""
+
+
+class HttpError(PagodaError):
+    """What the server answers instead of what was asked for.
+
+    status: of HTTP. param: the field that is wrong. code: what a program may act upon. retry_after_seconds: when to try
+    again.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_seconds: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.retry_after_seconds = retry_after_seconds
 
 
 class KernelUnavailableError(PagodaError):

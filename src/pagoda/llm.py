@@ -31,6 +31,7 @@ from pagoda.models.tokenizer import load_feature_extractor, load_tokenizer
 from pagoda.outputs import RequestOutput, StreamChunk
 from pagoda.prompts import Prompt, PromptReader
 from pagoda.sampling_params import SamplingParams
+from pagoda.structured import GrammarCompiler
 
 EMBEDDED_MODEL = Path(__file__).parent / "assets" / "tiny"
 
@@ -70,10 +71,11 @@ class LLM:
         if tokenizer is not None and not skip_tokenizer_init:
             self.tokenizer = load_tokenizer(Path(tokenizer))
         self.engine = Engine(loaded, kernels, config)
-        self._reader = PromptReader(loaded, self.tokenizer, feature_extractor)
-        self._loop = EngineLoop(self.engine, config.num_threads)
+        self.reader = PromptReader(loaded, self.tokenizer, feature_extractor, self.engine.max_model_len)
+        self.grammars = GrammarCompiler(self.tokenizer, loaded.vocab_size, loaded.eos_token_ids)
+        self.loop = EngineLoop(self.engine, config.num_threads)
         self._ids = count()
-        self._close = weakref.finalize(self, self._loop.close)
+        self._close = weakref.finalize(self, self.loop.close)
 
     def generate(
         self,
@@ -174,7 +176,7 @@ class LLM:
 
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
         """The token ids of a conversation, by the tokenizer's chat template, up to where the assistant answers."""
-        tokenizer = self._reader.need_tokenizer()
+        tokenizer = self.reader.need_tokenizer()
         if tokenizer.chat_template is None:
             raise TokenizerRequiredError(
                 "The tokenizer has no chat template; use generate() with a prompt of your own."
@@ -184,16 +186,16 @@ class LLM:
 
     def check_integrity(self) -> None:
         """Raise IntegrityError if the cache's bookkeeping contradicts itself."""
-        self._loop.call(self.engine.check_integrity).result()
+        self.loop.call(self.engine.check_integrity).result()
 
     def cache_stats(self) -> CacheStats:
         """Pages by state, hits and evictions."""
-        stats: CacheStats = self._loop.call(self.engine.cache_stats).result()
+        stats: CacheStats = self.loop.call(self.engine.cache_stats).result()
         return stats
 
     def reset_prefix_cache(self) -> int:
         """Forget every page that no running request uses; returns how many."""
-        count: int = self._loop.call(self.engine.reset_prefix_cache).result()
+        count: int = self.loop.call(self.engine.reset_prefix_cache).result()
         return count
 
     def close(self) -> None:
@@ -235,20 +237,22 @@ class LLM:
         requests = []
         for prompt, wanted in zip(listed, params, strict=True):
             if wanted.stop_strings:
-                self._reader.need_tokenizer()
-            read = self._reader.read(prompt)
+                self.reader.need_tokenizer()
+            read = self.reader.read(prompt)
             self.engine.validate(read.token_ids, wanted, read.encoder_input)
             name = f"request-{next(self._ids)}"
-            requests.append(new_request(name, read.token_ids, wanted, read.text, cache_salt, read.encoder_input))
+            request = new_request(name, read.token_ids, wanted, read.text, cache_salt, read.encoder_input)
+            request.constraint = self.grammars.compile(wanted.structured_outputs)
+            requests.append(request)
         return requests
 
     def _submit(self, requests: list[Request], collector: Callable[[Request], Collector]) -> None:
-        self._loop.submit(requests, [collector(request) for request in requests])
+        self.loop.submit(requests, [collector(request) for request in requests])
 
     def _cancel(self, requests: list[Request]) -> None:
         """End what has not ended; the others are unknown to the engine by now."""
         for request in requests:
-            self._loop.cancel(request.request_id)
+            self.loop.cancel(request.request_id)
 
 
 def _raised(output: Output | RequestError) -> Output:

@@ -87,6 +87,12 @@ def available_memory_nbytes() -> int | None:
     return _memory_field("MemAvailable")
 
 
+def resident_memory_nbytes() -> int:
+    """Memory of this process that is not swapped out; 0 where the system does not say."""
+    pages = _read(Path("/proc/self/statm")).split()
+    return int(pages[1]) * os.sysconf("SC_PAGESIZE") if pages else 0
+
+
 def huge_pages() -> str | None:
     """The system's setting for transparent huge pages: always, madvise or never."""
     text = _read(HUGE_PAGES)

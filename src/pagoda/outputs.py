@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pagoda.cache.lease import LeaseResult
 from pagoda.engine.request import FinishReason, RequestMetrics, TokenLogprobs
 
 
@@ -24,6 +25,9 @@ class CompletionOutput:
 class RequestOutput:
     """A finished request. `num_cached_tokens` of its prompt were not computed again.
 
+    `prompt_logprobs` has None for the first token, which nothing predicts; it is None unless they were asked for.
+    `leases` says of each breakpoint whether its prefix stays held.
+
     The `encoder_` fields are of what the encoder read, for encoder-decoder models; tokens only if that was text.
     """
 
@@ -37,6 +41,8 @@ class RequestOutput:
     encoder_prompt_token_ids: list[int] | None = None
     num_encoder_tokens: int = 0
     num_cached_encoder_tokens: int = 0
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    leases: tuple[LeaseResult, ...] = ()
 
     @property
     def text(self) -> str:
@@ -49,7 +55,7 @@ class StreamChunk:
     """News of one sample: `text` and `token_ids` since its last chunk.
 
     Text may lag behind tokens: it is held back while it could still become part of a stop string or of a character.
-    `output` is set on the last chunk of the request.
+    `output` is set on the last chunk of the request, `logprobs` if they were asked for.
     """
 
     index: int
@@ -57,3 +63,6 @@ class StreamChunk:
     token_ids: list[int]
     finish_reason: FinishReason | None
     output: RequestOutput | None
+    logprobs: list[TokenLogprobs] | None = None
+    stop_reason: int | str | None = None
+    is_first: bool = False  # of its sample

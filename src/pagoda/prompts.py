@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from operator import index
 from typing import Any
 
@@ -17,6 +18,7 @@ from pagoda.errors import (
     EmptyPromptError,
     EncoderInputError,
     EncoderInputTooLongError,
+    PromptTooLongError,
     RequestError,
     TokenizerRequiredError,
 )
@@ -42,10 +44,11 @@ class ReadPrompt:
 class PromptReader:
     """Reads prompts for `model`. Raises a RequestError for one that it cannot read."""
 
-    def __init__(self, model: Model, tokenizer: Any, feature_extractor: Any) -> None:
+    def __init__(self, model: Model, tokenizer: Any, feature_extractor: Any, max_tokens: int) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._feature_extractor = feature_extractor
+        self._max_tokens = max_tokens
 
     def read(self, prompt: Prompt) -> ReadPrompt:
         encoder = self._model.encoder
@@ -70,6 +73,7 @@ class PromptReader:
             return None, _token_ids(prompt)
         if not prompt:
             raise EmptyPromptError("The prompt is empty; give at least one character.")
+        self.check_text(prompt)
         tokenizer = self.need_tokenizer()
         encoded = tokenizer(text_target=prompt, add_special_tokens=False) if is_target else tokenizer(prompt)
         return prompt, list(encoded.input_ids)
@@ -80,6 +84,26 @@ class PromptReader:
                 "This model was loaded without a tokenizer; give token ids, or tokenizer=PATH."
             )
         return self._tokenizer
+
+    def check_text(self, text: str) -> None:
+        """Raise RequestError for what no tokenizer takes, and for text that is too long whatever its tokens are.
+
+        The latter so that nobody waits while a book is read only to be refused.
+        """
+        if self._model.encoder is None and len(text) > self._max_characters:
+            raise PromptTooLongError(
+                f"The prompt has {len(text)} characters, more than {self._max_tokens} tokens can have; shorten it."
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"The text has half of a surrogate pair at character {error.start}; send whole characters."
+            ) from error
+
+    @cached_property
+    def _max_characters(self) -> int:
+        return self._max_tokens * max(len(piece) for piece in self.need_tokenizer().get_vocab())
 
     def _decoder_tokens(self, prompt: Prompt | None) -> tuple[str | None, list[int]]:
         """What the decoder goes on from; as in transformers, it begins with the token that the model starts from."""

@@ -5,10 +5,47 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from pagoda.errors import InvalidSamplingError
+from pagoda.errors import InvalidSamplingError, StructuredOutputError
 
 MAX_LOGPROBS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructuredOutputs:
+    """The form of an output: exactly one of these. Raises StructuredOutputError for none or several.
+
+    json: a JSON schema, as a dictionary or as text. json_object: any JSON object.
+    regex: a regular expression that the whole output matches. choice: one of these texts.
+    grammar: a context-free grammar in the Lark syntax of llguidance.
+    """
+
+    json: Mapping[str, Any] | str | None = None
+    json_object: bool = False
+    regex: str | None = None
+    choice: Sequence[str] | None = None
+    grammar: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self._given) != 1:
+            names = ", ".join(self._given) or "none"
+            raise StructuredOutputError(
+                f"structured_outputs has {names}; give one of json, json_object, regex, choice and grammar."
+            )
+        if self.choice is not None and (isinstance(self.choice, str) or not self.choice or not all(self.choice)):
+            raise StructuredOutputError("choice must be a list of texts, none of them empty.")
+        if "" in (self.regex, self.grammar):
+            raise StructuredOutputError(f"{self.kind} is empty; leave it out for output in any form.")
+
+    @property
+    def kind(self) -> str:
+        """The name of what is given."""
+        return self._given[0]
+
+    @property
+    def _given(self) -> list[str]:
+        return [name for name, value in vars(self).items() if value is not None and value is not False]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +60,10 @@ class SamplingParams:
     logit_bias: added to the logits of these token ids.
     seed: the same seed gives the same text, whatever else is running.
     stop: strings that end the text before them; stop_token_ids: ids that end it.
-    max_tokens: None generates up to the context limit.
+    max_tokens: None generates up to the context limit; 0 computes and keeps the prompt.
     logprobs: report the log-probability of each chosen token and of this many most likely ones.
+    prompt_logprobs: the same of each prompt token but the first; the whole prompt is computed for it.
+    structured_outputs: the form that the output has; it ends when nothing can follow, whatever min_tokens says.
     """
 
     n: int = 1
@@ -44,7 +83,9 @@ class SamplingParams:
     min_tokens: int = 0
     max_tokens: int | None = 16
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         ranges: tuple[tuple[str, float, float, float], ...] = (
@@ -57,8 +98,9 @@ class SamplingParams:
             ("frequency_penalty", self.frequency_penalty, -2, 2),
             ("repetition_penalty", self.repetition_penalty, math.ulp(0.0), math.inf),
             ("min_tokens", self.min_tokens, 0, math.inf),
-            ("max_tokens", 1 if self.max_tokens is None else self.max_tokens, 1, math.inf),
-            ("logprobs", 0 if self.logprobs is None else self.logprobs, 0, MAX_LOGPROBS),
+            ("max_tokens", 1 if self.max_tokens is None else self.max_tokens, 0, math.inf),
+            ("logprobs", self.logprobs or 0, 0, MAX_LOGPROBS),
+            ("prompt_logprobs", self.prompt_logprobs or 0, 0, MAX_LOGPROBS),
         )
         for name, value, low, high in ranges:
             if not low <= value <= high or math.isnan(value) or math.isinf(value):
@@ -67,7 +109,7 @@ class SamplingParams:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidSamplingError(f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens}).")
         if any(not text for text in self.stop_strings):
-            raise InvalidSamplingError("A stop string is empty; leave it out or give at least one character.")
+            raise InvalidSamplingError("stop has an empty string; leave it out or give at least one character.")
         if not all(math.isfinite(bias) for bias in self.logit_bias.values()):
             raise InvalidSamplingError("logit_bias has a value that is not finite; use -100 to ban a token.")
 

@@ -10,9 +10,10 @@ from pagoda.config import EngineConfig
 from pagoda.sampling_params import SamplingParams
 
 # `seed` of the engine is for requests without one of their own; a command has a single request and its own --seed.
-NOT_ENGINE_OPTIONS = {"environment", "seed"}
-# `n` and `logprobs` belong to `generate` alone; the others have no use in a terminal.
-NOT_SAMPLING_OPTIONS = {"n", "logprobs", "logit_bias", "include_stop_str_in_output", "skip_special_tokens"}
+NOT_ENGINE_OPTIONS = {"environment", "seed", "tenants"}
+# These belong to `generate` alone; the others have no use in a terminal.
+OF_GENERATE = {"n", "logprobs", "prompt_logprobs", "structured_outputs"}
+NOT_SAMPLING_OPTIONS = OF_GENERATE | {"logit_bias", "include_stop_str_in_output", "skip_special_tokens"}
 
 
 def test_every_engine_field_has_an_option() -> None:

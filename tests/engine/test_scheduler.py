@@ -1,6 +1,7 @@
 """The scheduler over a real cache whose pages hold nothing: budgets, order, sharing, preemption, liveness."""
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pytest
@@ -10,7 +11,10 @@ from hypothesis import strategies as st
 from pagoda.cache.cache import Cache, NoBytes
 from pagoda.cache.eviction.lru import LRU
 from pagoda.cache.group import PageGroup
+from pagoda.cache.lease import Breakpoint
 from pagoda.cache.rule import KeepAll
+from pagoda.config import TenantShare
+from pagoda.engine.breakpoints import lease_computed
 from pagoda.engine.request import Phase, Request, RequestMetrics, Sequence
 from pagoda.engine.scheduler import Plan, Scheduler
 from pagoda.sampling_params import SamplingParams
@@ -27,18 +31,21 @@ class Loop:
     max_num_seqs: int = 8
     budget: int = 32
     share: bool = True
+    tenants: Mapping[str, TenantShare] = field(default_factory=dict)
+    now: float = 0.0
     requests: list[Request] = field(default_factory=list)
     num_steps: int = 0
 
     def __post_init__(self) -> None:
-        group = PageGroup(self.num_pages, self.page_tokens, LRU(), KeepAll(), self.share)
-        self.cache = Cache([group], [NoBytes()])
+        group = PageGroup(self.num_pages, self.page_tokens, LRU(), KeepAll(), self.share, self.tenants)
+        self.cache = Cache([group], [NoBytes()], clock=lambda: self.now)
         self.scheduler = Scheduler(self.cache, self.max_num_seqs, self.budget)
 
-    def add(self, prompt, max_tokens=1, n=1) -> Request:
+    def add(self, prompt, max_tokens=1, n=1, tenant="", breakpoints=()) -> Request:
         number = len(self.requests)
         params = SamplingParams(max_tokens=max_tokens, n=n)
-        request = Request(str(number), list(prompt), params, RequestMetrics(arrival=0.0))
+        request = Request(str(number), list(prompt), params, RequestMetrics(arrival=0.0), tenant=tenant)
+        request.breakpoints = breakpoints
         self.requests.append(request)
         self.scheduler.add(self.new_sequence(request, 0))
         return request
@@ -58,6 +65,7 @@ class Loop:
         for sequence, num_tokens in plan.items():
             sequence.request.metrics.num_computed_tokens += num_tokens
             self.cache.commit(sequence.cached, sequence.tokens, sequence.cached.num_tokens + num_tokens)
+            lease_computed(self.cache, sequence)
         for sequence in [sequence for sequence in plan if sequence.num_uncomputed == 0]:
             self.complete(sequence)
         assert len(self.scheduler.running) <= self.max_num_seqs
@@ -376,3 +384,110 @@ def test_every_request_finishes_whatever_arrives(arrivals, num_pages, budget, sh
         ] * request.params.n
     loop.cache.reset()
     assert loop.cache.stats().groups[0].free == num_pages
+
+
+SHARES = {"half": TenantShare(page_quota=0.5, lease_budget=0.25), "quarter": TenantShare(lease_budget=0.25)}
+
+
+@given(
+    arrivals=st.lists(
+        st.tuples(
+            st.integers(0, 5),  # steps before it arrives
+            st.sampled_from(["", "half", "quarter"]),
+            st.integers(0, 1),  # which of two prefixes
+            st.integers(1, 20),  # tokens of the prompt
+            st.integers(1, 12),  # tokens to generate
+            st.integers(1, 2),  # samples
+            st.integers(0, 20),  # a breakpoint, if it is in the prompt
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    num_pages=st.integers(32, 60),
+    budget=st.integers(3, 40),
+    has_shares=st.booleans(),
+)
+def test_every_request_of_every_tenant_finishes(arrivals, num_pages, budget, has_shares):
+    """A quarter of the pool, (20 + 12) / 4 pages, holds the largest request alone: so much no tenant can be denied."""
+    loop = Loop(num_pages=num_pages, max_num_seqs=3, budget=budget, tenants=SHARES if has_shares else {})
+    work = 0
+    for delay, tenant, prefix, num_tokens, max_tokens, n, cut in arrivals:
+        for _ in range(delay):
+            loop.step()
+        breakpoints = (Breakpoint(cut, 1e9),) if 0 < cut <= num_tokens else ()
+        loop.add(range(100 * prefix, 100 * prefix + num_tokens), max_tokens, n, tenant, breakpoints)
+        work += num_tokens + n * max_tokens
+    loop.run(max_steps=loop.num_steps + work + work // 2)
+    for request in loop.requests:
+        assert [each.num_output_tokens for each in request.sequences] == [request.params.max_tokens] * request.params.n
+
+
+class TestTenants:
+    def test_a_tenant_within_its_share_starts_while_another_waits(self):
+        loop = Loop(num_pages=16, tenants={"b": TenantShare(0.5)})
+        loop.add(range(24), max_tokens=8)
+        loop.step()
+        waiting = loop.add(range(100, 124), max_tokens=8)
+        loop.add(range(200, 216), max_tokens=8, tenant="b")
+        assert planned(loop.step()) == {"0": 1, "2": 16}
+        assert loop.scheduler.waiting[0].request is waiting
+
+    def test_nobody_takes_what_one_that_waits_could_have(self):
+        loop = Loop(num_pages=16, tenants={"b": TenantShare(0.25)})
+        loop.add(range(32), max_tokens=8)
+        loop.step()
+        loop.add(range(100, 124))
+        loop.add(range(200, 224), tenant="b")  # six pages, of which four are its own
+        loop.add(range(300, 308), tenant="b")
+        assert planned(loop.step()) == {"0": 1}
+        loop.run()
+
+    def test_it_is_not_preempted_for_another(self):
+        loop = Loop(num_pages=16, tenants={"b": TenantShare(0.5)})
+        loop.add(range(12), max_tokens=20)
+        loop.add(range(100, 112), max_tokens=20)
+        loop.step()
+        within = loop.add(range(200, 212), max_tokens=20, tenant="b")
+        loop.run()
+        assert within.metrics.num_preemptions == 0
+        assert sum(request.metrics.num_preemptions for request in loop.requests) > 0
+
+    def test_beyond_its_share_it_is(self):
+        """Four pages are nobody's: the first request needs all of them, of which the second takes one on its way."""
+        loop = Loop(num_pages=16, tenants={"a": TenantShare(0.5), "b": TenantShare(0.25)})
+        first = loop.add(range(8), max_tokens=8)
+        loop.step()
+        beyond = loop.add(range(200, 216), max_tokens=8, tenant="b")
+        loop.run()
+        assert first.metrics.num_preemptions == 0
+        assert beyond.metrics.num_preemptions > 0
+
+    def test_leases_of_its_own_give_way_to_a_long_request(self):
+        loop = Loop(num_pages=16)
+        loop.add(range(32), breakpoints=(Breakpoint(16, 100.0), Breakpoint(32, 10.0)))
+        loop.run()
+        assert loop.cache.stats().num_leases == 2
+        long = loop.add(range(100, 140), max_tokens=2)
+        loop.run()
+        assert long.metrics.num_preemptions == 0
+        # The lease that expires first is in the way of the 42 tokens; the other is not.
+        assert (loop.cache.stats().revoked_leases, [each.num_tokens for each in loop.cache.leases()]) == (1, [16])
+
+    def test_leases_give_way_to_a_sequence_that_grows(self):
+        loop = Loop(num_pages=16)
+        loop.add(range(32), breakpoints=(Breakpoint(32, 10.0),))
+        loop.run()
+        growing = loop.add(range(100, 116), max_tokens=40)
+        loop.run()
+        assert growing.sequences[0].num_output_tokens == 40
+        assert growing.metrics.num_preemptions == 0
+        assert loop.cache.stats().revoked_leases == 1
+
+    def test_leases_end_on_time(self):
+        loop = Loop(num_pages=16)
+        loop.add(range(32), breakpoints=(Breakpoint(32, 10.0),))
+        loop.run()
+        loop.now = 10.0
+        loop.add(range(100, 160))
+        loop.run()
+        assert (loop.cache.stats().revoked_leases, loop.cache.stats().num_leases) == (0, 0)

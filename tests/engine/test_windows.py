@@ -125,7 +125,7 @@ def test_a_sequence_holds_the_window_and_no_more(model):
     with make(model, num_pages=80) as llm:
         sizes = set()
         for _ in llm.stream(prompt(1000), SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)):
-            sizes |= set(llm._loop.call(lambda: window_tables(llm)).result())  # between two steps
+            sizes |= set(llm.loop.call(lambda: window_tables(llm)).result())  # between two steps
         assert sizes
         for span, num_tokens, num_pages in sizes:
             assert num_pages <= window_pages(span, PAGE_TOKENS, 1), (span, num_tokens)

@@ -5,6 +5,7 @@ sequences were ever committed (a hit must be a prefix of one) and, until pages a
 hit must reach as far as the longest of them).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pytest
@@ -16,15 +17,17 @@ from pagoda.cache.cache import Cache, CachedSequence
 from pagoda.cache.eviction.base import EvictionPolicy
 from pagoda.cache.eviction.lru import LRU
 from pagoda.cache.group import PageGroup
+from pagoda.cache.namespace import Namespace
 from pagoda.cache.radix import NO_PAGE, Node, token_key
 from pagoda.cache.rule import KeepAll, KeepRule, window_pages
+from pagoda.config import TenantShare
 from pagoda.errors import OutOfPagesError
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.spec import LayerGroup, Reach
 
 POISON = -1
 GARBAGE = -2
-NAMESPACES = ("", "salt")
+NAMESPACES = (Namespace(), Namespace("salt", tenant="tenant"))
 
 # Two token ids make most prompts share something.
 token_runs = st.lists(st.integers(0, 1), max_size=14)
@@ -76,7 +79,7 @@ class Live:
     """A sequence under way: of `tokens`, the first `stored` are committed."""
 
     cached: CachedSequence
-    namespace: str
+    namespace: Namespace
     tokens: list[int]
     stored: int
 
@@ -85,8 +88,8 @@ class Live:
 class Held:
     """What one group must hold (while `is_exact`), and what it may hold at all."""
 
-    must: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
-    may: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
+    must: list[tuple[Namespace, tuple[int, ...]]] = field(default_factory=list)
+    may: list[tuple[Namespace, tuple[int, ...]]] = field(default_factory=list)
     is_exact: bool = True
 
 
@@ -95,12 +98,16 @@ class CacheMachine(RuleBasedStateMachine):
 
     shapes: tuple[GroupShape, ...] = (GroupShape(12, 4),)
     share = True
+    tenants: Mapping[str, TenantShare] = {}
 
     def __init__(self) -> None:
         super().__init__()
-        self.groups = [PageGroup(s.num_pages, s.page_tokens, s.policy, s.rule, self.share) for s in self.shapes]
+        self.groups = [
+            PageGroup(s.num_pages, s.page_tokens, s.policy, s.rule, self.share, self.tenants) for s in self.shapes
+        ]
         self.stores = [TokenStore(shape.num_pages, shape.page_tokens) for shape in self.shapes]
-        self.cache = Cache(self.groups, self.stores)
+        self.now = 0.0
+        self.cache = Cache(self.groups, self.stores, clock=lambda: self.now)
         self.live: list[Live] = []
         self.held = [Held() for _ in self.shapes]
         self.seen: list[list[int]] = [[]]
@@ -115,7 +122,7 @@ class CacheMachine(RuleBasedStateMachine):
         more=token_runs,
         limit_by=st.integers(0, 3),
     )
-    def start(self, namespace: str, ancestor: int, cut: int, more: list[int], limit_by: int) -> None:
+    def start(self, namespace: Namespace, ancestor: int, cut: int, more: list[int], limit_by: int) -> None:
         """A prompt that shares some tokens with an earlier one."""
         tokens = [*self.seen[ancestor % len(self.seen)][:cut], *more]
         limit = max(len(tokens) - limit_by, 0)
@@ -132,7 +139,7 @@ class CacheMachine(RuleBasedStateMachine):
             self.attach_or_change_nothing(hit, namespace, tokens)
         self.seen.append(tokens)
 
-    def attach_or_change_nothing(self, hit, namespace: str, tokens: list[int]) -> None:
+    def attach_or_change_nothing(self, hit, namespace: Namespace, tokens: list[int]) -> None:
         before = self.snapshot()
         try:
             cached = self.cache.attach(hit, len(tokens))
@@ -276,10 +283,10 @@ class CacheMachine(RuleBasedStateMachine):
             if keep and all(has_own_tail):
                 held.must.append((live.namespace, tuple(live.tokens[: live.stored])))
 
-    def whole_pages(self, live: Live, shape: GroupShape) -> tuple[str, tuple[int, ...]]:
+    def whole_pages(self, live: Live, shape: GroupShape) -> tuple[Namespace, tuple[int, ...]]:
         return live.namespace, tuple(live.tokens[: live.stored - live.stored % shape.page_tokens])
 
-    def check_hit(self, namespace: str, tokens: list[int], limit: int, num_tokens: int) -> None:
+    def check_hit(self, namespace: Namespace, tokens: list[int], limit: int, num_tokens: int) -> None:
         for index, group in enumerate(self.groups):
             self.held[index].is_exact &= group.num_evictions == self.evictions[index]
         most = self.resumable(min(longest(held.may, namespace, tokens) for held in self.held), limit)
@@ -305,7 +312,7 @@ class CacheMachine(RuleBasedStateMachine):
         )
 
 
-def longest(held: list[tuple[str, tuple[int, ...]]], namespace: str, tokens: list[int]) -> int:
+def longest(held: list[tuple[Namespace, tuple[int, ...]]], namespace: Namespace, tokens: list[int]) -> int:
     """The longest prefix of `tokens` that any of the `held` sequences of `namespace` starts with."""
     return max((common(sequence, tokens) for name, sequence in held if name == namespace), default=0)
 

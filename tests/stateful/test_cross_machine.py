@@ -16,6 +16,7 @@ from pagoda.cache.cache import Cache, CachedSequence, NoBytes
 from pagoda.cache.cross import CrossGroup, CrossTable
 from pagoda.cache.eviction.lru import LRU
 from pagoda.cache.group import PageGroup
+from pagoda.cache.lease import Breakpoint
 from pagoda.cache.namespace import Namespace
 from pagoda.cache.rule import KeepAll
 
@@ -71,7 +72,8 @@ class CrossMachine(RuleBasedStateMachine):
         self.store = OutputStore(self.num_output_pages)
         self.outputs = CrossGroup(self.num_output_pages, PAGE_TOKENS, LRU(), self.share)
         self.pages = PageGroup(self.num_pages, PAGE_TOKENS, LRU(), KeepAll(), self.share)
-        self.cache = Cache([self.pages, self.outputs], [NoBytes(), self.store])
+        self.now = 0.0
+        self.cache = Cache([self.pages, self.outputs], [NoBytes(), self.store], clock=lambda: self.now)
         self.live: list[Live] = []
         self.kept: set[Namespace] = set()  # outputs that must be found while nothing is evicted
         self.decoded: dict[Namespace, list[list[int]]] = {}
@@ -205,11 +207,54 @@ class TightPages(CrossMachine):
     num_output_pages = 12
 
 
+class LeasedOutputs(TightOutputs):
+    """A leased output is found until the lease ends; what is not leased may go."""
+
+    num_output_pages = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leased: dict[Namespace, float] = {}
+
+    @precondition(lambda self: self.live)
+    @rule(which=st.integers(0, 1000), ttl=st.integers(1, 9))
+    def lease(self, which: int, ttl: int) -> None:
+        live = self.pick(which)
+        before = self.outputs.counts
+        if self.cache.lease(live.namespace, live.tokens, Breakpoint(len(live.tokens), ttl)).granted:
+            self.leased[live.namespace] = max(self.now + ttl, self.leased.get(live.namespace, 0.0))
+        else:
+            assert self.outputs.counts == before
+
+    @rule(seconds=st.integers(1, 6))
+    def pass_time(self, seconds: int) -> None:
+        self.now += seconds
+
+    @rule()
+    def reset(self) -> None:
+        super().reset()
+        self.leased.clear()
+
+    @invariant()
+    def leased_outputs_are_held(self) -> None:
+        self.cache.expire()
+        self.leased = {name: end for name, end in self.leased.items() if end > self.now}
+        for namespace in self.leased:
+            assert self.outputs.match(namespace, b"").entry is not None
+        assert bool(self.cache.leases()) >= bool(self.leased)
+
+    def end(self, live: Live, keep: bool) -> None:
+        super().end(live, keep)
+        if not keep:  # decoder pages in doubt end leases of the same tokens
+            names = {each.namespace for each in self.cache._leases}
+            self.leased = {name: end for name, end in self.leased.items() if name in names}
+
+
 class WithoutSharing(CrossMachine):
     num_output_pages = 12
     share = False
 
 
-@pytest.mark.parametrize("machine", [RoomyOutputs, TightOutputs, TightPages, WithoutSharing])
+@pytest.mark.parametrize("machine", [RoomyOutputs, TightOutputs, TightPages, LeasedOutputs, WithoutSharing])
 def test_outputs_are_those_of_their_inputs(machine: type[CrossMachine]) -> None:
     run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=40))

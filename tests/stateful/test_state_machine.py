@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from pagoda.cache.cache import Cache, CachedSequence, NoBytes
 from pagoda.cache.eviction.lru import LRU
 from pagoda.cache.group import PageGroup
+from pagoda.cache.lease import Breakpoint
 from pagoda.cache.radix import token_key
 from pagoda.cache.rule import KeepAll
 from pagoda.cache.state import SnapshotRule, StateGroup
@@ -59,7 +60,8 @@ class StateMachine(RuleBasedStateMachine):
         self.states = StateGroup(self.num_slots, LRU(), SnapshotRule(self.interval, PAGE_TOKENS), self.share)
         self.store = StateStore(self.num_slots)
         self.pages = PageGroup(self.num_pages, PAGE_TOKENS, LRU(), KeepAll(), self.share)
-        self.cache = Cache([self.pages, self.states], [NoBytes(), self.store])
+        self.now = 0.0
+        self.cache = Cache([self.pages, self.states], [NoBytes(), self.store], clock=lambda: self.now)
         self.live: list[Live] = []
         self.seen: list[list[int]] = [[]]
         # States that must be found while nothing is evicted or forgotten.
@@ -172,8 +174,11 @@ class StateMachine(RuleBasedStateMachine):
         live.stored = end
         return True
 
+    def is_alone(self, live: Live) -> bool:
+        return self.states._allocator.references(live.cached.tables[-1].pages[0]) == 1
+
     def end(self, live: Live, keep: bool) -> None:
-        is_alone = self.states._allocator.references(live.cached.tables[-1].pages[0]) == 1
+        is_alone = self.is_alone(live)
         self.cache.release(live.cached, live.tokens, keep)
         self.live.remove(live)
         self.is_exact &= keep
@@ -215,11 +220,81 @@ class FewStates(StateMachine):
     interval = None
 
 
+@dataclass(eq=False)
+class Promise:
+    """A lease of `tokens`, to be resumed after `resume_tokens` once the pages are sealed (`is_whole`)."""
+
+    live: Live
+    tokens: list[int]
+    resume_tokens: int
+    ends_at: float
+    is_whole: bool
+
+
+class LeasedStates(TightStates):
+    """A leased state outlasts any other, and its lease ends on time."""
+
+    num_pages = 40
+    num_slots = 8
+    share = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.promises: list[Promise] = []
+
+    @precondition(lambda self: self.live)
+    @rule(which=st.integers(0, 1000), cut=st.integers(0, 4), ttl=st.integers(1, 9))
+    def lease(self, which: int, cut: int, ttl: int) -> None:
+        live = self.pick(which)
+        tokens = live.tokens[: max(live.stored - cut, 0)]
+        if tokens:
+            result = self.cache.lease(live.namespace, tokens, Breakpoint(len(tokens), ttl))
+            if result.granted:
+                is_whole = self.hit(live.namespace, tokens) >= result.resume_tokens
+                promise = Promise(live, tokens, result.resume_tokens, self.now + ttl, is_whole)
+                self.promises.append(promise)
+
+    @rule(seconds=st.integers(1, 6))
+    def pass_time(self, seconds: int) -> None:
+        self.now += seconds
+
+    @invariant()
+    def leased_states_are_held(self) -> None:
+        self.cache.expire()
+        live = {(each.namespace, each.prefix.key) for each in self.cache._leases}
+        self.promises = [each for each in self.promises if self.now < each.ends_at]
+        for promise in self.promises:
+            assert (promise.live.namespace, token_key(promise.tokens)) in live
+            found = self.states.match(promise.live.namespace, token_key(promise.tokens))
+            assert self.states.resumable(found, promise.resume_tokens) == promise.resume_tokens
+            if promise.is_whole:
+                assert self.hit(promise.live.namespace, promise.tokens) >= promise.resume_tokens
+
+    def hit(self, namespace: str, tokens: list[int]) -> int:
+        return self.cache.match(namespace, tokens, len(tokens)).num_tokens
+
+    def end(self, live: Live, keep: bool) -> None:
+        is_alone = self.is_alone(live)
+        super().end(live, keep)
+        if not keep:
+            left = {(each.namespace, each.prefix.key) for each in self.cache._leases}
+            self.promises = [each for each in self.promises if (each.live.namespace, token_key(each.tokens)) in left]
+        for promise in self.promises:
+            promise.is_whole |= keep and is_alone and promise.live is live
+
+    @rule()
+    def reset(self) -> None:
+        super().reset()
+        self.promises.clear()
+
+
 class WithoutSharing(StateMachine):
     num_slots = 6
     share = False
 
 
-@pytest.mark.parametrize("machine", [RoomyStates, TightStates, TightPagesAndStates, FewStates, WithoutSharing])
+@pytest.mark.parametrize(
+    "machine", [RoomyStates, TightStates, TightPagesAndStates, FewStates, LeasedStates, WithoutSharing]
+)
 def test_states_are_those_of_their_tokens(machine: type[StateMachine]) -> None:
     run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=40))

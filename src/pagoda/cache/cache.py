@@ -6,15 +6,20 @@ group, so it runs as well without any (`NoBytes`). Knows neither torch nor model
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import lcm
+from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
+from pagoda.cache.accounts import Account
+from pagoda.cache.base import CacheGroup, resumable
 from pagoda.cache.group import PageActions
+from pagoda.cache.lease import Breakpoint, LeaseInfo, LeaseResult, Leases
 from pagoda.cache.namespace import Namespace
+from pagoda.cache.outline import Outline
 from pagoda.cache.pages import Milestones, PageCounts
-from pagoda.cache.radix import token_key
+from pagoda.cache.radix import Watcher, token_key
 from pagoda.errors import OutOfPagesError
 
 
@@ -36,68 +41,15 @@ class NoBytes:
     def copy(self, source: int, target: int) -> None: ...
 
 
-class CacheGroup(Protocol):
-    """What one layer group answers: `PageGroup` for pages of tokens, `StateGroup` for recurrent states, `CrossGroup`.
-
-    The latter's are outputs of encoders, which are no prefixes. Matches and tables are each group's own; costs are in
-    pages.
-    """
-
-    page_tokens: int
-    keeps_all: bool
-    resumes_anywhere: bool
-    holds_prefixes: bool
-    num_evictions: int
-
-    @property
-    def counts(self) -> PageCounts: ...
-
-    @property
-    def num_available(self) -> int: ...
-
-    def match(self, namespace: Namespace, key: bytes) -> Any: ...
-
-    def matched_tokens(self, match: Any) -> int: ...
-
-    def resumable(self, match: Any, num_tokens: int) -> int: ...
-
-    def attach_cost(self, match: Any, num_tokens: int) -> int: ...
-
-    def growth_cost(self, num_tokens: int, num_new_tokens: int, step_tokens: int) -> int: ...
-
-    def spare_pages(self, num_sequences: int) -> int: ...
-
-    def attach(
-        self, namespace: Namespace, match: Any, num_tokens: int, milestones: Milestones
-    ) -> tuple[Any, PageActions]: ...
-
-    def reserve_cost(self, table: Any, num_tokens: int) -> int: ...
-
-    def reserve(self, table: Any, num_tokens: int) -> PageActions: ...
-
-    def commit(self, table: Any, tokens: Sequence[int], num_tokens: int) -> None: ...
-
-    def fork(self, table: Any) -> Any: ...
-
-    def release(self, table: Any, tokens: Sequence[int], keep: bool) -> None: ...
-
-    def next_page(self, namespace: Namespace, match: Any, tokens: Sequence[int]) -> object | None: ...
-
-    def page_being_written(self, namespace: Namespace, table: Any, tokens: Sequence[int]) -> object | None: ...
-
-    def reset(self) -> int: ...
-
-    def check_integrity(self, tables: Sequence[Any]) -> None: ...
-
-
 class Hit(NamedTuple):
     """A match in every group, and the tokens all of them can resume from. Valid until the cache changes.
 
     `branch_tokens` are known to some group: another sequence went its own way there. `num_encoder_tokens` are held of
-    the encoder's output.
+    the encoder's output. `key` is the tokens that were asked for.
     """
 
     namespace: Namespace
+    key: bytes
     matches: tuple[Any, ...]
     num_tokens: int
     branch_tokens: int
@@ -119,7 +71,10 @@ class CachedSequence:
 
 @dataclass(frozen=True)
 class CacheStats:
-    """A snapshot: `groups` has the page counts of each layer group; the last three count since the start."""
+    """A snapshot: `groups` has the page counts of each layer group. From `hit_tokens` on it counts since the start.
+
+    Pages were evicted to make room, forgotten on request (`reset_pages`), or because their content was in doubt.
+    """
 
     groups: tuple[PageCounts, ...]
     tokens_stored: int
@@ -127,6 +82,10 @@ class CacheStats:
     hit_tokens: int
     queried_tokens: int
     evicted_pages: int
+    reset_pages: int = 0
+    doubted_pages: int = 0
+    revoked_leases: int = 0
+    num_leases: int = 0  # now
 
     @property
     def utilization(self) -> float:
@@ -141,10 +100,17 @@ class CacheStats:
 class Cache:
     """Pages of every layer group of a model, shared by prefix.
 
-    Every method either succeeds or raises before any state changes.
+    Every method either succeeds or raises before any state changes. `page_nbytes` of each group are for telling how
+    large leases are, whose time runs by `clock`.
     """
 
-    def __init__(self, groups: Sequence[CacheGroup], stores: Sequence[PageStore]) -> None:
+    def __init__(
+        self,
+        groups: Sequence[CacheGroup],
+        stores: Sequence[PageStore],
+        page_nbytes: Sequence[int] | None = None,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self._groups = tuple(groups)
         self._stores = tuple(stores)
         # The group that knows most of a prefix: one that keeps all tokens, if there is one.
@@ -152,6 +118,8 @@ class Cache:
         self._sequences: set[CachedSequence] = set()
         self._hit_tokens = 0
         self._queried_tokens = 0
+        self._reset_pages = 0
+        self._leases = Leases(groups, page_nbytes or [0] * len(groups), clock)
 
     def match(self, namespace: Namespace, tokens: Sequence[int], limit: int) -> Hit:
         """How many of the first `limit` of `tokens` need not be computed. Changes nothing."""
@@ -160,13 +128,14 @@ class Cache:
         pairs = tuple(zip(self._groups, matches, strict=True))
         matched = [group.matched_tokens(match) for group, match in pairs if group.holds_prefixes]
         num_encoder_tokens = sum(group.matched_tokens(match) for group, match in pairs if not group.holds_prefixes)
-        num_tokens = self._resumable(matches, min(limit, *matched))
-        return Hit(namespace, matches, num_tokens, min(limit, max(matched)), num_encoder_tokens)
+        num_tokens = resumable(pairs, min(limit, *matched))
+        return Hit(namespace, key, matches, num_tokens, min(limit, max(matched)), num_encoder_tokens)
 
     def whole_pages(self, hit: Hit) -> Hit:
         """The part of `hit` that ends with a page in every group, so that nothing needs to be copied."""
         multiple = lcm(*(group.page_tokens for group in self._groups))
-        return hit._replace(num_tokens=self._resumable(hit.matches, hit.num_tokens, multiple))
+        pairs = tuple(zip(self._groups, hit.matches, strict=True))
+        return hit._replace(num_tokens=resumable(pairs, hit.num_tokens, multiple))
 
     @property
     def resumes_anywhere(self) -> bool:
@@ -178,34 +147,46 @@ class Cache:
 
         Those are computed `step_tokens` at a time (None: all at once), so that windows can move on between.
         """
-        step_tokens = num_new_tokens if step_tokens is None else step_tokens
+        self.expire()
+        costs = self._attach_costs(hit, num_new_tokens, step_tokens)
         return all(
-            group.attach_cost(match, hit.num_tokens)
-            + group.growth_cost(hit.num_tokens, num_new_tokens, step_tokens)
-            + group.spare_pages(num_running)
-            <= group.num_available
-            for group, match in zip(self._groups, hit.matches, strict=True)
+            cost + group.spare_pages(num_running) <= group.available_to(group.accounts.of(hit.namespace))
+            for group, cost in zip(self._groups, costs, strict=True)
         )
 
-    def attach(self, hit: Hit, num_prompt_tokens: int) -> CachedSequence:
-        """A new sequence that starts with the tokens of a fresh `hit`. `num_prompt_tokens` is for the hit rate."""
+    def can_attach_within_share(self, hit: Hit, num_new_tokens: int, step_tokens: int, num_running: int) -> bool:
+        """`can_attach` from what is left of the tenant's own share, which nobody else can ever have.
+
+        `num_running` counts its own sequences.
+        """
+        costs = self._attach_costs(hit, num_new_tokens, step_tokens)
+        return all(
+            cost + group.spare_pages(num_running) <= group.accounts.reserved_left(group.accounts.of(hit.namespace))
+            for group, cost in zip(self._groups, costs, strict=True)
+        )
+
+    def attach(self, hit: Hit, num_prompt_tokens: int, breakpoints: tuple[int, ...] = ()) -> CachedSequence:
+        """A new sequence that starts with the tokens of a fresh `hit`, which makes leases of them last longer.
+
+        `num_prompt_tokens` is for the hit rate. Leases are wanted after `breakpoints` tokens.
+        """
         if not self.can_attach(hit, num_new_tokens=0):
             raise OutOfPagesError("No page can be had to copy this hit to; wait for a sequence to end.")
         pairs = zip(self._groups, hit.matches, strict=True)
-        milestones = Milestones(hit.branch_tokens, num_prompt_tokens)
+        milestones = Milestones(hit.branch_tokens, num_prompt_tokens, breakpoints)
         attached = [group.attach(hit.namespace, match, hit.num_tokens, milestones) for group, match in pairs]
         self._perform([actions for _, actions in attached])
         sequence = CachedSequence(hit.namespace, tuple(table for table, _ in attached))
         self._sequences.add(sequence)
         self._hit_tokens += hit.num_tokens
         self._queried_tokens += num_prompt_tokens
+        if self._leases.num_live:
+            self._leases.use(hit.namespace, hit.key, hit.num_tokens)
         return sequence
 
     def can_reserve(self, sequence: CachedSequence, num_tokens: int) -> bool:
-        return all(
-            group.reserve_cost(table, num_tokens) <= group.num_available
-            for group, table in zip(self._groups, sequence.tables, strict=True)
-        )
+        self.expire()
+        return not any(self._short_groups(sequence, num_tokens))
 
     def reserve(self, sequence: CachedSequence, num_tokens: int) -> bool:
         """Make room for `num_tokens` more tokens; False, and nothing changed, if some group has no page for them."""
@@ -233,6 +214,8 @@ class Cache:
         self._sequences.remove(sequence)
         for group, table in zip(self._groups, sequence.tables, strict=True):
             group.release(table, tokens, keep)
+        if not keep and self._leases.num_live:
+            self._leases.end_broken()
 
     def next_page(self, hit: Hit, tokens: Sequence[int]) -> object | None:
         """What stands for the first page that `hit` lacks of `tokens`: equal for two callers that would compute the
@@ -247,10 +230,73 @@ class Cache:
         return self._groups[self._main].page_being_written(sequence.namespace, sequence.tables[self._main], tokens)
 
     def reset(self) -> int:
-        """Forget every page that no sequence uses; returns how many there were."""
-        return sum(group.reset() for group in self._groups)
+        """End every lease and forget every page that no sequence uses; returns how many there were."""
+        self._leases.end_all()
+        num_pages = sum(group.reset() for group in self._groups)
+        self._reset_pages += num_pages
+        return num_pages
+
+    def lease(self, namespace: Namespace, tokens: Sequence[int], wish: Breakpoint) -> LeaseResult:
+        """Promise that what is held of the first tokens stays for a time; further ones as soon as they are written.
+
+        A page that is not full yet is kept once the sequence that writes it has filled it, or ended. Leasing the same
+        tokens again makes the promise last longer.
+        """
+        assert wish.num_tokens <= len(tokens)
+        self.expire()
+        key = token_key(tokens[: wish.num_tokens])
+        matches = tuple(group.match(namespace, key) for group in self._groups)
+        return self._leases.grant(namespace, matches, key, wish)
+
+    def expire(self) -> None:
+        """End the leases whose time has come."""
+        if self._leases.num_live:
+            self._leases.expire()
+
+    def leases(self) -> list[LeaseInfo]:
+        """Every live lease."""
+        self.expire()
+        return self._leases.infos()
+
+    def revoke_lease(self, namespace: Namespace) -> bool:
+        """End the first to expire of the leases that can be in the way of a sequence of `namespace`.
+
+        False, and nothing changed, if its tenant has none, or if others pin more than their shares: that passes.
+        """
+        if any(account.is_over for group in self._groups for account in self._others(group, namespace)):
+            return False
+        return self._leases.revoke_first(namespace)
+
+    @property
+    def has_shares(self) -> bool:
+        """Whether it matters whose pages are whose."""
+        return any(group.accounts.has_shares for group in self._groups)
+
+    def share_account(self, namespace: Namespace, other: Namespace) -> bool:
+        """Whether pages that one of them gives up can be had by the other, whatever anybody's share."""
+        accounts = self._groups[self._main].accounts
+        return accounts.of(namespace) is accounts.of(other)
+
+    def is_in_the_way(self, other: CachedSequence, sequence: CachedSequence, num_tokens: int) -> bool:
+        """Whether `sequence` could have pages of `other`, in some group that is short of them."""
+        if self.share_account(other.namespace, sequence.namespace):
+            return True
+        return any(group.accounts.of(other.namespace).is_over for group in self._short_groups(sequence, num_tokens))
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell `watcher` which pages of the group that keeps most can be hit, on the thread that changes them."""
+        self._groups[self._main].watcher = watcher
+
+    def page_states(self, stride: int = 1) -> list[bytes]:
+        """The `ShownState` of every page of each group, or of one in `stride`."""
+        return [group.page_states(stride) for group in self._groups]
+
+    def outline(self, most: int, most_tokens: int) -> list[Outline]:
+        """Up to `most` branches of the prefix tree, each with its first `most_tokens` tokens."""
+        return self._groups[self._main].outline(most, most_tokens)
 
     def stats(self) -> CacheStats:
+        self.expire()
         size = self._groups[self._main].page_tokens
         tables = [sequence.tables[self._main] for sequence in self._sequences]
         shared = {
@@ -265,6 +311,10 @@ class Cache:
             hit_tokens=self._hit_tokens,
             queried_tokens=self._queried_tokens,
             evicted_pages=sum(group.num_evictions for group in self._groups),
+            reset_pages=self._reset_pages,
+            doubted_pages=sum(group.num_doubted for group in self._groups),
+            revoked_leases=self._leases.num_revoked,
+            num_leases=self._leases.num_live,
         )
 
     def check_integrity(self) -> None:
@@ -272,15 +322,23 @@ class Cache:
         for index, group in enumerate(self._groups):
             group.check_integrity([sequence.tables[index] for sequence in self._sequences])
 
-    def _resumable(self, matches: Sequence[Any], num_tokens: int, multiple: int = 1) -> int:
-        """The deepest point up to `num_tokens`, a multiple of `multiple`, from which every group can resume."""
-        while True:
-            num_tokens -= num_tokens % multiple
-            pairs = zip(self._groups, matches, strict=True)
-            resumable = min(group.resumable(match, num_tokens) for group, match in pairs)
-            if resumable == num_tokens:
-                return num_tokens
-            num_tokens = resumable
+    def _attach_costs(self, hit: Hit, num_new_tokens: int, step_tokens: int | None) -> list[int]:
+        """Pages that it takes in each group to attach to `hit` and go on."""
+        step_tokens = num_new_tokens if step_tokens is None else step_tokens
+        return [
+            group.attach_cost(match, hit.num_tokens) + group.growth_cost(hit.num_tokens, num_new_tokens, step_tokens)
+            for group, match in zip(self._groups, hit.matches, strict=True)
+        ]
+
+    def _short_groups(self, sequence: CachedSequence, num_tokens: int) -> Iterator[CacheGroup]:
+        """Groups without the pages for `num_tokens` more."""
+        for group, table in zip(self._groups, sequence.tables, strict=True):
+            if group.reserve_cost(table, num_tokens) > group.available_to(table.account):
+                yield group
+
+    def _others(self, group: CacheGroup, namespace: Namespace) -> list[Account]:
+        own = group.accounts.of(namespace)
+        return [account for account in group.accounts.all if account is not own]
 
     def _perform(self, actions: Sequence[PageActions]) -> None:
         for store, action in zip(self._stores, actions, strict=True):

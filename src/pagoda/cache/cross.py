@@ -7,15 +7,18 @@ namespaces and counts; moving bytes is left to the caller.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from pagoda.cache.accounts import Account, Accounts
+from pagoda.cache.coverage import Coverages, CoverPlan, Prefix
 from pagoda.cache.eviction.base import EvictionPolicy
-from pagoda.cache.group import PageActions
-from pagoda.cache.idle import IdlePages
+from pagoda.cache.group import NO_TENANTS, PageActions
 from pagoda.cache.namespace import Namespace
+from pagoda.cache.outline import Outline
 from pagoda.cache.pages import Milestones, PageAllocator, PageCounts, PageTable
-from pagoda.cache.radix import NO_PAGE, Node
+from pagoda.cache.radix import NO_PAGE, Node, Unwatched, Watcher
+from pagoda.config import TenantShare
 from pagoda.errors import IntegrityError, OutOfPagesError
 
 
@@ -23,6 +26,7 @@ class Entry(Node):
     """The pages of one encoder input. `is_written` from the end of the step that computes it."""
 
     __slots__ = ("is_written", "namespace", "pages")
+    pages: tuple[int, ...]
 
     def __init__(self, namespace: Namespace, pages: Sequence[int]) -> None:
         super().__init__(None, namespace.encoder_digest, pages[0])
@@ -44,8 +48,8 @@ class CrossTable(PageTable):
     __slots__ = ("entry",)
     grows = False
 
-    def __init__(self, entry: Entry) -> None:
-        super().__init__(None)
+    def __init__(self, account: Account, entry: Entry) -> None:
+        super().__init__(account, None)
         self.entry = entry
         self.pages.extend(entry.pages)
         self.num_tokens = entry.namespace.num_encoder_tokens
@@ -58,22 +62,38 @@ class CrossGroup:
     resumes_anywhere = True
     holds_prefixes = False
 
-    def __init__(self, num_pages: int, page_tokens: int, policy: EvictionPolicy, share: bool = True) -> None:
+    def __init__(
+        self,
+        num_pages: int,
+        page_tokens: int,
+        policy: EvictionPolicy,
+        share: bool = True,
+        tenants: Mapping[str, TenantShare] = NO_TENANTS,
+    ) -> None:
         self.page_tokens = page_tokens
         self.num_evictions = 0
+        self.num_doubted = 0
+        self.watcher: Watcher = Unwatched()  # there are no pages of tokens to tell of
         self._share = share
-        self._allocator = PageAllocator(num_pages)
+        self.accounts = Accounts(num_pages, tenants, policy, self._is_evictable)
+        self._allocator = PageAllocator(num_pages, self.accounts)
+        self.leases = Coverages(self._allocator, self._offer, share)
         self._entries: dict[Namespace, Entry] = {}
         self._clock = 0
-        self._idle = IdlePages(policy, self._is_evictable)
 
     @property
     def counts(self) -> PageCounts:
         return self._allocator.counts
 
-    @property
-    def num_available(self) -> int:
-        return self._allocator.num_available
+    def page_states(self, stride: int) -> bytes:
+        return self._allocator.page_states(stride)
+
+    def outline(self, most: int, most_tokens: int) -> list[Outline]:  # noqa: ARG002
+        """There is no tree."""
+        return []
+
+    def available_to(self, account: Account) -> int:
+        return self._allocator.available_to(account)
 
     def match(self, namespace: Namespace, key: bytes) -> CrossMatch:  # noqa: ARG002
         """The output for the encoder input of `namespace`, whatever the decoder's tokens."""
@@ -88,8 +108,8 @@ class CrossGroup:
         return num_tokens
 
     def attach_cost(self, match: CrossMatch, num_tokens: int) -> int:  # noqa: ARG002
-        """All pages of the output, unless another sequence holds them already."""
-        is_held = match.entry is not None and self._num_users(match.entry)
+        """All pages of the output, unless another sequence or a lease holds them already."""
+        is_held = match.entry is not None and self._allocator.is_pinned(match.entry.page)
         return 0 if is_held else self._num_pages(match.namespace)
 
     def growth_cost(self, num_tokens: int, num_new_tokens: int, step_tokens: int) -> int:  # noqa: ARG002
@@ -110,19 +130,19 @@ class CrossGroup:
 
         Raises OutOfPagesError, changing nothing, if they cannot be had.
         """
-        needed = self.attach_cost(match, num_tokens)
-        if needed > self.num_available:
+        needed, account = self.attach_cost(match, num_tokens), self.accounts.of(namespace)
+        if needed > self.available_to(account):
             raise OutOfPagesError(
-                f"{needed} pages for the tokens of an encoder are needed and {self.num_available} can be had; wait for "
-                "a sequence to end or raise kv_cache_memory_bytes."
+                f"{needed} pages for the tokens of an encoder are needed and {self.available_to(account)} can be had; "
+                "wait for a sequence to end or raise kv_cache_memory_bytes."
             )
         self._clock += 1
         if match.entry is not None:
             return self._take(match.entry), PageActions([], [])
-        entry = Entry(namespace, [self._allocate() for _ in range(needed)])
+        entry = Entry(namespace, [self._allocate(account) for _ in range(needed)])
         if self._share:
             self._entries[namespace] = entry
-        return CrossTable(entry), PageActions(list(entry.pages), [])
+        return CrossTable(account, entry), PageActions(list(entry.pages), [])
 
     def reserve_cost(self, table: CrossTable, num_tokens: int) -> int:  # noqa: ARG002
         return 0
@@ -162,8 +182,13 @@ class CrossGroup:
     def page_being_written(self, namespace: Namespace, table: CrossTable, tokens: Sequence[int]) -> object | None:  # noqa: ARG002
         return None
 
+    def lease_plan(self, namespace: Namespace, match: CrossMatch, prefix: Prefix) -> CoverPlan:  # noqa: ARG002
+        """The output, once it is written."""
+        entry = match.entry
+        return CoverPlan(self.accounts.of(namespace), [entry] if entry is not None and entry.is_written else [])
+
     def reset(self) -> int:
-        """Evict every output that no sequence uses; returns how many pages that were."""
+        """Evict every output that no sequence uses, none of which may be leased; returns how many pages that were."""
         idle = [entry for entry in self._entries.values() if not self._num_users(entry)]
         for entry in idle:
             self._evict(entry)
@@ -184,6 +209,7 @@ class CrossGroup:
             raise IntegrityError("The pages of an encoder output have different numbers of users.")
         if self._allocator.counts.idle != sum(len(entry.pages) for entry in entries if not self._num_users(entry)):
             raise IntegrityError("The pages that nobody uses are not those of encoder outputs.")
+        self.leases.check_integrity([*entries], self.accounts.all)
 
     def _num_pages(self, namespace: Namespace) -> int:
         return -(-namespace.num_encoder_tokens // self.page_tokens)
@@ -195,7 +221,7 @@ class CrossGroup:
     def _take(self, entry: Entry) -> CrossTable:
         for page in entry.pages:
             self._allocator.retain(page)
-        return CrossTable(entry)
+        return CrossTable(self.accounts.of(entry.namespace), entry)
 
     def _leave(self, entry: Entry) -> None:
         """Keep an output without users for later hits, if it may be found."""
@@ -203,19 +229,23 @@ class CrossGroup:
             self._free(entry)
             return
         entry.last_used = self._clock
-        self._idle.offer(entry, len(self._entries))
+        self._offer(entry)
+
+    def _offer(self, entry: Node) -> None:
+        if self._is_evictable(entry):
+            self.accounts.owner(entry.page).idle.offer(entry, len(self._entries))
 
     def _is_evictable(self, node: Node) -> bool:
-        return node.page != NO_PAGE and not self._allocator.references(node.page)
+        return node.page != NO_PAGE and not self._allocator.is_pinned(node.page)
 
-    def _allocate(self) -> int:
+    def _allocate(self, account: Account) -> int:
         """An open page, evicting an output when short."""
         if not self._allocator.num_free:
-            node = self._idle.pop()
+            node = self.accounts.next_idle(account)
             assert isinstance(node, Entry), "an idle output was not offered for eviction"
             self._evict(node)
             self.num_evictions += len(node.pages)
-        return self._allocator.allocate()
+        return self._allocator.allocate(account)
 
     def _evict(self, entry: Entry) -> None:
         del self._entries[entry.namespace]

@@ -6,16 +6,19 @@ tables and counts. Imports neither torch nor formats, so a simulator can run it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from pagoda.cache.accounts import Account, Accounts
+from pagoda.cache.coverage import Coverages, CoverPlan, Prefix
 from pagoda.cache.eviction.base import EvictionPolicy
-from pagoda.cache.idle import IdlePages
 from pagoda.cache.integrity import check_group
 from pagoda.cache.namespace import Namespace
+from pagoda.cache.outline import Outline, outline
 from pagoda.cache.pages import NOWHERE, Milestones, PageAllocator, PageCounts, PageTable
-from pagoda.cache.radix import NO_PAGE, TOKEN_NBYTES, Node, PrefixMatch, PrefixTree, token_key
+from pagoda.cache.radix import NO_PAGE, TOKEN_NBYTES, Node, PrefixMatch, PrefixTree, Unwatched, Watcher, token_key
 from pagoda.cache.rule import KeepRule, window_pages
+from pagoda.config import TenantShare
 from pagoda.errors import OutOfPagesError
 
 
@@ -26,8 +29,11 @@ class PageActions(NamedTuple):
     copies: list[tuple[int, int]]
 
 
+NO_TENANTS: Mapping[str, TenantShare] = {}
+
+
 class PageGroup:
-    """Page tables of one layer group over one pool.
+    """Page tables of one layer group over one pool, of which `tenants` may have shares.
 
     `rule` is what the group keeps of a sequence: pages before its `first_needed` token leave the table, and may be
     evicted though others continue them. With `share` off no page ever enters the tree: every match is empty and
@@ -35,28 +41,43 @@ class PageGroup:
     """
 
     def __init__(
-        self, num_pages: int, page_tokens: int, policy: EvictionPolicy, rule: KeepRule, share: bool = True
+        self,
+        num_pages: int,
+        page_tokens: int,
+        policy: EvictionPolicy,
+        rule: KeepRule,
+        share: bool = True,
+        tenants: Mapping[str, TenantShare] = NO_TENANTS,
     ) -> None:
         self.page_tokens = page_tokens
         self.resumes_anywhere = True
         self.holds_prefixes = True
         self.num_evictions = 0
+        self.num_doubted = 0
+        self.watcher: Watcher = Unwatched()
         self.keeps_all = rule.span is None
         self._rule = rule
         self._share = share
-        self._allocator = PageAllocator(num_pages)
+        self.accounts = Accounts(num_pages, tenants, policy, self._is_evictable)
+        self._allocator = PageAllocator(num_pages, self.accounts)
+        self.leases = Coverages(self._allocator, self._offer, share)
         self._tree = PrefixTree(page_tokens)
         self._nodes: dict[int, Node] = {}  # page -> its node
         self._clock = 0
-        self._idle = IdlePages(policy, self._is_evictable)
 
     @property
     def counts(self) -> PageCounts:
         return self._allocator.counts
 
-    @property
-    def num_available(self) -> int:
-        return self._allocator.num_available
+    def page_states(self, stride: int) -> bytes:
+        return self._allocator.page_states(stride)
+
+    def outline(self, most: int, most_tokens: int) -> list[Outline]:
+        """The prefix tree for people to look at."""
+        return outline(self._tree, self._allocator, most, most_tokens)
+
+    def available_to(self, account: Account) -> int:
+        return self._allocator.available_to(account)
 
     def match(self, namespace: Namespace, key: bytes) -> PrefixMatch:
         """What was stored of the tokens in `key` (`token_key`), to the token; `resumable` says what is left of it."""
@@ -84,7 +105,7 @@ class PageGroup:
         A page that tokens are copied from counts too, since it cannot be evicted for its own copy.
         """
         nodes = [*match.path, match.partial][self._first_page(num_tokens) : -(-num_tokens // self.page_tokens)]
-        idle = sum(node is not None and self._allocator.references(node.page) == 0 for node in nodes)
+        idle = sum(node is not None and not self._allocator.is_pinned(node.page) for node in nodes)
         return idle + (num_tokens % self.page_tokens > 0)
 
     def growth_cost(self, num_tokens: int, num_new_tokens: int, step_tokens: int) -> int:
@@ -109,22 +130,25 @@ class PageGroup:
         Whole pages are shared; tokens of a further page are to be copied into an open page. Raises OutOfPagesError,
         changing nothing, if there is no page for them.
         """
-        self._check_available(self.attach_cost(match, num_tokens))
+        account = self.accounts.of(namespace)
+        self._check_available(self.attach_cost(match, num_tokens), account)
         whole, rest = divmod(num_tokens, self.page_tokens)
         path, first = match.path[:whole], self._first_page(num_tokens)
         node = (path[-1] if path else self._tree.root(namespace)) if self._share else None
-        table = PageTable(node, first, milestones)
+        table = PageTable(account, node, first, milestones)
         self._clock += 1
         for each in path[first:]:
             self._take(each)
+            each.num_hits += 1
             table.pages.append(each.page)
         table.num_tokens = whole * self.page_tokens
         if not rest:
             return table, PageActions([], [])
         source = match.path[whole] if whole < len(match.path) else match.partial
         assert source is not None
+        source.num_hits += 1
         self._take(source)  # not to be evicted to make room for its own copy
-        page = self._allocate(1)[0]
+        page = self._allocate(1, account)[0]
         self._drop(source.page)
         table.pages.append(page)
         table.num_tokens = num_tokens
@@ -141,7 +165,7 @@ class PageGroup:
         Raises OutOfPagesError, changing nothing, if the pages cannot be had.
         """
         must_copy = self._must_copy(table)
-        pages = self._allocate(self.reserve_cost(table, num_tokens))
+        pages = self._allocate(self.reserve_cost(table, num_tokens), table.account)
         copies = []
         if must_copy:
             shared = table.pages[-1]
@@ -176,7 +200,7 @@ class PageGroup:
 
         Pages that are reserved but not written stay with the first.
         """
-        twin = PageTable(table.node, table.num_dropped, table.milestones)
+        twin = PageTable(table.account, table.node, table.num_dropped, table.milestones)
         twin.num_tokens = table.num_tokens
         twin.pages = table.pages[: -(-table.num_tokens // self.page_tokens)]
         for page in twin.held:
@@ -213,16 +237,32 @@ class PageGroup:
         start = table.num_tokens // self.page_tokens * self.page_tokens
         return None if table.node is None else self._page_at(namespace, table.node, tokens, start)
 
+    def lease_plan(self, namespace: Namespace, match: PrefixMatch, prefix: Prefix) -> CoverPlan:
+        """The pages of a fresh `match` that are needed to resume within `prefix`, and those of it that are not held.
+
+        A page with some of the last tokens is not held; it must have all of them.
+        """
+        path, size = match.path, self.page_tokens * TOKEN_NBYTES
+        first = self._first_page(prefix.page_tokens)
+        nodes = [node for node in path[first:] if node.page != NO_PAGE]
+        parent = path[-1] if path else self._tree.root(namespace)
+        runs = [prefix.key[at : at + size] for at in range(len(path) * size, len(prefix.key), size)]
+        partial = match.partial
+        if len(runs) == 1 and partial is not None and partial.page != NO_PAGE and partial.key.startswith(runs[0]):
+            return CoverPlan(self.accounts.of(namespace), [*nodes, partial], parent)
+        return CoverPlan(self.accounts.of(namespace), nodes, parent if runs else None, runs)
+
     def reset(self) -> int:
-        """Evict every idle page; returns how many."""
+        """Evict every idle page, none of which may be leased; returns how many."""
         evicted = 0
-        while self._evict_one():
+        while self._evict_one(None):
             evicted += 1
         return evicted
 
     def check_integrity(self, tables: Sequence[PageTable]) -> None:
         """Raise IntegrityError unless counts, tree and the given (all live) tables agree."""
         check_group(tables, self._allocator, self._tree, self._nodes, self.keeps_all)
+        self.leases.check_integrity(list(self._tree.nodes()), self.accounts.all)
 
     def _page_at(self, namespace: Namespace, node: Node | None, tokens: Sequence[int], start: int) -> object | None:
         stop = start + self.page_tokens
@@ -247,15 +287,18 @@ class PageGroup:
 
     def _insert(self, table: PageTable, key: bytes, page: int) -> int:
         """Put a sealed page below the table's node and move on; returns the page that now stands for these tokens."""
-        assert table.node is not None
-        existing = table.node.children.get(key)
+        parent = table.node
+        assert parent is not None
+        existing = parent.children.get(key)
         if existing is None:
-            table.node = self._add(table.node, key, page)
+            table.node = self._add(parent, key, page)
             return page
         table.node = existing
         if existing.page == NO_PAGE:
             existing.page = page
             self._nodes[page] = existing
+            self.leases.sealed(parent, existing)
+            self.watcher.stored(existing)
             return page
         self._take(existing)
         self._drop(page)
@@ -272,9 +315,11 @@ class PageGroup:
             self._add(table.node, key, table.pages[whole])
 
     def _add(self, parent: Node, key: bytes, page: int) -> Node:
-        """Insert a page; a shorter one that holds nothing else makes way."""
+        """Insert a page; a shorter one that holds nothing else makes way, and leases move on to this one."""
         closest, tokens = self._tree.closest(parent, key)
         node = self._nodes[page] = self._tree.insert(parent, key, page)
+        self.leases.sealed(parent, node)
+        self.watcher.stored(node)
         if closest is not None and tokens * TOKEN_NBYTES == len(closest.key) and self._is_evictable(closest):
             self._evict(closest)
         return node
@@ -300,40 +345,44 @@ class PageGroup:
         self._offer(node)
 
     def _is_evictable(self, node: Node) -> bool:
-        """Whether a node is idle, and a leaf unless windows move on from what others continue."""
-        is_held = self._nodes.get(node.page) is node
-        return is_held and not self._allocator.references(node.page) and not (self.keeps_all and node.children)
+        """Whether a node is idle and not leased, and a leaf unless windows move on from what others continue."""
+        if self._nodes.get(node.page) is not node or node.num_leases or (self.keeps_all and node.children):
+            return False
+        return not self._allocator.references(node.page)
 
     def _offer(self, node: Node) -> None:
         if self._is_evictable(node):
-            self._idle.offer(node, len(self._nodes))
+            self.accounts.owner(node.page).idle.offer(node, len(self._nodes))
 
-    def _allocate(self, num_pages: int) -> list[int]:
+    def _allocate(self, num_pages: int, account: Account) -> list[int]:
         """Open pages, evicting idle ones when short."""
-        self._check_available(num_pages)
+        self._check_available(num_pages, account)
         while self._allocator.num_free < num_pages:
-            evicted = self._evict_one()
+            evicted = self._evict_one(account)
             assert evicted, "an idle page was not offered for eviction"
             self.num_evictions += 1
-        return [self._allocator.allocate() for _ in range(num_pages)]
+        return [self._allocator.allocate(account) for _ in range(num_pages)]
 
-    def _check_available(self, num_pages: int) -> None:
-        if num_pages > self._allocator.num_available:
+    def _check_available(self, num_pages: int, account: Account) -> None:
+        if num_pages > self._allocator.available_to(account):
             raise OutOfPagesError(
-                f"{num_pages} pages are needed and {self._allocator.num_available} can be had; "
+                f"{num_pages} pages are needed and {self._allocator.available_to(account)} can be had; "
                 "wait for a sequence to end or raise kv_cache_memory_bytes."
             )
 
-    def _evict_one(self) -> bool:
-        """Free the idle page that the policy puts first; False if there is none."""
-        node = self._idle.pop()
+    def _evict_one(self, asker: Account | None) -> bool:
+        """Free the idle page that the policy puts first among those `asker` may have; False if there is none."""
+        node = self.accounts.next_idle(asker)
         if node is None:
             return False
         self._evict(node)
         return True
 
     def _forget(self, node: Node) -> None:
-        """Free what nobody uses of the prefix that ends at `node`, and of all that continues it from there."""
+        """Free what nobody uses of the prefix that ends at `node`, and of all that continues it from there.
+
+        Leases over it end.
+        """
         path = []
         while node.parent is not None:
             path.append(node)
@@ -342,13 +391,16 @@ class PageGroup:
             if first.page == NO_PAGE or self._is_idle(first):
                 for each in reversed([first, *self._tree.below(first)]):
                     if self._is_idle(each):
+                        self.leases.break_over(each)
                         self._evict(each)
+                        self.num_doubted += 1
 
     def _is_idle(self, node: Node) -> bool:
         return node.page != NO_PAGE and not self._allocator.references(node.page)
 
     def _evict(self, node: Node) -> None:
         """Free an idle page; nodes without a page that lead nowhere go, and a parent may become the next to go."""
+        self.watcher.removed(node)
         del self._nodes[node.page]
         self._allocator.free(node.page)
         node.page = NO_PAGE

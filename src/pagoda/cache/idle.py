@@ -6,9 +6,8 @@ may go now is asked of the page group.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
-from itertools import count
 from typing import Any
 
 from pagoda.cache.eviction.base import EvictionPolicy
@@ -19,20 +18,23 @@ SPARE_ENTRIES = 64
 
 
 class IdlePages:
-    """Nodes offered for eviction; `is_evictable` says whether one that was offered still can be evicted."""
+    """Nodes offered for eviction; `is_evictable` says whether one that was offered still can be evicted.
 
-    def __init__(self, policy: EvictionPolicy, is_evictable: Callable[[Node], bool]) -> None:
+    Of equal priority those with the lower of `tickets` go first.
+    """
+
+    def __init__(self, policy: EvictionPolicy, is_evictable: Callable[[Node], bool], tickets: Iterator[int]) -> None:
         self._policy = policy
         self._is_evictable = is_evictable
         self._entries: list[tuple[Any, int, Node]] = []
-        self._ticket = count()
+        self._tickets = tickets
 
     def offer(self, node: Node, num_pages: int) -> None:
         """Enter an evictable node; the group holds `num_pages`."""
         if len(self._entries) > 2 * num_pages + SPARE_ENTRIES:
             self._entries = [entry for entry in self._entries if self._is_current(entry)]
             heapify(self._entries)
-        heappush(self._entries, (self._policy.priority(node), next(self._ticket), node))
+        heappush(self._entries, (self._policy.priority(node), next(self._tickets), node))
 
     def pop(self) -> Node | None:
         """The evictable node that the policy puts first, or None."""
@@ -41,6 +43,12 @@ class IdlePages:
             if self._is_current(entry):
                 return entry[2]
         return None
+
+    def top(self) -> tuple[Any, int, Node] | None:
+        """Priority, ticket and node of what `pop` would return, or None."""
+        while self._entries and not self._is_current(self._entries[0]):
+            heappop(self._entries)
+        return self._entries[0] if self._entries else None
 
     def _is_current(self, entry: tuple[Any, int, Node]) -> bool:
         priority, _, node = entry

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
+from pagoda.cache.accounts import Account, Accounts
 from pagoda.cache.radix import NO_PAGE, Node
 from pagoda.errors import IntegrityError
 
@@ -23,30 +24,43 @@ class PageState(IntEnum):
     SEALED = 2
 
 
+class ShownState(IntEnum):
+    """What people are told of a page."""
+
+    FREE = 0
+    OPEN = 1
+    IN_USE = 2
+    IDLE = 3
+    LEASED = 4  # and idle
+
+
 @dataclass(frozen=True)
 class PageCounts:
-    """free + open + in_use + idle = total, at every step."""
+    """free + open + in_use + idle = total, at every step. Of the idle pages `leased` must stay."""
 
     total: int
     free: int
     open: int
     in_use: int
     idle: int
+    leased: int = 0
 
     @property
     def available(self) -> int:
-        """Pages that can be had without taking one from a sequence."""
-        return self.free + self.idle
+        """Pages that can be had without taking one from a sequence or a lease."""
+        return self.free + self.idle - self.leased
 
 
 class Milestones(NamedTuple):
     """Where others may want to resume.
 
-    After `branch_tokens` another sequence went its own way; the prompt ends after `prompt_tokens`.
+    After `branch_tokens` another sequence went its own way; the prompt ends after `prompt_tokens`. After each of
+    `breakpoints` a lease is to end.
     """
 
     branch_tokens: int = 0
     prompt_tokens: int = 0
+    breakpoints: tuple[int, ...] = ()
 
     @property
     def is_asked_again(self) -> bool:
@@ -62,13 +76,17 @@ class PageTable:
 
     The first `num_tokens // page_tokens` pages are sealed and stand on a path of the prefix tree that ends at `node`; a
     further page, if any, is open. The first `num_dropped` lie behind the window and are NO_PAGE. Without prefix sharing
-    `node` is None. A table `grows` by the tokens that a step adds, but for that of an encoder's output.
+    `node` is None. Its pages are those of `account`. A table `grows` by the tokens that a step adds, but for that of an
+    encoder's output.
     """
 
-    __slots__ = ("milestones", "node", "num_dropped", "num_tokens", "pages")
+    __slots__ = ("account", "milestones", "node", "num_dropped", "num_tokens", "pages")
     grows = True
 
-    def __init__(self, node: Node | None, num_dropped: int = 0, milestones: Milestones = NOWHERE) -> None:
+    def __init__(
+        self, account: Account, node: Node | None, num_dropped: int = 0, milestones: Milestones = NOWHERE
+    ) -> None:
+        self.account = account
         self.node = node
         self.num_tokens = 0
         self.num_dropped = num_dropped
@@ -82,9 +100,15 @@ class PageTable:
 
 
 class PageAllocator:
-    """States and reference counts of `num_pages` pages."""
+    """States and reference counts of `num_pages` pages, and which of them are leased.
 
-    def __init__(self, num_pages: int) -> None:
+    `accounts` are told whose pages are pinned, if that matters to anybody.
+    """
+
+    def __init__(self, num_pages: int, accounts: Accounts | None = None) -> None:
+        self._accounts = accounts if accounts is not None and accounts.has_shares else None
+        self._leased = bytearray(num_pages)
+        self._num_leased = 0  # of the idle pages
         self._free = list(range(num_pages - 1, -1, -1))
         self._references = [0] * num_pages
         self._states = bytearray(num_pages)
@@ -97,13 +121,27 @@ class PageAllocator:
 
     @property
     def num_available(self) -> int:
-        return len(self._free) + self._num_idle
+        """Pages that can be had by somebody."""
+        return len(self._free) + self._num_idle - self._num_leased
+
+    def available_to(self, account: Account) -> int:
+        """Pages that `account` can have."""
+        return self.num_available if self._accounts is None else self._accounts.num_available(account)
 
     @property
     def counts(self) -> PageCounts:
         total, free = len(self._references), len(self._free)
         in_use = total - free - self._num_open - self._num_idle
-        return PageCounts(total, free, self._num_open, in_use, self._num_idle)
+        return PageCounts(total, free, self._num_open, in_use, self._num_idle, self._num_leased)
+
+    def page_states(self, stride: int = 1) -> bytes:
+        """The `ShownState` of every page, or of one in `stride`."""
+        shown = bytearray(self._states[::stride])
+        pairs = zip(self._references[::stride], self._leased[::stride], strict=True)
+        for index, (references, leased) in enumerate(pairs):
+            if shown[index] == PageState.SEALED and not references:
+                shown[index] = ShownState.LEASED if leased else ShownState.IDLE
+        return bytes(shown)
 
     def references(self, page: int) -> int:
         return self._references[page]
@@ -111,12 +149,15 @@ class PageAllocator:
     def is_free(self, page: int) -> bool:
         return self._states[page] == PageState.FREE
 
-    def allocate(self) -> int:
-        """Take a free page as an open page with one user."""
+    def allocate(self, account: Account | None = None) -> int:
+        """Take a free page as an open page with one user. Who has it matters only where tenants have shares."""
         page = self._free.pop()
         self._states[page] = PageState.OPEN
         self._references[page] = 1
         self._num_open += 1
+        if self._accounts is not None:
+            assert account is not None
+            self._accounts.take(page, account)
         return page
 
     def seal(self, page: int) -> None:
@@ -130,6 +171,10 @@ class PageAllocator:
         assert self._states[page] != PageState.FREE
         if self._references[page] == 0:
             self._num_idle -= 1
+            if self._leased[page]:
+                self._num_leased -= 1
+            elif self._accounts is not None:
+                self._accounts.pin(page)
         self._references[page] += 1
 
     def release(self, page: int) -> bool:
@@ -139,20 +184,46 @@ class PageAllocator:
         self._references[page] = references
         if references:
             return False
+        if self._leased[page]:
+            self._num_leased += 1
+        elif self._accounts is not None:
+            self._accounts.unpin(page)
         if self._states[page] == PageState.OPEN:
             self._num_open -= 1
-            self._states[page] = PageState.FREE
-            self._free.append(page)
+            self._set_free(page)
         else:
             self._num_idle += 1
         return True
 
     def free(self, page: int) -> None:
         """Give an idle page back."""
-        assert self._states[page] == PageState.SEALED and self._references[page] == 0
+        assert self._states[page] == PageState.SEALED and self._references[page] == 0 and not self._leased[page]
         self._num_idle -= 1
-        self._states[page] = PageState.FREE
-        self._free.append(page)
+        self._set_free(page)
+
+    def lease(self, page: int) -> None:
+        """From now on a sealed page is not available, even if nobody uses it."""
+        assert self._states[page] == PageState.SEALED and not self._leased[page]
+        self._leased[page] = True
+        if self._references[page] == 0:
+            self._num_leased += 1
+            if self._accounts is not None:
+                self._accounts.pin(page)
+
+    def unlease(self, page: int) -> None:
+        assert self._leased[page]
+        self._leased[page] = False
+        if self._references[page] == 0:
+            self._num_leased -= 1
+            if self._accounts is not None:
+                self._accounts.unpin(page)
+
+    def is_leased(self, page: int) -> bool:
+        return bool(self._leased[page])
+
+    def is_pinned(self, page: int) -> bool:
+        """Whether a page must stay what it is: somebody uses it, or has leased it."""
+        return bool(self._references[page] or self._leased[page])
 
     def check_integrity(self, users: list[int]) -> None:
         """Compare the counts with `users`, the number of page tables that name each page."""
@@ -168,3 +239,16 @@ class PageAllocator:
         found = (free, self._states.count(PageState.OPEN), idle)
         if found != (len(self._free), self._num_open, self._num_idle) or len(set(self._free)) != free:
             raise IntegrityError(f"Pages (free, open, idle) are {found}; the counters say {self.counts}.")
+        leased = sum(bool(self._leased[page]) for page, count in enumerate(users) if not count)
+        if leased != self._num_leased:
+            raise IntegrityError(f"{leased} idle pages are leased; the counter says {self._num_leased}.")
+        if self._accounts is not None:
+            pages = range(len(users))
+            held = [page for page in pages if self._states[page] != PageState.FREE]
+            self._accounts.check_integrity(held, [page for page in pages if self.is_pinned(page)])
+
+    def _set_free(self, page: int) -> None:
+        self._states[page] = PageState.FREE
+        self._free.append(page)
+        if self._accounts is not None:
+            self._accounts.give(page)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
 from sortedcontainers import SortedList
@@ -31,31 +31,65 @@ def token_key(tokens: Sequence[int]) -> bytes:
     return array(TOKEN_TYPE, tokens).tobytes()
 
 
+def key_tokens(key: bytes) -> list[int]:
+    """The token ids of a key."""
+    tokens = array(TOKEN_TYPE)
+    tokens.frombytes(key)
+    return tokens.tolist()
+
+
 class Node:
     """One sealed page under its parent's prefix.
 
     A key shorter than a page is the tail of an ended sequence: it has no children and is only ever copied from. Where
-    windows move on, a page may be evicted from under those that continue it: then `page` is NO_PAGE.
+    windows move on, a page may be evicted from under those that continue it: then `page` is NO_PAGE. `num_leases`
+    keep it, and so many sequences have begun with it.
     """
 
-    __slots__ = ("children", "key", "last_used", "order", "page", "parent")
+    __slots__ = ("children", "key", "last_used", "num_hits", "num_leases", "order", "page", "parent")
 
     def __init__(self, parent: Node | None, key: bytes, page: int) -> None:
         self.parent = parent
         self.key = key
         self.page = page
         self.last_used = 0
+        self.num_hits = 0
+        self.num_leases = 0
         self.children: dict[bytes, Node] = {}
         self.order: SortedList[bytes] | None = None
+
+    @property
+    def pages(self) -> tuple[int, ...]:
+        """All pages that go when the node is evicted."""
+        return (self.page,)
 
 
 class Root(Node):
     """Where a namespace begins: no page, an empty key."""
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "namespace")
 
-    def __init__(self) -> None:
+    def __init__(self, namespace: Namespace) -> None:
         super().__init__(None, b"", NO_PAGE)
+        self.namespace = namespace
+
+
+class Watcher(Protocol):
+    """Is told which pages can be hit."""
+
+    def stored(self, node: Node) -> None:
+        """From now on."""
+
+    def removed(self, node: Node) -> None:
+        """No longer."""
+
+
+class Unwatched:
+    """A watcher that looks away."""
+
+    def stored(self, node: Node) -> None: ...
+
+    def removed(self, node: Node) -> None: ...
 
 
 class PrefixMatch(NamedTuple):
@@ -80,7 +114,7 @@ class PrefixTree:
         """The root of `namespace`; namespaces share nothing."""
         root = self._roots.get(namespace)
         if root is None:
-            root = self._roots[namespace] = Root()
+            root = self._roots[namespace] = Root(namespace)
         return root
 
     def match(self, root: Node, key: bytes) -> PrefixMatch:
@@ -126,6 +160,10 @@ class PrefixTree:
             self._planted.remove(parent)
         node.parent = None
         self.num_nodes -= 1
+
+    def roots(self) -> list[tuple[Namespace, Node]]:
+        """Those of namespaces that have pages."""
+        return [(namespace, root) for namespace, root in self._roots.items() if root.children]
 
     def nodes(self) -> Iterator[Node]:
         """Every node but roots, parents before children."""

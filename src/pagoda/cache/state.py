@@ -10,16 +10,19 @@ moving bytes is left to the caller.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pagoda.cache.accounts import Account, Accounts
+from pagoda.cache.coverage import Coverages, CoverPlan, Prefix
 from pagoda.cache.eviction.base import EvictionPolicy
-from pagoda.cache.group import PageActions
-from pagoda.cache.idle import IdlePages
+from pagoda.cache.group import NO_TENANTS, PageActions
 from pagoda.cache.namespace import Namespace
+from pagoda.cache.outline import Outline
 from pagoda.cache.pages import Milestones, PageAllocator, PageCounts, PageTable
-from pagoda.cache.radix import NO_PAGE, Node, token_key
+from pagoda.cache.radix import NO_PAGE, Node, Unwatched, Watcher, token_key
 from pagoda.cache.snapshots import Snapshot, Snapshots
+from pagoda.config import TenantShare
 from pagoda.errors import IntegrityError, OutOfPagesError
 
 # In the order of eviction every use but the first counts like so many ticks for each snapshot held, up to so many uses.
@@ -31,9 +34,9 @@ BALANCE_DECAY = 0.9
 
 @dataclass(frozen=True)
 class SnapshotRule:
-    """Where states are copied: every `interval_tokens` (None: nowhere), and where prompts part.
+    """Where states are copied: every `interval_tokens` (None: nowhere), where leases end, and where prompts part.
 
-    The latter at the last multiple of `branch_multiple` before, since tokens after it may agree by chance.
+    The last at the last multiple of `branch_multiple` before, since tokens after it may agree by chance.
     """
 
     interval_tokens: int | None
@@ -42,7 +45,9 @@ class SnapshotRule:
     def points(self, start: int, stop: int, milestones: Milestones) -> list[int]:
         """The numbers of tokens above `start`, up to `stop`, after which the state should be copied, in order."""
         ends = (self.branch(milestones), milestones.prompt_tokens - 1)
-        points = {point for point in ends if start < point <= stop}
+        # Nobody resumes after the last token of the prompt, which is computed anew, but just before it.
+        leased = (min(point, milestones.prompt_tokens - 1) for point in milestones.breakpoints)
+        points = {point for point in (*ends, *leased) if start < point <= stop}
         if self.interval_tokens is not None:
             first = (start // self.interval_tokens + 1) * self.interval_tokens
             points |= set(range(first, stop + 1, self.interval_tokens))
@@ -63,8 +68,8 @@ class StateTable(PageTable):
 
     __slots__ = ("cuts", "namespace", "source")
 
-    def __init__(self, namespace: Namespace, milestones: Milestones) -> None:
-        super().__init__(None, milestones=milestones)
+    def __init__(self, account: Account, namespace: Namespace, milestones: Milestones) -> None:
+        super().__init__(account, None, milestones=milestones)
         self.namespace = namespace
         self.cuts: list[tuple[int, int]] = []
         self.source: Snapshot | None = None
@@ -78,24 +83,40 @@ class StateGroup:
     resumes_anywhere = False
     holds_prefixes = True
 
-    def __init__(self, num_slots: int, policy: EvictionPolicy, rule: SnapshotRule, share: bool = True) -> None:
+    def __init__(
+        self,
+        num_slots: int,
+        policy: EvictionPolicy,
+        rule: SnapshotRule,
+        share: bool = True,
+        tenants: Mapping[str, TenantShare] = NO_TENANTS,
+    ) -> None:
         self.num_evictions = 0
+        self.num_doubted = 0
+        self.watcher: Watcher = Unwatched()  # there are no pages of tokens to tell of
         self._rule = rule
         self._share = share
-        self._allocator = PageAllocator(num_slots)
+        self.accounts = Accounts(num_slots, tenants, policy, self._is_evictable)
+        self._allocator = PageAllocator(num_slots, self.accounts)
+        self.leases = Coverages(self._allocator, self._offer, share)
         self._snapshots = Snapshots()
         self._num_snapshots = 0
         self._clock = 0
         self._answers_return = 0.0  # positive if prompts go on from answers more often than they are asked again
-        self._idle = IdlePages(policy, self._is_evictable)
 
     @property
     def counts(self) -> PageCounts:
         return self._allocator.counts
 
-    @property
-    def num_available(self) -> int:
-        return self._allocator.num_available
+    def page_states(self, stride: int) -> bytes:
+        return self._allocator.page_states(stride)
+
+    def outline(self, most: int, most_tokens: int) -> list[Outline]:  # noqa: ARG002
+        """There is no tree."""
+        return []
+
+    def available_to(self, account: Account) -> int:
+        return self._allocator.available_to(account)
 
     def match(self, namespace: Namespace, key: bytes) -> list[Snapshot]:
         """The snapshots on the way through the tokens in `key`."""
@@ -108,9 +129,10 @@ class StateGroup:
         """The deepest snapshot within the first `num_tokens` tokens."""
         return max((each.num_tokens for each in match if each.num_tokens <= num_tokens), default=0)
 
-    def attach_cost(self, match: list[Snapshot], num_tokens: int) -> int:  # noqa: ARG002
+    def attach_cost(self, match: list[Snapshot], num_tokens: int) -> int:
         """A slot, and the snapshot, which must not be evicted before it is copied."""
-        return 1 + (num_tokens > 0)
+        snapshot = next((each for each in match if each.num_tokens == num_tokens), None)
+        return 1 + (snapshot is not None and not self._allocator.is_pinned(snapshot.page))
 
     def growth_cost(self, num_tokens: int, num_new_tokens: int, step_tokens: int) -> int:  # noqa: ARG002
         """A state does not grow."""
@@ -126,18 +148,19 @@ class StateGroup:
 
         Raises OutOfPagesError, changing nothing, if there is no slot.
         """
-        self._check_available(self.attach_cost(match, num_tokens))
-        table = StateTable(namespace, milestones)
+        account = self.accounts.of(namespace)
+        self._check_available(self.attach_cost(match, num_tokens), account)
+        table = StateTable(account, namespace, milestones)
         self._clock += 1
         if milestones.branch_tokens:
             self._answers_return = BALANCE_DECAY * self._answers_return + (-1 if milestones.is_asked_again else 1)
         snapshot = next((each for each in match if each.num_tokens == num_tokens), None)
         if snapshot is None:
-            slot = self._allocate()
+            slot = self._allocate(account)
             table.pages.append(slot)
             return table, PageActions([slot], [])
         self._allocator.retain(snapshot.page)  # not to be evicted to make room for its own copy
-        slot = self._allocate()
+        slot = self._allocate(account)
         snapshot.num_uses += 1
         self._leave(snapshot)
         self._demote([each for each in match if each.num_tokens < num_tokens])
@@ -159,8 +182,8 @@ class StateGroup:
         fresh: list[int] = []
         copies: list[tuple[int, int]] = []
         if self._must_copy(table):
-            self._check_available(1)
-            shared, slot = table.pages[0], self._allocate()
+            self._check_available(1, table.account)
+            shared, slot = table.pages[0], self._allocate(table.account)
             self._allocator.release(shared)
             table.pages[0] = slot
             fresh, copies = [slot], [(shared, slot)]
@@ -180,7 +203,7 @@ class StateGroup:
 
     def fork(self, table: StateTable) -> StateTable:
         """A second table of the same state, copied by whoever goes on first."""
-        twin = StateTable(table.namespace, table.milestones)
+        twin = StateTable(table.account, table.namespace, table.milestones)
         twin.num_tokens = table.num_tokens
         twin.pages = table.pages[:]
         self._allocator.retain(table.pages[0])
@@ -189,7 +212,8 @@ class StateGroup:
     def release(self, table: StateTable, tokens: Sequence[int] = (), keep: bool = True) -> None:
         """Give up the slot of a sequence, whose tokens are `tokens`.
 
-        Its state stays as a snapshot; without `keep` it goes now, and so do all snapshots on the way to it.
+        Its state stays as a snapshot; without `keep` it goes now, and so do all snapshots on the way to it, whose
+        leases end.
         """
         self._clock += 1
         for _, slot in table.cuts:
@@ -202,7 +226,9 @@ class StateGroup:
             self._allocator.release(slot)
         if not keep:
             for snapshot in self.match(table.namespace, token_key(tokens[: table.num_tokens])):
+                self.leases.break_over(snapshot)
                 self._evict(snapshot)
+                self.num_doubted += 1
         table.num_tokens = 0
 
     def next_page(self, namespace: Namespace, match: list[Snapshot], tokens: Sequence[int]) -> object | None:  # noqa: ARG002
@@ -212,8 +238,13 @@ class StateGroup:
     def page_being_written(self, namespace: Namespace, table: PageTable, tokens: Sequence[int]) -> object | None:  # noqa: ARG002
         return None
 
+    def lease_plan(self, namespace: Namespace, match: list[Snapshot], prefix: Prefix) -> CoverPlan:
+        """The snapshot to resume from, if it is held."""
+        nodes = [each for each in match if each.num_tokens == prefix.state_tokens]
+        return CoverPlan(self.accounts.of(namespace), nodes)
+
     def reset(self) -> int:
-        """Evict every snapshot; returns how many."""
+        """Evict every snapshot, none of which may be leased; returns how many."""
         snapshots = list(self._snapshots)
         for snapshot in snapshots:
             self._evict(snapshot)
@@ -231,9 +262,10 @@ class StateGroup:
             raise IntegrityError("Two snapshots name the same slot, or their number is wrong.")
         if self._allocator.counts.idle != len(held) or any(users[slot] for slot in held):
             raise IntegrityError("The slots that nobody uses are not those of the snapshots.")
+        self.leases.check_integrity([*self._snapshots], self.accounts.all)
 
     def _is_evictable(self, node: Node) -> bool:
-        return node.page != NO_PAGE and not self._allocator.references(node.page)
+        return node.page != NO_PAGE and not self._allocator.is_pinned(node.page)
 
     def _must_copy(self, table: PageTable) -> bool:
         return self._allocator.references(table.pages[0]) > 1
@@ -243,8 +275,9 @@ class StateGroup:
         assert not table.cuts, "reserved twice"
         start = table.num_tokens
         points = self._rule.points(start, start + num_tokens, table.milestones)
-        for point in reversed(points[-self.num_available :] if self.num_available else []):
-            table.cuts.insert(0, (point, self._allocate()))
+        available = self.available_to(table.account)
+        for point in reversed(points[-available:] if available else []):
+            table.cuts.insert(0, (point, self._allocate(table.account)))
         return [slot for _, slot in table.cuts]
 
     def _keep(self, namespace: Namespace, key: bytes, slot: int, num_uses: int = 0) -> None:
@@ -286,23 +319,27 @@ class StateGroup:
         # What several have resumed from outlasts what nobody has, of which every sequence leaves some.
         several = max(snapshot.num_uses - 1, 0)
         snapshot.last_used = self._clock + min(several, MOST_USES) * USE_TICKS * self._num_snapshots
-        self._idle.offer(snapshot, self._num_snapshots)
+        self._offer(snapshot)
+
+    def _offer(self, snapshot: Node) -> None:
+        if self._is_evictable(snapshot):
+            self.accounts.owner(snapshot.page).idle.offer(snapshot, self._num_snapshots)
 
     def _demote(self, snapshots: Sequence[Snapshot]) -> None:
         """Let those go first that others have gone on from: unless a second sequence comes, they have had their use."""
         for snapshot in snapshots:
             if snapshot.num_uses <= 1 and self._is_evictable(snapshot):
                 snapshot.last_used -= self._clock
-                self._idle.offer(snapshot, self._num_snapshots)
+                self._offer(snapshot)
 
-    def _allocate(self) -> int:
+    def _allocate(self, account: Account) -> int:
         """An open slot, evicting a snapshot when short."""
         if not self._allocator.num_free:
-            node = self._idle.pop()
+            node = self.accounts.next_idle(account)
             assert node is not None, "an idle snapshot was not offered for eviction"
             self._evict(node)
             self.num_evictions += 1
-        return self._allocator.allocate()
+        return self._allocator.allocate(account)
 
     def _evict(self, snapshot: Node) -> None:
         assert isinstance(snapshot, Snapshot)
@@ -311,9 +348,10 @@ class StateGroup:
         snapshot.page = NO_PAGE
         self._num_snapshots -= 1
 
-    def _check_available(self, num_slots: int) -> None:
-        if num_slots > self._allocator.num_available:
+    def _check_available(self, num_slots: int, account: Account) -> None:
+        available = self.available_to(account)
+        if num_slots > available:
             raise OutOfPagesError(
-                f"{num_slots} slots for recurrent states are needed and {self._allocator.num_available} can be had; "
-                "wait for a sequence to end or raise kv_cache_memory_bytes."
+                f"{num_slots} slots for recurrent states are needed and {available} can be had; wait for a sequence to "
+                "end or raise kv_cache_memory_bytes."
             )

@@ -21,11 +21,17 @@ from pagoda.errors import ConfigError
 from pagoda.llm import LLM
 from pagoda.outputs import CompletionOutput, RequestOutput
 from pagoda.prompts import Prompt
-from pagoda.sampling_params import SamplingParams
+from pagoda.sampling_params import SamplingParams, StructuredOutputs
 
 
 def run(arguments: Namespace) -> int:
-    params = sampling_params(arguments, n=arguments.n, logprobs=arguments.logprobs)
+    params = sampling_params(
+        arguments,
+        n=arguments.n,
+        logprobs=arguments.logprobs,
+        prompt_logprobs=arguments.prompt_logprobs,
+        structured_outputs=_form(arguments),
+    )
     prompt = _prompt(arguments)
     with load_llm(arguments) as llm:
         output, cache = _generate(llm, prompt, params, quiet=arguments.json)
@@ -62,13 +68,24 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str:
     if prompt is not None:
         return prompt
     if file is not None:
-        try:
-            return file.expanduser().read_text(encoding="utf-8").removesuffix("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{file} cannot be read as text: {error}") from error
+        return _read_text(file).removesuffix("\n")
     if sys.stdin.isatty():
         raise ConfigError("There is no prompt; give it as an argument, with --file, or through a pipe.")
     return sys.stdin.read().removesuffix("\n")
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read as text: {error}") from error
+
+
+def _form(arguments: Namespace) -> StructuredOutputs | None:
+    """The form that the options ask for."""
+    if arguments.json_schema is not None:
+        return StructuredOutputs(json=_read_text(arguments.json_schema))
+    return None if arguments.regex is None else StructuredOutputs(regex=arguments.regex)
 
 
 def _generate(llm: LLM, prompt: Prompt, params: SamplingParams, quiet: bool) -> tuple[RequestOutput, CacheWatch]:

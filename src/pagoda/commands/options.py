@@ -15,6 +15,7 @@ from pagoda.config import DTYPES, EngineConfig
 from pagoda.errors import ConfigError
 from pagoda.registry import names
 from pagoda.sampling_params import SamplingParams
+from pagoda.server.options import LOG_FORMATS, ServerOptions
 from pagoda.units import parse_nbytes
 
 if TYPE_CHECKING:
@@ -91,6 +92,41 @@ SAMPLING_OPTIONS = (
 )
 
 
+SERVER_OPTIONS = (
+    _option("host", "address to listen on", metavar="HOST"),
+    _option("port", "port to listen on; 0 takes any that is free", type=int, metavar="PORT"),
+    _option(
+        "served_model_name", "what clients may call the model; by default its directory", nargs="+", metavar="NAME"
+    ),
+    _option("api_key", "serve only those who send this key; may be repeated", action="append", metavar="KEY"),
+    _option(
+        "admin_api_key",
+        "a key that may also reset the cache, which others then may not",
+        action="append",
+        metavar="KEY",
+    ),
+    _option("tenants", "a TOML file of API keys and what each may have", type=Path, metavar="FILE"),
+    _option("allow_no_api_key", "let other machines in without a key", action="store_true"),
+    _option("chat_template", "a Jinja file that replaces the tokenizer's chat template", type=Path, metavar="FILE"),
+    _option("max_queued_requests", "answer 429 when so many wait", type=int, metavar="N"),
+    _option("max_body_bytes", "refuse longer bodies, such as 8MiB", type=size, metavar="SIZE"),
+    _option(
+        "stream_interval_seconds",
+        "send tokens of a stream at most so often; 0 sends each",
+        type=float,
+        metavar="SECONDS",
+    ),
+    _option("request_timeout_seconds", "end requests that take longer", type=float, metavar="SECONDS"),
+    _option("drain_timeout_seconds", "how long requests may go on after SIGTERM", type=float, metavar="SECONDS"),
+    _option("metrics_compat", "name metrics as this engine does, too", choices=("vllm",)),
+    _option("otlp_traces_endpoint", "send a span for each request to this address (OTLP over HTTP)", metavar="URL"),
+    _option("kv_events_endpoint", "tell routers over ZMQ which pages are held, as tcp://*:5557", metavar="ADDRESS"),
+    _option("kv_events_replay_endpoint", "where they ask for events they have missed", metavar="ADDRESS"),
+    _option("kv_events_topic", "topic of the events", metavar="TEXT"),
+    _option("log_format", "how log lines are written", choices=LOG_FORMATS),
+)
+
+
 def add_model_options(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--model", type=Path, metavar="PATH", help="checkpoint directory (default: the embedded model)")
@@ -108,8 +144,12 @@ def add_sampling_options(parser: ArgumentParser, max_tokens: int) -> None:
     _add(parser.add_argument_group("sampling"), SAMPLING_OPTIONS, defaults)
 
 
-def load_llm(arguments: Namespace) -> LLM:
-    """The model that the options ask for. The caller closes it."""
+def add_server_options(parser: ArgumentParser) -> None:
+    _add(parser.add_argument_group("server"), SERVER_OPTIONS, _defaults(ServerOptions))
+
+
+def load_llm(arguments: Namespace, **more: Any) -> LLM:
+    """The model that the options ask for; `more` are options of `LLM`. The caller closes it."""
     from pagoda.llm import LLM
 
     return LLM(
@@ -117,18 +157,19 @@ def load_llm(arguments: Namespace) -> LLM:
         tokenizer=arguments.tokenizer,
         skip_tokenizer_init=arguments.skip_tokenizer_init,
         **engine_options(arguments),
+        **more,
     )
 
 
 def engine_options(arguments: Namespace) -> dict[str, Any]:
-    return _given(arguments, ENGINE_OPTIONS)
+    return options_given(arguments, ENGINE_OPTIONS)
 
 
 def sampling_params(arguments: Namespace, **more: Any) -> SamplingParams:
-    return SamplingParams(**_given(arguments, SAMPLING_OPTIONS), **more)
+    return SamplingParams(**options_given(arguments, SAMPLING_OPTIONS), **more)
 
 
-def _given(arguments: Namespace, options: tuple[Option, ...]) -> dict[str, Any]:
+def options_given(arguments: Namespace, options: tuple[Option, ...]) -> dict[str, Any]:
     """The fields that have a value; the others keep the default of their configuration."""
     values = {option.field: getattr(arguments, option.field) for option in options}
     return {field: value for field, value in values.items() if value is not None}

@@ -8,24 +8,32 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 from time import monotonic
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 import torch
 
-from pagoda.cache.cache import Cache, CacheGroup, CacheStats, NoBytes, PageStore
+from pagoda.cache.base import CacheGroup
+from pagoda.cache.cache import Cache, CacheStats, NoBytes, PageStore
 from pagoda.cache.cross import CrossGroup
 from pagoda.cache.group import PageGroup
+from pagoda.cache.lease import Breakpoint, LeaseInfo
+from pagoda.cache.outline import Outline
 from pagoda.cache.pool import PagePool
+from pagoda.cache.radix import Watcher
 from pagoda.cache.rule import KeepAll
 from pagoda.cache.state import SnapshotRule, StateGroup
 from pagoda.config import EngineConfig
+from pagoda.engine.breakpoints import check_breakpoints, lease_computed
 from pagoda.engine.encoding import NewInputs
 from pagoda.engine.forward import Computed, Forward
+from pagoda.engine.limits import TenantLimits
 from pagoda.engine.memory import LEDGER_PAGES, MemoryPlan, plan_memory
 from pagoda.engine.request import FinishReason, Phase, Request, RequestMetrics, Sequence
-from pagoda.engine.sampling import ban, sample, stop_token_ids, token_logprobs
+from pagoda.engine.sampling import ban, draw, stop_token_ids, token_logprobs
 from pagoda.engine.scheduler import Plan, Scheduler
+from pagoda.engine.scoring import max_scored_tokens, score_prompts
 from pagoda.errors import (
     EmptyPromptError,
     EncoderInputError,
@@ -36,6 +44,7 @@ from pagoda.errors import (
     OutOfPagesError,
     PromptTooLongError,
     RequestError,
+    StructuredOutputError,
     TokenOutOfRangeError,
 )
 from pagoda.kernels.base import Kernels
@@ -56,16 +65,21 @@ class TokenEvent(NamedTuple):
 
 
 class Engine:
-    """Generates tokens for many requests over one paged, prefix-shared cache."""
+    """Generates tokens for many requests over one paged, prefix-shared cache. Leases run by `clock`."""
 
-    def __init__(self, model: Model, kernels: Kernels, config: EngineConfig) -> None:
+    def __init__(
+        self, model: Model, kernels: Kernels, config: EngineConfig, clock: Callable[[], float] = monotonic
+    ) -> None:
         self.model = model
         self.kernels = kernels
         self.memory = plan_memory(model, config)
         self.max_model_len = self.memory.max_model_len
         pools = _make_pools(self.memory, config.environment.poison_pages)
-        self._cache = _make_cache(self.memory, pools, config)
-        self._scheduler = Scheduler(self._cache, config.max_num_seqs, config.max_num_batched_tokens)
+        self._limits = TenantLimits(self.memory, config)
+        self._cache = _make_cache(self.memory, pools, config, clock)
+        self._scheduler = Scheduler(
+            self._cache, config.max_num_seqs, config.max_num_batched_tokens, max_scored_tokens(model.vocab_size)
+        )
         self._forward = Forward(model, kernels, self.memory, pools)
         self._config = config
         self._seeds = random.Random(config.seed)
@@ -75,38 +89,61 @@ class Engine:
     def has_work(self) -> bool:
         return self._scheduler.has_work
 
-    def validate(self, prompt: list[int], params: SamplingParams, encoder_input: EncoderInput | None = None) -> None:
+    def max_len(self, tenant: str = "") -> int:
+        """Where sequences of `tenant` end: others may have reserved pages that it can never get."""
+        return self._limits.max_len(tenant)
+
+    def validate(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        encoder_input: EncoderInput | None = None,
+        tenant: str = "",
+        breakpoints: tuple[Breakpoint, ...] = (),
+    ) -> None:
         """Raise the RequestError that `add` would raise for this request."""
-        self._validate_encoder_input(encoder_input)
+        self._validate_encoder_input(encoder_input, tenant)
         if not prompt:
             raise EmptyPromptError("The prompt has no token; give at least one (for text, at least one character).")
         if min(prompt) < 0 or max(prompt) >= self.model.vocab_size:
             wrong = next(token for token in prompt if not 0 <= token < self.model.vocab_size)
             raise TokenOutOfRangeError(f"Token id {wrong} is not in the vocabulary of {self.model.vocab_size} tokens.")
-        if len(prompt) >= self.max_model_len:
-            raise PromptTooLongError(
-                f"The prompt has {len(prompt)} tokens and must leave room for one more within {self.max_model_len} "
-                f"({self.memory.limited_by}); shorten it{self.memory.remedy}."
-            )
+        self._validate_length(len(prompt), params.max_tokens, tenant)
+        check_breakpoints(breakpoints, len(prompt))
         ids = [*params.logit_bias, *params.stop_token_ids]
         if any(not 0 <= token < self.model.vocab_size for token in ids):
             raise InvalidSamplingError("logit_bias or stop_token_ids names a token that is not in the vocabulary.")
         if params.n > self._config.max_num_seqs:
             raise InvalidSamplingError(f"n is {params.n}, more than max_num_seqs ({self._config.max_num_seqs}).")
-        if params.logprobs is not None and params.logprobs > self.model.vocab_size:
-            raise InvalidSamplingError(f"logprobs is {params.logprobs}, more than the vocabulary has tokens.")
+        for name, count in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
+            if (count or 0) > self.model.vocab_size:
+                raise InvalidSamplingError(f"{name} is {count}, more than the vocabulary has tokens.")
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises a RequestError, changing nothing, if it can never be served."""
-        self.validate(request.prompt, request.params, request.encoder_input)
+        self.validate(request.prompt, request.params, request.encoder_input, request.tenant, request.breakpoints)
+        if request.params.structured_outputs is not None and request.constraint is None:
+            raise StructuredOutputError("The engine knows no text: give the request a constraint for its outputs.")
         if request.request_id in self._requests:
             raise RequestError(f"There is a request {request.request_id!r} already; choose another id.")
         request.seed = self._seeds.getrandbits(63) if request.params.seed is None else request.params.seed
         self._requests[request.request_id] = request
         self._scheduler.add(self._new_sequence(request, 0))
 
-    def _validate_encoder_input(self, encoder_input: EncoderInput | None) -> None:
-        longest = self.memory.max_encoder_len
+    def _validate_length(self, num_tokens: int, max_tokens: int | None, tenant: str) -> None:
+        longest = self.max_len(tenant)
+        if num_tokens + (max_tokens != 0) <= longest:
+            return
+        limit = (self.memory.limited_by, self.memory.remedy)
+        if longest < self.max_model_len:
+            limit = ("what other tenants have not reserved", ", raise kv_cache_memory_bytes or lower their page_quota")
+        raise PromptTooLongError(
+            f"The prompt has {num_tokens} tokens and must leave room for one more within {longest} ({limit[0]}); "
+            f"shorten it{limit[1]}."
+        )
+
+    def _validate_encoder_input(self, encoder_input: EncoderInput | None, tenant: str) -> None:
+        longest = self._limits.max_encoder_len(tenant)
         if longest is None and encoder_input is not None:
             raise EncoderInputError("This model has no encoder; give its prompt as such, without encoder_prompt.")
         if longest is not None and encoder_input is None:
@@ -143,9 +180,12 @@ class Engine:
             return events + self._fail(list(plan), RequestError(f"The model's forward pass failed: {error!r}"))
         events += self._fail_broken(computed)
         self._commit(plan)
+        score_prompts(computed.prompt_logits)
         ban(computed.logits, computed.complete, self.model.generation)
         rows = zip(computed.complete, computed.logits, strict=True)
-        return events + self._sample([(sequence, row) for sequence, row in rows if sequence.phase is Phase.RUNNING])
+        running = [(sequence, row) for sequence, row in rows if sequence.phase is Phase.RUNNING]
+        events += self._end_prompts([sequence for sequence, _ in running if sequence.request.params.max_tokens == 0])
+        return events + self._sample([(sequence, row) for sequence, row in running if sequence.phase is Phase.RUNNING])
 
     def fail_all(self, error: Exception) -> list[TokenEvent]:
         """End every request with `error`."""
@@ -158,6 +198,22 @@ class Engine:
     def cache_stats(self) -> CacheStats:
         return self._cache.stats()
 
+    def leases(self) -> list[LeaseInfo]:
+        """Every live lease."""
+        return self._cache.leases()
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell `watcher` which pages can be hit; on the engine's thread."""
+        self._cache.watch(watcher)
+
+    def page_states(self, stride: int = 1) -> list[bytes]:
+        """What every page of each group is, or one in `stride`."""
+        return self._cache.page_states(stride)
+
+    def outline(self, most: int, most_tokens: int) -> list[Outline]:
+        """Up to `most` branches of the prefix tree, each with its first `most_tokens` tokens."""
+        return self._cache.outline(most, most_tokens)
+
     def reset_prefix_cache(self) -> int:
         """Forget every page that no running sequence uses; returns how many."""
         return self._cache.reset()
@@ -166,15 +222,28 @@ class Engine:
         for sequence, num_tokens in plan.items():
             if sequence.cached is not None:
                 self._cache.commit(sequence.cached, sequence.tokens, sequence.cached.num_tokens + num_tokens)
+                lease_computed(self._cache, sequence)
+
+    def _end_prompts(self, complete: list[Sequence]) -> list[TokenEvent]:
+        """End those that were to be computed only; their pages stay."""
+        ended = [each for sequence in complete for each in (sequence, *self._fork(sequence))]
+        for sequence in ended:
+            self._finish(sequence, FinishReason.LENGTH)
+        return [TokenEvent(sequence, None) for sequence in ended]
 
     def _sample(self, complete: list[tuple[Sequence, torch.Tensor]]) -> list[TokenEvent]:
         """Draw the next token of each completed sequence from its logits, forking those that want several samples."""
         rows = [(each, row) for sequence, row in complete for each in (sequence, *self._fork(sequence))]
-        tokens = [sample(row, sequence, self.model.eos_token_ids) for sequence, row in rows]
+        drawn, failed = draw(rows, self.model.eos_token_ids)
+        events = []
+        for sequence, error in failed:
+            events += self._fail([sequence], error, keep_pages=True)
         now = monotonic()
-        for token, (sequence, row) in zip(tokens, rows, strict=True):
-            self._append(sequence, token, row, now)
-        return [TokenEvent(sequence, token) for (sequence, _), token in zip(rows, tokens, strict=True)]
+        for sequence, row, token in drawn:
+            if sequence.phase is Phase.RUNNING:
+                self._append(sequence, token, row, now)
+                events.append(TokenEvent(sequence, token))
+        return events
 
     def _fork(self, sequence: Sequence) -> list[Sequence]:
         """The other samples of a request whose prompt is computed now."""
@@ -196,13 +265,17 @@ class Engine:
         if sequence.index == 0:
             metrics.token_times.append(now)
         matched = request.watch(sequence, token) if request.watch else None
+        if sequence.matcher is not None:
+            sequence.matcher.push(token)
         if token in stop_token_ids(params, self.model.eos_token_ids):
             sequence.stop_reason = None if token in self.model.eos_token_ids else token
             self._finish(sequence, FinishReason.STOP)
         elif matched is not None and sequence.num_output_tokens >= params.min_tokens:
             sequence.stop_reason = matched
             self._finish(sequence, FinishReason.STOP)
-        elif len(sequence.tokens) >= self.max_model_len or sequence.num_output_tokens == params.max_tokens:
+        elif sequence.matcher is not None and sequence.matcher.is_done:
+            self._finish(sequence, FinishReason.STOP)
+        elif len(sequence.tokens) >= self.max_len(request.tenant) or sequence.num_output_tokens == params.max_tokens:
             self._finish(sequence, FinishReason.LENGTH)
 
     def _finish(self, sequence: Sequence, reason: FinishReason, keep_pages: bool = True) -> None:
@@ -218,12 +291,12 @@ class Engine:
             self._finish(sequence, reason, keep_pages)
         return [TokenEvent(sequence, None) for sequence in ended]
 
-    def _fail(self, sequences: list[Sequence], error: Exception) -> list[TokenEvent]:
-        """End the requests of `sequences` with `error` and forget their pages: what is in them is in doubt."""
+    def _fail(self, sequences: list[Sequence], error: Exception, keep_pages: bool = False) -> list[TokenEvent]:
+        """End the requests of `sequences` with `error`, and forget their pages if what is in them is in doubt."""
         events = []
         for request in {sequence.request: None for sequence in sequences}:
             request.error = error
-            events += self._end(request, FinishReason.ERROR, keep_pages=False)
+            events += self._end(request, FinishReason.ERROR, keep_pages)
         return events
 
     def _fail_unread(self, plan: Plan, new_inputs: NewInputs) -> list[TokenEvent]:
@@ -240,13 +313,7 @@ class Engine:
             computed.broken,
             NonFiniteCacheError("The model produced NaN or infinite keys or values for this request."),
         )
-        # A row's maximum is NaN if anything in it is; -inf alone is a model's way to rule a token out.
-        finite = torch.isfinite(computed.logits.amax(dim=-1)).tolist()
-        broken = [
-            sequence
-            for sequence, good in zip(computed.complete, finite, strict=True)
-            if not good and sequence.phase is Phase.RUNNING
-        ]
+        broken = [sequence for sequence in computed.with_broken_logits() if sequence.phase is Phase.RUNNING]
         error = NonFiniteLogitsError("The model produced NaN or infinite logits for this request.")
         return events + self._fail(broken, error)
 
@@ -261,8 +328,16 @@ class Engine:
         # Text of sample i must depend on the seed and i alone, so each has a generator of its own.
         generator = random.Random(f"{request.seed}/{index}")
         sequence = Sequence(request, index, list(request.prompt), generator)
+        sequence.matcher = None if request.constraint is None else request.constraint.new()
         request.sequences.append(sequence)
         return sequence
+
+
+class RequestOptions(TypedDict, total=False):
+    """What a request may say of the cache."""
+
+    tenant: str
+    breakpoints: tuple[Breakpoint, ...]
 
 
 def new_request(
@@ -272,9 +347,11 @@ def new_request(
     text: str | None = None,
     cache_salt: str = "",
     encoder_input: EncoderInput | None = None,
+    **options: Unpack[RequestOptions],
 ) -> Request:
     """A request that arrives now; `text` is the prompt as it was given."""
-    return Request(request_id, prompt, params, RequestMetrics(arrival=monotonic()), text, cache_salt, encoder_input)
+    metrics = RequestMetrics(arrival=monotonic())
+    return Request(request_id, prompt, params, metrics, text, cache_salt, encoder_input, **options)
 
 
 def _make_pools(memory: MemoryPlan, poison: bool) -> list[PagePool]:
@@ -285,19 +362,25 @@ def _make_pools(memory: MemoryPlan, poison: bool) -> list[PagePool]:
     return pools
 
 
-def _make_cache(memory: MemoryPlan, pools: list[PagePool], config: EngineConfig) -> Cache:
-    policy, share = lookup("eviction", config.eviction_policy)(), config.enable_prefix_caching
+def _make_cache(memory: MemoryPlan, pools: list[PagePool], config: EngineConfig, clock: Callable[[], float]) -> Cache:
+    policy, share, tenants = (
+        lookup("eviction", config.eviction_policy)(),
+        config.enable_prefix_caching,
+        config.tenants,
+    )
     groups: list[CacheGroup] = [
-        CrossGroup(num_pages, geometry.page_tokens, policy, share)
+        CrossGroup(num_pages, geometry.page_tokens, policy, share, tenants)
         if geometry.group.reach is Reach.ENCODER
-        else PageGroup(num_pages, geometry.page_tokens, policy, geometry.group, share)
+        else PageGroup(num_pages, geometry.page_tokens, policy, geometry.group, share, tenants)
         for geometry, num_pages in memory.pools
     ]
     stores: list[PageStore] = [*pools]
+    page_nbytes = [pool.geometry.page_nbytes for pool in pools]
     if not groups:  # pages of nothing tell where prompts part
-        groups.append(PageGroup(LEDGER_PAGES, config.block_size, policy, KeepAll(), share))
+        groups.append(PageGroup(LEDGER_PAGES, config.block_size, policy, KeepAll(), share, tenants))
         stores.insert(0, NoBytes())
+        page_nbytes.insert(0, 0)
     if memory.states is not None:
         rule = SnapshotRule(memory.states.interval_tokens, config.block_size)
-        groups.append(StateGroup(memory.states.num_slots, policy, rule, share))
-    return Cache(groups, stores)
+        groups.append(StateGroup(memory.states.num_slots, policy, rule, share, tenants))
+    return Cache(groups, stores, page_nbytes, clock)

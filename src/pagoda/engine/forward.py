@@ -7,7 +7,7 @@ logits.
 from __future__ import annotations
 
 from collections.abc import Sequence as Sequenced
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -17,6 +17,7 @@ from pagoda.engine.encoding import NewInputs, read_new_inputs
 from pagoda.engine.memory import MemoryPlan
 from pagoda.engine.request import Sequence
 from pagoda.engine.scheduler import Plan
+from pagoda.engine.scoring import positions_to_score
 from pagoda.kernels.base import Kernels, LayerPages
 from pagoda.models.attention import BoundSite, PagedStep
 from pagoda.models.model import Model
@@ -28,12 +29,25 @@ from pagoda.models.states import StepStates, typed_states
 class Computed:
     """What came of a step: fp32 `logits` [sequences, vocabulary] of the `complete` ones, whose tokens are all computed.
 
-    `broken` sequences have NaN or infinity among their keys and values.
+    `broken` sequences have NaN or infinity among their keys and values. `prompt_logits` are of rows to be scored.
     """
 
     complete: list[Sequence]
     logits: torch.Tensor
     broken: list[Sequence]
+    prompt_logits: dict[Sequence, torch.Tensor] = field(default_factory=dict)
+
+    def with_broken_logits(self) -> list[Sequence]:
+        """Those with NaN or infinity among their logits; -inf alone is a model's way to rule a token out."""
+        rows = [*zip(self.complete, _are_finite(self.logits), strict=True)]
+        rows += [(sequence, all(_are_finite(logits))) for sequence, logits in self.prompt_logits.items()]
+        return [sequence for sequence, is_finite in rows if not is_finite]
+
+
+def _are_finite(logits: torch.Tensor) -> list[bool]:
+    """Of each row; its maximum is NaN if anything in it is."""
+    found: list[bool] = logits.amax(dim=-1).isfinite().tolist()
+    return found
 
 
 class Forward:
@@ -66,13 +80,19 @@ class Forward:
         positions: list[int] = []
         complete: list[Sequence] = []
         rows: list[int] = []
+        complete_rows: list[int] = []  # of `rows`, like `scored_rows`
+        scored_rows: dict[Sequence, slice] = {}
         for sequence, num_tokens in plan.items():
             assert sequence.cached is not None
             start = sequence.cached.num_tokens
+            if to_score := positions_to_score(sequence, start, num_tokens):
+                scored_rows[sequence] = slice(len(rows), len(rows) + len(to_score))
+                rows += [len(tokens) + position - start for position in to_score]
             tokens += sequence.tokens[start : start + num_tokens]
             positions += range(start, start + num_tokens)
             if start + num_tokens == len(sequence.tokens):
                 complete.append(sequence)
+                complete_rows.append(len(rows))
                 rows.append(len(tokens) - 1)
         cached = [sequence.cached for sequence in plan if sequence.cached is not None]
         views = build_views(cached, list(plan.values()))
@@ -84,4 +104,8 @@ class Forward:
         forward = self._decode_steps.forward if is_decode else self._model.forward
         logits = forward(torch.tensor(tokens), torch.tensor(positions), torch.tensor(rows, dtype=torch.long), step)
         broken = [sequence for sequence, finite in zip(plan, step.finite.tolist(), strict=True) if not finite]
-        return Computed(complete, logits, broken + new_inputs.broken(encoder_tokens))
+        broken += new_inputs.broken(encoder_tokens)
+        if not scored_rows:
+            return Computed(complete, logits, broken)
+        prompt_logits = {sequence: logits[rows] for sequence, rows in scored_rows.items()}
+        return Computed(complete, logits[complete_rows], broken, prompt_logits)

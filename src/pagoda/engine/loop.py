@@ -37,9 +37,14 @@ class EngineLoop:
         self._num_threads = num_threads
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._listeners: dict[str, Listener] = {}
+        self._observers: list[Callable[[], None]] = []
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pagoda-engine", daemon=True)
         self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
 
     def submit(self, requests: Sequence[Request], listeners: Sequence[Listener]) -> None:
         """Queue requests that `Engine.validate` accepts, all before the same step; does not wait.
@@ -54,14 +59,25 @@ class EngineLoop:
         """End a request soon. Its listener gets the last event."""
         self.call(lambda: self._deliver(self._engine.cancel(request_id)))
 
+    def observe(self, observer: Callable[[], None]) -> Callable[[], None]:
+        """Call `observer` on the loop's thread whenever the listeners have got the events of a step, or of a cancel.
+
+        What is returned ends that.
+        """
+        self._observers = [*self._observers, observer]
+        return lambda: self._stop_observing(observer)
+
     def call(self, function: Callable[[], Any]) -> Future[Any]:
-        """Run `function` on the loop's thread between two steps."""
+        """Run `function` on the loop's thread between two steps, unless the future is cancelled before that."""
         future: Future[Any] = Future()
         if self._closed.is_set():
             future.set_exception(EngineClosedError(CLOSED_MESSAGE))
             return future
 
         def run() -> None:
+            # Whoever asked may have gone, as clients of a server do: a result of a cancelled future would end the loop.
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(function())
             except BaseException as error:
@@ -76,6 +92,9 @@ class EngineLoop:
         self._inbox.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def _stop_observing(self, observer: Callable[[], None]) -> None:
+        self._observers = [each for each in self._observers if each is not observer]
 
     def _add(self, requests: Sequence[Request], listeners: Sequence[Listener]) -> None:
         for request, listener in zip(requests, listeners, strict=True):
@@ -126,3 +145,5 @@ class EngineLoop:
                 listener(event, is_last)
             except Exception:
                 logger.exception("The listener of request %s failed", request.request_id)
+        for observer in self._observers:
+            observer()

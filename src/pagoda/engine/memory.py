@@ -90,7 +90,7 @@ def plan_memory(model: Model, config: EngineConfig) -> MemoryPlan:
     ratio = _encoder_ratio(model)
     num_pages = _divide(geometries, left, config.max_num_batched_tokens, ratio)
     pools = tuple(zip(geometries, num_pages, strict=True))
-    capacities = [_capacity(*pool, config.max_num_batched_tokens) for pool in pools if not _is_cross(pool[0])]
+    capacities = [group_capacity(*pool, config.max_num_batched_tokens) for pool in pools if not _is_cross(pool[0])]
     capacities = capacities or [LEDGER_PAGES * config.block_size]
     capacity = min((n for n in capacities if n is not None), default=None)
     limits = (config.max_model_len, model.max_model_len, capacity)
@@ -189,7 +189,7 @@ def _group_pages(geometry: PageGeometry, geometries: tuple[PageGeometry, ...], n
     return min(num_pages, max(enough, int(num_pages * WINDOW_SHARE)))
 
 
-def _capacity(geometry: PageGeometry, num_pages: int, step_tokens: int) -> int | None:
+def group_capacity(geometry: PageGeometry, num_pages: int, step_tokens: int) -> int | None:
     """The longest sequence whose tokens fit in a group; None if its windows can move on for ever."""
     span = geometry.group.span
     if span is not None and num_pages >= window_pages(span, geometry.page_tokens, step_tokens):

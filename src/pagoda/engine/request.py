@@ -10,10 +10,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pagoda.cache.cache import CachedSequence
+from pagoda.cache.lease import Breakpoint, LeaseResult
 from pagoda.cache.namespace import Namespace
 from pagoda.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
+    from pagoda.engine.constraint import Constraint, Matcher
     from pagoda.models.encoder import EncoderInput
 
 
@@ -66,6 +68,11 @@ class RequestMetrics:
         return None if self.first_token is None else self.first_token - self.arrival
 
     @property
+    def e2e_seconds(self) -> float | None:
+        """From arrival to the last token so far."""
+        return None if self.last_token is None else self.last_token - self.arrival
+
+    @property
     def inter_token_seconds(self) -> list[float]:
         return [later - earlier for earlier, later in zip(self.token_times, self.token_times[1:], strict=False)]
 
@@ -80,6 +87,7 @@ class Sequence:
     random: random.Random
     phase: Phase = Phase.WAITING
     cached: CachedSequence | None = None
+    matcher: Matcher | None = None  # of the request's constraint
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     cumulative_logprob: float = 0.0
     finish_reason: FinishReason | None = None
@@ -94,6 +102,17 @@ class Sequence:
         return len(self.tokens) - len(self.request.prompt)
 
     @property
+    def num_unscored(self) -> int:
+        """Rows of the prompt whose log-probabilities are asked for and not known yet."""
+        request = self.request
+        return len(request.prompt) - 1 - len(request.prompt_logprobs) if request.scores_prompt else 0
+
+    @property
+    def num_resumable(self) -> int:
+        """How many tokens need not be computed again: the last one must be, and so must rows to be scored."""
+        return len(self.request.prompt_logprobs) if self.num_unscored else len(self.tokens) - 1
+
+    @property
     def num_uncomputed(self) -> int:
         """Tokens whose keys and values are not in the pages yet."""
         return len(self.tokens) - (self.cached.num_tokens if self.cached else 0)
@@ -101,7 +120,11 @@ class Sequence:
 
 @dataclass(eq=False)
 class Request:
-    """What was asked. `watch` sees each token of a sequence and returns the stop string it completed, if any."""
+    """What was asked. `watch` sees each token of a sequence and returns the stop string it completed, if any.
+
+    Leases are wanted of the prompt up to each of `breakpoints`, which are in order; `lease_results` has what came of
+    those that the prompt has been computed up to.
+    """
 
     request_id: str
     prompt: list[int]
@@ -112,17 +135,27 @@ class Request:
     encoder_input: EncoderInput | None = None
     seed: int = 0
     watch: Callable[[Sequence, int], str | None] | None = None
+    constraint: Constraint | None = None  # the form of its output
     sequences: list[Sequence] = field(default_factory=list)
     num_cached_tokens: int | None = None  # of the prompt, when first scheduled
     num_cached_encoder_tokens: int = 0  # the same of what the encoder reads
     error: Exception | None = None
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of all but the first token, as far as known
+    tenant: str = ""
+    breakpoints: tuple[Breakpoint, ...] = ()
+    lease_results: list[LeaseResult] = field(default_factory=list)
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt are asked for."""
+        return self.params.prompt_logprobs is not None
 
     @cached_property
     def namespace(self) -> Namespace:
         """What its pages depend on beside its tokens."""
         if self.encoder_input is None:
-            return Namespace(self.cache_salt)
-        return Namespace(self.cache_salt, self.encoder_input.digest, self.encoder_input.num_tokens)
+            return Namespace(self.cache_salt, tenant=self.tenant)
+        return Namespace(self.cache_salt, self.encoder_input.digest, self.encoder_input.num_tokens, self.tenant)
 
     @property
     def is_finished(self) -> bool:

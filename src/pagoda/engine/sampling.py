@@ -7,10 +7,13 @@ generator, so the same seed gives the same text whatever else is running.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 
+from pagoda.engine.constraint import Matcher
 from pagoda.engine.request import Sequence, TokenLogprobs
+from pagoda.errors import RequestError, StructuredOutputError
 from pagoda.models.model import GenerationTokens
 from pagoda.sampling_params import SamplingParams
 
@@ -21,7 +24,7 @@ NUCLEUS_GUESS = 1024
 def sample(logits: torch.Tensor, sequence: Sequence, eos_token_ids: frozenset[int]) -> int:
     """The next token of a sequence from its fp32 `logits` [vocabulary], which are left as they are."""
     params = sequence.request.params
-    if params.edits_logits:
+    if params.edits_logits or sequence.matcher is not None:
         logits = edit_logits(logits.clone(), sequence, eos_token_ids)
     if params.temperature == 0:
         return int(logits.numpy().argmax())  # five times faster than torch's
@@ -35,6 +38,19 @@ def sample(logits: torch.Tensor, sequence: Sequence, eos_token_ids: frozenset[in
     return int(candidates[torch.searchsorted(cumulative, threshold, right=True)])
 
 
+def draw(
+    rows: Iterable[tuple[Sequence, torch.Tensor]], eos_token_ids: frozenset[int]
+) -> tuple[list[tuple[Sequence, torch.Tensor, int]], list[tuple[Sequence, RequestError]]]:
+    """The next token of each sequence beside its logits, and those that can have none."""
+    drawn, failed = [], []
+    for sequence, logits in rows:
+        try:
+            drawn.append((sequence, logits, sample(logits, sequence, eos_token_ids)))
+        except RequestError as error:
+            failed.append((sequence, error))
+    return drawn, failed
+
+
 @torch.inference_mode()
 def ban(logits: torch.Tensor, sequences: list[Sequence], generation: GenerationTokens) -> None:
     """Rule out what the checkpoint says is never generated, in `logits` [sequences, vocabulary]."""
@@ -46,8 +62,20 @@ def ban(logits: torch.Tensor, sequences: list[Sequence], generation: GenerationT
 
 
 def edit_logits(logits: torch.Tensor, sequence: Sequence, eos_token_ids: frozenset[int]) -> torch.Tensor:
-    """Apply penalties, bias and the ban on ending early to `logits` [vocabulary], in place."""
+    """Apply penalties, bias, the ban on ending early and the form of the output to `logits` [vocabulary], in place."""
     params = sequence.request.params
+    if params.has_penalties or params.logit_bias:
+        _penalise(logits, sequence)
+    if sequence.num_output_tokens < params.min_tokens:
+        logits[list(stop_token_ids(params, eos_token_ids))] = -math.inf
+    if sequence.matcher is not None:
+        _constrain(logits, sequence.matcher, eos_token_ids if params.ignore_eos else frozenset())
+    return logits
+
+
+def _penalise(logits: torch.Tensor, sequence: Sequence) -> None:
+    params = sequence.request.params
+    is_ruled_out = logits == -math.inf
     if params.repetition_penalty != 1.0:
         seen = torch.tensor(sequence.tokens).unique()
         values = logits[seen]
@@ -59,9 +87,18 @@ def edit_logits(logits: torch.Tensor, sequence: Sequence, eos_token_ids: frozens
         logits[token] += bias
     largest = torch.finfo(logits.dtype).max
     logits.clamp_(-largest, largest)  # extreme penalties and biases overflow
-    if sequence.num_output_tokens < params.min_tokens:
-        logits[list(stop_token_ids(params, eos_token_ids))] = -math.inf
-    return logits
+    logits.masked_fill_(is_ruled_out, -math.inf)
+
+
+def _constrain(logits: torch.Tensor, matcher: Matcher, ignored: frozenset[int]) -> None:
+    """Leave what fits the form of the output; tokens that end others and not this one are no part of it."""
+    matcher.mask(logits)
+    logits[list(ignored)] = -math.inf
+    if logits.max() == -math.inf:
+        raise StructuredOutputError(
+            "Every token that fits structured_outputs is ruled out by the model, by ignore_eos, or by stop_token_ids "
+            "below min_tokens; allow more."
+        )
 
 
 def stop_token_ids(params: SamplingParams, eos_token_ids: frozenset[int]) -> frozenset[int]:
@@ -96,8 +133,15 @@ def _nucleus(probabilities: torch.Tensor, top_p: float) -> tuple[torch.Tensor, t
 
 def token_logprobs(logits: torch.Tensor, token: int, num_top: int) -> TokenLogprobs:
     """Log-probabilities of `token` and of the `num_top` most likely ones from `logits` [vocabulary]."""
+    return logprobs_of_rows(logits[None], [token], num_top)[0]
+
+
+def logprobs_of_rows(logits: torch.Tensor, tokens: list[int], num_top: int) -> list[TokenLogprobs]:
+    """`token_logprobs` of a token for each row of `logits` [rows, vocabulary]."""
     logprobs = logits.log_softmax(dim=-1)
-    chosen = float(logprobs[token])
+    chosen = logprobs.gather(1, torch.tensor(tokens)[:, None])
+    ranks = (logprobs > chosen).sum(dim=-1, dtype=torch.int32) + 1
     values, ids = logprobs.topk(num_top)
-    top = dict(zip(ids.tolist(), values.tolist(), strict=True))
-    return TokenLogprobs(token, chosen, int((logprobs > chosen).sum()) + 1, top)
+    tops = (dict(zip(*row, strict=True)) for row in zip(ids.tolist(), values.tolist(), strict=True))
+    rows = zip(tokens, chosen.squeeze(1).tolist(), ranks.tolist(), tops, strict=True)
+    return [TokenLogprobs(*row) for row in rows]

@@ -1,0 +1,230 @@
+"""Leases: promises that what is held of a prefix stays until a time.
+
+Knows when leases end, which prefix each is of, and asks every group to keep the pages (`coverage.py`). Once in force a
+lease cannot fail by what others do; it ends at its time, when its own tenant needs the pages more, when the cache is
+reset, or when its pages turn out to be in doubt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any
+
+from pagoda.cache.base import CacheGroup, resumable
+from pagoda.cache.coverage import Coverage, CoverPlan, Prefix
+from pagoda.cache.namespace import Namespace
+from pagoda.cache.radix import common_tokens
+
+
+@dataclass(frozen=True)
+class Breakpoint:
+    """A request's wish that the first `num_tokens` of its prompt stay held for so long after they were last used."""
+
+    num_tokens: int
+    ttl_seconds: float
+
+
+@dataclass(frozen=True)
+class LeaseResult:
+    """What came of a wish. If `granted`, `num_tokens` stay until `expires_at`, on the cache's clock.
+
+    Of these `num_new_tokens` were under no lease before; `new_nbytes` of pages are leased in addition. A prefix with
+    recurrent states is resumed after `resume_tokens`.
+    """
+
+    granted: bool
+    num_tokens: int
+    resume_tokens: int
+    num_new_tokens: int = 0
+    new_nbytes: int = 0
+    expires_at: float | None = None
+
+
+@dataclass(frozen=True)
+class LeaseInfo:
+    """A live lease, for people who look. `nbytes` counts pages that other leases keep as well."""
+
+    tenant: str
+    num_tokens: int
+    nbytes: int
+    expires_in_seconds: float
+    age_seconds: float
+    ttl_seconds: float
+    num_hits: int
+
+
+@dataclass(eq=False)
+class Lease:
+    """One promise, with what it keeps in each group."""
+
+    namespace: Namespace
+    prefix: Prefix
+    coverages: tuple[Coverage, ...]
+    ttl_seconds: float
+    created_at: float
+    expires_at: float
+    num_hits: int = 0
+    is_live: bool = True
+
+
+class Leases:
+    """All leases over the groups of one cache."""
+
+    def __init__(self, groups: Sequence[CacheGroup], page_nbytes: Sequence[int], clock: Callable[[], float]) -> None:
+        self._groups = tuple(groups)
+        self._page_nbytes = tuple(page_nbytes)
+        self._clock = clock
+        self._by_prefix: dict[Namespace, dict[bytes, Lease]] = {}
+        self._ends: list[tuple[float, int, Lease]] = []  # one entry per lease, with a time at which it may end
+        self._tickets = count()
+        self.num_live = 0
+        self.num_revoked = 0
+
+    def __iter__(self) -> Iterator[Lease]:
+        for leases in self._by_prefix.values():
+            yield from leases.values()
+
+    def grant(self, namespace: Namespace, matches: Sequence[Any], key: bytes, wish: Breakpoint) -> LeaseResult:
+        """Lease the tokens in `key`, of which `matches` is what is held, or make an earlier lease of them last longer.
+
+        Changes nothing if some group's budget does not allow it, or if nobody could resume.
+        """
+        now, old = self._clock(), self._by_prefix.get(namespace, {}).get(key)
+        prefix = self._prefix(matches, key, wish.num_tokens)
+        pairs = zip(self._groups, matches, strict=True)
+        plans = tuple(group.lease_plan(namespace, match, prefix) for group, match in pairs)
+        fits = prefix.state_tokens > 0 and self._fit(plans, old)
+        if not fits and old is None:
+            return LeaseResult(False, wish.num_tokens, prefix.state_tokens)
+        num_new_tokens = wish.num_tokens - self._num_leased_tokens(namespace, key)
+        new_nbytes = self._new_nbytes(plans, old) if fits else 0
+        if fits:
+            self._enter(namespace, prefix, plans, old)
+        lease = self._by_prefix[namespace][key]
+        lease.ttl_seconds = max(lease.ttl_seconds, wish.ttl_seconds)
+        lease.expires_at = max(lease.expires_at, now + wish.ttl_seconds)
+        if old is None:
+            heappush(self._ends, (lease.expires_at, next(self._tickets), lease))
+        resume_tokens = lease.prefix.state_tokens
+        return LeaseResult(True, wish.num_tokens, resume_tokens, num_new_tokens, new_nbytes, lease.expires_at)
+
+    def use(self, namespace: Namespace, key: bytes, num_tokens: int) -> None:
+        """A sequence of the tokens in `key` resumes after `num_tokens`: leases that served it last longer."""
+        for lease in self._by_prefix.get(namespace, {}).values():
+            if num_tokens >= lease.prefix.page_tokens and key.startswith(lease.prefix.key):
+                lease.num_hits += 1
+                lease.expires_at = max(lease.expires_at, self._clock() + lease.ttl_seconds)
+
+    def expire(self) -> None:
+        """End the leases whose time has come."""
+        while self._ends and self._ends[0][0] <= self._clock():
+            _, ticket, lease = heappop(self._ends)
+            if not lease.is_live:
+                continue
+            if lease.expires_at > self._clock():
+                heappush(self._ends, (lease.expires_at, ticket, lease))
+            else:
+                self._end(lease)
+
+    def revoke_first(self, namespace: Namespace) -> bool:
+        """End the lease that expires first of those that share an account with `namespace`; False if there is none."""
+        accounts = self._groups[0].accounts
+        own = [lease for lease in self if accounts.of(lease.namespace) is accounts.of(namespace)]
+        if not own:
+            return False
+        self._end(min(own, key=lambda lease: lease.expires_at))
+        self.num_revoked += 1
+        return True
+
+    def end_all(self) -> None:
+        for lease in list(self):
+            self._end(lease)
+
+    def end_broken(self) -> None:
+        """End what some group cannot keep any more."""
+        for lease in [each for each in self if any(coverage.is_broken for coverage in each.coverages)]:
+            self._end(lease)
+
+    def infos(self) -> list[LeaseInfo]:
+        now = self._clock()
+        return [
+            LeaseInfo(
+                tenant=lease.namespace.tenant,
+                num_tokens=lease.prefix.num_tokens,
+                nbytes=self._nbytes([coverage.num_pages for coverage in lease.coverages]),
+                expires_in_seconds=lease.expires_at - now,
+                age_seconds=now - lease.created_at,
+                ttl_seconds=lease.ttl_seconds,
+                num_hits=lease.num_hits,
+            )
+            for lease in self
+        ]
+
+    def _prefix(self, matches: Sequence[Any], key: bytes, num_tokens: int) -> Prefix:
+        """Where a sequence with these tokens resumes: just before the last one if it has no more, else after it.
+
+        The last page may not be sealed yet.
+        """
+        pairs = list(zip(self._groups, matches, strict=True))
+        pages = [(group, match) for group, match in pairs if group.holds_prefixes and group.resumes_anywhere]
+        states = [(group, match) for group, match in pairs if group.holds_prefixes and not group.resumes_anywhere]
+        held = min((group.matched_tokens(match) for group, match in pages), default=num_tokens)
+        point = resumable(pages, min(num_tokens - 1, held))
+        if not states:
+            return Prefix(key, num_tokens, point, num_tokens)
+        state = resumable(states, num_tokens - 1)
+        if state < max(num_tokens - 1, 1):
+            state = resumable(states, num_tokens)
+        if state > held or resumable(pages, state) == state:
+            return Prefix(key, num_tokens, min(point, state), state)
+        joint = resumable(pairs, state)
+        return Prefix(key, num_tokens, joint, joint)
+
+    def _fit(self, plans: Sequence[CoverPlan], old: Lease | None) -> bool:
+        return all(group.leases.fits(plan, kept) for group, plan, kept in self._with_old(plans, old))
+
+    def _enter(self, namespace: Namespace, prefix: Prefix, plans: Sequence[CoverPlan], old: Lease | None) -> None:
+        """Keep what is planned, in place of what `old` kept."""
+        coverages = tuple(group.leases.keep(plan) for group, plan in zip(self._groups, plans, strict=True))
+        if old is not None:
+            self._let_go(old)
+            old.prefix, old.coverages = prefix, coverages
+            return
+        now = self._clock()
+        lease = Lease(namespace, prefix, coverages, ttl_seconds=0.0, created_at=now, expires_at=now)
+        self._by_prefix.setdefault(namespace, {})[prefix.key] = lease
+        self.num_live += 1
+
+    def _num_leased_tokens(self, namespace: Namespace, key: bytes) -> int:
+        """How many of the first tokens in `key` are under some lease."""
+        leases = self._by_prefix.get(namespace, {}).values()
+        return max((common_tokens(lease.prefix.key, key) for lease in leases), default=0)
+
+    def _new_nbytes(self, plans: Sequence[CoverPlan], old: Lease | None) -> int:
+        """Of pages that no lease covers yet."""
+        return self._nbytes([group.leases.cost(plan, kept) for group, plan, kept in self._with_old(plans, old)])
+
+    def _with_old(
+        self, plans: Sequence[CoverPlan], old: Lease | None
+    ) -> Iterator[tuple[CacheGroup, CoverPlan, Coverage | None]]:
+        kept = (None,) * len(self._groups) if old is None else old.coverages
+        return zip(self._groups, plans, kept, strict=True)
+
+    def _nbytes(self, num_pages: Sequence[int]) -> int:
+        return sum(pages * nbytes for pages, nbytes in zip(num_pages, self._page_nbytes, strict=True))
+
+    def _end(self, lease: Lease) -> None:
+        lease.is_live = False
+        self.num_live -= 1
+        leases = self._by_prefix[lease.namespace]
+        del leases[lease.prefix.key]
+        if not leases:
+            del self._by_prefix[lease.namespace]
+        self._let_go(lease)
+
+    def _let_go(self, lease: Lease) -> None:
+        for group, coverage in zip(self._groups, lease.coverages, strict=True):
+            group.leases.end(coverage)

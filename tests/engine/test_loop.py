@@ -1,0 +1,40 @@
+"""The loop's thread, over an engine with nothing to do."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pagoda.engine.loop import EngineLoop
+
+
+@pytest.fixture
+def loop() -> Iterator[EngineLoop]:
+    engine: Any = SimpleNamespace(has_work=False)
+    loop = EngineLoop(engine, num_threads=None)
+    yield loop
+    loop.close()
+
+
+def test_who_asks_and_goes_does_not_end_the_loop(loop: EngineLoop) -> None:
+    may_go_on = threading.Event()
+    running = loop.call(may_go_on.wait)
+    left = loop.call(lambda: pytest.fail("nobody waits for this"))
+    assert left.cancel()
+    may_go_on.set()
+    assert running.result(10)
+    assert loop.call(lambda: "alive").result(10) == "alive"
+
+
+def test_what_runs_is_not_cancelled(loop: EngineLoop) -> None:
+    has_begun, may_go_on = threading.Event(), threading.Event()
+    running = loop.call(lambda: has_begun.set() or may_go_on.wait())
+    assert has_begun.wait(10)
+    assert not running.cancel()
+    may_go_on.set()
+    assert running.result(10)
+    assert loop.is_alive
