@@ -61,7 +61,7 @@ $(BIN)/python:
 $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python
 	$(INSTALL) torch==2.13.0
 	$(INSTALL) scikit-build-core nanobind cmake ninja
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(INSTALL) --no-build-isolation --editable .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(INSTALL) --no-build-isolation --editable '.[server]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -26,11 +26,7 @@ HELD_OUT_EVERY = 50
 
 # One digit is always one token, so that a number of n digits costs n tokens wherever it stands.
 WORD_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
+CHAT_TEMPLATE = Path(__file__).parent.parent / "src" / "pagoda" / "assets" / "tiny" / "chat_template.jinja"
 
 TokenArray = npt.NDArray[np.uint16]
 
@@ -109,7 +105,7 @@ def train_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
         model_max_length=4096,
         clean_up_tokenization_spaces=False,
     )
-    wrapped.chat_template = CHAT_TEMPLATE
+    wrapped.chat_template = CHAT_TEMPLATE.read_text(encoding="utf-8")
     return wrapped
 
 

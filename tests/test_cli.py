@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import wave
@@ -70,6 +71,21 @@ def test_json_is_the_request_output(capsys: pytest.CaptureFixture[str]) -> None:
     assert output["metrics"]["ttft_seconds"] > 0
 
 
+def test_json_has_the_log_probabilities_of_the_prompt(capsys: pytest.CaptureFixture[str]) -> None:
+    output = json.loads(generated(capsys, PROMPT, "--json", "--prompt-logprobs", "2"))
+    first, *rest = output["prompt_logprobs"]
+    assert first is None
+    assert [entry["token_id"] for entry in rest] == output["prompt_token_ids"][1:]
+    assert all(len(entry["top"]) == 2 for entry in rest)
+
+
+def test_output_has_the_form_of_a_schema_or_a_pattern(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "array", "items": {"enum": ["é", 1]}, "minItems": 1, "maxItems": 1}', encoding="utf-8")
+    assert json.loads(generated(capsys, PROMPT, "--json-schema", str(schema))) in (["é"], [1])
+    assert re.fullmatch(r"\d{4}\n", generated(capsys, PROMPT, "--regex", r"\d{4}"))
+
+
 def test_several_samples_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
     text = generated(capsys, PROMPT, "--n", "2", "--ignore-eos")
     assert "--- sample 1\n" in text
@@ -108,6 +124,8 @@ def test_stop_ends_the_text(capsys: pytest.CaptureFixture[str]) -> None:
         (["generate", "x", "--kv-cache-dtype", "int3"], 2, "int3"),
         (["generate", "x", "--eviction-policy", "none"], 2, "none"),
         (["generate", "--file", "/no/such/file"], 2, "/no/such/file"),
+        (["generate", "x", "--json-schema", "/no/such/schema"], 2, "/no/such/schema"),
+        (["generate", "x", "--regex", "(("], 1, "regex cannot be enforced"),
         (["bench", "--repeats", "0"], 2, "--repeats is 0"),
         (["bench", "--random-weights", "gpt-9"], 2, "qwen2.5-0.5b"),
         (["bench", "--random-weights", "qwen2.5-0.5b", "--model", "x"], 2, "two models"),
@@ -132,6 +150,7 @@ def test_errors_are_one_line_and_an_exit_status(
         (["generate", "--top-k", "many"], "--top-k"),
         (["generate", "--kv-cache-memory-bytes", "3 parsecs"], "'3 parsecs' is not a size"),
         (["bench", "--scenario", "marathon"], "'marathon'"),
+        (["generate", "--regex", "a", "--json-schema", "b"], "not allowed with argument --regex"),
     ],
 )
 def test_usage_errors_name_the_help(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:

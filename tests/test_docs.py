@@ -62,6 +62,7 @@ def test_the_architecture_names_every_module_of_a_request_path() -> None:
     package = ROOT / "src" / "pagoda"
     folders = ("engine", "cache", "kernels", "models", "layouts", "formats")
     files = [f"{folder}/{file.name}" for folder in folders for file in sorted((package / folder).glob("[a-z]*.py"))]
+    files += [str(file.relative_to(package)) for file in sorted((package / "server").rglob("[a-z]*.py"))]
     assert [name for name in files if f"`{name}`" not in text] == []
 
 

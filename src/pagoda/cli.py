@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pagoda import __version__
-from pagoda.commands.options import add_engine_options, add_model_options, add_sampling_options
+from pagoda.commands.options import add_engine_options, add_model_options, add_sampling_options, add_server_options
 from pagoda.config import Environment
 from pagoda.errors import ConfigError, InvalidSamplingError, KernelUnavailableError, PagodaError
 
@@ -34,6 +34,14 @@ CHAT_EXAMPLES = """examples:
   printf 'Who are you?\\nSince when?\\n' | pagoda chat
 
 Each turn starts from the pages of the last one, so only the new words are computed. /help lists what can be typed."""
+
+SERVE_EXAMPLES = """examples:
+  pagoda serve
+  pagoda serve --model ~/models/Qwen2.5-0.5B-Instruct --port 9000 --kv-cache-dtype int8
+  pagoda serve --host 0.0.0.0 --api-key secret
+
+Point an OpenAI client at http://HOST:PORT/v1, an Anthropic client at http://HOST:PORT, a browser at http://HOST:PORT.
+SIGTERM lets requests in flight finish."""
 
 BENCH_EXAMPLES = """examples:
   pagoda bench
@@ -78,6 +86,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=Parser)
     _add_generate(_command(commands, "generate", "continue a prompt", GENERATE_EXAMPLES))
     _add_chat(_command(commands, "chat", "talk with a model in the terminal", CHAT_EXAMPLES))
+    _add_serve(_command(commands, "serve", "serve a model to OpenAI and Anthropic clients", SERVE_EXAMPLES))
     _add_bench(_command(commands, "bench", "measure this machine with a model", BENCH_EXAMPLES))
     _add_doctor(_command(commands, "doctor", "what runs here, how fast, and why", DOCTOR_EXAMPLES))
     return parser
@@ -102,6 +111,10 @@ def _add_generate(parser: Parser) -> None:
     parser.add_argument("--audio", type=Path, metavar="FILE", help="a WAV file that the encoder reads")
     parser.add_argument("--n", type=int, default=1, metavar="N", help="samples of the one prompt (default: 1)")
     parser.add_argument("--logprobs", type=int, metavar="K", help="with --json: log-probabilities and K alternatives")
+    parser.add_argument("--prompt-logprobs", type=int, metavar="K", help="with --json: the same of the prompt's tokens")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json-schema", type=Path, metavar="FILE", help="write JSON that is valid by this schema")
+    form.add_argument("--regex", metavar="PATTERN", help="write what this regular expression matches")
     parser.add_argument("--json", action="store_true", help="print the whole RequestOutput as JSON")
     parser.add_argument("--stats", action="store_true", help="report times, cache hits and pages on standard error")
     add_model_options(parser)
@@ -114,6 +127,12 @@ def _add_chat(parser: Parser) -> None:
     parser.add_argument("--stats", action="store_true", help="after each answer: tokens cached and computed, times")
     add_model_options(parser)
     add_sampling_options(parser, max_tokens=512)
+    add_engine_options(parser)
+
+
+def _add_serve(parser: Parser) -> None:
+    add_server_options(parser)
+    add_model_options(parser)
     add_engine_options(parser)
 
 

@@ -1,0 +1,83 @@
+"""`pagoda serve`: a model behind OpenAI's and Anthropic's APIs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import ExitStack
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from pagoda.commands.options import SERVER_OPTIONS, load_llm, options_given
+from pagoda.config import Environment
+from pagoda.errors import ConfigError
+from pagoda.server.listener import listen
+from pagoda.server.options import ServerOptions
+from pagoda.server.tenants import Tenants
+
+if TYPE_CHECKING:
+    from pagoda.server.service import Service
+
+EMBEDDED_NAME = "pagoda-tiny"
+
+
+def run(arguments: Namespace) -> int:
+    options = ServerOptions(**options_given(arguments, SERVER_OPTIONS))
+    _need("fastapi", "httptools", "orjson", "prometheus_client", "uvicorn", "uvloop")
+    from pagoda.server import logs
+
+    logs.set_up(options.log_format, logging.getLevelNamesMapping()[Environment.read().log_level.upper()])
+    tenants, listener = Tenants(options), listen(options)
+    host, port = listener.getsockname()[:2]
+    name = EMBEDDED_NAME if arguments.model is None else arguments.model.name
+    with ExitStack() as stack:
+        stack.enter_context(listener)
+        llm = stack.enter_context(load_llm(arguments, tenants=tenants.shares))
+        from pagoda.server.run import serve
+        from pagoda.server.service import Service
+
+        service = Service(llm, options, tenants, name)
+        stack.callback(_publish(service, options))
+        stack.callback(_trace(service, options))
+        sys.stderr.write(f"Serving {service.names[0]} at http://{f'[{host}]' if ':' in host else host}:{port}\n")
+        sys.stderr.flush()
+        serve(service, listener)
+    return 0
+
+
+def _publish(service: Service, options: ServerOptions) -> Callable[[], None]:
+    """Tell routers which pages are held, if that is wanted; what is returned ends it."""
+    if options.kv_events_endpoint is None:
+        return lambda: None
+    _need("msgspec", "zmq", extra="events")
+    from pagoda.server.kv_events import KvEvents
+
+    engine, loop = service.llm.engine, service.llm.loop
+    page_tokens = engine.memory.geometries[0].page_tokens if engine.memory.geometries else 0
+    endpoints = (options.kv_events_endpoint, options.kv_events_replay_endpoint)
+    events = KvEvents(*endpoints, options.kv_events_topic, page_tokens)
+    loop.call(lambda: engine.watch(events)).result()
+    loop.observe(events.flush)
+    return events.close
+
+
+def _trace(service: Service, options: ServerOptions) -> Callable[[], None]:
+    """Send a span for each request, if that is wanted; what is returned ends it."""
+    if options.otlp_traces_endpoint is None:
+        return lambda: None
+    _need("opentelemetry.sdk", "opentelemetry.exporter", extra="otel")
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    from pagoda.server.traces import Traces
+
+    traces = Traces(OTLPSpanExporter(endpoint=options.otlp_traces_endpoint), service.names[0])
+    service.on_end = traces.count
+    return traces.close
+
+
+def _need(*modules: str, extra: str = "server") -> None:
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise ConfigError(f"{missing[0]} is not installed; get it with: pip install 'pagoda-kv[{extra}]'.")

@@ -1,0 +1,153 @@
+"""`/v1/messages` and `/v1/messages/count_tokens`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pagoda.errors import HttpError
+from pagoda.sampling_params import SamplingParams, StructuredOutputs
+from pagoda.server import sse
+from pagoda.server.anthropic.prompt import conversation_of
+from pagoda.server.anthropic.schema import CountBody, MessagesBody, ToolChoiceTool
+from pagoda.server.anthropic.writer import LateError, MessageEvents, MessageShape, blocks
+from pagoda.server.conversation import Conversation, ConversationReader
+from pagoda.server.fingerprint import Fingerprint, History, Section, missed_tokens
+from pagoda.server.forms import call_form, json_form
+from pagoda.server.record import Record
+from pagoda.server.sampling import checked
+from pagoda.server.service import Call, Service, new_id
+from pagoda.server.tools import FORCED, Pieces, ToolParser, new_parser
+from pagoda.server.wire import json_response, origin_of, request_id_of
+
+REASONS = {
+    Section.MODEL: "model_changed",
+    Section.TOOLS: "tools_changed",
+    Section.SYSTEM: "system_changed",
+    Section.MESSAGES: "messages_changed",
+}
+
+
+class Messages:
+    """The handlers, over one service."""
+
+    def __init__(self, service: Service, conversations: ConversationReader) -> None:
+        self._service = service
+        self._conversations = conversations
+        self._history = History()
+
+    async def create(self, body: MessagesBody, request: Request) -> Response:
+        """Answer a conversation."""
+        service = self._service
+        service.check_model(body.model)
+        _check(body)
+        conversation = conversation_of(body)
+        params = _params(body, conversation)
+        read = await service.read(self._conversations.read, conversation, "messages")
+        parser = None
+        if body.tools and (body.tool_choice is None or body.tool_choice.type != "none"):
+            template = self._conversations.template(conversation)
+            parser = ToolParser(FORCED) if _must_call(body) else new_parser(template)
+        call = Call(
+            call_id=new_id("msg_"),
+            origin=origin_of(request),
+            works=[await service.work(read, params, "tools" if _must_call(body) else "output_config")],
+            param="messages",
+            streams=bool(body.stream),
+            cache_salt=body.cache_salt or "",
+        )
+        answer = service.submit(call)
+        fingerprint = _fingerprint(conversation, body).with_tokens(len(read.prompt.token_ids))
+        diagnose = self._diagnosis(call, body, fingerprint)
+        self._history.remember(call.origin.tenant.name, call.call_id, fingerprint)
+        shape = MessageShape(call.call_id, body, service.llm.engine.max_model_len, diagnose)
+        if body.stream:
+            events = MessageEvents(shape, parser).all(answer)
+            return sse.EventStream(answer, events, LateError(request_id_of(request)))
+        outputs = await sse.finish(answer, request)
+        sample = outputs[0].outputs[0]
+        pieces = Pieces(sample.text) if parser is None else parser.push(sample.text, is_last=True)
+        content = blocks(pieces) if body.max_tokens else []
+        message = shape.message(content, Record.of(answer.requests))
+        return json_response(message | shape.stop(sample, outputs[0], bool(pieces.calls)))
+
+    async def count_tokens(self, body: CountBody) -> Response:
+        """How many tokens a conversation has; nothing is computed."""
+        self._service.check_model(body.model)
+        read = await self._service.read(self._conversations.read, conversation_of(body), "messages")
+        return json_response({"input_tokens": len(read.prompt.token_ids)})
+
+    def _diagnosis(
+        self, call: Call, body: MessagesBody, fingerprint: Fingerprint
+    ) -> Callable[[Record], dict[str, Any] | None]:
+        """Tells why less was read than the previous message would have allowed, if that is asked."""
+        previous_id = None if body.diagnostics is None else body.diagnostics.previous_message_id
+        if previous_id is None:
+            return lambda _: None
+        previous = self._history.find(call.origin.tenant.name, previous_id)
+        if previous is None:
+            return lambda _: {"cache_miss_reason": {"type": "previous_message_not_found"}}
+        return lambda record: _miss(previous, fingerprint, record)
+
+
+def _fingerprint(conversation: Conversation, body: MessagesBody) -> Fingerprint:
+    settings = None if body.tool_choice is None else body.tool_choice.model_dump()
+    return Fingerprint.of(conversation, model=body.model, cache_key=body.cache_salt, settings=settings)
+
+
+def _miss(previous: Fingerprint, fingerprint: Fingerprint, record: Record) -> dict[str, Any] | None:
+    missed = missed_tokens(previous, record.num_prompt_tokens, record.num_read)
+    if not missed:
+        return None
+    divergence = fingerprint.divergence(previous)
+    kind = None if divergence is None else REASONS.get(divergence.section)
+    if divergence is None or kind is None:  # evicted, not computed yet, or what the API has no word for
+        return {"cache_miss_reason": {"type": "unavailable"}}
+    return {"cache_miss_reason": {"type": kind, "cache_missed_input_tokens": missed}}
+
+
+def _must_call(body: MessagesBody) -> bool:
+    return body.tool_choice is not None and body.tool_choice.type in ("any", "tool")
+
+
+def _form(body: MessagesBody, conversation: Conversation) -> StructuredOutputs | None:
+    wanted = None if body.output_config is None else body.output_config.format
+    if not _must_call(body):
+        return None if wanted is None else json_form(wanted.schema_)
+    if wanted is not None:
+        raise HttpError(400, "output_config.format and a tool_choice that asks for a call contradict.")
+    return call_form(
+        conversation.tools, body.tool_choice.name if isinstance(body.tool_choice, ToolChoiceTool) else None
+    )
+
+
+def _params(body: MessagesBody, conversation: Conversation) -> SamplingParams:
+    given = {
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "top_k": body.top_k,
+        "seed": body.seed,
+        "stop": body.stop_sequences,
+    }
+    fields = {name: value for name, value in given.items() if value is not None}
+    form = _form(body, conversation)
+    return checked(**fields, max_tokens=body.max_tokens, ignore_eos=body.ignore_eos, structured_outputs=form)
+
+
+def _check(body: MessagesBody) -> None:
+    """Contradictions between fields."""
+    if not body.max_tokens:
+        if body.stream:
+            raise HttpError(400, "stream: with max_tokens 0 there is nothing to stream.", param="stream")
+        if _must_call(body) or (body.output_config is not None and body.output_config.format is not None):
+            raise HttpError(400, "max_tokens is 0, and a form of output is asked for.", param="max_tokens")
+    choice = body.tool_choice
+    if _must_call(body) and not body.tools:
+        raise HttpError(400, "tool_choice needs tools.", param="tool_choice")
+    if isinstance(choice, ToolChoiceTool):
+        names = [tool.name for tool in body.tools or ()]
+        if choice.name not in names:
+            raise HttpError(400, f"tool_choice names no tool; there are: {', '.join(names)}.", param="tool_choice")

@@ -1,0 +1,142 @@
+"""The routes of the server, and how whatever goes wrong in them is answered."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pagoda import __version__
+from pagoda.errors import HttpError, PagodaError
+from pagoda.server.anthropic.messages import Messages
+from pagoda.server.conversation import ConversationReader
+from pagoda.server.errors import error_response, invalid_field, refused
+from pagoda.server.gate import Gate
+from pagoda.server.kv import Kv
+from pagoda.server.openai.chat import ChatCompletions
+from pagoda.server.openai.completions import Completions
+from pagoda.server.openai.responses import Responses
+from pagoda.server.operation import Operation
+from pagoda.server.service import Service
+from pagoda.server.token_text import TokenTexts
+from pagoda.server.tokens import Tokens
+from pagoda.server.webpage import Webpage
+from pagoda.server.wire import request_id_of
+
+logger = logging.getLogger(__name__)
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "The request is refused; the body says why."},
+    "5XX": {"description": "The request failed; the body says why."},
+}
+
+
+def create_app(service: Service) -> FastAPI:
+    """The ASGI application over `service`."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        service.stop()
+
+    app = FastAPI(
+        title="Pagoda",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,  # they would load scripts from elsewhere
+        redoc_url=None,
+        middleware=[Middleware(Gate, service=service)],
+        exception_handlers={
+            HttpError: _on_pagoda_error,
+            PagodaError: _on_pagoda_error,
+            RequestValidationError: _on_invalid,
+            HTTPException: _on_http_exception,
+            Exception: _on_bug,
+        },
+    )
+    _add_routes(app, service)
+    _name_models(app, service.names)
+    return app
+
+
+def _name_models(app: FastAPI, names: Sequence[str]) -> None:
+    """Say in the app's document which models there are."""
+    for schema in app.openapi()["components"]["schemas"].values():
+        field = schema.get("properties", {}).get("model")
+        if field is not None:
+            field["enum"] = list(names)
+
+
+def _add_routes(app: FastAPI, service: Service) -> None:
+    template = service.options.chat_template
+    text = None if template is None else template.read_text(encoding="utf-8")
+    conversations = ConversationReader(service.llm.reader, text)
+    texts = None if service.llm.tokenizer is None else TokenTexts(service.llm.tokenizer)
+    operation, tokens = Operation(service), Tokens(service, conversations)
+    messages = Messages(service, conversations)
+    responses = Responses(service, conversations, texts)
+    kv = Kv(service, conversations)
+    routes = (
+        ("POST", "/v1/completions", Completions(service, texts).create),
+        ("POST", "/v1/chat/completions", ChatCompletions(service, conversations, texts).create),
+        ("POST", "/v1/responses", responses.create),
+        ("GET", "/v1/responses/{response_id}", responses.retrieve),
+        ("DELETE", "/v1/responses/{response_id}", responses.delete),
+        ("POST", "/v1/messages", messages.create),
+        ("POST", "/v1/messages/count_tokens", messages.count_tokens),
+        ("GET", "/v1/models", operation.models),
+        ("GET", "/v1/models/{name:path}", operation.model),
+        ("POST", "/tokenize", tokens.tokenize),
+        ("POST", "/detokenize", tokens.detokenize),
+        ("GET", "/tokenizer_info", tokens.info),
+        ("GET", "/v1/kv/status", kv.status),
+        ("GET", "/v1/kv/tree", kv.tree),
+        ("POST", "/v1/kv/pin", kv.pin),
+        ("GET", "/v1/kv/events", kv.events),
+        ("GET", "/health", operation.health),
+        ("GET", "/ready", operation.ready),
+        ("GET", "/metrics", operation.metrics),
+        ("POST", "/reset_prefix_cache", operation.reset_prefix_cache),
+        ("POST", "/flush_cache", operation.reset_prefix_cache),
+    )
+    for method, path, handler in routes:
+        app.add_api_route(path, handler, methods=[method], response_model=None, responses=ERRORS)
+    webpage = Webpage()
+    for path, page in (("/", webpage.index), ("/dashboard/{name}", webpage.file)):
+        app.add_api_route(path, page, methods=["GET"], response_model=None, include_in_schema=False)
+
+
+async def _on_pagoda_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, PagodaError)
+    return error_response(request.url.path, refused(error), request_id_of(request))
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return error_response(request.url.path, invalid_field(error.errors(), error.body), request_id_of(request))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = error.detail
+    if error.status_code == 404:
+        message = f"There is nothing at {request.url.path}."
+    elif error.status_code == 405:
+        message = f"{request.method} is not possible at {request.url.path}."
+    return error_response(request.url.path, HttpError(error.status_code, message), request_id_of(request))
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    logger.error("Request %s failed", request_id_of(request), exc_info=error)
+    return error_response(
+        request.url.path, HttpError(500, "The server failed; its log says why."), request_id_of(request)
+    )

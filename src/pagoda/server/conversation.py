@@ -1,0 +1,210 @@
+"""From a conversation to the tokens that a model reads, through the chat template of its tokenizer.
+
+Clients mark places in a conversation up to which its cache should be kept. Where these lie among the tokens is found by
+rendering it once more with marks in the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import uuid4
+
+from jinja2 import TemplateError
+
+from pagoda.cache.lease import Breakpoint
+from pagoda.errors import HttpError, TokenizerRequiredError
+from pagoda.prompts import PromptReader, ReadPrompt
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a message's text. What comes before its end is to be kept for `ttl_seconds`, if that is given."""
+
+    text: str
+    ttl_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message. `more` are its other fields in the template's words: tool_calls, tool_call_id, name.
+
+    What comes before its end is to be kept for `ttl_seconds`, if that is given.
+    """
+
+    role: str
+    parts: tuple[Part, ...]
+    more: Mapping[str, Any] = field(default_factory=dict)
+    ttl_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """All that a chat template is given.
+
+    `tool_ttls` marks the ends of tools, by their index. With `continues` the last turn goes on instead of a new one.
+    All of it is to be kept for `ttl_seconds`, if that is given; of the marks the last `most_marks` count.
+    """
+
+    turns: tuple[Turn, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    tool_ttls: Mapping[int, float] = field(default_factory=dict)
+    continues: bool = False
+    adds_generation_prompt: bool = True
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    ttl_seconds: float | None = None
+    most_marks: int = 4
+
+    @property
+    def ttls(self) -> list[float]:
+        """Of all marks, in order."""
+        found: list[float | None] = [self.tool_ttls[index] for index in sorted(self.tool_ttls)]
+        for turn in self.turns:
+            found += [*(part.ttl_seconds for part in turn.parts), turn.ttl_seconds]
+        return [ttl for ttl in found if ttl is not None]
+
+
+@dataclass(frozen=True)
+class ReadConversation:
+    """The prompt, and how many of its tokens come before each mark; the marks are in order."""
+
+    prompt: ReadPrompt
+    breakpoints: tuple[Breakpoint, ...]
+
+
+class ConversationReader:
+    """Reads conversations for one model. `template` replaces the tokenizer's."""
+
+    def __init__(self, reader: PromptReader, template: str | None = None) -> None:
+        self._reader = reader
+        self._template = template
+
+    def template(self, conversation: Conversation) -> str:
+        """The Jinja source. Raises TokenizerRequiredError if there is none, HttpError if it cannot show the tools."""
+        template = self._template or self._chosen_template(conversation)
+        if conversation.tools and "tools" not in template:
+            raise HttpError(400, "The model's chat template takes no tools; leave them out.", param="tools")
+        return template
+
+    def _chosen_template(self, conversation: Conversation) -> str:
+        tokenizer = self._reader.need_tokenizer()
+        if tokenizer.chat_template is None:
+            raise TokenizerRequiredError(
+                "The tokenizer has no chat template; start the server with --chat-template, or use completions."
+            )
+        return str(tokenizer.get_chat_template(tools=list(conversation.tools) or None))
+
+    def render(self, conversation: Conversation) -> str:
+        """The text of a conversation. Raises HttpError if the template refuses it."""
+        return self._render(conversation, self.template(conversation), None)
+
+    def read(self, conversation: Conversation) -> ReadConversation:
+        """Raises HttpError if the template refuses it."""
+        template = self.template(conversation)
+        text = self._render(conversation, template, None)
+        self._reader.check_text(text)
+        encoded = self._reader.need_tokenizer()(text, add_special_tokens=False)
+        token_ids = list(encoded.input_ids)
+        if not token_ids:
+            raise HttpError(400, "The chat template makes nothing of these messages.", param="messages")
+        ends = self._mark_ends(conversation, template, text)
+        marks = [(self._num_tokens(text, token_ids, end), ttl) for end, ttl in ends[-conversation.most_marks :]]
+        if conversation.ttl_seconds is not None:
+            marks.append((len(token_ids), conversation.ttl_seconds))
+        return ReadConversation(ReadPrompt(text, token_ids), _breakpoints(marks))
+
+    def _mark_ends(self, conversation: Conversation, template: str, text: str) -> list[tuple[int, float]]:
+        """Where in `text` each mark is, and how long what comes before is to be kept; in order."""
+        marks = _Marks()
+        marked = self._render(conversation, template, marks) if conversation.ttls else ""
+        ends = []
+        for mark, ttl in marks.ttls.items():
+            before, found, after = marked.partition(mark)
+            marked = before + after
+            if found:  # a template may leave a message out
+                ends.append((_num_common(before, text), ttl))
+        for index, turn in enumerate(conversation.turns, start=1):
+            if turn.ttl_seconds is not None:
+                start = replace(conversation, turns=conversation.turns[:index], adds_generation_prompt=False)
+                ends.append((_num_common(self._render(start, template, None), text), turn.ttl_seconds))
+        return sorted(ends)
+
+    def _render(self, conversation: Conversation, template: str, marks: _Marks | None) -> str:
+        tools = [
+            _marked_tool(tool, marks.new(conversation.tool_ttls[index]))
+            if marks is not None and index in conversation.tool_ttls
+            else dict(tool)
+            for index, tool in enumerate(conversation.tools)
+        ]
+        messages = [_message(turn, marks) for turn in conversation.turns]
+        arguments = {
+            "tokenize": False,
+            "chat_template": template,
+            "tools": tools or None,
+            "add_generation_prompt": conversation.adds_generation_prompt and not conversation.continues,
+            "continue_final_message": conversation.continues,
+        }
+        try:
+            text = self._reader.need_tokenizer().apply_chat_template(messages, **arguments, **conversation.arguments)
+        except TemplateError as error:
+            raise HttpError(400, f"The chat template refuses this conversation: {error}", param="messages") from error
+        except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+            raise HttpError(
+                400, f"The chat template cannot render this conversation: {error!r}", param="messages"
+            ) from error
+        return str(text)
+
+    def _num_tokens(self, text: str, token_ids: Sequence[int], end: int) -> int:
+        """How many of the tokens of `text` lie before the character `end`."""
+        tokenizer = self._reader.need_tokenizer()
+        if tokenizer.is_fast:
+            offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+            return next((index for index, (_, stop) in enumerate(offsets) if stop > end), len(offsets))
+        before = tokenizer(text[:end], add_special_tokens=False).input_ids
+        pairs = zip(before, token_ids, strict=False)
+        return next((index for index, (left, right) in enumerate(pairs) if left != right), len(before))
+
+
+class _Marks:
+    """Words that occur nowhere else, in the order in which they were put into the text, with what they stand for."""
+
+    def __init__(self) -> None:
+        self.ttls: dict[str, float] = {}
+
+    def new(self, ttl_seconds: float) -> str:
+        mark = uuid4().hex
+        self.ttls[mark] = ttl_seconds
+        return mark
+
+
+def _message(turn: Turn, marks: _Marks | None) -> dict[str, Any]:
+    """A message in the template's words, with a mark at the end of each part that has one."""
+    texts = [
+        part.text + marks.new(part.ttl_seconds) if marks is not None and part.ttl_seconds is not None else part.text
+        for part in turn.parts
+    ]
+    return {"role": turn.role, "content": "\n".join(texts), **turn.more}
+
+
+def _breakpoints(marks: Iterable[tuple[int, float]]) -> tuple[Breakpoint, ...]:
+    """Marks in order, of several in one place the one that lasts longest."""
+    longest: dict[int, float] = {}
+    for num_tokens, ttl in marks:
+        longest[num_tokens] = max(ttl, longest.get(num_tokens, 0.0))
+    return tuple(Breakpoint(num_tokens, longest[num_tokens]) for num_tokens in sorted(longest) if num_tokens)
+
+
+def _marked_tool(tool: Mapping[str, Any], mark: str) -> dict[str, Any]:
+    """A tool with a mark as its last word."""
+    function = dict(tool.get("function", {}))
+    return {**tool, "function": {**function, "description": str(function.get("description", "")) + mark}}
+
+
+def _num_common(left: str, right: str) -> int:
+    """How many leading characters two texts share."""
+    if right.startswith(left):
+        return len(left)
+    return next(
+        index for index, (one, other) in enumerate(zip(left + "\0", right + "\1", strict=False)) if one != other
+    )

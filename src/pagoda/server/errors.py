@@ -1,0 +1,103 @@
+"""How each API writes an error. Knows statuses and shapes; why a request is refused is said where it is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from starlette.responses import Response
+
+from pagoda.errors import EngineClosedError, HttpError, InvalidSamplingError, OutOfPagesError, PagodaError
+from pagoda.server.jsons import to_json
+
+ANTHROPIC_PATHS = ("/v1/messages",)
+
+ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+OPENAI_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+}
+
+
+def error_body(path: str, error: HttpError, request_id: str) -> dict[str, Any]:
+    """The body in the shape of the API that `path` belongs to."""
+    if path.startswith(ANTHROPIC_PATHS):
+        kind = ANTHROPIC_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
+    kind = OPENAI_TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+
+
+def error_response(path: str, error: HttpError, request_id: str) -> Response:
+    headers = {}
+    if error.retry_after_seconds is not None:
+        headers["retry-after"] = str(error.retry_after_seconds)
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    body = to_json(error_body(path, error, request_id))
+    return Response(body, error.status, headers, media_type="application/json")
+
+
+def refused(error: PagodaError, prompt_param: str | None = None) -> HttpError:
+    """An error found before a request was accepted, as an answer. `prompt_param` is the field that has the prompt."""
+    if isinstance(error, HttpError):
+        return error
+    if isinstance(error, EngineClosedError):
+        return HttpError(503, "The server is shutting down; try another one.", code="shutting_down")
+    # Messages about sampling begin with the field.
+    param = str(error).split(" ", 1)[0] if isinstance(error, InvalidSamplingError) else prompt_param
+    return HttpError(400, str(error), param=param, code=type(error).__name__)
+
+
+def failed(error: Exception) -> HttpError:
+    """An error that ended an accepted request, as an answer."""
+    if isinstance(error, HttpError):
+        return error
+    status = 503 if isinstance(error.__cause__ or error, (OutOfPagesError, EngineClosedError)) else 500
+    return HttpError(status, str(error), code="engine_error")
+
+
+def invalid_field(errors: Sequence[Mapping[str, Any]], body: Any) -> HttpError:
+    """What pydantic found in a body, as an answer that names the first wrong field."""
+    start = _field_name(errors[0]["loc"], body)
+    # Of the branches of a union the one that got furthest is meant.
+    first = max(
+        (each for each in errors if _field_name(each["loc"], body).startswith(start)),
+        key=lambda each: _field_name(each["loc"], body).count("."),
+    )
+    param = _field_name(first["loc"], body) or None
+    message = str(first["msg"])
+    if first["type"] == "extra_forbidden":
+        message = "There is no such field; check its spelling, or leave it out."
+    elif first["type"] == "json_invalid":
+        return HttpError(400, f"The body is not valid JSON: {first.get('ctx', {}).get('error', message)}.")
+    return HttpError(400, f"{param}: {message}" if param else message, param=param, code=str(first["type"]))
+
+
+def _field_name(location: Sequence[str | int], body: Any) -> str:
+    """The path of a field in `body`. A location has the branches of unions in it as well, which no body has."""
+    if location[0] != "body":
+        return str(location[-1])
+    names, value = [], body
+    for part in location[1:]:
+        if isinstance(value, Mapping) and part in value:
+            value = value[str(part)]
+        elif isinstance(value, Sequence) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        elif part != location[-1] or not isinstance(value, Mapping):  # a field that is missing is the last
+            continue
+        names.append(str(part))
+    return ".".join(names)

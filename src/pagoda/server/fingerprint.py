@@ -1,0 +1,109 @@
+"""Where a prompt parts from an earlier one, told by digests of its sections: no text is kept."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from hashlib import blake2b
+from typing import Any
+
+from pagoda.server.conversation import Conversation, Turn
+
+MOST_REMEMBERED = 16384
+
+
+class Section(StrEnum):
+    """What of a prompt differs first, in the order in which prompts are read."""
+
+    MODEL = "model"
+    CACHE_KEY = "cache_key"
+    TOOLS = "tools"
+    SYSTEM = "system"
+    MESSAGES = "messages"
+    SETTINGS = "settings"
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """`message` is the index of the first that differs, for messages."""
+
+    section: Section
+    message: int | None = None
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Digests of a prompt's sections, and how many tokens it had.
+
+    `settings` are those that a prompt does not show but that may change how it is rendered.
+    """
+
+    sections: Mapping[Section, bytes]
+    messages: tuple[bytes, ...]
+    num_tokens: int = 0
+
+    @classmethod
+    def of(
+        cls, conversation: Conversation, *, model: str, cache_key: object = None, settings: object = None
+    ) -> Fingerprint:
+        system = [turn for turn in conversation.turns if turn.role == "system"]
+        sections = {
+            Section.MODEL: _digest(model),
+            Section.CACHE_KEY: _digest(cache_key),
+            Section.TOOLS: _digest(conversation.tools),
+            Section.SYSTEM: _digest([_plain(turn) for turn in system]),
+            Section.SETTINGS: _digest(settings),
+        }
+        others = (turn for turn in conversation.turns if turn.role != "system")
+        return cls(sections, tuple(_digest(_plain(turn)) for turn in others))
+
+    def with_tokens(self, num_tokens: int) -> Fingerprint:
+        return replace(self, num_tokens=num_tokens)
+
+    def divergence(self, earlier: Fingerprint) -> Divergence | None:
+        """What keeps this prompt from going on where the earlier one ended; None if nothing does."""
+        for section in (Section.MODEL, Section.CACHE_KEY, Section.TOOLS, Section.SYSTEM):
+            if self.sections[section] != earlier.sections[section]:
+                return Divergence(section)
+        pairs = zip(self.messages, earlier.messages, strict=False)
+        first = next((index for index, (mine, theirs) in enumerate(pairs) if mine != theirs), None)
+        if first is None and len(self.messages) < len(earlier.messages):
+            first = len(self.messages)
+        if first is not None:
+            return Divergence(Section.MESSAGES, first)
+        if self.sections[Section.SETTINGS] != earlier.sections[Section.SETTINGS]:
+            return Divergence(Section.SETTINGS)
+        return None
+
+
+@dataclass
+class History:
+    """The fingerprints of late answers, by tenant and id."""
+
+    most: int = MOST_REMEMBERED
+    _entries: OrderedDict[tuple[str, str], Fingerprint] = field(default_factory=OrderedDict)
+
+    def remember(self, tenant: str, answer_id: str, fingerprint: Fingerprint) -> None:
+        self._entries[tenant, answer_id] = fingerprint
+        while len(self._entries) > self.most:
+            self._entries.popitem(last=False)
+
+    def find(self, tenant: str, answer_id: str) -> Fingerprint | None:
+        return self._entries.get((tenant, answer_id))
+
+
+def missed_tokens(earlier: Fingerprint, num_prompt_tokens: int, num_read: int) -> int:
+    """How many more would have been read, had the prompt gone on where the earlier one ended."""
+    return max(min(earlier.num_tokens, num_prompt_tokens) - 1 - num_read, 0)
+
+
+def _plain(turn: Turn) -> list[Any]:
+    return [turn.role, [part.text for part in turn.parts], dict(turn.more)]
+
+
+def _digest(value: object | Iterable[object]) -> bytes:
+    text = json.dumps(value, sort_keys=True, default=repr)
+    return blake2b(text.encode(), digest_size=16).digest()

@@ -1,0 +1,102 @@
+"""What every HTTP request passes first: an id, the key, the size of its body; and what is logged when it ends."""
+
+from __future__ import annotations
+
+import logging
+import re
+from time import monotonic
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pagoda.errors import HttpError
+from pagoda.server.errors import ANTHROPIC_PATHS, error_response
+from pagoda.server.service import Service, new_id
+
+access = logging.getLogger("pagoda.access")
+
+OPEN_PATHS = frozenset(("/", "/health", "/ready", "/metrics", "/openapi.json"))
+OPEN_FOLDERS = ("/dashboard/",)
+SANE_ID = re.compile(r"[\w.:-]{1,128}")
+TOO_LARGE = "The body is longer than {} bytes; send less."
+
+
+class Gate:
+    """ASGI middleware around an app."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers, started = Headers(scope=scope), monotonic()
+        given = headers.get("x-request-id", "")
+        request_id = given if SANE_ID.fullmatch(given) else new_id("req_")
+        status = 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[_id_header(scope["path"])] = request_id
+            await send(message)
+
+        try:
+            state = scope.setdefault("state", {})
+            state["request_id"] = request_id
+            if not _is_open(scope["path"]):
+                state["tenant"] = self._service.tenants.identify(headers)
+            self._check_length(headers)
+            await self._app(scope, self._limited(receive), send_with_id)
+        except HttpError as error:
+            await error_response(scope["path"], error, request_id)(scope, receive, send_with_id)
+        finally:
+            _log(scope, request_id, status, monotonic() - started)
+
+    def _check_length(self, headers: Headers) -> None:
+        length = headers.get("content-length", "0")
+        limit = self._service.options.max_body_bytes
+        if length.isdigit() and int(length) > limit:
+            raise HttpError(413, TOO_LARGE.format(limit), code="request_too_large")
+
+    def _limited(self, receive: Receive) -> Receive:
+        """`receive`, which refuses more than a body may have; chunks need not say how many come."""
+        left = self._service.options.max_body_bytes
+
+        async def limited() -> Message:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                # The only kind that is not taken for a body that cannot be read.
+                raise HTTPException(413, TOO_LARGE.format(self._service.options.max_body_bytes))
+            return message
+
+        return limited
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
+
+
+def _id_header(path: str) -> str:
+    return "request-id" if path.startswith(ANTHROPIC_PATHS) else "x-request-id"
+
+
+def _log(scope: Scope, request_id: str, status: int, seconds: float) -> None:
+    fields: dict[str, Any] = {
+        "request_id": request_id,
+        "method": scope["method"],
+        "path": scope["path"],
+        "status": status,
+        "seconds": round(seconds, 4),
+    }
+    tenant = scope.get("state", {}).get("tenant")
+    if tenant is not None and tenant.name:
+        fields["tenant"] = tenant.name
+    access.info("request", extra={"fields": fields})

@@ -1,0 +1,45 @@
+"""Log lines as text for people, or as JSON for programs."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import orjson
+
+
+class TextFormatter(logging.Formatter):
+    """`INFO: request path=/v1/models status=200`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = f"{record.levelname}: {super().format(record)}"
+        return " ".join([line, *(f"{name}={value}" for name, value in _fields(record).items())])
+
+
+class JsonFormatter(logging.Formatter):
+    """One object per line: time, level, logger, message, and the fields of the record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        value = {
+            "time": record.created,
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            value["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(value, default=str).decode()
+
+
+def set_up(log_format: str, level: int) -> None:
+    """Write all log lines to standard error; those about requests whatever the level."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.getLogger("pagoda.access").setLevel(logging.INFO)
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    fields: dict[str, Any] = getattr(record, "fields", {})
+    return fields

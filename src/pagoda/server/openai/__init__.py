@@ -1,0 +1,1 @@
+"""OpenAI's APIs: completions, chat completions, responses."""

@@ -1,0 +1,286 @@
+"""`/v1/chat/completions`: conversations, answered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pagoda.engine.request import TokenLogprobs
+from pagoda.errors import HttpError
+from pagoda.outputs import CompletionOutput, StreamChunk
+from pagoda.sampling_params import SamplingParams, StructuredOutputs
+from pagoda.server import sse
+from pagoda.server.answer import Answer
+from pagoda.server.conversation import Conversation, ConversationReader, Part, Turn
+from pagoda.server.forms import call_form, json_form
+from pagoda.server.openai.parameters import sampling_params
+from pagoda.server.openai.projection import chat_logprobs, finish_reason, identity_of, late_error, usage
+from pagoda.server.openai.responses_schema import CacheOptions
+from pagoda.server.openai.schema import (
+    CacheBreakpoint,
+    ChatBody,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    Message,
+    NamedTool,
+    PromptCacheOptions,
+    TextPart,
+    Tool,
+)
+from pagoda.server.record import Record
+from pagoda.server.service import Call, Service, new_id
+from pagoda.server.token_text import TokenTexts
+from pagoda.server.tools import FORCED, Pieces, ToolCall, ToolFormat, ToolParser, find_format
+from pagoda.server.wire import json_response, origin_of
+
+MOST_MARKS = 4
+TTL_SECONDS = {"30m": 1800.0, "12h": 43200.0}
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What the answer to one call looks like; tool calls are read if there is a format for them."""
+
+    identity: dict[str, Any]
+    num_top: int
+    returns_ids: bool
+    calls: ToolFormat | None
+
+    def parser(self) -> ToolParser | None:
+        """For one sample, if its text may have tool calls."""
+        return None if self.calls is None else ToolParser(self.calls)
+
+
+class ChatCompletions:
+    """The handler, over one service."""
+
+    def __init__(self, service: Service, conversations: ConversationReader, texts: TokenTexts | None) -> None:
+        self._service = service
+        self._conversations = conversations
+        self._texts = texts
+
+    async def create(self, body: ChatBody, request: Request) -> Response:
+        """Answer a conversation."""
+        service = self._service
+        service.check_model(body.model)
+        _check(body)
+        conversation = conversation_of(body)
+        params = _params(body, conversation)
+        read = await service.read(self._conversations.read, conversation, "messages")
+        form_param = "response_format" if body.tool_choice in (None, "none", "auto") else "tools"
+        call = Call(
+            call_id=new_id("chatcmpl-"),
+            origin=origin_of(request),
+            works=[await service.work(read, params, form_param)],
+            param="messages",
+            streams=bool(body.stream),
+            cache_salt=body.cache_salt or "",
+        )
+        shape = _Shape(
+            identity=identity_of(call.call_id, "chat.completion", body.model),
+            num_top=body.top_logprobs or 0,
+            returns_ids=body.return_token_ids,
+            calls=self._call_format(body, conversation),
+        )
+        answer = service.submit(call)
+        if body.stream:
+            return sse.EventStream(answer, self._events(answer, body, shape), late_error)
+        outputs = await sse.finish(answer, request)
+        choices = [self._choice(sample, shape) for sample in outputs[0].outputs]
+        return json_response(
+            {
+                **shape.identity,
+                "choices": choices,
+                "usage": usage(Record.of(answer.requests)),
+                "service_tier": "default",
+            }
+        )
+
+    def _call_format(self, body: ChatBody, conversation: Conversation) -> ToolFormat | None:
+        if not body.tools or body.tool_choice == "none":
+            return None
+        if body.tool_choice in (None, "auto"):
+            return find_format(self._conversations.template(conversation))
+        return FORCED
+
+    def _choice(self, sample: CompletionOutput, shape: _Shape) -> dict[str, Any]:
+        parser = shape.parser()
+        pieces = Pieces(sample.text) if parser is None else parser.push(sample.text, is_last=True)
+        text, calls = pieces.text, pieces.calls
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
+        if calls:
+            message |= {"content": text or None, "tool_calls": [_tool_call(call) for call in calls]}
+        return {
+            "index": sample.index,
+            "message": message,
+            "logprobs": self._logprobs(sample.logprobs, shape),
+            "finish_reason": "tool_calls" if calls else finish_reason(sample.finish_reason),
+            "stop_reason": sample.stop_reason,
+            **({"token_ids": sample.token_ids} if shape.returns_ids else {}),
+        }
+
+    def _logprobs(self, logprobs: list[TokenLogprobs] | None, shape: _Shape) -> dict[str, Any] | None:
+        if logprobs is None or self._texts is None:
+            return None
+        return chat_logprobs(logprobs, self._texts, shape.num_top)
+
+    async def _events(self, answer: Answer, body: ChatBody, shape: _Shape) -> AsyncIterator[bytes]:
+        identity = {**shape.identity, "object": "chat.completion.chunk"}
+        wants_usage = body.stream_options is not None and body.stream_options.include_usage
+        more = {"usage": None} if wants_usage else {}
+        samples: dict[int, ToolParser | None] = {}
+        async for news in answer:
+            events = []
+            for _, chunk in news:
+                if chunk.index not in samples:
+                    samples[chunk.index] = shape.parser()
+                    start = _delta(chunk.index, {"role": "assistant", "content": "", "refusal": None})
+                    events.append(sse.data({**identity, "choices": [start], **more}))
+                choices = self._deltas(chunk, samples[chunk.index], shape)
+                events += [sse.data({**identity, "choices": [choice], **more}) for choice in choices]
+            if events:
+                yield b"".join(events)
+        if wants_usage:
+            yield sse.data({**identity, "choices": [], "usage": usage(Record.of(answer.requests))})
+        yield sse.DONE
+
+    def _deltas(self, chunk: StreamChunk, parser: ToolParser | None, shape: _Shape) -> list[dict[str, Any]]:
+        """What a chunk adds to its choice: text, calls, the end."""
+        pieces, first_call = Pieces(chunk.text), 0
+        if parser is not None:
+            first_call = parser.num_calls
+            pieces = parser.push(chunk.text, is_last=chunk.finish_reason is not None)
+        logprobs = self._logprobs(chunk.logprobs, shape)
+        ids = {"token_ids": chunk.token_ids} if shape.returns_ids else {}
+        has_news = bool(pieces.text or logprobs or ids)
+        deltas = [_delta(chunk.index, {"content": pieces.text}, logprobs) | ids] if has_news else []
+        deltas += [
+            _delta(chunk.index, {"tool_calls": [{"index": number, **_tool_call(call)}]})
+            for number, call in enumerate(pieces.calls, start=first_call)
+        ]
+        if chunk.finish_reason is not None:
+            called = parser is not None and parser.num_calls > 0
+            deltas.append(_delta(chunk.index, {}))
+            deltas[-1]["finish_reason"] = "tool_calls" if called else finish_reason(chunk.finish_reason)
+        return deltas
+
+
+def conversation_of(body: ChatBody) -> Conversation:
+    """A body in the words of chat templates."""
+    return Conversation(
+        turns=turns_of(body.messages, body.prompt_cache_options),
+        tools=tools_of(body.tools),
+        continues=body.continue_final_message,
+        adds_generation_prompt=body.add_generation_prompt,
+        arguments=body.chat_template_kwargs or {},
+        **kept(body.prompt_cache_options),
+    )
+
+
+def kept(options: PromptCacheOptions | CacheOptions | None) -> dict[str, Any]:
+    """Of a conversation, what options say about the end of the prompt: it counts as a mark unless they are explicit."""
+    if options is None or options.mode == "explicit":
+        return {}
+    return {"ttl_seconds": TTL_SECONDS[options.ttl], "most_marks": MOST_MARKS - 1}
+
+
+def turns_of(messages: list[Message], options: PromptCacheOptions | None = None) -> tuple[Turn, ...]:
+    ttl = "30m" if options is None else options.ttl
+    return tuple(_turn(message, ttl) for message in messages)
+
+
+def tools_of(tools: list[Tool] | None) -> tuple[dict[str, Any], ...]:
+    return tuple(tool.model_dump(exclude_none=True) for tool in tools or ())
+
+
+def _turn(message: Message, ttl: str) -> Turn:
+    more: dict[str, Any] = {}
+    if message.tool_calls:
+        more["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+            for call in message.tool_calls
+            for arguments in [_arguments(call.function.arguments)]
+        ]
+    more |= {name: value for name in ("name", "tool_call_id") if (value := getattr(message, name)) is not None}
+    role = "system" if message.role == "developer" else message.role
+    return Turn(role, _parts(message, ttl), more)
+
+
+def _parts(message: Message, ttl: str) -> tuple[Part, ...]:
+    if message.content is None or isinstance(message.content, str):
+        return (Part(message.content or ""),)
+    return tuple(
+        Part(part.text, ttl_of(part.prompt_cache_breakpoint, ttl)) if isinstance(part, TextPart) else Part(part.refusal)
+        for part in message.content
+    )
+
+
+def ttl_of(mark: CacheBreakpoint | None, default: str) -> float | None:
+    """How long what a mark ends is kept."""
+    return None if mark is None else TTL_SECONDS[mark.ttl or default]
+
+
+def _arguments(text: str) -> Any:
+    """As templates want them: an object if it is one."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, dict) else text
+
+
+def _params(body: ChatBody, conversation: Conversation) -> SamplingParams:
+    limits = [each for each in (body.max_completion_tokens, body.max_tokens) if each is not None]
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    form = _form(body, conversation)
+    return sampling_params(body, max_tokens=min(limits, default=None), logprobs=logprobs, structured_outputs=form)
+
+
+def _form(body: ChatBody, conversation: Conversation) -> StructuredOutputs | None:
+    wanted = body.response_format
+    form = None
+    if isinstance(wanted, JsonSchemaFormat):
+        form = json_form(wanted.json_schema.schema_)
+    elif isinstance(wanted, JsonObjectFormat):
+        form = json_form(None)
+    if body.tool_choice in (None, "none", "auto"):
+        return form
+    if form is not None:
+        raise HttpError(400, "response_format and a tool_choice that asks for a call contradict.", param="tool_choice")
+    name = body.tool_choice.function.name if isinstance(body.tool_choice, NamedTool) else None
+    return call_form(conversation.tools, name)
+
+
+def _check(body: ChatBody) -> None:
+    """Contradictions between fields."""
+    if body.stream_options is not None and not body.stream:
+        raise HttpError(400, "stream_options needs stream to be true.", param="stream_options")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise HttpError(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
+    if body.tool_choice not in (None, "none", "auto") and not body.tools:
+        raise HttpError(400, "tool_choice needs tools.", param="tool_choice")
+    if isinstance(body.tool_choice, NamedTool):
+        names = [tool.function.name for tool in body.tools or ()]
+        if body.tool_choice.function.name not in names:
+            raise HttpError(400, f"tool_choice names no tool; there are: {', '.join(names)}.", param="tool_choice")
+    if body.continue_final_message and body.messages[-1].role != "assistant":
+        raise HttpError(
+            400, "continue_final_message needs the last message to be the assistant's.", param="continue_final_message"
+        )
+
+
+def _tool_call(call: ToolCall) -> dict[str, Any]:
+    return {
+        "id": new_id("call_"),
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
+
+
+def _delta(index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}

@@ -1,0 +1,88 @@
+"""Usage, log-probabilities and finish reasons in OpenAI's words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import time
+from typing import Any
+
+from pagoda import __version__
+from pagoda.engine.request import FinishReason, TokenLogprobs
+from pagoda.errors import HttpError
+from pagoda.server import sse
+from pagoda.server.errors import error_body
+from pagoda.server.record import Record
+from pagoda.server.token_text import TokenTexts
+
+FINGERPRINT = f"pagoda-{__version__}"
+
+
+def identity_of(call_id: str, kind: str, model: str) -> dict[str, Any]:
+    """The fields by which an answer is known."""
+    return {
+        "id": call_id,
+        "object": kind,
+        "created": int(time()),
+        "model": model,
+        "system_fingerprint": FINGERPRINT,
+    }
+
+
+def usage(record: Record) -> dict[str, Any]:
+    """Cached tokens are counted in the prompt's."""
+    return {
+        "prompt_tokens": record.num_prompt_tokens,
+        "completion_tokens": record.num_output_tokens,
+        "total_tokens": record.num_prompt_tokens + record.num_output_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": record.num_read,
+            "cache_write_tokens": record.num_written if record.leases else record.num_computed,
+        },
+        "completion_tokens_details": {"reasoning_tokens": 0},
+        "kv": record.kv(),
+    }
+
+
+def finish_reason(reason: FinishReason | None) -> str | None:
+    """What clients know; an answer that was cut short is an error, not a reason."""
+    return None if reason is None else str(reason)
+
+
+def late_error(error: HttpError) -> bytes:
+    """An error after the first chunk."""
+    return sse.data(error_body("", error, ""))
+
+
+def chat_logprobs(logprobs: Sequence[TokenLogprobs], texts: TokenTexts, num_top: int) -> dict[str, Any]:
+    return {
+        "content": [
+            _chat_token(each.token_id, each.logprob, texts)
+            | {"top_logprobs": [_chat_token(token, value, texts) for token, value in list(each.top.items())[:num_top]]}
+            for each in logprobs
+        ],
+        "refusal": None,
+    }
+
+
+def completion_logprobs(
+    logprobs: Sequence[TokenLogprobs | None], token_ids: Sequence[int], texts: TokenTexts, offset: int
+) -> dict[str, Any]:
+    """Of tokens whose text begins at the character `offset`. The first of a prompt has none."""
+    words = [texts.text(token) for token in token_ids]
+    offsets = []
+    for token in token_ids:
+        offsets.append(offset)
+        offset += len(texts.bytes(token).decode("utf-8", "replace"))
+    return {
+        "tokens": words,
+        "token_logprobs": [None if each is None else each.logprob for each in logprobs],
+        "top_logprobs": [
+            None if each is None else {texts.text(token): value for token, value in each.top.items()}
+            for each in logprobs
+        ],
+        "text_offset": offsets,
+    }
+
+
+def _chat_token(token: int, logprob: float, texts: TokenTexts) -> dict[str, Any]:
+    return {"token": texts.text(token), "logprob": max(logprob, -9999.0), "bytes": list(texts.bytes(token))}

@@ -1,0 +1,217 @@
+"""`/v1/responses`: text and function calls as a list of items, which later requests may go on from."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pagoda.engine.request import TokenLogprobs
+from pagoda.errors import HttpError
+from pagoda.sampling_params import SamplingParams, StructuredOutputs
+from pagoda.server import sse
+from pagoda.server.conversation import Conversation, ConversationReader, Turn
+from pagoda.server.fingerprint import Fingerprint, History, Section, missed_tokens
+from pagoda.server.forms import call_form, json_form
+from pagoda.server.openai.projection import chat_logprobs
+from pagoda.server.openai.responses_prompt import conversation_of
+from pagoda.server.openai.responses_schema import JsonObjectFormat, JsonSchemaFormat, NamedFunction, ResponseBody
+from pagoda.server.openai.responses_writer import ResponseShape, ResponseWriter
+from pagoda.server.record import Record
+from pagoda.server.sampling import checked
+from pagoda.server.service import Call, Service, new_id
+from pagoda.server.token_text import TokenTexts
+from pagoda.server.tools import FORCED, ToolParser, new_parser
+from pagoda.server.wire import json_response, origin_of, tenant_of
+
+MOST_STORED = 1024
+REASONS = {
+    Section.MODEL: "model_changed",
+    Section.CACHE_KEY: "prompt_cache_key_changed",
+    Section.TOOLS: "tools_changed",
+    Section.SYSTEM: "input_changed",
+    Section.MESSAGES: "input_changed",
+    Section.SETTINGS: "text_format_changed",
+}
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A response that others may go on from: the turns up to its answer, and what was answered."""
+
+    turns: tuple[Turn, ...]
+    response: dict[str, Any]
+
+
+class Responses:
+    """The handlers, over one service."""
+
+    def __init__(self, service: Service, conversations: ConversationReader, texts: TokenTexts | None) -> None:
+        self._service = service
+        self._conversations = conversations
+        self._texts = texts
+        self._history = History()
+        self._stored: OrderedDict[tuple[str, str], _Stored] = OrderedDict()
+
+    async def create(self, body: ResponseBody, request: Request) -> Response:
+        """Answer what is asked, from where an earlier response ended if one is named."""
+        service = self._service
+        service.check_model(body.model)
+        _check(body)
+        tenant = tenant_of(request)
+        conversation = conversation_of(body, self._earlier(tenant.name, body.previous_response_id))
+        params = _params(body, conversation)
+        read = await service.read(self._conversations.read, conversation, "input")
+        parser = None
+        if body.tools and body.tool_choice != "none":
+            template = self._conversations.template(conversation)
+            parser = new_parser(template) if _is_free(body) else ToolParser(FORCED)
+        fingerprint = Fingerprint.of(
+            conversation,
+            model=body.model,
+            cache_key=[body.prompt_cache_key, body.cache_salt],
+            settings=None if body.text is None else body.text.model_dump(by_alias=True),
+        ).with_tokens(len(read.prompt.token_ids))
+        call = Call(
+            call_id=new_id("resp_"),
+            origin=origin_of(request),
+            works=[await service.work(read, params, "text" if _is_free(body) else "tools")],
+            param="input",
+            streams=bool(body.stream),
+            cache_salt=body.cache_salt or "",
+        )
+        answer = service.submit(call)
+        shape = ResponseShape(call.call_id, int(time()), body, conversation, fingerprint, tenant.name)
+        writer = ResponseWriter(
+            shape, parser, self._logprobs, partial(self._diagnostics, shape), partial(self._keep, shape)
+        )
+        if body.stream:
+            return sse.EventStream(answer, writer.events(answer), writer.late_error)
+        outputs = await sse.finish(answer, request)
+        sample = outputs[0].outputs[0]
+        writer.add(sample.text, sample.logprobs, is_last=True)
+        return json_response(writer.finish(outputs[0], answer))
+
+    async def retrieve(self, response_id: str, request: Request) -> Response:
+        """A stored response."""
+        return json_response(self._find(tenant_of(request).name, response_id).response)
+
+    async def delete(self, response_id: str, request: Request) -> Response:
+        """Forget a stored response."""
+        tenant = tenant_of(request).name
+        self._find(tenant, response_id)
+        del self._stored[tenant, response_id]
+        return json_response({"id": response_id, "object": "response", "deleted": True})
+
+    def _logprobs(self, logprobs: Sequence[TokenLogprobs] | None, num_top: int) -> list[dict[str, Any]]:
+        if logprobs is None or self._texts is None:
+            return []
+        content: list[dict[str, Any]] = chat_logprobs(logprobs, self._texts, num_top)["content"]
+        return content
+
+    def _keep(self, shape: ResponseShape, response: dict[str, Any], answer: Turn) -> None:
+        """Let others go on from a response, and compare theirs with it."""
+        self._history.remember(shape.tenant, shape.response_id, shape.fingerprint)
+        if shape.body.store is False:
+            return
+        turns = shape.conversation.turns[shape.body.instructions is not None :]
+        self._stored[shape.tenant, shape.response_id] = _Stored((*turns, answer), response)
+        while len(self._stored) > MOST_STORED:
+            self._stored.popitem(last=False)
+
+    def _diagnostics(self, shape: ResponseShape, record: Record) -> dict[str, Any] | None:
+        """Why less was read than the response that is compared with would have allowed."""
+        options = shape.body.prompt_cache_options
+        if options is None or options.comparison_response_id is None:
+            return None
+        earlier = self._history.find(shape.tenant, options.comparison_response_id)
+        if earlier is None:
+            return {"type": "comparison_response_not_found"}
+        missed = missed_tokens(earlier, record.num_prompt_tokens, record.num_read)
+        if not missed:
+            return {"type": "cache_hit"}
+        divergence = shape.fingerprint.divergence(earlier)
+        if divergence is None:  # evicted, or not computed yet
+            return {"type": "unavailable"}
+        return {
+            "type": "cache_miss",
+            "cache_missed_tokens": missed,
+            "reason": REASONS[divergence.section],
+            "comparison_reusable_tokens": record.num_read,
+        }
+
+    def _earlier(self, tenant: str, response_id: str | None) -> tuple[Turn, ...]:
+        if response_id is None:
+            return ()
+        stored = self._stored.get((tenant, response_id))
+        if stored is None:
+            raise HttpError(
+                400,
+                f"There is no stored response {response_id!r}; send the whole input.",
+                param="previous_response_id",
+                code="previous_response_not_found",
+            )
+        return stored.turns
+
+    def _find(self, tenant: str, response_id: str) -> _Stored:
+        stored = self._stored.get((tenant, response_id))
+        if stored is None:
+            raise HttpError(404, f"There is no stored response {response_id!r}.", code="response_not_found")
+        return stored
+
+
+def _is_prewarm(body: ResponseBody) -> bool:
+    """Whether nothing is to be generated: the prompt is put into the cache."""
+    return body.prompt_cache_options is not None and body.prompt_cache_options.prewarm
+
+
+def _is_free(body: ResponseBody) -> bool:
+    """Whether the model need not call a tool."""
+    return body.tool_choice in (None, "none", "auto")
+
+
+def _form(body: ResponseBody, conversation: Conversation) -> StructuredOutputs | None:
+    wanted = None if body.text is None else body.text.format
+    form = None
+    if isinstance(wanted, JsonSchemaFormat):
+        form = json_form(wanted.schema_)
+    elif isinstance(wanted, JsonObjectFormat):
+        form = json_form(None)
+    if _is_free(body):
+        return form
+    if form is not None:
+        raise HttpError(400, "text.format and a tool_choice that asks for a call contradict.", param="tool_choice")
+    return call_form(conversation.tools, body.tool_choice.name if isinstance(body.tool_choice, NamedFunction) else None)
+
+
+def _params(body: ResponseBody, conversation: Conversation) -> SamplingParams:
+    given = {"temperature": body.temperature, "top_p": body.top_p, "seed": body.seed}
+    fields = {name: value for name, value in given.items() if value is not None}
+    wants_logprobs = "message.output_text.logprobs" in (body.include or ())
+    return checked(
+        **fields,
+        max_tokens=0 if _is_prewarm(body) else body.max_output_tokens,
+        ignore_eos=body.ignore_eos,
+        logprobs=(body.top_logprobs or 0) if wants_logprobs else None,
+        structured_outputs=_form(body, conversation),
+    )
+
+
+def _check(body: ResponseBody) -> None:
+    """Contradictions between fields."""
+    if body.input == []:
+        raise HttpError(400, "input is empty; give text or items.", param="input")
+    if body.stream_options is not None and not body.stream:
+        raise HttpError(400, "stream_options needs stream to be true.", param="stream_options")
+    if body.tool_choice not in (None, "none", "auto") and not body.tools:
+        raise HttpError(400, "tool_choice needs tools.", param="tool_choice")
+    if isinstance(body.tool_choice, NamedFunction):
+        names = [tool.name for tool in body.tools or ()]
+        if body.tool_choice.name not in names:
+            raise HttpError(400, f"tool_choice names no tool; there are: {', '.join(names)}.", param="tool_choice")

@@ -1,0 +1,85 @@
+"""From the input of a response to a conversation in the words of chat templates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pagoda.server.conversation import Conversation, Part, Turn
+from pagoda.server.openai.chat import kept, ttl_of
+from pagoda.server.openai.responses_schema import (
+    Content,
+    FunctionCallItem,
+    FunctionCallOutputItem,
+    FunctionTool,
+    InputItem,
+    InputText,
+    MessageItem,
+    ResponseBody,
+)
+from pagoda.server.tools import ToolCall
+
+
+def conversation_of(body: ResponseBody, earlier: Sequence[Turn]) -> Conversation:
+    """`earlier` turns are those of the response that this one goes on from."""
+    turns = [] if body.instructions is None else [Turn("system", (Part(body.instructions),))]
+    turns += [*earlier, *input_turns(body)]
+    tools = tuple(_tool(tool) for tool in body.tools or ())
+    return Conversation(turns=tuple(turns), tools=tools, **kept(body.prompt_cache_options))
+
+
+def input_turns(body: ResponseBody) -> list[Turn]:
+    if isinstance(body.input, str):
+        return [Turn("user", (Part(body.input),))]
+    turns: list[Turn] = []
+    ttl = "30m" if body.prompt_cache_options is None else body.prompt_cache_options.ttl
+    for item in body.input:
+        turns = _with(turns, item, ttl)
+    return turns
+
+
+def answer_turn(text: str, calls: Sequence[ToolCall]) -> Turn:
+    """What the model answered, for those that go on from it."""
+    more = {"tool_calls": [_call(call.name, call.arguments, "") for call in calls]} if calls else {}
+    return Turn("assistant", (Part(text),), more)
+
+
+def _with(turns: list[Turn], item: InputItem, ttl: str) -> list[Turn]:
+    """`turns` and one more item; calls belong to the assistant's turn before them."""
+    if isinstance(item, MessageItem):
+        role = "system" if item.role == "developer" else item.role
+        return [*turns, Turn(role, _parts(item.content, ttl))]
+    if isinstance(item, FunctionCallOutputItem):
+        return [*turns, Turn("tool", _parts(item.output, ttl), {"tool_call_id": item.call_id})]
+    if isinstance(item, FunctionCallItem):
+        call = _call(item.name, item.arguments, item.call_id)
+        last = turns[-1] if turns and turns[-1].role == "assistant" else Turn("assistant", (Part(""),))
+        rest = turns[:-1] if turns and turns[-1] is last else turns
+        return [*rest, Turn("assistant", last.parts, {"tool_calls": [*last.more.get("tool_calls", ()), call]})]
+    return turns
+
+
+def _parts(content: str | Sequence[Content], ttl: str) -> tuple[Part, ...]:
+    if isinstance(content, str):
+        return (Part(content),)
+    return tuple(_part(part, ttl) for part in content)
+
+
+def _part(content: Content, ttl: str) -> Part:
+    if isinstance(content, InputText):
+        return Part(content.text, ttl_of(content.prompt_cache_breakpoint, ttl))
+    return Part(content.text if content.type == "output_text" else content.refusal)
+
+
+def _call(name: str, arguments: str, call_id: str) -> dict[str, Any]:
+    try:
+        value = json.loads(arguments)
+    except ValueError:
+        value = arguments
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": value}}
+
+
+def _tool(tool: FunctionTool) -> dict[str, Any]:
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+    return {"type": "function", "function": {name: value for name, value in function.items() if value is not None}}

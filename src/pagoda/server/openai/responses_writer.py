@@ -1,0 +1,234 @@
+"""What a response looks like, and the events that tell how it comes to be."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from time import time
+from typing import Any
+
+from pagoda.engine.request import FinishReason, TokenLogprobs
+from pagoda.errors import HttpError
+from pagoda.outputs import RequestOutput
+from pagoda.server import sse
+from pagoda.server.answer import Answer
+from pagoda.server.conversation import Conversation, Turn
+from pagoda.server.errors import error_body
+from pagoda.server.fingerprint import Fingerprint
+from pagoda.server.openai.chat import TTL_SECONDS
+from pagoda.server.openai.responses_prompt import answer_turn
+from pagoda.server.openai.responses_schema import NamedFunction, ResponseBody
+from pagoda.server.record import Record
+from pagoda.server.service import new_id
+from pagoda.server.tools import Pieces, ToolCall, ToolParser
+
+
+@dataclass(frozen=True)
+class ResponseShape:
+    """What one response looks like, but for what is generated."""
+
+    response_id: str
+    created: int
+    body: ResponseBody
+    conversation: Conversation
+    fingerprint: Fingerprint
+    tenant: str
+
+    def response(self, status: str, **more: Any) -> dict[str, Any]:
+        body = self.body
+        text = body.text.model_dump(by_alias=True, exclude_none=True) if body.text is not None else {}
+        tools = [tool.model_dump() for tool in body.tools or ()]
+        choice = body.tool_choice
+        options = body.prompt_cache_options
+        return {
+            "id": self.response_id,
+            "object": "response",
+            "created_at": self.created,
+            "completed_at": None,
+            "status": status,
+            "background": False,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": body.instructions,
+            "max_output_tokens": body.max_output_tokens,
+            "max_tool_calls": body.max_tool_calls,
+            "model": body.model,
+            "output": [],
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
+            "previous_response_id": body.previous_response_id,
+            "prompt_cache_key": body.prompt_cache_key,
+            "prompt_cache_retention": body.prompt_cache_retention,
+            "prompt_cache_options": {
+                "mode": options.mode if options else "implicit",
+                "ttl": options.ttl if options else "30m",
+                "comparison_response_id": options.comparison_response_id if options else None,
+            },
+            "prompt_cache_diagnostics": None,
+            "reasoning": {"effort": None, "summary": None},
+            "safety_identifier": body.safety_identifier,
+            "service_tier": "default",
+            "store": body.store is not False,
+            "temperature": 1.0 if body.temperature is None else body.temperature,
+            "text": {"format": {"type": "text"}, **text},
+            "tool_choice": choice.model_dump() if isinstance(choice, NamedFunction) else choice or "auto",
+            "tools": tools,
+            "top_logprobs": body.top_logprobs or 0,
+            "top_p": 1.0 if body.top_p is None else body.top_p,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "truncation": "disabled",
+            "usage": None,
+            "user": body.user,
+            "metadata": body.metadata or {},
+        } | more
+
+
+@dataclass
+class ResponseWriter:
+    """Turns text as it comes into output items, and into the events that tell of them."""
+
+    shape: ResponseShape
+    parser: ToolParser | None
+    read_logprobs: Callable[[Sequence[TokenLogprobs] | None, int], list[dict[str, Any]]]
+    diagnose: Callable[[Record], dict[str, Any] | None]
+    keep: Callable[[dict[str, Any], Turn], None]
+    _items: list[dict[str, Any]] = field(default_factory=list)
+    _lines: list[bytes] = field(default_factory=list)
+    _calls: list[ToolCall] = field(default_factory=list)
+    _sequence: int = 0
+    _has_message: bool = False
+
+    async def events(self, answer: Answer) -> AsyncIterator[bytes]:
+        for kind in ("created", "in_progress"):
+            self._say(f"response.{kind}", response=self.shape.response("in_progress"))
+        async for news in answer:
+            for _, chunk in news:
+                self.add(chunk.text, chunk.logprobs, is_last=chunk.finish_reason is not None)
+            yield self._taken()
+        output = answer.outputs[0]
+        assert output is not None
+        response = self.finish(output, answer)
+        self._say(f"response.{response['status']}", response=response)
+        yield self._taken()
+
+    def late_error(self, error: HttpError) -> bytes:
+        """A response that failed after it had begun."""
+        body = error_body("", error, "")["error"]
+        failure = {"code": body["code"] or "server_error", "message": error.message}
+        self._say("response.failed", response=self.shape.response("failed", output=self._items, error=failure))
+        return self._taken()
+
+    def add(self, text: str, logprobs: Sequence[TokenLogprobs] | None, is_last: bool) -> None:
+        """More of the text."""
+        pieces = Pieces(text) if self.parser is None else self.parser.push(text, is_last)
+        shown = self.read_logprobs(logprobs, self.shape.body.top_logprobs or 0)
+        if pieces.text or shown:
+            self._add_text(pieces.text, shown)
+        for call in pieces.calls:
+            self._close_message()
+            self._add_call(call)
+        if is_last:
+            if not self._items:
+                self._add_text("", [])
+            self._close_message()
+
+    def finish(self, output: RequestOutput, answer: Answer) -> dict[str, Any]:
+        """The whole response."""
+        record = Record.of(answer.requests)
+        is_cut = output.outputs[0].finish_reason is FinishReason.LENGTH
+        if self.shape.body.prompt_cache_options is not None and self.shape.body.prompt_cache_options.prewarm:
+            self._items, is_cut = [], False
+        response = self.shape.response(
+            "incomplete" if is_cut else "completed",
+            output=self._items,
+            completed_at=int(time()),
+            incomplete_details={"reason": "max_output_tokens"} if is_cut else None,
+            usage=usage(record),
+            prompt_cache_diagnostics=self.diagnose(record),
+        )
+        self.keep(response, answer_turn(self._text, self._calls))
+        return response
+
+    @property
+    def _text(self) -> str:
+        """All that was said so far."""
+        return "".join(item["content"][0]["text"] for item in self._items if item["type"] == "message")
+
+    def _add_text(self, text: str, logprobs: list[dict[str, Any]]) -> None:
+        if not self._has_message:
+            self._has_message = True
+            part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+            item = {"id": new_id("msg_"), "type": "message", "role": "assistant", "status": "in_progress"}
+            self._items.append({**item, "content": []})
+            self._say("response.output_item.added", output_index=self._index, item=self._items[-1])
+            self._items[-1]["content"] = [part]
+            self._say("response.content_part.added", **self._place, part=part)
+        part = self._items[-1]["content"][0]
+        part["text"] += text
+        part["logprobs"] += logprobs
+        if text or logprobs:
+            self._say("response.output_text.delta", **self._place, delta=text, logprobs=logprobs)
+
+    def _close_message(self) -> None:
+        if not self._has_message:
+            return
+        self._has_message = False
+        item = self._items[-1]
+        part = item["content"][0]
+        item["status"] = "completed"
+        self._say("response.output_text.done", **self._place, text=part["text"], logprobs=part["logprobs"])
+        self._say("response.content_part.done", **self._place, part=part)
+        self._say("response.output_item.done", output_index=self._index, item=item)
+
+    def _add_call(self, call: ToolCall) -> None:
+        self._calls.append(call)
+        item = {
+            "id": new_id("fc_"),
+            "type": "function_call",
+            "call_id": new_id("call_"),
+            "name": call.name,
+            "arguments": "",
+            "status": "in_progress",
+        }
+        self._items.append(item)
+        place = {"item_id": item["id"], "output_index": self._index}
+        self._say("response.output_item.added", output_index=self._index, item=item)
+        item |= {"arguments": call.arguments, "status": "completed"}
+        self._say("response.function_call_arguments.delta", **place, delta=call.arguments)
+        self._say("response.function_call_arguments.done", **place, name=call.name, arguments=call.arguments)
+        self._say("response.output_item.done", output_index=self._index, item=item)
+
+    @property
+    def _index(self) -> int:
+        return len(self._items) - 1
+
+    @property
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self._items[-1]["id"], "output_index": self._index, "content_index": 0}
+
+    def _say(self, kind: str, **fields: Any) -> None:
+        self._lines.append(sse.named({"type": kind, "sequence_number": self._sequence, **fields}))
+        self._sequence += 1
+
+    def _taken(self) -> bytes:
+        lines, self._lines = self._lines, []
+        return b"".join(lines)
+
+
+def usage(record: Record) -> dict[str, Any]:
+    """Cached tokens are counted in the input's."""
+    return {
+        "input_tokens": record.num_prompt_tokens,
+        "input_tokens_details": {
+            "cached_tokens": record.num_read,
+            "cache_write_tokens": record.num_written if record.leases else record.num_computed,
+            "cache_write_tokens_details": {
+                "ttl_30m_tokens": record.num_written_for(TTL_SECONDS["30m"]),
+                "ttl_12h_tokens": record.num_written_for(TTL_SECONDS["12h"]),
+            },
+        },
+        "output_tokens": record.num_output_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": record.num_prompt_tokens + record.num_output_tokens,
+        "kv": record.kv(),
+    }

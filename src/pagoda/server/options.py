@@ -1,0 +1,92 @@
+"""How the server is run, validated once."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from pagoda.errors import ConfigError
+
+LOG_FORMATS = ("text", "json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """Names are vLLM's where the meaning is the same. Raises ConfigError.
+
+    served_model_name: what clients may call the model; by default its directory.
+    api_key: keys that are served; with none, only this machine is, unless `allow_no_api_key`.
+    admin_api_key: keys that may also reset the cache; without any, every key may.
+    tenants: a TOML file that maps keys to tenants.
+    max_queued_requests: beyond so many waiting ones, the answer is 429.
+    max_body_bytes: longer bodies are refused.
+    stream_interval_seconds: tokens of a stream are sent at most so often, but for the first and the last.
+    request_timeout_seconds: requests that take longer end; None waits for ever.
+    drain_timeout_seconds: how long requests in flight may go on after SIGTERM.
+    chat_template: a Jinja file that replaces the tokenizer's.
+    metrics_compat: also names metrics as this engine does ("vllm").
+    otlp_traces_endpoint: where OpenTelemetry is sent a span for each request, over HTTP.
+    kv_events_endpoint: a ZMQ address, such as tcp://*:5557, where routers are told which pages are held;
+    kv_events_replay_endpoint: where they ask for what they have missed.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    served_model_name: tuple[str, ...] = ()
+    api_key: tuple[str, ...] = ()
+    admin_api_key: tuple[str, ...] = ()
+    tenants: Path | None = None
+    allow_no_api_key: bool = False
+    max_queued_requests: int = 1024
+    max_body_bytes: int = 32 << 20
+    stream_interval_seconds: float = 0.02
+    request_timeout_seconds: float | None = None
+    drain_timeout_seconds: float = 30.0
+    chat_template: Path | None = None
+    metrics_compat: str | None = None
+    log_format: str = "text"
+    otlp_traces_endpoint: str | None = None
+    kv_events_endpoint: str | None = None
+    kv_events_replay_endpoint: str | None = None
+    kv_events_topic: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port is {self.port}; it must be at most 65535, and 0 takes any that is free.")
+        for name in ("max_queued_requests", "max_body_bytes"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive.")
+        if self.request_timeout_seconds is not None and self.request_timeout_seconds <= 0:
+            raise ConfigError(f"request_timeout_seconds is {self.request_timeout_seconds}; it must be positive.")
+        for name in ("drain_timeout_seconds", "stream_interval_seconds"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative.")
+        if self.log_format not in LOG_FORMATS:
+            raise ConfigError(f"log_format is {self.log_format!r}; choose one of: {', '.join(LOG_FORMATS)}.")
+        if self.metrics_compat not in (None, "vllm"):
+            raise ConfigError(f"metrics_compat is {self.metrics_compat!r}; the choice is: vllm.")
+        if self.kv_events_replay_endpoint is not None and self.kv_events_endpoint is None:
+            raise ConfigError("kv_events_replay_endpoint needs kv_events_endpoint.")
+        if any(not key for key in (*self.api_key, *self.admin_api_key)):
+            raise ConfigError("An API key is empty; leave it out or give one.")
+        if not (self.has_keys or self.allow_no_api_key or is_loopback(self.host)):
+            raise ConfigError(
+                f"host is {self.host}, where other machines can reach the server, and there is no API key; give "
+                "--api-key or --tenants, or say --allow-no-api-key."
+            )
+
+    @property
+    def has_keys(self) -> bool:
+        return bool(self.api_key or self.admin_api_key or self.tenants)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

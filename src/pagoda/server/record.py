@@ -1,0 +1,77 @@
+"""What became of one call's prompts and answers, each token counted once; every API says it in its own words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from pagoda.engine.request import Request
+
+
+@dataclass(frozen=True)
+class Written:
+    """A breakpoint of a prompt, and the tokens that were computed under it and are kept for `ttl_seconds`."""
+
+    num_tokens: int
+    ttl_seconds: float
+    is_granted: bool
+    num_written: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """prompt = read + computed, all counts in tokens.
+
+    num_read: of the prompts, found in the cache on this device. num_output_tokens: of all samples. leases: one for each
+    breakpoint.
+    """
+
+    num_prompt_tokens: int
+    num_read: int
+    num_output_tokens: int
+    leases: tuple[Written, ...]
+
+    @classmethod
+    def of(cls, requests: Sequence[Request]) -> Record:
+        """As of now; requests must have been scheduled."""
+        return cls(
+            num_prompt_tokens=sum(len(each.prompt) + each.namespace.num_encoder_tokens for each in requests),
+            num_read=sum((each.num_cached_tokens or 0) + each.num_cached_encoder_tokens for each in requests),
+            num_output_tokens=sum(sample.num_output_tokens for each in requests for sample in each.sequences),
+            leases=tuple(written for each in requests for written in _written(each)),
+        )
+
+    @property
+    def num_computed(self) -> int:
+        return self.num_prompt_tokens - self.num_read
+
+    @property
+    def num_written(self) -> int:
+        """Of the computed tokens, those that are kept on purpose."""
+        return sum(lease.num_written for lease in self.leases)
+
+    def num_written_for(self, ttl_seconds: float) -> int:
+        return sum(lease.num_written for lease in self.leases if lease.ttl_seconds == ttl_seconds)
+
+    def kv(self) -> dict[str, Any]:
+        """In our own words."""
+        leases = [
+            {"tokens": each.num_tokens, "ttl_seconds": each.ttl_seconds, "granted": each.is_granted}
+            for each in self.leases
+        ]
+        read = {"device": self.num_read, "host": 0, "disk": 0, "remote": 0}
+        return {**read, "computed": self.num_computed, "leases": leases}
+
+
+def _written(request: Request) -> list[Written]:
+    """What each breakpoint of a request has brought: the part that was not read, nor is under an earlier one."""
+    read = request.num_cached_tokens or 0
+    points = [0, *(max(each.num_tokens, read) for each in request.breakpoints)]
+    written = []
+    for (start, stop), wish, result in zip(pairwise(points), request.breakpoints, request.lease_results, strict=False):
+        computed = max(stop - max(start, read), 0)
+        num_written = min(computed, max(result.num_new_tokens, 0)) if result.granted else 0
+        written.append(Written(wish.num_tokens, wish.ttl_seconds, result.granted, num_written))
+    return written

@@ -1,0 +1,17 @@
+"""Sampling parameters of a body, checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pagoda.errors import HttpError, InvalidSamplingError
+from pagoda.sampling_params import SamplingParams
+
+
+def checked(**fields: Any) -> SamplingParams:
+    """SamplingParams, or an HttpError that names the field."""
+    try:
+        return SamplingParams(**fields)
+    except InvalidSamplingError as error:
+        first = str(error).split()[0]
+        raise HttpError(400, str(error), param=first if first in fields else None) from error

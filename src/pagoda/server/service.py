@@ -1,0 +1,238 @@
+"""Between the HTTP handlers and the engine: accepts requests or says why not, and knows those in flight.
+
+Handlers run on an event loop, the engine in its own thread; nothing here waits for the engine but through an `Answer`.
+Text becomes tokens in a thread of its own, since a long prompt takes longer than a step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from time import time
+from typing import TypeVar
+from uuid import uuid4
+
+from pagoda.cache.lease import Breakpoint
+from pagoda.collector import Collector
+from pagoda.engine.constraint import Constraint
+from pagoda.engine.engine import new_request
+from pagoda.engine.request import Request
+from pagoda.errors import HttpError, PagodaError
+from pagoda.llm import LLM
+from pagoda.prompts import ReadPrompt
+from pagoda.sampling_params import SamplingParams
+from pagoda.server.answer import Answer, Outbox
+from pagoda.server.conversation import ReadConversation
+from pagoda.server.errors import refused
+from pagoda.server.metrics import Metrics
+from pagoda.server.options import ServerOptions
+from pagoda.server.recent import Recent
+from pagoda.server.tenants import Tenant, Tenants
+
+Given = TypeVar("Given")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One prompt to continue."""
+
+    prompt: ReadPrompt
+    params: SamplingParams
+    constraint: Constraint | None = None
+    breakpoints: tuple[Breakpoint, ...] = ()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Who calls, how long the answer is of use, and the headers that say to which trace it belongs."""
+
+    tenant: Tenant
+    timeout_seconds: float | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one HTTP request asks for, and for whom. `streams` wants chunks as they come.
+
+    `param` is the field that has the prompts.
+    """
+
+    call_id: str
+    origin: Origin
+    works: Sequence[Work]
+    param: str
+    streams: bool = False
+    cache_salt: str = ""
+
+
+class Service:
+    """One engine for many clients."""
+
+    def __init__(self, llm: LLM, options: ServerOptions, tenants: Tenants, model_name: str) -> None:
+        self.llm = llm
+        self.options = options
+        self.names = options.served_model_name or (model_name,)
+        self.tenants = tenants
+        self.metrics = Metrics(self.names[0], llm.engine, options.metrics_compat)
+        self.started = time()
+        self.is_draining = False
+        self.on_end: Callable[[Request, Mapping[str, str]], None] = lambda *_: None
+        self._answers: dict[Answer, Call] = {}
+        self.recent = Recent()
+        self._readers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pagoda-reader")
+        self._outbox: Outbox | None = None
+        self._stop_observing: Callable[[], None] = lambda: None
+
+    def start(self) -> None:
+        """On the event loop that handlers run on."""
+        self._outbox = Outbox(asyncio.get_running_loop(), self.options.stream_interval_seconds)
+        self._stop_observing = self.llm.loop.observe(self._outbox.flush)
+
+    def stop(self) -> None:
+        self._stop_observing()
+        self._readers.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def in_flight(self) -> dict[Answer, Call]:
+        return self._answers
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that have not been scheduled yet."""
+        return sum(request.metrics.first_scheduled is None for answer in self._answers for request in answer.requests)
+
+    async def read(self, function: Callable[[Given], Result], given: Given, param: str) -> Result:
+        """Run what reads prompts, beside the event loop. Raises HttpError for what it refuses in the field `param`."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, function, given)
+        except PagodaError as error:
+            raise refused(error, param) from error
+
+    async def work(self, read: ReadConversation, params: SamplingParams, form_param: str) -> Work:
+        """A conversation to go on with, in the form that `params` wants.
+
+        Raises HttpError if that cannot be had, which the field `form_param` asks for.
+        """
+        form = params.structured_outputs
+        constraint = await self.read(self.llm.grammars.compile, form, form_param) if form else None
+        return Work(read.prompt, params, constraint, read.breakpoints)
+
+    def check_model(self, name: str) -> None:
+        """Raises HttpError 404 for a model that is not served."""
+        if name not in self.names:
+            raise HttpError(
+                404,
+                f"The model {name!r} is not served; there is {self.names[0]!r}.",
+                param="model",
+                code="model_not_found",
+            )
+
+    def submit(self, call: Call) -> Answer:
+        """Hand a call to the engine. Raises HttpError, before anything has happened, if it is not accepted."""
+        assert self._outbox is not None, "start() was not called"
+        self._check_room(call)
+        requests = [self._request(call, index, work) for index, work in enumerate(call.works)]
+        answer = Answer(requests, cancel=lambda: self._cancel(requests), on_end=self._ended)
+        try:
+            self.llm.loop.submit(requests, [self._collector(call, answer, index) for index in range(len(requests))])
+        except PagodaError as error:
+            raise refused(error) from error
+        self._answers[answer] = call
+        self._set_deadline(answer, call)
+        return answer
+
+    def drain(self) -> None:
+        """Accept no more; what is in flight goes on."""
+        self.is_draining = True
+
+    def cut(self) -> None:
+        """End what is still in flight."""
+        for answer in list(self._answers):
+            answer.fail(HttpError(503, "The server is shutting down and the time to finish has passed.", code="cut"))
+
+    def _check_room(self, call: Call) -> None:
+        if self.is_draining:
+            raise HttpError(
+                503, "The server is shutting down; try another one.", code="shutting_down", retry_after_seconds=1
+            )
+        limit = call.origin.tenant.max_requests
+        mine = sum(other.origin.tenant is call.origin.tenant for other in self._answers.values())
+        if limit is not None and mine >= limit:
+            raise HttpError(
+                429,
+                f"There are {limit} requests of this key in flight, as many as it may have; wait for one to end.",
+                code="too_many_requests",
+                retry_after_seconds=self._retry_after(),
+            )
+        if self.num_waiting + len(call.works) > self.options.max_queued_requests:
+            raise HttpError(
+                429,
+                f"{self.num_waiting} requests are waiting, of at most {self.options.max_queued_requests}; try later.",
+                code="queue_full",
+                retry_after_seconds=self._retry_after(),
+            )
+
+    def _retry_after(self) -> int:
+        """Seconds after which about half of what is in flight has ended."""
+        return max(1, math.ceil(self.recent.mean_seconds / 2))
+
+    def _request(self, call: Call, index: int, work: Work) -> Request:
+        prompt, params = work.prompt, work.params
+        try:
+            if params.stop_strings:
+                self.llm.reader.need_tokenizer()
+            self.llm.engine.validate(
+                prompt.token_ids, params, prompt.encoder_input, call.origin.tenant.name, work.breakpoints
+            )
+        except PagodaError as error:
+            raise refused(error, call.param) from error
+        name = f"{call.call_id}-{index}"
+        request = new_request(
+            name,
+            prompt.token_ids,
+            params,
+            prompt.text,
+            call.cache_salt,
+            prompt.encoder_input,
+            tenant=call.origin.tenant.name,
+            breakpoints=work.breakpoints,
+        )
+        request.constraint = work.constraint
+        return request
+
+    def _collector(self, call: Call, answer: Answer, index: int) -> Collector:
+        assert self._outbox is not None
+        put = partial(self._outbox.put, answer, index)
+        request, tokenizer = answer.requests[index], self.llm.tokenizer
+        return (
+            Collector(request, tokenizer, on_chunk=put) if call.streams else Collector(request, tokenizer, on_end=put)
+        )
+
+    def _set_deadline(self, answer: Answer, call: Call) -> None:
+        limits = (call.origin.timeout_seconds, self.options.request_timeout_seconds)
+        seconds = min((each for each in limits if each is not None), default=None)
+        if seconds is not None:
+            error = HttpError(504, f"The request was not done within {seconds:g} s.", code="deadline_exceeded")
+            asyncio.get_running_loop().call_later(seconds, answer.fail, error)
+
+    def _cancel(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self.llm.loop.cancel(request.request_id)
+
+    def _ended(self, answer: Answer) -> None:
+        call = self._answers.pop(answer, None)
+        if call is not None:
+            self.metrics.count(answer)
+            self.recent.add(call.origin.tenant.name, answer.requests)
+            for request in answer.requests:
+                self.on_end(request, call.origin.headers)
+
+
+def new_id(prefix: str) -> str:
+    return f"{prefix}{uuid4().hex}"

@@ -1,0 +1,49 @@
+"""What handlers need of an HTTP request, and how they answer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pagoda.errors import HttpError
+from pagoda.server.jsons import to_json
+from pagoda.server.service import Origin
+from pagoda.server.tenants import Tenant
+
+TIMEOUT_HEADER = "x-request-timeout"
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    return Response(to_json(value), status, media_type="application/json")
+
+
+def tenant_of(request: Request) -> Tenant:
+    """As the gate has found it."""
+    tenant: Tenant = request.state.tenant
+    return tenant
+
+
+def request_id_of(request: Request) -> str:
+    return str(request.state.request_id)
+
+
+def origin_of(request: Request) -> Origin:
+    """Who asks, and how. Raises HttpError for nonsense."""
+    return Origin(tenant_of(request), _timeout_of(request), request.headers)
+
+
+def _timeout_of(request: Request) -> float | None:
+    """Seconds after which the client does not want the answer any more."""
+    text = request.headers.get(TIMEOUT_HEADER)
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise HttpError(400, f"{TIMEOUT_HEADER} is {text!r}; give seconds above 0.", param=TIMEOUT_HEADER)
+    return seconds

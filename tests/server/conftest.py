@@ -1,0 +1,28 @@
+"""One embedded model and one server for all tests of the server."""
+
+from __future__ import annotations
+
+import pytest
+
+from pagoda import LLM
+from server.running import Running, running
+
+
+@pytest.fixture(scope="session")
+def llm():
+    with LLM(kv_cache_memory_bytes=64 << 20, num_threads=1) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="session")
+def session_server(llm):
+    with running(llm) as server:
+        yield server
+
+
+@pytest.fixture
+def server(session_server: Running):
+    """The server, with nothing in its cache; afterwards nothing is in flight."""
+    session_server.llm.reset_prefix_cache()
+    yield session_server
+    session_server.wait_until_idle()

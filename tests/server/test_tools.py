@@ -1,0 +1,192 @@
+"""Tool calls: formats of chat templates read back, whole and piece by piece; calls and JSON that are asked for."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import anthropic
+import openai
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pagoda import LLM
+from pagoda.server.tools import HERMES, LLAMA3, MISTRAL, ToolCall, ToolFormat, ToolParser, find_format, read_calls
+from server.running import MODEL, Running, running
+
+MESSAGES = [{"role": "user", "content": "What is the weather in Dover?"}]
+SCHEMA = {
+    "type": "object",
+    "properties": {"place": {"enum": ["Dover", "Deal"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["place", "days"],
+    "additionalProperties": False,
+}
+FUNCTION = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
+OTHER = {"type": "function", "function": {"name": "tide", "parameters": {**SCHEMA, "description": "Of the sea."}}}
+WEATHER = ToolCall("weather", '{"place": "Dover"}')
+AS_JSON = '{"name": "weather", "arguments": {"place": "Dover"}}'
+TEXTS = [
+    (HERMES, f"Let me see.<tool_call>\n{AS_JSON}\n</tool_call>", "Let me see.", [WEATHER]),
+    (HERMES, f"<tool_call>{AS_JSON}</tool_call>\n<tool_call>{AS_JSON}</tool_call>", "", [WEATHER, WEATHER]),
+    (HERMES, "<tool_call>nonsense</tool_call> and on", "<tool_call>nonsense</tool_call> and on", []),
+    (HERMES, "a < b <tool", "a < b <tool", []),
+    (HERMES, f"x<tool_call>{AS_JSON}", "x", [WEATHER]),
+    (MISTRAL, f"[TOOL_CALLS] [{AS_JSON}, {AS_JSON}]", "", [WEATHER, WEATHER]),
+    (MISTRAL, "[TOOL is not", "[TOOL is not", []),
+    (LLAMA3, '{"name": "weather", "parameters": {"place": "Dover"}}', "", [WEATHER]),
+    (LLAMA3, f"<|python_tag|>{AS_JSON}; {AS_JSON}", "", [WEATHER, WEATHER]),
+    (LLAMA3, '{"colour": "red"}', '{"colour": "red"}', []),
+    (LLAMA3, "Just words {really}.", "Just words {really}.", []),
+]
+
+
+def read(format: ToolFormat, pieces: list[str]) -> tuple[str, list[ToolCall]]:
+    parser = ToolParser(format)
+    results = [parser.push(piece) for piece in pieces] + [parser.push("", is_last=True)]
+    return "".join(each.text for each in results), [call for each in results for call in each.calls]
+
+
+@pytest.mark.parametrize(("format", "text", "shown", "calls"), TEXTS)
+def test_calls_are_read_back(format: ToolFormat, text: str, shown: str, calls: list[ToolCall]) -> None:
+    assert read(format, [text]) == (shown, calls)
+    assert read(format, list(text)) == (shown, calls)
+
+
+@given(st.sampled_from(TEXTS), st.lists(st.integers(0, 80), max_size=6))
+def test_however_text_is_cut_the_calls_are_the_same(case: tuple, cuts: list[int]) -> None:
+    format, text, shown, calls = case
+    places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    pieces = [text[start:stop] for start, stop in pairwise(places)]
+    assert read(format, pieces) == (shown, calls)
+
+
+@given(st.sampled_from([HERMES, MISTRAL, LLAMA3]), st.text())
+def test_what_is_no_call_is_text(format: ToolFormat, text: str) -> None:
+    if format.start not in text and read_calls(text) is None:
+        assert read(format, list(text)) == (text, [])
+
+
+@pytest.mark.parametrize(
+    ("template", "format"),
+    [
+        ("{% for t in tools %}<tool_call>{% endfor %}", HERMES),
+        ("{{ tools }} [TOOL_CALLS]", MISTRAL),
+        ("{{ tools }} <|python_tag|>", LLAMA3),
+        ("{{ tools }} <tool_call><function=", None),
+        ("{{ messages }} <tool_call>", None),
+        ("{{ tools }}", None),
+    ],
+)
+def test_the_format_is_known_by_the_template(template: str, format: ToolFormat | None) -> None:
+    assert find_format(template) == format
+
+
+@pytest.fixture
+def client(server: Running):
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="x", max_retries=0) as client:
+        yield client
+
+
+def check(arguments: str) -> None:
+    value = json.loads(arguments)
+    assert set(value) == {"place", "days"}
+    assert value["place"] in ("Dover", "Deal")
+    assert value["days"] in range(1, 10)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+def test_a_call_that_is_asked_for_is_made(client: openai.OpenAI, choice: object) -> None:
+    asked = {"model": MODEL, "messages": MESSAGES, "tools": [OTHER, FUNCTION], "tool_choice": choice, "seed": 3}
+    answer = client.chat.completions.create(**asked).choices[0]
+    assert answer.finish_reason == "tool_calls"
+    call = answer.message.tool_calls[0]
+    assert call.function.name in ("weather", "tide") if choice == "required" else call.function.name == "weather"
+    check(call.function.arguments)
+    deltas = [
+        delta
+        for chunk in client.chat.completions.create(**asked, stream=True)
+        for choice in chunk.choices
+        for delta in choice.delta.tool_calls or []
+    ]
+    assert [delta.function.name for delta in deltas] == [call.function.name]
+    assert deltas[0].function.arguments == call.function.arguments
+
+
+def test_calls_in_the_other_apis(client: openai.OpenAI, server: Running) -> None:
+    tool = {"type": "function", "name": "weather", "parameters": SCHEMA, "strict": True}
+    response = client.responses.create(model=MODEL, input="Weather?", tools=[tool], tool_choice="required")
+    assert [item.type for item in response.output] == ["function_call"]
+    check(response.output[0].arguments)
+    events = client.responses.create(model=MODEL, input="Weather?", tools=[tool], tool_choice="required", stream=True)
+    kinds = [event.type for event in events]
+    assert "response.function_call_arguments.done" in kinds
+    assert kinds[-1] == "response.completed"
+    with anthropic.Anthropic(base_url=server.url, api_key="x", max_retries=0) as other:
+        asked = {
+            "model": MODEL,
+            "max_tokens": 200,
+            "messages": MESSAGES,
+            "tools": [{"name": "weather", "input_schema": SCHEMA}],
+            "tool_choice": {"type": "tool", "name": "weather"},
+        }
+        message = other.messages.create(**asked)
+        assert message.stop_reason == "tool_use"
+        check(json.dumps(message.content[0].input))
+        with other.messages.stream(**asked) as stream:
+            check(json.dumps(stream.get_final_message().content[0].input))
+
+
+def test_json_of_a_schema(client: openai.OpenAI, server: Running) -> None:
+    schema = {"type": "json_schema", "json_schema": {"name": "trip", "schema": SCHEMA}}
+    answer = client.chat.completions.create(model=MODEL, messages=MESSAGES, response_format=schema)
+    check(answer.choices[0].message.content)
+    text = {"format": {"type": "json_schema", "name": "trip", "schema": SCHEMA}}
+    check(client.responses.create(model=MODEL, input="A trip?", text=text).output_text)
+    body = {
+        "model": MODEL,
+        "max_tokens": 200,
+        "messages": MESSAGES,
+        "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
+    }
+    check(server.post("/v1/messages", body).json()["content"][0]["text"])
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 5}}}}, None),
+        ({"tools": [FUNCTION], "tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice"),
+        ({"tools": [FUNCTION], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
+    ],
+)
+def test_a_form_that_cannot_be_had_is_refused(server: Running, change: dict, param: str | None) -> None:
+    answer = server.post("/v1/chat/completions", {"model": MODEL, "messages": MESSAGES, "max_tokens": 4} | change)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == (param or "response_format")
+
+
+def test_conversations_with_tools_compute_only_what_is_new(client: openai.OpenAI) -> None:
+    asked = {"model": MODEL, "tools": [FUNCTION, OTHER], "temperature": 0}
+    messages: list[dict] = list(MESSAGES)
+    first = client.chat.completions.create(messages=messages, tool_choice="required", **asked)
+    call = first.choices[0].message.tool_calls[0].model_dump()
+    messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+    messages.append({"role": "tool", "tool_call_id": call["id"], "content": "Fog."})
+    second = client.chat.completions.create(messages=messages, max_tokens=4, **asked)
+    assert second.usage.prompt_tokens_details.cached_tokens >= first.usage.prompt_tokens - 1
+    messages.append({"role": "assistant", "content": second.choices[0].message.content})
+    messages.append({"role": "user", "content": "Thank you."})
+    third = client.chat.completions.create(messages=messages, max_tokens=4, **asked)
+    assert third.usage.prompt_tokens_details.cached_tokens >= second.usage.prompt_tokens - 1
+
+
+def test_tools_that_the_template_cannot_show_are_refused(llm: LLM, tmp_path: Path) -> None:
+    file = tmp_path / "plain.jinja"
+    file.write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
+    with running(llm, chat_template=file) as server:
+        body = {"model": MODEL, "messages": MESSAGES, "max_tokens": 2}
+        assert server.post("/v1/chat/completions", body).status_code == 200
+        refused = server.post("/v1/chat/completions", body | {"tools": [FUNCTION]})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools")
