@@ -52,10 +52,11 @@ PROMPTS = [prompt(75), prompt(75)[:53] + prompt(9, seed=1), prompt(16, seed=2), 
 def results(outputs: list[RequestOutput], format: str) -> list[tuple[list[int], list[float]]]:
     """Tokens and their log-probabilities, to fp32 rounding through two layers.
 
-    A number on the border of two codes falls to either side, as products of another shape round: of four bits, that is
-    a fifteenth of the range of a row.
+    A number on the border of two codes falls to either side, as products of another shape round: of bf16, that is half
+    of the distance between codes of 8 bits, of four bits a fifteenth of the range of a row.
     """
-    rounding = 0.03 if format in ("int4", "int4_rotated", "int4_plain", "k8v4") else 1e-3
+    coarse = {"bf16": 2**-8, "int4": 0.03, "int4_rotated": 0.03, "int4_plain": 0.03, "k8v4": 0.03}
+    rounding = coarse.get(format, 1e-3)
     samples = [sample for output in outputs for sample in output.outputs]
     return [
         (sample.token_ids, pytest.approx([each.logprob for each in sample.logprobs or []], abs=rounding))
