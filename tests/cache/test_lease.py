@@ -199,7 +199,7 @@ def test_leases_are_told(cache, clock):
 def test_broken_counts_of_leases_are_noticed(cache):
     store(cache, range(8))
     lease(cache, range(8))
-    node = cache._groups[0]._nodes[next(iter(cache._groups[0]._nodes))]
+    node = next(iter(cache._groups[0]._tree.nodes()))
     node.num_leases += 1
     with pytest.raises(IntegrityError, match="leases"):
         cache.check_integrity()

@@ -29,10 +29,11 @@ class CacheGroup(Protocol):
     num_doubted: int
     accounts: Accounts
     leases: Coverages
-    watcher: Watcher
 
     @property
     def counts(self) -> PageCounts: ...
+
+    def watch(self, watcher: Watcher) -> None: ...
 
     def page_states(self, stride: int) -> bytes: ...
 

@@ -285,7 +285,7 @@ class Cache:
 
     def watch(self, watcher: Watcher) -> None:
         """Tell `watcher` which pages of the group that keeps most can be hit, on the thread that changes them."""
-        self._groups[self._main].watcher = watcher
+        self._groups[self._main].watch(watcher)
 
     def page_states(self, stride: int = 1) -> list[bytes]:
         """The `ShownState` of every page of each group, or of one in `stride`."""

@@ -17,7 +17,7 @@ from pagoda.cache.group import NO_TENANTS, PageActions
 from pagoda.cache.namespace import Namespace
 from pagoda.cache.outline import Outline
 from pagoda.cache.pages import Milestones, PageAllocator, PageCounts, PageTable
-from pagoda.cache.radix import NO_PAGE, Node, Unwatched, Watcher
+from pagoda.cache.radix import NO_PAGE, Node, Watcher
 from pagoda.config import TenantShare
 from pagoda.errors import IntegrityError, OutOfPagesError
 
@@ -73,7 +73,6 @@ class CrossGroup:
         self.page_tokens = page_tokens
         self.num_evictions = 0
         self.num_doubted = 0
-        self.watcher: Watcher = Unwatched()  # there are no pages of tokens to tell of
         self._share = share
         self.accounts = Accounts(num_pages, tenants, policy, self._is_evictable)
         self._allocator = PageAllocator(num_pages, self.accounts)
@@ -84,6 +83,9 @@ class CrossGroup:
     @property
     def counts(self) -> PageCounts:
         return self._allocator.counts
+
+    def watch(self, watcher: Watcher) -> None:
+        """There are no pages of tokens to tell of."""
 
     def page_states(self, stride: int) -> bytes:
         return self._allocator.page_states(stride)

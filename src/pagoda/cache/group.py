@@ -1,4 +1,4 @@
-"""The pages of one layer group: its allocator, its prefix tree and what is evicted when it runs short.
+"""The page tables of one layer group: what they take over of a prefix, add to, seal, drop and leave behind.
 
 Decides which page holds what; moving bytes is left to the caller, who receives `PageActions`. Knows token ids, page
 tables and counts. Imports neither torch nor formats, so a simulator can run it with pages that hold nothing.
@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from pagoda.cache.accounts import Account, Accounts
-from pagoda.cache.coverage import Coverages, CoverPlan, Prefix
+from pagoda.cache.accounts import Account
+from pagoda.cache.coverage import CoverPlan, Prefix
 from pagoda.cache.eviction.base import EvictionPolicy
-from pagoda.cache.integrity import check_group
 from pagoda.cache.namespace import Namespace
 from pagoda.cache.outline import Outline, outline
-from pagoda.cache.pages import NOWHERE, Milestones, PageAllocator, PageCounts, PageTable
-from pagoda.cache.radix import NO_PAGE, TOKEN_NBYTES, Node, PrefixMatch, PrefixTree, Unwatched, Watcher, token_key
+from pagoda.cache.pages import NOWHERE, Milestones, PageCounts, PageTable
+from pagoda.cache.radix import NO_PAGE, TOKEN_NBYTES, Node, PrefixMatch, Watcher, token_key
 from pagoda.cache.rule import KeepRule, window_pages
+from pagoda.cache.shared import SharedPages
 from pagoda.config import TenantShare
-from pagoda.errors import OutOfPagesError
 
 
 class PageActions(NamedTuple):
@@ -52,18 +51,25 @@ class PageGroup:
         self.page_tokens = page_tokens
         self.resumes_anywhere = True
         self.holds_prefixes = True
-        self.num_evictions = 0
-        self.num_doubted = 0
-        self.watcher: Watcher = Unwatched()
         self.keeps_all = rule.span is None
         self._rule = rule
         self._share = share
-        self.accounts = Accounts(num_pages, tenants, policy, self._is_evictable)
-        self._allocator = PageAllocator(num_pages, self.accounts)
-        self.leases = Coverages(self._allocator, self._offer, share)
-        self._tree = PrefixTree(page_tokens)
-        self._nodes: dict[int, Node] = {}  # page -> its node
-        self._clock = 0
+        self._pages = SharedPages(num_pages, page_tokens, policy, self.keeps_all, share, tenants)
+        self.accounts = self._pages.accounts
+        self.leases = self._pages.leases
+        self._allocator = self._pages.allocator
+        self._tree = self._pages.tree
+
+    @property
+    def num_evictions(self) -> int:
+        return self._pages.num_evictions
+
+    @property
+    def num_doubted(self) -> int:
+        return self._pages.num_doubted
+
+    def watch(self, watcher: Watcher) -> None:
+        self._pages.watcher = watcher
 
     @property
     def counts(self) -> PageCounts:
@@ -131,14 +137,14 @@ class PageGroup:
         changing nothing, if there is no page for them.
         """
         account = self.accounts.of(namespace)
-        self._check_available(self.attach_cost(match, num_tokens), account)
+        self._pages.check_available(self.attach_cost(match, num_tokens), account)
         whole, rest = divmod(num_tokens, self.page_tokens)
         path, first = match.path[:whole], self._first_page(num_tokens)
         node = (path[-1] if path else self._tree.root(namespace)) if self._share else None
         table = PageTable(account, node, first, milestones)
-        self._clock += 1
+        self._pages.tick()
         for each in path[first:]:
-            self._take(each)
+            self._pages.take(each)
             each.num_hits += 1
             table.pages.append(each.page)
         table.num_tokens = whole * self.page_tokens
@@ -147,9 +153,9 @@ class PageGroup:
         source = match.path[whole] if whole < len(match.path) else match.partial
         assert source is not None
         source.num_hits += 1
-        self._take(source)  # not to be evicted to make room for its own copy
-        page = self._allocate(1, account)[0]
-        self._drop(source.page)
+        self._pages.take(source)  # not to be evicted to make room for its own copy
+        page = self._pages.allocate(1, account)[0]
+        self._pages.drop(source.page)
         table.pages.append(page)
         table.num_tokens = num_tokens
         return table, PageActions([page], [(source.page, page)])
@@ -165,12 +171,12 @@ class PageGroup:
         Raises OutOfPagesError, changing nothing, if the pages cannot be had.
         """
         must_copy = self._must_copy(table)
-        pages = self._allocate(self.reserve_cost(table, num_tokens), table.account)
+        pages = self._pages.allocate(self.reserve_cost(table, num_tokens), table.account)
         copies = []
         if must_copy:
             shared = table.pages[-1]
             copies.append((shared, pages[0]))
-            self._drop(shared)
+            self._pages.drop(shared)
             table.pages[-1] = pages[0]
         table.pages.extend(pages[must_copy:])
         return PageActions(pages, copies)
@@ -189,7 +195,8 @@ class PageGroup:
             self._allocator.seal(page)
             if table.node is not None:
                 start = (index - first) * size
-                table.pages[index] = self._insert(table, keys[start : start + size], page)
+                table.node = self._pages.insert(table.node, keys[start : start + size], page)
+                table.pages[index] = table.node.page
         table.num_tokens = num_tokens
         if not self.keeps_all:
             branch = table.milestones.branch_tokens
@@ -213,13 +220,13 @@ class PageGroup:
         They stay hittable until evicted, an open page by those of its tokens that are written; without `keep` they go
         now.
         """
-        self._clock += 1
+        self._pages.tick()
         if keep and tokens:
             self._keep_tail(table, tokens)
         for page in reversed(table.held):
-            self._drop(page)
+            self._pages.drop(page)
         if not keep and table.node is not None:
-            self._forget(table.node)
+            self._pages.forget(table.node)
         del table.pages[:]
         table.num_tokens = table.num_dropped = 0
 
@@ -254,15 +261,11 @@ class PageGroup:
 
     def reset(self) -> int:
         """Evict every idle page, none of which may be leased; returns how many."""
-        evicted = 0
-        while self._evict_one(None):
-            evicted += 1
-        return evicted
+        return self._pages.reset()
 
     def check_integrity(self, tables: Sequence[PageTable]) -> None:
         """Raise IntegrityError unless counts, tree and the given (all live) tables agree."""
-        check_group(tables, self._allocator, self._tree, self._nodes, self.keeps_all)
-        self.leases.check_integrity(list(self._tree.nodes()), self.accounts.all)
+        self._pages.check_integrity(tables)
 
     def _page_at(self, namespace: Namespace, node: Node | None, tokens: Sequence[int], start: int) -> object | None:
         stop = start + self.page_tokens
@@ -278,31 +281,12 @@ class PageGroup:
         """Drop pages that are behind the window now, those at indices `used` as if they had just been used."""
         first = self._first_page(table.num_tokens)
         for index in range(table.num_dropped, first):
-            self._drop(table.pages[index], is_used=index in used)
+            self._pages.drop(table.pages[index], is_used=index in used)
             table.pages[index] = NO_PAGE
             table.num_dropped = index + 1
 
     def _must_copy(self, table: PageTable) -> bool:
         return table.num_tokens % self.page_tokens > 0 and self._allocator.references(table.pages[-1]) > 1
-
-    def _insert(self, table: PageTable, key: bytes, page: int) -> int:
-        """Put a sealed page below the table's node and move on; returns the page that now stands for these tokens."""
-        parent = table.node
-        assert parent is not None
-        existing = parent.children.get(key)
-        if existing is None:
-            table.node = self._add(parent, key, page)
-            return page
-        table.node = existing
-        if existing.page == NO_PAGE:
-            existing.page = page
-            self._nodes[page] = existing
-            self.leases.sealed(parent, existing)
-            self.watcher.stored(existing)
-            return page
-        self._take(existing)
-        self._drop(page)
-        return existing.page
 
     def _keep_tail(self, table: PageTable, tokens: Sequence[int]) -> None:
         """Seal an open page short, unless somebody else writes it or the tree has its tokens already."""
@@ -312,101 +296,4 @@ class PageGroup:
         key = token_key(tokens[table.num_tokens - rest : table.num_tokens])
         if self._tree.closest(table.node, key)[1] < rest:
             self._allocator.seal(table.pages[whole])
-            self._add(table.node, key, table.pages[whole])
-
-    def _add(self, parent: Node, key: bytes, page: int) -> Node:
-        """Insert a page; a shorter one that holds nothing else makes way, and leases move on to this one."""
-        closest, tokens = self._tree.closest(parent, key)
-        node = self._nodes[page] = self._tree.insert(parent, key, page)
-        self.leases.sealed(parent, node)
-        self.watcher.stored(node)
-        if closest is not None and tokens * TOKEN_NBYTES == len(closest.key) and self._is_evictable(closest):
-            self._evict(closest)
-        return node
-
-    def _take(self, node: Node) -> None:
-        node.last_used = self._clock
-        self._allocator.retain(node.page)
-
-    def _drop(self, page: int, is_used: bool = True) -> None:
-        """Drop a user of `page`. Without users a sealed page may be evicted, and is freed if it is not shared.
-
-        What leaves a window without having been `is_used` keeps its place in the order of eviction: nobody has ever
-        resumed there.
-        """
-        if not self._allocator.release(page) or self._allocator.is_free(page):
-            return
-        node = self._nodes.get(page)
-        if node is None:
-            self._allocator.free(page)
-            return
-        if is_used:
-            node.last_used = self._clock
-        self._offer(node)
-
-    def _is_evictable(self, node: Node) -> bool:
-        """Whether a node is idle and not leased, and a leaf unless windows move on from what others continue."""
-        if self._nodes.get(node.page) is not node or node.num_leases or (self.keeps_all and node.children):
-            return False
-        return not self._allocator.references(node.page)
-
-    def _offer(self, node: Node) -> None:
-        if self._is_evictable(node):
-            self.accounts.owner(node.page).idle.offer(node, len(self._nodes))
-
-    def _allocate(self, num_pages: int, account: Account) -> list[int]:
-        """Open pages, evicting idle ones when short."""
-        self._check_available(num_pages, account)
-        while self._allocator.num_free < num_pages:
-            evicted = self._evict_one(account)
-            assert evicted, "an idle page was not offered for eviction"
-            self.num_evictions += 1
-        return [self._allocator.allocate(account) for _ in range(num_pages)]
-
-    def _check_available(self, num_pages: int, account: Account) -> None:
-        if num_pages > self._allocator.available_to(account):
-            raise OutOfPagesError(
-                f"{num_pages} pages are needed and {self._allocator.available_to(account)} can be had; "
-                "wait for a sequence to end or raise kv_cache_memory_bytes."
-            )
-
-    def _evict_one(self, asker: Account | None) -> bool:
-        """Free the idle page that the policy puts first among those `asker` may have; False if there is none."""
-        node = self.accounts.next_idle(asker)
-        if node is None:
-            return False
-        self._evict(node)
-        return True
-
-    def _forget(self, node: Node) -> None:
-        """Free what nobody uses of the prefix that ends at `node`, and of all that continues it from there.
-
-        Leases over it end.
-        """
-        path = []
-        while node.parent is not None:
-            path.append(node)
-            node = node.parent
-        for first in path:
-            if first.page == NO_PAGE or self._is_idle(first):
-                for each in reversed([first, *self._tree.below(first)]):
-                    if self._is_idle(each):
-                        self.leases.break_over(each)
-                        self._evict(each)
-                        self.num_doubted += 1
-
-    def _is_idle(self, node: Node) -> bool:
-        return node.page != NO_PAGE and not self._allocator.references(node.page)
-
-    def _evict(self, node: Node) -> None:
-        """Free an idle page; nodes without a page that lead nowhere go, and a parent may become the next to go."""
-        self.watcher.removed(node)
-        del self._nodes[node.page]
-        self._allocator.free(node.page)
-        node.page = NO_PAGE
-        while node.page == NO_PAGE and not node.children and node.parent is not None:
-            parent = node.parent
-            self._tree.remove(node)
-            node = parent
-        if self.keeps_all and node.parent is not None:
-            self._offer(node)
+            self._pages.add(table.node, key, table.pages[whole])

@@ -20,7 +20,7 @@ from pagoda.cache.group import NO_TENANTS, PageActions
 from pagoda.cache.namespace import Namespace
 from pagoda.cache.outline import Outline
 from pagoda.cache.pages import Milestones, PageAllocator, PageCounts, PageTable
-from pagoda.cache.radix import NO_PAGE, Node, Unwatched, Watcher, token_key
+from pagoda.cache.radix import NO_PAGE, Node, Watcher, token_key
 from pagoda.cache.snapshots import Snapshot, Snapshots
 from pagoda.config import TenantShare
 from pagoda.errors import IntegrityError, OutOfPagesError
@@ -93,7 +93,6 @@ class StateGroup:
     ) -> None:
         self.num_evictions = 0
         self.num_doubted = 0
-        self.watcher: Watcher = Unwatched()  # there are no pages of tokens to tell of
         self._rule = rule
         self._share = share
         self.accounts = Accounts(num_slots, tenants, policy, self._is_evictable)
@@ -107,6 +106,9 @@ class StateGroup:
     @property
     def counts(self) -> PageCounts:
         return self._allocator.counts
+
+    def watch(self, watcher: Watcher) -> None:
+        """There are no pages of tokens to tell of."""
 
     def page_states(self, stride: int) -> bytes:
         return self._allocator.page_states(stride)
