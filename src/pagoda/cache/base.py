@@ -25,10 +25,14 @@ class CacheGroup(Protocol):
     keeps_all: bool
     resumes_anywhere: bool
     holds_prefixes: bool
-    num_evictions: int
-    num_doubted: int
     accounts: Accounts
     leases: Coverages
+
+    @property
+    def num_evictions(self) -> int: ...
+
+    @property
+    def num_doubted(self) -> int: ...
 
     @property
     def counts(self) -> PageCounts: ...
