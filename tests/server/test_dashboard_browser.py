@@ -1,4 +1,4 @@
-"""The dashboard in a real browser. Needs playwright and a Chromium that is installed already; else it is skipped."""
+"""The dashboard in a real browser: a Chromium that is installed already, or the tests are skipped."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from pagoda import LLM
 from server.running import MODEL, Running, running
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
-Browser, Page, expect = sync_api.Browser, sync_api.Page, sync_api.expect
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 expect.set_options(timeout=20_000)  # other tests may keep the machine busy
@@ -30,7 +28,7 @@ STATES = ("free", "open", "in-use", "idle", "leased")
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_api.sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
