@@ -35,7 +35,14 @@ class Collector:
             request.watch = self._watch
 
     def __call__(self, event: TokenEvent, is_last: bool) -> None:
-        """The loop's listener."""
+        """The loop's listener. What fails here ends the request: somebody waits for it."""
+        try:
+            self._take(event, is_last)
+        except Exception as error:
+            self._fail(error)
+            raise
+
+    def _take(self, event: TokenEvent, is_last: bool) -> None:
         sample = event.sequence
         stream = self._streams.get(sample.index)
         if stream is not None and sample.finish_reason is not None:

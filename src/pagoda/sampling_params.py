@@ -10,6 +10,7 @@ from typing import Any
 from pagoda.errors import InvalidSamplingError, StructuredOutputError
 
 MAX_LOGPROBS = 1000
+MAX_COUNT = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,23 +90,23 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         ranges: tuple[tuple[str, float, float, float], ...] = (
-            ("n", self.n, 1, math.inf),
+            ("n", self.n, 1, MAX_COUNT),
             ("temperature", self.temperature, 0, math.inf),
-            ("top_k", self.top_k, -1, math.inf),
+            ("top_k", self.top_k, -1, MAX_COUNT),
             ("top_p", self.top_p, math.ulp(0.0), 1),
             ("min_p", self.min_p, 0, 1),
             ("presence_penalty", self.presence_penalty, -2, 2),
             ("frequency_penalty", self.frequency_penalty, -2, 2),
             ("repetition_penalty", self.repetition_penalty, math.ulp(0.0), math.inf),
-            ("min_tokens", self.min_tokens, 0, math.inf),
-            ("max_tokens", 1 if self.max_tokens is None else self.max_tokens, 0, math.inf),
+            ("min_tokens", self.min_tokens, 0, MAX_COUNT),
+            ("max_tokens", 1 if self.max_tokens is None else self.max_tokens, 0, MAX_COUNT),
             ("logprobs", self.logprobs or 0, 0, MAX_LOGPROBS),
             ("prompt_logprobs", self.prompt_logprobs or 0, 0, MAX_LOGPROBS),
         )
         for name, value, low, high in ranges:
-            if not low <= value <= high or math.isnan(value) or math.isinf(value):
+            if not low <= value <= high or value == math.inf:
                 least = "above 0" if low == math.ulp(0.0) else f"at least {low:g}"
-                raise InvalidSamplingError(f"{name} is {value}; it must be {least} and at most {high:g}.")
+                raise InvalidSamplingError(f"{name} is {value}; it must be {least} and at most {high:.10g}.")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidSamplingError(f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens}).")
         if any(not text for text in self.stop_strings):

@@ -13,7 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagoda import LLM
-from pagoda.server.tools import HERMES, LLAMA3, MISTRAL, ToolCall, ToolFormat, ToolParser, find_format, read_calls
+from pagoda.server.tools import (
+    HERMES,
+    LLAMA3,
+    MISTRAL,
+    ToolCall,
+    ToolFormat,
+    ToolParser,
+    find_format,
+    forced_format,
+    read_calls,
+)
 from server.running import MODEL, Running, running
 
 MESSAGES = [{"role": "user", "content": "What is the weather in Dover?"}]
@@ -34,7 +44,22 @@ TEXTS = [
     (HERMES, "a < b <tool", "a < b <tool", []),
     (HERMES, f"x<tool_call>{AS_JSON}", "x", [WEATHER]),
     (MISTRAL, f"[TOOL_CALLS] [{AS_JSON}, {AS_JSON}]", "", [WEATHER, WEATHER]),
+    (MISTRAL, f"[{AS_JSON}, {AS_JSON}]", "", [WEATHER, WEATHER]),
     (MISTRAL, "[TOOL is not", "[TOOL is not", []),
+    (MISTRAL, "[TOOL_CALLS] is not", "[TOOL_CALLS] is not", []),
+    (MISTRAL, "[" * 5000, "[" * 5000, []),
+    (
+        HERMES,
+        '<tool_call>{"name": "f", "arguments": "x"}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": "x"}</tool_call>',
+        [],
+    ),
+    (
+        HERMES,
+        '<tool_call>{"name": "f", "arguments": [5]}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": [5]}</tool_call>',
+        [],
+    ),
     (LLAMA3, '{"name": "weather", "parameters": {"place": "Dover"}}', "", [WEATHER]),
     (LLAMA3, f"<|python_tag|>{AS_JSON}; {AS_JSON}", "", [WEATHER, WEATHER]),
     (LLAMA3, '{"colour": "red"}', '{"colour": "red"}', []),
@@ -52,6 +77,17 @@ def read(format: ToolFormat, pieces: list[str]) -> tuple[str, list[ToolCall]]:
 def test_calls_are_read_back(format: ToolFormat, text: str, shown: str, calls: list[ToolCall]) -> None:
     assert read(format, [text]) == (shown, calls)
     assert read(format, list(text)) == (shown, calls)
+
+
+def test_ids_are_those_that_templates_take() -> None:
+    text = f"[TOOL_CALLS] [{AS_JSON}, {AS_JSON}]"
+    first, second = ToolParser(MISTRAL).push(text, is_last=True).calls
+    assert first.call_id.isalnum()
+    assert len(first.call_id) == 9
+    assert first.call_id != second.call_id
+    forced = forced_format("{{ tools }} [TOOL_CALLS]")
+    assert len(ToolParser(forced).push(AS_JSON, is_last=True).calls[0].call_id) == 9
+    assert ToolParser(HERMES, "toolu_").push(f"<tool_call>{AS_JSON}", is_last=True).calls[0].call_id[:6] == "toolu_"
 
 
 @given(st.sampled_from(TEXTS), st.lists(st.integers(0, 80), max_size=6))

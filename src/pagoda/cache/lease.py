@@ -7,16 +7,21 @@ reset, or when its pages turn out to be in doubt.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any
 
+from pagoda.cache.accounts import Account
 from pagoda.cache.base import CacheGroup, resumable
 from pagoda.cache.coverage import Coverage, CoverPlan, Prefix
 from pagoda.cache.namespace import Namespace
 from pagoda.cache.radix import common_tokens
+
+MOST_LEASES = 1024  # of one tenant: each costs memory of its own, and time at every hit
+SPARE_ENTRIES = 64
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ class Leases:
         self._by_prefix: dict[Namespace, dict[bytes, Lease]] = {}
         self._ends: list[tuple[float, int, Lease]] = []  # one entry per lease, with a time at which it may end
         self._tickets = count()
+        self._num_by_account: Counter[Account] = Counter()
         self.num_live = 0
         self.num_revoked = 0
 
@@ -90,13 +96,15 @@ class Leases:
     def grant(self, namespace: Namespace, matches: Sequence[Any], key: bytes, wish: Breakpoint) -> LeaseResult:
         """Lease the tokens in `key`, of which `matches` is what is held, or make an earlier lease of them last longer.
 
-        Changes nothing if some group's budget does not allow it, or if nobody could resume.
+        Changes nothing if some group's budget does not allow it, if nobody could resume, or beyond `MOST_LEASES`.
         """
         now, old = self._clock(), self._by_prefix.get(namespace, {}).get(key)
         prefix = self._prefix(matches, key, wish.num_tokens)
         pairs = zip(self._groups, matches, strict=True)
         plans = tuple(group.lease_plan(namespace, match, prefix) for group, match in pairs)
         fits = prefix.state_tokens > 0 and self._fit(plans, old)
+        if old is None and self._num_live_of(namespace) >= MOST_LEASES:
+            fits = False
         if not fits and old is None:
             return LeaseResult(False, wish.num_tokens, prefix.state_tokens)
         num_new_tokens = wish.num_tokens - self._num_leased_tokens(namespace, key)
@@ -107,7 +115,7 @@ class Leases:
         lease.ttl_seconds = max(lease.ttl_seconds, wish.ttl_seconds)
         lease.expires_at = max(lease.expires_at, now + wish.ttl_seconds)
         if old is None:
-            heappush(self._ends, (lease.expires_at, next(self._tickets), lease))
+            self._add_end(lease)
         resume_tokens = lease.prefix.state_tokens
         return LeaseResult(True, wish.num_tokens, resume_tokens, num_new_tokens, new_nbytes, lease.expires_at)
 
@@ -183,6 +191,21 @@ class Leases:
         joint = resumable(pairs, state)
         return Prefix(key, num_tokens, joint, joint)
 
+    def _num_live_of(self, namespace: Namespace) -> int:
+        """How many leases share an account with `namespace`."""
+        return self._num_by_account[self._groups[0].accounts.of(namespace)]
+
+    def _count(self, lease: Lease, change: int) -> None:
+        self.num_live += change
+        self._num_by_account[self._groups[0].accounts.of(lease.namespace)] += change
+
+    def _add_end(self, lease: Lease) -> None:
+        """Leases that end before their time leave an entry; these are swept out when they are many."""
+        heappush(self._ends, (lease.expires_at, next(self._tickets), lease))
+        if len(self._ends) > 2 * self.num_live + SPARE_ENTRIES:
+            self._ends = [each for each in self._ends if each[2].is_live]
+            heapify(self._ends)
+
     def _fit(self, plans: Sequence[CoverPlan], old: Lease | None) -> bool:
         return all(group.leases.fits(plan, kept) for group, plan, kept in self._with_old(plans, old))
 
@@ -196,7 +219,7 @@ class Leases:
         now = self._clock()
         lease = Lease(namespace, prefix, coverages, ttl_seconds=0.0, created_at=now, expires_at=now)
         self._by_prefix.setdefault(namespace, {})[prefix.key] = lease
-        self.num_live += 1
+        self._count(lease, 1)
 
     def _num_leased_tokens(self, namespace: Namespace, key: bytes) -> int:
         """How many of the first tokens in `key` are under some lease."""
@@ -218,7 +241,7 @@ class Leases:
 
     def _end(self, lease: Lease) -> None:
         lease.is_live = False
-        self.num_live -= 1
+        self._count(lease, -1)
         leases = self._by_prefix[lease.namespace]
         del leases[lease.prefix.key]
         if not leases:

@@ -113,6 +113,8 @@ class Engine:
         ids = [*params.logit_bias, *params.stop_token_ids]
         if any(not 0 <= token < self.model.vocab_size for token in ids):
             raise InvalidSamplingError("logit_bias or stop_token_ids names a token that is not in the vocabulary.")
+        if params.min_tokens and len(stop_token_ids(params, self.model.eos_token_ids)) >= self.model.vocab_size:
+            raise InvalidSamplingError("min_tokens and stop_token_ids rule out every token; allow more.")
         if params.n > self._config.max_num_seqs:
             raise InvalidSamplingError(f"n is {params.n}, more than max_num_seqs ({self._config.max_num_seqs}).")
         for name, count in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):

@@ -38,7 +38,8 @@ class EngineLoop:
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._listeners: dict[str, Listener] = {}
         self._observers: list[Callable[[], None]] = []
-        self._closed = threading.Event()
+        self._is_closed = False
+        self._closing = threading.Lock()  # held while work is handed in, so that none comes after the last
         self._thread = threading.Thread(target=self._run, name="pagoda-engine", daemon=True)
         self._thread.start()
 
@@ -51,7 +52,7 @@ class EngineLoop:
 
         A listener is called on the loop's thread for each event of its request. Raises EngineClosedError.
         """
-        if self._closed.is_set():
+        if self._is_closed:
             raise EngineClosedError(CLOSED_MESSAGE)
         self.call(lambda: self._add(requests, listeners))
 
@@ -70,9 +71,6 @@ class EngineLoop:
     def call(self, function: Callable[[], Any]) -> Future[Any]:
         """Run `function` on the loop's thread between two steps, unless the future is cancelled before that."""
         future: Future[Any] = Future()
-        if self._closed.is_set():
-            future.set_exception(EngineClosedError(CLOSED_MESSAGE))
-            return future
 
         def run() -> None:
             # Whoever asked may have gone, as clients of a server do: a result of a cancelled future would end the loop.
@@ -83,13 +81,18 @@ class EngineLoop:
             except BaseException as error:
                 future.set_exception(error)
 
-        self._inbox.put(run)
+        with self._closing:
+            if self._is_closed:
+                future.set_exception(EngineClosedError(CLOSED_MESSAGE))
+            else:
+                self._inbox.put(run)
         return future
 
     def close(self) -> None:
         """Cancel what is running and end the thread."""
-        self._closed.set()
-        self._inbox.put(None)
+        with self._closing:
+            self._is_closed = True
+            self._inbox.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -108,8 +111,6 @@ class EngineLoop:
         while self._take_work():
             if self._engine.has_work:
                 self._deliver(self._step())
-        while not self._inbox.empty():
-            self._take_work()
         for request_id in list(self._listeners):
             self._deliver(self._engine.cancel(request_id))
 
@@ -146,4 +147,7 @@ class EngineLoop:
             except Exception:
                 logger.exception("The listener of request %s failed", request.request_id)
         for observer in self._observers:
-            observer()
+            try:
+                observer()
+            except Exception:
+                logger.exception("An observer of the engine failed")

@@ -6,6 +6,7 @@ generator, so the same seed gives the same text whatever else is running.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable
 
@@ -13,9 +14,11 @@ import torch
 
 from pagoda.engine.constraint import Matcher
 from pagoda.engine.request import Sequence, TokenLogprobs
-from pagoda.errors import RequestError, StructuredOutputError
+from pagoda.errors import InvalidSamplingError, RequestError, StructuredOutputError
 from pagoda.models.model import GenerationTokens
 from pagoda.sampling_params import SamplingParams
+
+logger = logging.getLogger(__name__)
 
 # Nucleus sampling looks at this many most likely tokens before it sorts the whole vocabulary.
 NUCLEUS_GUESS = 1024
@@ -41,13 +44,16 @@ def sample(logits: torch.Tensor, sequence: Sequence, eos_token_ids: frozenset[in
 def draw(
     rows: Iterable[tuple[Sequence, torch.Tensor]], eos_token_ids: frozenset[int]
 ) -> tuple[list[tuple[Sequence, torch.Tensor, int]], list[tuple[Sequence, RequestError]]]:
-    """The next token of each sequence beside its logits, and those that can have none."""
+    """The next token of each sequence beside its logits, and those that can have none: the others go on."""
     drawn, failed = [], []
     for sequence, logits in rows:
         try:
             drawn.append((sequence, logits, sample(logits, sequence, eos_token_ids)))
         except RequestError as error:
             failed.append((sequence, error))
+        except Exception as error:
+            logger.exception("Sampling for request %s failed", sequence.request.request_id)
+            failed.append((sequence, RequestError(f"Sampling failed: {error!r}")))
     return drawn, failed
 
 
@@ -62,7 +68,10 @@ def ban(logits: torch.Tensor, sequences: list[Sequence], generation: GenerationT
 
 
 def edit_logits(logits: torch.Tensor, sequence: Sequence, eos_token_ids: frozenset[int]) -> torch.Tensor:
-    """Apply penalties, bias, the ban on ending early and the form of the output to `logits` [vocabulary], in place."""
+    """Apply penalties, bias, the ban on ending early and the form of the output to `logits` [vocabulary], in place.
+
+    Raises RequestError if no token is left.
+    """
     params = sequence.request.params
     if params.has_penalties or params.logit_bias:
         _penalise(logits, sequence)
@@ -70,6 +79,8 @@ def edit_logits(logits: torch.Tensor, sequence: Sequence, eos_token_ids: frozens
         logits[list(stop_token_ids(params, eos_token_ids))] = -math.inf
     if sequence.matcher is not None:
         _constrain(logits, sequence.matcher, eos_token_ids if params.ignore_eos else frozenset())
+    elif logits.max() == -math.inf:
+        raise InvalidSamplingError("stop_token_ids and min_tokens rule out every token; allow more.")
     return logits
 
 

@@ -74,9 +74,11 @@ class Answer:
             pending, self._pending = self._pending, {}
             if pending:
                 yield [(index, chunk) for (index, _), chunk in sorted(pending.items(), key=lambda item: item[0])]
+            if self._pending:  # they came while the last ones were sent
+                continue
             if self.error is not None:
                 raise failed(self.error)
-            if self.has_ended and not self._pending:
+            if self.has_ended:
                 return
 
     async def wait(self) -> list[RequestOutput]:

@@ -104,20 +104,22 @@ class ConversationReader:
         template = self.template(conversation)
         text = self._render(conversation, template, None)
         self._reader.check_text(text)
-        encoded = self._reader.need_tokenizer()(text, add_special_tokens=False)
+        tokenizer, has_marks = self._reader.need_tokenizer(), bool(conversation.ttls)
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=has_marks and tokenizer.is_fast)
         token_ids = list(encoded.input_ids)
         if not token_ids:
             raise HttpError(400, "The chat template makes nothing of these messages.", param="messages")
-        ends = self._mark_ends(conversation, template, text)
-        marks = [(self._num_tokens(text, token_ids, end), ttl) for end, ttl in ends[-conversation.most_marks :]]
+        ends = self._mark_ends(conversation, template, text) if has_marks else []
+        offsets = encoded.get("offset_mapping")
+        marks = [(self._num_tokens(text, token_ids, offsets, end), ttl) for end, ttl in ends]
         if conversation.ttl_seconds is not None:
             marks.append((len(token_ids), conversation.ttl_seconds))
         return ReadConversation(ReadPrompt(text, token_ids), _breakpoints(marks))
 
     def _mark_ends(self, conversation: Conversation, template: str, text: str) -> list[tuple[int, float]]:
         """Where in `text` each mark is, and how long what comes before is to be kept; in order."""
-        marks = _Marks()
-        marked = self._render(conversation, template, marks) if conversation.ttls else ""
+        marks = _Marks(len(conversation.ttls) - conversation.most_marks)
+        marked = self._render(conversation, template, marks)
         ends = []
         for mark, ttl in marks.ttls.items():
             before, found, after = marked.partition(mark)
@@ -128,7 +130,7 @@ class ConversationReader:
             if turn.ttl_seconds is not None:
                 start = replace(conversation, turns=conversation.turns[:index], adds_generation_prompt=False)
                 ends.append((_num_common(self._render(start, template, None), text), turn.ttl_seconds))
-        return sorted(ends)
+        return sorted(ends)[-conversation.most_marks :]
 
     def _render(self, conversation: Conversation, template: str, marks: _Marks | None) -> str:
         tools = [
@@ -155,24 +157,31 @@ class ConversationReader:
             ) from error
         return str(text)
 
-    def _num_tokens(self, text: str, token_ids: Sequence[int], end: int) -> int:
-        """How many of the tokens of `text` lie before the character `end`."""
-        tokenizer = self._reader.need_tokenizer()
-        if tokenizer.is_fast:
-            offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+    def _num_tokens(
+        self, text: str, token_ids: Sequence[int], offsets: Sequence[tuple[int, int]] | None, end: int
+    ) -> int:
+        """How many tokens of `text` lie before the character `end`; they stand at `offsets`, if that is known."""
+        if offsets is not None:
             return next((index for index, (_, stop) in enumerate(offsets) if stop > end), len(offsets))
-        before = tokenizer(text[:end], add_special_tokens=False).input_ids
+        before = self._reader.need_tokenizer()(text[:end], add_special_tokens=False).input_ids
         pairs = zip(before, token_ids, strict=False)
         return next((index for index, (left, right) in enumerate(pairs) if left != right), len(before))
 
 
 class _Marks:
-    """Words that occur nowhere else, in the order in which they were put into the text, with what they stand for."""
+    """Words that occur nowhere else, in the order in which they were put into the text, with what they stand for.
 
-    def __init__(self) -> None:
+    The first `num_skipped` places get none.
+    """
+
+    def __init__(self, num_skipped: int) -> None:
         self.ttls: dict[str, float] = {}
+        self._num_skipped = num_skipped
 
     def new(self, ttl_seconds: float) -> str:
+        if self._num_skipped > 0:
+            self._num_skipped -= 1
+            return ""
         mark = uuid4().hex
         self.ttls[mark] = ttl_seconds
         return mark

@@ -7,7 +7,14 @@ from typing import Any
 
 from starlette.responses import Response
 
-from pagoda.errors import EngineClosedError, HttpError, InvalidSamplingError, OutOfPagesError, PagodaError
+from pagoda.errors import (
+    EngineClosedError,
+    HttpError,
+    InvalidSamplingError,
+    OutOfPagesError,
+    PagodaError,
+    StructuredOutputError,
+)
 from pagoda.server.jsons import to_json
 
 ANTHROPIC_PATHS = ("/v1/messages",)
@@ -66,7 +73,10 @@ def failed(error: Exception) -> HttpError:
     """An error that ended an accepted request, as an answer."""
     if isinstance(error, HttpError):
         return error
-    status = 503 if isinstance(error.__cause__ or error, (OutOfPagesError, EngineClosedError)) else 500
+    cause = error.__cause__ or error
+    if isinstance(cause, (InvalidSamplingError, StructuredOutputError)):
+        return refused(cause)
+    status = 503 if isinstance(cause, (OutOfPagesError, EngineClosedError)) else 500
     return HttpError(status, str(error), code="engine_error")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import zmq
 
-from pagoda.cache.radix import TOKEN_NBYTES, Node, Root, key_tokens
+from pagoda.cache.radix import NO_PAGE, TOKEN_NBYTES, Node, Root, key_tokens
 from pagoda.errors import ConfigError
 
 DEVICE = "GPU"  # what routers call the tier that attention reads, whatever the device is
@@ -42,7 +42,9 @@ class BlockHashes:
             assert isinstance(node, Root)
             digest = blake2b(repr(tuple(node.namespace)).encode(), digest_size=8).digest()
         for each in reversed(path):
-            digest = self._known[each] = blake2b(digest + each.key, digest_size=8).digest()
+            digest = blake2b(digest + each.key, digest_size=8).digest()
+            if each.page != NO_PAGE:  # nobody says when a node without one goes
+                self._known[each] = digest
         return digest
 
     def forget(self, node: Node) -> None:
@@ -139,7 +141,7 @@ class KvEvents:
     def _answer_replays(self) -> None:
         """Send what is kept from the number that was asked for, then the end marker."""
         while self._replies is not None and self._replies.poll(0):
-            client, _, start = self._replies.recv_multipart()
+            client, *_, start = self._replies.recv_multipart()  # sockets of some kinds put an empty frame between
             first = int.from_bytes(start, "big")
             for number, batch in self._kept:
                 if number >= first:

@@ -84,6 +84,7 @@ class Service:
         self.is_draining = False
         self.on_end: Callable[[Request, Mapping[str, str]], None] = lambda *_: None
         self._answers: dict[Answer, Call] = {}
+        self._deadlines: dict[Answer, asyncio.TimerHandle] = {}
         self.recent = Recent()
         self._readers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pagoda-reader")
         self._outbox: Outbox | None = None
@@ -161,20 +162,29 @@ class Service:
             raise HttpError(
                 503, "The server is shutting down; try another one.", code="shutting_down", retry_after_seconds=1
             )
-        limit = call.origin.tenant.max_requests
-        mine = sum(other.origin.tenant is call.origin.tenant for other in self._answers.values())
-        if limit is not None and mine >= limit:
-            raise HttpError(
-                429,
-                f"There are {limit} requests of this key in flight, as many as it may have; wait for one to end.",
-                code="too_many_requests",
-                retry_after_seconds=self._retry_after(),
-            )
+        self._check_limit(call)
         if self.num_waiting + len(call.works) > self.options.max_queued_requests:
             raise HttpError(
                 429,
                 f"{self.num_waiting} requests are waiting, of at most {self.options.max_queued_requests}; try later.",
                 code="queue_full",
+                retry_after_seconds=self._retry_after(),
+            )
+
+    def _check_limit(self, call: Call) -> None:
+        """Every prompt of a call counts."""
+        limit, tenant = call.origin.tenant.max_requests, call.origin.tenant
+        if limit is None:
+            return
+        if len(call.works) > limit:
+            message = f"{call.param} has {len(call.works)} prompts; this key may have {limit} in flight, so send fewer."
+            raise HttpError(400, message, param=call.param, code="too_many_requests")
+        mine = sum(len(other.works) for other in self._answers.values() if other.origin.tenant is tenant)
+        if mine + len(call.works) > limit:
+            raise HttpError(
+                429,
+                f"There are {mine} requests of this key in flight, of at most {limit}; wait for one to end.",
+                code="too_many_requests",
                 retry_after_seconds=self._retry_after(),
             )
 
@@ -219,13 +229,16 @@ class Service:
         seconds = min((each for each in limits if each is not None), default=None)
         if seconds is not None:
             error = HttpError(504, f"The request was not done within {seconds:g} s.", code="deadline_exceeded")
-            asyncio.get_running_loop().call_later(seconds, answer.fail, error)
+            self._deadlines[answer] = asyncio.get_running_loop().call_later(seconds, answer.fail, error)
 
     def _cancel(self, requests: Sequence[Request]) -> None:
         for request in requests:
             self.llm.loop.cancel(request.request_id)
 
     def _ended(self, answer: Answer) -> None:
+        deadline = self._deadlines.pop(answer, None)
+        if deadline is not None:
+            deadline.cancel()  # it would keep the answer until then
         call = self._answers.pop(answer, None)
         if call is not None:
             self.metrics.count(answer)

@@ -6,16 +6,18 @@ A format says where calls begin and end. What does not parse is text, as the mod
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+from uuid import uuid4
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """`arguments` is JSON, as OpenAI has it."""
+    """`arguments` is an object in JSON, as OpenAI has it."""
 
     name: str
     arguments: str
+    call_id: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -28,21 +30,24 @@ class Pieces:
 
 @dataclass(frozen=True)
 class ToolFormat:
-    """Calls stand between `start` and `end` ("" is the end of the text); with `bare` a text that is one JSON object is
-    a call without `start`.
+    """Calls stand between `start` and `end` ("" is the end of the text).
+
+    A text that begins with `bare` is a call without `start`, which tokenizers may leave out as a special token. Ids of
+    calls have `id_length` characters, where the template insists on that.
     """
 
     name: str
     start: str
     end: str
-    bare: bool = False
+    bare: str | None = None
+    id_length: int | None = None
 
 
 HERMES = ToolFormat("hermes", "<tool_call>", "</tool_call>")
-MISTRAL = ToolFormat("mistral", "[TOOL_CALLS]", "")
+MISTRAL = ToolFormat("mistral", "[TOOL_CALLS]", "", bare="[", id_length=9)
+LLAMA3 = ToolFormat("llama3_json", "<|python_tag|>", "", bare="{")
 # What is made to be a call is one JSON object, as a model with this format writes it.
-FORCED = ToolFormat("forced", "\0", "", bare=True)
-LLAMA3 = ToolFormat("llama3_json", "<|python_tag|>", "", bare=True)
+FORCED = ToolFormat("forced", "\0", "", bare="{")
 
 
 def find_format(template: str) -> ToolFormat | None:
@@ -56,10 +61,16 @@ def find_format(template: str) -> ToolFormat | None:
     return LLAMA3 if "<|python_tag|>" in template or "<|eom_id|>" in template else None
 
 
-def new_parser(template: str) -> ToolParser | None:
-    """A parser for one sample, if the chat template is of a known format."""
-    format = find_format(template)
-    return None if format is None else ToolParser(format)
+def forced_format(template: str) -> ToolFormat:
+    """What the model writes where it has to call a tool, with ids that the template takes."""
+    known = find_format(template)
+    return FORCED if known is None else replace(FORCED, id_length=known.id_length)
+
+
+def new_parser(template: str, is_forced: bool, id_prefix: str) -> ToolParser | None:
+    """A parser for one sample, if its calls are of a known format."""
+    format = forced_format(template) if is_forced else find_format(template)
+    return None if format is None else ToolParser(format, id_prefix)
 
 
 @dataclass
@@ -67,9 +78,11 @@ class ToolParser:
     """Reads one sample's text as it comes."""
 
     format: ToolFormat
+    id_prefix: str = "call_"
     num_calls: int = 0
     _held: str = ""
     _inside: bool = False
+    _opened: str = ""
     _begun: bool = False
     _text: list[str] = field(default_factory=list)
     _calls: list[ToolCall] = field(default_factory=list)
@@ -90,14 +103,16 @@ class ToolParser:
         if self._inside:
             return self._read_calls(is_last)
         if self.format.bare and not self._begun and (stripped := self._held.lstrip()):
+            if self.format.start.startswith(stripped) and not is_last:
+                return False
             self._begun = True
-            if stripped.startswith("{"):
-                self._inside = True
+            if stripped.startswith(self.format.bare) and not stripped.startswith(self.format.start):
+                self._inside, self._opened = True, ""
                 return True
         before, found, after = self._held.partition(self.format.start)
         if found:
             self._say(before)
-            self._held, self._inside = after, True
+            self._held, self._inside, self._opened = after, True, found
             return True
         keep = 0 if is_last else _overlap(self._held, self.format.start)
         self._say(self._held[: len(self._held) - keep])
@@ -111,11 +126,15 @@ class ToolParser:
             return False
         calls = read_calls(body)
         if calls is None:
-            self._text.append(("" if self.format.bare else self.format.start) + body + found)
+            self._text.append(self._opened + body + found)
         else:
-            self._calls += calls
+            self._calls += [replace(call, call_id=self._new_id()) for call in calls]
         self._held, self._inside = after, False
         return bool(after)
+
+    def _new_id(self) -> str:
+        name = uuid4().hex
+        return self.id_prefix + name if self.format.id_length is None else name[: self.format.id_length]
 
     def _say(self, text: str) -> None:
         # The blank lines between calls are not meant for the reader.
@@ -127,7 +146,7 @@ def read_calls(text: str) -> list[ToolCall] | None:
     """The calls in a JSON object, a list of them, or several apart by semicolons; None if it is something else."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         parts = [_parsed(part) for part in text.split(";")]
         value = parts if len(parts) > 1 and None not in parts else None
     values = value if isinstance(value, list) else [value]
@@ -138,7 +157,7 @@ def read_calls(text: str) -> list[ToolCall] | None:
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -146,9 +165,11 @@ def _call(value: Any) -> ToolCall | None:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return None
     arguments = value.get("arguments", value.get("parameters", {}))
-    return ToolCall(
-        value["name"], arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    )
+    if isinstance(arguments, str):
+        arguments = _parsed(arguments)
+    if not isinstance(arguments, dict):
+        return None
+    return ToolCall(value["name"], json.dumps(arguments, ensure_ascii=False))
 
 
 def _overlap(text: str, marker: str) -> int:

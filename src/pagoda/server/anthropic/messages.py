@@ -20,7 +20,7 @@ from pagoda.server.forms import call_form, json_form
 from pagoda.server.record import Record
 from pagoda.server.sampling import checked
 from pagoda.server.service import Call, Service, new_id
-from pagoda.server.tools import FORCED, Pieces, ToolParser, new_parser
+from pagoda.server.tools import Pieces, new_parser
 from pagoda.server.wire import json_response, origin_of, request_id_of
 
 REASONS = {
@@ -50,7 +50,7 @@ class Messages:
         parser = None
         if body.tools and (body.tool_choice is None or body.tool_choice.type != "none"):
             template = self._conversations.template(conversation)
-            parser = ToolParser(FORCED) if _must_call(body) else new_parser(template)
+            parser = new_parser(template, is_forced=_must_call(body), id_prefix="toolu_")
         call = Call(
             call_id=new_id("msg_"),
             origin=origin_of(request),

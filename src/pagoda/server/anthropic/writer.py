@@ -16,7 +16,6 @@ from pagoda.server.anthropic.prompt import TTL_SECONDS
 from pagoda.server.anthropic.schema import MessagesBody
 from pagoda.server.errors import error_body
 from pagoda.server.record import Record
-from pagoda.server.service import new_id
 from pagoda.server.tools import Pieces, ToolCall, ToolParser
 
 
@@ -162,11 +161,10 @@ def blocks(pieces: Pieces) -> list[dict[str, Any]]:
 
 
 def _tool_use(call: ToolCall) -> dict[str, Any]:
-    arguments = json.loads(call.arguments)
     return {
         "type": "tool_use",
-        "id": new_id("toolu_"),
+        "id": call.call_id,
         "name": call.name,
-        "input": arguments if isinstance(arguments, dict) else {"value": arguments},
+        "input": json.loads(call.arguments),
         "caller": {"type": "direct"},
     }

@@ -18,11 +18,10 @@ from pagoda.server import sse
 from pagoda.server.answer import Answer
 from pagoda.server.conversation import Conversation, ConversationReader, Part, Turn
 from pagoda.server.forms import call_form, json_form
+from pagoda.server.openai.marks import kept, ttl_of
 from pagoda.server.openai.parameters import sampling_params
 from pagoda.server.openai.projection import chat_logprobs, finish_reason, identity_of, late_error, usage
-from pagoda.server.openai.responses_schema import CacheOptions
 from pagoda.server.openai.schema import (
-    CacheBreakpoint,
     ChatBody,
     JsonObjectFormat,
     JsonSchemaFormat,
@@ -35,11 +34,8 @@ from pagoda.server.openai.schema import (
 from pagoda.server.record import Record
 from pagoda.server.service import Call, Service, new_id
 from pagoda.server.token_text import TokenTexts
-from pagoda.server.tools import FORCED, Pieces, ToolCall, ToolFormat, ToolParser, find_format
+from pagoda.server.tools import Pieces, ToolCall, ToolFormat, ToolParser, find_format, forced_format
 from pagoda.server.wire import json_response, origin_of
-
-MOST_MARKS = 4
-TTL_SECONDS = {"30m": 1800.0, "12h": 43200.0}
 
 
 @dataclass(frozen=True)
@@ -96,7 +92,7 @@ class ChatCompletions:
             {
                 **shape.identity,
                 "choices": choices,
-                "usage": usage(Record.of(answer.requests)),
+                "usage": usage(Record.of(answer.requests), body.prompt_cache_options),
                 "service_tier": "default",
             }
         )
@@ -104,9 +100,8 @@ class ChatCompletions:
     def _call_format(self, body: ChatBody, conversation: Conversation) -> ToolFormat | None:
         if not body.tools or body.tool_choice == "none":
             return None
-        if body.tool_choice in (None, "auto"):
-            return find_format(self._conversations.template(conversation))
-        return FORCED
+        template = self._conversations.template(conversation)
+        return find_format(template) if body.tool_choice in (None, "auto") else forced_format(template)
 
     def _choice(self, sample: CompletionOutput, shape: _Shape) -> dict[str, Any]:
         parser = shape.parser()
@@ -146,7 +141,9 @@ class ChatCompletions:
             if events:
                 yield b"".join(events)
         if wants_usage:
-            yield sse.data({**identity, "choices": [], "usage": usage(Record.of(answer.requests))})
+            yield sse.data(
+                {**identity, "choices": [], "usage": usage(Record.of(answer.requests), body.prompt_cache_options)}
+            )
         yield sse.DONE
 
     def _deltas(self, chunk: StreamChunk, parser: ToolParser | None, shape: _Shape) -> list[dict[str, Any]]:
@@ -182,13 +179,6 @@ def conversation_of(body: ChatBody) -> Conversation:
     )
 
 
-def kept(options: PromptCacheOptions | CacheOptions | None) -> dict[str, Any]:
-    """Of a conversation, what options say about the end of the prompt: it counts as a mark unless they are explicit."""
-    if options is None or options.mode == "explicit":
-        return {}
-    return {"ttl_seconds": TTL_SECONDS[options.ttl], "most_marks": MOST_MARKS - 1}
-
-
 def turns_of(messages: list[Message], options: PromptCacheOptions | None = None) -> tuple[Turn, ...]:
     ttl = "30m" if options is None else options.ttl
     return tuple(_turn(message, ttl) for message in messages)
@@ -218,11 +208,6 @@ def _parts(message: Message, ttl: str) -> tuple[Part, ...]:
         Part(part.text, ttl_of(part.prompt_cache_breakpoint, ttl)) if isinstance(part, TextPart) else Part(part.refusal)
         for part in message.content
     )
-
-
-def ttl_of(mark: CacheBreakpoint | None, default: str) -> float | None:
-    """How long what a mark ends is kept."""
-    return None if mark is None else TTL_SECONDS[mark.ttl or default]
 
 
 def _arguments(text: str) -> Any:
@@ -276,7 +261,7 @@ def _check(body: ChatBody) -> None:
 
 def _tool_call(call: ToolCall) -> dict[str, Any]:
     return {
-        "id": new_id("call_"),
+        "id": call.call_id,
         "type": "function",
         "function": {"name": call.name, "arguments": call.arguments},
     }

@@ -24,6 +24,7 @@ from pagoda.server.token_text import TokenTexts
 from pagoda.server.wire import json_response, origin_of
 
 MAX_PROMPTS = 1024
+MAX_ECHOED_LOGPROBS = 1 << 20  # of one call; about 200 MB
 
 
 class Completions:
@@ -45,6 +46,7 @@ class Completions:
         echoed = body.logprobs if body.echo else None
         params = sampling_params(body, max_tokens=body.max_tokens, logprobs=body.logprobs, prompt_logprobs=echoed)
         read = [await service.read(service.llm.reader.read, prompt, "prompt") for prompt in prompts]
+        _check_echo(sum(len(each.token_ids) for each in read), echoed)
         call = Call(
             call_id=new_id("cmpl-"),
             origin=origin_of(request),
@@ -126,6 +128,17 @@ def _joined(first: dict[str, list[Any]] | None, second: dict[str, list[Any]] | N
     if first is None or second is None:
         return first or second
     return {name: first[name] + second[name] for name in first}
+
+
+def _check_echo(num_tokens: int, num_top: int | None) -> None:
+    """Scored prompts are held in memory until the call ends."""
+    if num_top is not None and num_tokens * (num_top + 1) > MAX_ECHOED_LOGPROBS:
+        raise HttpError(
+            400,
+            f"echo with logprobs of {num_top} scores {num_tokens} prompt tokens, more than fit one call "
+            f"({MAX_ECHOED_LOGPROBS} log-probabilities); send fewer prompts at once.",
+            param="logprobs",
+        )
 
 
 def _prompts(given: str | list[str] | list[int] | list[list[int]]) -> list[Prompt]:

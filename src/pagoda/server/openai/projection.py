@@ -11,6 +11,7 @@ from pagoda.engine.request import FinishReason, TokenLogprobs
 from pagoda.errors import HttpError
 from pagoda.server import sse
 from pagoda.server.errors import error_body
+from pagoda.server.openai.marks import Options, num_written
 from pagoda.server.record import Record
 from pagoda.server.token_text import TokenTexts
 
@@ -28,16 +29,18 @@ def identity_of(call_id: str, kind: str, model: str) -> dict[str, Any]:
     }
 
 
-def usage(record: Record) -> dict[str, Any]:
-    """Cached tokens are counted in the prompt's."""
+def usage(record: Record, options: Options = None) -> dict[str, Any]:
+    """Cached tokens are counted in the prompt's; hits and misses in DeepSeek's words beside them."""
     return {
         "prompt_tokens": record.num_prompt_tokens,
         "completion_tokens": record.num_output_tokens,
         "total_tokens": record.num_prompt_tokens + record.num_output_tokens,
         "prompt_tokens_details": {
             "cached_tokens": record.num_read,
-            "cache_write_tokens": record.num_written if record.leases else record.num_computed,
+            "cache_write_tokens": num_written(record, options),
         },
+        "prompt_cache_hit_tokens": record.num_read,
+        "prompt_cache_miss_tokens": record.num_computed,
         "completion_tokens_details": {"reasoning_tokens": 0},
         "kv": record.kv(),
     }

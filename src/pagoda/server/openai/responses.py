@@ -27,7 +27,7 @@ from pagoda.server.record import Record
 from pagoda.server.sampling import checked
 from pagoda.server.service import Call, Service, new_id
 from pagoda.server.token_text import TokenTexts
-from pagoda.server.tools import FORCED, ToolParser, new_parser
+from pagoda.server.tools import new_parser
 from pagoda.server.wire import json_response, origin_of, tenant_of
 
 MOST_STORED = 1024
@@ -71,7 +71,7 @@ class Responses:
         parser = None
         if body.tools and body.tool_choice != "none":
             template = self._conversations.template(conversation)
-            parser = new_parser(template) if _is_free(body) else ToolParser(FORCED)
+            parser = new_parser(template, is_forced=not _is_free(body), id_prefix="call_")
         fingerprint = Fingerprint.of(
             conversation,
             model=body.model,
@@ -95,7 +95,7 @@ class Responses:
             return sse.EventStream(answer, writer.events(answer), writer.late_error)
         outputs = await sse.finish(answer, request)
         sample = outputs[0].outputs[0]
-        writer.add(sample.text, sample.logprobs, is_last=True)
+        writer.add(sample.text, sample.logprobs, sample.finish_reason)
         return json_response(writer.finish(outputs[0], answer))
 
     async def retrieve(self, response_id: str, request: Request) -> Response:
@@ -115,13 +115,13 @@ class Responses:
         content: list[dict[str, Any]] = chat_logprobs(logprobs, self._texts, num_top)["content"]
         return content
 
-    def _keep(self, shape: ResponseShape, response: dict[str, Any], answer: Turn) -> None:
+    def _keep(self, shape: ResponseShape, response: dict[str, Any], answer: tuple[Turn, ...]) -> None:
         """Let others go on from a response, and compare theirs with it."""
         self._history.remember(shape.tenant, shape.response_id, shape.fingerprint)
         if shape.body.store is False:
             return
         turns = shape.conversation.turns[shape.body.instructions is not None :]
-        self._stored[shape.tenant, shape.response_id] = _Stored((*turns, answer), response)
+        self._stored[shape.tenant, shape.response_id] = _Stored((*turns, *answer), response)
         while len(self._stored) > MOST_STORED:
             self._stored.popitem(last=False)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pagoda.server.conversation import Conversation, Part, Turn
-from pagoda.server.openai.chat import kept, ttl_of
+from pagoda.server.openai.marks import kept, ttl_of
 from pagoda.server.openai.responses_schema import (
     Content,
     FunctionCallItem,
@@ -35,29 +36,30 @@ def input_turns(body: ResponseBody) -> list[Turn]:
     turns: list[Turn] = []
     ttl = "30m" if body.prompt_cache_options is None else body.prompt_cache_options.ttl
     for item in body.input:
-        turns = _with(turns, item, ttl)
+        _append(turns, item, ttl)
     return turns
 
 
 def answer_turn(text: str, calls: Sequence[ToolCall]) -> Turn:
     """What the model answered, for those that go on from it."""
-    more = {"tool_calls": [_call(call.name, call.arguments, "") for call in calls]} if calls else {}
+    more = {"tool_calls": [_call(call.name, call.arguments, call.call_id) for call in calls]} if calls else {}
     return Turn("assistant", (Part(text),), more)
 
 
-def _with(turns: list[Turn], item: InputItem, ttl: str) -> list[Turn]:
-    """`turns` and one more item; calls belong to the assistant's turn before them."""
-    if isinstance(item, MessageItem):
-        role = "system" if item.role == "developer" else item.role
-        return [*turns, Turn(role, _parts(item.content, ttl))]
-    if isinstance(item, FunctionCallOutputItem):
-        return [*turns, Turn("tool", _parts(item.output, ttl), {"tool_call_id": item.call_id})]
-    if isinstance(item, FunctionCallItem):
-        call = _call(item.name, item.arguments, item.call_id)
-        last = turns[-1] if turns and turns[-1].role == "assistant" else Turn("assistant", (Part(""),))
-        rest = turns[:-1] if turns and turns[-1] is last else turns
-        return [*rest, Turn("assistant", last.parts, {"tool_calls": [*last.more.get("tool_calls", ()), call]})]
-    return turns
+def _append(turns: list[Turn], item: InputItem, ttl: str) -> None:
+    """Add an item to `turns`; calls belong to the assistant's turn before them."""
+    match item:
+        case MessageItem():
+            role = "system" if item.role == "developer" else item.role
+            turns.append(Turn(role, _parts(item.content, ttl)))
+        case FunctionCallOutputItem():
+            turns.append(Turn("tool", _parts(item.output, ttl), {"tool_call_id": item.call_id}))
+        case FunctionCallItem():
+            if not turns or turns[-1].role != "assistant":
+                turns.append(Turn("assistant", (Part(""),)))
+            if "tool_calls" not in turns[-1].more:
+                turns[-1] = replace(turns[-1], more={**turns[-1].more, "tool_calls": []})
+            turns[-1].more["tool_calls"].append(_call(item.name, item.arguments, item.call_id))
 
 
 def _parts(content: str | Sequence[Content], ttl: str) -> tuple[Part, ...]:

@@ -15,7 +15,7 @@ from pagoda.server.answer import Answer
 from pagoda.server.conversation import Conversation, Turn
 from pagoda.server.errors import error_body
 from pagoda.server.fingerprint import Fingerprint
-from pagoda.server.openai.chat import TTL_SECONDS
+from pagoda.server.openai.marks import TTL_SECONDS, Options, num_written
 from pagoda.server.openai.responses_prompt import answer_turn
 from pagoda.server.openai.responses_schema import NamedFunction, ResponseBody
 from pagoda.server.record import Record
@@ -91,7 +91,7 @@ class ResponseWriter:
     parser: ToolParser | None
     read_logprobs: Callable[[Sequence[TokenLogprobs] | None, int], list[dict[str, Any]]]
     diagnose: Callable[[Record], dict[str, Any] | None]
-    keep: Callable[[dict[str, Any], Turn], None]
+    keep: Callable[[dict[str, Any], tuple[Turn, ...]], None]
     _items: list[dict[str, Any]] = field(default_factory=list)
     _lines: list[bytes] = field(default_factory=list)
     _calls: list[ToolCall] = field(default_factory=list)
@@ -103,7 +103,7 @@ class ResponseWriter:
             self._say(f"response.{kind}", response=self.shape.response("in_progress"))
         async for news in answer:
             for _, chunk in news:
-                self.add(chunk.text, chunk.logprobs, is_last=chunk.finish_reason is not None)
+                self.add(chunk.text, chunk.logprobs, chunk.finish_reason)
             yield self._taken()
         output = answer.outputs[0]
         assert output is not None
@@ -118,8 +118,9 @@ class ResponseWriter:
         self._say("response.failed", response=self.shape.response("failed", output=self._items, error=failure))
         return self._taken()
 
-    def add(self, text: str, logprobs: Sequence[TokenLogprobs] | None, is_last: bool) -> None:
-        """More of the text."""
+    def add(self, text: str, logprobs: Sequence[TokenLogprobs] | None, end: FinishReason | None) -> None:
+        """More of the text; `end` says why it is the last."""
+        is_last = end is not None
         pieces = Pieces(text) if self.parser is None else self.parser.push(text, is_last)
         shown = self.read_logprobs(logprobs, self.shape.body.top_logprobs or 0)
         if pieces.text or shown:
@@ -130,7 +131,7 @@ class ResponseWriter:
         if is_last:
             if not self._items:
                 self._add_text("", [])
-            self._close_message()
+            self._close_message("incomplete" if end is FinishReason.LENGTH else "completed")
 
     def finish(self, output: RequestOutput, answer: Answer) -> dict[str, Any]:
         """The whole response."""
@@ -143,10 +144,10 @@ class ResponseWriter:
             output=self._items,
             completed_at=int(time()),
             incomplete_details={"reason": "max_output_tokens"} if is_cut else None,
-            usage=usage(record),
+            usage=usage(record, self.shape.body.prompt_cache_options),
             prompt_cache_diagnostics=self.diagnose(record),
         )
-        self.keep(response, answer_turn(self._text, self._calls))
+        self.keep(response, (answer_turn(self._text, self._calls),) if self._items else ())
         return response
 
     @property
@@ -169,13 +170,13 @@ class ResponseWriter:
         if text or logprobs:
             self._say("response.output_text.delta", **self._place, delta=text, logprobs=logprobs)
 
-    def _close_message(self) -> None:
+    def _close_message(self, status: str = "completed") -> None:
         if not self._has_message:
             return
         self._has_message = False
         item = self._items[-1]
         part = item["content"][0]
-        item["status"] = "completed"
+        item["status"] = status
         self._say("response.output_text.done", **self._place, text=part["text"], logprobs=part["logprobs"])
         self._say("response.content_part.done", **self._place, part=part)
         self._say("response.output_item.done", output_index=self._index, item=item)
@@ -185,7 +186,7 @@ class ResponseWriter:
         item = {
             "id": new_id("fc_"),
             "type": "function_call",
-            "call_id": new_id("call_"),
+            "call_id": call.call_id,
             "name": call.name,
             "arguments": "",
             "status": "in_progress",
@@ -215,18 +216,20 @@ class ResponseWriter:
         return b"".join(lines)
 
 
-def usage(record: Record) -> dict[str, Any]:
+def usage(record: Record, options: Options) -> dict[str, Any]:
     """Cached tokens are counted in the input's."""
+    details: dict[str, Any] = {
+        "cached_tokens": record.num_read,
+        "cache_write_tokens": num_written(record, options),
+    }
+    if record.leases:
+        details["cache_write_tokens_details"] = {
+            "ttl_30m_tokens": record.num_written_for(TTL_SECONDS["30m"]),
+            "ttl_12h_tokens": record.num_written_for(TTL_SECONDS["12h"]),
+        }
     return {
         "input_tokens": record.num_prompt_tokens,
-        "input_tokens_details": {
-            "cached_tokens": record.num_read,
-            "cache_write_tokens": record.num_written if record.leases else record.num_computed,
-            "cache_write_tokens_details": {
-                "ttl_30m_tokens": record.num_written_for(TTL_SECONDS["30m"]),
-                "ttl_12h_tokens": record.num_written_for(TTL_SECONDS["12h"]),
-            },
-        },
+        "input_tokens_details": details,
         "output_tokens": record.num_output_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": record.num_prompt_tokens + record.num_output_tokens,
