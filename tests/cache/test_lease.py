@@ -2,11 +2,12 @@
 
 import pytest
 
+from pagoda.cache import lease as module
 from pagoda.cache.cache import Cache, NoBytes
 from pagoda.cache.cross import CrossGroup
 from pagoda.cache.eviction.lru import LRU
 from pagoda.cache.group import PageGroup
-from pagoda.cache.lease import Breakpoint
+from pagoda.cache.lease import SPARE_ENTRIES, Breakpoint
 from pagoda.cache.namespace import Namespace
 from pagoda.cache.rule import KeepAll
 from pagoda.cache.state import SnapshotRule, StateGroup
@@ -185,6 +186,21 @@ def test_reset_ends_leases(cache):
     assert (cache.leases(), cache.stats().reset_pages) == ([], 2)
     store(cache, range(12))
     assert cache.stats().groups[0].leased == 0
+
+
+def test_what_ended_before_its_time_is_forgotten(cache):
+    store(cache, range(8))
+    for _ in range(3 * SPARE_ENTRIES):
+        lease(cache, range(8))
+        cache.reset()
+        store(cache, range(8))
+    assert len(cache._leases._ends) <= SPARE_ENTRIES + 2
+
+
+def test_a_tenant_has_a_limited_number_of_leases(cache, monkeypatch):
+    monkeypatch.setattr(module, "MOST_LEASES", 2)
+    store(cache, range(16))
+    assert [lease(cache, range(n)).granted for n in (4, 8, 12, 8)] == [True, True, False, True]
 
 
 def test_leases_are_told(cache, clock):

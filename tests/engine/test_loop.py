@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from pagoda import LLM, SamplingParams
 from pagoda.engine.loop import EngineLoop
+from pagoda.errors import EngineClosedError, RequestError
 
 
 @pytest.fixture
@@ -38,3 +40,25 @@ def test_what_runs_is_not_cancelled(loop: EngineLoop) -> None:
     may_go_on.set()
     assert running.result(10)
     assert loop.is_alive
+
+
+def test_an_observer_that_fails_does_not_end_the_loop(loop: EngineLoop) -> None:
+    loop.observe(lambda: 1 // 0)
+    loop.call(lambda: loop._deliver([])).result(10)
+    assert loop.call(lambda: "alive").result(10) == "alive"
+
+
+def test_whoever_asks_a_closed_loop_gets_an_answer(loop: EngineLoop) -> None:
+    loop.close()
+    with pytest.raises(EngineClosedError):
+        loop.call(lambda: None).result(10)
+
+
+def test_a_tokenizer_that_fails_ends_the_request() -> None:
+    with LLM(num_threads=1) as llm:
+        tokenizer = llm.tokenizer
+        llm.tokenizer = SimpleNamespace(decode=lambda *_, **__: 1 // 0, all_special_ids=[])
+        with pytest.raises(RequestError):
+            llm.generate([5, 6], SamplingParams(max_tokens=2), use_tqdm=False)
+        llm.tokenizer = tokenizer
+        assert llm.generate([5, 6], SamplingParams(max_tokens=2), use_tqdm=False)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from pagoda.engine.request import Request, RequestMetrics, Sequence
-from pagoda.engine.sampling import NUCLEUS_GUESS, edit_logits, sample, token_logprobs, truncate
+from pagoda.engine.sampling import NUCLEUS_GUESS, draw, edit_logits, sample, token_logprobs, truncate
+from pagoda.errors import InvalidSamplingError, RequestError
 from pagoda.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -242,3 +243,14 @@ class TestLogprobs:
     def test_rank_counts_the_more_likely_tokens(self):
         logits = torch.tensor([0.0, 3.0, 1.0, 3.0])
         assert [token_logprobs(logits, token, 0).rank for token in range(4)] == [4, 1, 3, 1]
+
+
+def test_a_sequence_without_a_token_left_fails_alone():
+    logits = torch.tensor([1.0, -math.inf])
+    params = SamplingParams(min_tokens=1, stop_token_ids=[0])
+    broken = make_sequence(SamplingParams())
+    broken.random = None
+    rows = [(each, logits) for each in (make_sequence(params), broken, make_sequence(SamplingParams()))]
+    drawn, failed = draw(rows, NO_EOS)
+    assert [token for _, _, token in drawn] == [0]
+    assert [type(error) for _, error in failed] == [InvalidSamplingError, RequestError]

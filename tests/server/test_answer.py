@@ -76,3 +76,19 @@ def test_why_a_request_failed_decides_the_status() -> None:
     assert failed(wrapped).status == 503
     assert failed(RequestError("the model broke")).status == 500
     assert failed(HttpError(504, "late")).status == 504
+
+
+def test_what_comes_while_the_last_news_are_sent_is_given_before_an_error() -> None:
+    texts: list[str] = []
+
+    async def read() -> None:
+        answer = new_answer()
+        answer.put(0, chunk("a"))
+        async for taken in answer:
+            texts.extend(each.text for _, each in taken)
+            answer.put(0, chunk("b"))
+            answer.put(0, RequestError("broken"))
+
+    with pytest.raises(HttpError, match="broken"):
+        asyncio.run(read())
+    assert texts == ["a", "b"]

@@ -204,3 +204,6 @@ def test_a_response_is_put_there_before(gpt: openai.OpenAI, server: Running) -> 
     flood(server)
     usage = gpt.responses.create(**asked).usage
     assert usage.input_tokens_details.cached_tokens == usage.input_tokens - 1
+    answered = {"input": [{"role": "user", "content": STORY}, {"role": "user", "content": "Go on."}]}
+    on = gpt.responses.create(**{**asked, "input": "Go on."}, previous_response_id=warm.id).usage
+    assert on.input_tokens == gpt.responses.create(**{**asked, **answered}).usage.input_tokens

@@ -130,3 +130,17 @@ def test_names_of_pages_are_the_same_everywhere_and_differ_by_what_decides_them(
 def test_an_address_that_cannot_be_had_is_a_named_error(events: KvEvents) -> None:
     with pytest.raises(ConfigError, match="cannot be bound"):
         KvEvents(events.endpoint, None, "", PAGE_TOKENS)
+
+
+def test_a_replay_may_be_asked_for_in_any_frames(llm: LLM, events: KvEvents) -> None:
+    llm.generate([5] * 100, ONE, use_tqdm=False)
+    context = zmq.Context()
+    dealer = context.socket(zmq.DEALER)
+    dealer.connect(events.replay_endpoint)
+    for frames in ([b""], [(0).to_bytes(8, "big")], [b"", b"", b"nonsense", b"too long to be a number"]):
+        dealer.send_multipart(frames)
+        number = None
+        while number != END_OF_REPLAY:
+            assert dealer.poll(60_000)
+            _, number, _ = dealer.recv_multipart()
+    context.destroy(linger=0)

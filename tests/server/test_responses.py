@@ -50,6 +50,7 @@ def test_a_stream_adds_up_to_the_response(client: openai.OpenAI) -> None:
     assert "".join(event.delta for event in events if event.type.endswith("text.delta")) == whole.output_text
     assert events[-1].response.output_text == whole.output_text
     assert events[-1].response.usage.output_tokens == 16
+    assert whole.output[0].status == events[-1].response.output[0].status == "incomplete"
 
 
 def test_responses_are_gone_on_from(client: openai.OpenAI) -> None:

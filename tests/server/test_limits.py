@@ -1,0 +1,83 @@
+"""What one request may ask for, and what is left of it once it has ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pagoda import LLM
+from server.running import MODEL, Running, running
+
+HUGE = 10**400
+COMPLETION = {"model": MODEL, "prompt": "The sea", "max_tokens": 1}
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "The sea"}], "max_tokens": 1}
+RESPONSE = {"model": MODEL, "input": "The sea", "max_output_tokens": 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", COMPLETION | {"max_tokens": HUGE}),
+        ("/v1/completions", COMPLETION | {"min_tokens": HUGE}),
+        ("/v1/completions", COMPLETION | {"top_k": HUGE}),
+        ("/v1/chat/completions", CHAT | {"max_tokens": HUGE}),
+        ("/v1/responses", RESPONSE | {"max_output_tokens": HUGE}),
+        ("/v1/messages", CHAT | {"max_tokens": HUGE}),
+    ],
+)
+def test_a_number_beyond_all_bounds_is_refused(server: Running, path: str, body: dict) -> None:
+    answer = server.post(path, body)
+    assert answer.status_code == 400
+    assert "max" in answer.json()["error"]["message"] or "at most" in answer.json()["error"]["message"]
+
+
+def test_a_request_that_rules_out_every_token_ends_alone(server: Running) -> None:
+    """Of two in the same steps."""
+    everything = list(range(server.llm.engine.model.vocab_size))
+    refused = server.post("/v1/completions", COMPLETION | {"min_tokens": 1, "stop_token_ids": everything})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "min_tokens")
+    assert server.post("/v1/completions", COMPLETION).status_code == 200
+
+
+def test_scored_prompts_are_bounded(server: Running) -> None:
+    body = COMPLETION | {"echo": True, "max_tokens": 0, "prompt": [[5] * 2000] * 100}
+    refused = server.post("/v1/completions", body | {"logprobs": 20})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "logprobs")
+    assert server.post("/v1/completions", body | {"logprobs": 1000}).json()["error"]["param"] == "logprobs"
+
+
+def test_nothing_is_kept_of_an_answer_for_its_deadline(server: Running) -> None:
+    headers = {"x-request-timeout": "999999999"}
+    assert server.post("/v1/completions", COMPLETION, headers=headers).status_code == 200
+    assert not server.service._deadlines
+
+
+def test_a_tenant_s_limit_counts_prompts(llm: LLM, tmp_path: Path) -> None:
+    file = tmp_path / "tenants.toml"
+    file.write_text('[tenants.a]\napi_key = "one"\nmax_requests = 2\n')
+    headers = {"x-api-key": "one"}
+    with running(llm, tenants=file) as server:
+        assert server.post("/v1/completions", COMPLETION | {"prompt": ["a", "b"]}, headers=headers).status_code == 200
+        refused = server.post("/v1/completions", COMPLETION | {"prompt": ["a", "b", "c"]}, headers=headers)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt")
+        server.wait_until_idle()
+
+
+def test_of_many_marks_the_last_count(server: Running) -> None:
+    mark = {"mode": "explicit"}
+    parts = [{"type": "text", "text": f"Part {n} of a story.", "prompt_cache_breakpoint": mark} for n in range(2000)]
+    body = CHAT | {"messages": [{"role": "user", "content": parts[:20]}], "prompt_cache_options": mark}
+    leases = server.post("/v1/chat/completions", body).json()["usage"]["kv"]["leases"]
+    assert len(leases) == 4
+    assert min(each["tokens"] for each in leases) > 16 * 5
+    refused = server.post("/v1/chat/completions", body | {"messages": [{"role": "user", "content": parts}]})
+    assert refused.json()["error"]["code"] == "PromptTooLongError"
+
+
+def test_without_marks_explicit_requests_write_nothing(server: Running) -> None:
+    body = CHAT | {"prompt_cache_options": {"mode": "explicit"}}
+    details = server.post("/v1/chat/completions", body).json()["usage"]["prompt_tokens_details"]
+    assert details["cache_write_tokens"] == 0
+    usage = server.post("/v1/responses", RESPONSE | {"prompt_cache_options": {"mode": "explicit"}}).json()["usage"]
+    assert usage["input_tokens_details"]["cache_write_tokens"] == 0
