@@ -79,6 +79,14 @@ def test_calls_are_read_back(format: ToolFormat, text: str, shown: str, calls: l
     assert read(format, list(text)) == (shown, calls)
 
 
+def test_calls_beyond_the_most_are_left_out() -> None:
+    parser = ToolParser(HERMES, most_calls=1)
+    text = f"<tool_call>{AS_JSON}</tool_call>" * 2
+    pieces = [parser.push(each) for each in text] + [parser.push("", is_last=True)]
+    assert [call for each in pieces for call in each.calls] == [WEATHER]
+    assert parser.num_calls == 1
+
+
 def test_ids_are_those_that_templates_take() -> None:
     text = f"[TOOL_CALLS] [{AS_JSON}, {AS_JSON}]"
     first, second = ToolParser(MISTRAL).push(text, is_last=True).calls

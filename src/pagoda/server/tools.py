@@ -67,18 +67,19 @@ def forced_format(template: str) -> ToolFormat:
     return FORCED if known is None else replace(FORCED, id_length=known.id_length)
 
 
-def new_parser(template: str, is_forced: bool, id_prefix: str) -> ToolParser | None:
+def new_parser(template: str, is_forced: bool, id_prefix: str, most_calls: int | None = None) -> ToolParser | None:
     """A parser for one sample, if its calls are of a known format."""
     format = forced_format(template) if is_forced else find_format(template)
-    return None if format is None else ToolParser(format, id_prefix)
+    return None if format is None else ToolParser(format, id_prefix, most_calls)
 
 
 @dataclass
 class ToolParser:
-    """Reads one sample's text as it comes."""
+    """Reads one sample's text as it comes; calls beyond `most_calls` are left out."""
 
     format: ToolFormat
     id_prefix: str = "call_"
+    most_calls: int | None = None
     num_calls: int = 0
     _held: str = ""
     _inside: bool = False
@@ -129,6 +130,8 @@ class ToolParser:
             self._text.append(self._opened + body + found)
         else:
             self._calls += [replace(call, call_id=self._new_id()) for call in calls]
+            if self.most_calls is not None:
+                del self._calls[max(self.most_calls - self.num_calls, 0) :]
         self._held, self._inside = after, False
         return bool(after)
 

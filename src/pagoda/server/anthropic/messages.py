@@ -50,7 +50,8 @@ class Messages:
         parser = None
         if body.tools and (body.tool_choice is None or body.tool_choice.type != "none"):
             template = self._conversations.template(conversation)
-            parser = new_parser(template, is_forced=_must_call(body), id_prefix="toolu_")
+            is_single = body.tool_choice is not None and body.tool_choice.disable_parallel_tool_use
+            parser = new_parser(template, _must_call(body), "toolu_", 1 if is_single else None)
         call = Call(
             call_id=new_id("msg_"),
             origin=origin_of(request),

@@ -40,16 +40,17 @@ from pagoda.server.wire import json_response, origin_of
 
 @dataclass(frozen=True)
 class _Shape:
-    """What the answer to one call looks like; tool calls are read if there is a format for them."""
+    """What the answer to one call looks like; tool calls are read, so many at most, if there is a format for them."""
 
     identity: dict[str, Any]
     num_top: int
     returns_ids: bool
     calls: ToolFormat | None
+    most_calls: int | None
 
     def parser(self) -> ToolParser | None:
         """For one sample, if its text may have tool calls."""
-        return None if self.calls is None else ToolParser(self.calls)
+        return None if self.calls is None else ToolParser(self.calls, most_calls=self.most_calls)
 
 
 class ChatCompletions:
@@ -82,6 +83,7 @@ class ChatCompletions:
             num_top=body.top_logprobs or 0,
             returns_ids=body.return_token_ids,
             calls=self._call_format(body, conversation),
+            most_calls=1 if body.parallel_tool_calls is False else None,
         )
         answer = service.submit(call)
         if body.stream:

@@ -71,7 +71,8 @@ class Responses:
         parser = None
         if body.tools and body.tool_choice != "none":
             template = self._conversations.template(conversation)
-            parser = new_parser(template, is_forced=not _is_free(body), id_prefix="call_")
+            most_calls = 1 if body.parallel_tool_calls is False else None
+            parser = new_parser(template, not _is_free(body), "call_", most_calls)
         fingerprint = Fingerprint.of(
             conversation,
             model=body.model,
