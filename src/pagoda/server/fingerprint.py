@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from hashlib import blake2b
 from typing import Any
 
 from pagoda.server.conversation import Conversation, Turn
+from pagoda.server.latest import Latest
 
 MOST_REMEMBERED = 16384
 
@@ -79,20 +79,17 @@ class Fingerprint:
         return None
 
 
-@dataclass
 class History:
     """The fingerprints of late answers, by tenant and id."""
 
-    most: int = MOST_REMEMBERED
-    _entries: OrderedDict[tuple[str, str], Fingerprint] = field(default_factory=OrderedDict)
+    def __init__(self) -> None:
+        self._fingerprints = Latest[Fingerprint](MOST_REMEMBERED)
 
     def remember(self, tenant: str, answer_id: str, fingerprint: Fingerprint) -> None:
-        self._entries[tenant, answer_id] = fingerprint
-        while len(self._entries) > self.most:
-            self._entries.popitem(last=False)
+        self._fingerprints.put(tenant, answer_id, fingerprint)
 
     def find(self, tenant: str, answer_id: str) -> Fingerprint | None:
-        return self._entries.get((tenant, answer_id))
+        return self._fingerprints.find(tenant, answer_id)
 
 
 def missed_tokens(earlier: Fingerprint, num_prompt_tokens: int, num_read: int) -> int:

@@ -1,0 +1,71 @@
+"""What a tenant is told of the server and of itself does not depend on what other tenants do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pagoda import LLM
+from pagoda.server.conversation import Conversation
+from pagoda.server.fingerprint import MOST_REMEMBERED, Fingerprint, History
+from server.running import MODEL, Running, running
+
+TENANTS = """
+[tenants.a]
+api_key = "a"
+[tenants.b]
+api_key = "b"
+[tenants.operator]
+api_key = "operator"
+is_admin = true
+"""
+STORY = "The room was a pleasant one, at the top of the house, overlooking the sea. " * 4
+A, B, OPERATOR = ({"x-api-key": key} for key in ("a", "b", "operator"))
+
+
+@pytest.fixture
+def tenants(tmp_path: Path) -> Path:
+    file = tmp_path / "tenants.toml"
+    file.write_text(TENANTS)
+    return file
+
+
+@pytest.fixture
+def server(llm: LLM, tenants: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    """With room for three stored responses; nothing is in its cache."""
+    monkeypatch.setattr("pagoda.server.openai.responses.MOST_STORED", 3)
+    with running(llm, tenants=tenants) as server:
+        llm.reset_prefix_cache()
+        yield server
+        server.wait_until_idle()
+
+
+def respond(server: Running, headers: dict[str, str], **more: Any) -> str:
+    asked = {"model": MODEL, "input": "Where is the harbour?", "max_output_tokens": 1} | more
+    answer = server.post("/v1/responses", asked, headers=headers)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["id"])
+
+
+def test_stored_responses_outlast_those_of_others(server: Running) -> None:
+    mine = respond(server, B)
+    for _ in range(4):
+        respond(server, A)
+    assert server.get(f"/v1/responses/{mine}", headers=B).status_code == 200
+    respond(server, B, previous_response_id=mine)
+    for _ in range(2):
+        respond(server, B)
+    assert server.get(f"/v1/responses/{mine}", headers=B).status_code == 404
+
+
+def test_fingerprints_outlast_those_of_others() -> None:
+    history, fingerprint = History(), Fingerprint.of(Conversation(()), model=MODEL)
+    history.remember("b", "mine", fingerprint)
+    for number in range(MOST_REMEMBERED):
+        history.remember("a", str(number), fingerprint)
+    assert history.find("b", "mine") == fingerprint
+    history.remember("a", "one more", fingerprint)
+    assert (history.find("a", "0"), history.find("a", "1")) == (None, fingerprint)
