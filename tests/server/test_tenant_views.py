@@ -35,8 +35,9 @@ def tenants(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(llm: LLM, tenants: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
-    """With room for three stored responses; nothing is in its cache."""
+    """With room for three stored responses of 64 KiB together; nothing is in its cache."""
     monkeypatch.setattr("pagoda.server.openai.responses.MOST_STORED", 3)
+    monkeypatch.setattr("pagoda.server.openai.responses.MOST_STORED_NBYTES", 64 << 10)
     with running(llm, tenants=tenants) as server:
         llm.reset_prefix_cache()
         yield server
@@ -69,3 +70,33 @@ def test_fingerprints_outlast_those_of_others() -> None:
     assert history.find("b", "mine") == fingerprint
     history.remember("a", "one more", fingerprint)
     assert (history.find("a", "0"), history.find("a", "1")) == (None, fingerprint)
+
+
+def test_stored_texts_are_bounded(server: Running) -> None:
+    other, first = respond(server, B), respond(server, A, user="x" * 40_000)
+    assert server.get(f"/v1/responses/{first}", headers=A).json()["user"] == "x" * 40_000
+    second = respond(server, A, safety_identifier="x" * 40_000)
+    found = {each: server.get(f"/v1/responses/{each}", headers=A).status_code for each in (first, second)}
+    assert found == {first: 404, second: 200}
+    assert server.get(f"/v1/responses/{other}", headers=B).status_code == 200
+    assert server.get(f"/v1/responses/{respond(server, A, user='x' * 80_000)}", headers=A).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("metadata", "field"),
+    [
+        ({str(number): "x" for number in range(17)}, "metadata"),
+        ({"k" * 65: "x"}, "metadata." + "k" * 65),
+        ({"key": "x" * 513}, "metadata.key"),
+    ],
+)
+def test_metadata_has_limits(server: Running, metadata: dict[str, str], field: str) -> None:
+    asked = {"model": MODEL, "input": "Hello", "metadata": metadata}
+    answer = server.post("/v1/responses", asked, headers=A)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+
+
+def test_metadata_within_the_limits_is_said_again(server: Running) -> None:
+    metadata = {f"{number:064}": "x" * 512 for number in range(16)}
+    found = server.get(f"/v1/responses/{respond(server, A, metadata=metadata)}", headers=A)
+    assert found.json()["metadata"] == metadata

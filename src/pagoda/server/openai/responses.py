@@ -16,8 +16,9 @@ from pagoda.errors import HttpError
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server import sse
 from pagoda.server.conversation import Conversation, ConversationReader, Turn
-from pagoda.server.fingerprint import Fingerprint, History, Section, missed_tokens
+from pagoda.server.fingerprint import Fingerprint, History, Section, missed_tokens, plain
 from pagoda.server.forms import call_form, json_form
+from pagoda.server.jsons import to_json
 from pagoda.server.latest import Latest
 from pagoda.server.openai.projection import chat_logprobs
 from pagoda.server.openai.responses_prompt import conversation_of
@@ -31,6 +32,7 @@ from pagoda.server.tools import FORCED, ToolParser, new_parser
 from pagoda.server.wire import json_response, origin_of, tenant_of
 
 MOST_STORED = 1024
+MOST_STORED_NBYTES = 64 << 20
 REASONS = {
     Section.MODEL: "model_changed",
     Section.CACHE_KEY: "prompt_cache_key_changed",
@@ -48,6 +50,11 @@ class _Stored:
     turns: tuple[Turn, ...]
     response: dict[str, Any]
 
+    @property
+    def nbytes(self) -> int:
+        """About as many as its texts have."""
+        return len(to_json([plain(turn) for turn in self.turns])) + len(to_json(self.response))
+
 
 class Responses:
     """The handlers, over one service."""
@@ -57,7 +64,7 @@ class Responses:
         self._conversations = conversations
         self._texts = texts
         self._history = History()
-        self._stored = Latest[_Stored](MOST_STORED)
+        self._stored = Latest[_Stored](MOST_STORED, MOST_STORED_NBYTES)
 
     async def create(self, body: ResponseBody, request: Request) -> Response:
         """Answer what is asked, from where an earlier response ended if one is named."""
@@ -121,7 +128,8 @@ class Responses:
         if shape.body.store is False:
             return
         turns = shape.conversation.turns[shape.body.instructions is not None :]
-        self._stored.put(shape.tenant, shape.response_id, _Stored((*turns, answer), response))
+        stored = _Stored((*turns, answer), response)
+        self._stored.put(shape.tenant, shape.response_id, stored, stored.nbytes)
 
     def _diagnostics(self, shape: ResponseShape, record: Record) -> dict[str, Any] | None:
         """Why less was read than the response that is compared with would have allowed."""
