@@ -100,3 +100,21 @@ def test_metadata_within_the_limits_is_said_again(server: Running) -> None:
     metadata = {f"{number:064}": "x" * 512 for number in range(16)}
     found = server.get(f"/v1/responses/{respond(server, A, metadata=metadata)}", headers=A)
     assert found.json()["metadata"] == metadata
+
+
+def test_the_tree_has_as_many_branches_whatever_others_have(server: Running) -> None:
+    def complete(headers: dict[str, str], prompt: str) -> None:
+        server.post("/v1/completions", {"model": MODEL, "prompt": prompt, "max_tokens": 1}, headers=headers)
+
+    def roots(headers: dict[str, str]) -> list[dict[str, Any]]:
+        answer = server.get("/v1/kv/tree?limit=2", headers=headers)
+        return list(answer.json()["roots"])
+
+    complete(B, STORY)
+    alone = roots(B)
+    assert alone[0]["branches"][0]["text"].startswith("The room was")
+    for prompt in ("Once upon a time. " * 8, "It was a calm sea. " * 8):
+        for _ in range(3):
+            complete(A, prompt)
+    assert roots(B) == alone
+    assert [(root["tenant"], len(root["branches"])) for root in roots(OPERATOR)] == [("b", 0), ("a", 2)]

@@ -68,9 +68,9 @@ class Kv:
     async def tree(self, request: Request, limit: Annotated[int, Query(ge=1, le=MOST_BRANCHES)] = 100) -> Response:
         """The prefix tree: those of `limit` branches first that saved most."""
         tenant = tenant_of(request)
-        found = await self._ask(lambda: self._service.llm.engine.outline(limit, SHOWN_TOKENS))
-        mine = [each for each in found if tenant.is_admin or each.namespace.tenant == tenant.name]
-        roots = await self._service.read(self._shown_outlines, mine, "limit")
+        whose = None if tenant.is_admin else tenant.name
+        found = await self._ask(lambda: self._service.llm.engine.outline(limit, SHOWN_TOKENS, whose))
+        roots = await self._service.read(self._shown_outlines, found, "limit")
         return json_response({"roots": roots, "page_tokens": self._page_tokens})
 
     async def pin(self, body: PinBody, request: Request) -> Response:
