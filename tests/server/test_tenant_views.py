@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from pagoda import LLM
@@ -118,3 +120,62 @@ def test_the_tree_has_as_many_branches_whatever_others_have(server: Running) -> 
             complete(A, prompt)
     assert roots(B) == alone
     assert [(root["tenant"], len(root["branches"])) for root in roots(OPERATOR)] == [("b", 0), ("a", 2)]
+
+
+def status(server: Running, headers: dict[str, str]) -> dict[str, Any]:
+    """Without what changes by itself."""
+    found = server.get("/v1/kv/status", headers=headers).json()
+    return {name: value for name, value in found.items() if name not in ("time", "uptime_seconds")}
+
+
+def first_event(server: Running, headers: dict[str, str]) -> dict[str, Any]:
+    with httpx2.stream("GET", server.url + "/v1/kv/events", timeout=30, headers=headers) as stream:
+        line = next(line for line in stream.iter_lines() if line.startswith("data: "))
+    found = json.loads(line.removeprefix("data: "))
+    return {name: value for name, value in found.items() if name not in ("time", "uptime_seconds")}
+
+
+def test_a_status_has_nothing_of_others(server: Running) -> None:
+    mine = {"model": MODEL, "prompt": STORY, "max_tokens": 1}
+    for _ in range(2):
+        tokens = server.post("/v1/completions", mine, headers=B).json()["usage"]["prompt_tokens"]
+    server.wait_until_idle()
+    before, event = status(server, B), first_event(server, B)
+    server.post("/v1/kv/pin", {"model": MODEL, "prompt": "Others. " * 20, "ttl_seconds": 60}, headers=A)
+    for _ in range(3):
+        server.post("/v1/completions", mine | {"prompt": "Once upon a time. " * 8}, headers=A)
+    server.wait_until_idle()
+    assert (status(server, B), first_event(server, B)) == (before, event)
+    rate = (tokens - 1) / (2 * tokens)
+    assert before["cache"] == {"hit_rate": rate, "hit_tokens": tokens - 1, "queried_tokens": 2 * tokens}
+    assert set(before["memory"]) == {"pages"}
+    counts = server.llm.cache_stats().groups[0]
+    assert before["groups"][0]["total"] == counts.total
+    assert set(before["groups"][0]) == {"name", "format", "page_nbytes", "page_tokens", "total"}
+    assert (event["pages"], len(event["recent"])) == ([], 2)
+    whole = first_event(server, OPERATOR)
+    assert whole["groups"][0]["leased"] == counts.leased > 0
+    assert (len(whole["pages"]), len(whole["recent"]), len(whole["leases"])) == (1, 6, 1)
+    assert "evicted_pages" in whole["cache"]
+    assert (before["sees_all"], whole["sees_all"]) == (False, True)
+
+
+def test_what_is_remembered_of_a_tenant_outlasts_others(server: Running) -> None:
+    mine = {"model": MODEL, "prompt": ["Hello"], "max_tokens": 1}
+    server.post("/v1/completions", mine, headers=B)
+    for _ in range(2):
+        server.post("/v1/completions", mine | {"prompt": ["Hello"] * 128}, headers=A)
+    server.wait_until_idle()
+    assert [len(first_event(server, each)["recent"]) for each in (A, B, OPERATOR)] == [240, 1, 240]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_who_is_alone_sees_everything(llm: LLM, tmp_path: Path, several: bool) -> None:
+    file = tmp_path / "one.toml"
+    file.write_text('[tenants.a]\napi_key = "a"\n')
+    keys = ("other",) if several else ()
+    with running(llm, tenants=file, api_key=keys) as server:
+        found = status(server, A)
+        assert found["sees_all"] == ("evicted_pages" in found["cache"]) == ("free" in found["groups"][0]) != several
+    with running(llm, api_key=("user",), admin_api_key=("admin",)) as server:
+        assert status(server, {"x-api-key": "user"})["sees_all"]
