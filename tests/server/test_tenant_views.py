@@ -179,3 +179,17 @@ def test_who_is_alone_sees_everything(llm: LLM, tmp_path: Path, several: bool) -
         assert found["sees_all"] == ("evicted_pages" in found["cache"]) == ("free" in found["groups"][0]) != several
     with running(llm, api_key=("user",), admin_api_key=("admin",)) as server:
         assert status(server, {"x-api-key": "user"})["sees_all"]
+
+
+def test_metrics_of_all_tenants_are_for_admins(server: Running) -> None:
+    found = [server.get("/metrics", headers=headers) for headers in ({}, A, OPERATOR)]
+    assert [each.status_code for each in found] == [401, 403, 200]
+    assert found[1].json()["error"]["code"] == "admin_only"
+    assert "pagoda:prompt_tokens_total" in found[2].text
+
+
+@pytest.mark.parametrize("with_tenants", [False, True])
+def test_metrics_can_be_open(llm: LLM, tenants: Path, with_tenants: bool) -> None:
+    options = {"tenants": tenants, "metrics_without_key": True} if with_tenants else {"api_key": ("secret",)}
+    with running(llm, **options) as server:
+        assert server.get("/metrics").status_code == 200
