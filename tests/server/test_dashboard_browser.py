@@ -7,6 +7,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,8 +66,9 @@ def open_live(page: Page, url: str) -> None:
     expect(page.locator("#connection")).to_have_text("Live")
 
 
-def complete(server: Running, prompt: str, **more: Any) -> None:
-    assert server.post("/v1/completions", {"model": MODEL, "prompt": prompt, "max_tokens": 2, **more}).is_success
+def complete(server: Running, prompt: str, headers: dict[str, str] | None = None, **more: Any) -> None:
+    asked = {"model": MODEL, "prompt": prompt, "max_tokens": 2, **more}
+    assert server.post("/v1/completions", asked, headers=headers).is_success
 
 
 def shown_counts(page: Page) -> list[int]:
@@ -268,3 +270,27 @@ def test_a_lost_connection_is_shown_and_comes_back(llm: LLM, page: Page) -> None
         expect(page.locator("#connection")).to_have_text("Live")
         expect(page.locator("#figures")).to_have_css("opacity", "1")
         page.close()
+
+
+def test_a_tenant_sees_how_many_pages_there_are_and_an_admin_which(
+    llm: LLM, page: Page, problems: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "tenants.toml"
+    file.write_text('[tenants.a]\napi_key = "a"\n[tenants.operator]\napi_key = "operator"\nis_admin = true')
+    with running(llm, tenants=file) as server:
+        complete(server, STORY, headers={"x-api-key": "a"})
+        for key, sees_all in (("a", False), ("operator", True)):
+            page.goto(server.url)
+            page.evaluate("(key) => sessionStorage.setItem('pagoda-api-key', key)", key)
+            open_live(page, server.url)
+            expect(page.locator("#tree")).to_contain_text("Tenant a")
+            expect(page.locator("#groups h3")).to_contain_text(f"{llm.cache_stats().groups[0].total} pages")
+            expect(page.locator("#memory")).to_contain_text("all pages")
+            expect(page.locator("#figures")).to_contain_text("Hit rate")
+            for place in ("#groups canvas", "#groups .legend", "#memory-bar"):
+                expect(page.locator(place)).to_be_visible(visible=sees_all)
+            expect(page.locator("#pages-note")).to_be_visible(visible=not sees_all)
+            assert ("Evicted pages" in page.inner_text("#figures")) == sees_all
+        assert painted(page, "--idle") > 0
+        page.close()
+    assert [each for each in problems if "net::ERR_ABORTED" not in each and "401" not in each] == []

@@ -291,9 +291,9 @@ class Cache:
         """The `ShownState` of every page of each group, or of one in `stride`."""
         return [group.page_states(stride) for group in self._groups]
 
-    def outline(self, most: int, most_tokens: int) -> list[Outline]:
-        """Up to `most` branches of the prefix tree, each with its first `most_tokens` tokens."""
-        return self._groups[self._main].outline(most, most_tokens)
+    def outline(self, most: int, most_tokens: int, tenant: str | None = None) -> list[Outline]:
+        """Up to `most` branches of the prefix tree of a tenant, or of all (None), each with its first `most_tokens`."""
+        return self._groups[self._main].outline(most, most_tokens, tenant)
 
     def stats(self) -> CacheStats:
         self.expire()

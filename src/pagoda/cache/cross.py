@@ -90,7 +90,7 @@ class CrossGroup:
     def page_states(self, stride: int) -> bytes:
         return self._allocator.page_states(stride)
 
-    def outline(self, most: int, most_tokens: int) -> list[Outline]:  # noqa: ARG002
+    def outline(self, most: int, most_tokens: int, tenant: str | None) -> list[Outline]:  # noqa: ARG002
         """There is no tree."""
         return []
 

@@ -78,9 +78,9 @@ class PageGroup:
     def page_states(self, stride: int) -> bytes:
         return self._allocator.page_states(stride)
 
-    def outline(self, most: int, most_tokens: int) -> list[Outline]:
+    def outline(self, most: int, most_tokens: int, tenant: str | None) -> list[Outline]:
         """The prefix tree for people to look at."""
-        return outline(self._tree, self._allocator, most, most_tokens)
+        return outline(self._tree, self._allocator, most, most_tokens, tenant)
 
     def available_to(self, account: Account) -> int:
         return self._allocator.available_to(account)

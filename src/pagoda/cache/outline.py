@@ -44,9 +44,15 @@ class Outline:
     num_hidden: int = 0
 
 
-def outline(tree: PrefixTree, allocator: PageAllocator, most: int, most_tokens: int) -> list[Outline]:
-    """Up to `most` branches of all namespaces, those first that saved most; each with its first `most_tokens`."""
-    outlines = [Outline(namespace, []) for namespace, _ in tree.roots()]
+def outline(
+    tree: PrefixTree, allocator: PageAllocator, most: int, most_tokens: int, tenant: str | None
+) -> list[Outline]:
+    """Up to `most` branches of all namespaces of a tenant, or of everybody (None), those first that saved most.
+
+    Each has its first `most_tokens`.
+    """
+    roots = [(namespace, root) for namespace, root in tree.roots() if tenant in (None, namespace.tenant)]
+    outlines = [Outline(namespace, []) for namespace, _ in roots]
     tickets = count()
     pending: list[tuple[int, int, Node, int, Outline | Branch]] = []
 
@@ -55,7 +61,7 @@ def outline(tree: PrefixTree, allocator: PageAllocator, most: int, most_tokens: 
             saved = child.num_hits * len(child.key)
             heappush(pending, (-saved, next(tickets), child, start, into))
 
-    for each, (_, root) in zip(outlines, tree.roots(), strict=True):
+    for each, (_, root) in zip(outlines, roots, strict=True):
         offer(root, 0, each)
     num_shown = 0
     while pending:

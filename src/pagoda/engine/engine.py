@@ -212,9 +212,9 @@ class Engine:
         """What every page of each group is, or one in `stride`."""
         return self._cache.page_states(stride)
 
-    def outline(self, most: int, most_tokens: int) -> list[Outline]:
-        """Up to `most` branches of the prefix tree, each with its first `most_tokens` tokens."""
-        return self._cache.outline(most, most_tokens)
+    def outline(self, most: int, most_tokens: int, tenant: str | None = None) -> list[Outline]:
+        """Up to `most` branches of the prefix tree of a tenant, or of all (None), each with its first `most_tokens`."""
+        return self._cache.outline(most, most_tokens, tenant)
 
     def reset_prefix_cache(self) -> int:
         """Forget every page that no running sequence uses; returns how many."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from hashlib import blake2b
 from typing import Any
 
 from pagoda.server.conversation import Conversation, Turn
+from pagoda.server.latest import Latest
 
 MOST_REMEMBERED = 16384
+MOST_REMEMBERED_NBYTES = 64 << 20
+DIGEST_NBYTES = 64  # of each, with what Python needs for it
 
 
 class Section(StrEnum):
@@ -54,11 +56,11 @@ class Fingerprint:
             Section.MODEL: _digest(model),
             Section.CACHE_KEY: _digest(cache_key),
             Section.TOOLS: _digest(conversation.tools),
-            Section.SYSTEM: _digest([_plain(turn) for turn in system]),
+            Section.SYSTEM: _digest([plain(turn) for turn in system]),
             Section.SETTINGS: _digest(settings),
         }
         others = (turn for turn in conversation.turns if turn.role != "system")
-        return cls(sections, tuple(_digest(_plain(turn)) for turn in others))
+        return cls(sections, tuple(_digest(plain(turn)) for turn in others))
 
     def with_tokens(self, num_tokens: int) -> Fingerprint:
         return replace(self, num_tokens=num_tokens)
@@ -79,20 +81,18 @@ class Fingerprint:
         return None
 
 
-@dataclass
 class History:
     """The fingerprints of late answers, by tenant and id."""
 
-    most: int = MOST_REMEMBERED
-    _entries: OrderedDict[tuple[str, str], Fingerprint] = field(default_factory=OrderedDict)
+    def __init__(self) -> None:
+        self._fingerprints = Latest[Fingerprint](MOST_REMEMBERED, MOST_REMEMBERED_NBYTES)
 
     def remember(self, tenant: str, answer_id: str, fingerprint: Fingerprint) -> None:
-        self._entries[tenant, answer_id] = fingerprint
-        while len(self._entries) > self.most:
-            self._entries.popitem(last=False)
+        nbytes = DIGEST_NBYTES * (len(fingerprint.sections) + len(fingerprint.messages))
+        self._fingerprints.put(tenant, answer_id, fingerprint, nbytes)
 
     def find(self, tenant: str, answer_id: str) -> Fingerprint | None:
-        return self._entries.get((tenant, answer_id))
+        return self._fingerprints.find(tenant, answer_id)
 
 
 def missed_tokens(earlier: Fingerprint, num_prompt_tokens: int, num_read: int) -> int:
@@ -100,7 +100,8 @@ def missed_tokens(earlier: Fingerprint, num_prompt_tokens: int, num_read: int) -
     return max(min(earlier.num_tokens, num_prompt_tokens) - 1 - num_read, 0)
 
 
-def _plain(turn: Turn) -> list[Any]:
+def plain(turn: Turn) -> list[Any]:
+    """What a turn says, without marks."""
     return [turn.role, [part.text for part in turn.parts], dict(turn.more)]
 
 

@@ -17,7 +17,8 @@ from pagoda.server.service import Service, new_id
 
 access = logging.getLogger("pagoda.access")
 
-OPEN_PATHS = frozenset(("/", "/health", "/ready", "/metrics", "/openapi.json"))
+OPEN_PATHS = frozenset(("/", "/health", "/ready", "/openapi.json"))
+METRICS_PATH = "/metrics"
 OPEN_FOLDERS = ("/dashboard/",)
 SANE_ID = re.compile(r"[\w.:-]{1,128}")
 TOO_LARGE = "The body is longer than {} bytes; send less."
@@ -49,7 +50,7 @@ class Gate:
         try:
             state = scope.setdefault("state", {})
             state["request_id"] = request_id
-            if not _is_open(scope["path"]):
+            if not self._is_open(scope["path"]):
                 state["tenant"] = self._service.tenants.identify(headers)
             self._check_length(headers)
             await self._app(scope, self._limited(receive), send_with_id)
@@ -57,6 +58,12 @@ class Gate:
             await error_response(scope["path"], error, request_id)(scope, receive, send_with_id)
         finally:
             _log(scope, request_id, status, monotonic() - started)
+
+    def _is_open(self, path: str) -> bool:
+        """Whether no key is needed there."""
+        if path == METRICS_PATH:
+            return not self._service.options.metrics_need_admin
+        return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
 
     def _check_length(self, headers: Headers) -> None:
         length = headers.get("content-length", "0")
@@ -78,10 +85,6 @@ class Gate:
             return message
 
         return limited
-
-
-def _is_open(path: str) -> bool:
-    return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
 
 
 def _id_header(path: str) -> str:

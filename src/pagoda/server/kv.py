@@ -1,7 +1,8 @@
-"""`/v1/kv`: the cache for people and programs that look after it; every tenant sees what is its own.
+"""`/v1/kv`: the cache for people and programs that look after it.
 
-What is asked of the engine is answered between two steps. `/v1/kv/events` sends the whole state and then what changes,
-for as long as somebody looks.
+Where there are several tenants each sees what is its own and how large the cache is. What all do together is shown to
+admins alone: it would tell one tenant of another. The engine answers between two steps. `/v1/kv/events` sends the whole
+state and then what changes, for as long as somebody looks.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pagoda.server.conversation import Conversation, ConversationReader, ReadCon
 from pagoda.server.metrics import group_names
 from pagoda.server.openai.chat import tools_of, turns_of
 from pagoda.server.openai.schema import Body, Message, Tool
+from pagoda.server.recent import Past
 from pagoda.server.record import Record
 from pagoda.server.service import Call, Service, Work, new_id
 from pagoda.server.tenants import Tenant
@@ -62,15 +64,15 @@ class Kv:
         self._conversations = conversations
 
     async def status(self, request: Request) -> Response:
-        """Pages by group and state, hit rates, bytes, leases, requests in flight."""
+        """Pages by group and state, hit rates, bytes, leases, requests in flight; of a tenant its own."""
         return json_response(await self._status(tenant_of(request)))
 
     async def tree(self, request: Request, limit: Annotated[int, Query(ge=1, le=MOST_BRANCHES)] = 100) -> Response:
         """The prefix tree: those of `limit` branches first that saved most."""
         tenant = tenant_of(request)
-        found = await self._ask(lambda: self._service.llm.engine.outline(limit, SHOWN_TOKENS))
-        mine = [each for each in found if tenant.is_admin or each.namespace.tenant == tenant.name]
-        roots = await self._service.read(self._shown_outlines, mine, "limit")
+        whose = _whose(tenant)
+        found = await self._ask(lambda: self._service.llm.engine.outline(limit, SHOWN_TOKENS, whose))
+        roots = await self._service.read(self._shown_outlines, found, "limit")
         return json_response({"roots": roots, "page_tokens": self._page_tokens})
 
     async def pin(self, body: PinBody, request: Request) -> Response:
@@ -106,55 +108,54 @@ class Kv:
 
     async def _events(self, tenant: Tenant) -> AsyncIterator[bytes]:
         number, num_ended, shown = 0, 0, [b""]
+        past = self._service.recent.of(_whose(tenant))
         while not self._service.is_draining:
             status = await self._status(tenant)
-            pages = await self._pages()
+            pages = await self._pages() if self._sees_all(tenant) else []
             kind = "change" if number and [len(each) for each in pages] == [len(each) for each in shown] else "state"
             if kind == "state":
                 status["pages"] = [b64encode(states).decode() for states in pages]
             else:
                 status["changed_pages"] = [_changes(*pair) for pair in zip(shown, pages, strict=True)]
-            status["recent"] = self._service.recent.since(num_ended, None if tenant.is_admin else tenant.name)
-            shown, num_ended = pages, self._service.recent.num_ended
+            status["recent"] = past.since(num_ended)
+            shown, num_ended = pages, past.num_ended
             yield f"id: {number}\n".encode() + sse.named({"type": kind, "number": number, **status})
             number += 1
             await asyncio.sleep(SECONDS_BETWEEN_EVENTS)
 
     async def _status(self, tenant: Tenant) -> dict[str, Any]:
-        service = self._service
+        service, sees_all = self._service, self._sees_all(tenant)
         engine = service.llm.engine
         stats, leases = await self._ask(lambda: (engine.cache_stats(), engine.leases()))
-        own = [each for each in leases if tenant.is_admin or each.tenant == tenant.name]
+        own = [each for each in leases if _whose(tenant) in (None, each.tenant)]
         return {
             "time": time(),
             "uptime_seconds": time() - service.started,
             "model": service.names[0],
-            "groups": self._groups(stats),
+            "sees_all": sees_all,
+            "groups": self._groups(stats, sees_all),
             "page_stride": self._stride,
-            "memory": {"pages": engine.memory.nbytes, "process": resident_memory_nbytes()},
-            "cache": {
-                "hit_rate": stats.hit_rate,
-                "hit_tokens": stats.hit_tokens,
-                "queried_tokens": stats.queried_tokens,
-                "evicted_pages": stats.evicted_pages,
-                "reset_pages": stats.reset_pages,
-                "revoked_leases": stats.revoked_leases,
-            },
+            "memory": {"pages": engine.memory.nbytes} | ({"process": resident_memory_nbytes()} if sees_all else {}),
+            "cache": _counts_of_all(stats) if sees_all else _counts_of(service.recent.of(tenant.name)),
             "leases": [_lease(each) for each in sorted(own, key=lambda each: each.expires_in_seconds)],
             "requests": self._requests(tenant),
         }
 
-    def _groups(self, stats: CacheStats) -> list[dict[str, Any]]:
+    def _sees_all(self, tenant: Tenant) -> bool:
+        return tenant.is_admin or not self._service.tenants.are_several
+
+    def _groups(self, stats: CacheStats, sees_all: bool) -> list[dict[str, Any]]:
         memory = self._service.llm.engine.memory
         sizes = [geometry.page_nbytes for geometry in memory.geometries] or [0]
         if memory.states is not None:
             sizes.append(memory.states.geometry.page_nbytes)
         tokens = [geometry.page_tokens for geometry in memory.geometries] or [0]
         names = group_names(self._service.llm.engine)
+        counts = [asdict(each) if sees_all else {"total": each.total} for each in stats.groups]
         return [
-            {"name": name, "format": format_name, "page_nbytes": nbytes, "page_tokens": page_tokens, **asdict(counts)}
-            for (name, format_name), nbytes, page_tokens, counts in zip(
-                names, sizes, [*tokens, 1][: len(names)], stats.groups, strict=True
+            {"name": name, "format": format_name, "page_nbytes": nbytes, "page_tokens": page_tokens, **shown}
+            for (name, format_name), nbytes, page_tokens, shown in zip(
+                names, sizes, [*tokens, 1][: len(names)], counts, strict=True
             )
         ]
 
@@ -233,6 +234,26 @@ class Kv:
     def _page_tokens(self) -> int:
         geometries = self._service.llm.engine.memory.geometries
         return geometries[0].page_tokens if geometries else 0
+
+
+def _whose(tenant: Tenant) -> str | None:
+    """Whose leases, requests and prefixes a tenant sees: None is everybody's."""
+    return None if tenant.is_admin else tenant.name
+
+
+def _counts_of_all(stats: CacheStats) -> dict[str, Any]:
+    return {
+        "hit_rate": stats.hit_rate,
+        "hit_tokens": stats.hit_tokens,
+        "queried_tokens": stats.queried_tokens,
+        "evicted_pages": stats.evicted_pages,
+        "reset_pages": stats.reset_pages,
+        "revoked_leases": stats.revoked_leases,
+    }
+
+
+def _counts_of(past: Past) -> dict[str, Any]:
+    return {"hit_rate": past.hit_rate, "hit_tokens": past.hit_tokens, "queried_tokens": past.queried_tokens}
 
 
 def _changes(before: bytes, after: bytes) -> list[list[int]]:

@@ -36,8 +36,10 @@ class Operation:
             raise HttpError(503, "The server is shutting down.", code="shutting_down")
         return await self.health()
 
-    async def metrics(self) -> Response:
+    async def metrics(self, request: Request) -> Response:
         """For Prometheus."""
+        if self._service.options.metrics_need_admin:
+            self.check_admin(request)
         stats = await self.stats()
         waiting = self._service.num_waiting
         running = sum(len(answer.requests) for answer in self._service.in_flight) - waiting

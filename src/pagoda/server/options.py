@@ -26,6 +26,7 @@ class ServerOptions:
     request_timeout_seconds: requests that take longer end; None waits for ever.
     drain_timeout_seconds: how long requests in flight may go on after SIGTERM.
     chat_template: a Jinja file that replaces the tokenizer's.
+    metrics_without_key: with tenants, lets anybody read the metrics of all of them, as a Prometheus without a key.
     metrics_compat: also names metrics as this engine does ("vllm").
     otlp_traces_endpoint: where OpenTelemetry is sent a span for each request, over HTTP.
     kv_events_endpoint: a ZMQ address, such as tcp://*:5557, where routers are told which pages are held;
@@ -45,6 +46,7 @@ class ServerOptions:
     request_timeout_seconds: float | None = None
     drain_timeout_seconds: float = 30.0
     chat_template: Path | None = None
+    metrics_without_key: bool = False
     metrics_compat: str | None = None
     log_format: str = "text"
     otlp_traces_endpoint: str | None = None
@@ -80,6 +82,11 @@ class ServerOptions:
     @property
     def has_keys(self) -> bool:
         return bool(self.api_key or self.admin_api_key or self.tenants)
+
+    @property
+    def metrics_need_admin(self) -> bool:
+        """Whether metrics would tell one tenant of another."""
+        return self.tenants is not None and not self.metrics_without_key
 
 
 def is_loopback(host: str) -> bool:

@@ -57,6 +57,11 @@ class Tenants:
         """What the engine promises to each."""
         return {name: TenantShare(each.page_quota, each.lease_budget) for name, each in self.named.items()}
 
+    @property
+    def are_several(self) -> bool:
+        """Whether there are others of whom a tenant may not know."""
+        return len({key.tenant.name for key in self._keys}) > 1
+
     def identify(self, headers: Mapping[str, str]) -> Tenant:
         """The tenant of a request. Raises HttpError 401."""
         if self._anonymous is not None:

@@ -46,15 +46,11 @@ function onState(state, reason) {
 
 function showHeader(event) {
   const { cache } = event;
-  const total = event.groups.reduce((sum, group) => sum + group.total, 0);
-  const free = event.groups.reduce((sum, group) => sum + group.free, 0);
   const figures = [
     ["Hit rate", percent(cache.hit_rate)],
     ["Tokens from cache", count(cache.hit_tokens)],
     ["In flight", count(event.requests.length)],
-    ["Pages filled", total ? percent((total - free) / total) : "none"],
-    ["Evicted pages", count(cache.evicted_pages)],
-    ["Process", bytes(event.memory.process)],
+    ...(event.sees_all ? figuresOfAll(event) : []),
   ];
   setText(byId("model-name"), event.model);
   reconcile(byId("figures"), figures, {
@@ -62,6 +58,17 @@ function showHeader(event) {
     create: ([name]) => element("div", {}, element("dt", { text: name }), element("dd")),
     update: (node, [, value]) => setText(node.lastElementChild, value),
   });
+}
+
+/** What one tenant is not told, since others have a part in it. */
+function figuresOfAll({ cache, groups, memory }) {
+  const total = groups.reduce((sum, group) => sum + group.total, 0);
+  const free = groups.reduce((sum, group) => sum + group.free, 0);
+  return [
+    ["Pages filled", total ? percent((total - free) / total) : "none"],
+    ["Evicted pages", count(cache.evicted_pages)],
+    ["Process", bytes(memory.process)],
+  ];
 }
 
 function showTheme() {

@@ -1,20 +1,27 @@
-// Memory by kind: pages by state in bytes, and the process.
+// Memory by kind: pages by state in bytes, and the process. Who may not see these sees how much there is.
 
 import { byId, element, reconcile, setText } from "./dom.js";
 import { STATES } from "./states.js";
 import { bytes } from "./words.js";
 
 export function updateMemory(event) {
-  const kinds = STATES.map(({ name, label, of }) => ({
+  const rows = [{ name: "", label: "all pages", nbytes: event.memory.pages }];
+  byId("memory-bar").hidden = !event.sees_all;
+  if (event.sees_all) {
+    const kinds = kindsOf(event.groups);
+    rows.unshift(...kinds);
+    rows.push({ name: "", label: "process", nbytes: event.memory.process });
+    showBar(kinds, kinds.reduce((sum, kind) => sum + kind.nbytes, 0));
+  }
+  reconcile(byId("memory"), rows, { key: (kind) => kind.label, create, update });
+}
+
+function kindsOf(groups) {
+  return STATES.map(({ name, label, of }) => ({
     name,
     label: `pages ${label}`,
-    nbytes: event.groups.reduce((sum, group) => sum + of(group) * group.page_nbytes, 0),
+    nbytes: groups.reduce((sum, group) => sum + of(group) * group.page_nbytes, 0),
   }));
-  const pages = kinds.reduce((sum, kind) => sum + kind.nbytes, 0);
-  const rows = [...kinds, { name: "", label: "all pages", nbytes: event.memory.pages }];
-  rows.push({ name: "", label: "process", nbytes: event.memory.process });
-  showBar(kinds, pages);
-  reconcile(byId("memory"), rows, { key: (kind) => kind.label, create, update });
 }
 
 // What is used comes first, so that the free part is at the right end.

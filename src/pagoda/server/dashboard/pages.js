@@ -25,9 +25,13 @@ export class Pages {
       create: (group) => this.#create(group, height),
       update: () => {},
     });
+    byId("pages-note").hidden = event.sees_all;
     groups.forEach((group, index) => {
       const map = this.#maps.get(group.key);
       map.describe(group, event.page_stride);
+      map.reveal(event.sees_all);
+      if (!event.sees_all) return;
+      map.count(group);
       if (event.type === "state") map.grid.set(decode(event.pages[index]));
       else map.grid.change(event.changed_pages[index]);
       map.refresh();
@@ -47,6 +51,8 @@ class PageMap {
   #counts = STATES.map(() => element("b"));
   #tip = element("p", { class: "tip", role: "tooltip", hidden: "" });
   #marker = element("span", { class: "marker", hidden: "" });
+  #frame;
+  #legend;
   #canvas = element("canvas", { tabindex: "0", role: "slider", "aria-valuemin": "0" });
   #stride = 1;
   #chosen = null;
@@ -56,8 +62,9 @@ class PageMap {
       const swatch = element("span", { class: `swatch ${name}` });
       return element("li", { "data-state": name }, swatch, `${label} `, this.#counts[state]);
     });
-    const frame = element("div", { class: "map" }, this.#canvas, this.#marker, this.#tip);
-    this.root = element("article", {}, this.#title, frame, element("ul", { class: "legend" }, ...legend));
+    this.#frame = element("div", { class: "map" }, this.#canvas, this.#marker, this.#tip);
+    this.#legend = element("ul", { class: "legend" }, ...legend);
+    this.root = element("article", {}, this.#title, this.#frame, this.#legend);
     this.grid = new Grid(this.#canvas, height, () => this.refresh());
     this.#canvas.addEventListener("pointermove", (event) => this.#choose(this.grid.at(event.offsetX, event.offsetY)));
     this.#canvas.addEventListener("pointerleave", () => this.#choose(null));
@@ -73,6 +80,14 @@ class PageMap {
     setText(this.#title.firstElementChild, `${group.name} · ${group.format}`);
     setText(this.#title.lastElementChild, ` ${count(group.total)} pages${tokens}, ${bytes(group.page_nbytes)}${every}`);
     setAttribute(this.#canvas, "aria-label", `Pages of ${group.name}`);
+  }
+
+  /** Show which pages are what, or how many there are alone. */
+  reveal(isShown) {
+    this.#frame.hidden = this.#legend.hidden = !isShown;
+  }
+
+  count(group) {
     STATES.forEach(({ of }, state) => setText(this.#counts[state], count(of(group))));
   }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +16,10 @@ from pagoda.errors import HttpError
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server import sse
 from pagoda.server.conversation import Conversation, ConversationReader, Turn
-from pagoda.server.fingerprint import Fingerprint, History, Section, missed_tokens
+from pagoda.server.fingerprint import Fingerprint, History, Section, missed_tokens, plain
 from pagoda.server.forms import call_form, json_form
+from pagoda.server.jsons import to_json
+from pagoda.server.latest import Latest
 from pagoda.server.openai.projection import chat_logprobs
 from pagoda.server.openai.responses_prompt import conversation_of
 from pagoda.server.openai.responses_schema import JsonObjectFormat, JsonSchemaFormat, NamedFunction, ResponseBody
@@ -31,6 +32,7 @@ from pagoda.server.tools import new_parser
 from pagoda.server.wire import json_response, origin_of, tenant_of
 
 MOST_STORED = 1024
+MOST_STORED_NBYTES = 64 << 20
 REASONS = {
     Section.MODEL: "model_changed",
     Section.CACHE_KEY: "prompt_cache_key_changed",
@@ -48,6 +50,11 @@ class _Stored:
     turns: tuple[Turn, ...]
     response: dict[str, Any]
 
+    @property
+    def nbytes(self) -> int:
+        """About as many as its texts have."""
+        return len(to_json([plain(turn) for turn in self.turns])) + len(to_json(self.response))
+
 
 class Responses:
     """The handlers, over one service."""
@@ -57,7 +64,7 @@ class Responses:
         self._conversations = conversations
         self._texts = texts
         self._history = History()
-        self._stored: OrderedDict[tuple[str, str], _Stored] = OrderedDict()
+        self._stored = Latest[_Stored](MOST_STORED, MOST_STORED_NBYTES)
 
     async def create(self, body: ResponseBody, request: Request) -> Response:
         """Answer what is asked, from where an earlier response ended if one is named."""
@@ -107,7 +114,7 @@ class Responses:
         """Forget a stored response."""
         tenant = tenant_of(request).name
         self._find(tenant, response_id)
-        del self._stored[tenant, response_id]
+        self._stored.remove(tenant, response_id)
         return json_response({"id": response_id, "object": "response", "deleted": True})
 
     def _logprobs(self, logprobs: Sequence[TokenLogprobs] | None, num_top: int) -> list[dict[str, Any]]:
@@ -122,9 +129,8 @@ class Responses:
         if shape.body.store is False:
             return
         turns = shape.conversation.turns[shape.body.instructions is not None :]
-        self._stored[shape.tenant, shape.response_id] = _Stored((*turns, *answer), response)
-        while len(self._stored) > MOST_STORED:
-            self._stored.popitem(last=False)
+        stored = _Stored((*turns, *answer), response)
+        self._stored.put(shape.tenant, shape.response_id, stored, stored.nbytes)
 
     def _diagnostics(self, shape: ResponseShape, record: Record) -> dict[str, Any] | None:
         """Why less was read than the response that is compared with would have allowed."""
@@ -150,7 +156,7 @@ class Responses:
     def _earlier(self, tenant: str, response_id: str | None) -> tuple[Turn, ...]:
         if response_id is None:
             return ()
-        stored = self._stored.get((tenant, response_id))
+        stored = self._stored.find(tenant, response_id)
         if stored is None:
             raise HttpError(
                 400,
@@ -161,7 +167,7 @@ class Responses:
         return stored.turns
 
     def _find(self, tenant: str, response_id: str) -> _Stored:
-        stored = self._stored.get((tenant, response_id))
+        stored = self._stored.find(tenant, response_id)
         if stored is None:
             raise HttpError(404, f"There is no stored response {response_id!r}.", code="response_not_found")
         return stored
