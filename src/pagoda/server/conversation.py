@@ -16,6 +16,7 @@ from jinja2 import TemplateError
 from pagoda.cache.lease import Breakpoint
 from pagoda.errors import HttpError, TokenizerRequiredError
 from pagoda.prompts import PromptReader, ReadPrompt
+from pagoda.server.transcripts import Scope, Transcripts
 
 
 @dataclass(frozen=True)
@@ -67,18 +68,25 @@ class Conversation:
 
 @dataclass(frozen=True)
 class ReadConversation:
-    """The prompt, and how many of its tokens come before each mark; the marks are in order."""
+    """The prompt, and how many of its tokens come before each mark; the marks are in order.
+
+    In `scope` the answer is remembered, for when it comes back.
+    """
 
     prompt: ReadPrompt
     breakpoints: tuple[Breakpoint, ...]
+    scope: Scope | None = None
 
 
 class ConversationReader:
     """Reads conversations for one model. `template` replaces the tokenizer's."""
 
-    def __init__(self, reader: PromptReader, template: str | None = None) -> None:
+    def __init__(
+        self, reader: PromptReader, template: str | None = None, transcripts: Transcripts | None = None
+    ) -> None:
         self._reader = reader
         self._template = template
+        self._transcripts = transcripts
 
     def template(self, conversation: Conversation) -> str:
         """The Jinja source. Raises TokenizerRequiredError if there is none, HttpError if it cannot show the tools."""
@@ -99,22 +107,38 @@ class ConversationReader:
         """The text of a conversation. Raises HttpError if the template refuses it."""
         return self._render(conversation, self.template(conversation), None)
 
-    def read(self, conversation: Conversation) -> ReadConversation:
-        """Raises HttpError if the template refuses it."""
+    def read(self, conversation: Conversation, scope: Scope | None = None) -> ReadConversation:
+        """What was written in `scope` keeps its tokens. Raises HttpError if the template refuses the conversation."""
         template = self.template(conversation)
         text = self._render(conversation, template, None)
         self._reader.check_text(text)
         tokenizer, has_marks = self._reader.need_tokenizer(), bool(conversation.ttls)
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=has_marks and tokenizer.is_fast)
-        token_ids = list(encoded.input_ids)
+        start, known = self._recalled(scope, text)
+        encoded = tokenizer(
+            text[start:], add_special_tokens=False, return_offsets_mapping=has_marks and tokenizer.is_fast
+        )
+        token_ids = [*known, *encoded.input_ids]
         if not token_ids:
             raise HttpError(400, "The chat template makes nothing of these messages.", param="messages")
         ends = self._mark_ends(conversation, template, text) if has_marks else []
         offsets = encoded.get("offset_mapping")
-        marks = [(self._num_tokens(text, token_ids, offsets, end), ttl) for end, ttl in ends]
+        marks = [
+            (
+                self._num_tokens(text, token_ids, end)
+                if offsets is None or end < start
+                else len(known) + _num_before(offsets, end - start),
+                ttl,
+            )
+            for end, ttl in ends
+        ]
         if conversation.ttl_seconds is not None:
             marks.append((len(token_ids), conversation.ttl_seconds))
-        return ReadConversation(ReadPrompt(text, token_ids), _breakpoints(marks))
+        return ReadConversation(ReadPrompt(text, token_ids), _breakpoints(marks), scope)
+
+    def _recalled(self, scope: Scope | None, text: str) -> tuple[int, Sequence[int]]:
+        if scope is None or self._transcripts is None:
+            return 0, ()
+        return self._transcripts.recall(scope, text)
 
     def _mark_ends(self, conversation: Conversation, template: str, text: str) -> list[tuple[int, float]]:
         """Where in `text` each mark is, and how long what comes before is to be kept; in order."""
@@ -157,15 +181,16 @@ class ConversationReader:
             ) from error
         return str(text)
 
-    def _num_tokens(
-        self, text: str, token_ids: Sequence[int], offsets: Sequence[tuple[int, int]] | None, end: int
-    ) -> int:
-        """How many tokens of `text` lie before the character `end`; they stand at `offsets`, if that is known."""
-        if offsets is not None:
-            return next((index for index, (_, stop) in enumerate(offsets) if stop > end), len(offsets))
+    def _num_tokens(self, text: str, token_ids: Sequence[int], end: int) -> int:
+        """How many tokens of `text` lie before the character `end`, or fewer where they are not the tokenizer's."""
         before = self._reader.need_tokenizer()(text[:end], add_special_tokens=False).input_ids
         pairs = zip(before, token_ids, strict=False)
         return next((index for index, (left, right) in enumerate(pairs) if left != right), len(before))
+
+
+def _num_before(offsets: Sequence[tuple[int, int]], end: int) -> int:
+    """How many tokens, which stand at `offsets`, lie before the character `end`."""
+    return next((index for index, (_, stop) in enumerate(offsets) if stop > end), len(offsets))
 
 
 class _Marks:

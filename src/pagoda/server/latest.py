@@ -32,8 +32,10 @@ class Latest(Generic[Value]):
         self._shelves: dict[str, _Shelf[Value]] = {}
 
     def put(self, tenant: str, name: str, value: Value, nbytes: int) -> None:
-        """Names are new each time. What has more bytes than all may have is not kept."""
+        """In place of what had this name. What has more bytes than all may have is not kept."""
         shelf = self._shelves.setdefault(tenant, _Shelf())
+        if name in shelf.values:
+            shelf.remove(name)
         shelf.values[name] = value, nbytes
         shelf.nbytes += nbytes
         while len(shelf.values) > self._most or shelf.nbytes > self._most_nbytes:

@@ -32,6 +32,7 @@ from pagoda.server.metrics import Metrics
 from pagoda.server.options import ServerOptions
 from pagoda.server.recent import Recent
 from pagoda.server.tenants import Tenant, Tenants
+from pagoda.server.transcripts import Scope, Transcripts
 
 Given = TypeVar("Given")
 Result = TypeVar("Result")
@@ -39,12 +40,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Work:
-    """One prompt to continue."""
+    """One prompt to continue. The answer of one with a `scope` is a turn that may come back."""
 
     prompt: ReadPrompt
     params: SamplingParams
     constraint: Constraint | None = None
     breakpoints: tuple[Breakpoint, ...] = ()
+    scope: Scope | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Service:
         self._answers: dict[Answer, Call] = {}
         self._deadlines: dict[Answer, asyncio.TimerHandle] = {}
         self.recent = Recent()
+        self.transcripts = None if llm.tokenizer is None else Transcripts(llm.tokenizer, llm.engine.model.eos_token_ids)
         self._readers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pagoda-reader")
         self._outbox: Outbox | None = None
         self._stop_observing: Callable[[], None] = lambda: None
@@ -122,7 +125,7 @@ class Service:
         """
         form = params.structured_outputs
         constraint = await self.read(self.llm.grammars.compile, form, form_param) if form else None
-        return Work(read.prompt, params, constraint, read.breakpoints)
+        return Work(read.prompt, params, constraint, read.breakpoints, read.scope)
 
     def check_model(self, name: str) -> None:
         """Raises HttpError 404 for a model that is not served."""
@@ -242,9 +245,16 @@ class Service:
         call = self._answers.pop(answer, None)
         if call is not None:
             self.metrics.count(answer)
+            self._remember(call, answer)
             self.recent.add(call.origin.tenant.name, answer.requests)
             for request in answer.requests:
                 self.on_end(request, call.origin.headers)
+
+    def _remember(self, call: Call, answer: Answer) -> None:
+        for work, output in zip(call.works, answer.outputs, strict=True):
+            if self.transcripts is not None and work.scope is not None and output is not None:
+                for sample in output.outputs:
+                    self.transcripts.remember(work.scope, work.prompt, sample)
 
 
 def new_id(prefix: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -21,7 +22,8 @@ from pagoda.server.record import Record
 from pagoda.server.sampling import checked
 from pagoda.server.service import Call, Service, new_id
 from pagoda.server.tools import Pieces, new_parser
-from pagoda.server.wire import json_response, origin_of, request_id_of
+from pagoda.server.transcripts import Scope
+from pagoda.server.wire import json_response, origin_of, request_id_of, tenant_of
 
 REASONS = {
     Section.MODEL: "model_changed",
@@ -46,7 +48,8 @@ class Messages:
         _check(body)
         conversation = conversation_of(body)
         params = _params(body, conversation)
-        read = await service.read(self._conversations.read, conversation, "messages")
+        scope = Scope(tenant_of(request).name, body.cache_salt or "")
+        read = await service.read(partial(self._conversations.read, scope=scope), conversation, "messages")
         parser = None
         if body.tools and (body.tool_choice is None or body.tool_choice.type != "none"):
             template = self._conversations.template(conversation)

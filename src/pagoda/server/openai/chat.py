@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -35,7 +36,8 @@ from pagoda.server.record import Record
 from pagoda.server.service import Call, Service, new_id
 from pagoda.server.token_text import TokenTexts
 from pagoda.server.tools import Pieces, ToolCall, ToolFormat, ToolParser, find_format, forced_format
-from pagoda.server.wire import json_response, origin_of
+from pagoda.server.transcripts import Scope
+from pagoda.server.wire import json_response, origin_of, tenant_of
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ class ChatCompletions:
         _check(body)
         conversation = conversation_of(body)
         params = _params(body, conversation)
-        read = await service.read(self._conversations.read, conversation, "messages")
+        scope = Scope(tenant_of(request).name, body.cache_salt or "")
+        read = await service.read(partial(self._conversations.read, scope=scope), conversation, "messages")
         form_param = "response_format" if body.tool_choice in (None, "none", "auto") else "tools"
         call = Call(
             call_id=new_id("chatcmpl-"),

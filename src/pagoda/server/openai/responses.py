@@ -29,6 +29,7 @@ from pagoda.server.sampling import checked
 from pagoda.server.service import Call, Service, new_id
 from pagoda.server.token_text import TokenTexts
 from pagoda.server.tools import new_parser
+from pagoda.server.transcripts import Scope
 from pagoda.server.wire import json_response, origin_of, tenant_of
 
 MOST_STORED = 1024
@@ -74,7 +75,8 @@ class Responses:
         tenant = tenant_of(request)
         conversation = conversation_of(body, self._earlier(tenant.name, body.previous_response_id))
         params = _params(body, conversation)
-        read = await service.read(self._conversations.read, conversation, "input")
+        scope = Scope(tenant_of(request).name, body.cache_salt or "")
+        read = await service.read(partial(self._conversations.read, scope=scope), conversation, "input")
         parser = None
         if body.tools and body.tool_choice != "none":
             template = self._conversations.template(conversation)
