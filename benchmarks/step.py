@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pagoda.config import EngineConfig
-from pagoda.engine.engine import Engine, new_request
+from pagoda.engine.engine import Engine
+from pagoda.engine.request import new_request
 from pagoda.kernels.dispatch import choose_kernels
 from pagoda.models.loader import load_model
 from pagoda.sampling_params import SamplingParams

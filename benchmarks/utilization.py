@@ -17,8 +17,8 @@ import random
 from pathlib import Path
 
 from pagoda.config import EngineConfig
-from pagoda.engine.engine import Engine, new_request
-from pagoda.engine.request import Phase, Request
+from pagoda.engine.engine import Engine
+from pagoda.engine.request import Phase, Request, new_request
 from pagoda.kernels.dispatch import choose_kernels
 from pagoda.llm import EMBEDDED_MODEL
 from pagoda.models.loader import load_model

@@ -15,7 +15,8 @@ from transformers import Gemma3TextConfig
 
 from pagoda.cache.rule import window_pages
 from pagoda.config import EngineConfig
-from pagoda.engine.engine import Engine, new_request
+from pagoda.engine.engine import Engine
+from pagoda.engine.request import new_request
 from pagoda.kernels.dispatch import choose_kernels
 from pagoda.models.loader import model_from_config
 from pagoda.sampling_params import SamplingParams

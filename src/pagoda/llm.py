@@ -20,9 +20,9 @@ from tqdm import tqdm
 from pagoda.cache.cache import CacheStats
 from pagoda.collector import Collector
 from pagoda.config import EngineConfig
-from pagoda.engine.engine import Engine, new_request
+from pagoda.engine.engine import Engine
 from pagoda.engine.loop import EngineLoop
-from pagoda.engine.request import Request
+from pagoda.engine.request import Request, new_request
 from pagoda.errors import RequestError, TokenizerRequiredError
 from pagoda.kernels.dispatch import choose_kernels
 from pagoda.models.loader import load_model

@@ -11,8 +11,7 @@ import torch
 from transformers import LlamaConfig
 
 from pagoda import LLM, FinishReason, RequestOutput, SamplingParams, StructuredOutputs
-from pagoda.engine.engine import new_request
-from pagoda.engine.request import Sequence
+from pagoda.engine.request import Sequence, new_request
 from pagoda.engine.sampling import edit_logits
 from pagoda.errors import StructuredOutputError
 from pagoda.models.loader import model_from_config

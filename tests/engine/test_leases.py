@@ -14,8 +14,8 @@ from pagoda import LLM, FinishReason, SamplingParams
 from pagoda.cache.lease import Breakpoint
 from pagoda.collector import Collector
 from pagoda.config import EngineConfig, TenantShare
-from pagoda.engine.engine import Engine, new_request
-from pagoda.engine.request import Request
+from pagoda.engine.engine import Engine
+from pagoda.engine.request import Request, new_request
 from pagoda.errors import BreakpointError, ConfigError, PromptTooLongError
 from pagoda.kernels.dispatch import choose_kernels
 from pagoda.models.build import random_network

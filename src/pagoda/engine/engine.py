@@ -10,7 +10,7 @@ import logging
 import random
 from collections.abc import Callable
 from time import monotonic
-from typing import NamedTuple, TypedDict, Unpack
+from typing import NamedTuple
 
 import torch
 
@@ -25,27 +25,21 @@ from pagoda.cache.radix import Watcher
 from pagoda.cache.rule import KeepAll
 from pagoda.cache.state import SnapshotRule, StateGroup
 from pagoda.config import EngineConfig
+from pagoda.engine.admission import Admission
 from pagoda.engine.breakpoints import check_breakpoints, lease_computed
 from pagoda.engine.encoding import NewInputs
 from pagoda.engine.forward import Computed, Forward
-from pagoda.engine.limits import TenantLimits
 from pagoda.engine.memory import LEDGER_PAGES, MemoryPlan, plan_memory
-from pagoda.engine.request import FinishReason, Phase, Request, RequestMetrics, Sequence
+from pagoda.engine.request import FinishReason, Phase, Request, Sequence
 from pagoda.engine.sampling import ban, draw, stop_token_ids, token_logprobs
 from pagoda.engine.scheduler import Plan, Scheduler
 from pagoda.engine.scoring import max_scored_tokens, score_prompts
 from pagoda.errors import (
-    EmptyPromptError,
-    EncoderInputError,
-    EncoderInputTooLongError,
-    InvalidSamplingError,
     NonFiniteCacheError,
     NonFiniteLogitsError,
     OutOfPagesError,
-    PromptTooLongError,
     RequestError,
     StructuredOutputError,
-    TokenOutOfRangeError,
 )
 from pagoda.kernels.base import Kernels
 from pagoda.layouts.spec import Reach
@@ -75,7 +69,7 @@ class Engine:
         self.memory = plan_memory(model, config)
         self.max_model_len = self.memory.max_model_len
         pools = _make_pools(self.memory, config.environment.poison_pages)
-        self._limits = TenantLimits(self.memory, config)
+        self._admission = Admission(model, config, self.memory)
         self._cache = _make_cache(self.memory, pools, config, clock)
         self._scheduler = Scheduler(
             self._cache, config.max_num_seqs, config.max_num_batched_tokens, max_scored_tokens(model.vocab_size)
@@ -91,7 +85,7 @@ class Engine:
 
     def max_len(self, tenant: str = "") -> int:
         """Where sequences of `tenant` end: others may have reserved pages that it can never get."""
-        return self._limits.max_len(tenant)
+        return self._admission.max_len(tenant)
 
     def validate(
         self,
@@ -102,24 +96,10 @@ class Engine:
         breakpoints: tuple[Breakpoint, ...] = (),
     ) -> None:
         """Raise the RequestError that `add` would raise for this request."""
-        self._validate_encoder_input(encoder_input, tenant)
-        if not prompt:
-            raise EmptyPromptError("The prompt has no token; give at least one (for text, at least one character).")
-        if min(prompt) < 0 or max(prompt) >= self.model.vocab_size:
-            wrong = next(token for token in prompt if not 0 <= token < self.model.vocab_size)
-            raise TokenOutOfRangeError(f"Token id {wrong} is not in the vocabulary of {self.model.vocab_size} tokens.")
-        self._validate_length(len(prompt), params.max_tokens, tenant)
+        self._admission.check_encoder_input(encoder_input, tenant)
+        self._admission.check_prompt(prompt, params.max_tokens, tenant)
         check_breakpoints(breakpoints, len(prompt))
-        ids = [*params.logit_bias, *params.stop_token_ids]
-        if any(not 0 <= token < self.model.vocab_size for token in ids):
-            raise InvalidSamplingError("logit_bias or stop_token_ids names a token that is not in the vocabulary.")
-        if params.min_tokens and len(stop_token_ids(params, self.model.eos_token_ids)) >= self.model.vocab_size:
-            raise InvalidSamplingError("min_tokens and stop_token_ids rule out every token; allow more.")
-        if params.n > self._config.max_num_seqs:
-            raise InvalidSamplingError(f"n is {params.n}, more than max_num_seqs ({self._config.max_num_seqs}).")
-        for name, count in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
-            if (count or 0) > self.model.vocab_size:
-                raise InvalidSamplingError(f"{name} is {count}, more than the vocabulary has tokens.")
+        self._admission.check_params(params)
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises a RequestError, changing nothing, if it can never be served."""
@@ -131,30 +111,6 @@ class Engine:
         request.seed = self._seeds.getrandbits(63) if request.params.seed is None else request.params.seed
         self._requests[request.request_id] = request
         self._scheduler.add(self._new_sequence(request, 0))
-
-    def _validate_length(self, num_tokens: int, max_tokens: int | None, tenant: str) -> None:
-        longest = self.max_len(tenant)
-        if num_tokens + (max_tokens != 0) <= longest:
-            return
-        limit = (self.memory.limited_by, self.memory.remedy)
-        if longest < self.max_model_len:
-            limit = ("what other tenants have not reserved", ", raise kv_cache_memory_bytes or lower their page_quota")
-        raise PromptTooLongError(
-            f"The prompt has {num_tokens} tokens and must leave room for one more within {longest} ({limit[0]}); "
-            f"shorten it{limit[1]}."
-        )
-
-    def _validate_encoder_input(self, encoder_input: EncoderInput | None, tenant: str) -> None:
-        longest = self._limits.max_encoder_len(tenant)
-        if longest is None and encoder_input is not None:
-            raise EncoderInputError("This model has no encoder; give its prompt as such, without encoder_prompt.")
-        if longest is not None and encoder_input is None:
-            raise EncoderInputError("This is an encoder-decoder model; give it an encoder_prompt.")
-        if longest is not None and encoder_input is not None and encoder_input.num_tokens > longest:
-            raise EncoderInputTooLongError(
-                f"The encoder prompt has {encoder_input.num_tokens} tokens and there are pages for {longest}; shorten "
-                "it or raise kv_cache_memory_bytes."
-            )
 
     def cancel(self, request_id: str) -> list[TokenEvent]:
         """End a request now and free its pages. Unknown and finished ids are ignored."""
@@ -333,27 +289,6 @@ class Engine:
         sequence.matcher = None if request.constraint is None else request.constraint.new()
         request.sequences.append(sequence)
         return sequence
-
-
-class RequestOptions(TypedDict, total=False):
-    """What a request may say of the cache."""
-
-    tenant: str
-    breakpoints: tuple[Breakpoint, ...]
-
-
-def new_request(
-    request_id: str,
-    prompt: list[int],
-    params: SamplingParams,
-    text: str | None = None,
-    cache_salt: str = "",
-    encoder_input: EncoderInput | None = None,
-    **options: Unpack[RequestOptions],
-) -> Request:
-    """A request that arrives now; `text` is the prompt as it was given."""
-    metrics = RequestMetrics(arrival=monotonic())
-    return Request(request_id, prompt, params, metrics, text, cache_salt, encoder_input, **options)
 
 
 def _make_pools(memory: MemoryPlan, poison: bool) -> list[PagePool]:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING
+from time import monotonic
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from pagoda.cache.cache import CachedSequence
 from pagoda.cache.lease import Breakpoint, LeaseResult
@@ -160,3 +161,24 @@ class Request:
     @property
     def is_finished(self) -> bool:
         return all(sequence.phase is Phase.FINISHED for sequence in self.sequences)
+
+
+class RequestOptions(TypedDict, total=False):
+    """What a request may say of the cache."""
+
+    tenant: str
+    breakpoints: tuple[Breakpoint, ...]
+
+
+def new_request(
+    request_id: str,
+    prompt: list[int],
+    params: SamplingParams,
+    text: str | None = None,
+    cache_salt: str = "",
+    encoder_input: EncoderInput | None = None,
+    **options: Unpack[RequestOptions],
+) -> Request:
+    """A request that arrives now; `text` is the prompt as it was given."""
+    metrics = RequestMetrics(arrival=monotonic())
+    return Request(request_id, prompt, params, metrics, text, cache_salt, encoder_input, **options)

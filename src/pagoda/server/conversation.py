@@ -103,10 +103,6 @@ class ConversationReader:
             )
         return str(tokenizer.get_chat_template(tools=list(conversation.tools) or None))
 
-    def render(self, conversation: Conversation) -> str:
-        """The text of a conversation. Raises HttpError if the template refuses it."""
-        return self._render(conversation, self.template(conversation), None)
-
     def read(self, conversation: Conversation, scope: Scope | None = None) -> ReadConversation:
         """What was written in `scope` keeps its tokens. Raises HttpError if the template refuses the conversation."""
         template = self.template(conversation)

@@ -19,8 +19,7 @@ from uuid import uuid4
 from pagoda.cache.lease import Breakpoint
 from pagoda.collector import Collector
 from pagoda.engine.constraint import Constraint
-from pagoda.engine.engine import new_request
-from pagoda.engine.request import Request
+from pagoda.engine.request import Request, new_request
 from pagoda.errors import HttpError, PagodaError
 from pagoda.llm import LLM
 from pagoda.prompts import ReadPrompt
