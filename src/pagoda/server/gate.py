@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pagoda.errors import HttpError
 from pagoda.server.errors import ANTHROPIC_PATHS, error_response
+from pagoda.server.loopback import check_names
 from pagoda.server.service import Service, new_id
 
 access = logging.getLogger("pagoda.access")
@@ -50,6 +51,8 @@ class Gate:
         try:
             state = scope.setdefault("state", {})
             state["request_id"] = request_id
+            if self._service.options.serves_this_machine_alone:
+                check_names(headers)
             if not self._is_open(scope["path"]):
                 state["tenant"] = self._service.tenants.identify(headers)
             self._check_length(headers)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from pagoda.errors import ConfigError
+from pagoda.server.loopback import is_loopback
 
 LOG_FORMATS = ("text", "json")
 
@@ -88,12 +88,7 @@ class ServerOptions:
         """Whether metrics would tell one tenant of another."""
         return self.tenants is not None and not self.metrics_without_key
 
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    @property
+    def serves_this_machine_alone(self) -> bool:
+        """Whether whoever is on this machine is let in without a key."""
+        return not self.has_keys and is_loopback(self.host)
