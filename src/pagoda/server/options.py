@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pagoda.errors import ConfigError
@@ -67,6 +68,8 @@ class ServerOptions:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative.")
         if self.log_format not in LOG_FORMATS:
             raise ConfigError(f"log_format is {self.log_format!r}; choose one of: {', '.join(LOG_FORMATS)}.")
+        if self.chat_template_text == "":
+            raise ConfigError(f"chat_template {self.chat_template} is empty; give a Jinja file, or leave it out.")
         if self.metrics_compat not in (None, "vllm"):
             raise ConfigError(f"metrics_compat is {self.metrics_compat!r}; the choice is: vllm.")
         if self.kv_events_replay_endpoint is not None and self.kv_events_endpoint is None:
@@ -78,6 +81,16 @@ class ServerOptions:
                 f"host is {self.host}, where other machines can reach the server, and there is no API key; give "
                 "--api-key or --tenants, or say --allow-no-api-key."
             )
+
+    @cached_property
+    def chat_template_text(self) -> str | None:
+        """What is in the file, as it was when the options were made."""
+        if self.chat_template is None:
+            return None
+        try:
+            return self.chat_template.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"chat_template {self.chat_template} cannot be read: {error}; give a file.") from error
 
     @property
     def has_keys(self) -> bool:
