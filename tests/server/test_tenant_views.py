@@ -216,3 +216,14 @@ def test_values_of_another_type_are_a_named_error(tmp_path: Path, text: str, mes
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):
         Tenants(ServerOptions(tenants=file))
+
+
+@pytest.mark.parametrize(
+    ("admin_key", "with_tenants", "status"), [((), False, 200), (("x",), False, 403), ((), True, 403)]
+)
+def test_every_key_is_an_admins_where_there_are_no_others(
+    llm: LLM, tenants: Path, admin_key: tuple[str, ...], with_tenants: bool, status: int
+) -> None:
+    file = tenants if with_tenants else None
+    with running(llm, api_key=("key",), admin_api_key=admin_key, tenants=file) as server:
+        assert server.post("/reset_prefix_cache", headers={"x-api-key": "key"}).status_code == status

@@ -19,7 +19,7 @@ class ServerOptions:
 
     served_model_name: what clients may call the model; by default its directory.
     api_key: keys that are served; with none, only this machine is, unless `allow_no_api_key`.
-    admin_api_key: keys that may also reset the cache; without any, every key may.
+    admin_api_key: keys of admins, who may also reset the cache; without any, and without tenants, every key is one.
     tenants: a TOML file that maps keys to tenants.
     max_queued_requests: beyond so many waiting ones, the answer is 429.
     max_body_bytes: longer bodies are refused.

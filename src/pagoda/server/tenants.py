@@ -23,7 +23,8 @@ class Tenant:
     """Whose request it is, and what it may have.
 
     page_quota: share of the pages that are never evicted for others. lease_budget: share of the pages that may be
-    leased. max_requests: requests in flight at once. is_admin: may reset the cache.
+    leased. max_requests: requests in flight at once. is_admin: may reset the cache, and sees
+    what all tenants do.
     """
 
     name: str = ""
