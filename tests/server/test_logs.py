@@ -10,7 +10,9 @@ import httpx2
 import pytest
 
 from pagoda.server.logs import JsonFormatter, TextFormatter
-from server.running import Running
+from server.running import MODEL, Running
+
+HELLO = [{"role": "user", "content": "Hello"}]
 
 
 def logged(formatter: logging.Formatter, path: str) -> str:
@@ -48,3 +50,21 @@ def test_a_path_forges_no_line(server: Running, caplog: pytest.LogCaptureFixture
     (record,) = caplog.records
     assert record.fields["path"] == "/x\nINFO: forged"
     assert "\n" not in TextFormatter().format(record)
+
+
+@pytest.mark.parametrize(
+    ("path", "header"), [("/v1/messages/count_tokens", "request-id"), ("/tokenize", "x-request-id")]
+)
+def test_a_failure_has_the_id_that_the_log_has(
+    server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, path: str, header: str
+) -> None:
+    def fail(name: str) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(server.service, "check_model", fail)
+    body = {"model": MODEL, "prompt": "x"} if path == "/tokenize" else {"model": MODEL, "messages": HELLO}
+    answer = server.post(path, body)
+    (request_id,) = answer.headers.get_list(header)
+    assert answer.status_code == 500
+    assert f"Request {request_id} failed" in caplog.messages
+    assert server.post(path, body, headers={"x-request-id": "mine"}).headers[header] == "mine"
