@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pagoda import LLM, FinishReason, RequestOutput, SamplingParams, StructuredOutputs
 from pagoda.errors import RequestError, StructuredOutputError, TokenizerRequiredError
-from pagoda.structured import GrammarCompiler
+from pagoda.structured import MAX_SOURCE_LENGTH, GrammarCompiler
 
 MAX_TOKENS = 400
 PROMPT = "The room was a pleasant one, and"
@@ -295,3 +295,24 @@ def test_without_llguidance_the_error_names_the_extra(monkeypatch):
         with pytest.raises(RequestError, match=r"pagoda-kv\[structured\]"):
             llm.generate([PROMPT], asked(regex="a"))
         assert llm.generate([PROMPT], SamplingParams(max_tokens=2))
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"json": {"type": "object", "description": "x" * MAX_SOURCE_LENGTH}},
+        {"json": '{"description": "' + "x" * MAX_SOURCE_LENGTH + '"}'},
+        {"regex": "x" * (MAX_SOURCE_LENGTH + 1)},
+        {"choice": ["x" * 60] * 5000},
+        {"grammar": "start: " + '"x" ' * (MAX_SOURCE_LENGTH // 4)},
+    ],
+    ids=lambda wanted: next(iter(wanted)),
+)
+def test_what_takes_long_to_compile_is_refused(llm: LLM, wanted: dict[str, Any]) -> None:
+    with pytest.raises(StructuredOutputError, match=f"^{next(iter(wanted))} has .* of at most {MAX_SOURCE_LENGTH}"):
+        llm.grammars.compile(StructuredOutputs(**wanted))
+
+
+def test_a_schema_that_nests_too_deep_is_a_named_error(llm: LLM) -> None:
+    with pytest.raises(StructuredOutputError, match="json is not a JSON schema"):
+        llm.grammars.compile(StructuredOutputs(json="[" * 100_000))

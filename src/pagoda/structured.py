@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # Compiled grammars that are kept for requests to come.
 MAX_GRAMMARS = 64
+# Of what a grammar is compiled from: this takes seconds, in which no other prompt of a server is read.
+MAX_SOURCE_LENGTH = 256 << 10
 # Between the parts of JSON: a space, or a new line with its indentation. Without a limit a weak model writes only that.
 WHITESPACE = r" |\r?\n[ \t]{0,20}"
 MAX_MESSAGE_LENGTH = 300
@@ -43,7 +45,14 @@ class GrammarCompiler:
 
     def compile(self, wanted: StructuredOutputs | None) -> Constraint | None:
         """What enforces `wanted`, None if nothing is. Raises a RequestError that names what is wrong with it."""
-        return None if wanted is None else self._compiled(wanted.kind, _source(wanted))
+        if wanted is None:
+            return None
+        source = _source(wanted)
+        if len(source) > MAX_SOURCE_LENGTH:
+            raise StructuredOutputError(
+                f"{wanted.kind} has {len(source)} characters, of at most {MAX_SOURCE_LENGTH}; ask for a simpler form."
+            )
+        return self._compiled(wanted.kind, source)
 
     def _compile(self, kind: str, source: str) -> Grammar:
         llguidance = _import_llguidance()
@@ -159,7 +168,7 @@ def _schema(given: Any) -> str:
     try:
         schema = json.loads(given) if isinstance(given, str) else given
         text = json.dumps(schema)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise StructuredOutputError(f"json is not a JSON schema: {error}.") from error
     if not isinstance(schema, dict):
         raise StructuredOutputError("json is not a JSON schema: give an object.")

@@ -11,8 +11,11 @@ import httpx2
 import pytest
 
 from pagoda import LLM
+from pagoda.errors import ConfigError
 from pagoda.server.conversation import Conversation
 from pagoda.server.fingerprint import MOST_REMEMBERED, Fingerprint, History
+from pagoda.server.options import ServerOptions
+from pagoda.server.tenants import Tenants
 from server.running import MODEL, Running, running
 
 TENANTS = """
@@ -193,3 +196,34 @@ def test_metrics_can_be_open(llm: LLM, tenants: Path, with_tenants: bool) -> Non
     options = {"tenants": tenants, "metrics_without_key": True} if with_tenants else {"api_key": ("secret",)}
     with running(llm, **options) as server:
         assert server.get("/metrics").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[tenants.""]\napi_key = "x"', "name is empty"),
+        ('[tenants.a]\napi_key = "x"\nis_admin = "no"', "is_admin of tenant 'a'"),
+        ('[tenants.a]\napi_key = "x"\nis_admin = 1', "is_admin of tenant 'a'"),
+        ('[tenants.a]\napi_key = "x"\npage_quota = true', "page_quota of tenant 'a'"),
+        ('[tenants.a]\napi_key = "x"\nlease_budget = false', "lease_budget of tenant 'a'"),
+        ('[tenants.a]\napi_key = "x"\nlease_budget = nan', "lease_budget of tenant 'a'"),
+        ('[tenants.a]\napi_key = "x"\nmax_requests = true', "max_requests of tenant 'a'"),
+        ('[tenants.a]\napi_key = "x"\nmax_requests = 1.0', "max_requests of tenant 'a'"),
+    ],
+)
+def test_values_of_another_type_are_a_named_error(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "tenants.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        Tenants(ServerOptions(tenants=file))
+
+
+@pytest.mark.parametrize(
+    ("admin_key", "with_tenants", "status"), [((), False, 200), (("x",), False, 403), ((), True, 403)]
+)
+def test_every_key_is_an_admins_where_there_are_no_others(
+    llm: LLM, tenants: Path, admin_key: tuple[str, ...], with_tenants: bool, status: int
+) -> None:
+    file = tenants if with_tenants else None
+    with running(llm, api_key=("key",), admin_api_key=admin_key, tenants=file) as server:
+        assert server.post("/reset_prefix_cache", headers={"x-api-key": "key"}).status_code == status

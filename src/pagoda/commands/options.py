@@ -101,7 +101,7 @@ SERVER_OPTIONS = (
     _option("api_key", "serve only those who send this key; may be repeated", action="append", metavar="KEY"),
     _option(
         "admin_api_key",
-        "a key that may also reset the cache, which others then may not",
+        "a key that may also reset the cache, which then only admins may",
         action="append",
         metavar="KEY",
     ),

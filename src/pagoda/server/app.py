@@ -77,9 +77,7 @@ def _name_models(app: FastAPI, names: Sequence[str]) -> None:
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
-    template = service.options.chat_template
-    text = None if template is None else template.read_text(encoding="utf-8")
-    conversations = ConversationReader(service.llm.reader, text, service.transcripts)
+    conversations = ConversationReader(service.llm.reader, service.options.chat_template_text, service.transcripts)
     texts = None if service.llm.tokenizer is None else TokenTexts(service.llm.tokenizer)
     operation, tokens = Operation(service), Tokens(service, conversations)
     messages = Messages(service, conversations)

@@ -49,13 +49,18 @@ def error_body(path: str, error: HttpError, request_id: str) -> dict[str, Any]:
 
 
 def error_response(path: str, error: HttpError, request_id: str) -> Response:
-    headers = {}
+    headers = {id_header(path): request_id}
     if error.retry_after_seconds is not None:
         headers["retry-after"] = str(error.retry_after_seconds)
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     body = to_json(error_body(path, error, request_id))
     return Response(body, error.status, headers, media_type="application/json")
+
+
+def id_header(path: str) -> str:
+    """Where an answer has the id of its request."""
+    return "request-id" if path.startswith(ANTHROPIC_PATHS) else "x-request-id"
 
 
 def refused(error: PagodaError, prompt_param: str | None = None) -> HttpError:

@@ -12,7 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pagoda.errors import HttpError
-from pagoda.server.errors import ANTHROPIC_PATHS, error_response
+from pagoda.server.errors import error_response, id_header
+from pagoda.server.loopback import check_names
 from pagoda.server.service import Service, new_id
 
 access = logging.getLogger("pagoda.access")
@@ -44,12 +45,14 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[_id_header(scope["path"])] = request_id
+                MutableHeaders(scope=message)[id_header(scope["path"])] = request_id
             await send(message)
 
         try:
             state = scope.setdefault("state", {})
             state["request_id"] = request_id
+            if self._service.options.serves_this_machine_alone:
+                check_names(headers)
             if not self._is_open(scope["path"]):
                 state["tenant"] = self._service.tenants.identify(headers)
             self._check_length(headers)
@@ -85,10 +88,6 @@ class Gate:
             return message
 
         return limited
-
-
-def _id_header(path: str) -> str:
-    return "request-id" if path.startswith(ANTHROPIC_PATHS) else "x-request-id"
 
 
 def _log(scope: Scope, request_id: str, status: int, seconds: float) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import orjson
 
+PLAIN = re.compile(r"""[^\s'"=\\]*""")
+
 
 class TextFormatter(logging.Formatter):
-    """`INFO: request path=/v1/models status=200`."""
+    """`INFO: request path=/v1/models status=200`. Values that would look like something else are quoted."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = f"{record.levelname}: {super().format(record)}"
-        return " ".join([line, *(f"{name}={value}" for name, value in _fields(record).items())])
+        return " ".join([line, *(f"{name}={_shown(value)}" for name, value in _fields(record).items())])
 
 
 class JsonFormatter(logging.Formatter):
@@ -38,6 +41,11 @@ def set_up(log_format: str, level: int) -> None:
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("pagoda.access").setLevel(logging.INFO)
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if PLAIN.fullmatch(text) and text.isprintable() else ascii(text)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

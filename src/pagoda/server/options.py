@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pagoda.errors import ConfigError
+from pagoda.server.loopback import is_loopback
 
 LOG_FORMATS = ("text", "json")
 
@@ -18,7 +19,7 @@ class ServerOptions:
 
     served_model_name: what clients may call the model; by default its directory.
     api_key: keys that are served; with none, only this machine is, unless `allow_no_api_key`.
-    admin_api_key: keys that may also reset the cache; without any, every key may.
+    admin_api_key: keys of admins, who may also reset the cache; without any, and without tenants, every key is one.
     tenants: a TOML file that maps keys to tenants.
     max_queued_requests: beyond so many waiting ones, the answer is 429.
     max_body_bytes: longer bodies are refused.
@@ -67,6 +68,8 @@ class ServerOptions:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative.")
         if self.log_format not in LOG_FORMATS:
             raise ConfigError(f"log_format is {self.log_format!r}; choose one of: {', '.join(LOG_FORMATS)}.")
+        if self.chat_template_text == "":
+            raise ConfigError(f"chat_template {self.chat_template} is empty; give a Jinja file, or leave it out.")
         if self.metrics_compat not in (None, "vllm"):
             raise ConfigError(f"metrics_compat is {self.metrics_compat!r}; the choice is: vllm.")
         if self.kv_events_replay_endpoint is not None and self.kv_events_endpoint is None:
@@ -79,6 +82,16 @@ class ServerOptions:
                 "--api-key or --tenants, or say --allow-no-api-key."
             )
 
+    @cached_property
+    def chat_template_text(self) -> str | None:
+        """What is in the file, as it was when the options were made."""
+        if self.chat_template is None:
+            return None
+        try:
+            return self.chat_template.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"chat_template {self.chat_template} cannot be read: {error}; give a file.") from error
+
     @property
     def has_keys(self) -> bool:
         return bool(self.api_key or self.admin_api_key or self.tenants)
@@ -88,12 +101,7 @@ class ServerOptions:
         """Whether metrics would tell one tenant of another."""
         return self.tenants is not None and not self.metrics_without_key
 
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    @property
+    def serves_this_machine_alone(self) -> bool:
+        """Whether whoever is on this machine is let in without a key."""
+        return not self.has_keys and is_loopback(self.host)

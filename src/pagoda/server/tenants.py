@@ -23,7 +23,8 @@ class Tenant:
     """Whose request it is, and what it may have.
 
     page_quota: share of the pages that are never evicted for others. lease_budget: share of the pages that may be
-    leased. max_requests: requests in flight at once. is_admin: may reset the cache.
+    leased. max_requests: requests in flight at once. is_admin: may reset the cache, and sees
+    what all tenants do.
     """
 
     name: str = ""
@@ -101,6 +102,8 @@ class Tenants:
 
 def _tenant(name: str, entry: Any) -> tuple[Tenant, list[bytes]]:
     """A tenant and the digests of its keys, from its table."""
+    if not name:
+        raise ConfigError("A tenant's name is empty, which stands for those of no tenant; give it one.")
     if not isinstance(entry, dict):
         raise ConfigError(f"Tenant {name!r} must be a table.")
     known = {field.name for field in fields(Tenant)} - {"name"} | {"api_key", "api_key_sha256"}
@@ -111,14 +114,22 @@ def _tenant(name: str, entry: Any) -> tuple[Tenant, list[bytes]]:
     if not digests:
         raise ConfigError(f"Tenant {name!r} has no key; give api_key or api_key_sha256.")
     settings = {key: value for key, value in entry.items() if not key.startswith("api_key")}
+    _check(name, settings)
+    return Tenant(name=name, **settings), digests
+
+
+def _check(name: str, settings: Mapping[str, Any]) -> None:
+    """Types are compared as they are: true is a number for Python, and "no" is true."""
     for key in ("page_quota", "lease_budget"):
         share = settings.get(key, 0.0)
-        if not isinstance(share, (int, float)) or not 0 <= share <= 1:
+        if type(share) not in (int, float) or not 0 <= share <= 1:
             raise ConfigError(f"{key} of tenant {name!r} is {share!r}; it is a share of the pages, from 0 to 1.")
-    limit = settings.get("max_requests")
-    if limit is not None and (not isinstance(limit, int) or limit <= 0):
+    limit = settings.get("max_requests", 1)
+    if type(limit) is not int or limit <= 0:
         raise ConfigError(f"max_requests of tenant {name!r} is {limit!r}; it must be a positive number.")
-    return Tenant(name=name, **settings), digests
+    is_admin = settings.get("is_admin", False)
+    if type(is_admin) is not bool:
+        raise ConfigError(f"is_admin of tenant {name!r} is {is_admin!r}; it is true or false, without quotes.")
 
 
 def _strings(name: str, entry: Mapping[str, Any], key: str) -> list[str]:
