@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pagoda.errors import HttpError
 from pagoda.sampling_params import StructuredOutputs
 
 ANY_OBJECT = {"type": "object"}
@@ -20,6 +21,14 @@ def call_form(tools: Sequence[Mapping[str, Any]], name: str | None) -> Structure
     functions = [tool["function"] for tool in tools if name in (None, tool["function"]["name"])]
     schemas = [_call_schema(function) for function in functions]
     return StructuredOutputs(json=schemas[0] if len(schemas) == 1 else {"anyOf": schemas})
+
+
+def check_choice(tools: Sequence[str], name: str | None) -> None:
+    """Raises HttpError unless the tool `name` can be called, or any."""
+    if not tools:
+        raise HttpError(400, "tool_choice needs tools.", param="tool_choice")
+    if name is not None and name not in tools:
+        raise HttpError(400, f"tool_choice names no tool; there are: {', '.join(tools)}.", param="tool_choice")
 
 
 def _call_schema(function: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,10 +27,11 @@ from pagoda.errors import HttpError
 from pagoda.machine import resident_memory_nbytes
 from pagoda.sampling_params import SamplingParams
 from pagoda.server import sse
+from pagoda.server.body import Body
 from pagoda.server.conversation import Conversation, ConversationReader, ReadConversation
 from pagoda.server.metrics import group_names
 from pagoda.server.openai.chat import tools_of, turns_of
-from pagoda.server.openai.schema import Body, Message, Tool
+from pagoda.server.openai.schema import Message, Tool
 from pagoda.server.recent import Past
 from pagoda.server.record import Record
 from pagoda.server.service import Call, Service, Work, new_id

@@ -168,7 +168,7 @@ class Service:
         if self.num_waiting + len(call.works) > self.options.max_queued_requests:
             raise HttpError(
                 429,
-                f"{self.num_waiting} requests are waiting, of at most {self.options.max_queued_requests}; try later.",
+                f"The queue is full: {self.options.max_queued_requests} requests may wait at once; try later.",
                 code="queue_full",
                 retry_after_seconds=self._retry_after(),
             )

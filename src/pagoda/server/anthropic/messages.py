@@ -17,7 +17,7 @@ from pagoda.server.anthropic.schema import CountBody, MessagesBody, ToolChoiceTo
 from pagoda.server.anthropic.writer import LateError, MessageEvents, MessageShape, blocks
 from pagoda.server.conversation import Conversation, ConversationReader
 from pagoda.server.fingerprint import Fingerprint, History, Section, missed_tokens
-from pagoda.server.forms import call_form, json_form
+from pagoda.server.forms import call_form, check_choice, json_form
 from pagoda.server.record import Record
 from pagoda.server.sampling import checked
 from pagoda.server.service import Call, Service, new_id
@@ -123,9 +123,12 @@ def _form(body: MessagesBody, conversation: Conversation) -> StructuredOutputs |
         return None if wanted is None else json_form(wanted.schema_)
     if wanted is not None:
         raise HttpError(400, "output_config.format and a tool_choice that asks for a call contradict.")
-    return call_form(
-        conversation.tools, body.tool_choice.name if isinstance(body.tool_choice, ToolChoiceTool) else None
-    )
+    return call_form(conversation.tools, _chosen(body))
+
+
+def _chosen(body: MessagesBody) -> str | None:
+    """The tool that has to be called."""
+    return body.tool_choice.name if isinstance(body.tool_choice, ToolChoiceTool) else None
 
 
 def _params(body: MessagesBody, conversation: Conversation) -> SamplingParams:
@@ -148,10 +151,5 @@ def _check(body: MessagesBody) -> None:
             raise HttpError(400, "stream: with max_tokens 0 there is nothing to stream.", param="stream")
         if _must_call(body) or (body.output_config is not None and body.output_config.format is not None):
             raise HttpError(400, "max_tokens is 0, and a form of output is asked for.", param="max_tokens")
-    choice = body.tool_choice
-    if _must_call(body) and not body.tools:
-        raise HttpError(400, "tool_choice needs tools.", param="tool_choice")
-    if isinstance(choice, ToolChoiceTool):
-        names = [tool.name for tool in body.tools or ()]
-        if choice.name not in names:
-            raise HttpError(400, f"tool_choice names no tool; there are: {', '.join(names)}.", param="tool_choice")
+    if _must_call(body):
+        check_choice([tool.name for tool in body.tools or ()], _chosen(body))

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-
-class Body(BaseModel):
-    """Values are taken as they are: no text for a number, no unknown field."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+from pagoda.server.body import Body
 
 
 class CacheControl(Body):

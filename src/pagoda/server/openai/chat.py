@@ -18,7 +18,7 @@ from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server import sse
 from pagoda.server.answer import Answer
 from pagoda.server.conversation import Conversation, ConversationReader, Part, Turn
-from pagoda.server.forms import call_form, json_form
+from pagoda.server.forms import call_form, check_choice, json_form
 from pagoda.server.openai.marks import kept, ttl_of
 from pagoda.server.openai.parameters import sampling_params
 from pagoda.server.openai.projection import chat_logprobs, finish_reason, identity_of, late_error, usage
@@ -242,8 +242,12 @@ def _form(body: ChatBody, conversation: Conversation) -> StructuredOutputs | Non
         return form
     if form is not None:
         raise HttpError(400, "response_format and a tool_choice that asks for a call contradict.", param="tool_choice")
-    name = body.tool_choice.function.name if isinstance(body.tool_choice, NamedTool) else None
-    return call_form(conversation.tools, name)
+    return call_form(conversation.tools, _chosen(body))
+
+
+def _chosen(body: ChatBody) -> str | None:
+    """The tool that has to be called."""
+    return body.tool_choice.function.name if isinstance(body.tool_choice, NamedTool) else None
 
 
 def _check(body: ChatBody) -> None:
@@ -252,12 +256,8 @@ def _check(body: ChatBody) -> None:
         raise HttpError(400, "stream_options needs stream to be true.", param="stream_options")
     if body.top_logprobs is not None and not body.logprobs:
         raise HttpError(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
-    if body.tool_choice not in (None, "none", "auto") and not body.tools:
-        raise HttpError(400, "tool_choice needs tools.", param="tool_choice")
-    if isinstance(body.tool_choice, NamedTool):
-        names = [tool.function.name for tool in body.tools or ()]
-        if body.tool_choice.function.name not in names:
-            raise HttpError(400, f"tool_choice names no tool; there are: {', '.join(names)}.", param="tool_choice")
+    if body.tool_choice not in (None, "none", "auto"):
+        check_choice([tool.function.name for tool in body.tools or ()], _chosen(body))
     if body.continue_final_message and body.messages[-1].role != "assistant":
         raise HttpError(
             400, "continue_final_message needs the last message to be the assistant's.", param="continue_final_message"

@@ -17,7 +17,7 @@ from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server import sse
 from pagoda.server.conversation import Conversation, ConversationReader, Turn
 from pagoda.server.fingerprint import Fingerprint, History, Section, missed_tokens, plain
-from pagoda.server.forms import call_form, json_form
+from pagoda.server.forms import call_form, check_choice, json_form
 from pagoda.server.jsons import to_json
 from pagoda.server.latest import Latest
 from pagoda.server.openai.projection import chat_logprobs
@@ -196,7 +196,12 @@ def _form(body: ResponseBody, conversation: Conversation) -> StructuredOutputs |
         return form
     if form is not None:
         raise HttpError(400, "text.format and a tool_choice that asks for a call contradict.", param="tool_choice")
-    return call_form(conversation.tools, body.tool_choice.name if isinstance(body.tool_choice, NamedFunction) else None)
+    return call_form(conversation.tools, _chosen(body))
+
+
+def _chosen(body: ResponseBody) -> str | None:
+    """The tool that has to be called."""
+    return body.tool_choice.name if isinstance(body.tool_choice, NamedFunction) else None
 
 
 def _params(body: ResponseBody, conversation: Conversation) -> SamplingParams:
@@ -218,9 +223,5 @@ def _check(body: ResponseBody) -> None:
         raise HttpError(400, "input is empty; give text or items.", param="input")
     if body.stream_options is not None and not body.stream:
         raise HttpError(400, "stream_options needs stream to be true.", param="stream_options")
-    if body.tool_choice not in (None, "none", "auto") and not body.tools:
-        raise HttpError(400, "tool_choice needs tools.", param="tool_choice")
-    if isinstance(body.tool_choice, NamedFunction):
-        names = [tool.name for tool in body.tools or ()]
-        if body.tool_choice.name not in names:
-            raise HttpError(400, f"tool_choice names no tool; there are: {', '.join(names)}.", param="tool_choice")
+    if not _is_free(body):
+        check_choice([tool.name for tool in body.tools or ()], _chosen(body))

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from pagoda.server.openai.schema import Body, CacheBreakpoint, StreamOptions
+from pagoda.server.body import Body
+from pagoda.server.openai.schema import CacheBreakpoint, StreamOptions
 
 Status = Literal["in_progress", "completed", "incomplete"]
 

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from pagoda.server.body import Body
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 MAX_STOP = 64
-
-
-class Body(BaseModel):
-    """Values are taken as they are: no text for a number, no unknown field."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class StreamOptions(Body):
