@@ -10,9 +10,14 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True, print_blob=True)
-settings.load_profile("ci" if os.environ.get("CI") else "default")
+# The same examples every time, or others with HYPOTHESIS_PROFILE=random or FUZZ_EXAMPLES (of test_fuzz.py).
+settings.register_profile(
+    "default", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True, print_blob=True
+)
+settings.register_profile("random", parent=settings.get_profile("default"), derandomize=False)
+settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE") or ("random" if "FUZZ_EXAMPLES" in os.environ else "default")
+)
 
 
 @pytest.fixture

@@ -150,7 +150,7 @@ def test_a_regular_expression_matches_the_whole_output(llm, pattern):
         assert re.fullmatch(pattern, text)
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(choices=st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=8), min_size=1, max_size=4))
 def test_a_choice_is_one_of_them(llm, choices):
     assert set(texts(llm.generate([PROMPT, "x"], asked(2.0, choice=choices)))) <= set(choices)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,8 @@ from pagoda.server.service import Service
 from pagoda.server.tenants import Tenants
 
 MODEL = "pagoda-tiny"
+MOST_SECONDS = 120  # that anything takes: machines are busy, and may stand still for a while
+STEP_SECONDS = 0.05
 
 
 @dataclass
@@ -35,22 +37,36 @@ class Running:
         return self.service.llm
 
     def post(self, path: str, body: Any = None, **more: Any) -> httpx2.Response:
-        return httpx2.post(self.url + path, json=body, timeout=60, **more)
+        return httpx2.post(self.url + path, json=body, timeout=MOST_SECONDS, **more)
 
     def get(self, path: str, **more: Any) -> httpx2.Response:
-        return httpx2.get(self.url + path, timeout=60, **more)
+        return httpx2.get(self.url + path, timeout=MOST_SECONDS, **more)
 
     def wait_until_idle(self) -> None:
         """Until no request is in flight and no page in use."""
-        deadline = time.monotonic() + 30
-        while self.service.in_flight or pages_in_use(self.llm):
-            assert time.monotonic() < deadline, "requests are still in flight"
-            time.sleep(0.005)
+        wait_until(lambda: not (self.service.in_flight or pages_in_use(self.llm)))
         self.llm.check_integrity()
 
 
 def pages_in_use(llm: LLM) -> int:
     return sum(group.open + group.in_use for group in llm.cache_stats().groups)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + MOST_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it does not come true"
+        time.sleep(0.005)
+
+
+@contextmanager
+def unhurried(llm: LLM) -> Iterator[None]:
+    """Steps take a while, so that a request of thousands of tokens lasts minutes on any machine."""
+    stop = llm.loop.observe(lambda: time.sleep(STEP_SECONDS))
+    try:
+        yield
+    finally:
+        stop()
 
 
 @contextmanager
@@ -66,6 +82,7 @@ def running(llm: LLM, **options: Any) -> Iterator[Running]:
     thread.start()
     try:
         while not server.started:
+            assert thread.is_alive(), "the server could not start"
             time.sleep(0.01)
         yield Running(service, f"http://127.0.0.1:{listener.getsockname()[1]}", server)
     finally:

@@ -49,7 +49,7 @@ def test_a_stream_adds_up_to_the_message(client: anthropic.Anthropic) -> None:
     assert final.content[0].text == whole.content[0].text
     assert final.stop_reason == whole.stop_reason
     assert final.usage.output_tokens == 16
-    assert final.usage.cache_read_input_tokens == final.usage.cache_read_input_tokens
+    assert final.usage.cache_read_input_tokens == whole.usage.input_tokens - 1
     assert kinds[0] == "message_start"
     assert kinds[-1] == "message_stop"
     assert kinds.count("content_block_start") == kinds.count("content_block_stop") == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import anthropic
@@ -24,10 +23,10 @@ class Clock:
     """Time that passes when a test says so."""
 
     def __init__(self) -> None:
-        self.skipped = 0.0
+        self.seconds = 1000.0
 
     def __call__(self) -> float:
-        return time.monotonic() + self.skipped
+        return self.seconds
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +99,10 @@ def test_a_lease_ends_with_its_time_and_use_prolongs_it(
 ) -> None:
     written = claude.messages.create(system=system(FIVE_MINUTES), **ASKED).usage.cache_creation_input_tokens
     for _ in range(2):
-        clock.skipped += 200
+        clock.seconds += 200
         flood(server)
         assert claude.messages.create(system=system(FIVE_MINUTES), **ASKED).usage.cache_read_input_tokens >= written
-    clock.skipped += 301
+    clock.seconds += 301
     flood(server)
     usage = claude.messages.create(system=system(FIVE_MINUTES), **ASKED).usage
     assert usage.cache_read_input_tokens == 0
@@ -115,7 +114,7 @@ def test_longer_and_shorter_times_are_told_apart(claude: anthropic.Anthropic, se
     hour, minutes = usage.cache_creation.ephemeral_1h_input_tokens, usage.cache_creation.ephemeral_5m_input_tokens
     assert min(hour, minutes) > 100
     assert usage.cache_creation_input_tokens == hour + minutes
-    clock.skipped += 301
+    clock.seconds += 301
     flood(server)
     again = claude.messages.create(system=system(ONE_HOUR, FIVE_MINUTES), **ASKED).usage
     assert is_kept(again.cache_read_input_tokens, hour)

@@ -10,7 +10,7 @@ import pytest
 
 import pagoda
 from pagoda import LLM
-from server.running import Running, running
+from server.running import MOST_SECONDS, Running, running
 
 FOLDER = Path(pagoda.__file__).parent / "server" / "dashboard"
 FILES = sorted(path.name for path in FOLDER.iterdir())
@@ -81,7 +81,7 @@ def test_unchanged_files_are_not_sent_again(server: Running) -> None:
 def test_no_path_leads_elsewhere(server: Running, path: str) -> None:
     """Written to a socket, since clients tidy such paths."""
     host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=MOST_SECONDS) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n".encode())
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.split(b" ")[1] in (b"404", b"400"), answer[:80]

@@ -1,4 +1,7 @@
-"""What nobody would send: requests made from the server's own document, and a list of naughty strings."""
+"""What nobody would send: requests made from the server's own document, and a list of naughty strings.
+
+The requests are the same every time; with FUZZ_EXAMPLES there are so many for each endpoint, and others every time.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
 from pagoda import LLM
-from server.running import MODEL, Running, running
+from server.running import MODEL, MOST_SECONDS, Running, running
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))  # of each endpoint
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
 # A few of https://github.com/minimaxir/big-list-of-naughty-strings (MIT).
 NAUGHTY = [
     "undefined",
@@ -59,7 +62,7 @@ def test_no_request_breaks_the_server(short: Running) -> None:
         def call(case: schemathesis.Case) -> None:
             nonlocal counted
             counted += 1
-            response = case.call(timeout=30)
+            response = case.call(timeout=MOST_SECONDS)
             assert response.status_code < 500, response.text
             if response.status_code >= 400:
                 assert response.json()["error"]["message"]
@@ -72,7 +75,7 @@ def test_no_request_breaks_the_server(short: Running) -> None:
 @pytest.mark.parametrize("text", NAUGHTY, ids=lambda text: ascii(text)[:24])
 def test_naughty_strings_stream_through_a_chat(short: Running, text: str) -> None:
     body = {"model": MODEL, "messages": [{"role": "user", "content": text}], "max_tokens": 8, "stream": True}
-    with httpx2.stream("POST", short.url + "/v1/chat/completions", json=body, timeout=30) as stream:
+    with httpx2.stream("POST", short.url + "/v1/chat/completions", json=body, timeout=MOST_SECONDS) as stream:
         lines = [line for line in stream.iter_lines() if line]
     assert stream.status_code == 200
     assert lines[-1] == "data: [DONE]"

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from base64 import b64decode
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
 
 from pagoda import LLM
 from pagoda.cache.pages import ShownState
-from server.running import MODEL, Running, running
+from server.running import MODEL, MOST_SECONDS, Running, running
 
 STORY = "The room was a pleasant one, at the top of the house, overlooking the sea. " * 4
 SHORT = {"model": MODEL, "prompt": STORY, "max_tokens": 2}
@@ -83,29 +86,34 @@ def test_a_pin_computes_and_keeps(server: Running) -> None:
     assert wrong.json()["error"]["param"] == "ttl_seconds"
 
 
-def events(server: Running, count: int, **headers: str) -> list[dict]:
-    found: list[dict] = []
-    with httpx2.stream("GET", server.url + "/v1/kv/events", timeout=30, headers=headers) as stream:
-        for line in stream.iter_lines():
-            if line.startswith("data: "):
-                found.append(json.loads(line.removeprefix("data: ")))
-                if len(found) == 1:
-                    server.post("/v1/completions", SHORT)
-                if len(found) == count:
-                    return found
-    raise AssertionError("the stream ended")
+@contextmanager
+def feed(server: Running, **headers: str) -> Iterator[Iterator[dict]]:
+    """The events as they come."""
+    url = server.url + "/v1/kv/events"
+    with httpx2.stream("GET", url, timeout=MOST_SECONDS, headers=headers) as stream:
+        yield (json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line.startswith("data: "))
 
 
 def test_events_are_a_state_and_its_changes(server: Running) -> None:
-    first, *rest = events(server, 3)
-    assert (first["type"], [each["type"] for each in rest]) == ("state", ["change", "change"])
-    states = bytearray(b64decode(first["pages"][0]))
-    assert Counter(states) == {ShownState.FREE: first["groups"][0]["total"]}
-    for change in rest:
-        for page, state in change["changed_pages"][0]:
-            states[page] = state
-    assert Counter(states)[ShownState.IDLE] == server.llm.cache_stats().groups[0].idle > 0
-    assert sum(len(each["recent"]) for each in rest) == 1
+    deadline = time.monotonic() + MOST_SECONDS
+    with feed(server) as events:
+        first = next(events)
+        assert first["type"] == "state"
+        states = bytearray(b64decode(first["pages"][0]))
+        assert Counter(states) == {ShownState.FREE: first["groups"][0]["total"]}
+        server.post("/v1/completions", SHORT)
+        server.wait_until_idle()
+        idle = server.llm.cache_stats().groups[0].idle
+        assert idle > 0
+        recent: list[dict] = []
+        while not recent or Counter(states)[ShownState.IDLE] != idle:
+            assert time.monotonic() < deadline, Counter(states)
+            change = next(events)
+            assert change["type"] == "change"
+            for page, state in change["changed_pages"][0]:
+                states[page] = state
+            recent += change["recent"]
+    assert len(recent) == 1
 
 
 def test_tenants_see_their_own(llm: LLM, tmp_path: Path) -> None:
@@ -120,6 +128,10 @@ def test_tenants_see_their_own(llm: LLM, tmp_path: Path) -> None:
             return [root["tenant"] for root in tree["roots"]]
 
         assert (roots("a"), roots("b"), roots("c")) == (["a"], [], ["a"])
-        seen = [len(events(server, 1, **{"x-api-key": key})[0]["recent"]) for key in ("a", "b", "c")]
-        assert seen == [1, 0, 1]
+
+        def recent(key: str) -> int:
+            with feed(server, **{"x-api-key": key}) as events:
+                return len(next(events)["recent"])
+
+        assert (recent("a"), recent("b"), recent("c")) == (1, 0, 1)
         assert server.get("/v1/kv/tree").status_code == 401

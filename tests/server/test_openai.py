@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 
 import openai
 import pytest
 
 from pagoda import SamplingParams
-from server.running import MODEL, Running, pages_in_use
+from server.running import MODEL, MOST_SECONDS, Running, pages_in_use, unhurried, wait_until
 
 PROMPT = "The room was a pleasant one, at the top of the house, overlooking the sea. " * 4
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
@@ -169,14 +170,24 @@ def test_each_turn_computes_only_its_new_tokens(client: openai.OpenAI) -> None:
 
 
 def test_a_client_that_goes_away_frees_its_pages(client: openai.OpenAI, server: Running) -> None:
-    stream = client.completions.create(prompt=PROMPT, **{**ASKED, "max_tokens": 3000}, stream=True)
-    next(iter(stream))
-    assert pages_in_use(server.llm)
-    stream.close()
-    server.wait_until_idle()
-    with pytest.raises(openai.APITimeoutError):
-        client.completions.create(prompt=PROMPT, **{**ASKED, "max_tokens": 3000}, timeout=0.2)
-    server.wait_until_idle()
+    with unhurried(server.llm):
+        stream = client.completions.create(prompt=PROMPT, **{**ASKED, "max_tokens": 3000}, stream=True)
+        next(iter(stream))
+        assert pages_in_use(server.llm)
+        stream.close()
+        server.wait_until_idle()
+
+
+def test_nobody_waits_for_a_whole_answer_and_its_pages_are_free(server: Running) -> None:
+    """Written to a socket, which is closed once the request is under way."""
+    host, port = server.url.removeprefix("http://").split(":")
+    body = json.dumps({"model": MODEL, "prompt": PROMPT, "max_tokens": 3000, "ignore_eos": True})
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
+    with unhurried(server.llm):
+        with socket.create_connection((host, int(port)), timeout=MOST_SECONDS) as connection:
+            connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode())
+            wait_until(lambda: pages_in_use(server.llm))
+        server.wait_until_idle()
 
 
 @pytest.mark.parametrize(
@@ -227,10 +238,10 @@ def test_a_wrong_field_is_named(server: Running, path: str, change: dict, param:
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"nonsense", b"", b'{"model": "\xff"}', b"[" * 100000])
 def test_what_is_no_json_is_refused(server: Running, content: bytes) -> None:
-    answer = server.get("/health")
     answer = server.post("/v1/completions", content=content, headers={"content-type": "application/json"})
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert server.get("/health").status_code == 200
 
 
 def test_errors_of_the_client(client: openai.OpenAI) -> None:

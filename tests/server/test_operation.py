@@ -20,7 +20,7 @@ from pagoda import LLM
 from pagoda.errors import ConfigError
 from pagoda.server.options import ServerOptions
 from pagoda.server.tenants import Tenants
-from server.running import MODEL, Running, running
+from server.running import MODEL, MOST_SECONDS, Running, running, unhurried
 
 LONG = {"model": MODEL, "prompt": "The sea was", "max_tokens": 3000, "ignore_eos": True}
 SHORT = LONG | {"max_tokens": 2}
@@ -119,9 +119,11 @@ def test_tenants_share_nothing_and_have_limits(llm: LLM, tmp_path: Path) -> None
         assert cached("three") == 0
         assert cached("three", cache_salt="x") == 0
         assert cached("three", cache_salt="x") > 0
-        with httpx2.stream(
-            "POST", server.url + "/v1/completions", json=LONG | {"stream": True}, headers={"x-api-key": "one"}
-        ) as stream:
+        url, body = server.url + "/v1/completions", LONG | {"stream": True}
+        with (
+            unhurried(llm),
+            httpx2.stream("POST", url, json=body, headers={"x-api-key": "one"}, timeout=MOST_SECONDS) as stream,
+        ):
             lines = stream.iter_lines()
             next(lines)
             refused = server.post("/v1/completions", SHORT, headers={"x-api-key": "two"})
@@ -171,11 +173,13 @@ def test_a_full_queue_is_told_to_come_back(llm: LLM) -> None:
 
 
 def test_a_deadline_ends_a_request(server: Running) -> None:
-    answer = server.post("/v1/completions", LONG, headers={"x-request-timeout": "0.2"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
-    server.wait_until_idle()
+    with unhurried(server.llm):
+        answer = server.post("/v1/completions", LONG, headers={"x-request-timeout": "0.2"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+        server.wait_until_idle()
+        lines = server.post("/v1/completions", LONG | {"stream": True}, headers={"x-request-timeout": "0.3"}).text
+        server.wait_until_idle()
     assert server.post("/v1/completions", LONG, headers={"x-request-timeout": "soon"}).status_code == 400
-    lines = server.post("/v1/completions", LONG | {"stream": True}, headers={"x-request-timeout": "0.3"}).text
     last = [line for line in lines.splitlines() if line][-1]
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
 
@@ -222,9 +226,12 @@ class Process:
 
 
 def test_sigterm_lets_streams_finish() -> None:
-    with Process(0, "--log-format", "json") as server:
+    with Process(0, "--log-format", "json", "--drain-timeout-seconds", "100") as server:
         with httpx2.stream(
-            "POST", server.url + "/v1/completions", json=LONG | {"max_tokens": 300, "stream": True}, timeout=60
+            "POST",
+            server.url + "/v1/completions",
+            json=LONG | {"max_tokens": 300, "stream": True},
+            timeout=MOST_SECONDS,
         ) as stream:
             lines = stream.iter_lines()
             next(lines)
@@ -232,33 +239,37 @@ def test_sigterm_lets_streams_finish() -> None:
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
         assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
-        assert server.process.wait(timeout=30) == 0
+        assert server.process.wait(timeout=MOST_SECONDS) == 0
         server.join()
     logged = [json.loads(line) for line in server.lines if '"path":"/v1/completions"' in line]
     assert [(each["status"], each["method"]) for each in logged] == [(200, "POST")]
 
 
 def test_what_does_not_finish_in_time_is_cut() -> None:
+    # More tokens than there are pages for, so that it lasts far longer than a test may be held up.
+    body = LONG | {"prompt": ["The sea was", "The house was"], "n": 8, "stream": True}
     with Process(0, "--drain-timeout-seconds", "0.2") as server:
-        with httpx2.stream("POST", server.url + "/v1/completions", json=LONG | {"stream": True}, timeout=60) as stream:
+        with httpx2.stream("POST", server.url + "/v1/completions", json=body, timeout=MOST_SECONDS) as stream:
             lines = stream.iter_lines()
             next(lines)
             server.process.send_signal(signal.SIGTERM)
             rest = [line for line in lines if line]
         assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "cut"
-        assert server.process.wait(timeout=30) == 0
+        assert server.process.wait(timeout=MOST_SECONDS) == 0
 
 
 def test_after_kill_9_a_restart_answers_at_the_same_port() -> None:
     with Process() as first:
         port = int(first.url.rsplit(":", 1)[1])
-        with httpx2.stream("POST", first.url + "/v1/completions", json=LONG | {"stream": True}, timeout=60) as stream:
+        with httpx2.stream(
+            "POST", first.url + "/v1/completions", json=LONG | {"stream": True}, timeout=MOST_SECONDS
+        ) as stream:
             lines = stream.iter_lines()
             next(lines)
             os.kill(first.process.pid, signal.SIGKILL)
             first.process.wait()
         with Process(port) as second:
-            assert httpx2.post(second.url + "/v1/completions", json=SHORT, timeout=60).status_code == 200
+            assert httpx2.post(second.url + "/v1/completions", json=SHORT, timeout=MOST_SECONDS).status_code == 200
 
 
 def test_a_port_that_is_taken_is_a_named_error() -> None:
@@ -269,7 +280,7 @@ def test_a_port_that_is_taken_is_a_named_error() -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=MOST_SECONDS,
         )
     assert done.returncode == 2
     assert f"127.0.0.1:{port} cannot be listened on" in done.stderr
@@ -278,7 +289,9 @@ def test_a_port_that_is_taken_is_a_named_error() -> None:
 def test_slow_readers_get_every_token_once(server: Running) -> None:
     body = LONG | {"max_tokens": 400, "temperature": 0}
     whole = server.post("/v1/completions", body).json()["choices"][0]["text"]
-    with httpx2.stream("POST", server.url + "/v1/completions", json=body | {"stream": True}, timeout=60) as stream:
+    with httpx2.stream(
+        "POST", server.url + "/v1/completions", json=body | {"stream": True}, timeout=MOST_SECONDS
+    ) as stream:
         text = ""
         for line in stream.iter_lines():
             if line.startswith("data: {"):

@@ -119,7 +119,7 @@ class LeaseMachine(CacheMachine):
                 over = sum(max(each.num_pinned - each.reserved, 0) for each in others)
                 if group.accounts.has_shares:
                     own = account.reserved - account.num_pinned
-                    assert group.available_to(account) == unreserved - over + own if own < 0 else True
+                    assert group.available_to(account) == unreserved - over + own
                     assert group.available_to(account) >= max(own, 0)
                 else:
                     counts = group.counts

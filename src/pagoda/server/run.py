@@ -15,7 +15,7 @@ import uvicorn
 from pagoda.server.app import create_app
 from pagoda.server.service import Service
 
-LAST_SECONDS = 2  # for what was cut to be written
+LAST_SECONDS = 10  # for what was cut to be written, on a machine that may stand still for some of them
 
 
 class Server(uvicorn.Server):
