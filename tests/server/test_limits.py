@@ -81,3 +81,14 @@ def test_without_marks_explicit_requests_write_nothing(server: Running) -> None:
     assert details["cache_write_tokens"] == 0
     usage = server.post("/v1/responses", RESPONSE | {"prompt_cache_options": {"mode": "explicit"}}).json()["usage"]
     assert usage["input_tokens_details"]["cache_write_tokens"] == 0
+
+
+def test_marks_before_the_least_tokens_are_ignored(llm: LLM) -> None:
+    part = {"type": "text", "cache_control": {"type": "ephemeral"}}
+    with running(llm, min_cacheable_tokens=50) as server:
+        for text, is_kept in (("The sea.", False), ("The sea was calm. " * 20, True)):
+            body = CHAT | {"messages": [{"role": "user", "content": [{**part, "text": text}]}]}
+            usage = server.post("/v1/messages", body).json()["usage"]
+            assert (usage["cache_creation_input_tokens"] > 0) == is_kept
+            assert (usage["kv"]["leases"] != []) == is_kept
+        server.wait_until_idle()

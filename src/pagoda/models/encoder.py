@@ -77,7 +77,7 @@ class Encoder:
         """The longest output that the position encoding supports, or memory for it; None if neither sets a limit."""
         config = self._module.config
         limit = getattr(config, "max_source_positions", None) or getattr(config, "max_position_embeddings", None)
-        if limit is None and hasattr(config, "relative_attention_num_buckets"):
+        if limit is None and getattr(config, "relative_attention_num_buckets", None):
             limit = _affordable_tokens(config.num_heads)
         return None if limit is None else int(limit)
 

@@ -24,6 +24,7 @@ class ServerOptions:
     max_queued_requests: beyond so many waiting ones, the answer is 429.
     max_body_bytes: longer bodies are refused.
     stream_interval_seconds: tokens of a stream are sent at most so often, but for the first and the last.
+    min_cacheable_tokens: marks before so many tokens of a prompt are ignored, as vendors do.
     request_timeout_seconds: requests that take longer end; None waits for ever.
     drain_timeout_seconds: how long requests in flight may go on after SIGTERM.
     chat_template: a Jinja file that replaces the tokenizer's.
@@ -44,6 +45,7 @@ class ServerOptions:
     max_queued_requests: int = 1024
     max_body_bytes: int = 32 << 20
     stream_interval_seconds: float = 0.02
+    min_cacheable_tokens: int = 0
     request_timeout_seconds: float | None = None
     drain_timeout_seconds: float = 30.0
     chat_template: Path | None = None
@@ -63,7 +65,7 @@ class ServerOptions:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive.")
         if self.request_timeout_seconds is not None and self.request_timeout_seconds <= 0:
             raise ConfigError(f"request_timeout_seconds is {self.request_timeout_seconds}; it must be positive.")
-        for name in ("drain_timeout_seconds", "stream_interval_seconds"):
+        for name in ("drain_timeout_seconds", "stream_interval_seconds", "min_cacheable_tokens"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative.")
         if self.log_format not in LOG_FORMATS:

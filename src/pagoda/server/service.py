@@ -124,7 +124,9 @@ class Service:
         """
         form = params.structured_outputs
         constraint = await self.read(self.llm.grammars.compile, form, form_param) if form else None
-        return Work(read.prompt, params, constraint, read.breakpoints, read.scope)
+        least = self.options.min_cacheable_tokens
+        breakpoints = tuple(each for each in read.breakpoints if each.num_tokens >= least)
+        return Work(read.prompt, params, constraint, breakpoints, read.scope)
 
     def check_model(self, name: str) -> None:
         """Raises HttpError 404 for a model that is not served."""
