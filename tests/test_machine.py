@@ -32,3 +32,28 @@ def page_faults(choice):
 def test_freed_memory_is_kept():
     pages = 100 * 2 * (32 << 20) // 4096
     assert page_faults("keep") < pages // 5
+
+
+# Products of 400 different numbers of rows; prints how much memory they leave behind, in MiB.
+PRODUCTS = """
+import sys
+import torch
+from pagoda.machine import bound_primitives, resident_memory_nbytes
+if sys.argv[1] == "bound":
+    bound_primitives()
+weights = [torch.ones(256, 256 + 64 * index, dtype=torch.bfloat16) for index in range(2)]
+multiply = lambda rows: [torch.ones(rows, len(each), dtype=torch.bfloat16) @ each for each in weights]
+multiply(401)
+before = resident_memory_nbytes()
+for rows in range(1, 401):
+    multiply(rows)
+print((resident_memory_nbytes() - before) >> 20)
+"""
+
+
+def test_few_compiled_products_are_kept():
+    bound, unbound = (
+        int(subprocess.run([sys.executable, "-c", PRODUCTS, choice], capture_output=True, check=True).stdout)
+        for choice in ("bound", "unbound")
+    )
+    assert bound <= max(unbound // 2, 20)

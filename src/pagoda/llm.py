@@ -25,6 +25,7 @@ from pagoda.engine.loop import EngineLoop
 from pagoda.engine.request import Request, new_request
 from pagoda.errors import RequestError, TokenizerRequiredError
 from pagoda.kernels.dispatch import choose_kernels
+from pagoda.machine import bound_primitives
 from pagoda.models.loader import load_model
 from pagoda.models.model import Model
 from pagoda.models.tokenizer import load_feature_extractor, load_tokenizer
@@ -59,6 +60,7 @@ class LLM:
     ) -> None:
         config = EngineConfig(**options)
         kernels = choose_kernels(config.environment)
+        bound_primitives()
         self.tokenizer: Any = None
         feature_extractor: Any = None
         if isinstance(model, Model):

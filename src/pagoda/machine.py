@@ -32,6 +32,7 @@ INTERESTING_FEATURES = (
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 KEPT_NBYTES = 1 << 30
 TAKEN_NBYTES = 64 << 20
+KEPT_PRIMITIVES = 128
 # madvise(2)
 MADV_PAGEOUT = 21
 
@@ -49,6 +50,16 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((M_TRIM_THRESHOLD, KEPT_NBYTES), (M_TOP_PAD, TAKEN_NBYTES), (M_MMAP_THRESHOLD, KEPT_NBYTES))
     return all(mallopt(option, value) for option, value in settings)
+
+
+def bound_primitives() -> None:
+    """Let torch and oneDNN keep few of the products they compile, unless the user says how many; before the first.
+
+    One is compiled for every number of rows, half a megabyte each, and 1,024 are kept: prompts of all lengths fill that
+    within minutes. To compile one again costs less than a millisecond (benchmarks/LOG.md).
+    """
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(cache, str(KEPT_PRIMITIVES))
 
 
 def page_out(address: int, nbytes: int) -> None:
