@@ -56,7 +56,7 @@ def bound_primitives() -> None:
     """Let torch and oneDNN keep few of the products they compile, unless the user says how many; before the first.
 
     One is compiled for every number of rows, half a megabyte each, and 1,024 are kept: prompts of all lengths fill that
-    within minutes. To compile one again costs less than a millisecond (benchmarks/LOG.md).
+    within minutes. To compile one again takes about a millisecond (benchmarks/LOG.md).
     """
     for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(cache, str(KEPT_PRIMITIVES))
