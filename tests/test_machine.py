@@ -1,5 +1,6 @@
 """What is asked of the machine."""
 
+import os
 import subprocess
 import sys
 
@@ -52,8 +53,10 @@ print((resident_memory_nbytes() - before) >> 20)
 
 
 def test_few_compiled_products_are_kept():
+    # Other tests may have bound this process, which those it starts would inherit.
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("CACHE_CAPACITY")}
     bound, unbound = (
-        int(subprocess.run([sys.executable, "-c", PRODUCTS, choice], capture_output=True, check=True).stdout)
+        int(subprocess.check_output([sys.executable, "-c", PRODUCTS, choice], env=environment))
         for choice in ("bound", "unbound")
     )
     assert bound <= max(unbound // 2, 20)
