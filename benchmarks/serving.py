@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output-tokens", type=int, default=64)
-    parser.add_argument("--interval", type=float, default=0.02, help="stream_interval_seconds of the server")
+    parser.add_argument("--interval", type=float, default=0.05, help="stream_interval_seconds of the server")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     context = multiprocessing.get_context("spawn")

@@ -44,7 +44,7 @@ class ServerOptions:
     allow_no_api_key: bool = False
     max_queued_requests: int = 1024
     max_body_bytes: int = 32 << 20
-    stream_interval_seconds: float = 0.02
+    stream_interval_seconds: float = 0.05
     min_cacheable_tokens: int = 0
     request_timeout_seconds: float | None = None
     drain_timeout_seconds: float = 30.0
