@@ -108,6 +108,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     )
     for method, path, handler in routes:
         app.add_api_route(path, handler, methods=[method], response_model=None, responses=ERRORS)
+    app.add_api_route("/v1/responses/compact", responses.compact, methods=["POST"], include_in_schema=False)
     webpage = Webpage()
     for path, page in (("/", webpage.index), ("/dashboard/{name}", webpage.file)):
         app.add_api_route(path, page, methods=["GET"], response_model=None, include_in_schema=False)

@@ -108,6 +108,10 @@ class Responses:
         writer.add(sample.text, sample.logprobs, sample.finish_reason)
         return json_response(writer.finish(outputs[0], answer))
 
+    async def compact(self) -> Response:
+        """Not at hand; the id in the path of a stored response must not take its place."""
+        raise HttpError(404, "This server does not compact conversations; send all their items, or fewer of them.")
+
     async def retrieve(self, response_id: str, request: Request) -> Response:
         """A stored response."""
         return json_response(self._find(tenant_of(request).name, response_id).response)
