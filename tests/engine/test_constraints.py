@@ -8,16 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig
 
+from engine.tiny import VOCABULARY
 from pagoda import LLM, FinishReason, RequestOutput, SamplingParams, StructuredOutputs
 from pagoda.engine.request import Sequence, new_request
 from pagoda.engine.sampling import edit_logits
 from pagoda.errors import StructuredOutputError
-from pagoda.models.loader import model_from_config
 from pagoda.models.model import GenerationTokens, Model
 
-VOCABULARY = 200
 EOS = 3
 PAGE_NBYTES = 2 * 2 * 2 * 16 * 4 * 16  # planes x layers x KV heads x width x fp32 x tokens
 WANTED = StructuredOutputs(regex="whatever the constraint below says")
@@ -60,23 +58,6 @@ class Compiler:
 
     def compile(self, wanted: StructuredOutputs | None) -> Any:
         return None if wanted is None else self._constraint
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    return model_from_config(config, dtype="float32", seed=0)
 
 
 @pytest.fixture

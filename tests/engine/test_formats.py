@@ -4,35 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaConfig
 
+from engine.tiny import VOCABULARY
 from pagoda import LLM, RequestOutput, SamplingParams
 from pagoda.errors import ConfigError
-from pagoda.models.loader import model_from_config
 from pagoda.models.model import Model
 from pagoda.registry import names
 
 PARAMS = SamplingParams(temperature=0, max_tokens=40, logprobs=2)
-VOCABULARY = 200
 PAGE_TOKENS = 16
 
 every_format = pytest.mark.parametrize("format", names("format"))
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    return model_from_config(config, dtype="float32", seed=0)
 
 
 def make(model: Model, format: str, num_pages: int = 100, **options: int) -> LLM:

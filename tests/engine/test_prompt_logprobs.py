@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig
 
+from engine.tiny import VOCABULARY
 from oracle.families import build_tiny
 from pagoda import LLM, RequestOutput, SamplingParams
 from pagoda.engine import scoring
@@ -17,31 +17,12 @@ from pagoda.errors import InvalidSamplingError, NonFiniteLogitsError
 from pagoda.models.loader import model_from_config
 from pagoda.models.model import Model
 
-VOCABULARY = 200
-CONTEXT = 512
 PAGE_NBYTES = 2 * 2 * 2 * 16 * 4 * 16  # planes x layers x KV heads x width x fp32 x tokens
 TOP = 3
 SCORED = SamplingParams(temperature=0, max_tokens=4, prompt_logprobs=TOP)
 PLAIN = SamplingParams(temperature=0, max_tokens=4)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    return model_from_config(config, dtype="float32", seed=0)
 
 
 @pytest.fixture

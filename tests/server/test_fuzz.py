@@ -68,7 +68,6 @@ def test_no_request_breaks_the_server(short: Running) -> None:
                 assert response.json()["error"]["message"]
 
         call()
-    print(f"{counted} requests")
     assert counted > 10 * EXAMPLES
     short.wait_until_idle()
 
