@@ -9,10 +9,14 @@ from pathlib import Path
 import anthropic
 import openai
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AddedToken, AutoTokenizer
 
 from pagoda import LLM
+from pagoda.llm import EMBEDDED_MODEL
+from pagoda.server.strict_calls import strict_form
 from pagoda.server.tools import (
     HERMES,
     LLAMA3,
@@ -24,7 +28,9 @@ from pagoda.server.tools import (
     forced_format,
     read_calls,
 )
+from pagoda.structured import GrammarCompiler
 from server.running import MODEL, Running, running
+from server.scripted import scripted_model
 
 MESSAGES = [{"role": "user", "content": "What is the weather in Dover?"}]
 SCHEMA = {
@@ -36,6 +42,7 @@ SCHEMA = {
 FUNCTION = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
 OTHER = {"type": "function", "function": {"name": "tide", "parameters": {**SCHEMA, "description": "Of the sea."}}}
 WEATHER = ToolCall("weather", '{"place": "Dover"}')
+AS_CALL = '{"name": "weather", "arguments": {"place": "Dover", "days": 3}}'
 AS_JSON = '{"name": "weather", "arguments": {"place": "Dover"}}'
 TEXTS = [
     (HERMES, f"Let me see.<tool_call>\n{AS_JSON}\n</tool_call>", "Let me see.", [WEATHER]),
@@ -180,6 +187,92 @@ def test_calls_in_the_other_apis(client: openai.OpenAI, server: Running) -> None
         check(json.dumps(message.content[0].input))
         with other.messages.stream(**asked) as stream:
             check(json.dumps(stream.get_final_message().content[0].input))
+
+
+@pytest.fixture(scope="module")
+def calling():
+    """A server whose model begins a call, and writes anything then."""
+    model = scripted_model("<tool_call>")
+    with (
+        LLM(model, tokenizer=EMBEDDED_MODEL, kv_cache_memory_bytes=8 << 20, num_threads=1) as llm,
+        running(llm) as server,
+    ):
+        yield server
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_calls_of_strict_tools_fit_their_schemas(calling: Running, seed: int) -> None:
+    tool = {"name": "weather", "strict": True}
+    body = {"model": MODEL, "messages": MESSAGES, "seed": seed, "max_tokens": 400}
+    function = {"type": "function", "function": tool | {"parameters": SCHEMA}}
+    answer = calling.post("/v1/chat/completions", body | {"tools": [function]}).json()["choices"][0]
+    assert answer["finish_reason"] == "tool_calls", answer
+    check(answer["message"]["tool_calls"][0]["function"]["arguments"])
+    message = calling.post("/v1/messages", body | {"tools": [tool | {"input_schema": SCHEMA}]}).json()
+    assert message["stop_reason"] == "tool_use", message
+    check(json.dumps(message["content"][0]["input"]))
+    asked = {"model": MODEL, "input": "Weather?", "tools": [{"type": "function", **tool, "parameters": SCHEMA}]}
+    response = calling.post("/v1/responses", asked | {"seed": seed, "max_output_tokens": 400}).json()
+    assert response["output"][0]["type"] == "function_call", response
+    check(response["output"][0]["arguments"])
+
+
+@pytest.mark.parametrize("change", [{}, {"strict": False}, {"strict": True, "tool_choice": "none"}])
+def test_other_tools_leave_the_model_free(calling: Running, change: dict) -> None:
+    change = dict(change)
+    choice = {"tool_choice": change.pop("tool_choice", "auto")}
+    function = {"type": "function", "function": FUNCTION["function"] | change}
+    body = {"model": MODEL, "messages": MESSAGES, "max_tokens": 50, "tools": [function]} | choice
+    answer = calling.post("/v1/chat/completions", body).json()["choices"][0]
+    assert answer["finish_reason"] == "stop"
+    assert answer["message"]["content"] == "<tool_call>"
+
+
+def test_a_strict_schema_that_cannot_be_enforced_is_refused(server: Running) -> None:
+    function = {"name": "weather", "strict": True, "parameters": {"type": 5}}
+    body = {"model": MODEL, "messages": MESSAGES, "tools": [{"type": "function", "function": function}]}
+    answer = server.post("/v1/chat/completions", body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "tools"
+
+
+@pytest.mark.parametrize("added", [(), ("<tool_call>", "</tool_call>", "<think>")])
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        (f"<think>Fog.</think> See: <tool_call>{AS_CALL}</tool_call>\n<tool_call>\n{AS_CALL}\n</tool_call> done", ""),
+        ("a < b <tool", ""),
+        ("<tool_call>Fog", "Fog"),
+        ('<tool_call>{"name": "rain"', 'rain"'),
+        ('<tool_call>{"name": "tide", "arguments": {"free": [1]}}</tool_call>', ""),
+        ('<tool_call>{"name": "weather", "arguments": {"place": "Bath"', 'Bath"'),
+    ],
+)
+def test_text_is_free_until_a_call_begins(text: str, rest: str, added: tuple[str, ...]) -> None:
+    """Whether the marks are tokens of their own or not."""
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
+    tokenizer.add_tokens([AddedToken(each, normalized=False, special=False) for each in added])
+    form = strict_form([FUNCTION, OTHER], {"weather"}, HERMES, tokenizer)
+    compiler = GrammarCompiler(tokenizer, len(tokenizer), frozenset([tokenizer.eos_token_id]))
+    matcher = compiler.compile(form).new()
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    for number, token in enumerate(tokens):
+        logits = torch.zeros(len(tokenizer))
+        matcher.mask(logits)
+        if logits[token]:
+            assert rest
+            assert tokenizer.decode(tokens[number:]).endswith(rest)
+            return
+        matcher.push(token)
+    assert not rest
+    logits = torch.zeros(len(tokenizer))
+    matcher.mask(logits)
+    assert logits[tokenizer.eos_token_id] == 0
+
+
+@pytest.mark.parametrize("format", [LLAMA3, MISTRAL, None])
+def test_calls_without_marks_on_both_sides_are_left_alone(format: ToolFormat | None) -> None:
+    assert strict_form([FUNCTION], {"weather"}, format, None) is None
 
 
 def test_json_of_a_schema(client: openai.OpenAI, server: Running) -> None:

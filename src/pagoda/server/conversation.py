@@ -16,6 +16,9 @@ from jinja2 import TemplateError
 from pagoda.cache.lease import Breakpoint
 from pagoda.errors import HttpError, TokenizerRequiredError
 from pagoda.prompts import PromptReader, ReadPrompt
+from pagoda.sampling_params import StructuredOutputs
+from pagoda.server.strict_calls import strict_form
+from pagoda.server.tools import find_format
 from pagoda.server.transcripts import Scope, Transcripts
 
 
@@ -45,12 +48,14 @@ class Conversation:
     """All that a chat template is given.
 
     `tool_ttls` marks the ends of tools, by their index. With `continues` the last turn goes on instead of a new one.
-    All of it is to be kept for `ttl_seconds`, if that is given; of the marks the last `most_marks` count.
+    All of it is to be kept for `ttl_seconds`, if that is given; of the marks the last `most_marks` count. Calls of
+    `strict_tools` have to fit their schemas.
     """
 
     turns: tuple[Turn, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
     tool_ttls: Mapping[int, float] = field(default_factory=dict)
+    strict_tools: frozenset[str] = frozenset()
     continues: bool = False
     adds_generation_prompt: bool = True
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -70,12 +75,13 @@ class Conversation:
 class ReadConversation:
     """The prompt, and how many of its tokens come before each mark; the marks are in order.
 
-    In `scope` the answer is remembered, for when it comes back.
+    In `scope` the answer is remembered, for when it comes back. It has the `form`, unless another one is asked for.
     """
 
     prompt: ReadPrompt
     breakpoints: tuple[Breakpoint, ...]
     scope: Scope | None = None
+    form: StructuredOutputs | None = None
 
 
 class ConversationReader:
@@ -129,7 +135,8 @@ class ConversationReader:
         ]
         if conversation.ttl_seconds is not None:
             marks.append((len(token_ids), conversation.ttl_seconds))
-        return ReadConversation(ReadPrompt(text, token_ids), _breakpoints(marks), scope)
+        form = strict_form(conversation.tools, conversation.strict_tools, find_format(template), tokenizer)
+        return ReadConversation(ReadPrompt(text, token_ids), _breakpoints(marks), scope, form)
 
     def _recalled(self, scope: Scope | None, text: str) -> tuple[int, Sequence[int]]:
         if scope is None or self._transcripts is None:

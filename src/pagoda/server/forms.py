@@ -19,7 +19,7 @@ def json_form(schema: Mapping[str, Any] | None) -> StructuredOutputs:
 def call_form(tools: Sequence[Mapping[str, Any]], name: str | None) -> StructuredOutputs:
     """A call of the tool `name`, or of any; `tools` are in the words of chat templates."""
     functions = [tool["function"] for tool in tools if name in (None, tool["function"]["name"])]
-    schemas = [_call_schema(function) for function in functions]
+    schemas = [call_schema(function) for function in functions]
     return StructuredOutputs(json=schemas[0] if len(schemas) == 1 else {"anyOf": schemas})
 
 
@@ -31,7 +31,8 @@ def check_choice(tools: Sequence[str], name: str | None) -> None:
         raise HttpError(400, f"tool_choice names no tool; there are: {', '.join(tools)}.", param="tool_choice")
 
 
-def _call_schema(function: Mapping[str, Any]) -> dict[str, Any]:
+def call_schema(function: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a call of `function`, which is in the words of chat templates."""
     arguments = {**ANY_OBJECT, **(function.get("parameters") or {})}
     return {
         "type": "object",

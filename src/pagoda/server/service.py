@@ -118,12 +118,12 @@ class Service:
             raise refused(error, param) from error
 
     async def work(self, read: ReadConversation, params: SamplingParams, form_param: str) -> Work:
-        """A conversation to go on with, in the form that `params` wants.
+        """A conversation to go on with, in the form that `params` wants, else in its own.
 
-        Raises HttpError if that cannot be had, which the field `form_param` asks for.
+        Raises HttpError if that cannot be had, which the field `form_param` asks for, else the tools.
         """
-        form = params.structured_outputs
-        constraint = await self.read(self.llm.grammars.compile, form, form_param) if form else None
+        form, param = params.structured_outputs or read.form, form_param if params.structured_outputs else "tools"
+        constraint = await self.read(self.llm.grammars.compile, form, param) if form else None
         least = self.options.min_cacheable_tokens
         breakpoints = tuple(each for each in read.breakpoints if each.num_tokens >= least)
         return Work(read.prompt, params, constraint, breakpoints, read.scope)

@@ -33,9 +33,11 @@ def conversation_of(body: CountBody) -> Conversation:
         turns[-1] = _marked(turns[-1], _ttl(body.cache_control))
     tools = body.tools or []
     marks = {index: tool.cache_control for index, tool in enumerate(tools) if tool.cache_control is not None}
+    may_call = body.tool_choice is None or body.tool_choice.type != "none"
     conversation = Conversation(
         turns=tuple(turns),
         tools=tuple(_tool(tool) for tool in tools),
+        strict_tools=frozenset(tool.name for tool in tools if tool.strict and may_call),
         tool_ttls={index: _ttl(mark) for index, mark in marks.items()},
         continues=body.messages[-1].role == "assistant",
     )

@@ -177,6 +177,9 @@ def conversation_of(body: ChatBody) -> Conversation:
     return Conversation(
         turns=turns_of(body.messages, body.prompt_cache_options),
         tools=tools_of(body.tools),
+        strict_tools=frozenset(
+            tool.function.name for tool in body.tools or () if tool.function.strict and body.tool_choice != "none"
+        ),
         continues=body.continue_final_message,
         adds_generation_prompt=body.add_generation_prompt,
         arguments=body.chat_template_kwargs or {},

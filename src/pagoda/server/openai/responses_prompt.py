@@ -27,7 +27,8 @@ def conversation_of(body: ResponseBody, earlier: Sequence[Turn]) -> Conversation
     turns = [] if body.instructions is None else [Turn("system", (Part(body.instructions),))]
     turns += [*earlier, *input_turns(body)]
     tools = tuple(_tool(tool) for tool in body.tools or ())
-    return Conversation(turns=tuple(turns), tools=tools, **kept(body.prompt_cache_options))
+    strict = frozenset(tool.name for tool in body.tools or () if tool.strict and body.tool_choice != "none")
+    return Conversation(turns=tuple(turns), tools=tools, strict_tools=strict, **kept(body.prompt_cache_options))
 
 
 def input_turns(body: ResponseBody) -> list[Turn]:

@@ -1,0 +1,56 @@
+"""Strict tools where the model may write what it likes: a call, once it is begun, has to fit its schema.
+
+As a grammar of llguidance: text until the mark that begins a call, then JSON until the mark that ends it. Calls without
+such marks on both sides could be text as well, so they are left alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from pagoda.sampling_params import StructuredOutputs
+from pagoda.server.forms import ANY_OBJECT, call_schema
+from pagoda.server.tools import ToolFormat
+from pagoda.structured import WHITESPACE
+
+
+def strict_form(
+    tools: Sequence[Mapping[str, Any]], strict: Collection[str], format: ToolFormat | None, tokenizer: Any
+) -> StructuredOutputs | None:
+    """Text in which every call is one of `tools`, in the words of chat templates; arguments of those whose names are in
+    `strict` fit their schemas. None if calls of this format cannot be held to that."""
+    if not strict or format is None or not format.end:
+        return None
+    functions = [tool["function"] for tool in tools]
+    calls = [call_schema(each if each["name"] in strict else {**each, "parameters": ANY_OBJECT}) for each in functions]
+    schema = {"anyOf": calls, "x-guidance": {"whitespace_pattern": WHITESPACE}}
+    return StructuredOutputs(grammar=_grammar(format, json.dumps(schema), tokenizer.added_tokens_decoder))
+
+
+def _grammar(format: ToolFormat, schema: str, added_tokens: Mapping[int, Any]) -> str:
+    """A mark may be a token of its own, which is not text in llguidance's eyes, or just text.
+
+    Other tokens that were added to the vocabulary and show in the text, such as `<think>`, may stand anywhere.
+    """
+    ids = {token.content: token_id for token_id, token in added_tokens.items()}
+    begins = f"TEXT <[{ids[format.start]}]>" if format.start in ids else "opened"
+    ends = f"<[{ids[format.end]}]>" if format.end in ids else json.dumps(format.end)
+    shown = [
+        str(token_id)
+        for token_id, token in added_tokens.items()
+        if not token.special and token.content not in (format.start, format.end)
+    ]
+    others = f" | TEXT <[{','.join(shown)}]>" if shown else ""
+    lines = [
+        "%llguidance {}",
+        f"start: (call{others})* TEXT",
+        f"call: {begins} GAP body GAP {ends}",
+        f"body: %json {schema}",
+        r"TEXT: /(.|\n)*/",
+        r"GAP: /[ \n]?/",
+    ]
+    if begins == "opened":
+        lines.append(f"opened[lazy]: TEXT {json.dumps(format.start)}")
+    return "\n".join(lines)
