@@ -62,6 +62,19 @@ def test_marks_lie_where_they_did(server: Running) -> None:
     assert second["granted"]
 
 
+def test_counts_and_pins_are_of_the_same_tokens(server: Running) -> None:
+    messages = [{"role": "user", "content": PROMPT}]
+    message, known = unusual(server, messages)
+    turns = [*messages, {"role": "assistant", "content": message["content"]}, {"role": "user", "content": "Who?"}]
+    usage = server.post("/v1/messages", {"model": MODEL, "max_tokens": 1, "messages": turns}).json()["usage"]
+    read = usage["cache_read_input_tokens"]
+    assert read >= known - 1
+    counted = server.post("/v1/messages/count_tokens", {"model": MODEL, "messages": turns}).json()["input_tokens"]
+    assert counted == usage["input_tokens"] + usage["cache_creation_input_tokens"] + read
+    pinned = server.post("/v1/kv/pin", {"model": MODEL, "messages": turns, "ttl_seconds": 60}).json()
+    assert pinned["kv"]["device"] >= known
+
+
 def test_what_is_not_just_its_text_is_left_to_the_tokenizer(transcripts: Transcripts, llm) -> None:
     eos = llm.tokenizer.eos_token
     (eos_id,) = llm.tokenizer(eos, add_special_tokens=False).input_ids

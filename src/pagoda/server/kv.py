@@ -11,6 +11,7 @@ import asyncio
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
+from functools import partial
 from hashlib import blake2b
 from time import monotonic, time
 from typing import Annotated, Any, TypeVar
@@ -36,7 +37,8 @@ from pagoda.server.recent import Past
 from pagoda.server.record import Record
 from pagoda.server.service import Call, Service, Work, new_id
 from pagoda.server.tenants import Tenant
-from pagoda.server.wire import json_response, origin_of, tenant_of
+from pagoda.server.transcripts import Scope
+from pagoda.server.wire import json_response, origin_of, scope_of, tenant_of
 
 Result = TypeVar("Result")
 
@@ -80,7 +82,7 @@ class Kv:
         """Compute a prompt and keep it for a time."""
         service = self._service
         service.check_model(body.model)
-        read = await self._read(body)
+        read = await self._read(body, scope_of(request, body.cache_salt))
         marks = (Breakpoint(len(read.prompt.token_ids), body.ttl_seconds),)
         call = Call(
             call_id=new_id("pin_"),
@@ -190,14 +192,14 @@ class Kv:
         result: Result = await asyncio.wrap_future(self._service.llm.loop.call(function))
         return result
 
-    async def _read(self, body: PinBody) -> ReadConversation:
+    async def _read(self, body: PinBody, scope: Scope) -> ReadConversation:
         if (body.prompt is None) == (body.messages is None):
             raise HttpError(400, "Give prompt or messages, and not both.", param="prompt")
         if body.prompt is not None:
             prompt = await self._service.read(self._service.llm.reader.read, body.prompt, "prompt")
             return ReadConversation(prompt, ())
         conversation = Conversation(turns_of(body.messages or []), tools_of(body.tools), adds_generation_prompt=False)
-        return await self._service.read(self._conversations.read, conversation, "messages")
+        return await self._service.read(partial(self._conversations.read, scope=scope), conversation, "messages")
 
     def _shown_outlines(self, outlines: list[Outline]) -> list[dict[str, Any]]:
         return [

@@ -12,6 +12,7 @@ from pagoda.errors import HttpError
 from pagoda.server.jsons import to_json
 from pagoda.server.service import Origin
 from pagoda.server.tenants import Tenant
+from pagoda.server.transcripts import Scope
 
 TIMEOUT_HEADER = "x-request-timeout"
 
@@ -24,6 +25,11 @@ def tenant_of(request: Request) -> Tenant:
     """As the gate has found it."""
     tenant: Tenant = request.state.tenant
     return tenant
+
+
+def scope_of(request: Request, cache_salt: str | None) -> Scope:
+    """Whose answers may have come back in this request."""
+    return Scope(tenant_of(request).name, cache_salt or "")
 
 
 def request_id_of(request: Request) -> str:

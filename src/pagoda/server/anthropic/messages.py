@@ -22,8 +22,7 @@ from pagoda.server.record import Record
 from pagoda.server.sampling import checked
 from pagoda.server.service import Call, Service, new_id
 from pagoda.server.tools import Pieces, new_parser
-from pagoda.server.transcripts import Scope
-from pagoda.server.wire import json_response, origin_of, request_id_of, tenant_of
+from pagoda.server.wire import json_response, origin_of, request_id_of, scope_of
 
 REASONS = {
     Section.MODEL: "model_changed",
@@ -48,7 +47,7 @@ class Messages:
         _check(body)
         conversation = conversation_of(body)
         params = _params(body, conversation)
-        scope = Scope(tenant_of(request).name, body.cache_salt or "")
+        scope = scope_of(request, body.cache_salt)
         read = await service.read(partial(self._conversations.read, scope=scope), conversation, "messages")
         parser = None
         if body.tools and (body.tool_choice is None or body.tool_choice.type != "none"):
@@ -78,10 +77,13 @@ class Messages:
         message = shape.message(content, Record.of(answer.requests))
         return json_response(message | shape.stop(sample, outputs[0], bool(pieces.calls)))
 
-    async def count_tokens(self, body: CountBody) -> Response:
+    async def count_tokens(self, body: CountBody, request: Request) -> Response:
         """How many tokens a conversation has; nothing is computed."""
         self._service.check_model(body.model)
-        read = await self._service.read(self._conversations.read, conversation_of(body), "messages")
+        scope = scope_of(request, body.cache_salt)
+        read = await self._service.read(
+            partial(self._conversations.read, scope=scope), conversation_of(body), "messages"
+        )
         return json_response({"input_tokens": len(read.prompt.token_ids)})
 
     def _diagnosis(

@@ -133,6 +133,7 @@ class CountBody(Body):
     cache_control: CacheControl | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    cache_salt: str | None = None  # ours, as in OpenAI's API
 
 
 class MessagesBody(CountBody):
@@ -147,6 +148,5 @@ class MessagesBody(CountBody):
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
     # Ours, as in OpenAI's API
-    cache_salt: str | None = None
     seed: int | None = None
     ignore_eos: bool = False

@@ -36,8 +36,7 @@ from pagoda.server.record import Record
 from pagoda.server.service import Call, Service, new_id
 from pagoda.server.token_text import TokenTexts
 from pagoda.server.tools import Pieces, ToolCall, ToolFormat, ToolParser, find_format, forced_format
-from pagoda.server.transcripts import Scope
-from pagoda.server.wire import json_response, origin_of, tenant_of
+from pagoda.server.wire import json_response, origin_of, scope_of
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class ChatCompletions:
         _check(body)
         conversation = conversation_of(body)
         params = _params(body, conversation)
-        scope = Scope(tenant_of(request).name, body.cache_salt or "")
+        scope = scope_of(request, body.cache_salt)
         read = await service.read(partial(self._conversations.read, scope=scope), conversation, "messages")
         form_param = "response_format" if body.tool_choice in (None, "none", "auto") else "tools"
         call = Call(

@@ -29,8 +29,7 @@ from pagoda.server.sampling import checked
 from pagoda.server.service import Call, Service, new_id
 from pagoda.server.token_text import TokenTexts
 from pagoda.server.tools import new_parser
-from pagoda.server.transcripts import Scope
-from pagoda.server.wire import json_response, origin_of, tenant_of
+from pagoda.server.wire import json_response, origin_of, scope_of, tenant_of
 
 MOST_STORED = 1024
 MOST_STORED_NBYTES = 64 << 20
@@ -75,7 +74,7 @@ class Responses:
         tenant = tenant_of(request)
         conversation = conversation_of(body, self._earlier(tenant.name, body.previous_response_id))
         params = _params(body, conversation)
-        scope = Scope(tenant_of(request).name, body.cache_salt or "")
+        scope = scope_of(request, body.cache_salt)
         read = await service.read(partial(self._conversations.read, scope=scope), conversation, "input")
         parser = None
         if body.tools and body.tool_choice != "none":
