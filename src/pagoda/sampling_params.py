@@ -11,6 +11,7 @@ from pagoda.errors import InvalidSamplingError, StructuredOutputError
 
 MAX_LOGPROBS = 1000
 MAX_COUNT = 2**31 - 1
+MAX_STOP_LENGTH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class SamplingParams:
     repetition_penalty: divides positive and multiplies negative logits of tokens seen so far (arXiv 1909.05858).
     logit_bias: added to the logits of these token ids.
     seed: the same seed gives the same text, whatever else is running.
-    stop: strings that end the text before them; stop_token_ids: ids that end it.
+    stop: strings (of at most 256 characters) that end the text before them; stop_token_ids: ids that end it.
     max_tokens: None generates up to the context limit; 0 computes and keeps the prompt.
     logprobs: report the log-probability of each chosen token and of this many most likely ones.
     prompt_logprobs: the same of each prompt token but the first; the whole prompt is computed for it.
@@ -111,6 +112,8 @@ class SamplingParams:
             raise InvalidSamplingError(f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens}).")
         if any(not text for text in self.stop_strings):
             raise InvalidSamplingError("stop has an empty string; leave it out or give at least one character.")
+        if any(len(text) > MAX_STOP_LENGTH for text in self.stop_strings):
+            raise InvalidSamplingError(f"stop has a string of more than {MAX_STOP_LENGTH} characters; give fewer.")
         if not all(math.isfinite(bias) for bias in self.logit_bias.values()):
             raise InvalidSamplingError("logit_bias has a value that is not finite; use -100 to ban a token.")
 

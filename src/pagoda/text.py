@@ -95,8 +95,12 @@ class TextStream:
 
     def _held_back(self) -> int:
         """How many characters at the end could be the beginning of a stop string."""
-        longest = 0
-        for stop in self._stop:
-            sizes = range(min(len(stop) - 1, len(self.text)), longest, -1)
-            longest = next((size for size in sizes if self.text.endswith(stop[:size])), longest)
-        return longest
+        return max((_overlap(self.text, stop) for stop in self._stop), default=0)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of `text` are the beginning of `stop`, but not all of it."""
+    start = text.find(stop[0], max(len(text) - len(stop) + 1, 0))
+    while start >= 0 and not stop.startswith(text[start:]):
+        start = text.find(stop[0], start + 1)
+    return len(text) - start if start >= 0 else 0

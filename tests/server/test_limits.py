@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from pagoda import LLM
+from pagoda.errors import HttpError
+from pagoda.server.body import MOST_ITEMS
+from pagoda.server.errors import invalid_field
 from server.running import MODEL, Running, running
 
 HUGE = 10**400
@@ -92,3 +96,62 @@ def test_marks_before_the_least_tokens_are_ignored(llm: LLM) -> None:
             assert (usage["cache_creation_input_tokens"] > 0) == is_kept
             assert (usage["kv"]["leases"] != []) == is_kept
         server.wait_until_idle()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {"prompt": [{}] * 100_000}, "prompt"),
+        ("/v1/completions", {"prompt": [[{}] * 1000] * 100}, "prompt"),
+        ("/v1/chat/completions", {"messages": [0] * 100_000}, "messages"),
+        ("/v1/messages", {"max_tokens": 1, "messages": [{"role": "user", "content": [0] * 100_000}]}, "messages"),
+        ("/v1/responses", {"input": [{"type": "x"}] * 10_000}, "input"),
+    ],
+)
+def test_of_many_errors_few_are_made(server: Running, path: str, body: dict, param: str) -> None:
+    counts = []
+
+    def counted(errors: list, body: object) -> HttpError:
+        counts.append(len(errors))
+        return invalid_field(errors, body)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pagoda.server.app.invalid_field", counted)
+        answer = server.post(path, {"model": MODEL} | body)
+    assert answer.status_code == 400
+    assert answer.json()["error"].get("param", param).startswith(param)
+    assert counts[0] < 20
+
+
+def test_more_messages_than_any_context_has_are_refused(server: Running) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": ""}] * (MOST_ITEMS + 1)}
+    answer = server.post("/v1/chat/completions", body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
+
+
+def test_stop_strings_are_short(server: Running) -> None:
+    body = {"model": MODEL, "prompt": "The", "max_tokens": 2, "stop": ["x" * 257]}
+    answer = server.post("/v1/completions", body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "stop")
+    assert server.post("/v1/completions", body | {"stop": ["x" * 256]}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
+def test_half_a_surrogate_is_a_salt_like_any_other(server: Running, path: str) -> None:
+    asked = {"input": "Hello"} if path == "/v1/responses" else {"messages": [{"role": "user", "content": "Hello"}]}
+    limit = {"max_output_tokens": 2} if path == "/v1/responses" else {"max_tokens": 2}
+    content = json.dumps({"model": MODEL, "cache_salt": "\ud800"} | asked | limit)
+    answer = server.post(path, content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("depth", [900, 5000])
+def test_deep_arguments_of_an_earlier_call_are_text(server: Running, depth: int) -> None:
+    arguments = '{"a":' * depth + "1" + "}" * depth
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]
+    body = {"model": MODEL, "messages": messages, "max_tokens": 1}
+    assert server.post("/v1/chat/completions", body).status_code in (200, 400)
+    item = {"type": "function_call", "name": "f", "call_id": "c", "arguments": arguments}
+    body = {"model": MODEL, "input": [{"role": "user", "content": "x"}, item], "max_output_tokens": 1}
+    assert server.post("/v1/responses", body).status_code in (200, 400)

@@ -86,6 +86,16 @@ def test_log_probabilities_of_a_completion(client: openai.OpenAI) -> None:
     assert [value for each in chunks if each for value in each.token_logprobs] == logprobs.token_logprobs
 
 
+def test_offsets_of_characters_that_several_tokens_make(client: openai.OpenAI) -> None:
+    text = "a \U0001f642 b \u6f22\u5b57 c"
+    asked = {**ASKED, "prompt": text, "max_tokens": 0, "echo": True, "logprobs": 1}
+    logprobs = client.completions.create(**asked).choices[0].logprobs
+    assert len(logprobs.tokens) > len(text.split())
+    for offset, token in zip(logprobs.text_offset, logprobs.tokens, strict=True):
+        if not token.startswith("bytes:"):
+            assert text[offset:].startswith(token)
+
+
 def test_token_ids_are_returned_if_wanted(client: openai.OpenAI, server: Running) -> None:
     body = {"ignore_eos": True, "return_token_ids": True}
     choice = client.completions.create(prompt=PROMPT, **{**ASKED, "extra_body": body}).choices[0]

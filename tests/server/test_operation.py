@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -20,7 +21,7 @@ from pagoda import LLM
 from pagoda.errors import ConfigError
 from pagoda.server.options import ServerOptions
 from pagoda.server.tenants import Tenants
-from server.running import MODEL, MOST_SECONDS, Running, running, unhurried
+from server.running import MODEL, MOST_SECONDS, Running, running, unhurried, wait_until
 
 LONG = {"model": MODEL, "prompt": "The sea was", "max_tokens": 3000, "ignore_eos": True}
 SHORT = LONG | {"max_tokens": 2}
@@ -165,11 +166,36 @@ def test_other_machines_need_a_key_or_a_word(tmp_path: Path) -> None:
 
 
 def test_a_full_queue_is_told_to_come_back(llm: LLM) -> None:
-    with running(llm, max_queued_requests=2) as server:
-        answer = server.post("/v1/completions", SHORT | {"prompt": ["a", "b", "c"]})
+    goes_on = threading.Event()
+    with running(llm, max_queued_requests=2) as server, ThreadPoolExecutor(1) as pool:
+        llm.loop.call(goes_on.wait)
+        first = pool.submit(server.post, "/v1/completions", SHORT | {"prompt": ["a", "b"]})
+        wait_until(lambda: server.service.num_waiting == 2)
+        try:
+            answer = server.post("/v1/completions", SHORT)
+        finally:
+            goes_on.set()
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
         assert int(answer.headers["retry-after"]) >= 1
-        assert server.post("/v1/completions", SHORT | {"prompt": ["a", "b"]}).status_code == 200
+        assert first.result().status_code == 200
+
+
+def test_what_never_fits_the_queue_is_not_told_to_come_back(llm: LLM) -> None:
+    with running(llm, max_queued_requests=2) as server:
+        answer = server.post("/v1/completions", SHORT | {"prompt": ["a", "b", "c"]})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
+        assert "retry-after" not in answer.headers
+
+
+def test_the_time_to_read_a_prompt_counts(server: Running) -> None:
+    goes_on = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        server.service._readers.submit(goes_on.wait)
+        answer = pool.submit(server.post, "/v1/completions", SHORT, headers={"x-request-timeout": "0.05"})
+        wait_until(lambda: server.service._readers._work_queue.qsize() == 1)
+        time.sleep(0.1)
+        goes_on.set()
+        assert (answer.result().status_code, answer.result().json()["error"]["code"]) == (504, "deadline_exceeded")
 
 
 def test_a_deadline_ends_a_request(server: Running) -> None:

@@ -85,6 +85,7 @@ def test_stored_texts_are_bounded(server: Running) -> None:
     assert found == {first: 404, second: 200}
     assert server.get(f"/v1/responses/{other}", headers=B).status_code == 200
     assert server.get(f"/v1/responses/{respond(server, A, user='x' * 80_000)}", headers=A).status_code == 404
+    assert server.get(f"/v1/responses/{second}", headers=A).status_code == 200
 
 
 @pytest.mark.parametrize(

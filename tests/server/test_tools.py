@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import anthropic
 import openai
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 from transformers import AddedToken, AutoTokenizer
 
 from pagoda import LLM
@@ -261,7 +263,7 @@ def test_text_is_free_until_a_call_begins(text: str, rest: str, added: tuple[str
         matcher.mask(logits)
         if logits[token]:
             assert rest
-            assert tokenizer.decode(tokens[number:]).endswith(rest)
+            assert len(tokenizer.decode(tokens[number:])) <= len(rest)
             return
         matcher.push(token)
     assert not rest
@@ -270,9 +272,58 @@ def test_text_is_free_until_a_call_begins(text: str, rest: str, added: tuple[str
     assert logits[tokenizer.eos_token_id] == 0
 
 
+def test_a_mark_that_is_a_token_cannot_be_spelled_in_others() -> None:
+    plain = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
+    tokenizer.add_tokens([AddedToken("<tool_call>", normalized=False, special=False)])
+    form = strict_form([FUNCTION], {"weather"}, HERMES, tokenizer)
+    matcher = GrammarCompiler(tokenizer, len(tokenizer), frozenset([tokenizer.eos_token_id])).compile(form).new()
+    *begin, last = plain.encode("<tool_call>", add_special_tokens=False)
+    for token in begin:
+        matcher.push(token)
+    logits = torch.zeros(len(tokenizer))
+    matcher.mask(logits)
+    assert logits[last] != 0
+    assert logits[plain.encode("x", add_special_tokens=False)[0]] == 0
+
+
 @pytest.mark.parametrize("format", [LLAMA3, MISTRAL, None])
 def test_calls_without_marks_on_both_sides_are_left_alone(format: ToolFormat | None) -> None:
     assert strict_form([FUNCTION], {"weather"}, format, None) is None
+
+
+class Place(BaseModel):
+    """Has references in its schema, one of them to itself."""
+
+    name: Literal["Dover", "Deal"]
+    near: Place | None = None
+
+
+class Trip(BaseModel):
+    first: Place
+    last: Place
+
+
+def test_references_in_the_schema_of_a_tool(calling: Running) -> None:
+    trip = openai.pydantic_function_tool(Trip)
+    body = {"model": MODEL, "messages": MESSAGES, "max_tokens": 1500, "seed": 1}
+    for tools in ([trip], [FUNCTION, trip]):
+        choice = {"type": "function", "function": {"name": "Trip"}}
+        asked = body | {"tools": tools, "tool_choice": choice}
+        answer = calling.post("/v1/chat/completions", asked).json()["choices"][0]
+        assert answer["finish_reason"] == "tool_calls", answer
+        Trip.model_validate_json(answer["message"]["tool_calls"][0]["function"]["arguments"])
+    place = openai.pydantic_function_tool(Place)
+    for choice in ("auto", "required"):
+        for seed in range(3):
+            asked = body | {"tools": [place, trip], "tool_choice": choice, "seed": seed}
+            answer = calling.post("/v1/chat/completions", asked).json()["choices"][0]
+            assert answer["finish_reason"] == "tool_calls", answer
+            call = answer["message"]["tool_calls"][0]["function"]
+            {"Trip": Trip, "Place": Place}[call["name"]].model_validate_json(call["arguments"])
+    tool = {"name": "Trip", "input_schema": Trip.model_json_schema()}
+    message = calling.post("/v1/messages", body | {"tools": [tool], "tool_choice": {"type": "any"}}).json()
+    Trip.model_validate(message["content"][0]["input"])
 
 
 def test_json_of_a_schema(client: openai.OpenAI, server: Running) -> None:

@@ -75,6 +75,21 @@ def test_counts_and_pins_are_of_the_same_tokens(server: Running) -> None:
     assert pinned["kv"]["device"] >= known
 
 
+def test_a_mark_between_unusual_answers_lies_where_it_did(server: Running) -> None:
+    messages = [{"role": "user", "content": PROMPT}]
+    message, _ = unusual(server, messages)
+    mark = {"type": "ephemeral", "ttl": "1h"}
+    question = {"role": "user", "content": [{"type": "text", "text": "And the garden?", "cache_control": mark}]}
+    messages += [{"role": "assistant", "content": message["content"]}, question]
+    asked = {"model": MODEL, "max_tokens": 1}
+    before = server.post("/v1/messages", asked | {"messages": messages}).json()["usage"]["kv"]["leases"][0]
+    plain = [*messages[:2], {"role": "user", "content": "And the garden?"}]
+    message, _ = unusual(server, plain)
+    messages += [{"role": "assistant", "content": message["content"]}, {"role": "user", "content": "Who lives there?"}]
+    after = server.post("/v1/messages", asked | {"messages": messages}).json()["usage"]["kv"]["leases"][0]
+    assert after["tokens"] == before["tokens"]
+
+
 def test_what_is_not_just_its_text_is_left_to_the_tokenizer(transcripts: Transcripts, llm) -> None:
     eos = llm.tokenizer.eos_token
     (eos_id,) = llm.tokenizer(eos, add_special_tokens=False).input_ids
@@ -85,11 +100,12 @@ def test_what_is_not_just_its_text_is_left_to_the_tokenizer(transcripts: Transcr
         answer("c", [3, 4], stop_reason="d"),
     ):
         transcripts.remember(MINE, prompt, each)
-    assert transcripts.recall(MINE, f"abc{eos}") == (0, ())
+    assert transcripts.recall(MINE, f"abc{eos}") == []
     transcripts.remember(MINE, prompt, answer("c", [3, eos_id]))
     transcripts.remember(MINE, ReadPrompt(f"abc{eos}d", [1, 2, 3, eos_id, 5]), answer("e", [6]))
-    assert transcripts.recall(MINE, f"abc{eos}de") == (3, transcripts.recall(MINE, f"abc{eos}")[1])
-    start, tokens = transcripts.recall(MINE, f"abc{eos}de{eos}f")
-    assert (start, list(tokens)) == (len(f"abc{eos}de"), [1, 2, 3, eos_id, 5, 6])
-    assert transcripts.recall(Scope("me", "salt"), f"abc{eos}") == (0, ())
-    assert transcripts.recall(Scope("you"), f"abc{eos}") == (0, ())
+    assert [each.num_characters for each in transcripts.recall(MINE, f"abc{eos}de")] == [3]
+    first, second = transcripts.recall(MINE, f"abc{eos}de{eos}f")
+    assert (first.num_characters, list(first.token_ids)) == (3, [1, 2])  # 3 is special
+    assert (second.num_characters, list(second.token_ids)) == (len(f"abc{eos}de"), [1, 2, 3, eos_id, 5, 6])
+    assert transcripts.recall(Scope("me", "salt"), f"abc{eos}") == []
+    assert transcripts.recall(Scope("you"), f"abc{eos}") == []

@@ -108,6 +108,7 @@ class Engine:
             raise StructuredOutputError("The engine knows no text: give the request a constraint for its outputs.")
         if request.request_id in self._requests:
             raise RequestError(f"There is a request {request.request_id!r} already; choose another id.")
+        request.stop_token_ids = stop_token_ids(request.params, self.model.eos_token_ids)
         request.seed = self._seeds.getrandbits(63) if request.params.seed is None else request.params.seed
         self._requests[request.request_id] = request
         self._scheduler.add(self._new_sequence(request, 0))
@@ -225,7 +226,7 @@ class Engine:
         matched = request.watch(sequence, token) if request.watch else None
         if sequence.matcher is not None:
             sequence.matcher.push(token)
-        if token in stop_token_ids(params, self.model.eos_token_ids):
+        if token in request.stop_token_ids:
             sequence.stop_reason = None if token in self.model.eos_token_ids else token
             self._finish(sequence, FinishReason.STOP)
         elif matched is not None and sequence.num_output_tokens >= params.min_tokens:

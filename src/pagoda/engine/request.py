@@ -10,6 +10,8 @@ from functools import cached_property
 from time import monotonic
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
+import torch
+
 from pagoda.cache.cache import CachedSequence
 from pagoda.cache.lease import Breakpoint, LeaseResult
 from pagoda.cache.namespace import Namespace
@@ -135,6 +137,7 @@ class Request:
     cache_salt: str = ""
     encoder_input: EncoderInput | None = None
     seed: int = 0
+    stop_token_ids: frozenset[int] = frozenset()  # its own and the model's
     watch: Callable[[Sequence, int], str | None] | None = None
     constraint: Constraint | None = None  # the form of its output
     sequences: list[Sequence] = field(default_factory=list)
@@ -157,6 +160,12 @@ class Request:
         if self.encoder_input is None:
             return Namespace(self.cache_salt, tenant=self.tenant)
         return Namespace(self.cache_salt, self.encoder_input.digest, self.encoder_input.num_tokens, self.tenant)
+
+    @cached_property
+    def biases(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids, and what is added to their logits (fp32)."""
+        biases = self.params.logit_bias
+        return torch.tensor(list(biases), dtype=torch.long), torch.tensor(list(biases.values()), dtype=torch.float32)
 
     @property
     def is_finished(self) -> bool:

@@ -94,8 +94,9 @@ def _penalise(logits: torch.Tensor, sequence: Sequence) -> None:
     if params.presence_penalty or params.frequency_penalty:
         generated, counts = torch.tensor(sequence.output_tokens, dtype=torch.long).unique(return_counts=True)
         logits[generated] -= params.presence_penalty + params.frequency_penalty * counts
-    for token, bias in params.logit_bias.items():
-        logits[token] += bias
+    if params.logit_bias:
+        tokens, biases = sequence.request.biases
+        logits[tokens] += biases
     largest = torch.finfo(logits.dtype).max
     logits.clamp_(-largest, largest)  # extreme penalties and biases overflow
     logits.masked_fill_(is_ruled_out, -math.inf)

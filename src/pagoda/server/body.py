@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated, TypeVar
+
+from annotated_types import MaxLen
+from pydantic import BaseModel, ConfigDict, FailFast
+
+Item = TypeVar("Item")
+
+MOST_ITEMS = 1 << 14
+MOST_TOKENS = 1 << 20
+
+
+class _FirstError(FailFast):
+    """Of a list only the first wrong item is told: all bodies are checked on one thread. Unions want it hashable."""
+
+    __hash__ = object.__hash__
+
+
+Items = Annotated[list[Item], _FirstError(), MaxLen(MOST_ITEMS)]
+TokenIds = Annotated[list[int], _FirstError(), MaxLen(MOST_TOKENS)]
 
 
 class Body(BaseModel):

@@ -19,7 +19,7 @@ from pagoda.prompts import PromptReader, ReadPrompt
 from pagoda.sampling_params import StructuredOutputs
 from pagoda.server.strict_calls import strict_form
 from pagoda.server.tools import find_format
-from pagoda.server.transcripts import Scope, Transcripts
+from pagoda.server.transcripts import Known, Scope, Transcripts
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ class ConversationReader:
         text = self._render(conversation, template, None)
         self._reader.check_text(text)
         tokenizer, has_marks = self._reader.need_tokenizer(), bool(conversation.ttls)
-        start, known = self._recalled(scope, text)
+        turns = self._recalled(scope, text)
+        start, known = turns[-1]
         encoded = tokenizer(
             text[start:], add_special_tokens=False, return_offsets_mapping=has_marks and tokenizer.is_fast
         )
@@ -126,7 +127,7 @@ class ConversationReader:
         offsets = encoded.get("offset_mapping")
         marks = [
             (
-                self._num_tokens(text, token_ids, end)
+                self._num_tokens(text, token_ids, end, turns)
                 if offsets is None or end < start
                 else len(known) + _num_before(offsets, end - start),
                 ttl,
@@ -138,10 +139,11 @@ class ConversationReader:
         form = strict_form(conversation.tools, conversation.strict_tools, find_format(template), tokenizer)
         return ReadConversation(ReadPrompt(text, token_ids), _breakpoints(marks), scope, form)
 
-    def _recalled(self, scope: Scope | None, text: str) -> tuple[int, Sequence[int]]:
+    def _recalled(self, scope: Scope | None, text: str) -> list[Known]:
+        nothing = Known(0, ())
         if scope is None or self._transcripts is None:
-            return 0, ()
-        return self._transcripts.recall(scope, text)
+            return [nothing]
+        return [nothing, *self._transcripts.recall(scope, text)]
 
     def _mark_ends(self, conversation: Conversation, template: str, text: str) -> list[tuple[int, float]]:
         """Where in `text` each mark is, and how long what comes before is to be kept; in order."""
@@ -184,11 +186,16 @@ class ConversationReader:
             ) from error
         return str(text)
 
-    def _num_tokens(self, text: str, token_ids: Sequence[int], end: int) -> int:
-        """How many tokens of `text` lie before the character `end`, or fewer where they are not the tokenizer's."""
-        before = self._reader.need_tokenizer()(text[:end], add_special_tokens=False).input_ids
-        pairs = zip(before, token_ids, strict=False)
-        return next((index for index, (left, right) in enumerate(pairs) if left != right), len(before))
+    def _num_tokens(self, text: str, token_ids: list[int], end: int, turns: Sequence[Known]) -> int:
+        """How many tokens of `text` lie before the character `end`, or fewer where they are not the tokenizer's.
+
+        The tokenizer goes on from the last of `turns` before that.
+        """
+        before = (turn for turn in reversed(turns) if turn.num_characters <= end)
+        start, known = next(turn for turn in before if token_ids[: len(turn.token_ids)] == list(turn.token_ids))
+        between = self._reader.need_tokenizer()(text[start:end], add_special_tokens=False).input_ids
+        pairs = zip(between, token_ids[len(known) :], strict=False)
+        return len(known) + next((place for place, (left, right) in enumerate(pairs) if left != right), len(between))
 
 
 def _num_before(offsets: Sequence[tuple[int, int]], end: int) -> int:

@@ -85,8 +85,12 @@ def failed(error: Exception) -> HttpError:
     return HttpError(status, str(error), code="engine_error")
 
 
+MOST_ERRORS = 100
+
+
 def invalid_field(errors: Sequence[Mapping[str, Any]], body: Any) -> HttpError:
     """What pydantic found in a body, as an answer that names the first wrong field."""
+    errors = errors[:MOST_ERRORS]
     start = _field_name(errors[0]["loc"], body)
     # Of the branches of a union the one that got furthest is meant.
     first = max(

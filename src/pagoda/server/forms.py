@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,8 +20,7 @@ def json_form(schema: Mapping[str, Any] | None) -> StructuredOutputs:
 def call_form(tools: Sequence[Mapping[str, Any]], name: str | None) -> StructuredOutputs:
     """A call of the tool `name`, or of any; `tools` are in the words of chat templates."""
     functions = [tool["function"] for tool in tools if name in (None, tool["function"]["name"])]
-    schemas = [call_schema(function) for function in functions]
-    return StructuredOutputs(json=schemas[0] if len(schemas) == 1 else {"anyOf": schemas})
+    return StructuredOutputs(json=call_schema(functions))
 
 
 def check_choice(tools: Sequence[str], name: str | None) -> None:
@@ -31,9 +31,21 @@ def check_choice(tools: Sequence[str], name: str | None) -> None:
         raise HttpError(400, f"tool_choice names no tool; there are: {', '.join(tools)}.", param="tool_choice")
 
 
-def call_schema(function: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a call of `function`, which is in the words of chat templates."""
-    arguments = {**ANY_OBJECT, **(function.get("parameters") or {})}
+def call_schema(functions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of a call of one of `functions`, which are in the words of chat templates."""
+    if len(functions) == 1:
+        return _call_schema(functions[0], "#")
+    return {"anyOf": [_call_schema(each, f"#/anyOf/{place}") for place, each in enumerate(functions)]}
+
+
+def _call_schema(function: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Stands at `place` in the whole schema, and references in the parameters go where these stand then."""
+    try:
+        parameters = json.dumps({**ANY_OBJECT, **(function.get("parameters") or {})})
+    except RecursionError as error:
+        raise HttpError(400, "The parameters of a tool are nested too deeply.", param="tools") from error
+    # Within a text the quotes would be escaped.
+    arguments = json.loads(parameters.replace('"$ref": "#', f'"$ref": "{place}/properties/arguments'))
     return {
         "type": "object",
         "properties": {"name": {"const": function["name"]}, "arguments": arguments},

@@ -50,7 +50,7 @@ class Gate:
 
         try:
             state = scope.setdefault("state", {})
-            state["request_id"] = request_id
+            state |= {"request_id": request_id, "started": started}
             if self._service.options.serves_this_machine_alone:
                 check_names(headers)
             if not self._is_open(scope["path"]):

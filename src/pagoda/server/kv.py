@@ -28,7 +28,7 @@ from pagoda.errors import HttpError
 from pagoda.machine import resident_memory_nbytes
 from pagoda.sampling_params import SamplingParams
 from pagoda.server import sse
-from pagoda.server.body import Body
+from pagoda.server.body import Body, Items, TokenIds
 from pagoda.server.conversation import Conversation, ConversationReader, ReadConversation
 from pagoda.server.metrics import group_names
 from pagoda.server.openai.chat import tools_of, turns_of
@@ -52,9 +52,9 @@ class PinBody(Body):
     """Of `/v1/kv/pin`: what is to be computed, if it is not held, and kept."""
 
     model: str
-    prompt: str | list[int] | None = None
-    messages: list[Message] | None = Field(None, min_length=1)
-    tools: list[Tool] | None = None
+    prompt: str | TokenIds | None = None
+    messages: Items[Message] | None = Field(None, min_length=1)
+    tools: Items[Tool] | None = None
     ttl_seconds: float = Field(gt=0, le=30 * 24 * 3600)
     cache_salt: str | None = None
 

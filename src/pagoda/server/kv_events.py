@@ -22,6 +22,7 @@ from pagoda.errors import ConfigError
 
 DEVICE = "GPU"  # what routers call the tier that attention reads, whatever the device is
 MOST_KEPT_BATCHES = 10_000
+MOST_WAITING_MESSAGES = 100_000  # of one subscriber, or of one replay; beyond it ZMQ drops them, and vLLM has the same
 END_OF_REPLAY = (-1).to_bytes(8, "big", signed=True)
 POLL_MILLISECONDS = 50
 
@@ -117,6 +118,7 @@ class KvEvents:
 
     def _bound(self, kind: int, endpoint: str) -> zmq.Socket[bytes]:
         socket: zmq.Socket[bytes] = self._context.socket(kind)
+        socket.setsockopt(zmq.SNDHWM, MOST_WAITING_MESSAGES)
         try:
             socket.bind(endpoint)
         except zmq.ZMQError as error:

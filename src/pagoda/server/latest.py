@@ -36,6 +36,8 @@ class Latest(Generic[Value]):
         shelf = self._shelves.setdefault(tenant, _Shelf())
         if name in shelf.values:
             shelf.remove(name)
+        if nbytes > self._most_nbytes:
+            return
         shelf.values[name] = value, nbytes
         shelf.nbytes += nbytes
         while len(shelf.values) > self._most or shelf.nbytes > self._most_nbytes:

@@ -76,8 +76,8 @@ class ServerOptions:
             raise ConfigError(f"metrics_compat is {self.metrics_compat!r}; the choice is: vllm.")
         if self.kv_events_replay_endpoint is not None and self.kv_events_endpoint is None:
             raise ConfigError("kv_events_replay_endpoint needs kv_events_endpoint.")
-        if any(not key for key in (*self.api_key, *self.admin_api_key)):
-            raise ConfigError("An API key is empty; leave it out or give one.")
+        if not all(key and key.isascii() for key in (*self.api_key, *self.admin_api_key)):
+            raise ConfigError("An API key is empty or not ASCII, as headers are; leave it out or give another.")
         if not (self.has_keys or self.allow_no_api_key or is_loopback(self.host)):
             raise ConfigError(
                 f"host is {self.host}, where other machines can reach the server, and there is no API key; give "

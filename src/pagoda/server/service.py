@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from time import time
+from time import monotonic, time
 from typing import TypeVar
 from uuid import uuid4
 
@@ -50,11 +50,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Origin:
-    """Who calls, how long the answer is of use, and the headers that say to which trace it belongs."""
+    """Who calls, how long the answer is of use, and the headers that say to which trace it belongs.
+
+    The request came at `arrival`, on the monotonic clock.
+    """
 
     tenant: Tenant
     timeout_seconds: float | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    arrival: float = field(default_factory=monotonic)
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,7 @@ class Service:
         """Hand a call to the engine. Raises HttpError, before anything has happened, if it is not accepted."""
         assert self._outbox is not None, "start() was not called"
         self._check_room(call)
+        seconds = self._seconds_left(call)
         requests = [self._request(call, index, work) for index, work in enumerate(call.works)]
         answer = Answer(requests, cancel=lambda: self._cancel(requests), on_end=self._ended)
         try:
@@ -149,7 +154,7 @@ class Service:
         except PagodaError as error:
             raise refused(error) from error
         self._answers[answer] = call
-        self._set_deadline(answer, call)
+        self._set_deadline(answer, seconds)
         return answer
 
     def drain(self) -> None:
@@ -167,10 +172,14 @@ class Service:
                 503, "The server is shutting down; try another one.", code="shutting_down", retry_after_seconds=1
             )
         self._check_limit(call)
-        if self.num_waiting + len(call.works) > self.options.max_queued_requests:
+        most = self.options.max_queued_requests
+        if len(call.works) > most:
+            message = f"{call.param} has {len(call.works)} prompts; at most {most} may wait at once, so send fewer."
+            raise HttpError(400, message, param=call.param, code="too_many_requests")
+        if self.num_waiting + len(call.works) > most:
             raise HttpError(
                 429,
-                f"The queue is full: {self.options.max_queued_requests} requests may wait at once; try later.",
+                f"The queue is full: {most} requests may wait at once; try later.",
                 code="queue_full",
                 retry_after_seconds=self._retry_after(),
             )
@@ -228,12 +237,20 @@ class Service:
             Collector(request, tokenizer, on_chunk=put) if call.streams else Collector(request, tokenizer, on_end=put)
         )
 
-    def _set_deadline(self, answer: Answer, call: Call) -> None:
+    def _seconds_left(self, call: Call) -> float | None:
+        """Until the answer is of no use any more, None if it always is. Raises HttpError 504."""
         limits = (call.origin.timeout_seconds, self.options.request_timeout_seconds)
-        seconds = min((each for each in limits if each is not None), default=None)
+        limit = min((each for each in limits if each is not None), default=None)
+        if limit is None:
+            return None
+        left = call.origin.arrival + limit - monotonic()
+        if left <= 0:
+            raise _too_late()
+        return left
+
+    def _set_deadline(self, answer: Answer, seconds: float | None) -> None:
         if seconds is not None:
-            error = HttpError(504, f"The request was not done within {seconds:g} s.", code="deadline_exceeded")
-            self._deadlines[answer] = asyncio.get_running_loop().call_later(seconds, answer.fail, error)
+            self._deadlines[answer] = asyncio.get_running_loop().call_later(seconds, answer.fail, _too_late())
 
     def _cancel(self, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -256,6 +273,10 @@ class Service:
             if self.transcripts is not None and work.scope is not None and output is not None:
                 for sample in output.outputs:
                     self.transcripts.remember(work.scope, work.prompt, sample)
+
+
+def _too_late() -> HttpError:
+    return HttpError(504, "The request was not done in the time it was given.", code="deadline_exceeded")
 
 
 def new_id(prefix: str) -> str:

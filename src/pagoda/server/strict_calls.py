@@ -7,6 +7,7 @@ such marks on both sides could be text as well, so they are left alone.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -24,18 +25,20 @@ def strict_form(
     if not strict or format is None or not format.end:
         return None
     functions = [tool["function"] for tool in tools]
-    calls = [call_schema(each if each["name"] in strict else {**each, "parameters": ANY_OBJECT}) for each in functions]
-    schema = {"anyOf": calls, "x-guidance": {"whitespace_pattern": WHITESPACE}}
+    known = [each if each["name"] in strict else {**each, "parameters": ANY_OBJECT} for each in functions]
+    schema = {**call_schema(known), "x-guidance": {"whitespace_pattern": WHITESPACE}}
     return StructuredOutputs(grammar=_grammar(format, json.dumps(schema), tokenizer.added_tokens_decoder))
 
 
 def _grammar(format: ToolFormat, schema: str, added_tokens: Mapping[int, Any]) -> str:
-    """A mark may be a token of its own, which is not text in llguidance's eyes, or just text.
+    """A mark may be just text, or a token of its own, which is none in llguidance's eyes. Text must not spell such a
+    token, since it would be read as the mark all the same.
 
     Other tokens that were added to the vocabulary and show in the text, such as `<think>`, may stand anywhere.
     """
     ids = {token.content: token_id for token_id, token in added_tokens.items()}
-    begins = f"TEXT <[{ids[format.start]}]>" if format.start in ids else "opened"
+    is_token = format.start in ids
+    begins = f"TEXT <[{ids[format.start]}]>" if is_token else "opened"
     ends = f"<[{ids[format.end]}]>" if format.end in ids else json.dumps(format.end)
     shown = [
         str(token_id)
@@ -43,14 +46,15 @@ def _grammar(format: ToolFormat, schema: str, added_tokens: Mapping[int, Any]) -
         if not token.special and token.content not in (format.start, format.end)
     ]
     others = f" | TEXT <[{','.join(shown)}]>" if shown else ""
+    mark = re.escape(format.start).replace("/", r"\/")
     lines = [
         "%llguidance {}",
         f"start: (call{others})* TEXT",
         f"call: {begins} GAP body GAP {ends}",
         f"body: %json {schema}",
-        r"TEXT: /(.|\n)*/",
+        r"TEXT: /(.|\n)*/" + (rf" & ~/(.|\n)*{mark}(.|\n)*/" if is_token else ""),
         r"GAP: /[ \n]?/",
     ]
-    if begins == "opened":
+    if not is_token:
         lines.append(f"opened[lazy]: TEXT {json.dumps(format.start)}")
     return "\n".join(lines)

@@ -137,6 +137,8 @@ def _strings(name: str, entry: Mapping[str, Any], key: str) -> list[str]:
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not all(isinstance(each, str) and each for each in values):
         raise ConfigError(f"{key} of tenant {name!r} must be a string, or a list of them.")
+    if not all(each.isascii() for each in values):
+        raise ConfigError(f"{key} of tenant {name!r} has a character that is not ASCII, which headers cannot have.")
     return values
 
 

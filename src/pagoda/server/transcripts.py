@@ -29,6 +29,13 @@ class Scope(NamedTuple):
     cache_salt: str = ""
 
 
+class Known(NamedTuple):
+    """A beginning of a text: its characters are counted, and it was written in these tokens."""
+
+    num_characters: int
+    token_ids: Sequence[int]
+
+
 class Transcripts:
     """Texts that ended where a turn ends: in chat templates, one of the tokens `eos_token_ids` follows."""
 
@@ -51,18 +58,18 @@ class Transcripts:
         digest.update((prompt.text + answer.text).encode())
         self._tokens.put(scope.tenant, digest.hexdigest(), tokens, tokens.itemsize * len(tokens))
 
-    def recall(self, scope: Scope, text: str) -> tuple[int, Sequence[int]]:
-        """The longest beginning of `text` that was written here, as a number of characters and its tokens."""
-        found: tuple[int, Sequence[int]] = (0, ())
+    def recall(self, scope: Scope, text: str) -> list[Known]:
+        """The beginnings of `text` that were written here, the shortest first."""
+        found = []
         digest, start = _new_digest(scope), 0
         for end in self._end.finditer(text) if self._end is not None else ():
             digest.update(text[start : end.start()].encode())
             start = end.start()
             tokens = self._tokens.find(scope.tenant, digest.copy().hexdigest())
             if tokens is not None:
-                found = (start, tokens)
+                found.append(Known(start, tokens))
         return found
 
 
 def _new_digest(scope: Scope) -> Any:
-    return blake2b(scope.cache_salt.encode() + b"\0", digest_size=16)
+    return blake2b(scope.cache_salt.encode(errors="surrogatepass") + b"\0", digest_size=16)

@@ -38,7 +38,7 @@ def request_id_of(request: Request) -> str:
 
 def origin_of(request: Request) -> Origin:
     """Who asks, and how. Raises HttpError for nonsense."""
-    return Origin(tenant_of(request), _timeout_of(request), request.headers)
+    return Origin(tenant_of(request), _timeout_of(request), request.headers, request.state.started)
 
 
 def _timeout_of(request: Request) -> float | None:

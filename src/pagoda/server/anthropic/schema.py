@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pagoda.server.body import Body
+from pagoda.server.body import Body, Items
 
 
 class CacheControl(Body):
@@ -33,7 +33,7 @@ class ToolUseBlock(Body):
 class ToolResultBlock(Body):
     type: Literal["tool_result"]
     tool_use_id: str
-    content: str | list[TextBlock] | None = None
+    content: str | Items[TextBlock] | None = None
     is_error: bool | None = None
     cache_control: CacheControl | None = None
 
@@ -58,7 +58,7 @@ Block = Annotated[
 
 class Message(Body):
     role: Literal["user", "assistant", "system"]
-    content: str | list[Block]
+    content: str | Items[Block]
 
 
 class Tool(Body):
@@ -70,7 +70,7 @@ class Tool(Body):
     type: Literal["custom"] | None = None
     cache_control: CacheControl | None = None
     strict: bool | None = None
-    input_examples: list[dict[str, Any]] | None = None
+    input_examples: Items[dict[str, Any]] | None = None
     eager_input_streaming: bool | None = None  # without effect: a call is sent when it is complete
 
 
@@ -126,9 +126,9 @@ class CountBody(Body):
     """Of `/v1/messages/count_tokens`."""
 
     model: str
-    messages: list[Message] = Field(min_length=1)
-    system: str | list[TextBlock] | None = None
-    tools: list[Tool] | None = None
+    messages: Items[Message] = Field(min_length=1)
+    system: str | Items[TextBlock] | None = None
+    tools: Items[Tool] | None = None
     tool_choice: ToolChoice | None = None
     cache_control: CacheControl | None = None
     thinking: Thinking | None = None
@@ -138,7 +138,7 @@ class CountBody(Body):
 
 class MessagesBody(CountBody):
     max_tokens: int = Field(ge=0)
-    stop_sequences: list[str] | None = Field(None, max_length=64)
+    stop_sequences: Items[str] | None = Field(None, max_length=64)
     stream: bool | None = False
     temperature: float | None = Field(None, ge=0, le=1)
     top_p: float | None = Field(None, gt=0, le=1)

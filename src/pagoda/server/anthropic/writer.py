@@ -156,7 +156,7 @@ def usage(record: Record) -> dict[str, Any]:
 
 
 def blocks(pieces: Pieces) -> list[dict[str, Any]]:
-    text = [{"type": "text", "text": pieces.text, "citations": None}] if pieces.text or not pieces.calls else []
+    text = [{"type": "text", "text": pieces.text, "citations": None}] if pieces.text else []
     return text + [_tool_use(call) for call in pieces.calls]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from starlette.responses import Response
 
 from pagoda.engine.request import TokenLogprobs
 from pagoda.errors import HttpError
-from pagoda.outputs import CompletionOutput, StreamChunk
+from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server import sse
 from pagoda.server.answer import Answer
@@ -91,11 +92,14 @@ class ChatCompletions:
         if body.stream:
             return sse.EventStream(answer, self._events(answer, body, shape), late_error)
         outputs = await sse.finish(answer, request)
-        choices = [self._choice(sample, shape) for sample in outputs[0].outputs]
+        return await asyncio.to_thread(self._whole, outputs[0], answer, body, shape)
+
+    def _whole(self, output: RequestOutput, answer: Answer, body: ChatBody, shape: _Shape) -> Response:
+        """Beside the event loop: log-probabilities of many samples take a while."""
         return json_response(
             {
                 **shape.identity,
-                "choices": choices,
+                "choices": [self._choice(sample, shape) for sample in output.outputs],
                 "usage": usage(Record.of(answer.requests), body.prompt_cache_options),
                 "service_tier": "default",
             }
@@ -221,7 +225,7 @@ def _arguments(text: str) -> Any:
     """As templates want them: an object if it is one."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return value if isinstance(value, dict) else text
 

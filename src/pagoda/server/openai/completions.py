@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from starlette.responses import Response
 from pagoda.engine.request import Request as EngineRequest
 from pagoda.engine.request import TokenLogprobs
 from pagoda.errors import HttpError
-from pagoda.outputs import CompletionOutput, StreamChunk
+from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
 from pagoda.prompts import Prompt
 from pagoda.server import sse
 from pagoda.server.answer import Answer
@@ -60,6 +61,12 @@ class Completions:
         if body.stream:
             return sse.EventStream(answer, self._events(answer, body, identity), late_error)
         outputs = await sse.finish(answer, request)
+        return await asyncio.to_thread(self._whole, outputs, answer, body, identity)
+
+    def _whole(
+        self, outputs: Sequence[RequestOutput], answer: Answer, body: CompletionBody, identity: dict[str, Any]
+    ) -> Response:
+        """Beside the event loop: log-probabilities of many samples take a while."""
         choices = [
             self._choice(index * (body.n or 1) + sample.index, answer.requests[index], sample, body)
             for index, output in enumerate(outputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder as new_decoder
 from collections.abc import Sequence
 from time import time
 from typing import Any
@@ -72,10 +73,10 @@ def completion_logprobs(
 ) -> dict[str, Any]:
     """Of tokens whose text begins at the character `offset`. The first of a prompt has none."""
     words = [texts.text(token) for token in token_ids]
-    offsets = []
+    offsets, decoder = [], new_decoder("utf-8")("replace")  # a character counts when it is complete
     for token in token_ids:
         offsets.append(offset)
-        offset += len(texts.bytes(token).decode("utf-8", "replace"))
+        offset += len(decoder.decode(texts.bytes(token)))
     return {
         "tokens": words,
         "token_logprobs": [None if each is None else each.logprob for each in logprobs],

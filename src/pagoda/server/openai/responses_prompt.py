@@ -78,7 +78,7 @@ def _part(content: Content, ttl: str) -> Part:
 def _call(name: str, arguments: str, call_id: str) -> dict[str, Any]:
     try:
         value = json.loads(arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = arguments
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": value}}
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from pagoda.server.body import Body
+from pagoda.server.body import Body, Items
 from pagoda.server.openai.schema import CacheBreakpoint, StreamOptions
 
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -36,7 +36,7 @@ Content = Annotated[InputText | OutputText | Refusal, Field(discriminator="type"
 class MessageItem(Body):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[Content]
+    content: str | Items[Content]
     id: str | None = None
     status: Status | None = None
     phase: Literal["commentary", "final_answer"] | None = None
@@ -54,7 +54,7 @@ class FunctionCallItem(Body):
 class FunctionCallOutputItem(Body):
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[InputText]
+    output: str | Items[InputText]
     id: str | None = None
     status: Status | None = None
 
@@ -125,7 +125,10 @@ class TextConfig(Body):
 class Reasoning(Body):
     """Without effect: what a model thinks is part of its text."""
 
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    context: Literal["auto", "current_turn", "all_turns"] | None = None
+    mode: str | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
 
 
@@ -143,17 +146,17 @@ class CacheOptions(Body):
 
 class ResponseBody(Body):
     model: str
-    input: str | list[InputItem]
+    input: str | Items[InputItem]
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
+    include: Items[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     text: TextConfig | None = None
-    tools: list[FunctionTool] | None = None
+    tools: Items[FunctionTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
     parallel_tool_calls: bool | None = None
     previous_response_id: str | None = None
@@ -167,7 +170,7 @@ class ResponseBody(Body):
     reasoning: Reasoning | None = None
     max_tool_calls: int | None = Field(None, ge=1)
     metadata: Metadata | None = None
-    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"] | None = None
     safety_identifier: str | None = None
     user: str | None = None
     # Ours, as in the other APIs

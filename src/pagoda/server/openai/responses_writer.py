@@ -129,7 +129,7 @@ class ResponseWriter:
             self._close_message()
             self._add_call(call)
         if is_last:
-            if not self._items:
+            if not self._items and not self._is_prewarm:
                 self._add_text("", [])
             self._close_message("incomplete" if end is FinishReason.LENGTH else "completed")
 
@@ -137,8 +137,8 @@ class ResponseWriter:
         """The whole response."""
         record = Record.of(answer.requests)
         is_cut = output.outputs[0].finish_reason is FinishReason.LENGTH
-        if self.shape.body.prompt_cache_options is not None and self.shape.body.prompt_cache_options.prewarm:
-            self._items, is_cut = [], False
+        if self._is_prewarm:
+            is_cut = False
         response = self.shape.response(
             "incomplete" if is_cut else "completed",
             output=self._items,
@@ -149,6 +149,11 @@ class ResponseWriter:
         )
         self.keep(response, (answer_turn(self._text, self._calls),) if self._items else ())
         return response
+
+    @property
+    def _is_prewarm(self) -> bool:
+        options = self.shape.body.prompt_cache_options
+        return options is not None and options.prewarm
 
     @property
     def _text(self) -> str:
