@@ -106,6 +106,8 @@ def test_marks_before_the_least_tokens_are_ignored(llm: LLM) -> None:
         ("/v1/chat/completions", {"messages": [0] * 100_000}, "messages"),
         ("/v1/messages", {"max_tokens": 1, "messages": [{"role": "user", "content": [0] * 100_000}]}, "messages"),
         ("/v1/responses", {"input": [{"type": "x"}] * 10_000}, "input"),
+        ("/v1/completions", {"prompt": "a", "logit_bias": dict.fromkeys(map(str, range(100_000)), "x")}, "logit_bias"),
+        ("/v1/completions", {"prompt": "a"} | dict.fromkeys(map(str, range(100_000)), 0), ""),
     ],
 )
 def test_of_many_errors_few_are_made(server: Running, path: str, body: dict, param: str) -> None:
@@ -119,7 +121,7 @@ def test_of_many_errors_few_are_made(server: Running, path: str, body: dict, par
         patch.setattr("pagoda.server.app.invalid_field", counted)
         answer = server.post(path, {"model": MODEL} | body)
     assert answer.status_code == 400
-    assert answer.json()["error"].get("param", param).startswith(param)
+    assert (answer.json()["error"].get("param") or "").startswith(param)
     assert counts[0] < 20
 
 

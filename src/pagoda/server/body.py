@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from annotated_types import MaxLen
-from pydantic import BaseModel, ConfigDict, FailFast
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, model_validator
+from pydantic_core import PydanticCustomError
 
 Item = TypeVar("Item")
 
@@ -19,11 +20,27 @@ class _FirstError(FailFast):
     __hash__ = object.__hash__
 
 
+def _check_size(value: Any) -> Any:
+    """Before its entries are looked at, each of which could be an error."""
+    if isinstance(value, dict) and len(value) > MOST_ITEMS:
+        raise PydanticCustomError("too_long", "There are more than {most} entries; give fewer.", {"most": MOST_ITEMS})
+    return value
+
+
 Items = Annotated[list[Item], _FirstError(), MaxLen(MOST_ITEMS)]
 TokenIds = Annotated[list[int], _FirstError(), MaxLen(MOST_TOKENS)]
+
+
+SIZE_CHECK = BeforeValidator(_check_size)
+Entries = Annotated[dict[str, Item], SIZE_CHECK]
 
 
 class Body(BaseModel):
     """Values are taken as they are: no text for a number, no unknown field."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def check_size(cls, value: Any) -> Any:
+        return _check_size(value)

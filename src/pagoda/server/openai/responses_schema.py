@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from pagoda.server.body import Body, Items
+from pagoda.server.body import SIZE_CHECK, Body, Items
 from pagoda.server.openai.schema import CacheBreakpoint, StreamOptions
 
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -133,7 +133,9 @@ class Reasoning(Body):
 
 
 Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+    SIZE_CHECK,
 ]
 
 

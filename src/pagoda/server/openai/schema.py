@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pagoda.server.body import Body, Items, TokenIds
+from pagoda.server.body import Body, Entries, Items, TokenIds
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 MAX_STOP = 64
@@ -40,7 +40,7 @@ class Sampling(Body):
     top_p: float | None = Field(None, gt=0, le=1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Entries[Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: int | None = None
     stop: str | Items[str] | None = None
     stream: bool | None = False
@@ -163,7 +163,7 @@ class ChatBody(Sampling):
     response_format: ResponseFormat | None = None
     prompt_cache_options: PromptCacheOptions | None = None
     # Without effect here.
-    metadata: dict[str, str] | None = None
+    metadata: Entries[str] | None = None
     store: bool | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"] | None = None
     safety_identifier: str | None = None
