@@ -278,6 +278,19 @@ def test_tenants_side_by_side_give_the_tokens_they_give_alone(model: Model) -> N
     assert together == [roomy.run(each, 40).sequences[0].output_tokens for each in prompts]
 
 
+def test_a_tenant_grows_into_its_share_over_its_own_idle_pages(model: Model) -> None:
+    """While free pages are handed out its idle ones are within its share, and after that they are not."""
+    served = Served(model, 10 * PAGE_NBYTES, tenants={"own": TenantShare(page_quota=0.5)}, max_num_batched_tokens=128)
+    served.run(prompt(60, 1), tenant="own")
+    other = served.request(prompt(40, 2), 30)
+    served.engine.add(other)
+    for _ in range(4):
+        served.engine.step()
+    late = served.request(prompt(70, 3), 4, tenant="own")
+    served.run_all([late])
+    assert [request.sequences[0].num_output_tokens for request in (other, late)] == [30, 4]
+
+
 def test_tenants_cannot_reserve_more_than_there_is() -> None:
     with pytest.raises(ConfigError, match=r"1\.1"):
         EngineConfig(tenants={"a": TenantShare(0.5, 0.6), "b": TenantShare(0.5)})

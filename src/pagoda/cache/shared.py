@@ -59,11 +59,7 @@ class SharedPages:
     def allocate(self, num_pages: int, account: Account) -> list[int]:
         """Open pages, evicting idle ones when short. Raises OutOfPagesError, changing nothing."""
         self.check_available(num_pages, account)
-        while self.allocator.num_free < num_pages:
-            evicted = self._evict_one(account)
-            assert evicted, "an idle page was not offered for eviction"
-            self.num_evictions += 1
-        return [self.allocator.allocate(account) for _ in range(num_pages)]
+        return [self._allocate(account) for _ in range(num_pages)]
 
     def take(self, node: Node) -> None:
         """Add a user of the page at `node`."""
@@ -139,6 +135,14 @@ class SharedPages:
         """Raise IntegrityError unless counts, tree, leases and the given (all live) tables agree."""
         check_group(tables, self.allocator, self.tree, self._nodes, self._keeps_all)
         self.leases.check_integrity(list(self.tree.nodes()), self.accounts.all)
+
+    def _allocate(self, account: Account) -> int:
+        """One page; which idle one may go for it depends on how many the account holds by then."""
+        if not self.allocator.num_free:
+            evicted = self._evict_one(account)
+            assert evicted, "an idle page was not offered for eviction"
+            self.num_evictions += 1
+        return self.allocator.allocate(account)
 
     def _hold(self, parent: Node, node: Node) -> None:
         """`node` below `parent` has a page now."""
