@@ -5,6 +5,7 @@ import pytest
 from pagoda.cache.cache import Cache, NoBytes
 from pagoda.cache.eviction.lru import LRU
 from pagoda.cache.group import PageGroup
+from pagoda.cache.namespace import Namespace
 from pagoda.cache.pages import PageCounts
 from pagoda.cache.rule import KeepAll
 from pagoda.errors import OutOfPagesError
@@ -94,8 +95,8 @@ class TestAdmission:
 
     def test_running_sequences_can_still_grow(self):
         cache = make_cache(4)
-        assert cache.can_attach(match(cache, range(12)), 12, num_running=1)
-        assert not cache.can_attach(match(cache, range(12)), 12, num_running=2)
+        assert cache.can_attach(match(cache, range(12)), 12, running=[Namespace()])
+        assert not cache.can_attach(match(cache, range(12)), 12, running=[Namespace()] * 2)
 
     def test_every_group_needs_room(self):
         cache = make_cache(4, 3)

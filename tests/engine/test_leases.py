@@ -291,6 +291,20 @@ def test_a_tenant_grows_into_its_share_over_its_own_idle_pages(model: Model) -> 
     assert [request.sequences[0].num_output_tokens for request in (other, late)] == [30, 4]
 
 
+def test_the_longest_request_starts_beside_those_that_grow_into_their_own_share(model: Model) -> None:
+    served = Served(model, 32 * PAGE_NBYTES, tenants={"own": TenantShare(page_quota=0.5)})
+    longest = served.request(prompt(served.engine.max_len() - 1), 1)
+    beside = served.request(prompt(20), 100, tenant="own")
+    served.engine.add(beside)
+    served.engine.step()
+    served.engine.add(longest)
+    while longest.metrics.first_scheduled is None:
+        assert not beside.is_finished
+        served.engine.step()
+    served.run_all([])
+    assert [request.metrics.num_preemptions for request in (longest, beside)] == [0, 0]
+
+
 def test_tenants_cannot_reserve_more_than_there_is() -> None:
     with pytest.raises(ConfigError, match=r"1\.1"):
         EngineConfig(tenants={"a": TenantShare(0.5, 0.6), "b": TenantShare(0.5)})

@@ -6,6 +6,7 @@ group, so it runs as well without any (`NoBytes`). Knows neither torch nor model
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import lcm
@@ -142,15 +143,17 @@ class Cache:
         """Whether any token can be resumed from whose pages are held; recurrent states must have been copied there."""
         return all(group.resumes_anywhere for group in self._groups)
 
-    def can_attach(self, hit: Hit, num_new_tokens: int, step_tokens: int | None = None, num_running: int = 0) -> bool:
-        """Whether `hit` and room for `num_new_tokens` more can be had, and `num_running` sequences can still grow.
+    def can_attach(
+        self, hit: Hit, num_new_tokens: int, step_tokens: int | None = None, running: Sequence[Namespace] = ()
+    ) -> bool:
+        """Whether `hit` and room for `num_new_tokens` more can be had, and sequences of `running` can still grow.
 
         Those are computed `step_tokens` at a time (None: all at once), so that windows can move on between.
         """
         self.expire()
         costs = self._attach_costs(hit, num_new_tokens, step_tokens)
         return all(
-            cost + group.spare_pages(num_running) <= group.available_to(group.accounts.of(hit.namespace))
+            cost + _spare_pages(group, hit.namespace, running) <= group.available_to(group.accounts.of(hit.namespace))
             for group, cost in zip(self._groups, costs, strict=True)
         )
 
@@ -346,3 +349,12 @@ class Cache:
                 store.prepare(page)
             for source, target in action.copies:
                 store.copy(source, target)
+
+
+def _spare_pages(group: CacheGroup, namespace: Namespace, running: Sequence[Namespace]) -> int:
+    """Pages that `namespace` leaves to the sequences of `running`: those of others grow into their own shares first."""
+    own, counts = group.accounts.of(namespace), Counter(map(group.accounts.of, running))
+    return sum(
+        max(group.spare_pages(number) - (0 if account is own else group.accounts.reserved_left(account)), 0)
+        for account, number in counts.items()
+    )

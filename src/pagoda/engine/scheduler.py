@@ -192,10 +192,10 @@ class Scheduler:
 
         With `only_share` they must fit into what is left of the tenant's own share.
         """
-        step_tokens = self._max_num_batched_tokens
+        step_tokens, running = self._max_num_batched_tokens, [each.request.namespace for each in self.running]
         for candidate in (hit, self._cache.whole_pages(hit)):
             num_new_tokens = len(sequence.tokens) - candidate.num_tokens
-            if not only_share and self._cache.can_attach(candidate, num_new_tokens, step_tokens, len(self.running)):
+            if not only_share and self._cache.can_attach(candidate, num_new_tokens, step_tokens, running):
                 return candidate
             if self._cache.has_shares and self._cache.can_attach_within_share(
                 candidate, num_new_tokens, step_tokens, num_running=self._num_running_beside(sequence)
