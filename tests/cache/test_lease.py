@@ -13,6 +13,8 @@ from pagoda.cache.rule import KeepAll
 from pagoda.cache.state import SnapshotRule, StateGroup
 from pagoda.config import TenantShare
 from pagoda.errors import IntegrityError
+from pagoda.layouts.spec import Reach
+from stateful.test_cache_machine import window
 
 PAGE_NBYTES = 100
 NAMESPACE = Namespace()
@@ -36,12 +38,14 @@ def cache(clock):
     return Cache([PageGroup(16, 4, LRU(), KeepAll())], [NoBytes()], [PAGE_NBYTES], clock)
 
 
-def run(cache, tokens, namespace=NAMESPACE, breakpoints=()):
+def run(cache, tokens, namespace=NAMESPACE, breakpoints=(), step_tokens=1000):
     """A sequence of which all tokens are computed."""
     tokens = list(tokens)
     sequence = cache.attach(cache.match(namespace, tokens, len(tokens)), len(tokens), breakpoints)
-    assert cache.reserve(sequence, len(tokens) - sequence.num_tokens)
-    cache.commit(sequence, tokens, len(tokens))
+    while sequence.num_tokens < len(tokens):
+        num_tokens = min(len(tokens) - sequence.num_tokens, step_tokens)
+        assert cache.reserve(sequence, num_tokens)
+        cache.commit(sequence, tokens, sequence.num_tokens + num_tokens)
     return sequence
 
 
@@ -267,6 +271,32 @@ class TestTenants:
         assert not cache.revoke_lease(Namespace(tenant="b"))
         cache.release(sequence, list(range(4)))
         assert cache.revoke_lease(Namespace(tenant="b"))
+
+    def test_leased_pages_leave_others_what_they_may_have(self, clock):
+        tenants = {"a": TenantShare(lease_budget=1 / 3), "b": TenantShare(page_quota=1 / 3)}
+        cache = Cache([PageGroup(24, 4, LRU(), KeepAll(), tenants=tenants)], [NoBytes()], [PAGE_NBYTES], clock)
+        own = Namespace(tenant="a")
+        store(cache, range(16), own)
+        run(cache, range(100, 132), own)
+        run(cache, range(200, 232))  # the sixteen pages that are nobody's are in use, or idle and to be had
+        assert not lease(cache, range(16), namespace=own).granted
+        cache.check_integrity()
+
+
+class TestWindows:
+    def test_no_lease_is_granted_of_what_nobody_can_resume(self, clock):
+        """A window has moved on from the prefix, and its pages there have been evicted since."""
+        rules = (KeepAll(), window(Reach.SLIDING, 6))
+        groups = [PageGroup(num_pages, 4, LRU(), rule) for num_pages, rule in zip((64, 12), rules, strict=True)]
+        cache = Cache(groups, [NoBytes()] * 2, [PAGE_NBYTES] * 2, clock)
+        for tokens in (range(80), range(1000, 1016), range(1100, 1116)):
+            cache.release(run(cache, tokens, step_tokens=4), list(tokens))
+        assert held(cache, range(40)) == 0
+        sequence = run(cache, [*range(80), 5])
+        result = lease(cache, range(40))
+        assert (result.granted, result.resume_tokens, cache.leases()) == (False, 0, [])
+        cache.release(sequence, [*range(80), 5])
+        assert lease(cache, range(80)).granted
 
 
 class TestStates:

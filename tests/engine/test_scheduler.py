@@ -473,6 +473,28 @@ class TestTenants:
         # The lease that expires first is in the way of the 42 tokens; the other is not.
         assert (loop.cache.stats().revoked_leases, [each.num_tokens for each in loop.cache.leases()]) == (1, [16])
 
+    def test_a_lease_of_what_it_goes_on_from_gives_way_last(self):
+        loop = Loop(num_pages=16)
+        loop.add(range(16), breakpoints=(Breakpoint(16, 10.0),))
+        loop.add(range(100, 116), breakpoints=(Breakpoint(16, 100.0),))
+        loop.run()
+        long = loop.add([*range(16), *range(200, 236)], max_tokens=2)
+        loop.run()
+        assert long.num_cached_tokens == 16
+        left = [(each.num_tokens, each.ttl_seconds) for each in loop.cache.leases()]
+        assert (loop.cache.stats().revoked_leases, left) == (1, [(16, 10.0)])
+
+    def test_leases_stay_while_another_sequence_will_end(self):
+        loop = Loop(num_pages=16)
+        loop.add(range(16), breakpoints=(Breakpoint(16, 10.0),))
+        loop.run()
+        loop.add(range(100, 124), max_tokens=8)
+        loop.step()
+        waiting = loop.add(range(200, 224), max_tokens=2)
+        loop.run()
+        assert waiting.sequences[0].num_output_tokens == 2
+        assert loop.cache.stats().revoked_leases == 0
+
     def test_leases_give_way_to_a_sequence_that_grows(self):
         loop = Loop(num_pages=16)
         loop.add(range(32), breakpoints=(Breakpoint(32, 10.0),))

@@ -261,14 +261,14 @@ class Cache:
         self.expire()
         return self._leases.infos()
 
-    def revoke_lease(self, namespace: Namespace) -> bool:
-        """End the first to expire of the leases that can be in the way of a sequence of `namespace`.
+    def revoke_lease(self, namespace: Namespace, tokens: Sequence[int] = ()) -> bool:
+        """End the first to expire of the leases that can be in the way of a sequence of `tokens`.
 
         False, and nothing changed, if its tenant has none, or if others pin more than their shares: that passes.
         """
         if any(account.is_over for group in self._groups for account in self._others(group, namespace)):
             return False
-        return self._leases.revoke_first(namespace)
+        return self._leases.revoke_first(namespace, token_key(tokens))
 
     @property
     def has_shares(self) -> bool:

@@ -18,7 +18,7 @@ from pagoda.cache.accounts import Account
 from pagoda.cache.base import CacheGroup, resumable
 from pagoda.cache.coverage import Coverage, CoverPlan, Prefix
 from pagoda.cache.namespace import Namespace
-from pagoda.cache.radix import common_tokens
+from pagoda.cache.radix import TOKEN_NBYTES, common_tokens
 
 MOST_LEASES = 1024  # of one tenant: each costs memory of its own, and time at every hit
 SPARE_ENTRIES = 64
@@ -137,13 +137,16 @@ class Leases:
             else:
                 self._end(lease)
 
-    def revoke_first(self, namespace: Namespace) -> bool:
-        """End the lease that expires first of those that share an account with `namespace`; False if there is none."""
+    def revoke_first(self, namespace: Namespace, key: bytes) -> bool:
+        """End the lease that expires first of those that share an account with `namespace`; False if there is none.
+
+        Those go last whose pages a sequence of the tokens in `key` uses itself.
+        """
         accounts = self._groups[0].accounts
         own = [lease for lease in self if accounts.of(lease.namespace) is accounts.of(namespace)]
         if not own:
             return False
-        self._end(min(own, key=lambda lease: lease.expires_at))
+        self._end(min(own, key=lambda lease: (_is_within(lease, namespace, key), lease.expires_at)))
         self.num_revoked += 1
         return True
 
@@ -182,7 +185,8 @@ class Leases:
         held = min((group.matched_tokens(match) for group, match in pages), default=num_tokens)
         point = resumable(pages, min(num_tokens - 1, held))
         if not states:
-            return Prefix(key, num_tokens, point, num_tokens)
+            # Behind windows nothing is left of a prefix where nobody can resume.
+            return Prefix(key, num_tokens, point, num_tokens if point or min(num_tokens - 1, held) == 0 else 0)
         state = resumable(states, num_tokens - 1)
         if state < max(num_tokens - 1, 1):
             state = resumable(states, num_tokens)
@@ -223,8 +227,14 @@ class Leases:
 
     def _num_leased_tokens(self, namespace: Namespace, key: bytes) -> int:
         """How many of the first tokens in `key` are under some lease."""
-        leases = self._by_prefix.get(namespace, {}).values()
-        return max((common_tokens(lease.prefix.key, key) for lease in leases), default=0)
+        num_tokens, more = 0, key[:TOKEN_NBYTES]
+        for lease in self._by_prefix.get(namespace, {}).values():
+            if lease.prefix.key.startswith(more):  # else it has no more of them than one before
+                num_tokens = common_tokens(lease.prefix.key, key)
+                more = key[: (num_tokens + 1) * TOKEN_NBYTES]
+                if num_tokens * TOKEN_NBYTES == len(key):
+                    break
+        return num_tokens
 
     def _new_nbytes(self, plans: Sequence[CoverPlan], old: Lease | None) -> int:
         """Of pages that no lease covers yet."""
@@ -251,3 +261,7 @@ class Leases:
     def _let_go(self, lease: Lease) -> None:
         for group, coverage in zip(self._groups, lease.coverages, strict=True):
             group.leases.end(coverage)
+
+
+def _is_within(lease: Lease, namespace: Namespace, key: bytes) -> bool:
+    return lease.namespace == namespace and key.startswith(lease.prefix.key)

@@ -156,7 +156,7 @@ class Scheduler:
         others = (each.request.namespace for each in self.running if each is not sequence)
         if any(self._cache.share_account(other, namespace) for other in others):
             return False
-        return self._cache.revoke_lease(namespace)
+        return self._cache.revoke_lease(namespace, sequence.tokens)
 
     def _start(self, sequence: Sequence, fitting: Hit, budget: int, plan: Plan) -> None:
         """Run a waiting sequence from what the cache holds of it, for which there is room."""
