@@ -52,6 +52,15 @@ def test_whoever_asks_a_closed_loop_gets_an_answer(loop: EngineLoop) -> None:
     loop.close()
     with pytest.raises(EngineClosedError):
         loop.call(lambda: None).result(10)
+    with pytest.raises(EngineClosedError):
+        loop.submit([], [])
+
+
+def test_a_loop_that_is_closed_meanwhile_keeps_nobody_waiting(loop: EngineLoop, monkeypatch) -> None:
+    call = loop.call
+    monkeypatch.setattr(loop, "call", lambda function: loop.close() or call(function))
+    with pytest.raises(EngineClosedError):
+        loop.submit([], [])
 
 
 def test_a_tokenizer_that_fails_ends_the_request() -> None:

@@ -52,9 +52,9 @@ class EngineLoop:
 
         A listener is called on the loop's thread for each event of its request. Raises EngineClosedError.
         """
-        if self._is_closed:
-            raise EngineClosedError(CLOSED_MESSAGE)
-        self.call(lambda: self._add(requests, listeners))
+        added = self.call(lambda: self._add(requests, listeners))
+        if added.done():  # so soon only a closed loop's is, which says so
+            added.result()
 
     def cancel(self, request_id: str) -> None:
         """End a request soon. Its listener gets the last event."""
