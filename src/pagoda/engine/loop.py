@@ -53,7 +53,7 @@ class EngineLoop:
         A listener is called on the loop's thread for each event of its request. Raises EngineClosedError.
         """
         added = self.call(lambda: self._add(requests, listeners))
-        if added.done():  # so soon only a closed loop's is, which says so
+        if added.done():  # a closed loop says so at once
             added.result()
 
     def cancel(self, request_id: str) -> None:
