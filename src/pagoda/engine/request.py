@@ -10,14 +10,14 @@ from functools import cached_property
 from time import monotonic
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
-import torch
-
 from pagoda.cache.cache import CachedSequence
 from pagoda.cache.lease import Breakpoint, LeaseResult
 from pagoda.cache.namespace import Namespace
 from pagoda.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
+    import torch
+
     from pagoda.engine.constraint import Constraint, Matcher
     from pagoda.models.encoder import EncoderInput
 
@@ -140,6 +140,7 @@ class Request:
     stop_token_ids: frozenset[int] = frozenset()  # its own and the model's
     watch: Callable[[Sequence, int], str | None] | None = None
     constraint: Constraint | None = None  # the form of its output
+    biases: tuple[torch.Tensor, torch.Tensor] | None = None  # logit_bias as token ids and values, once it is needed
     sequences: list[Sequence] = field(default_factory=list)
     num_cached_tokens: int | None = None  # of the prompt, when first scheduled
     num_cached_encoder_tokens: int = 0  # the same of what the encoder reads
@@ -160,12 +161,6 @@ class Request:
         if self.encoder_input is None:
             return Namespace(self.cache_salt, tenant=self.tenant)
         return Namespace(self.cache_salt, self.encoder_input.digest, self.encoder_input.num_tokens, self.tenant)
-
-    @cached_property
-    def biases(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids, and what is added to their logits (fp32)."""
-        biases = self.params.logit_bias
-        return torch.tensor(list(biases), dtype=torch.long), torch.tensor(list(biases.values()), dtype=torch.float32)
 
     @property
     def is_finished(self) -> bool:

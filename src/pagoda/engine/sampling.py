@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 
 from pagoda.engine.constraint import Matcher
-from pagoda.engine.request import Sequence, TokenLogprobs
+from pagoda.engine.request import Request, Sequence, TokenLogprobs
 from pagoda.errors import InvalidSamplingError, RequestError, StructuredOutputError
 from pagoda.models.model import GenerationTokens
 from pagoda.sampling_params import SamplingParams
@@ -95,11 +95,19 @@ def _penalise(logits: torch.Tensor, sequence: Sequence) -> None:
         generated, counts = torch.tensor(sequence.output_tokens, dtype=torch.long).unique(return_counts=True)
         logits[generated] -= params.presence_penalty + params.frequency_penalty * counts
     if params.logit_bias:
-        tokens, biases = sequence.request.biases
+        tokens, biases = _biases(sequence.request)
         logits[tokens] += biases
     largest = torch.finfo(logits.dtype).max
     logits.clamp_(-largest, largest)  # extreme penalties and biases overflow
     logits.masked_fill_(is_ruled_out, -math.inf)
+
+
+def _biases(request: Request) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids, and what is added to their logits (fp32)."""
+    if request.biases is None:
+        biases = request.params.logit_bias
+        request.biases = torch.tensor(list(biases)), torch.tensor(list(biases.values()), dtype=torch.float32)
+    return request.biases
 
 
 def _constrain(logits: torch.Tensor, matcher: Matcher, ignored: frozenset[int]) -> None:
