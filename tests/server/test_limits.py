@@ -158,3 +158,29 @@ def test_deep_arguments_of_an_earlier_call_are_text(server: Running, depth: int)
     item = {"type": "function_call", "name": "f", "call_id": "c", "arguments": arguments}
     body = {"model": MODEL, "input": [{"role": "user", "content": "x"}, item], "max_output_tokens": 1}
     assert server.post("/v1/responses", body).status_code in (200, 400)
+
+
+def test_a_streamed_prewarm_tells_of_no_item(server: Running) -> None:
+    body = RESPONSE | {"stream": True, "prompt_cache_options": {"prewarm": True}}
+    del body["max_output_tokens"]
+    lines = server.post("/v1/responses", body).text.splitlines()
+    kinds = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
+    assert kinds == ["response.created", "response.in_progress", "response.completed"]
+
+
+def test_an_empty_message_has_no_block_streamed_or_not(server: Running) -> None:
+    text = server.post("/v1/messages", CHAT | {"seed": 1}).json()["content"][0]["text"]
+    body = CHAT | {"seed": 1, "stop_sequences": [text[0]]}
+    assert server.post("/v1/messages", body).json()["content"] == []
+    assert "content_block_start" not in server.post("/v1/messages", body | {"stream": True}).text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", CHAT | {"reasoning_effort": "max", "service_tier": "ultrafast"}),
+        ("/v1/responses", RESPONSE | {"reasoning": {"effort": "max", "mode": "standard", "context": "auto"}}),
+    ],
+)
+def test_what_sdks_know_and_nothing_depends_on_is_taken(server: Running, path: str, body: dict) -> None:
+    assert server.post(path, body).status_code == 200

@@ -32,3 +32,9 @@ def test_a_chat_template_is_read_once(tmp_path: Path) -> None:
     file.unlink()
     assert options.chat_template_text == "{{ messages }}"
     assert ServerOptions().chat_template_text is None
+
+
+@pytest.mark.parametrize("key", ["", "ö"])
+def test_a_key_that_no_header_can_have_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match="API key"):
+        ServerOptions(api_key=(key,))

@@ -29,8 +29,6 @@ def _check_size(value: Any) -> Any:
 
 Items = Annotated[list[Item], _FirstError(), MaxLen(MOST_ITEMS)]
 TokenIds = Annotated[list[int], _FirstError(), MaxLen(MOST_TOKENS)]
-
-
 SIZE_CHECK = BeforeValidator(_check_size)
 Entries = Annotated[dict[str, Item], SIZE_CHECK]
 

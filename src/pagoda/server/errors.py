@@ -17,6 +17,7 @@ from pagoda.errors import (
 )
 from pagoda.server.jsons import to_json
 
+MOST_ERRORS = 100  # of one body, among which the first is looked for
 ANTHROPIC_PATHS = ("/v1/messages",)
 
 ANTHROPIC_TYPES = {
@@ -83,9 +84,6 @@ def failed(error: Exception) -> HttpError:
         return refused(cause)
     status = 503 if isinstance(cause, (OutOfPagesError, EngineClosedError)) else 500
     return HttpError(status, str(error), code="engine_error")
-
-
-MOST_ERRORS = 100
 
 
 def invalid_field(errors: Sequence[Mapping[str, Any]], body: Any) -> HttpError:
