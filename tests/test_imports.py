@@ -25,7 +25,7 @@ LEVELS = (
     ("kernels",),
     ("formats",),
     ("layouts",),
-    ("config", "errors", "machine", "registry", "sampling_params", "text", "units"),
+    ("config", "detokenizer", "errors", "machine", "registry", "sampling_params", "text", "tokenizing", "units"),
 )
 LEVEL = {name: len(LEVELS) - number for number, names in enumerate(LEVELS) for name in names}
 ANALYSIS = {"analysis", "cache", "formats", "layouts", "config", "errors", "machine", "registry", "units"}

@@ -24,6 +24,7 @@ from pagoda.errors import (
 )
 from pagoda.models.encoder import Encoder, EncoderInput
 from pagoda.models.model import Model
+from pagoda.tokenizing import encode
 
 # A prompt is text, token ids, or vLLM's dictionary of either. For an encoder-decoder model that is what the encoder
 # reads, unless a dictionary names an `encoder_prompt` and a `decoder_prompt`, or sound beside what is a decoder prompt.
@@ -75,8 +76,8 @@ class PromptReader:
             raise EmptyPromptError("The prompt is empty; give at least one character.")
         self.check_text(prompt)
         tokenizer = self.need_tokenizer()
-        encoded = tokenizer(text_target=prompt, add_special_tokens=False) if is_target else tokenizer(prompt)
-        return prompt, list(encoded.input_ids)
+        options = {"text_target": prompt, "add_special_tokens": False} if is_target else {"text": prompt}
+        return prompt, list(encode(tokenizer, **options).input_ids)
 
     def need_tokenizer(self) -> Any:
         if self._tokenizer is None:

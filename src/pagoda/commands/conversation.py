@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pagoda.tokenizing import encode
+
 Message = dict[str, str]
 
 # What follows a message where there is no chat template.
@@ -55,5 +57,5 @@ class Conversation:
         has_template = self._tokenizer.chat_template is not None
         if self._tokens and rendered.startswith(self._text):
             added = rendered[len(self._text) :]
-            return self._tokens + list(self._tokenizer(added, add_special_tokens=False).input_ids)
-        return list(self._tokenizer(rendered, add_special_tokens=not has_template).input_ids)
+            return self._tokens + list(encode(self._tokenizer, added, add_special_tokens=False).input_ids)
+        return list(encode(self._tokenizer, rendered, add_special_tokens=not has_template).input_ids)

@@ -20,6 +20,7 @@ from pagoda.sampling_params import StructuredOutputs
 from pagoda.server.strict_calls import strict_form
 from pagoda.server.tools import find_format
 from pagoda.server.transcripts import Known, Scope, Transcripts
+from pagoda.tokenizing import encode
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,8 @@ class ConversationReader:
         tokenizer, has_marks = self._reader.need_tokenizer(), bool(conversation.ttls)
         turns = self._recalled(scope, text)
         start, known = turns[-1]
-        encoded = tokenizer(
-            text[start:], add_special_tokens=False, return_offsets_mapping=has_marks and tokenizer.is_fast
-        )
+        needs_offsets = has_marks and tokenizer.is_fast
+        encoded = encode(tokenizer, text[start:], add_special_tokens=False, return_offsets_mapping=needs_offsets)
         token_ids = [*known, *encoded.input_ids]
         if not token_ids:
             raise HttpError(400, "The chat template makes nothing of these messages.", param="messages")
@@ -193,7 +193,7 @@ class ConversationReader:
         """
         before = (turn for turn in reversed(turns) if turn.num_characters <= end)
         start, known = next(turn for turn in before if token_ids[: len(turn.token_ids)] == list(turn.token_ids))
-        between = self._reader.need_tokenizer()(text[start:end], add_special_tokens=False).input_ids
+        between = encode(self._reader.need_tokenizer(), text[start:end], add_special_tokens=False).input_ids
         pairs = zip(between, token_ids[len(known) :], strict=False)
         return len(known) + next((place for place, (left, right) in enumerate(pairs) if left != right), len(between))
 
