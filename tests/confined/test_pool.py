@@ -25,7 +25,7 @@ from pagoda.confined.errors import (
     TooMuchMemoryError,
     TooSlowError,
 )
-from pagoda.confined.pool import Confined
+from pagoda.confined.pool import Confined, Preparation
 
 EVALUATE = "builtins:eval"
 NEVER_ENDS = "all(1 for _ in iter(int, 1))"
@@ -243,7 +243,7 @@ def test_a_process_that_cannot_be_started_is_an_error_of_this_call(confined, mon
 
 PARENT = """
 import sys, threading
-from pagoda.confined.pool import Confined
+from pagoda.confined.pool import Confined, Preparation
 confined = Confined(memory_nbytes=256 << 20)
 print(confined.call("builtins:eval", "__import__('os').getpid()", seconds=9), flush=True)
 code = sys.argv[1]
@@ -291,3 +291,39 @@ def test_a_child_needs_little_to_start(confined):
     loaded = evaluate(confined, "sorted(__import__('sys').modules)")
     assert not {"torch", "transformers", "numpy"} & set(loaded)
     assert Path(evaluate(confined, "__import__('pagoda').__file__")).parent.name == "pagoda"
+
+
+PREPARED = Preparation("builtins:list", [1, 2, 3], seconds=LONG_SECONDS)
+
+
+def test_what_is_prepared_stays_in_the_child_and_is_made_again_in_the_next():
+    confined = Confined(memory_nbytes=256 << 20, preparation=PREPARED)
+    assert confined.call("builtins:list.append", 4, seconds=1) is None
+    assert confined.call("builtins:list.count", 4, seconds=1) == 1
+    with pytest.raises(TooSlowError):
+        confined.call("builtins:list.extend", _Endless(), seconds=0.1)
+    assert confined.call("builtins:list.count", 4, seconds=1) == 0
+    confined.close()
+
+
+class _Endless:
+    """Arrives as an iterator without an end."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return iter, (int, 1)
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "error"),
+    [
+        ("builtins:int", "x", FunctionError),
+        (EVALUATE, NEVER_ENDS, TooSlowError),
+        (EVALUATE, "__import__('os').abort()", CrashedError),
+    ],
+)
+def test_a_child_that_cannot_be_prepared_is_the_error_of_every_call(function, argument, error):
+    confined = Confined(memory_nbytes=256 << 20, preparation=Preparation(function, argument, seconds=0.1))
+    for _ in range(2):
+        with pytest.raises(error):
+            confined.call("builtins:str", 1, seconds=1)
+    assert not children_of(os.getpid())

@@ -14,10 +14,11 @@ import resource
 import select
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from io import BufferedReader
+from operator import attrgetter
 from pathlib import Path
 from struct import Struct
 from typing import Any
@@ -37,9 +38,44 @@ def main() -> None:
     requests, replies = os.dup(STANDARD_INPUT), os.dup(STANDARD_OUTPUT)
     os.dup2(os.open(os.devnull, os.O_RDONLY), STANDARD_INPUT)
     os.dup2(STANDARD_ERROR, STANDARD_OUTPUT)
+    worker = Worker(memory_nbytes)
     with open(requests, "rb") as reader:  # noqa: PTH123
         while (request := _request(reader)) is not None:
-            _send(replies, _reply(requests, request, memory_nbytes))
+            method, function, argument, seconds, wall_seconds = pickle.loads(request)  # noqa: S301 - the parent's own
+            with _alarms(requests, seconds, wall_seconds):
+                reply = worker.reply(method, function, argument)
+            _send(replies, reply)
+
+
+class Worker:
+    """Runs functions, after their preparation if there is one."""
+
+    def __init__(self, memory_nbytes: int) -> None:
+        self._memory_nbytes = memory_nbytes
+        self._prepared: tuple[Any, ...] = ()
+
+    def reply(self, method: str, function: str, argument: Any) -> bytes:
+        """As JSON: what kind of reply it is, what came of it, and whether this process had better end."""
+        run = {"call": self._call, "prepare": self._prepare}[method]
+        try:
+            kind, value = "result", run(function, argument)
+        except MemoryError:  # who knows what is left undone
+            raise
+        except Exception as error:
+            kind, value = "error", {"kind": type(error).__name__, "message": str(error)[:MAX_MESSAGE_LENGTH]}
+        return json.dumps((kind, value, _used_nbytes() > self._memory_nbytes // 2)).encode()
+
+    def _call(self, function: str, argument: Any) -> Any:
+        return _found(function)(*self._prepared, argument)
+
+    def _prepare(self, function: str, argument: Any) -> None:
+        self._prepared = (_found(function)(argument),)
+
+
+def _found(function: str) -> Callable[..., Any]:
+    module, _, name = function.partition(":")
+    found: Callable[..., Any] = attrgetter(name)(import_module(module))
+    return found
 
 
 def _limit(memory_nbytes: int) -> None:
@@ -59,24 +95,6 @@ def _request(reader: BufferedReader) -> bytes | None:
     (nbytes,) = LENGTH.unpack(length)
     request = reader.read(nbytes)
     return request if len(request) == nbytes else None
-
-
-def _reply(requests: int, request: bytes, memory_nbytes: int) -> bytes:
-    """As JSON: what kind of reply it is, what the function gave or raised, and whether this process had better end."""
-    function, argument, seconds, wall_seconds = pickle.loads(request)  # noqa: S301 - the parent's own
-    with _alarms(requests, seconds, wall_seconds):
-        kind, value = _run(function, argument)
-        return json.dumps((kind, value, _used_nbytes() > memory_nbytes // 2)).encode()
-
-
-def _run(function: str, argument: Any) -> tuple[str, Any]:
-    module, _, name = function.partition(":")
-    try:
-        return "result", getattr(import_module(module), name)(argument)
-    except MemoryError:  # who knows what is left undone
-        raise
-    except Exception as error:
-        return "error", {"kind": type(error).__name__, "message": str(error)[:MAX_MESSAGE_LENGTH]}
 
 
 @contextmanager

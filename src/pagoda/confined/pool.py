@@ -6,7 +6,8 @@
 A function is named as "module:function", takes one argument and gives back what JSON can say. The argument crosses by
 pickle, since it comes from us; the result crosses by JSON, since input may have taken the child over. The child
 (`child.py`) imports the module at the first call, so it should need neither torch nor transformers. It starts at the
-first call, in some 50 ms, and is kept for those to come.
+first call, in some 50 ms, and is kept for those to come. With a `Preparation` it first makes what all calls need, which
+functions then take before their argument: "module:Class.method" of a Class that was prepared.
 
 A call ends, and its child is killed, when the time, the memory or the size of the result is used up, when nobody wants
 the result any longer, and when the `Confined` is closed. Each way has its error (`errors.py`). Knows nothing of what is
@@ -21,15 +22,27 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
 from pagoda.confined.errors import NotWantedError, TooSlowError
-from pagoda.confined.process import POLL_SECONDS, Child
+from pagoda.confined.process import POLL_SECONDS, Child, Reply
 
 # Beside the time on a processor: a machine that is busy with other things makes a call last longer, not cost more.
 WALL_FACTOR = 4.0
 WALL_SECONDS = 1.0
+# What a request is.
+CALL, PREPARE = "call", "prepare"
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a new child makes once, in so many seconds: what `function` gives for `argument`. It stays in the child."""
+
+    function: str
+    argument: Any
+    seconds: float
 
 
 class Confined:
@@ -38,8 +51,16 @@ class Confined:
     A result may have `result_nbytes`. After `os.fork()` the forked process has children of its own.
     """
 
-    def __init__(self, *, memory_nbytes: int, num_children: int = 1, result_nbytes: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        *,
+        memory_nbytes: int,
+        num_children: int = 1,
+        result_nbytes: int = 1 << 20,
+        preparation: Preparation | None = None,
+    ) -> None:
         self._memory_nbytes = memory_nbytes
+        self._preparation = preparation
         self._num_children = num_children
         self._result_nbytes = result_nbytes
         self._is_closed = False
@@ -60,22 +81,8 @@ class Confined:
 
         Raises a ConfinedError. `is_wanted` is asked many times a second, also while other calls have their turn.
         """
-        wall_seconds = WALL_SECONDS + WALL_FACTOR * seconds
-        request = pickle.dumps((function, argument, seconds, wall_seconds))
-
-        with self._turn(is_wanted), self._child() as child:
-            deadline = monotonic() + wall_seconds
-
-            def check() -> None:
-                self._check(is_wanted)
-                if monotonic() > deadline:
-                    raise TooSlowError(f"took longer than {seconds:g} s")
-
-            try:
-                reply = child.ask(request, self._result_nbytes, check)
-            except EOFError:
-                check()
-                raise child.cause_of_death(seconds) from None
+        with self._turn(is_wanted), self._child(is_wanted) as child:
+            reply = self._ask(child, (CALL, function, argument), seconds, is_wanted)
         return reply.result()
 
     def close(self) -> None:
@@ -87,6 +94,21 @@ class Confined:
                 child.kill()
         for child in idle:
             self._drop(child)
+
+    def _ask(self, child: Child, request: tuple[str, str, Any], seconds: float, is_wanted: Callable[[], bool]) -> Reply:
+        wall_seconds = WALL_SECONDS + WALL_FACTOR * seconds
+        deadline = monotonic() + wall_seconds
+
+        def check() -> None:
+            self._check(is_wanted)
+            if monotonic() > deadline:
+                raise TooSlowError(f"took longer than {seconds:g} s")
+
+        try:
+            return child.ask(pickle.dumps((*request, seconds, wall_seconds)), self._result_nbytes, check)
+        except EOFError:
+            check()
+            raise child.cause_of_death(seconds) from None
 
     def _check(self, is_wanted: Callable[[], bool]) -> None:
         if self._is_closed or not is_wanted():
@@ -103,11 +125,13 @@ class Confined:
             turns.release()
 
     @contextmanager
-    def _child(self) -> Iterator[Child]:
+    def _child(self, is_wanted: Callable[[], bool]) -> Iterator[Child]:
         """A child for one call. It is killed if the call does not come to its end."""
         child = self._taken()
         is_good = False
         try:
+            if self._preparation is not None and not child.is_prepared:
+                self._prepare(child, self._preparation, is_wanted)
             yield child
             is_good = not child.is_worn
         finally:
@@ -132,6 +156,11 @@ class Confined:
             if child.is_alive:
                 return child
             self._drop(child)
+
+    def _prepare(self, child: Child, preparation: Preparation, is_wanted: Callable[[], bool]) -> None:
+        request = (PREPARE, preparation.function, preparation.argument)
+        self._ask(child, request, preparation.seconds, is_wanted).result()
+        child.is_prepared = True
 
     def _drop(self, child: Child) -> None:
         with self._lock:

@@ -67,6 +67,7 @@ class Child:
         except OSError as error:
             raise CrashedError(f"could not be done, for want of another process: {error}") from error
         self.is_worn = False
+        self.is_prepared = False
         self._said = bytearray()
         self._lock = threading.Lock()
         for pipe in self._pipes:
