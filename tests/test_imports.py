@@ -17,7 +17,7 @@ LEVELS = (
     ("commands",),
     ("server",),
     ("llm",),
-    ("collector", "prompts", "structured"),
+    ("chat", "collector", "prompts", "structured"),
     ("outputs",),
     ("engine",),
     ("models",),
