@@ -32,7 +32,7 @@ from pagoda.models.tokenizer import load_feature_extractor, load_tokenizer
 from pagoda.outputs import RequestOutput, StreamChunk
 from pagoda.prompts import Prompt, PromptReader
 from pagoda.sampling_params import SamplingParams
-from pagoda.structured import GrammarCompiler
+from pagoda.structured.compiler import GrammarCompiler
 
 EMBEDDED_MODEL = Path(__file__).parent / "assets" / "tiny"
 
@@ -77,7 +77,7 @@ class LLM:
         self.grammars = GrammarCompiler(self.tokenizer, loaded.vocab_size, loaded.eos_token_ids)
         self.loop = EngineLoop(self.engine, config.num_threads)
         self._ids = count()
-        self._close = weakref.finalize(self, self.loop.close)
+        self._close = weakref.finalize(self, _close, self.loop, self.grammars)
 
     def generate(
         self,
@@ -255,6 +255,12 @@ class LLM:
         """End what has not ended; the others are unknown to the engine by now."""
         for request in requests:
             self.loop.cancel(request.request_id)
+
+
+def _close(loop: EngineLoop, grammars: GrammarCompiler) -> None:
+    """Without the LLM, so that one which is forgotten is closed as well."""
+    grammars.close()
+    loop.close()
 
 
 def _raised(output: Output | RequestError) -> Output:
