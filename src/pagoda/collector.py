@@ -35,7 +35,7 @@ class Collector:
             request.watch = self._watch
 
     def __call__(self, event: TokenEvent, is_last: bool) -> None:
-        """The loop's listener. What fails here ends the request: somebody waits for it."""
+        """The loop's listener. If it raises, the caller has heard that, and is to hear no more."""
         try:
             self._take(event, is_last)
         except Exception as error:
