@@ -31,16 +31,20 @@ class Collector:
         self._on_chunk = on_chunk
         self._on_end = on_end
         self._streams: dict[int, TextStream] = {}
+        self._has_ended = False
         if tokenizer is not None:
             request.watch = self._watch
 
     def __call__(self, event: TokenEvent, is_last: bool) -> None:
-        """The loop's listener. If it raises, the caller has heard that, and is to hear no more."""
+        """The loop's listener. What raises here ends the request; the caller hears of one end, whatever follows."""
+        if self._has_ended:
+            return
         try:
             self._take(event, is_last)
         except Exception as error:
             self._fail(error)
             raise
+        self._has_ended = is_last
 
     def _take(self, event: TokenEvent, is_last: bool) -> None:
         sample = event.sequence
@@ -73,11 +77,12 @@ class Collector:
 
     def _fail(self, error: Exception) -> None:
         if not isinstance(error, RequestError):
-            error, cause = RequestError(str(error)), error
+            error, cause = RequestError(str(error) or repr(error)), error
             error.__cause__ = cause
         for tell in (self._on_chunk, self._on_end):
             if tell is not None:
                 tell(error)
+        self._has_ended = True
 
     def _watch(self, sample: Sequence, token: int) -> str | None:
         params = self._request.params

@@ -179,11 +179,19 @@ class EngineLoop:
                 logger.exception("An observer of the engine failed")
 
     def _tell(self, listener: Listener, event: TokenEvent, is_last: bool) -> None:
-        """A listener that fails has told its caller so, and hears no more."""
-        request_id = event.sequence.request.request_id
+        """If a listener fails its request ends, which it is told as the last."""
+        request = event.sequence.request
         try:
             listener(event, is_last)
+        except Exception as error:
+            logger.exception("The listener of request %s failed", request.request_id)
+            self._listeners.pop(request.request_id, None)
+            request.error = request.error or RequestError(f"What came of this request could not be told: {error!r}")
+            self._engine.cancel(request.request_id)
+            self._tell_end(listener, event)
+
+    def _tell_end(self, listener: Listener, event: TokenEvent) -> None:
+        try:
+            listener(event, True)
         except Exception:
-            logger.exception("The listener of request %s failed", request_id)
-            self._listeners.pop(request_id, None)
-            self._engine.cancel(request_id)
+            logger.exception("The listener of request %s failed again", event.sequence.request.request_id)

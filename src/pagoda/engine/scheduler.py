@@ -113,12 +113,12 @@ class Scheduler:
 
     def remove(self, sequence: Sequence, keep_pages: bool = True) -> None:
         """Take a sequence out, wherever it is; with `keep_pages` off its pages are forgotten."""
+        self._release(sequence, keep_pages)
         if sequence.phase is Phase.RUNNING:
             self.running.remove(sequence)
-        elif sequence.phase is Phase.WAITING and sequence in self.waiting:
+        elif sequence in self.waiting:
             self.waiting.remove(sequence)
         sequence.phase = Phase.FINISHED
-        self._release(sequence, keep_pages)
 
     def schedule(self) -> Plan:
         """Tokens to compute per sequence, with room for them reserved. Empty only if nothing can advance."""
