@@ -133,7 +133,8 @@ class Scheduler:
             for sequence in list(self.running):
                 self._contain(step, sequence, lambda each: self._note_writing(each, step))
         prefilling = dict.fromkeys(each.request.tenant for each in self.running if each.num_uncomputed > 1)
-        for tenant in self.waiting.in_turn([*prefilling, *self.waiting.tenants]):
+        newcomers = [tenant for tenant in self.waiting.tenants if tenant not in prefilling]
+        for tenant in self.waiting.in_turn([*newcomers, *prefilling]):
             self._schedule_prompts(tenant, step)
         return step.plan
 
@@ -152,9 +153,9 @@ class Scheduler:
             step.first_tokens, step.first_weight = before - step.left, weight
 
     def _contain(self, step: _Round, sequence: Sequence, action: Callable[[Sequence], bool]) -> bool:
-        """What `action` says of `sequence`; if it raises, the others go on."""
+        """What `action` says of `sequence`; if it raises, now or before in this step, the others go on."""
         try:
-            return action(sequence)
+            return sequence in self.failed or action(sequence)
         except Exception as error:
             self.failed[sequence] = error
             step.take_out(sequence)

@@ -61,6 +61,12 @@ class Tenants:
         return {name: TenantShare(each.page_quota, each.lease_budget, each.weight) for name, each in self.named.items()}
 
     @property
+    def weights(self) -> dict[str, float]:
+        """Of everybody who may ask for something."""
+        known = [key.tenant for key in self._keys] if self._anonymous is None else [self._anonymous]
+        return {tenant.name: tenant.weight for tenant in known}
+
+    @property
     def are_several(self) -> bool:
         """Whether there are others of whom a tenant may not know."""
         return len({key.tenant.name for key in self._keys}) > 1
