@@ -279,9 +279,9 @@ def _params_of_each(given: SamplingParams | Sequence[SamplingParams] | None, num
     if given is None or isinstance(given, SamplingParams):
         return [given or SamplingParams()] * num_prompts
     params = list(given) if isinstance(given, Iterable) else [given]
-    wrong = next((each for each in params if not isinstance(each, SamplingParams)), None)
-    if wrong is not None:
-        raise InvalidSamplingError(f"sampling_params has a {type(wrong).__name__}; give SamplingParams(...).")
+    wrong = [type(each).__name__ for each in params if not isinstance(each, SamplingParams)]
+    if wrong:
+        raise InvalidSamplingError(f"sampling_params has a {wrong[0]}; give SamplingParams(...).")
     if len(params) != num_prompts:
         raise RequestError(f"There are {num_prompts} prompts and {len(params)} sampling_params; give one each.")
     return params
