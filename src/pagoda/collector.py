@@ -41,7 +41,7 @@ class Collector:
             return
         try:
             self._take(event, is_last)
-        except Exception as error:
+        except BaseException as error:
             self._fail(error)
             raise
         self._has_ended = is_last
@@ -75,7 +75,7 @@ class Collector:
         if self._on_end is not None and output is not None:
             self._on_end(output)
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         if not isinstance(error, RequestError):
             error, cause = RequestError(str(error) or repr(error)), error
             error.__cause__ = cause

@@ -78,18 +78,27 @@ POINTS: tuple[tuple[Any, tuple[str, ...]], ...] = (
 )
 
 
+class Panic(BaseException):
+    """As libraries in Rust raise it."""
+
+
+ERRORS = (RuntimeError, MemoryError)
+# What calls into tokenizers and grammars.
+PANICKING = ("sampling.", "TextStream.", "Collector.")
+
+
 class Faults:
     """Raises an error once, at the call number `index` of the point `name` from now on."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.counts: dict[str, int] = {}
-        self._armed: tuple[str, int, Exception] | None = None
+        self._armed: tuple[str, int, BaseException] | None = None
         for owner, names in POINTS:
             for name in names:
                 point = f"{owner.__name__.rpartition('.')[2]}.{name}"
                 monkeypatch.setattr(owner, name, self._wrapped(point, getattr(owner, name)))
 
-    def arm(self, name: str, index: int, error: Exception) -> None:
+    def arm(self, name: str, index: int, error: BaseException) -> None:
         self.counts.clear()
         self._armed = (name, index, error)
 
@@ -210,7 +219,8 @@ def test_every_caller_hears_one_end_and_the_others_go_on(
     num_spared = 0
     for turn, (point, count) in enumerate(sorted(counts.items())):
         for index in sorted({0, count // 2} if turn % 2 else {count // 3}):
-            faults.arm(point, index, (RuntimeError, MemoryError)[turn % 2]("injected"))
+            kinds = (*ERRORS, Panic) if point.startswith(PANICKING) else ERRORS
+            faults.arm(point, index, kinds[turn % len(kinds)]("injected"))
             ends = run(llm)
             # What comes later in the workload may not come again once something else was raised.
             assert faults.disarm() or index, f"{point} was not called"

@@ -284,10 +284,15 @@ class Engine:
             self._finish(sequence, FinishReason.LENGTH)
 
     def _contain(self, sequence: Sequence, action: Callable[..., Returned], *arguments: Any) -> Returned | None:
-        """What `action` returns for a sequence, None if it raises: that ends its request alone."""
+        """What `action` returns for a sequence, None if it raises: that ends its request alone.
+
+        Libraries in Rust that panic raise what is no Exception.
+        """
         try:
             return action(sequence, *arguments)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             if not isinstance(error, RequestError):
                 logger.exception("Request %s failed", sequence.request.request_id)
                 error = RequestError(f"This request failed: {error!r}")

@@ -1,7 +1,8 @@
 """Runs an engine in a thread of its own, so that callers wait for tokens and never for each other.
 
 Callers hand in work through a queue; between two steps the loop takes it up. Every submitted request ends with
-exactly one final event, whatever happens: cancel, error, close. A process that was forked has the loop's data and not
+exactly one final event, whatever happens: cancel, error, close. Nothing that is raised ends the thread, not even what
+is no Exception, as libraries in Rust raise it when they panic. A process that was forked has the loop's data and not
 its thread, so there it takes no work.
 """
 
@@ -120,8 +121,9 @@ class EngineLoop:
             self._listeners[request.request_id] = listener
             try:
                 self._engine.add(request)
-            except Exception as error:
-                self._deliver(self._engine.refuse(request, error))
+            except BaseException as error:
+                failure = error if isinstance(error, RequestError) else RequestError(f"It cannot start: {error!r}")
+                self._deliver(self._engine.refuse(request, failure))
 
     def _run(self) -> None:
         keep_freed_memory()
@@ -141,7 +143,7 @@ class EngineLoop:
                     work()
 
     def _step(self) -> list[TokenEvent]:
-        """One step; a bug of ours must not leave callers waiting for ever, nor what panics in a library of another."""
+        """One step; a bug of ours must not leave callers waiting for ever."""
         try:
             return self._engine.step()
         except BaseException as error:
@@ -175,7 +177,7 @@ class EngineLoop:
         for observer in self._observers:
             try:
                 observer()
-            except Exception:
+            except BaseException:
                 logger.exception("An observer of the engine failed")
 
     def _tell(self, listener: Listener, event: TokenEvent, is_last: bool) -> None:
@@ -183,7 +185,7 @@ class EngineLoop:
         request = event.sequence.request
         try:
             listener(event, is_last)
-        except Exception as error:
+        except BaseException as error:
             logger.exception("The listener of request %s failed", request.request_id)
             self._listeners.pop(request.request_id, None)
             request.error = request.error or RequestError(f"What came of this request could not be told: {error!r}")
@@ -193,5 +195,5 @@ class EngineLoop:
     def _tell_end(self, listener: Listener, event: TokenEvent) -> None:
         try:
             listener(event, True)
-        except Exception:
+        except BaseException:
             logger.exception("The listener of request %s failed again", event.sequence.request.request_id)
