@@ -222,13 +222,13 @@ class Scheduler:
         to_encode = sequence.request.namespace.num_encoder_tokens - hit.num_encoder_tokens
         if step.encoded and to_encode >= budget:
             return False
-        fitting, seats = self._fitting(sequence, hit, only_share=bool(step.held_up)), self._seats(sequence)
-        if fitting is not None and seats.has_room(sequence):
+        fitting = self._fitting(sequence, hit, only_share=bool(step.held_up))
+        if fitting is not None and self._seats(sequence).has_room(sequence):
             self._start(sequence, fitting, room, step)
             step.encoded += to_encode
             step.left -= to_encode
             return True
-        made_room = self._free_pages(sequence, step) if fitting is None else self._free_seat(sequence, seats, step)
+        made_room = self._free_pages(sequence, step) if fitting is None else self._free_seats(sequence, step)
         return made_room and self._admit(sequence, step, budget)
 
     def _free_pages(self, sequence: Sequence, step: _Round) -> bool:
@@ -239,13 +239,15 @@ class Scheduler:
         step.is_full = not self._cache.has_shares
         return False
 
-    def _free_seat(self, sequence: Sequence, seats: Seats, step: _Round) -> bool:
-        """Whether a sequence of a tenant that has more than its share was sent back for one that waits."""
-        victim = seats.victim(sequence)
-        if victim is not None:
+    def _free_seats(self, sequence: Sequence, step: _Round) -> bool:
+        """Whether sequences of tenants that have more than their share were sent back for one that waits."""
+        while not (seats := self._seats(sequence)).has_room(sequence):
+            victim = seats.victim(sequence)
+            if victim is None:
+                return False
             step.take_out(victim)
             self._preempt(victim)
-        return victim is not None
+        return True
 
     def _revoke_lease(self, sequence: Sequence) -> bool:
         """End a lease of the sequence's own tenant, if only leases can keep its only sequence from its pages."""
