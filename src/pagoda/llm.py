@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
+from numbers import Integral
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
 from pagoda.cache.cache import CacheStats
@@ -23,7 +26,7 @@ from pagoda.config import EngineConfig
 from pagoda.engine.engine import Engine
 from pagoda.engine.loop import EngineLoop
 from pagoda.engine.request import Request, new_request
-from pagoda.errors import RequestError, TokenizerRequiredError
+from pagoda.errors import InvalidSamplingError, RequestError, TokenizerRequiredError
 from pagoda.kernels.dispatch import choose_kernels
 from pagoda.machine import bound_primitives
 from pagoda.models.loader import load_model
@@ -230,12 +233,7 @@ class LLM:
     ) -> list[Request]:
         """Checked requests, not submitted yet."""
         listed = _listed(prompts)
-        if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            params = [sampling_params or SamplingParams()] * len(listed)
-        else:
-            params = list(sampling_params)
-        if len(params) != len(listed):
-            raise RequestError(f"There are {len(listed)} prompts and {len(params)} sampling_params; give one each.")
+        params = _params_of_each(sampling_params, len(listed))
         requests = []
         for prompt, wanted in zip(listed, params, strict=True):
             if wanted.stop_strings:
@@ -271,11 +269,28 @@ def _raised(output: Output | RequestError) -> Output:
 
 def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """A list of prompts, whether one was given or several."""
-    if isinstance(prompts, (str, Mapping)):
+    if isinstance(prompts, (str, bytes, Mapping)):
         return [prompts]
-    if prompts and all(isinstance(item, int) for item in prompts):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+    given: Any = prompts.tolist() if isinstance(prompts, (np.ndarray, torch.Tensor)) else prompts
+    try:
+        listed = list(given)
+    except TypeError as error:
+        message = f"The prompts are a {type(prompts).__name__}; give text, token ids, or a list of either."
+        raise RequestError(message) from error
+    return [listed] if listed and all(isinstance(item, Integral) for item in listed) else listed
+
+
+def _params_of_each(given: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int) -> list[SamplingParams]:
+    """The parameters for each prompt, whether one was given for all or one for each."""
+    if given is None or isinstance(given, SamplingParams):
+        return [given or SamplingParams()] * num_prompts
+    params = list(given) if isinstance(given, Iterable) else [given]
+    wrong = [type(each).__name__ for each in params if not isinstance(each, SamplingParams)]
+    if wrong:
+        raise InvalidSamplingError(f"sampling_params has a {wrong[0]}; give SamplingParams(...).")
+    if len(params) != num_prompts:
+        raise RequestError(f"There are {num_prompts} prompts and {len(params)} sampling_params; give one each.")
+    return params
 
 
 def _conversations(messages: Sequence[Message] | Sequence[Sequence[Message]]) -> list[Sequence[Message]]:

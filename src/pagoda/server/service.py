@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from pagoda.server.conversation import ReadConversation
 from pagoda.server.errors import refused
 from pagoda.server.metrics import Metrics
 from pagoda.server.options import ServerOptions
+from pagoda.server.quotas import Quotas, check_limit
 from pagoda.server.recent import Recent
 from pagoda.server.tenants import Tenant, Tenants
 from pagoda.server.transcripts import Scope, Transcripts
@@ -75,6 +77,10 @@ class Call:
     streams: bool = False
     cache_salt: str = ""
 
+    @property
+    def num_samples(self) -> int:
+        return sum(work.params.n for work in self.works)
+
 
 class Service:
     """One engine for many clients."""
@@ -84,6 +90,7 @@ class Service:
         self.options = options
         self.names = options.served_model_name or (model_name,)
         self.tenants = tenants
+        self._quotas = Quotas(options.max_queued_requests, tenants)
         self.metrics = Metrics(self.names[0], llm.engine, options.metrics_compat)
         self.started = time()
         self.is_draining = False
@@ -112,7 +119,7 @@ class Service:
     @property
     def num_waiting(self) -> int:
         """Requests that have not been scheduled yet."""
-        return sum(request.metrics.first_scheduled is None for answer in self._answers for request in answer.requests)
+        return self._waiting_by_tenant().total()
 
     async def read(self, function: Callable[[Given], Result], given: Given, param: str) -> Result:
         """Run what reads prompts, beside the event loop. Raises HttpError for what it refuses in the field `param`."""
@@ -171,35 +178,18 @@ class Service:
             raise HttpError(
                 503, "The server is shutting down; try another one.", code="shutting_down", retry_after_seconds=1
             )
-        self._check_limit(call)
-        most = self.options.max_queued_requests
-        if len(call.works) > most:
-            message = f"{call.param} has {len(call.works)} prompts; at most {most} may wait at once, so send fewer."
-            raise HttpError(400, message, param=call.param, code="too_many_requests")
-        if self.num_waiting + len(call.works) > most:
-            raise HttpError(
-                429,
-                f"The queue is full: {most} requests may wait at once; try later.",
-                code="queue_full",
-                retry_after_seconds=self._retry_after(),
-            )
+        tenant, retry_after = call.origin.tenant, self._retry_after()
+        mine = [other for other in self._answers.values() if other.origin.tenant is tenant]
+        check_limit(tenant, call.num_samples, sum(other.num_samples for other in mine), call.param, retry_after)
+        self._quotas.check_queue(tenant, len(call.works), self._waiting_by_tenant(), call.param, retry_after)
 
-    def _check_limit(self, call: Call) -> None:
-        """Every prompt of a call counts."""
-        limit, tenant = call.origin.tenant.max_requests, call.origin.tenant
-        if limit is None:
-            return
-        if len(call.works) > limit:
-            message = f"{call.param} has {len(call.works)} prompts; this key may have {limit} in flight, so send fewer."
-            raise HttpError(400, message, param=call.param, code="too_many_requests")
-        mine = sum(len(other.works) for other in self._answers.values() if other.origin.tenant is tenant)
-        if mine + len(call.works) > limit:
-            raise HttpError(
-                429,
-                f"There are {mine} requests of this key in flight, of at most {limit}; wait for one to end.",
-                code="too_many_requests",
-                retry_after_seconds=self._retry_after(),
-            )
+    def _waiting_by_tenant(self) -> Counter[str]:
+        return Counter(
+            request.tenant
+            for answer in self._answers
+            for request in answer.requests
+            if request.metrics.first_scheduled is None
+        )
 
     def _retry_after(self) -> int:
         """Seconds after which about half of what is in flight has ended."""
