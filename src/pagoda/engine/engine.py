@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterable
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -41,6 +41,9 @@ from pagoda.models.model import Model
 from pagoda.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
+
+# Before another look, where all there is to do is to wait for matchers.
+HELD_SECONDS = 0.001
 
 Returned = TypeVar("Returned")
 
@@ -76,6 +79,7 @@ class Engine:
         self._config = config
         self._seeds = random.Random(config.seed)
         self._requests: dict[str, Request] = {}
+        self._held: list[Sequence] = []
         self._events: list[TokenEvent] = []  # of what has happened, until somebody takes them
 
     @property
@@ -179,11 +183,17 @@ class Engine:
 
     def _schedule(self) -> Plan:
         """What to compute; those for whom that raises end."""
+        held, self._held = self._held, []
+        for sequence in held:
+            if sequence.phase is not Phase.FINISHED:
+                self._contain(sequence, self._release)
         plan = self._scheduler.schedule()
         for sequence, error in self._scheduler.failed.items():
             logger.error("Scheduling request %s failed", sequence.request.request_id, exc_info=error)
             self._fail([sequence], RequestError(f"This request could not be scheduled: {error!r}"))
-        if not plan and not self._scheduler.failed:
+        if not plan and self._held:
+            sleep(HELD_SECONDS)
+        elif not plan and not self._scheduler.failed:
             self._refuse_next()
         now = monotonic()
         for sequence, num_tokens in plan.items():
@@ -278,10 +288,27 @@ class Engine:
         elif matched is not None and sequence.num_output_tokens >= params.min_tokens:
             sequence.stop_reason = matched
             self._finish(sequence, FinishReason.STOP)
-        elif sequence.matcher is not None and sequence.matcher.is_done:
-            self._finish(sequence, FinishReason.STOP)
-        elif len(sequence.tokens) >= self.max_len(request.tenant) or sequence.num_output_tokens == params.max_tokens:
+        elif sequence.matcher is not None:
+            sequence.is_held = True
+            self._held.append(sequence)
+        elif self._is_full(sequence):
             self._finish(sequence, FinishReason.LENGTH)
+
+    def _is_full(self, sequence: Sequence) -> bool:
+        request = sequence.request
+        limit = self.max_len(request.tenant)
+        return len(sequence.tokens) >= limit or sequence.num_output_tokens == request.params.max_tokens
+
+    def _release(self, sequence: Sequence) -> None:
+        """Let a sequence go on, or end it, if its matcher knows by now."""
+        assert sequence.matcher is not None
+        if not sequence.matcher.is_ready:
+            self._held.append(sequence)
+            return
+        sequence.is_held = False
+        if sequence.matcher.is_done or self._is_full(sequence):
+            self._finish(sequence, FinishReason.STOP if sequence.matcher.is_done else FinishReason.LENGTH)
+            self._events.append(TokenEvent(sequence, None))
 
     def _contain(self, sequence: Sequence, action: Callable[..., Returned], *arguments: Any) -> Returned | None:
         """What `action` returns for a sequence, None if it raises: that ends its request alone.

@@ -162,7 +162,9 @@ class Scheduler:
             return True
 
     def _go_on(self, sequence: Sequence, step: _Round, budget: int) -> bool:
-        """Plan a running sequence, unless it was sent back meanwhile."""
+        """Plan a running sequence, unless it is held, or was sent back meanwhile."""
+        if sequence.is_held:
+            return True
         budget = self._room_for(sequence, budget, step.plan)
         if sequence.phase is Phase.RUNNING and budget > 0:
             self._advance(sequence, min(sequence.num_uncomputed, budget), step)
@@ -209,6 +211,8 @@ class Scheduler:
         So is one whose prompt is to be scored, if others take up all that can be scored in this step. What encoders
         have to read counts as tokens of the step.
         """
+        if sequence.is_held:
+            return True
         if any(self._cache.share_account(sequence.request.namespace, each) for each in step.held_up):
             return False
         room = self._room_for(sequence, budget, step.plan)
