@@ -88,6 +88,7 @@ class Confined:
 
         Raises a ConfinedError. `is_wanted` is asked many times a second, also while other calls have their turn.
         """
+        self._check(is_wanted)
         with self._turn(is_wanted), self._child(is_wanted) as child:
             reply = self._ask(child, (CALL, function, argument), seconds, is_wanted)
         return reply.result()

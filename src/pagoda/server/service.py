@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,8 +24,9 @@ from pagoda.engine.request import Request, new_request
 from pagoda.errors import HttpError, PagodaError
 from pagoda.llm import LLM
 from pagoda.prompts import ReadPrompt
-from pagoda.sampling_params import SamplingParams
+from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server.answer import Answer, Outbox
+from pagoda.server.compiling import Compiling
 from pagoda.server.conversation import ReadConversation
 from pagoda.server.errors import refused
 from pagoda.server.metrics import Metrics
@@ -37,6 +38,10 @@ from pagoda.server.transcripts import Scope, Transcripts
 
 Given = TypeVar("Given")
 Result = TypeVar("Result")
+
+
+async def _for_ever() -> None:
+    await asyncio.Event().wait()
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,14 @@ class Work:
 class Origin:
     """Who calls, how long the answer is of use, and the headers that say to which trace it belongs.
 
-    The request came at `arrival`, on the monotonic clock.
+    The request came at `arrival`, on the monotonic clock. `until_gone` returns when the client closes the connection.
     """
 
     tenant: Tenant
     timeout_seconds: float | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     arrival: float = field(default_factory=monotonic)
+    until_gone: Callable[[], Awaitable[None]] = _for_ever
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,7 @@ class Service:
         self.recent = Recent()
         self.transcripts = None if llm.tokenizer is None else Transcripts(llm.tokenizer, llm.engine.model.eos_token_ids)
         self._readers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pagoda-reader")
+        self._compiling = Compiling(llm.grammars)
         self._outbox: Outbox | None = None
         self._stop_observing: Callable[[], None] = lambda: None
 
@@ -111,6 +118,7 @@ class Service:
     def stop(self) -> None:
         self._stop_observing()
         self._readers.shutdown(wait=False, cancel_futures=True)
+        self._compiling.close()
 
     @property
     def in_flight(self) -> dict[Answer, Call]:
@@ -128,16 +136,27 @@ class Service:
         except PagodaError as error:
             raise refused(error, param) from error
 
-    async def work(self, read: ReadConversation, params: SamplingParams, form_param: str) -> Work:
+    async def work(self, read: ReadConversation, params: SamplingParams, form_param: str, origin: Origin) -> Work:
         """A conversation to go on with, in the form that `params` wants, else in its own.
 
         Raises HttpError if that cannot be had, which the field `form_param` asks for, else the tools.
         """
         form, param = params.structured_outputs or read.form, form_param if params.structured_outputs else "tools"
-        constraint = await self.read(self.llm.grammars.compile, form, param) if form else None
+        constraint = await self._constraint(form, param, origin) if form else None
         least = self.options.min_cacheable_tokens
         breakpoints = tuple(each for each in read.breakpoints if each.num_tokens >= least)
         return Work(read.prompt, params, constraint, breakpoints, read.scope)
+
+    async def _constraint(self, form: StructuredOutputs, param: str, origin: Origin) -> Constraint | None:
+        """What holds an output to `form`; one that is known already waits for no other."""
+        tenant = origin.tenant.name
+        known = await self.read(partial(self.llm.grammars.find, tenant=tenant), form, param)
+        if known is not None:
+            return known
+        try:
+            return await self._compiling.compile(form, tenant, origin.until_gone, self._seconds_left(origin))
+        except PagodaError as error:
+            raise refused(error, param) from error
 
     def check_model(self, name: str) -> None:
         """Raises HttpError 404 for a model that is not served."""
@@ -153,7 +172,7 @@ class Service:
         """Hand a call to the engine. Raises HttpError, before anything has happened, if it is not accepted."""
         assert self._outbox is not None, "start() was not called"
         self._check_room(call)
-        seconds = self._seconds_left(call)
+        seconds = self._seconds_left(call.origin)
         requests = [self._request(call, index, work) for index, work in enumerate(call.works)]
         answer = Answer(requests, cancel=lambda: self._cancel(requests), on_end=self._ended)
         try:
@@ -167,6 +186,7 @@ class Service:
     def drain(self) -> None:
         """Accept no more; what is in flight goes on."""
         self.is_draining = True
+        self._compiling.close()
 
     def cut(self) -> None:
         """End what is still in flight."""
@@ -227,13 +247,13 @@ class Service:
             Collector(request, tokenizer, on_chunk=put) if call.streams else Collector(request, tokenizer, on_end=put)
         )
 
-    def _seconds_left(self, call: Call) -> float | None:
+    def _seconds_left(self, origin: Origin) -> float | None:
         """Until the answer is of no use any more, None if it always is. Raises HttpError 504."""
-        limits = (call.origin.timeout_seconds, self.options.request_timeout_seconds)
+        limits = (origin.timeout_seconds, self.options.request_timeout_seconds)
         limit = min((each for each in limits if each is not None), default=None)
         if limit is None:
             return None
-        left = call.origin.arrival + limit - monotonic()
+        left = origin.arrival + limit - monotonic()
         if left <= 0:
             raise _too_late()
         return left

@@ -8,6 +8,7 @@ dependency, which the children alone import.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable
 from functools import cached_property, partial
 from importlib.util import find_spec
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from pagoda.confined.errors import ConfinedError, FunctionError, NotReadyError, NotWantedError
+from pagoda.confined.errors import ConfinedError, CrashedError, FunctionError, NotReadyError, NotWantedError
 from pagoda.confined.pool import Confined, Preparation
 from pagoda.errors import RequestCancelledError, StructuredOutputError, TokenizerRequiredError
 from pagoda.sampling_params import StructuredOutputs
@@ -41,7 +42,7 @@ TOO_HARD_LATER = "what may come next took too much time or memory to find; ask f
 class GrammarCompiler:
     """Makes constraints for a model with `vocab_size` tokens, of which `end_token_ids` end a sequence.
 
-    Several threads may compile at once. Close it, to end its children.
+    Several threads may compile at once. Close it to end its children at a known time.
     """
 
     def __init__(self, tokenizer: Any, vocab_size: int, end_token_ids: frozenset[int]) -> None:
@@ -54,6 +55,7 @@ class GrammarCompiler:
         confined = partial(Confined, memory_nbytes=MEMORY_NBYTES, result_nbytes=RESULT_NBYTES, preparation=preparation)
         self._compilers = confined(num_children=NUM_COMPILING)
         self._lanes = Lanes(confined)
+        self._end = weakref.finalize(self, _close, self._compilers, self._lanes)
 
     def compile(
         self, wanted: StructuredOutputs | None, tenant: str = "", is_wanted: Callable[[], bool] = lambda: True
@@ -67,6 +69,8 @@ class GrammarCompiler:
         source = source_of(wanted)
         first = self._verdicts.find(source)
         if first is None:
+            self._check_usable()
+            self._lanes.lane_of(tenant).start()
             first = self._first_step(source, is_wanted)
             self._verdicts.accept(source, first)
         return self._grammar(source, first, tenant)
@@ -78,9 +82,8 @@ class GrammarCompiler:
         return None if first is None else self._grammar(source, first, tenant)
 
     def close(self) -> None:
-        """End all children. What still compiles is given up."""
-        self._compilers.close()
-        self._lanes.close()
+        """End all children. What still compiles is given up. Closing twice is fine."""
+        self._end()
 
     def _grammar(self, source: Source, first: Step, tenant: str) -> Grammar:
         lane, failed = self._lanes.lane_of(tenant), partial(self._fail, source, tenant)
@@ -92,9 +95,10 @@ class GrammarCompiler:
         self._lanes.suspect(tenant)
 
     def _first_step(self, source: Source, is_wanted: Callable[[], bool]) -> Step:
-        self._check_usable()
         try:
-            reply, warnings = self._compilers.call(COMPILE, tuple(source), seconds=COMPILE_SECONDS, is_wanted=is_wanted)
+            step, warnings = _compiled(
+                self._compilers.call(COMPILE, tuple(source), seconds=COMPILE_SECONDS, is_wanted=is_wanted)
+            )
         except NotWantedError as error:
             raise RequestCancelledError("The form of the output is not wanted any longer.") from error
         except NotReadyError as error:
@@ -103,7 +107,6 @@ class GrammarCompiler:
             raise self._refused(source, one_line(str(error))) from error
         except ConfinedError as error:
             raise self._refused(source, f"to compile it {error}; ask for a simpler form.") from error
-        step = Step.of(reply)
         if step.problem:
             raise self._refused(source, one_line(step.problem))
         for warning in warnings:
@@ -135,6 +138,21 @@ class GrammarCompiler:
     @cached_property
     def _penalties(self) -> torch.Tensor:
         return penalties_of_bytes()
+
+
+def _compiled(reply: Any) -> tuple[Step, list[str]]:
+    """Of a child that may have been taken over."""
+    try:
+        step, warnings = reply
+        return Step.of(step), [str(warning) for warning in warnings]
+    except (TypeError, ValueError) as error:
+        raise CrashedError("gave an answer that cannot be read") from error
+
+
+def _close(compilers: Confined, lanes: Lanes) -> None:
+    """Without the compiler, so that one which is forgotten is closed as well."""
+    compilers.close()
+    lanes.close()
 
 
 def _described(tokenizer: Any, vocab_size: int, end_token_ids: frozenset[int]) -> tuple[str, int, list[int], list[int]]:

@@ -10,14 +10,22 @@ from __future__ import annotations
 import binascii
 import threading
 from base64 import b64decode
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, NamedTuple
 
-from pagoda.confined.errors import ConfinedError, CrashedError, FunctionError, NotReadyError, NotWantedError
+from pagoda.confined.errors import (
+    ConfinedError,
+    CrashedError,
+    FunctionError,
+    NotReadyError,
+    NotWantedError,
+    TooSlowError,
+)
 from pagoda.confined.pool import Confined
 from pagoda.structured.source import Source
 
@@ -65,42 +73,54 @@ class Lane:
         self._confined = confined
         self._asked: SimpleQueue[Asked | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    def start(self) -> None:
+        """Begin to prepare the child, which takes a second for a large vocabulary. Starting twice is fine."""
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="pagoda-grammars", daemon=True)
+                self._thread.start()
 
     def ask(self, asked: Asked) -> None:
-        """Answer soon. Called by the engine's thread alone."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="pagoda-grammars", daemon=True)
-            self._thread.start()
+        """Answer soon."""
+        self.start()
         self._asked.put(asked)
 
     def close(self) -> None:
-        """What is asked from now on is answered with a problem."""
+        """What is asked from now on is answered with a problem, or not at all."""
         self._confined.close()
         self._asked.put(None)
 
     def _run(self) -> None:
+        with suppress(ConfinedError):
+            self._confined.call(ADVANCE, [], seconds=ADVANCE_SECONDS)
         while (first := self._asked.get()) is not None:
-            self._answer([first, *self._more(MAX_BATCH - 1)])
+            self._answer([first, *self._more()])
 
-    def _more(self, most: int) -> Iterable[Asked]:
-        for _ in range(most):
-            try:
+    def _more(self) -> list[Asked]:
+        """What was asked meanwhile."""
+        batch: list[Asked] = []
+        with suppress(Empty):
+            while len(batch) < MAX_BATCH:
                 asked = self._asked.get_nowait()
-            except Empty:
-                return
-            if asked is None:
-                self._asked.put(None)
-                return
-            yield asked
+                if asked is None:
+                    self._asked.put(None)
+                    break
+                batch.append(asked)
+        return batch
 
     def _answer(self, batch: list[Asked]) -> None:
         pushed = [(each.number, each.num_tokens - 1, each.tokens[each.num_tokens - 1]) for each in batch]
         try:
-            replies = self._confined.call(ADVANCE, pushed, seconds=ADVANCE_SECONDS)
+            replies = _steps(self._confined.call(ADVANCE, pushed, seconds=ADVANCE_SECONDS), len(batch))
+        except TooSlowError as error:
+            # Each by itself shows which of several it was.
+            replies = [_failed(each, error) if len(batch) == 1 else None for each in batch]
         except ConfinedError:
-            replies = [None] * len(batch)  # each by itself shows which it was
+            replies = [None] * len(batch)
         for asked, reply in zip(batch, replies, strict=True):
-            asked.answer.set_result(self._begin(asked) if reply is None else Step.of(reply))
+            asked.answer.set_result(self._begin(asked) if reply is None else reply)
 
     def _begin(self, asked: Asked) -> Step:
         told = (asked.number, tuple(asked.source), asked.tokens[: asked.num_tokens])
@@ -109,8 +129,20 @@ class Lane:
         except (NotWantedError, NotReadyError, FunctionError) as error:
             return Step(b"", problem=str(error))
         except ConfinedError as error:
-            asked.on_failure()
-            return Step(b"", problem=f"what may come next {error}; ask for a simpler form")
+            return _failed(asked, error)
+
+
+def _steps(replies: Any, count: int) -> list[Step | None]:
+    """Of a child that may have been taken over, as many as were asked for; None where it does not know the sequence."""
+    if not isinstance(replies, list) or len(replies) != count:
+        raise CrashedError("gave an answer that cannot be read")
+    return [None if reply is None else Step.of(reply) for reply in replies]
+
+
+def _failed(asked: Asked, error: ConfinedError) -> Step:
+    """Of a grammar that has used up what it may."""
+    asked.on_failure()
+    return Step(b"", problem=f"what may come next {error}; ask for a simpler form")
 
 
 class Lanes:

@@ -68,6 +68,7 @@ class ChatCompletions:
         service = self._service
         service.check_model(body.model)
         _check(body)
+        origin = origin_of(request)
         conversation = conversation_of(body)
         params = _params(body, conversation)
         scope = scope_of(request, body.cache_salt)
@@ -75,8 +76,8 @@ class ChatCompletions:
         form_param = "response_format" if body.tool_choice in (None, "none", "auto") else "tools"
         call = Call(
             call_id=new_id("chatcmpl-"),
-            origin=origin_of(request),
-            works=[await service.work(read, params, form_param)],
+            origin=origin,
+            works=[await service.work(read, params, form_param, origin)],
             param="messages",
             streams=bool(body.stream),
             cache_salt=body.cache_salt or "",

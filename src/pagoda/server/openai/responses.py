@@ -72,6 +72,7 @@ class Responses:
         service.check_model(body.model)
         _check(body)
         tenant = tenant_of(request)
+        origin = origin_of(request)
         conversation = conversation_of(body, self._earlier(tenant.name, body.previous_response_id))
         params = _params(body, conversation)
         scope = scope_of(request, body.cache_salt)
@@ -89,8 +90,8 @@ class Responses:
         ).with_tokens(len(read.prompt.token_ids))
         call = Call(
             call_id=new_id("resp_"),
-            origin=origin_of(request),
-            works=[await service.work(read, params, "text" if _is_free(body) else "tools")],
+            origin=origin,
+            works=[await service.work(read, params, "text" if _is_free(body) else "tools", origin)],
             param="input",
             streams=bool(body.stream),
             cache_salt=body.cache_salt or "",
