@@ -32,9 +32,10 @@ from pagoda.engine.request import Request, new_request
 from pagoda.errors import InvalidSamplingError, RequestError
 from pagoda.kernels.dispatch import choose_kernels
 from pagoda.machine import bound_primitives
+from pagoda.models.feature_extractor import load_feature_extractor
 from pagoda.models.loader import load_model
 from pagoda.models.model import Model
-from pagoda.models.tokenizer import load_feature_extractor, load_tokenizer
+from pagoda.models.tokenizer import load_tokenizer
 from pagoda.outputs import RequestOutput, StreamChunk
 from pagoda.prompts import Prompt, PromptReader
 from pagoda.sampling_params import SamplingParams
