@@ -1,15 +1,15 @@
 """Between the HTTP handlers and the engine: accepts requests or says why not, and knows those in flight.
 
 Handlers run on an event loop, the engine in its own thread; nothing here waits for the engine but through an `Answer`.
-Text becomes tokens in a thread of its own, since a long prompt takes longer than a step.
+Text becomes tokens in threads of its own, since a long prompt takes longer than a step.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic, time
@@ -29,12 +29,17 @@ from pagoda.server.conversation import ReadConversation
 from pagoda.server.errors import refused
 from pagoda.server.metrics import Metrics
 from pagoda.server.options import ServerOptions
+from pagoda.server.reader import Reader
 from pagoda.server.recent import Recent
 from pagoda.server.tenants import Tenant, Tenants
 from pagoda.server.transcripts import Scope, Transcripts
 
+logger = logging.getLogger(__name__)
+
 Given = TypeVar("Given")
 Result = TypeVar("Result")
+
+READER_THREADS = 4  # of several tenants: what some of them send does not hold up the others
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,9 @@ class Service:
         self._deadlines: dict[Answer, asyncio.TimerHandle] = {}
         self.recent = Recent()
         self.transcripts = None if llm.tokenizer is None else Transcripts(llm.tokenizer, llm.engine.model.eos_token_ids)
-        self._readers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pagoda-reader")
+        # Beside each other tokenizers of two languages would change each other's.
+        is_shared = tenants.are_several and llm.engine.model.encoder is None
+        self.reader = Reader(READER_THREADS if is_shared else 1)
         self._outbox: Outbox | None = None
         self._stop_observing: Callable[[], None] = lambda: None
 
@@ -103,7 +110,8 @@ class Service:
 
     def stop(self) -> None:
         self._stop_observing()
-        self._readers.shutdown(wait=False, cancel_futures=True)
+        for name in self.reader.close():
+            logger.warning("What tenant %r sent is still being read; the server ends without it.", name)
 
     @property
     def in_flight(self) -> dict[Answer, Call]:
@@ -114,20 +122,23 @@ class Service:
         """Requests that have not been scheduled yet."""
         return sum(request.metrics.first_scheduled is None for answer in self._answers for request in answer.requests)
 
-    async def read(self, function: Callable[[Given], Result], given: Given, param: str) -> Result:
-        """Run what reads prompts, beside the event loop. Raises HttpError for what it refuses in the field `param`."""
+    async def read(self, function: Callable[[Given], Result], given: Given, param: str, tenant: Tenant) -> Result:
+        """Run what reads prompts, beside the event loop and in the turn of `tenant`.
+
+        Raises HttpError for what it refuses in the field `param`.
+        """
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._readers, function, given)
+            return await self.reader.run(tenant.name, partial(function, given))
         except PagodaError as error:
             raise refused(error, param) from error
 
-    async def work(self, read: ReadConversation, params: SamplingParams, form_param: str) -> Work:
+    async def work(self, read: ReadConversation, params: SamplingParams, form_param: str, tenant: Tenant) -> Work:
         """A conversation to go on with, in the form that `params` wants, else in its own.
 
         Raises HttpError if that cannot be had, which the field `form_param` asks for, else the tools.
         """
         form, param = params.structured_outputs or read.form, form_param if params.structured_outputs else "tools"
-        constraint = await self.read(self.llm.grammars.compile, form, param) if form else None
+        constraint = await self.read(self.llm.grammars.compile, form, param, tenant) if form else None
         least = self.options.min_cacheable_tokens
         breakpoints = tuple(each for each in read.breakpoints if each.num_tokens >= least)
         return Work(read.prompt, params, constraint, breakpoints, read.scope)

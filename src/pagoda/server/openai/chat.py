@@ -37,7 +37,7 @@ from pagoda.server.record import Record
 from pagoda.server.service import Call, Service, new_id
 from pagoda.server.token_text import TokenTexts
 from pagoda.server.tools import Pieces, ToolCall, ToolFormat, ToolParser, find_format, forced_format
-from pagoda.server.wire import json_response, origin_of, scope_of
+from pagoda.server.wire import json_response, origin_of, scope_of, tenant_of
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,13 @@ class ChatCompletions:
         _check(body)
         conversation = conversation_of(body)
         params = _params(body, conversation)
-        scope = scope_of(request, body.cache_salt)
-        read = await service.read(partial(self._conversations.read, scope=scope), conversation, "messages")
+        tenant, scope = tenant_of(request), scope_of(request, body.cache_salt)
+        read = await service.read(partial(self._conversations.read, scope=scope), conversation, "messages", tenant)
         form_param = "response_format" if body.tool_choice in (None, "none", "auto") else "tools"
         call = Call(
             call_id=new_id("chatcmpl-"),
             origin=origin_of(request),
-            works=[await service.work(read, params, form_param)],
+            works=[await service.work(read, params, form_param, tenant)],
             param="messages",
             streams=bool(body.stream),
             cache_salt=body.cache_salt or "",

@@ -75,7 +75,7 @@ class Responses:
         conversation = conversation_of(body, self._earlier(tenant.name, body.previous_response_id))
         params = _params(body, conversation)
         scope = scope_of(request, body.cache_salt)
-        read = await service.read(partial(self._conversations.read, scope=scope), conversation, "input")
+        read = await service.read(partial(self._conversations.read, scope=scope), conversation, "input", tenant)
         parser = None
         if body.tools and body.tool_choice != "none":
             template = self._conversations.template(conversation)
@@ -90,7 +90,7 @@ class Responses:
         call = Call(
             call_id=new_id("resp_"),
             origin=origin_of(request),
-            works=[await service.work(read, params, "text" if _is_free(body) else "tools")],
+            works=[await service.work(read, params, "text" if _is_free(body) else "tools", tenant)],
             param="input",
             streams=bool(body.stream),
             cache_salt=body.cache_salt or "",
