@@ -24,6 +24,7 @@ from pagoda.server import pulse
 from pagoda.server import reader as reader_module
 from pagoda.server.options import ServerOptions
 from pagoda.server.tenants import Tenants
+from server.process import Process
 from server.running import MODEL, MOST_SECONDS, Running, running, unhurried, wait_until
 
 LONG = {"model": MODEL, "prompt": "The sea was", "max_tokens": 3000, "ignore_eos": True}
@@ -254,35 +255,6 @@ def test_a_body_has_a_limit(llm: LLM) -> None:
 
         chunked = server.post("/v1/completions", content=pieces(), headers={"content-type": "application/json"})
         assert chunked.status_code == 413
-
-
-class Process:
-    """`pagoda serve` as a process of its own."""
-
-    def __init__(self, port: int = 0, *arguments: str) -> None:
-        command = [sys.executable, "-m", "pagoda.cli", "serve", "--port", str(port), *arguments]
-        command += ["--kv-cache-memory-bytes", "32MiB", "--num-threads", "1"]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        assert self.process.stderr is not None
-        line = self.process.stderr.readline()
-        assert line.startswith("Serving"), line + self.process.stderr.read()
-        self.url = line.split()[-1]
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=lambda: self.lines.extend(self.process.stderr))
-        self._reader.start()
-
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.join()
-
-    def join(self) -> None:
-        """Read what it still has written."""
-        self._reader.join()
-        self.process.stderr.close()
 
 
 def test_sigterm_lets_streams_finish() -> None:
