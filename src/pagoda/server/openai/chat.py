@@ -72,7 +72,9 @@ class ChatCompletions:
         conversation = conversation_of(body)
         params = _params(body, conversation)
         scope = scope_of(request, body.cache_salt)
-        read = await service.read(partial(self._conversations.read, scope=scope), conversation, "messages")
+        read = await service.read(
+            partial(self._conversations.read, scope=scope), conversation, "messages", origin.tenant
+        )
         form_param = "response_format" if body.tool_choice in (None, "none", "auto") else "tools"
         call = Call(
             call_id=new_id("chatcmpl-"),
