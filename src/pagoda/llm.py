@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
+from numbers import Integral
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
 from pagoda.cache.cache import CacheStats
@@ -26,16 +29,17 @@ from pagoda.config import EngineConfig
 from pagoda.engine.engine import Engine
 from pagoda.engine.loop import EngineLoop
 from pagoda.engine.request import Request, new_request
-from pagoda.errors import RequestError
+from pagoda.errors import InvalidSamplingError, RequestError
 from pagoda.kernels.dispatch import choose_kernels
 from pagoda.machine import bound_primitives
+from pagoda.models.feature_extractor import load_feature_extractor
 from pagoda.models.loader import load_model
 from pagoda.models.model import Model
-from pagoda.models.tokenizer import load_feature_extractor, load_tokenizer
+from pagoda.models.tokenizer import load_tokenizer
 from pagoda.outputs import RequestOutput, StreamChunk
 from pagoda.prompts import Prompt, PromptReader
 from pagoda.sampling_params import SamplingParams
-from pagoda.structured import GrammarCompiler
+from pagoda.structured.compiler import GrammarCompiler
 from pagoda.tokenizing import encode
 
 EMBEDDED_MODEL = Path(__file__).parent / "assets" / "tiny"
@@ -82,7 +86,7 @@ class LLM:
         self.grammars = GrammarCompiler(self.tokenizer, loaded.vocab_size, loaded.eos_token_ids)
         self.loop = EngineLoop(self.engine, config.num_threads)
         self._ids = count()
-        self._close = weakref.finalize(self, _close_both, self.loop, self.chats)
+        self._close = weakref.finalize(self, _close, self.loop, self.grammars, self.chats)
 
     def generate(
         self,
@@ -243,12 +247,7 @@ class LLM:
     ) -> list[Request]:
         """Checked requests, not submitted yet."""
         listed = _listed(prompts)
-        if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            params = [sampling_params or SamplingParams()] * len(listed)
-        else:
-            params = list(sampling_params)
-        if len(params) != len(listed):
-            raise RequestError(f"There are {len(listed)} prompts and {len(params)} sampling_params; give one each.")
+        params = _params_of_each(sampling_params, len(listed))
         requests = []
         for prompt, wanted in zip(listed, params, strict=True):
             if wanted.stop_strings:
@@ -270,9 +269,11 @@ class LLM:
             self.loop.cancel(request.request_id)
 
 
-def _close_both(loop: EngineLoop, chats: ChatRenderer) -> None:
-    loop.close()
+def _close(loop: EngineLoop, grammars: GrammarCompiler, chats: ChatRenderer) -> None:
+    """Without the LLM, so that one which is forgotten is closed as well."""
+    grammars.close()
     chats.close()
+    loop.close()
 
 
 def _raised(output: Output | RequestError) -> Output:
@@ -283,11 +284,28 @@ def _raised(output: Output | RequestError) -> Output:
 
 def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """A list of prompts, whether one was given or several."""
-    if isinstance(prompts, (str, Mapping)):
+    if isinstance(prompts, (str, bytes, Mapping)):
         return [prompts]
-    if prompts and all(isinstance(item, int) for item in prompts):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+    given: Any = prompts.tolist() if isinstance(prompts, (np.ndarray, torch.Tensor)) else prompts
+    try:
+        listed = list(given)
+    except TypeError as error:
+        message = f"The prompts are a {type(prompts).__name__}; give text, token ids, or a list of either."
+        raise RequestError(message) from error
+    return [listed] if listed and all(isinstance(item, Integral) for item in listed) else listed
+
+
+def _params_of_each(given: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int) -> list[SamplingParams]:
+    """The parameters for each prompt, whether one was given for all or one for each."""
+    if given is None or isinstance(given, SamplingParams):
+        return [given or SamplingParams()] * num_prompts
+    params = list(given) if isinstance(given, Iterable) else [given]
+    wrong = [type(each).__name__ for each in params if not isinstance(each, SamplingParams)]
+    if wrong:
+        raise InvalidSamplingError(f"sampling_params has a {wrong[0]}; give SamplingParams(...).")
+    if len(params) != num_prompts:
+        raise RequestError(f"There are {num_prompts} prompts and {len(params)} sampling_params; give one each.")
+    return params
 
 
 def _set_soon(events: asyncio.AbstractEventLoop, end: asyncio.Future[Any], output: Any) -> None:

@@ -176,10 +176,13 @@ class PromptReader:
 
 
 def _token_ids(prompt: Any) -> list[int]:
+    wrong = RequestError(f"The prompt is {_shown(prompt)}; give text, or a list of token ids.")
+    if isinstance(prompt, (bytes, bytearray)):
+        raise wrong
     try:
         return [index(token) for token in prompt]
     except TypeError as error:
-        raise RequestError(f"The prompt is {_shown(prompt)}; give text, or a list of token ids.") from error
+        raise wrong from error
 
 
 def _samples(sound: Any) -> np.ndarray:

@@ -49,7 +49,7 @@ class ChatRenderer:
         self._confined = Confined(
             memory_nbytes=min(memory_nbytes, MOST_MEMORY_NBYTES),
             result_nbytes=self._most_characters * RESULT_NBYTES_PER_CHARACTER,
-            preparation=Preparation("pagoda.chat.template:Templates", None, START_SECONDS),
+            preparation=Preparation("pagoda.chat.template:Templates", lambda: None, START_SECONDS),
         )
 
     @property

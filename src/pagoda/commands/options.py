@@ -111,6 +111,25 @@ SERVER_OPTIONS = (
     _option("min_cacheable_tokens", "ignore marks before so many tokens of a prompt", type=int, metavar="N"),
     _option("max_queued_requests", "answer 429 when so many wait", type=int, metavar="N"),
     _option("max_body_bytes", "refuse longer bodies, such as 8MiB", type=size, metavar="SIZE"),
+    _option("max_connections", "how many may be open; fewer if `ulimit -n` is low", type=int, metavar="N"),
+    _option(
+        "receive_timeout_seconds",
+        "how long the headers of a request may take, and a body beyond what it takes at 4 KiB/s",
+        type=float,
+        metavar="SECONDS",
+    ),
+    _option(
+        "send_timeout_seconds",
+        "how long a client may leave an answer unread, beyond what it takes at 32 KiB/s",
+        type=float,
+        metavar="SECONDS",
+    ),
+    _option(
+        "keep_alive_timeout_seconds",
+        "how long a connection stays open between requests",
+        type=int,
+        metavar="SECONDS",
+    ),
     _option(
         "stream_interval_seconds",
         "send tokens of a stream at most so often; 0 sends each",

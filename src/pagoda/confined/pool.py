@@ -26,7 +26,14 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from pagoda.confined.errors import NotWantedError, TooSlowError
+from pagoda.confined.errors import (
+    CrashedError,
+    FunctionError,
+    NotReadyError,
+    NotWantedError,
+    TooMuchMemoryError,
+    TooSlowError,
+)
 from pagoda.confined.process import POLL_SECONDS, Child, Reply
 
 # Beside the time on a processor: a machine that is busy with other things makes a call last longer, not cost more.
@@ -38,10 +45,10 @@ CALL, PREPARE = "call", "prepare"
 
 @dataclass(frozen=True)
 class Preparation:
-    """What a new child makes once, in so many seconds: what `function` gives for `argument`. It stays in the child."""
+    """What a new child makes once, in so many seconds, and keeps: what `function` gives for what `argument` gives."""
 
     function: str
-    argument: Any
+    argument: Callable[[], Any]
     seconds: float
 
 
@@ -81,6 +88,7 @@ class Confined:
 
         Raises a ConfinedError. `is_wanted` is asked many times a second, also while other calls have their turn.
         """
+        self._check(is_wanted)
         with self._turn(is_wanted), self._child(is_wanted) as child:
             reply = self._ask(child, (CALL, function, argument), seconds, is_wanted)
         return reply.result()
@@ -158,8 +166,13 @@ class Confined:
             self._drop(child)
 
     def _prepare(self, child: Child, preparation: Preparation, is_wanted: Callable[[], bool]) -> None:
-        request = (PREPARE, preparation.function, preparation.argument)
-        self._ask(child, request, preparation.seconds, is_wanted).result()
+        request = (PREPARE, preparation.function, preparation.argument())
+        try:
+            self._ask(child, request, preparation.seconds, is_wanted).result()
+        except FunctionError as error:
+            raise NotReadyError(str(error), is_final=True) from error
+        except (TooSlowError, TooMuchMemoryError, CrashedError) as error:
+            raise NotReadyError(f"to prepare for it {error}") from error
         child.is_prepared = True
 
     def _drop(self, child: Child) -> None:

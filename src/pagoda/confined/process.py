@@ -18,6 +18,7 @@ from pagoda.confined.errors import (
     ConfinedError,
     CrashedError,
     FunctionError,
+    NotReadyError,
     TooLargeResultError,
     TooMuchMemoryError,
     TooSlowError,
@@ -65,7 +66,7 @@ class Child:
                 start_new_session=True,  # out of reach of the terminal's signals
             )
         except OSError as error:
-            raise CrashedError(f"could not be done, for want of another process: {error}") from error
+            raise NotReadyError(f"another process could not be started: {error}") from error
         self.is_worn = False
         self.is_prepared = False
         self._said = bytearray()

@@ -68,15 +68,18 @@ class ChatCompletions:
         service = self._service
         service.check_model(body.model)
         _check(body)
+        origin = origin_of(request)
         conversation = conversation_of(body)
         params = _params(body, conversation)
         scope = scope_of(request, body.cache_salt)
-        read = await service.read(partial(self._conversations.read, scope=scope), conversation, "messages")
+        read = await service.read(
+            partial(self._conversations.read, scope=scope), conversation, "messages", origin.tenant
+        )
         form_param = "response_format" if body.tool_choice in (None, "none", "auto") else "tools"
         call = Call(
             call_id=new_id("chatcmpl-"),
-            origin=origin_of(request),
-            works=[await service.work(read, params, form_param)],
+            origin=origin,
+            works=[await service.work(read, params, form_param, origin)],
             param="messages",
             streams=bool(body.stream),
             cache_salt=body.cache_salt or "",
