@@ -1,6 +1,7 @@
 """Rendering ends within bounds, whatever the template and the conversation are, and says why."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from time import monotonic
 from types import SimpleNamespace
@@ -133,6 +134,18 @@ def test_without_a_template_there_is_nothing_to_render():
         assert not renderer.has_template
         with pytest.raises(TokenizerRequiredError, match="no chat template"):
             renderer.render(MESSAGES, ChatOptions())
+
+
+def test_a_conversation_that_takes_long_holds_up_no_other():
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    renderer = ChatRenderer(FakeTokenizer(), 512, seconds=600)
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(renderer.render, MESSAGES, ChatOptions(chat_template=endless))
+        assert renderer.render(MESSAGES, ChatOptions()) == "<s>user: Hi"
+        assert not slow.done()
+        renderer.close()
+        with pytest.raises(EngineClosedError):
+            slow.result()
 
 
 def test_a_closed_renderer_says_so():

@@ -19,6 +19,7 @@ from pagoda.errors import ChatTemplateError, EngineClosedError, TokenizerRequire
 
 RENDER_SECONDS = 2.0
 START_SECONDS = 5.0
+NUM_CHILDREN = 4  # a conversation that takes long does not hold up the others
 
 # Of text that fits into a context, few have more for each token, and all of the small ones less in all.
 MOST_CHARACTERS_PER_TOKEN = 64
@@ -48,6 +49,7 @@ class ChatRenderer:
         memory_nbytes = LEAST_MEMORY_NBYTES + self._most_characters * MEMORY_NBYTES_PER_CHARACTER
         self._confined = Confined(
             memory_nbytes=min(memory_nbytes, MOST_MEMORY_NBYTES),
+            num_children=NUM_CHILDREN,
             result_nbytes=self._most_characters * RESULT_NBYTES_PER_CHARACTER,
             preparation=Preparation("pagoda.chat.template:Templates", lambda: None, START_SECONDS),
         )
