@@ -17,7 +17,7 @@ WRONG: list[tuple[str, Any]] = [
         for name in ("block_size", "max_num_seqs", "num_threads", "seed")
         for value in (2.5, True, "2", b"2")
     ),
-    *(("kv_cache_memory_bytes", value) for value in ("4G", 1.5, True, 0, -1, 10**30, 10**5000)),
+    *(("kv_cache_memory_bytes", value) for value in ("4G", 1.5, True, 0, -1, 10**30)),
     *(("max_model_len", value) for value in ("10", 1.5, 0)),
     *(("max_num_batched_tokens", value) for value in (None, "1", 0)),
     *(("snapshot_memory_share", value) for value in ("x", float("nan"), None, 1)),
@@ -32,9 +32,7 @@ WRONG: list[tuple[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), WRONG, ids=lambda value: str(value)[:30] if isinstance(value, str) else None
-)
+@pytest.mark.parametrize(("name", "value"), WRONG, ids=repr)
 def test_wrong_options_are_named(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=name):
         engine_config(**{name: value})
