@@ -17,7 +17,7 @@ LEVELS = (
     ("commands",),
     ("server",),
     ("llm",),
-    ("collector", "prompts", "structured"),
+    ("chat", "collector", "prompts", "structured"),
     ("outputs",),
     ("engine",),
     ("models",),
@@ -25,7 +25,8 @@ LEVELS = (
     ("kernels",),
     ("formats",),
     ("layouts",),
-    ("config", "errors", "machine", "registry", "sampling_params", "text", "units"),
+    ("detokenizer", "text", "tokenizing"),
+    ("config", "confined", "errors", "machine", "registry", "sampling_params", "units"),
 )
 LEVEL = {name: len(LEVELS) - number for number, names in enumerate(LEVELS) for name in names}
 ANALYSIS = {"analysis", "cache", "formats", "layouts", "config", "errors", "machine", "registry", "units"}
@@ -72,6 +73,8 @@ def test_imports_point_down(path):
         "pagoda.config",
         "pagoda.registry",
         "pagoda.sampling_params",
+        "pagoda.confined.pool",
+        "pagoda.confined.child",
         "pagoda.cache.radix",
         "pagoda.cache.pages",
         "pagoda.cache.group",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from math import inf
 
 from pagoda.errors import ConfigError
 
@@ -41,16 +42,20 @@ class TenantShare:
     """What one tenant can be sure of, as shares (0 to 1) of the pages of every layer group.
 
     page_quota: pages that no other tenant can take from it. lease_budget: pages that its leases may keep, which are
-    reserved for it as well. Raises ConfigError for a share out of range.
+    reserved for it as well. weight: how much of the steps and seats it has beside others that want them, who have 1
+    unless they say otherwise. Raises ConfigError for a value out of range.
     """
 
     page_quota: float = 0.0
     lease_budget: float = 0.0
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         for name, share in (("page_quota", self.page_quota), ("lease_budget", self.lease_budget)):
             if not 0 <= share <= 1:
                 raise ConfigError(f"{name} is {share}; give a share of the pages between 0 and 1.")
+        if not 0 < self.weight < inf:
+            raise ConfigError(f"weight is {self.weight}; it must be above 0.")
 
     @property
     def reserved(self) -> float:

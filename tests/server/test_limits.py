@@ -65,6 +65,8 @@ def test_a_tenant_s_limit_counts_prompts(llm: LLM, tmp_path: Path) -> None:
         assert server.post("/v1/completions", COMPLETION | {"prompt": ["a", "b"]}, headers=headers).status_code == 200
         refused = server.post("/v1/completions", COMPLETION | {"prompt": ["a", "b", "c"]}, headers=headers)
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt")
+        refused = server.post("/v1/completions", COMPLETION | {"n": 3}, headers=headers)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt")
         server.wait_until_idle()
 
 

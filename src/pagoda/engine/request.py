@@ -91,6 +91,7 @@ class Sequence:
     phase: Phase = Phase.WAITING
     cached: CachedSequence | None = None
     matcher: Matcher | None = None  # of the request's constraint
+    is_held: bool = False  # since the matcher does not know yet what may follow
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     cumulative_logprob: float = 0.0
     finish_reason: FinishReason | None = None

@@ -51,7 +51,9 @@ def draw(
             drawn.append((sequence, logits, sample(logits, sequence, eos_token_ids)))
         except RequestError as error:
             failed.append((sequence, error))
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a grammar in Rust that panics raises what is no Exception
             logger.exception("Sampling for request %s failed", sequence.request.request_id)
             failed.append((sequence, RequestError(f"Sampling failed: {error!r}")))
     return drawn, failed

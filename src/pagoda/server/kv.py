@@ -38,6 +38,7 @@ from pagoda.server.record import Record
 from pagoda.server.service import Call, Service, Work, new_id
 from pagoda.server.tenants import Tenant
 from pagoda.server.wire import json_response, origin_of, scope_of, tenant_of
+from pagoda.tokenizing import decode
 
 Result = TypeVar("Result")
 
@@ -223,7 +224,7 @@ class Kv:
             "hits": branch.num_hits,
             "in_use": branch.num_in_use,
             "leased": branch.num_leased,
-            "text": None if tokenizer is None else tokenizer.decode(branch.first_tokens),
+            "text": None if tokenizer is None else decode(tokenizer, branch.first_tokens),
             "hidden": branch.num_hidden,
             "children": [self._shown_branch(child) for child in branch.children],
         }

@@ -13,6 +13,7 @@ from pagoda.server.openai.chat import tools_of, turns_of
 from pagoda.server.openai.schema import DetokenizeBody, TokenizeBody
 from pagoda.server.service import Service
 from pagoda.server.wire import json_response, tenant_of
+from pagoda.tokenizing import decode, encode
 
 
 class Tokens:
@@ -46,8 +47,7 @@ class Tokens:
         wrong = next((token for token in body.tokens if not 0 <= token < size), None)
         if wrong is not None:
             raise HttpError(400, f"Token id {wrong} is not in the vocabulary of {size} tokens.", param="tokens")
-        decode = self._service.llm.reader.need_tokenizer().decode
-        text = await self._service.read(decode, body.tokens, "tokens", tenant_of(request))
+        text = await self._service.read(self._text, body.tokens, "tokens", tenant_of(request))
         return json_response({"prompt": text})
 
     async def info(self) -> Response:
@@ -66,12 +66,15 @@ class Tokens:
             }
         )
 
+    def _text(self, token_ids: list[int]) -> str:
+        return decode(self._service.llm.reader.need_tokenizer(), token_ids)
+
     def _read(self, body: TokenizeBody) -> list[int]:
         tokenizer = self._service.llm.reader.need_tokenizer()
         if body.prompt is not None:
             self._service.llm.reader.check_text(body.prompt)
             special = True if body.add_special_tokens is None else body.add_special_tokens
-            return list(tokenizer(body.prompt, add_special_tokens=special).input_ids)
+            return list(encode(tokenizer, body.prompt, add_special_tokens=special).input_ids)
         conversation = Conversation(
             turns_of(body.messages or []), tools_of(body.tools), adds_generation_prompt=body.add_generation_prompt
         )

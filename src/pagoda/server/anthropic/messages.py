@@ -45,10 +45,13 @@ class Messages:
         service = self._service
         service.check_model(body.model)
         _check(body)
+        origin = origin_of(request)
         conversation = conversation_of(body)
         params = _params(body, conversation)
-        tenant, scope = tenant_of(request), scope_of(request, body.cache_salt)
-        read = await service.read(partial(self._conversations.read, scope=scope), conversation, "messages", tenant)
+        scope = scope_of(request, body.cache_salt)
+        read = await service.read(
+            partial(self._conversations.read, scope=scope), conversation, "messages", origin.tenant
+        )
         parser = None
         if body.tools and (body.tool_choice is None or body.tool_choice.type != "none"):
             template = self._conversations.template(conversation)
@@ -56,8 +59,8 @@ class Messages:
             parser = new_parser(template, _must_call(body), "toolu_", 1 if is_single else None)
         call = Call(
             call_id=new_id("msg_"),
-            origin=origin_of(request),
-            works=[await service.work(read, params, "tools" if _must_call(body) else "output_config", tenant)],
+            origin=origin,
+            works=[await service.work(read, params, "tools" if _must_call(body) else "output_config", origin)],
             param="messages",
             streams=bool(body.stream),
             cache_salt=body.cache_salt or "",

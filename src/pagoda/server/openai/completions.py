@@ -23,6 +23,7 @@ from pagoda.server.record import Record
 from pagoda.server.service import Call, Service, Work, new_id
 from pagoda.server.token_text import TokenTexts
 from pagoda.server.wire import json_response, origin_of, tenant_of
+from pagoda.tokenizing import decode
 
 MAX_PROMPTS = 1024
 MAX_ECHOED_LOGPROBS = 1 << 20  # of one call; about 200 MB
@@ -128,7 +129,7 @@ class Completions:
         """The prompt as text, however it was given."""
         if request.text is not None:
             return request.text
-        return str(self._service.llm.reader.need_tokenizer().decode(request.prompt))
+        return decode(self._service.llm.reader.need_tokenizer(), request.prompt)
 
 
 def _joined(first: dict[str, list[Any]] | None, second: dict[str, list[Any]] | None) -> dict[str, list[Any]] | None:

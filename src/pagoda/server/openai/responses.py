@@ -71,11 +71,11 @@ class Responses:
         service = self._service
         service.check_model(body.model)
         _check(body)
-        tenant = tenant_of(request)
-        conversation = conversation_of(body, self._earlier(tenant.name, body.previous_response_id))
+        origin = origin_of(request)
+        conversation = conversation_of(body, self._earlier(origin.tenant.name, body.previous_response_id))
         params = _params(body, conversation)
         scope = scope_of(request, body.cache_salt)
-        read = await service.read(partial(self._conversations.read, scope=scope), conversation, "input", tenant)
+        read = await service.read(partial(self._conversations.read, scope=scope), conversation, "input", origin.tenant)
         parser = None
         if body.tools and body.tool_choice != "none":
             template = self._conversations.template(conversation)
@@ -89,14 +89,14 @@ class Responses:
         ).with_tokens(len(read.prompt.token_ids))
         call = Call(
             call_id=new_id("resp_"),
-            origin=origin_of(request),
-            works=[await service.work(read, params, "text" if _is_free(body) else "tools", tenant)],
+            origin=origin,
+            works=[await service.work(read, params, "text" if _is_free(body) else "tools", origin)],
             param="input",
             streams=bool(body.stream),
             cache_salt=body.cache_salt or "",
         )
         answer = service.submit(call)
-        shape = ResponseShape(call.call_id, int(time()), body, conversation, fingerprint, tenant.name)
+        shape = ResponseShape(call.call_id, int(time()), body, conversation, fingerprint, origin.tenant.name)
         writer = ResponseWriter(
             shape, parser, self._logprobs, partial(self._diagnostics, shape), partial(self._keep, shape)
         )
