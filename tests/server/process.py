@@ -8,10 +8,11 @@ import threading
 
 
 class Process:
-    """`pagoda serve` as a process of its own."""
+    """It, or a `script` that makes it something else, with so many open files at most."""
 
-    def __init__(self, port: int = 0, *arguments: str, ulimit: int | None = None) -> None:
-        command = [sys.executable, "-m", "pagoda.cli", "serve", "--port", str(port), *arguments]
+    def __init__(self, port: int = 0, *arguments: str, ulimit: int | None = None, script: str | None = None) -> None:
+        main = ["-m", "pagoda.cli"] if script is None else ["-c", script]
+        command = [sys.executable, *main, "serve", "--port", str(port), *arguments]
         command += ["--kv-cache-memory-bytes", "32MiB", "--num-threads", "1"]
         if ulimit is not None:
             command = ["prlimit", f"--nofile={ulimit}", *command]

@@ -129,13 +129,14 @@ def test_after_the_end_nothing_is_read(make: Callable[[int], Reader]) -> None:
             assert asyncio.get_running_loop().time() < wait_for
             await asyncio.sleep(0.005)
         assert reader.close() == ["a"]
-        for late in (second, reader.run("c", lambda: None)):
+        for late in (first, second, reader.run("c", lambda: None)):
             with pytest.raises(EngineClosedError):
                 await late
         goes_on.set()
-        await first
+        while reader.close():
+            await asyncio.sleep(0.005)
 
-    asyncio.run(main())
+    asyncio.run(asyncio.wait_for(main(), MOST_SECONDS))
 
 
 def test_a_process_ends_while_something_hangs() -> None:

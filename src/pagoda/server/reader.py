@@ -10,7 +10,8 @@ import asyncio
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -27,15 +28,22 @@ class _Job:
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self.future: Future[Any] = Future()
+        self.begun = 0.0
         self._function = function
 
     def run(self) -> None:
         if not self.future.set_running_or_notify_cancel():  # whoever asked has gone
             return
-        try:
-            self.future.set_result(self._function())
-        except BaseException as error:
-            self.future.set_exception(error)
+        with suppress(InvalidStateError):  # nobody was to wait any longer
+            try:
+                self.future.set_result(self._function())
+            except BaseException as error:
+                self.future.set_exception(error)
+
+    def refuse(self) -> None:
+        """Let nobody wait for it any longer."""
+        with suppress(InvalidStateError):
+            self.future.set_exception(EngineClosedError(CLOSED_MESSAGE))
 
 
 class Reader:
@@ -45,7 +53,7 @@ class Reader:
         self._num_threads = num_threads
         self._changed = threading.Condition()  # guards all below
         self._waiting: OrderedDict[str, deque[_Job]] = OrderedDict()  # the tenant first whose turn it is
-        self._since: dict[str, float] = {}  # when the work of each tenant that has a thread was taken up
+        self._running: dict[str, _Job] = {}
         self._is_closed = False
         for number in range(num_threads):
             threading.Thread(target=self._work, name=f"pagoda-reader-{number}", daemon=True).start()
@@ -71,22 +79,21 @@ class Reader:
     def stuck_seconds(self) -> float:
         """How long no thread has come back while work waits; 0 unless that is longer than work takes."""
         with self._changed:
-            if not self._waiting or len(self._since) < self._num_threads:
+            if not self._waiting or len(self._running) < self._num_threads:
                 return 0.0
-            seconds = monotonic() - max(self._since.values())
+            seconds = monotonic() - max(job.begun for job in self._running.values())
         return seconds if seconds > STUCK_SECONDS else 0.0
 
     def close(self) -> list[str]:
-        """Take up nothing more; the tenants whose work goes on."""
+        """Take up nothing more, and let nobody wait; the tenants whose work goes on."""
         with self._changed:
             self._is_closed = True
-            left = [job for jobs in self._waiting.values() for job in jobs]
+            left = [*self._running.values(), *(job for jobs in self._waiting.values() for job in jobs)]
             self._waiting.clear()
             self._changed.notify_all()
-            busy = list(self._since)
+            busy = list(self._running)
         for job in left:
-            if job.future.set_running_or_notify_cancel():
-                job.future.set_exception(EngineClosedError(CLOSED_MESSAGE))
+            job.refuse()
         return busy
 
     def _work(self) -> None:
@@ -94,7 +101,7 @@ class Reader:
             tenant, job = taken
             job.run()
             with self._changed:
-                del self._since[tenant]
+                del self._running[tenant]
                 self._changed.notify_all()
 
     def _take(self) -> tuple[str, _Job] | None:
@@ -110,8 +117,9 @@ class Reader:
                 self._waiting.move_to_end(tenant)
             else:
                 del self._waiting[tenant]
-            self._since[tenant] = monotonic()
+            job.begun = monotonic()
+            self._running[tenant] = job
             return tenant, job
 
     def _next_tenant(self) -> str | None:
-        return next((tenant for tenant in self._waiting if tenant not in self._since), None)
+        return next((tenant for tenant in self._waiting if tenant not in self._running), None)

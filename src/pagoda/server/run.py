@@ -17,10 +17,12 @@ import uvicorn
 from pagoda.server.app import create_app
 from pagoda.server.connection import Connection
 from pagoda.server.connections import Connections
+from pagoda.server.deadline import end_within
 from pagoda.server.descriptors import room_for_connections
 from pagoda.server.service import Service
 
 WRITE_SECONDS = 3  # for what was cut to be written, on a machine that may stand still for some of them
+LAST_SECONDS = 8.0  # after what is in flight was cut: whatever goes on then hangs
 
 
 class Server(uvicorn.Server):
@@ -38,6 +40,12 @@ class Server(uvicorn.Server):
         self._service.drain()
         super().handle_exit(sig, frame)
 
+    def _on_signal(self, events: asyncio.AbstractEventLoop, number: int) -> None:
+        """Between any two steps of the main thread, so that it counts whatever the event loop does."""
+        patience = 0.0 if self.should_exit else self._service.options.drain_timeout_seconds
+        end_within(patience + LAST_SECONDS)
+        events.call_soon_threadsafe(self.handle_exit, number, None)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         cut = asyncio.get_running_loop().call_later(self._service.options.drain_timeout_seconds, self._cut)
         await super().shutdown(sockets)
@@ -52,13 +60,13 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """As uvicorn's, but the process goes on after it, to close the engine and end with status 0."""
         events = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            events.add_signal_handler(number, self.handle_exit, number, None)
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(number, lambda number, _: self._on_signal(events, number)) for number in numbers]
         try:
             yield
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                events.remove_signal_handler(number)
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
 
 
 def serve(service: Service, listener: socket.socket) -> None:

@@ -201,6 +201,9 @@ class Service:
 
     def cut(self) -> None:
         """End what is still in flight."""
+        if self._answers:
+            logger.warning("%d requests did not end in time and are cut.", len(self._answers))
+        self.reader.close()
         for answer in list(self._answers):
             answer.fail(HttpError(503, "The server is shutting down and the time to finish has passed.", code="cut"))
 
