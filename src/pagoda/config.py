@@ -90,6 +90,8 @@ class EngineConfig:
     kv_cache_memory_bytes: size of the page pools; None takes 40 % of free memory, at most 4 GiB.
     snapshot_memory_share: how much of that is for copies of recurrent states, from which others resume.
     snapshot_interval_tokens: how far apart such copies are in a long prompt; None follows from the share, 0 makes none.
+    generation_config: where sampling defaults and rules of generating come from: "auto" (the checkpoint), "vllm"
+    (nowhere) or a directory with a generation_config.json.
     tenants: pages reserved by tenant; those not named here share the rest, and may lease only where nobody is named.
     """
 
@@ -105,6 +107,7 @@ class EngineConfig:
     max_num_batched_tokens: int = 2048
     enable_prefix_caching: bool = True
     eviction_policy: str = "lru"
+    generation_config: str = "auto"
     tenants: Mapping[str, TenantShare] = field(default_factory=dict)
     num_threads: int | None = None
     seed: int = 0
@@ -165,6 +168,7 @@ KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "kv_cache_dtype_skip_layers": ((tuple, list), "a list of layers"),
     "enable_prefix_caching": (bool, "True or False"),
     "eviction_policy": (str, "the name of a policy"),
+    "generation_config": (str, "auto, vllm or a directory"),
     "tenants": (Mapping, "a dictionary"),
     "environment": (Environment, "an Environment"),
 }

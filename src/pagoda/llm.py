@@ -75,7 +75,7 @@ class LLM:
             loaded = model
         else:
             path = EMBEDDED_MODEL if model is None else model
-            loaded = load_model(path, dtype=config.dtype)
+            loaded = load_model(path, dtype=config.dtype, generation_config=config.generation_config)
             if tokenizer is None and not skip_tokenizer_init:
                 self.tokenizer = load_tokenizer(path)
             feature_extractor = load_feature_extractor(Path(path)) if loaded.encoder else None
@@ -83,6 +83,7 @@ class LLM:
             self.tokenizer = load_tokenizer(tokenizer)
             if self.tokenizer is None:
                 raise ConfigError(f"There is no tokenizer in {tokenizer}; give the directory of one.")
+        loaded = _generating(loaded, self.tokenizer, config.generation_config)
         self.engine = Engine(loaded, kernels, config)
         self.reader = PromptReader(loaded, self.tokenizer, feature_extractor, self.engine.max_model_len)
         self.chats = ChatRenderer(self.tokenizer, self.engine.max_model_len)
@@ -197,6 +198,10 @@ class LLM:
         """The token ids of a conversation, by its chat template. `options` are the fields of `ChatOptions`."""
         return self._chat_prompt(read_conversation(messages), ChatOptions(**options))
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What requests without `sampling_params` have: as the checkpoint says, where it does."""
+        return SamplingParams(**self.engine.model.generation.sampling)
+
     def check_integrity(self) -> None:
         """Raise IntegrityError if the cache's bookkeeping contradicts itself."""
         self.loop.call(self.engine.check_integrity).result()
@@ -250,7 +255,7 @@ class LLM:
     ) -> list[Request]:
         """Checked requests, not submitted yet."""
         listed = _listed(prompts)
-        params = _params_of_each(sampling_params, len(listed))
+        params = _params_of_each(sampling_params or self.get_default_sampling_params(), len(listed))
         requests = []
         for prompt, wanted in zip(listed, params, strict=True):
             if wanted.stop_strings:
@@ -298,10 +303,18 @@ def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return [listed] if listed and all(isinstance(item, Integral) for item in listed) else listed
 
 
-def _params_of_each(given: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int) -> list[SamplingParams]:
+def _generating(model: Model, tokenizer: Any, generation_config: str) -> Model:
+    """The model with what its tokenizer takes for an end too, and without what is not wanted of its settings."""
+    generation = model.generation.tokens_alone if generation_config == "vllm" else model.generation
+    end = getattr(tokenizer, "eos_token_id", None)
+    generation = generation if end is None else generation.with_end([end], model.vocab_size)
+    return model if generation == model.generation else model.with_generation(generation)
+
+
+def _params_of_each(given: SamplingParams | Sequence[SamplingParams], num_prompts: int) -> list[SamplingParams]:
     """The parameters for each prompt, whether one was given for all or one for each."""
-    if given is None or isinstance(given, SamplingParams):
-        return [given or SamplingParams()] * num_prompts
+    if isinstance(given, SamplingParams):
+        return [given] * num_prompts
     params = list(given) if isinstance(given, Iterable) else [given]
     wrong = [type(each).__name__ for each in params if not isinstance(each, SamplingParams)]
     if wrong:

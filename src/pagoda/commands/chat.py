@@ -30,7 +30,7 @@ HELP = """/help   this list
 
 
 def run(arguments: Namespace) -> int:
-    params = sampling_params(arguments)
+    sampling_params(arguments)  # what is wrong with them is told before a model is loaded
     with load_llm(arguments) as llm:
         if llm.tokenizer is None:
             raise TokenizerRequiredError("Chat needs a tokenizer, and this model has none; give one with --tokenizer.")
@@ -38,6 +38,7 @@ def run(arguments: Namespace) -> int:
             raise ConfigError(
                 "Chat goes on from its own answers, and this model answers what its encoder reads; use pagoda generate."
             )
+        params = sampling_params(arguments, llm.get_default_sampling_params())
         Chat(llm, params, arguments.system, arguments.stats).run()
     return 0
 

@@ -113,6 +113,7 @@ class Engine:
         if request.request_id in self._requests:
             raise RequestError(f"There is a request {request.request_id!r} already; choose another id.")
         request.stop_token_ids = stop_token_ids(request.params, self.model.eos_token_ids)
+        request.rules = self.model.generation.rules
         request.seed = self._seeds.getrandbits(63) if request.params.seed is None else request.params.seed
         self._scheduler.add(self._new_sequence(request, 0))
         self._requests[request.request_id] = request

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from pagoda.errors import ConfigError
 from pagoda.models.decoder_config import decoder_config
 
 CHANGING_KINDS = ("dynamic", "longrope")
@@ -38,11 +39,33 @@ def most_positions(config: Any, offset: int) -> int | None:
     return min(stretched, default=None)
 
 
-def rotation_length(config: Any, num_tokens: int) -> int | None:
-    """What decides the frequencies of sequences of up to `num_tokens`; None where nothing changes them.
+class Rotation:
+    """How a network rotates positions, where that depends on how long sequences are."""
 
-    Two lengths for which this is the same have the same frequencies.
-    """
+    def __init__(self, network: torch.nn.Module) -> None:
+        self._network = network
+        self._length: int | None = None
+
+    def fix(self, num_tokens: int | None) -> None:
+        """Rotate every sequence as one of `num_tokens`, however long those of a step are; what vLLM does as well.
+
+        The network gets buffers of its own: others may share those it had. Raises ConfigError if that was done for
+        another length, with other frequencies.
+        """
+        length = None if num_tokens is None else _deciding_length(self._network.config, num_tokens)
+        if length is None or length == self._length:
+            return
+        if self._length is not None:
+            raise ConfigError(
+                f"max_model_len is {num_tokens}, and another LLM uses this model, whose rotary embedding is scaled for "
+                f"{self._length} tokens; load the model anew."
+            )
+        _fix_frequencies(self._network, length)
+        self._length = length
+
+
+def _deciding_length(config: Any, num_tokens: int) -> int | None:
+    """Equal for two lengths whose frequencies are; None where nothing changes them."""
     text = decoder_config(config)
     for rope in _rope_settings(text):
         stable = _stable_length(text, rope)
@@ -52,11 +75,7 @@ def rotation_length(config: Any, num_tokens: int) -> int | None:
     return None
 
 
-def fix_frequencies(network: torch.nn.Module, num_tokens: int) -> None:
-    """Rotate every sequence as one of `num_tokens`, however long those of a step are; what vLLM does as well.
-
-    `network` keeps its own buffers: others may share them.
-    """
+def _fix_frequencies(network: torch.nn.Module, num_tokens: int) -> None:
     module: Any
     for module in network.modules():
         kinds = getattr(module, "rope_type", None)

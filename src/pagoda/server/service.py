@@ -11,7 +11,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from time import monotonic, time
 from typing import TypeVar
@@ -102,6 +102,9 @@ class Service:
         self.names = options.served_model_name or (model_name,)
         self.tenants = tenants
         self._quotas = Quotas(options.max_queued_requests, tenants)
+        # Without a word of the checkpoint an answer goes on to the end of the context.
+        most_tokens = llm.engine.model.generation.sampling.get("max_tokens")
+        self.default_params = replace(llm.get_default_sampling_params(), max_tokens=most_tokens)
         self.metrics = Metrics(self.names[0], llm.engine, options.metrics_compat)
         self.started = time()
         self.is_draining = False

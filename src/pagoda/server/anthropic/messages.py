@@ -47,7 +47,7 @@ class Messages:
         _check(body)
         origin = origin_of(request)
         conversation = conversation_of(body)
-        params = _params(body, conversation)
+        params = _params(body, conversation, service.default_params)
         scope = scope_of(request, body.cache_salt)
         read = await service.read(
             partial(self._conversations.read, scope=scope), conversation, "messages", origin.tenant
@@ -136,7 +136,7 @@ def _chosen(body: MessagesBody) -> str | None:
     return body.tool_choice.name if isinstance(body.tool_choice, ToolChoiceTool) else None
 
 
-def _params(body: MessagesBody, conversation: Conversation) -> SamplingParams:
+def _params(body: MessagesBody, conversation: Conversation, defaults: SamplingParams) -> SamplingParams:
     given = {
         "temperature": body.temperature,
         "top_p": body.top_p,
@@ -146,7 +146,7 @@ def _params(body: MessagesBody, conversation: Conversation) -> SamplingParams:
     }
     fields = {name: value for name, value in given.items() if value is not None}
     form = _form(body, conversation)
-    return checked(**fields, max_tokens=body.max_tokens, ignore_eos=body.ignore_eos, structured_outputs=form)
+    return checked(defaults, **fields, max_tokens=body.max_tokens, ignore_eos=body.ignore_eos, structured_outputs=form)
 
 
 def _check(body: MessagesBody) -> None:

@@ -70,7 +70,7 @@ class ChatCompletions:
         _check(body)
         origin = origin_of(request)
         conversation = conversation_of(body)
-        params = _params(body, conversation)
+        params = _params(body, conversation, service.default_params)
         scope = scope_of(request, body.cache_salt)
         read = await service.read(
             partial(self._conversations.read, scope=scope), conversation, "messages", origin.tenant
@@ -224,11 +224,12 @@ def _parts(message: Message, ttl: str) -> tuple[Part, ...]:
     )
 
 
-def _params(body: ChatBody, conversation: Conversation) -> SamplingParams:
+def _params(body: ChatBody, conversation: Conversation, defaults: SamplingParams) -> SamplingParams:
     limits = [each for each in (body.max_completion_tokens, body.max_tokens) if each is not None]
+    most = min(limits, default=defaults.max_tokens)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     form = _form(body, conversation)
-    return sampling_params(body, max_tokens=min(limits, default=None), logprobs=logprobs, structured_outputs=form)
+    return sampling_params(body, defaults, max_tokens=most, logprobs=logprobs, structured_outputs=form)
 
 
 def _form(body: ChatBody, conversation: Conversation) -> StructuredOutputs | None:

@@ -46,7 +46,9 @@ class Completions:
         if body.stream_options is not None and not body.stream:
             raise HttpError(400, "stream_options needs stream to be true.", param="stream_options")
         echoed = body.logprobs if body.echo else None
-        params = sampling_params(body, max_tokens=body.max_tokens, logprobs=body.logprobs, prompt_logprobs=echoed)
+        params = sampling_params(
+            body, service.default_params, max_tokens=body.max_tokens, logprobs=body.logprobs, prompt_logprobs=echoed
+        )
         read = [await service.read(service.llm.reader.read, prompt, "prompt", tenant_of(request)) for prompt in prompts]
         _check_echo(sum(len(each.token_ids) for each in read), echoed)
         call = Call(

@@ -73,7 +73,7 @@ class Responses:
         _check(body)
         origin = origin_of(request)
         conversation = conversation_of(body, self._earlier(origin.tenant.name, body.previous_response_id))
-        params = _params(body, conversation)
+        params = _params(body, conversation, service.default_params)
         scope = scope_of(request, body.cache_salt)
         read = await service.read(partial(self._conversations.read, scope=scope), conversation, "input", origin.tenant)
         parser = None
@@ -207,13 +207,15 @@ def _chosen(body: ResponseBody) -> str | None:
     return body.tool_choice.name if isinstance(body.tool_choice, NamedFunction) else None
 
 
-def _params(body: ResponseBody, conversation: Conversation) -> SamplingParams:
+def _params(body: ResponseBody, conversation: Conversation, defaults: SamplingParams) -> SamplingParams:
     given = {"temperature": body.temperature, "top_p": body.top_p, "seed": body.seed}
     fields = {name: value for name, value in given.items() if value is not None}
     wants_logprobs = "message.output_text.logprobs" in (body.include or ())
+    most = defaults.max_tokens if body.max_output_tokens is None else body.max_output_tokens
     return checked(
+        defaults,
         **fields,
-        max_tokens=0 if _is_prewarm(body) else body.max_output_tokens,
+        max_tokens=0 if _is_prewarm(body) else most,
         ignore_eos=body.ignore_eos,
         logprobs=(body.top_logprobs or 0) if wants_logprobs else None,
         structured_outputs=_form(body, conversation),
