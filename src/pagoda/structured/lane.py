@@ -73,24 +73,34 @@ class Lane:
         self._confined = confined
         self._asked: SimpleQueue[Asked | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
+        self._is_closed = False
+        self._lock = threading.Lock()
 
     def start(self) -> None:
         """Begin to prepare the child, which takes a second for a large vocabulary. Starting twice is fine."""
-        with self._starting:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="pagoda-grammars", daemon=True)
-                self._thread.start()
+        with self._lock:
+            self._start()
 
     def ask(self, asked: Asked) -> None:
         """Answer soon."""
-        self.start()
-        self._asked.put(asked)
+        with self._lock:
+            if self._is_closed:
+                asked.answer.set_result(Step(b"", problem="the engine is closed"))
+                return
+            self._start()
+            self._asked.put(asked)
 
     def close(self) -> None:
-        """What is asked from now on is answered with a problem, or not at all."""
+        """What is not answered yet, and what is asked from now on, is answered with a problem."""
         self._confined.close()
-        self._asked.put(None)
+        with self._lock:
+            self._is_closed = True
+            self._asked.put(None)
+
+    def _start(self) -> None:
+        if self._thread is None and not self._is_closed:
+            self._thread = threading.Thread(target=self._run, name="pagoda-grammars", daemon=True)
+            self._thread.start()
 
     def _run(self) -> None:
         with suppress(ConfinedError):
