@@ -18,7 +18,7 @@ from pagoda.errors import StructuredOutputError
 from pagoda.llm import EMBEDDED_MODEL
 from pagoda.structured.compiler import GrammarCompiler
 
-SPECIAL = ("<s>", "</s>", "<|user|>", "[INST]", "<｜end▁of▁turn｜>")
+SPECIAL = ("<s>", "</s>", "<|user|>", "[INST]", "<\uff5cend▁of▁turn\uff5c>")
 ADDED = ("<think>", "</tool_call>", "hello_world", "  ", "[TOOL]", "é日", "lo")
 TEXTS = (*SPECIAL, *ADDED, "say <s>, </s> or <think>hello_world</think>", "<|user|><|user|>")
 LETTERS = sorted({letter for text in (*TEXTS, '"', "the sea") for letter in text if letter != " "})
@@ -156,7 +156,7 @@ def test_tokens_without_bytes_of_their_own_are_refused():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="[SEP]")
     grammars = GrammarCompiler(tokenizer, len(tokenizer), frozenset({1}))
     for _ in range(2):
-        with pytest.raises(StructuredOutputError, match="This tokenizer cannot have .*WordPiece"):
+        with pytest.raises(StructuredOutputError, match=r"This tokenizer cannot have .*WordPiece"):
             grammars.compile(StructuredOutputs(regex="a"))
     grammars.close()
 
@@ -164,8 +164,8 @@ def test_tokens_without_bytes_of_their_own_are_refused():
 def test_an_engine_writes_the_text_of_its_special_tokens():
     with LLM(kv_cache_memory_bytes=64 << 20, num_threads=1) as llm:
         for text in llm.tokenizer.all_special_tokens:
-            for form in FORMS:
-                params = SamplingParams(temperature=0, max_tokens=40, structured_outputs=FORMS[form](text))
+            for form, wanted in FORMS.items():
+                params = SamplingParams(temperature=0, max_tokens=40, structured_outputs=wanted(text))
                 output = llm.generate("Say:", params)[0].outputs[0]
                 assert output.finish_reason is FinishReason.STOP
                 found = json.loads(output.text) if form in ("const", "enum") else output.text
