@@ -9,9 +9,11 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
+from functools import partial
 
 from rich.console import Console
 
+from pagoda.chat.options import ChatOptions
 from pagoda.commands.conversation import Conversation
 from pagoda.commands.options import load_llm, sampling_params
 from pagoda.commands.report import RequestCost
@@ -55,7 +57,7 @@ class Chat:
     def run(self) -> None:
         if self._is_interactive:
             self._aside.print("/help lists what can be typed.", style="dim")
-        if self._llm.tokenizer.chat_template is None:
+        if not self._llm.chats.has_template:
             self._aside.print("This model has no chat template: it continues your text instead.", style="dim")
         for line in self._lines():
             if line == "/quit":
@@ -119,7 +121,9 @@ class Chat:
             self._aside.print(_cost_line(output), style="dim")
 
     def _new_conversation(self) -> Conversation:
-        return Conversation(self._llm.tokenizer, self._llm.engine.model.eos_token_ids, self._system)
+        chats = self._llm.chats
+        template = partial(chats.render, options=ChatOptions()) if chats.has_template else None
+        return Conversation(self._llm.tokenizer, template, self._llm.engine.model.eos_token_ids, self._system)
 
 
 def _cost_line(output: RequestOutput) -> str:

@@ -52,7 +52,7 @@ ENGINE_OPTIONS = (
     ),
     _option("kv_cache_dtype_skip_layers", "layers that keep the precision of the weights", nargs="+", metavar="LAYER"),
     _option("block_size", "tokens per page, a multiple of 16", type=int, metavar="TOKENS"),
-    _option("max_model_len", "longest sequence; by default what model and memory allow", type=int, metavar="TOKENS"),
+    _option("max_model_len", "longest sequence; by default what model and memory allow, more where its positions can be stretched", type=int, metavar="TOKENS"),
     _option(
         "kv_cache_memory_bytes",
         "memory for pages, such as 512MiB or 4G; by default 40%% of free memory, at most 4 GiB",
@@ -111,6 +111,25 @@ SERVER_OPTIONS = (
     _option("min_cacheable_tokens", "ignore marks before so many tokens of a prompt", type=int, metavar="N"),
     _option("max_queued_requests", "answer 429 when so many wait", type=int, metavar="N"),
     _option("max_body_bytes", "refuse longer bodies, such as 8MiB", type=size, metavar="SIZE"),
+    _option("max_connections", "how many may be open; fewer if `ulimit -n` is low", type=int, metavar="N"),
+    _option(
+        "receive_timeout_seconds",
+        "how long the headers of a request may take, and a body beyond what it takes at 4 KiB/s",
+        type=float,
+        metavar="SECONDS",
+    ),
+    _option(
+        "send_timeout_seconds",
+        "how long a client may leave an answer unread, beyond what it takes at 32 KiB/s",
+        type=float,
+        metavar="SECONDS",
+    ),
+    _option(
+        "keep_alive_timeout_seconds",
+        "how long a connection stays open between requests",
+        type=int,
+        metavar="SECONDS",
+    ),
     _option(
         "stream_interval_seconds",
         "send tokens of a stream at most so often; 0 sends each",

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
+from transformers.models.auto.auto_factory import _get_model_class
 from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
 
 from pagoda.models.own_attention import interface_name
@@ -22,6 +23,14 @@ def generating_class(config: Any) -> Any:
     if not config.is_encoder_decoder:
         return AutoModelForCausalLM
     return AutoModelForSpeechSeq2Seq if type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING else AutoModelForSeq2SeqLM
+
+
+def network_class(config: Any) -> tuple[Any, Any]:
+    """The class of such a network, and the part of `config` that it is made from, chosen as transformers does."""
+    found = _get_model_class(config, generating_class(config)._model_mapping)  # type: ignore[no-untyped-call]
+    text_class = config.sub_configs.get("text_config")
+    is_text_alone = text_class is not None and found.config_class is text_class
+    return found, config.get_text_config() if is_text_alone else config
 
 
 def build_network(config: Any, **options: Any) -> Any:

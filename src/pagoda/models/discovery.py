@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pagoda.errors import UnsupportedModelError
+from pagoda.errors import CorruptCheckpointError, UnsupportedModelError
 from pagoda.kernels.base import AttentionRule
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.base import Layout
@@ -76,12 +76,16 @@ def _record(config: Any, build: Build) -> Recording:
     """One forward, if its attention calls and recurrent states are all that the model remembers its tokens by."""
     try:
         recording = record_calls(config, build)
+    except CorruptCheckpointError:
+        raise
     except Exception as error:
         if error.args == (PROBE_NAME,):  # looked up among the family's own attention classes
             raise _own_attention(config, None) from error
         raise UnsupportedModelError(
             f"transformers cannot build a {config.model_type} model here: {_first_line(error)}"
         ) from error
+    if isinstance(recording.failure, CorruptCheckpointError):
+        raise recording.failure
     _check_recurrence(config, recording)
     num_states = len(recording.states)
     if not recording.calls and not num_states:

@@ -77,8 +77,9 @@ def _name_models(app: FastAPI, names: Sequence[str]) -> None:
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
-    conversations = ConversationReader(service.llm.reader, service.options.chat_template_text, service.transcripts)
-    texts = None if service.llm.tokenizer is None else TokenTexts(service.llm.tokenizer)
+    llm, options = service.llm, service.options
+    conversations = ConversationReader(llm.reader, llm.chats, options.chat_template_text, service.transcripts)
+    texts = None if llm.tokenizer is None else TokenTexts(llm.tokenizer)
     operation, tokens = Operation(service), Tokens(service, conversations)
     messages = Messages(service, conversations)
     responses = Responses(service, conversations, texts)

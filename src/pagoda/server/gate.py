@@ -15,6 +15,7 @@ from pagoda.errors import HttpError
 from pagoda.server.errors import error_response, id_header
 from pagoda.server.loopback import check_names
 from pagoda.server.service import Service, new_id
+from pagoda.server.tenants import Tenant
 
 access = logging.getLogger("pagoda.access")
 
@@ -55,6 +56,7 @@ class Gate:
                 check_names(headers)
             if not self._is_open(scope["path"]):
                 state["tenant"] = self._service.tenants.identify(headers)
+                state.get("let_in", _let_in)(state["tenant"])
             self._check_length(headers)
             await self._app(scope, self._limited(receive), send_with_id)
         except HttpError as error:
@@ -88,6 +90,10 @@ class Gate:
             return message
 
         return limited
+
+
+def _let_in(_: Tenant) -> None:
+    """What a server does that does not count connections."""
 
 
 def _log(scope: Scope, request_id: str, status: int, seconds: float) -> None:

@@ -1,16 +1,16 @@
 """Between the HTTP handlers and the engine: accepts requests or says why not, and knows those in flight.
 
 Handlers run on an event loop, the engine in its own thread; nothing here waits for the engine but through an `Answer`.
-Text becomes tokens in a thread of its own, since a long prompt takes longer than a step.
+Text becomes tokens in threads of its own, since a long prompt takes longer than a step.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic, time
@@ -32,12 +32,17 @@ from pagoda.server.errors import refused
 from pagoda.server.metrics import Metrics
 from pagoda.server.options import ServerOptions
 from pagoda.server.quotas import Quotas, check_limit
+from pagoda.server.reader import Reader
 from pagoda.server.recent import Recent
 from pagoda.server.tenants import Tenant, Tenants
 from pagoda.server.transcripts import Scope, Transcripts
 
+logger = logging.getLogger(__name__)
+
 Given = TypeVar("Given")
 Result = TypeVar("Result")
+
+READER_THREADS = 4  # of several tenants: what some of them send does not hold up the others
 
 
 async def _for_ever() -> None:
@@ -105,8 +110,10 @@ class Service:
         self._deadlines: dict[Answer, asyncio.TimerHandle] = {}
         self.recent = Recent()
         self.transcripts = None if llm.tokenizer is None else Transcripts(llm.tokenizer, llm.engine.model.eos_token_ids)
-        self._readers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pagoda-reader")
         self._compiling = Compiling(llm.grammars)
+        # Beside each other tokenizers of two languages would change each other's.
+        is_shared = tenants.are_several and llm.engine.model.encoder is None
+        self.reader = Reader(READER_THREADS if is_shared else 1)
         self._outbox: Outbox | None = None
         self._stop_observing: Callable[[], None] = lambda: None
 
@@ -117,7 +124,8 @@ class Service:
 
     def stop(self) -> None:
         self._stop_observing()
-        self._readers.shutdown(wait=False, cancel_futures=True)
+        for name in self.reader.close():
+            logger.warning("What tenant %r sent is still being read; the server ends without it.", name)
         self._compiling.close()
 
     @property
@@ -129,10 +137,13 @@ class Service:
         """Requests that have not been scheduled yet."""
         return self._waiting_by_tenant().total()
 
-    async def read(self, function: Callable[[Given], Result], given: Given, param: str) -> Result:
-        """Run what reads prompts, beside the event loop. Raises HttpError for what it refuses in the field `param`."""
+    async def read(self, function: Callable[[Given], Result], given: Given, param: str, tenant: Tenant) -> Result:
+        """Run what reads prompts, beside the event loop and in the turn of `tenant`.
+
+        Raises HttpError for what it refuses in the field `param`.
+        """
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._readers, function, given)
+            return await self.reader.run(tenant.name, partial(function, given))
         except PagodaError as error:
             raise refused(error, param) from error
 
@@ -149,12 +160,12 @@ class Service:
 
     async def _constraint(self, form: StructuredOutputs, param: str, origin: Origin) -> Constraint | None:
         """What holds an output to `form`; one that is known already waits for no other."""
-        tenant = origin.tenant.name
-        known = await self.read(partial(self.llm.grammars.find, tenant=tenant), form, param)
+        tenant = origin.tenant
+        known = await self.read(partial(self.llm.grammars.find, tenant=tenant.name), form, param, tenant)
         if known is not None:
             return known
         try:
-            return await self._compiling.compile(form, tenant, origin.until_gone, self._seconds_left(origin))
+            return await self._compiling.compile(form, tenant.name, origin.until_gone, self._seconds_left(origin))
         except PagodaError as error:
             raise refused(error, param) from error
 
@@ -190,6 +201,9 @@ class Service:
 
     def cut(self) -> None:
         """End what is still in flight."""
+        if self._answers:
+            logger.warning("%d requests did not end in time and are cut.", len(self._answers))
+        self.reader.close()
         for answer in list(self._answers):
             answer.fail(HttpError(503, "The server is shutting down and the time to finish has passed.", code="cut"))
 

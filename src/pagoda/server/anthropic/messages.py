@@ -22,7 +22,7 @@ from pagoda.server.record import Record
 from pagoda.server.sampling import checked
 from pagoda.server.service import Call, Service, new_id
 from pagoda.server.tools import Pieces, new_parser
-from pagoda.server.wire import json_response, origin_of, request_id_of, scope_of
+from pagoda.server.wire import json_response, origin_of, request_id_of, scope_of, tenant_of
 
 REASONS = {
     Section.MODEL: "model_changed",
@@ -49,7 +49,9 @@ class Messages:
         conversation = conversation_of(body)
         params = _params(body, conversation)
         scope = scope_of(request, body.cache_salt)
-        read = await service.read(partial(self._conversations.read, scope=scope), conversation, "messages")
+        read = await service.read(
+            partial(self._conversations.read, scope=scope), conversation, "messages", origin.tenant
+        )
         parser = None
         if body.tools and (body.tool_choice is None or body.tool_choice.type != "none"):
             template = self._conversations.template(conversation)
@@ -83,7 +85,7 @@ class Messages:
         self._service.check_model(body.model)
         scope = scope_of(request, body.cache_salt)
         read = await self._service.read(
-            partial(self._conversations.read, scope=scope), conversation_of(body), "messages"
+            partial(self._conversations.read, scope=scope), conversation_of(body), "messages", tenant_of(request)
         )
         return json_response({"input_tokens": len(read.prompt.token_ids)})
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pagoda.chat.messages import read_arguments
 from pagoda.engine.request import TokenLogprobs
 from pagoda.errors import HttpError
 from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
@@ -72,7 +72,9 @@ class ChatCompletions:
         conversation = conversation_of(body)
         params = _params(body, conversation)
         scope = scope_of(request, body.cache_salt)
-        read = await service.read(partial(self._conversations.read, scope=scope), conversation, "messages")
+        read = await service.read(
+            partial(self._conversations.read, scope=scope), conversation, "messages", origin.tenant
+        )
         form_param = "response_format" if body.tool_choice in (None, "none", "auto") else "tools"
         call = Call(
             call_id=new_id("chatcmpl-"),
@@ -206,7 +208,7 @@ def _turn(message: Message, ttl: str) -> Turn:
         more["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
             for call in message.tool_calls
-            for arguments in [_arguments(call.function.arguments)]
+            for arguments in [read_arguments(call.function.arguments)]
         ]
     more |= {name: value for name in ("name", "tool_call_id") if (value := getattr(message, name)) is not None}
     role = "system" if message.role == "developer" else message.role
@@ -220,15 +222,6 @@ def _parts(message: Message, ttl: str) -> tuple[Part, ...]:
         Part(part.text, ttl_of(part.prompt_cache_breakpoint, ttl)) if isinstance(part, TextPart) else Part(part.refusal)
         for part in message.content
     )
-
-
-def _arguments(text: str) -> Any:
-    """As templates want them: an object if it is one."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return value if isinstance(value, dict) else text
 
 
 def _params(body: ChatBody, conversation: Conversation) -> SamplingParams:

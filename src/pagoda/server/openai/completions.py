@@ -22,7 +22,8 @@ from pagoda.server.openai.schema import CompletionBody
 from pagoda.server.record import Record
 from pagoda.server.service import Call, Service, Work, new_id
 from pagoda.server.token_text import TokenTexts
-from pagoda.server.wire import json_response, origin_of
+from pagoda.server.wire import json_response, origin_of, tenant_of
+from pagoda.tokenizing import decode
 
 MAX_PROMPTS = 1024
 MAX_ECHOED_LOGPROBS = 1 << 20  # of one call; about 200 MB
@@ -46,7 +47,7 @@ class Completions:
             raise HttpError(400, "stream_options needs stream to be true.", param="stream_options")
         echoed = body.logprobs if body.echo else None
         params = sampling_params(body, max_tokens=body.max_tokens, logprobs=body.logprobs, prompt_logprobs=echoed)
-        read = [await service.read(service.llm.reader.read, prompt, "prompt") for prompt in prompts]
+        read = [await service.read(service.llm.reader.read, prompt, "prompt", tenant_of(request)) for prompt in prompts]
         _check_echo(sum(len(each.token_ids) for each in read), echoed)
         call = Call(
             call_id=new_id("cmpl-"),
@@ -128,7 +129,7 @@ class Completions:
         """The prompt as text, however it was given."""
         if request.text is not None:
             return request.text
-        return str(self._service.llm.reader.need_tokenizer().decode(request.prompt))
+        return decode(self._service.llm.reader.need_tokenizer(), request.prompt)
 
 
 def _joined(first: dict[str, list[Any]] | None, second: dict[str, list[Any]] | None) -> dict[str, list[Any]] | None:

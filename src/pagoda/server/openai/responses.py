@@ -71,12 +71,11 @@ class Responses:
         service = self._service
         service.check_model(body.model)
         _check(body)
-        tenant = tenant_of(request)
         origin = origin_of(request)
-        conversation = conversation_of(body, self._earlier(tenant.name, body.previous_response_id))
+        conversation = conversation_of(body, self._earlier(origin.tenant.name, body.previous_response_id))
         params = _params(body, conversation)
         scope = scope_of(request, body.cache_salt)
-        read = await service.read(partial(self._conversations.read, scope=scope), conversation, "input")
+        read = await service.read(partial(self._conversations.read, scope=scope), conversation, "input", origin.tenant)
         parser = None
         if body.tools and body.tool_choice != "none":
             template = self._conversations.template(conversation)
@@ -97,7 +96,7 @@ class Responses:
             cache_salt=body.cache_salt or "",
         )
         answer = service.submit(call)
-        shape = ResponseShape(call.call_id, int(time()), body, conversation, fingerprint, tenant.name)
+        shape = ResponseShape(call.call_id, int(time()), body, conversation, fingerprint, origin.tenant.name)
         writer = ResponseWriter(
             shape, parser, self._logprobs, partial(self._diagnostics, shape), partial(self._keep, shape)
         )

@@ -1,0 +1,92 @@
+"""From the config.json of a checkpoint to a configuration of transformers.
+
+Knows which entries steer transformers rather than describe a network: what code it runs, which files it reads, how it
+attends. They are left out, so that a checkpoint decides what is computed and nothing else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+)
+
+from pagoda.errors import CorruptCheckpointError, ModelNotFoundError, UnsupportedModelError
+from pagoda.models.directory import other_format
+from pagoda.models.failures import described
+from pagoda.models.files import read_object
+from pagoda.models.quiet import quiet
+from pagoda.models.weights import FLOATS
+
+ENCODER_DECODERS = (MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING)
+# In the whole configuration and in each of its parts.
+STEERING = {
+    *("auto_map", "configuration_files", "transformers_weights", "name_or_path", "_name_or_path", "_commit_hash"),
+    *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_attn_implementation_autoset"),
+    *("experts_implementation", "_experts_implementation", "_experts_implementation_internal"),
+    *("fusion_config", "kernel_config", "distributed_config", "quantization_config", "torchscript"),
+    *("output_attentions", "output_hidden_states", "return_dict", "use_return_dict"),
+    *("num_labels", "id2label", "label2id", "problem_type"),
+}
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The contents of config.json."""
+    file = directory / "config.json"
+    if not file.is_file():
+        raise ModelNotFoundError(
+            f"{directory} has no config.json, so it is not a Hugging Face checkpoint.{other_format(directory)}"
+        )
+    return read_object(file)
+
+
+def check_family(values: dict[str, Any], file: Path) -> None:
+    """Refuse the contents of `file` if transformers has no such family, or its weights need to be computed first."""
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        custom = " It brings its own code, which Pagoda does not run." if "auto_map" in values else ""
+        raise UnsupportedModelError(f"transformers has no model type {model_type!r:.200} ({file}).{custom}")
+    quantization = next(filter(None, _all_of("quantization_config", values)), None)
+    if quantization:
+        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
+        raise UnsupportedModelError(
+            f"The weights in {file.parent} are quantised ({method}); use a checkpoint in bf16, fp16 or fp32."
+        )
+
+
+def make_config(values: dict[str, Any], file: Path) -> Any:
+    """The configuration of transformers that `values`, the contents of `file`, describe."""
+    model_type = values["model_type"]
+    if model_type == "mistral" and "layer_types" in values:  # as transformers reads it
+        model_type = "ministral"
+    try:
+        with quiet():
+            entries = PreTrainedConfig._decode_special_floats(_described(values)) | {"model_type": model_type}
+            config = AutoConfig.for_model(**entries, name_or_path=str(file.parent))
+    except Exception as error:
+        raise CorruptCheckpointError(f"{file} is not a valid {model_type} configuration: {described(error)}") from error
+    if config.dtype not in (None, *FLOATS.values()):
+        raise CorruptCheckpointError(f"{file} has dtype {values.get('dtype', values.get('torch_dtype'))!r:.100}.")
+    classes = ENCODER_DECODERS if config.is_encoder_decoder else (MODEL_FOR_CAUSAL_LM_MAPPING,)
+    if not any(type(config) in each for each in classes):
+        raise UnsupportedModelError(f"{model_type} is not a decoder: transformers generates no text with it.")
+    return config
+
+
+def _described(value: Any) -> Any:
+    """A configuration, or a part of one, without the entries that steer transformers."""
+    if isinstance(value, dict):
+        return {name: _described(each) for name, each in value.items() if name not in STEERING}
+    return [_described(each) for each in value] if isinstance(value, list) else value
+
+
+def _all_of(name: str, values: dict[str, Any]) -> list[Any]:
+    """What is called `name` in a configuration and in its parts."""
+    parts = [each for part in values.values() if isinstance(part, dict) for each in _all_of(name, part)]
+    return [values[name], *parts] if name in values else parts
