@@ -8,6 +8,7 @@ such, so that only they wait for it another time.
 from __future__ import annotations
 
 import binascii
+import logging
 import threading
 from base64 import b64decode
 from collections.abc import Callable
@@ -28,6 +29,8 @@ from pagoda.confined.errors import (
 )
 from pagoda.confined.pool import Confined
 from pagoda.structured.source import Source
+
+logger = logging.getLogger(__name__)
 
 # On a processor. What may come next takes a twentieth of a millisecond as a rule, and ten at the worst.
 ADVANCE_SECONDS = 0.5
@@ -106,7 +109,14 @@ class Lane:
         with suppress(ConfinedError):
             self._confined.call(ADVANCE, [], seconds=ADVANCE_SECONDS)
         while (first := self._asked.get()) is not None:
-            self._answer([first, *self._more()])
+            batch = [first, *self._more()]
+            try:
+                self._answer(batch)
+            except Exception:
+                logger.exception("What may follow %d sequences could not be asked", len(batch))
+                for asked in batch:
+                    if not asked.answer.done():
+                        asked.answer.set_result(Step(b"", problem="it could not be asked what may follow"))
 
     def _more(self) -> list[Asked]:
         """What was asked meanwhile."""
