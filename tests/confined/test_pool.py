@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from pagoda.confined import pool
 from pagoda.confined.errors import (
     ConfinedError,
     CrashedError,
@@ -42,7 +43,8 @@ def others() -> set[int]:
 
 
 @pytest.fixture
-def confined() -> Iterator[Confined]:
+def confined(monkeypatch: pytest.MonkeyPatch) -> Iterator[Confined]:
+    monkeypatch.setattr(pool, "WALL_SECONDS", 0.5)
     confined = Confined(memory_nbytes=256 << 20, result_nbytes=1 << 16)
     yield confined
     confined.close()
@@ -340,3 +342,16 @@ def test_a_call_that_takes_long_gives_way_to_others_and_its_child_is_replaced(co
     busy = f"next((nice for nice in iter(lambda: {own}, None) if nice > {usual}), None)"
     assert evaluate(confined, busy) > usual
     assert evaluate(confined, own) == usual
+    urgent = Confined(memory_nbytes=256 << 20, gives_way=False)
+    assert evaluate(urgent, f"sum(range(10**8)) and {own}") == usual
+    urgent.close()
+
+
+def test_what_is_prepared_wears_no_child_out():
+    confined = Confined(
+        memory_nbytes=256 << 20, preparation=Preparation("builtins:bytearray", lambda: 150 << 20, LONG_SECONDS)
+    )
+    for number in range(3):
+        assert confined.call("builtins:bytearray.append", 1, seconds=LONG_SECONDS) is None
+        assert confined.call("builtins:bytearray.count", b"\1", seconds=LONG_SECONDS) == number + 1
+    confined.close()

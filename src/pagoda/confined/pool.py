@@ -10,9 +10,8 @@ first call, in some 50 ms, and is kept for those to come. With a `Preparation` i
 functions then take before their argument: "module:Class.method" of a Class that was prepared.
 
 A call ends, and its child is killed, when the time, the memory or the size of the result is used up, when nobody wants
-the result any longer, and when the `Confined` is closed. Each way has its error (`errors.py`). A call that takes long
-gives way to whatever else runs on the machine. Any thread may call; calls beyond `num_children` at once wait for their
-turn. Knows nothing of what is run.
+the result any longer, and when the `Confined` is closed. Each way has its error (`errors.py`). Any thread may call;
+calls beyond `num_children` at once wait for their turn. Knows nothing of what is run.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ from pagoda.confined.errors import (
 from pagoda.confined.process import POLL_SECONDS, Child, Reply
 
 # Beside the time on a processor: a machine that is busy with other things makes a call last longer, not cost more.
-WALL_FACTOR = 4.0
-WALL_SECONDS = 1.0
+WALL_FACTOR = 10.0
+WALL_SECONDS = 5.0
 # What a request is.
 CALL, PREPARE = "call", "prepare"
 
@@ -56,7 +55,8 @@ class Preparation:
 class Confined:
     """At most `num_children` children, each of which may use `memory_nbytes` of address space.
 
-    A result may have `result_nbytes`. After `os.fork()` the forked process has children of its own.
+    A result may have `result_nbytes`. A call that takes long gives way to whatever else runs on the machine, and is the
+    last of its child, unless it `gives_way` to nobody. After `os.fork()` the forked process has children of its own.
     """
 
     def __init__(
@@ -66,9 +66,11 @@ class Confined:
         num_children: int = 1,
         result_nbytes: int = 1 << 20,
         preparation: Preparation | None = None,
+        gives_way: bool = True,
     ) -> None:
         self._memory_nbytes = memory_nbytes
         self._preparation = preparation
+        self._gives_way = gives_way
         self._num_children = num_children
         self._result_nbytes = result_nbytes
         self._is_closed = False
@@ -141,7 +143,7 @@ class Confined:
         try:
             if self._preparation is not None and not child.is_prepared:
                 self._prepare(child, self._preparation, is_wanted)
-            child.may_give_way = True
+            child.may_give_way = self._gives_way
             yield child
             is_good = not child.is_worn
         finally:

@@ -54,7 +54,7 @@ class GrammarCompiler:
         preparation = Preparation(WORKER, described, PREPARE_SECONDS)
         confined = partial(Confined, memory_nbytes=MEMORY_NBYTES, result_nbytes=RESULT_NBYTES, preparation=preparation)
         self._compilers = confined(num_children=NUM_COMPILING)
-        self._lanes = Lanes(confined)
+        self._lanes = Lanes(partial(confined, gives_way=False))
         self._end = weakref.finalize(self, _close, self._compilers, self._lanes)
 
     def compile(

@@ -8,6 +8,7 @@ such, so that only they wait for it another time.
 from __future__ import annotations
 
 import binascii
+import logging
 import threading
 from base64 import b64decode
 from collections.abc import Callable
@@ -28,6 +29,8 @@ from pagoda.confined.errors import (
 )
 from pagoda.confined.pool import Confined
 from pagoda.structured.source import Source
+
+logger = logging.getLogger(__name__)
 
 # On a processor. What may come next takes a twentieth of a millisecond as a rule, and ten at the worst.
 ADVANCE_SECONDS = 0.5
@@ -73,30 +76,47 @@ class Lane:
         self._confined = confined
         self._asked: SimpleQueue[Asked | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
+        self._is_closed = False
+        self._lock = threading.Lock()
 
     def start(self) -> None:
         """Begin to prepare the child, which takes a second for a large vocabulary. Starting twice is fine."""
-        with self._starting:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="pagoda-grammars", daemon=True)
-                self._thread.start()
+        with self._lock:
+            self._start()
 
     def ask(self, asked: Asked) -> None:
         """Answer soon."""
-        self.start()
-        self._asked.put(asked)
+        with self._lock:
+            if self._is_closed:
+                asked.answer.set_result(Step(b"", problem="the engine is closed"))
+                return
+            self._start()
+            self._asked.put(asked)
 
     def close(self) -> None:
-        """What is asked from now on is answered with a problem, or not at all."""
+        """What is not answered yet, and what is asked from now on, is answered with a problem."""
         self._confined.close()
-        self._asked.put(None)
+        with self._lock:
+            self._is_closed = True
+            self._asked.put(None)
+
+    def _start(self) -> None:
+        if self._thread is None and not self._is_closed:
+            self._thread = threading.Thread(target=self._run, name="pagoda-grammars", daemon=True)
+            self._thread.start()
 
     def _run(self) -> None:
         with suppress(ConfinedError):
             self._confined.call(ADVANCE, [], seconds=ADVANCE_SECONDS)
         while (first := self._asked.get()) is not None:
-            self._answer([first, *self._more()])
+            batch = [first, *self._more()]
+            try:
+                self._answer(batch)
+            except Exception:
+                logger.exception("What may follow %d sequences could not be asked", len(batch))
+                for asked in batch:
+                    if not asked.answer.done():
+                        asked.answer.set_result(Step(b"", problem="it could not be asked what may follow"))
 
     def _more(self) -> list[Asked]:
         """What was asked meanwhile."""

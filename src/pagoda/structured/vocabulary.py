@@ -45,6 +45,7 @@ class Vocabulary:
         self.special_token_ids = sorted(special)
         self._speller = Tokenizer.from_str(json.dumps(_for_text(described)))
         self.greedy: Callable[[str], list[int]] = lambda _: []
+        self.problem = ""  # why what llguidance reports next failed
 
     def __call__(self, text: str) -> list[int]:
         """Ordinary tokens with these bytes: those that the tokenizer would take, else the longest that fit."""
@@ -52,10 +53,12 @@ class Vocabulary:
             tokens = spell(text)
             if b"".join(self.tokens[token] for token in tokens) == text.encode():
                 return tokens
-        raise ValueError(f"The tokenizer has no tokens for {text[:100]!r}.")
+        self.problem = f"the tokenizer has no tokens for {text[:100]!r}"
+        raise ValueError(self.problem)
 
     def _spelled(self, text: str) -> list[int]:
-        return [self._ids[token] for token in self._speller.encode(text, add_special_tokens=False).tokens]
+        tokens = self._speller.encode(text, add_special_tokens=False).tokens
+        return [self._ids[token] for token in tokens if token in self._ids]
 
 
 def _is_special(added: Mapping[str, Any]) -> bool:

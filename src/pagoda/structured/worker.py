@@ -36,16 +36,17 @@ class Worker:
     """Grammars over one vocabulary, of which it is told what `Vocabulary` takes."""
 
     def __init__(self, vocabulary: tuple[str, int, Sequence[int], Sequence[int]]) -> None:
-        words = Vocabulary(*vocabulary)
-        self._tokenizer = LLTokenizer(TokenizerWrapper(words), eos_token=words.end_token_ids)
-        words.greedy = self._tokenizer.greedy_tokenize
+        self._vocabulary = Vocabulary(*vocabulary)
+        wrapped = TokenizerWrapper(self._vocabulary)
+        self._tokenizer = LLTokenizer(wrapped, eos_token=self._vocabulary.end_token_ids)
+        self._vocabulary.greedy = self._tokenizer.greedy_tokenize
         self._compiled = lru_cache(MAX_GRAMMARS)(self._compile)
         self._places: OrderedDict[int, Place] = OrderedDict()
 
     def compile(self, source: Source) -> tuple[Reply, list[str]]:
         """What an output may begin with, and warnings. Raises ValueError for what is no grammar."""
         matcher = self._compiled(source)
-        return _reply(matcher.deep_copy()), matcher.get_grammar_warnings()
+        return self._reply(matcher.deep_copy()), matcher.get_grammar_warnings()
 
     def begin(self, told: tuple[int, Source, Sequence[int]]) -> None:
         """A sequence that has a grammar, and these tokens by now, is known by its number from now on."""
@@ -67,12 +68,19 @@ class Worker:
             return None
         place.matcher.consume_token(token)
         self._keep(number, Place(place.matcher, num_before + 1))
-        return _reply(place.matcher)
+        return self._reply(place.matcher)
 
     def _keep(self, number: int, place: Place) -> None:
         self._places[number] = place
         if len(self._places) > MAX_SEQUENCES:
             self._places.popitem(last=False)
+
+    def _reply(self, matcher: LLMatcher) -> Reply:
+        self._vocabulary.problem = ""
+        mask = matcher.compute_bitmask()
+        if matcher.is_error():  # the mask would allow the end alone
+            return "", False, self._vocabulary.problem or matcher.get_error()
+        return b64encode(mask).decode(), matcher.is_stopped(), ""
 
     def _compile(self, source: Source) -> LLMatcher:
         kind, text = source
@@ -81,13 +89,6 @@ class Worker:
         if matcher.is_error():
             raise ValueError(matcher.get_error())
         return matcher
-
-
-def _reply(matcher: LLMatcher) -> Reply:
-    mask = matcher.compute_bitmask()
-    if matcher.is_error():  # the mask would allow the end alone
-        return "", False, matcher.get_error()
-    return b64encode(mask).decode(), matcher.is_stopped(), ""
 
 
 def _from_schema(schema: str) -> str:
