@@ -26,10 +26,10 @@ LEVELS = (
     ("formats",),
     ("layouts",),
     ("detokenizer", "text", "tokenizing"),
-    ("config", "confined", "errors", "machine", "registry", "sampling_params", "units"),
+    ("checks", "config", "confined", "errors", "machine", "registry", "sampling_params", "units"),
 )
 LEVEL = {name: len(LEVELS) - number for number, names in enumerate(LEVELS) for name in names}
-ANALYSIS = {"analysis", "cache", "formats", "layouts", "config", "errors", "machine", "registry", "units"}
+ANALYSIS = {"analysis", "cache", "checks", "formats", "layouts", "config", "errors", "machine", "registry", "units"}
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
 

@@ -86,6 +86,13 @@ class CleaningTokenizer:
         return text.replace(" ##", "").replace(" ' ", "'").strip()
 
 
+class StrippingTokenizer(PreTrainedTokenizerFast):
+    """As slow tokenizers of sentencepiece do: space at both ends of a text is not shown until more text follows."""
+
+    def decode(self, *values: Any, **options: Any) -> str:
+        return str(super().decode(*values, **options)).strip()
+
+
 def byte_level() -> Kind:
     """GPT-2, Llama 3, Qwen."""
     raw = Tokenizer(models.BPE())
@@ -105,6 +112,10 @@ def llama() -> Kind:
 
 def gemma() -> Kind:
     return _byte_fallback(normalizers.Replace(" ", "▁"), [decoders.Fuse()])
+
+
+def stripping() -> Kind:
+    return Kind(StrippingTokenizer(tokenizer_object=byte_level().tokenizer.backend_tokenizer, eos_token=SPECIAL[0]))
 
 
 def unigram() -> Kind:
@@ -168,4 +179,7 @@ def _is_character(text: bytes) -> bool:
         return False
 
 
-KINDS = {build.__name__: build for build in (byte_level, llama, gemma, unigram, word_piece, word_ends, ignoring_bytes)}
+KINDS = {
+    build.__name__: build
+    for build in (byte_level, llama, gemma, unigram, word_piece, word_ends, stripping, ignoring_bytes)
+}

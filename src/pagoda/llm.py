@@ -25,11 +25,11 @@ from pagoda.chat.messages import read_conversation, read_conversations
 from pagoda.chat.options import ChatOptions
 from pagoda.chat.renderer import ChatRenderer
 from pagoda.collector import Collector
-from pagoda.config import EngineConfig
+from pagoda.config import engine_config
 from pagoda.engine.engine import Engine
 from pagoda.engine.loop import EngineLoop
 from pagoda.engine.request import Request, new_request
-from pagoda.errors import InvalidSamplingError, RequestError
+from pagoda.errors import ConfigError, InvalidSamplingError, RequestError
 from pagoda.kernels.dispatch import choose_kernels
 from pagoda.machine import bound_primitives
 from pagoda.models.feature_extractor import load_feature_extractor
@@ -66,7 +66,7 @@ class LLM:
         skip_tokenizer_init: bool = False,
         **options: Any,
     ) -> None:
-        config = EngineConfig(**options)
+        config = engine_config(**options)
         kernels = choose_kernels(config.environment)
         bound_primitives()
         self.tokenizer: Any = None
@@ -74,12 +74,15 @@ class LLM:
         if isinstance(model, Model):
             loaded = model
         else:
-            path = Path(model if model is not None else EMBEDDED_MODEL)
+            path = EMBEDDED_MODEL if model is None else model
             loaded = load_model(path, dtype=config.dtype)
-            tokenizer = tokenizer or path
-            feature_extractor = load_feature_extractor(path) if loaded.encoder else None
+            if tokenizer is None and not skip_tokenizer_init:
+                self.tokenizer = load_tokenizer(path)
+            feature_extractor = load_feature_extractor(Path(path)) if loaded.encoder else None
         if tokenizer is not None and not skip_tokenizer_init:
-            self.tokenizer = load_tokenizer(Path(tokenizer))
+            self.tokenizer = load_tokenizer(tokenizer)
+            if self.tokenizer is None:
+                raise ConfigError(f"There is no tokenizer in {tokenizer}; give the directory of one.")
         self.engine = Engine(loaded, kernels, config)
         self.reader = PromptReader(loaded, self.tokenizer, feature_extractor, self.engine.max_model_len)
         self.chats = ChatRenderer(self.tokenizer, self.engine.max_model_len)

@@ -31,7 +31,7 @@ Prompt = str | Sequence[int] | Mapping[str, Any]
 
 # Text that has more of them for each token of the context may be too long.
 USUAL_CHARACTERS_PER_TOKEN = 8
-PIECE_CHARACTERS = 1 << 14
+PIECE_CHARACTERS = 1 << 16
 # No more of the tokens of a piece are due to its ends, which may lie inside words.
 CUT_TOKENS = 256
 

@@ -6,15 +6,14 @@ import math
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from typing import Any
 
+from pagoda.checks import as_float, is_number, is_whole, shown
 from pagoda.errors import InvalidSamplingError, StructuredOutputError
 
 MAX_LOGPROBS = 1000
 MAX_COUNT = 2**31 - 1
 MAX_STOP_LENGTH = 256
-MAX_SHOWN_LENGTH = 60
 ABOVE_ZERO = math.ulp(0.0)
 
 
@@ -43,7 +42,7 @@ class StructuredOutputs:
         ):
             value = getattr(self, name)
             if value is not None and not isinstance(value, kinds):
-                raise StructuredOutputError(f"{name} is {_shown(value)}; it must be {wanted}.")
+                raise StructuredOutputError(f"{name} is {shown(value)}; it must be {wanted}.")
         if len(self._given) != 1:
             names = ", ".join(self._given) or "none"
             raise StructuredOutputError(
@@ -111,32 +110,32 @@ class SamplingParams:
             limits.check(getattr(self, limits.name))
         for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
             if type(getattr(self, name)) is not bool:
-                raise InvalidSamplingError(f"{name} is {_shown(getattr(self, name))}; it must be True or False.")
+                raise InvalidSamplingError(f"{name} is {shown(getattr(self, name))}; it must be True or False.")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidSamplingError(f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens}).")
         self._check_stops()
         self._check_logit_bias()
         if self.structured_outputs is not None and not isinstance(self.structured_outputs, StructuredOutputs):
-            given = _shown(self.structured_outputs)
+            given = shown(self.structured_outputs)
             raise InvalidSamplingError(f"structured_outputs is {given}; give StructuredOutputs(json=...) or another.")
 
     def _check_stops(self) -> None:
         if not isinstance(self.stop, str) and not _are_texts(self.stop):
-            given = _shown(self.stop)
+            given = shown(self.stop)
             raise InvalidSamplingError(f"stop is {given}; it must be a string or a list of them, none of them empty.")
         if "" in self.stop_strings:
             raise InvalidSamplingError("stop has an empty string; leave it out or give at least one character.")
         if any(len(text) > MAX_STOP_LENGTH for text in self.stop_strings):
             raise InvalidSamplingError(f"stop has a string of more than {MAX_STOP_LENGTH} characters; give fewer.")
-        if not isinstance(self.stop_token_ids, Collection) or not all(map(_is_whole, self.stop_token_ids)):
-            raise InvalidSamplingError(f"stop_token_ids is {_shown(self.stop_token_ids)}; it must be a list of ids.")
+        if not isinstance(self.stop_token_ids, Collection) or not all(map(is_whole, self.stop_token_ids)):
+            raise InvalidSamplingError(f"stop_token_ids is {shown(self.stop_token_ids)}; it must be a list of ids.")
 
     def _check_logit_bias(self) -> None:
         if not isinstance(self.logit_bias, Mapping) or not all(
-            _is_whole(token) and _is_number(bias) for token, bias in self.logit_bias.items()
+            is_whole(token) and is_number(bias) for token, bias in self.logit_bias.items()
         ):
-            raise InvalidSamplingError(f"logit_bias is {_shown(self.logit_bias)}; it must map token ids to numbers.")
-        if not all(math.isfinite(_as_float(bias)) for bias in self.logit_bias.values()):
+            raise InvalidSamplingError(f"logit_bias is {shown(self.logit_bias)}; it must map token ids to numbers.")
+        if not all(math.isfinite(as_float(bias)) for bias in self.logit_bias.values()):
             raise InvalidSamplingError("logit_bias has a value that is not finite; use -100 to ban a token.")
 
     @property
@@ -167,13 +166,13 @@ class _Number:
         """Raise InvalidSamplingError unless `value` is such a number."""
         if value is None and self.may_be_none:
             return
-        if not (_is_whole if self.is_whole else _is_number)(value):
+        if not (is_whole if self.is_whole else is_number)(value):
             wanted = "a whole number" if self.is_whole else "a number"
-            raise InvalidSamplingError(f"{self.name} is {_shown(value)}; it must be {wanted}.")
-        if not self.low <= (int(value) if self.is_whole else _as_float(value)) <= self.high:
+            raise InvalidSamplingError(f"{self.name} is {shown(value)}; it must be {wanted}.")
+        if not self.low <= (int(value) if self.is_whole else as_float(value)) <= self.high:
             least = "above 0" if self.low == ABOVE_ZERO else f"at least {self.low}"
             most = f" and at most {self.high}" if self.high < sys.float_info.max else " and finite"
-            raise InvalidSamplingError(f"{self.name} is {_shown(value)}; it must be {least}{most}.")
+            raise InvalidSamplingError(f"{self.name} is {shown(value)}; it must be {least}{most}.")
 
 
 NUMBERS = (
@@ -193,31 +192,6 @@ NUMBERS = (
 )
 
 
-def _is_whole(value: Any) -> bool:
-    """True is a number for Python, and nobody means it as one; numpy's numbers are."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _as_float(value: Any) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
-
-
 def _are_texts(values: Any) -> bool:
     """Whether it is a collection of texts, and not one text."""
     return isinstance(values, Collection) and not isinstance(values, str) and all(isinstance(e, str) for e in values)
-
-
-def _shown(value: Any) -> str:
-    """`value` for a message, whatever it is."""
-    try:
-        text = repr(value)
-    except Exception:  # a number of too many digits, or somebody's class
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= MAX_SHOWN_LENGTH else f"{text[:MAX_SHOWN_LENGTH]}..."

@@ -28,7 +28,7 @@ class FakeTokenizer(SimpleNamespace):
 
 @pytest.fixture(scope="module")
 def renderer() -> Iterator[ChatRenderer]:
-    renderer = ChatRenderer(FakeTokenizer(), 512)
+    renderer = ChatRenderer(FakeTokenizer(), 512, seconds=0.5)
     yield renderer
     renderer.close()
 

@@ -332,3 +332,11 @@ def test_a_child_that_cannot_be_prepared_is_the_error_of_every_call(function, ar
             confined.call("builtins:str", 1, seconds=1)
         assert caught.value.is_final is is_final
     assert not num_children(others)
+
+
+def test_a_call_that_takes_long_gives_way_to_others_and_its_child_is_replaced(confined):
+    own = "__import__('os').getpriority(0, 0)"
+    usual = evaluate(confined, own)
+    busy = f"next((nice for nice in iter(lambda: {own}, None) if nice > {usual}), None)"
+    assert evaluate(confined, busy) > usual
+    assert evaluate(confined, own) == usual

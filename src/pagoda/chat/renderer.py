@@ -36,10 +36,14 @@ RESULT_NBYTES_PER_CHARACTER = 12
 
 
 class ChatRenderer:
-    """Renders for one tokenizer, prompts of a model that takes `max_tokens`. Any thread may use it. Close it."""
+    """Renders for one tokenizer prompts of a model that takes `max_tokens`. Any thread may use it; close it.
 
-    def __init__(self, tokenizer: Any, max_tokens: int) -> None:
+    `seconds` are those that one conversation may take on a processor.
+    """
+
+    def __init__(self, tokenizer: Any, max_tokens: int, seconds: float = RENDER_SECONDS) -> None:
         self._tokenizer = tokenizer
+        self._seconds = seconds
         self._most_characters = max(max_tokens * MOST_CHARACTERS_PER_TOKEN, LEAST_LIMIT_CHARACTERS)
         memory_nbytes = LEAST_MEMORY_NBYTES + self._most_characters * MEMORY_NBYTES_PER_CHARACTER
         self._confined = Confined(
@@ -66,9 +70,8 @@ class ChatRenderer:
     def render(self, messages: Sequence[Mapping[str, Any]], options: ChatOptions) -> str:
         """The text of a conversation. Raises ChatTemplateError if the template refuses it or does too much."""
         try:
-            text = self._confined.call(
-                "pagoda.chat.template:Templates.render", self._rendering(messages, options), seconds=RENDER_SECONDS
-            )
+            rendering = self._rendering(messages, options)
+            text = self._confined.call("pagoda.chat.template:Templates.render", rendering, seconds=self._seconds)
         except FunctionError as error:
             what = WHAT_FAILS.get(error.kind, f"fails at this conversation with {error.kind}")
             raise ChatTemplateError(f"The chat template {what}: {error}") from error

@@ -10,8 +10,9 @@ first call, in some 50 ms, and is kept for those to come. With a `Preparation` i
 functions then take before their argument: "module:Class.method" of a Class that was prepared.
 
 A call ends, and its child is killed, when the time, the memory or the size of the result is used up, when nobody wants
-the result any longer, and when the `Confined` is closed. Each way has its error (`errors.py`). Knows nothing of what is
-run. Any thread may call; calls beyond `num_children` at once wait for their turn.
+the result any longer, and when the `Confined` is closed. Each way has its error (`errors.py`). A call that takes long
+gives way to whatever else runs on the machine. Any thread may call; calls beyond `num_children` at once wait for their
+turn. Knows nothing of what is run.
 """
 
 from __future__ import annotations
@@ -140,6 +141,7 @@ class Confined:
         try:
             if self._preparation is not None and not child.is_prepared:
                 self._prepare(child, self._preparation, is_wanted)
+            child.may_give_way = True
             yield child
             is_good = not child.is_worn
         finally:

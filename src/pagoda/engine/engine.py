@@ -64,6 +64,7 @@ class Engine:
         self.model = model
         self.kernels = kernels
         self.memory = plan_memory(model, config)
+        model.fix_length(config.max_model_len)
         self.max_model_len = self.memory.max_model_len
         pools = make_pools(self.memory, config.environment.poison_pages)
         self._admission = Admission(model, config, self.memory)

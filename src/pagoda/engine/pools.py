@@ -13,16 +13,24 @@ from pagoda.cache.rule import KeepAll
 from pagoda.cache.state import SnapshotRule, StateGroup
 from pagoda.config import EngineConfig
 from pagoda.engine.memory import LEDGER_PAGES, MemoryPlan
+from pagoda.errors import ConfigError
+from pagoda.formats.page import PageGeometry
+from pagoda.formats.state import StateGeometry
 from pagoda.layouts.spec import Reach
 from pagoda.registry import lookup
 
 
 def make_pools(memory: MemoryPlan, poison: bool) -> list[PagePool]:
     """A pool for every group of layers that attend, then one for recurrent states."""
-    pools = [PagePool(geometry, num_pages, poison) for geometry, num_pages in memory.pools]
+    wanted: list[tuple[PageGeometry | StateGeometry, int]] = [*memory.pools]
     if memory.states is not None:
-        pools.append(PagePool(memory.states.geometry, memory.states.num_slots, poison))
-    return pools
+        wanted.append((memory.states.geometry, memory.states.num_slots))
+    try:
+        return [PagePool(geometry, num_pages, poison) for geometry, num_pages in wanted]
+    except (OSError, OverflowError, ValueError) as error:
+        raise ConfigError(
+            f"This machine has no room for page pools of {memory.nbytes} bytes ({error}); lower kv_cache_memory_bytes."
+        ) from error
 
 
 def make_cache(memory: MemoryPlan, pools: list[PagePool], config: EngineConfig, clock: Callable[[], float]) -> Cache:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from pagoda.errors import ConfigError
 from pagoda.kernels.base import AttentionRule
 from pagoda.layouts.latent import LATENT_FAMILIES
 from pagoda.layouts.spec import CacheSpec
@@ -27,7 +28,7 @@ from pagoda.models.linear import use_kernels
 from pagoda.models.llama4 import take_temperature_from_positions
 from pagoda.models.own_attention import OWN_ATTENTION_FAMILIES, call_function, interface_name
 from pagoda.models.packed_decoder import PackedDecoder
-from pagoda.models.positions import max_positions, position_offset
+from pagoda.models.positions import fix_frequencies, max_positions, most_positions, position_offset, rotation_length
 from pagoda.models.quiet import quiet
 from pagoda.models.recurrent import attend_states
 from pagoda.models.time_steps import limit_time_steps
@@ -93,6 +94,7 @@ class Model:
         self.network = network
         self.discovered = discovered
         self.generation = generation
+        self._rotation_length: int | None = None
         self._position_offset = 0 if network.config.is_encoder_decoder else position_offset(network)
         self._decoder = PackedDecoder(network) if network.config.is_encoder_decoder else None
         self.encoder = Encoder(network) if network.config.is_encoder_decoder else None
@@ -135,8 +137,30 @@ class Model:
 
     @cached_property
     def max_model_len(self) -> int | None:
-        """The longest sequence the position encoding supports, or None if it sets no limit."""
+        """The longest sequence unless a longer one is asked for, or None if the position encoding sets no limit."""
         return max_positions(self.config, self._position_offset)
+
+    @cached_property
+    def most_model_len(self) -> int | None:
+        """The longest sequence that may be asked for, or None if the position encoding sets no limit."""
+        return most_positions(self.config, self._position_offset)
+
+    def fix_length(self, num_tokens: int | None) -> None:
+        """Rotate positions as for sequences of up to `num_tokens`, in every step; None is `max_model_len`.
+
+        Raises ConfigError if that was done for another length before, with other frequencies.
+        """
+        num_tokens = num_tokens or self.max_model_len
+        length = None if num_tokens is None else rotation_length(self.config, num_tokens)
+        if length is None or length == self._rotation_length:
+            return
+        if self._rotation_length is not None:
+            raise ConfigError(
+                f"max_model_len is {num_tokens}, and another LLM uses this model, whose rotary embedding is scaled for "
+                f"{self._rotation_length} tokens; load the model anew."
+            )
+        fix_frequencies(self.network, length)
+        self._rotation_length = length
 
     @cached_property
     def num_parameters(self) -> int:

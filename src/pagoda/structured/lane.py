@@ -111,32 +111,35 @@ class Lane:
         return batch
 
     def _answer(self, batch: list[Asked]) -> None:
-        pushed = [(each.number, each.num_tokens - 1, each.tokens[each.num_tokens - 1]) for each in batch]
         try:
-            replies = _steps(self._confined.call(ADVANCE, pushed, seconds=ADVANCE_SECONDS), len(batch))
+            steps = self._advance(batch)
         except TooSlowError as error:
             # Each by itself shows which of several it was.
-            replies = [_failed(each, error) if len(batch) == 1 else None for each in batch]
+            steps = [_failed(each, error) if len(batch) == 1 else None for each in batch]
         except ConfinedError:
-            replies = [None] * len(batch)
-        for asked, reply in zip(batch, replies, strict=True):
-            asked.answer.set_result(self._begin(asked) if reply is None else reply)
+            steps = [None] * len(batch)
+        for asked, step in zip(batch, steps, strict=True):
+            asked.answer.set_result(step or self._by_itself(asked))
 
-    def _begin(self, asked: Asked) -> Step:
-        told = (asked.number, tuple(asked.source), asked.tokens[: asked.num_tokens])
+    def _advance(self, batch: list[Asked]) -> list[Step | None]:
+        """What may follow each; None for a sequence that the child does not know."""
+        pushed = [(each.number, each.num_tokens - 1, each.tokens[each.num_tokens - 1]) for each in batch]
+        replies = self._confined.call(ADVANCE, pushed, seconds=ADVANCE_SECONDS)
+        if not isinstance(replies, list) or len(replies) != len(batch):
+            raise CrashedError("gave an answer that cannot be read")
+        return [None if reply is None else Step.of(reply) for reply in replies]
+
+    def _by_itself(self, asked: Asked) -> Step:
+        """Tell the child where the sequence stood, which it was quick to find before, and ask again."""
+        stood = (asked.number, tuple(asked.source), asked.tokens[: asked.num_tokens - 1])
         try:
-            return Step.of(self._confined.call(BEGIN, told, seconds=BEGIN_SECONDS))
+            self._confined.call(BEGIN, stood, seconds=BEGIN_SECONDS)
+            (step,) = self._advance([asked])
         except (NotWantedError, NotReadyError, FunctionError) as error:
             return Step(b"", problem=str(error))
         except ConfinedError as error:
             return _failed(asked, error)
-
-
-def _steps(replies: Any, count: int) -> list[Step | None]:
-    """Of a child that may have been taken over, as many as were asked for; None where it does not know the sequence."""
-    if not isinstance(replies, list) or len(replies) != count:
-        raise CrashedError("gave an answer that cannot be read")
-    return [None if reply is None else Step.of(reply) for reply in replies]
+        return step or Step(b"", problem="where it stood was forgotten")
 
 
 def _failed(asked: Asked, error: ConfinedError) -> Step:

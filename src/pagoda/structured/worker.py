@@ -47,15 +47,15 @@ class Worker:
         matcher = self._compiled(source)
         return _reply(matcher.deep_copy()), matcher.get_grammar_warnings()
 
-    def begin(self, told: tuple[int, Source, Sequence[int]]) -> Reply:
-        """What may follow the `tokens` of a sequence; it is known by its number from now on."""
+    def begin(self, told: tuple[int, Source, Sequence[int]]) -> None:
+        """A sequence that has a grammar, and these tokens by now, is known by its number from now on."""
         number, source, tokens = told
         matcher = self._compiled(source).deep_copy()
         matcher.consume_tokens(list(tokens))
-        return self._reply(number, Place(matcher, len(tokens)))
+        self._keep(number, Place(matcher, len(tokens)))
 
     def advance(self, pushed: Sequence[tuple[int, int, int]]) -> list[Reply | None]:
-        """The same after one more token of each of these: (number, how many were before it, token).
+        """What may follow one more token of each of these: (number, how many were before it, token).
 
         None for a sequence that is not known here as it was before.
         """
@@ -66,14 +66,13 @@ class Worker:
         if place is None or place.num_tokens != num_before:
             return None
         place.matcher.consume_token(token)
-        return self._reply(number, Place(place.matcher, num_before + 1))
+        self._keep(number, Place(place.matcher, num_before + 1))
+        return _reply(place.matcher)
 
-    def _reply(self, number: int, place: Place) -> Reply:
-        reply = _reply(place.matcher)
+    def _keep(self, number: int, place: Place) -> None:
         self._places[number] = place
         if len(self._places) > MAX_SEQUENCES:
             self._places.popitem(last=False)
-        return reply
 
     def _compile(self, source: Source) -> LLMatcher:
         kind, text = source
