@@ -52,7 +52,12 @@ ENGINE_OPTIONS = (
     ),
     _option("kv_cache_dtype_skip_layers", "layers that keep the precision of the weights", nargs="+", metavar="LAYER"),
     _option("block_size", "tokens per page, a multiple of 16", type=int, metavar="TOKENS"),
-    _option("max_model_len", "longest sequence; by default what model and memory allow, more where its positions can be stretched", type=int, metavar="TOKENS"),
+    _option(
+        "max_model_len",
+        "longest sequence; by default what model and memory allow, more where its positions can be stretched",
+        type=int,
+        metavar="TOKENS",
+    ),
     _option(
         "kv_cache_memory_bytes",
         "memory for pages, such as 512MiB or 4G; by default 40%% of free memory, at most 4 GiB",
