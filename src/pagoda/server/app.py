@@ -17,6 +17,7 @@ from starlette.responses import Response
 from pagoda import __version__
 from pagoda.errors import HttpError, PagodaError
 from pagoda.server.anthropic.messages import Messages
+from pagoda.server.body_route import body_route
 from pagoda.server.conversation import ConversationReader
 from pagoda.server.errors import error_response, invalid_field, refused
 from pagoda.server.gate import Gate
@@ -63,6 +64,7 @@ def create_app(service: Service) -> FastAPI:
             Exception: _on_bug,
         },
     )
+    app.router.route_class = body_route(service.reader)
     _add_routes(app, service)
     _name_models(app, service.names)
     return app

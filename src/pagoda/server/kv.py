@@ -37,6 +37,7 @@ from pagoda.server.recent import Past
 from pagoda.server.record import Record
 from pagoda.server.service import Call, Service, Work, new_id
 from pagoda.server.tenants import Tenant
+from pagoda.server.transcripts import Scope
 from pagoda.server.wire import json_response, origin_of, scope_of, tenant_of
 from pagoda.tokenizing import decode
 
@@ -199,9 +200,12 @@ class Kv:
         if body.prompt is not None:
             prompt = await self._service.read(self._service.llm.reader.read, body.prompt, "prompt", tenant)
             return ReadConversation(prompt, ())
+        read = partial(self._read_messages, scope=scope_of(request, body.cache_salt))
+        return await self._service.read(read, body, "messages", tenant)
+
+    def _read_messages(self, body: PinBody, scope: Scope) -> ReadConversation:
         conversation = Conversation(turns_of(body.messages or []), tools_of(body.tools), adds_generation_prompt=False)
-        read = partial(self._conversations.read, scope=scope_of(request, body.cache_salt))
-        return await self._service.read(read, conversation, "messages", tenant)
+        return self._conversations.read(conversation, scope)
 
     def _shown_outlines(self, outlines: list[Outline]) -> list[dict[str, Any]]:
         return [

@@ -30,7 +30,7 @@ class ServerOptions:
     admin_api_key: keys of admins, who may also reset the cache; without any, and without tenants, every key is one.
     tenants: a TOML file that maps keys to tenants.
     max_queued_requests: beyond so many waiting ones, the answer is 429.
-    max_body_bytes: longer bodies are refused.
+    max_body_bytes: longer bodies are refused; 8 MiB are the text of a million tokens and more.
     max_connections: so many are open at once, fewer if descriptors are short; beyond that idle ones are closed.
     receive_timeout_seconds: how long the headers of a request may take, and a body longer than it takes at 4 KiB/s.
     send_timeout_seconds: how long a client may leave an answer unread, longer than it takes at 32 KiB/s.
@@ -55,7 +55,7 @@ class ServerOptions:
     tenants: Path | None = None
     allow_no_api_key: bool = False
     max_queued_requests: int = 1024
-    max_body_bytes: int = 32 << 20
+    max_body_bytes: int = 8 << 20
     max_connections: int = 2048
     receive_timeout_seconds: float = 20.0
     send_timeout_seconds: float = 60.0

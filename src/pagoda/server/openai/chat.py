@@ -18,8 +18,9 @@ from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server import sse
 from pagoda.server.answer import Answer
-from pagoda.server.conversation import Conversation, ConversationReader, Part, Turn
+from pagoda.server.conversation import Conversation, ConversationReader, Part, ReadConversation, Turn
 from pagoda.server.forms import call_form, check_choice, json_form
+from pagoda.server.json_shape import check_arguments
 from pagoda.server.openai.marks import kept, ttl_of
 from pagoda.server.openai.parameters import sampling_params
 from pagoda.server.openai.projection import chat_logprobs, finish_reason, identity_of, late_error, usage
@@ -37,6 +38,7 @@ from pagoda.server.record import Record
 from pagoda.server.service import Call, Service, new_id
 from pagoda.server.token_text import TokenTexts
 from pagoda.server.tools import Pieces, ToolCall, ToolFormat, ToolParser, find_format, forced_format
+from pagoda.server.transcripts import Scope
 from pagoda.server.wire import json_response, origin_of, scope_of
 
 
@@ -69,11 +71,9 @@ class ChatCompletions:
         service.check_model(body.model)
         _check(body)
         origin = origin_of(request)
-        conversation = conversation_of(body)
-        params = _params(body, conversation, service.default_params)
         scope = scope_of(request, body.cache_salt)
-        read = await service.read(
-            partial(self._conversations.read, scope=scope), conversation, "messages", origin.tenant
+        conversation, params, read = await service.read(
+            partial(self._read, scope=scope), body, "messages", origin.tenant
         )
         form_param = "response_format" if body.tool_choice in (None, "none", "auto") else "tools"
         call = Call(
@@ -96,6 +96,11 @@ class ChatCompletions:
             return sse.EventStream(answer, self._events(answer, body, shape), late_error)
         outputs = await sse.finish(answer, request)
         return await asyncio.to_thread(self._whole, outputs[0], answer, body, shape)
+
+    def _read(self, body: ChatBody, scope: Scope) -> tuple[Conversation, SamplingParams, ReadConversation]:
+        conversation = conversation_of(body)
+        params = _params(body, conversation, self._service.default_params)
+        return conversation, params, self._conversations.read(conversation, scope)
 
     def _whole(self, output: RequestOutput, answer: Answer, body: ChatBody, shape: _Shape) -> Response:
         """Beside the event loop: log-probabilities of many samples take a while."""
@@ -194,6 +199,8 @@ def conversation_of(body: ChatBody) -> Conversation:
 
 
 def turns_of(messages: list[Message], options: PromptCacheOptions | None = None) -> tuple[Turn, ...]:
+    calls = (call for message in messages for call in message.tool_calls or ())
+    check_arguments((call.function.arguments for call in calls), "messages")
     ttl = "30m" if options is None else options.ttl
     return tuple(_turn(message, ttl) for message in messages)
 

@@ -15,6 +15,7 @@ from pagoda.engine.request import TokenLogprobs
 from pagoda.errors import HttpError
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server import sse
+from pagoda.server.asked import Asked
 from pagoda.server.conversation import Conversation, ConversationReader, Turn
 from pagoda.server.fingerprint import Fingerprint, History, Section, missed_tokens, plain
 from pagoda.server.forms import call_form, check_choice, json_form
@@ -29,6 +30,7 @@ from pagoda.server.sampling import checked
 from pagoda.server.service import Call, Service, new_id
 from pagoda.server.token_text import TokenTexts
 from pagoda.server.tools import new_parser
+from pagoda.server.transcripts import Scope
 from pagoda.server.wire import json_response, origin_of, scope_of, tenant_of
 
 MOST_STORED = 1024
@@ -72,31 +74,26 @@ class Responses:
         service.check_model(body.model)
         _check(body)
         origin = origin_of(request)
-        conversation = conversation_of(body, self._earlier(origin.tenant.name, body.previous_response_id))
-        params = _params(body, conversation, service.default_params)
-        scope = scope_of(request, body.cache_salt)
-        read = await service.read(partial(self._conversations.read, scope=scope), conversation, "input", origin.tenant)
+        earlier = self._earlier(origin.tenant.name, body.previous_response_id)
+        read = partial(self._read, earlier=earlier, scope=scope_of(request, body.cache_salt))
+        asked = await service.read(read, body, "input", origin.tenant)
         parser = None
         if body.tools and body.tool_choice != "none":
-            template = self._conversations.template(conversation)
+            template = self._conversations.template(asked.conversation)
             most_calls = 1 if body.parallel_tool_calls is False else None
             parser = new_parser(template, not _is_free(body), "call_", most_calls)
-        fingerprint = Fingerprint.of(
-            conversation,
-            model=body.model,
-            cache_key=[body.prompt_cache_key, body.cache_salt],
-            settings=None if body.text is None else body.text.model_dump(by_alias=True),
-        ).with_tokens(len(read.prompt.token_ids))
         call = Call(
             call_id=new_id("resp_"),
             origin=origin,
-            works=[await service.work(read, params, "text" if _is_free(body) else "tools", origin)],
+            works=[await service.work(asked.read, asked.params, "text" if _is_free(body) else "tools", origin)],
             param="input",
             streams=bool(body.stream),
             cache_salt=body.cache_salt or "",
         )
         answer = service.submit(call)
-        shape = ResponseShape(call.call_id, int(time()), body, conversation, fingerprint, origin.tenant.name)
+        shape = ResponseShape(
+            call.call_id, int(time()), body, asked.conversation, asked.fingerprint, origin.tenant.name
+        )
         writer = ResponseWriter(
             shape, parser, self._logprobs, partial(self._diagnostics, shape), partial(self._keep, shape)
         )
@@ -106,6 +103,18 @@ class Responses:
         sample = outputs[0].outputs[0]
         writer.add(sample.text, sample.logprobs, sample.finish_reason)
         return json_response(writer.finish(outputs[0], answer))
+
+    def _read(self, body: ResponseBody, earlier: tuple[Turn, ...], scope: Scope) -> Asked:
+        conversation = conversation_of(body, earlier)
+        params = _params(body, conversation, self._service.default_params)
+        read = self._conversations.read(conversation, scope)
+        fingerprint = Fingerprint.of(
+            conversation,
+            model=body.model,
+            cache_key=[body.prompt_cache_key, body.cache_salt],
+            settings=None if body.text is None else body.text.model_dump(by_alias=True),
+        )
+        return Asked(conversation, params, read, fingerprint.with_tokens(len(read.prompt.token_ids)))
 
     async def compact(self) -> Response:
         """Not at hand; the id in the path of a stored response must not take its place."""
