@@ -108,7 +108,7 @@ def _request(reader: BufferedReader) -> bytes | None:
 
 
 def _end_with(lifeline: int) -> None:
-    """End the process, whatever it does, when the parent does: that closes a pipe into which nothing is ever written."""
+    """End the process, whatever it does, when the parent does: that closes a pipe which nothing ever comes through."""
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC)
     if select.select([lifeline], [], [], 0)[0]:  # it was closed before
