@@ -139,16 +139,25 @@ def test_memory_that_is_not_given_back_is_not_the_next_calls_loss(confined):
     assert evaluate(confined, keep) != first
 
 
-def test_secrets_and_descriptors_do_not_go_to_the_child(confined, monkeypatch):
+def test_secrets_and_descriptors_do_not_go_to_the_child(confined, monkeypatch, tmp_path):
     monkeypatch.setenv("SECRET_KEY", "x")
-    secret = os.open("/dev/null", os.O_RDONLY)
+    file = tmp_path / "secret"
+    file.touch()
+    secret = os.open(file, os.O_RDONLY)
     os.set_inheritable(secret, True)
     try:
         assert evaluate(confined, "__import__('os').environ.get('SECRET_KEY')") is None
-        open_files = evaluate(confined, "__import__('os').listdir('/proc/self/fd')")
-        assert len(open_files) < 8
+        opened = evaluate(
+            confined, "[str(fd.resolve()) for fd in __import__('pathlib').Path('/proc/self/fd').iterdir()]"
+        )
+        assert len(opened) < 10 and str(file) not in opened
     finally:
         os.close(secret)
+
+
+def test_a_child_lasts(confined):
+    pids = {evaluate(confined, "__import__('os').getpid()") for _ in range(3000)}
+    assert len(pids) == 1
 
 
 def test_a_call_ends_when_nobody_wants_it(confined, others):

@@ -18,6 +18,7 @@ import torch
 from pagoda import LLM, SamplingParams, StructuredOutputs
 from pagoda.errors import RequestCancelledError, StructuredOutputError
 from pagoda.structured import compiler as compilers
+from pagoda.structured import lane
 from pagoda.structured.compiler import GrammarCompiler
 
 # Each is harmless; of all together a single derivative has 2**24 parts.
@@ -106,17 +107,31 @@ def test_what_explodes_later_ends_its_own_request(llm):
     assert llm.cache_stats().groups[0].in_use == 0
 
 
-def test_who_had_that_happen_keeps_no_other_waiting(grammars, llm):
-    matcher = grammars.compile(LATE, "evil").new()
-    assert grammars.compile(SIMPLE, "evil").lane is grammars.compile(SIMPLE, "good").lane
-    spelled = llm.tokenizer.encode('"' + "q" * 40, add_special_tokens=False)
-    for token in spelled:
+def exploding(grammars: GrammarCompiler, tokenizer: Any, tenant: str, name: str) -> Any:
+    """A matcher that finds what may come next for ever, or for as long as it may."""
+    assert isinstance(LATE.json, dict)
+    matcher = grammars.compile(StructuredOutputs(json=LATE.json | {"description": name}), tenant).new()
+    for token in tokenizer.encode('"' + "q" * 40, add_special_tokens=False):
         matcher.push(token)
+    return matcher
+
+
+@pytest.mark.parametrize("how", ["explodes", "is slow"])
+def test_who_had_that_happen_keeps_no_other_waiting(grammars, llm, monkeypatch, how):
+    if how == "explodes":
+        with pytest.raises(StructuredOutputError, match="any longer"):
+            exploding(grammars, llm.tokenizer, "evil", "first").mask(torch.zeros(4096))
+    else:
+        with monkeypatch.context() as change:
+            change.setattr(lane, "SLOW_SECONDS", -1.0)
+            follow(grammars.compile(SIMPLE, "evil").new(), llm.tokenizer, "yesnoyes")
+    monkeypatch.setattr(lane, "ADVANCE_SECONDS", MANY_SECONDS)
+    evil = exploding(grammars, llm.tokenizer, "evil", "second")
+    follow(grammars.compile(SIMPLE, "good").new(), llm.tokenizer, "yesnoyes")
+    assert not evil.is_ready
+    grammars.close()
     with pytest.raises(StructuredOutputError, match="any longer"):
-        matcher.mask(torch.zeros(4096))
-    assert grammars.compile(SIMPLE, "evil").lane is not grammars.compile(SIMPLE, "good").lane
-    for tenant in ("evil", "good"):
-        follow(grammars.compile(SIMPLE, tenant).new(), llm.tokenizer, "yesnoyes")
+        evil.mask(torch.zeros(4096))
 
 
 def follow(matcher: Any, tokenizer: Any, text: str) -> None:

@@ -31,9 +31,12 @@ ENDING_SIGNALS = (signal.SIGALRM, signal.SIGPROF, signal.SIGIO, signal.SIGTERM)
 
 
 def main() -> None:
-    """Serve the pipes that the process was started with; the last argument is the memory it may use, in bytes."""
-    memory_nbytes = int(sys.argv[-1])
+    """Serve the pipes that the process was started with. The last arguments are the memory that it may use, in bytes,
+    and the descriptor of a pipe whose other end its parent holds.
+    """
+    memory_nbytes, lifeline = map(int, sys.argv[-2:])
     _limit(memory_nbytes)
+    _end_with(lifeline)
     # What a function prints must not be taken for an answer, nor may it read requests.
     requests, replies = os.dup(STANDARD_INPUT), os.dup(STANDARD_OUTPUT)
     os.dup2(os.open(os.devnull, os.O_RDONLY), STANDARD_INPUT)
@@ -42,7 +45,7 @@ def main() -> None:
     with open(requests, "rb") as reader:  # noqa: PTH123
         while (request := _request(reader)) is not None:
             method, function, argument, seconds, wall_seconds = pickle.loads(request)  # noqa: S301 - the parent's own
-            with _alarms(requests, seconds, wall_seconds):
+            with _alarms(seconds, wall_seconds):
                 reply = worker.reply(method, function, argument)
             _send(replies, reply)
 
@@ -104,20 +107,22 @@ def _request(reader: BufferedReader) -> bytes | None:
     return request if len(request) == nbytes else None
 
 
-@contextmanager
-def _alarms(requests: int, seconds: float, wall_seconds: float) -> Iterator[None]:
-    """End the process when the time is used up, or when the parent closes its end of `requests`."""
-    flags = fcntl.fcntl(requests, fcntl.F_GETFL)
-    fcntl.fcntl(requests, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(requests, fcntl.F_SETFL, flags | os.O_ASYNC)
-    if select.select([requests], [], [], 0)[0]:  # nothing is sent before the reply: it was closed before now
+def _end_with(lifeline: int) -> None:
+    """End the process, whatever it does, when the parent does: that closes a pipe which nothing ever comes through."""
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC)
+    if select.select([lifeline], [], [], 0)[0]:  # it was closed before
         sys.exit()
+
+
+@contextmanager
+def _alarms(seconds: float, wall_seconds: float) -> Iterator[None]:
+    """End the process when the time is used up."""
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, wall_seconds)
     yield
     signal.setitimer(signal.ITIMER_PROF, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
-    fcntl.fcntl(requests, fcntl.F_SETFL, flags)
 
 
 def _used_nbytes() -> int:

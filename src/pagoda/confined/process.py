@@ -57,21 +57,14 @@ class Child:
     """A process that runs `confined_child`, and the pipes to it. One thread at a time uses it, any may kill it."""
 
     def __init__(self, memory_nbytes: int) -> None:
-        paths = json.dumps([str(Path(path).absolute()) for path in sys.path])
-        kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+        held, self._lifeline = os.pipe()
         try:
-            self._process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-I", "-B", "-c", BOOTSTRAP, paths, str(memory_nbytes)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                cwd="/",
-                env=kept | ENVIRONMENT,
-                start_new_session=True,  # out of reach of the terminal's signals
-            )
+            self._process = _started(memory_nbytes, held)
         except OSError as error:
+            os.close(self._lifeline)
             raise NotReadyError(f"another process could not be started: {error}") from error
+        finally:
+            os.close(held)
         self.is_worn = False
         self.is_prepared = False
         self.may_give_way = False
@@ -151,8 +144,8 @@ class Child:
             return TooSlowError(f"took longer than {seconds:g} s")
         if signal == SIGKILL or any(complaint in said for complaint in MEMORY_COMPLAINTS):
             return TooMuchMemoryError("took too much memory")
-        lines = said.strip().splitlines()
-        return CrashedError(f"crashed: {lines[-1][:MAX_MESSAGE_LENGTH]}" if lines else "crashed")
+        last = said.strip().splitlines()[-1:] or [f"it ended with {self._process.returncode}"]
+        return CrashedError(f"crashed: {last[0][:MAX_MESSAGE_LENGTH]}")
 
     def kill(self) -> None:
         with self._lock:
@@ -162,14 +155,34 @@ class Child:
     def end(self) -> None:
         """By who uses it: nobody else may close the pipes."""
         self.kill()
-        for pipe in self._pipes:
-            pipe.close()
+        self._close()
 
     def disown(self) -> None:
         """In a process that was forked: what it holds of the pipes would hide the end of its parent from the child."""
         self._process.returncode = 0
+        self._close()
+
+    def _close(self) -> None:
+        os.close(self._lifeline)
         for pipe in self._pipes:
             pipe.close()
+
+
+def _started(memory_nbytes: int, lifeline: int) -> subprocess.Popen[bytes]:
+    """The child holds one end of a pipe through which nothing ever comes: it ends when the other end is closed."""
+    paths = json.dumps([str(Path(path).absolute()) for path in sys.path])
+    kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+    return subprocess.Popen(  # noqa: S603
+        [sys.executable, "-I", "-B", "-c", BOOTSTRAP, paths, str(memory_nbytes), str(lifeline)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        pass_fds=(lifeline,),
+        cwd="/",
+        env=kept | ENVIRONMENT,
+        start_new_session=True,  # out of reach of the terminal's signals
+    )
 
 
 def _is_complete(reply: bytearray, most_nbytes: int) -> bool:

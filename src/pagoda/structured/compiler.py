@@ -10,18 +10,15 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import partial
 from importlib.util import find_spec
-from itertools import count
 from typing import Any
-
-import torch
 
 from pagoda.confined.errors import ConfinedError, CrashedError, FunctionError, NotReadyError, NotWantedError
 from pagoda.confined.pool import Confined, Preparation
 from pagoda.errors import RequestCancelledError, StructuredOutputError, TokenizerRequiredError
 from pagoda.sampling_params import StructuredOutputs
-from pagoda.structured.grammar import Grammar, penalties_of_bytes
+from pagoda.structured.grammar import Grammar, Shared
 from pagoda.structured.lane import Lanes, Step
 from pagoda.structured.source import Source, one_line, source_of
 from pagoda.structured.verdicts import Verdicts
@@ -48,7 +45,7 @@ class GrammarCompiler:
     def __init__(self, tokenizer: Any, vocab_size: int, end_token_ids: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._verdicts = Verdicts()
-        self._numbers = count()
+        self._shared = Shared()
         self._unusable: str | None = None
         described = partial(_described, tokenizer, vocab_size, end_token_ids)
         preparation = Preparation(WORKER, described, PREPARE_SECONDS)
@@ -70,7 +67,7 @@ class GrammarCompiler:
         first = self._verdicts.find(source)
         if first is None:
             self._check_usable()
-            self._lanes.lane_of(tenant).start()
+            self._lanes.start(tenant)
             first = self._first_step(source, is_wanted)
             self._verdicts.accept(source, first)
         return self._grammar(source, first, tenant)
@@ -86,13 +83,11 @@ class GrammarCompiler:
         self._end()
 
     def _grammar(self, source: Source, first: Step, tenant: str) -> Grammar:
-        lane, failed = self._lanes.lane_of(tenant), partial(self._fail, source, tenant)
-        return Grammar(source, first, lane, self._penalties, self._numbers, failed)
+        return Grammar(source, first, tenant, self._lanes, self._shared, partial(self._fail, source))
 
-    def _fail(self, source: Source, tenant: str) -> None:
+    def _fail(self, source: Source) -> None:
         """A grammar that was good has used up what it may."""
         self._verdicts.refuse(source, f"{source.kind} cannot be enforced: {TOO_HARD_LATER}")
-        self._lanes.suspect(tenant)
 
     def _first_step(self, source: Source, is_wanted: Callable[[], bool]) -> Step:
         try:
@@ -134,10 +129,6 @@ class GrammarCompiler:
             raise TokenizerRequiredError("structured_outputs are about text; this LLM was made without a tokenizer.")
         if self._unusable is not None:
             raise StructuredOutputError(self._unusable)
-
-    @cached_property
-    def _penalties(self) -> torch.Tensor:
-        return penalties_of_bytes()
 
 
 def _compiled(reply: Any) -> tuple[Step, list[str]]:

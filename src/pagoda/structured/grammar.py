@@ -12,11 +12,21 @@ import numpy as np
 import torch
 
 from pagoda.errors import StructuredOutputError
-from pagoda.structured.lane import Asked, Lane, Step
+from pagoda.structured.lane import Asked, Lanes, Step
 from pagoda.structured.source import Source, one_line
 
 # What may come next is usually known within a fraction of a millisecond; a step of the engine takes longer.
 USUAL_SECONDS = 0.02
+
+
+class Shared:
+    """What all grammars of a model have in common: numbers for their sequences, and how masks become penalties."""
+
+    def __init__(self) -> None:
+        self.numbers = count()
+        bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+        # What each byte of a mask adds to eight logits, fp32 [256, 8]: 0 where its bit is set, else -inf.
+        self.penalties = torch.where(torch.from_numpy(bits).bool(), 0.0, -torch.inf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,9 +35,9 @@ class Grammar:
 
     source: Source
     first: Step
-    lane: Lane
-    penalties: torch.Tensor
-    numbers: count[int]
+    tenant: str
+    lanes: Lanes
+    shared: Shared
     on_failure: Callable[[], None]
 
     def new(self) -> GrammarMatcher:
@@ -39,7 +49,7 @@ class GrammarMatcher:
 
     def __init__(self, grammar: Grammar) -> None:
         self._grammar = grammar
-        self._number = next(grammar.numbers)
+        self._number = next(grammar.shared.numbers)
         self._tokens: list[int] = []
         self._asked: Asked | None = None
         self._usual_until = 0.0
@@ -52,15 +62,15 @@ class GrammarMatcher:
             )
         mask = np.frombuffer(step.mask, dtype=np.uint8)
         # Ten times faster than to fill by a mask of booleans.
-        penalties = self._grammar.penalties.index_select(0, torch.from_numpy(mask.astype(np.int32)))
+        penalties = self._grammar.shared.penalties.index_select(0, torch.from_numpy(mask.astype(np.int32)))
         logits += penalties.flatten()[: len(logits)]
 
     def push(self, token: int) -> None:
         self._tokens.append(token)
         grammar, tokens = self._grammar, self._tokens
-        self._asked = Asked(self._number, grammar.source, tokens, len(tokens), grammar.on_failure)
+        self._asked = Asked(self._number, grammar.tenant, grammar.source, tokens, len(tokens), grammar.on_failure)
         self._usual_until = monotonic() + USUAL_SECONDS
-        grammar.lane.ask(self._asked)
+        grammar.lanes.ask(self._asked)
 
     @property
     def is_ready(self) -> bool:
@@ -79,9 +89,3 @@ class GrammarMatcher:
     @property
     def _step(self) -> Step:
         return self._grammar.first if self._asked is None else self._asked.answer.result()
-
-
-def penalties_of_bytes() -> torch.Tensor:
-    """What each byte of a mask adds to eight logits, fp32 [256, 8]: 0 where its bit is set, else -inf."""
-    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-    return torch.where(torch.from_numpy(bits).bool(), 0.0, -torch.inf)

@@ -1,8 +1,8 @@
 """Asks a confined child what may come next, for many sequences, so that the engine waits for none that takes long.
 
 A grammar that was quick to compile may take any time and memory later. It then ends for its own sequence alone: the
-child is replaced, and where the others stand is told to the new one. One who has had that happen goes on in a lane for
-such, so that only they wait for it another time.
+child is replaced, and where the others stand is told to the new one. Who asks for what takes long goes on in a lane for
+such, so that only they wait for it.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 # On a processor. What may come next takes a twentieth of a millisecond as a rule, and ten at the worst.
 ADVANCE_SECONDS = 0.5
+SLOW_SECONDS = 0.05
 BEGIN_SECONDS = 2.0
 MAX_BATCH = 32
 SUSPICION_SECONDS = 600.0
@@ -41,18 +42,19 @@ ADVANCE, BEGIN = "pagoda.structured.worker:Worker.advance", "pagoda.structured.w
 
 
 class Step(NamedTuple):
-    """What may come next: a bit for each token. If that cannot be said, `problem` says why."""
+    """What may come next, which took `seconds`: a bit for each token. If that cannot be said, `problem` says why."""
 
     mask: bytes
     is_done: bool = False
     problem: str = ""
+    seconds: float = 0.0
 
     @classmethod
     def of(cls, reply: Any) -> Step:
         """Of a child, which may have been taken over."""
         try:
-            mask, is_done, problem = reply
-            return cls(b64decode(mask, validate=True), is_done is True, str(problem))
+            mask, is_done, problem, seconds = reply
+            return cls(b64decode(mask, validate=True), is_done is True, str(problem), float(seconds))
         except (TypeError, ValueError, binascii.Error):
             return cls(b"", problem=str(CrashedError("gave an answer that cannot be read")))
 
@@ -62,6 +64,7 @@ class Asked:
     """What may follow the first `num_tokens` of the `tokens` of a sequence, which is known by its `number`."""
 
     number: int
+    tenant: str
     source: Source
     tokens: list[int]
     num_tokens: int
@@ -70,10 +73,11 @@ class Asked:
 
 
 class Lane:
-    """One child, and the thread that asks it."""
+    """One child, and the thread that asks it. `suspect` is told which tenants ask for what takes long."""
 
-    def __init__(self, confined: Confined) -> None:
+    def __init__(self, confined: Confined, suspect: Callable[[str], None]) -> None:
         self._confined = confined
+        self._suspect = suspect
         self._asked: SimpleQueue[Asked | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._is_closed = False
@@ -135,11 +139,14 @@ class Lane:
             steps = self._advance(batch)
         except TooSlowError as error:
             # Each by itself shows which of several it was.
-            steps = [_failed(each, error) if len(batch) == 1 else None for each in batch]
+            steps = [self._failed(each, error) if len(batch) == 1 else None for each in batch]
         except ConfinedError:
             steps = [None] * len(batch)
-        for asked, step in zip(batch, steps, strict=True):
-            asked.answer.set_result(step or self._by_itself(asked))
+        for asked, found in zip(batch, steps, strict=True):
+            step = found or self._by_itself(asked)
+            if step.seconds > SLOW_SECONDS:
+                self._suspect(asked.tenant)
+            asked.answer.set_result(step)
 
     def _advance(self, batch: list[Asked]) -> list[Step | None]:
         """What may follow each; None for a sequence that the child does not know."""
@@ -158,29 +165,36 @@ class Lane:
         except (NotWantedError, NotReadyError, FunctionError) as error:
             return Step(b"", problem=str(error))
         except ConfinedError as error:
-            return _failed(asked, error)
+            return self._failed(asked, error)
         return step or Step(b"", problem="where it stood was forgotten")
 
-
-def _failed(asked: Asked, error: ConfinedError) -> Step:
-    """Of a grammar that has used up what it may."""
-    asked.on_failure()
-    return Step(b"", problem=f"what may come next {error}; ask for a simpler form")
+    def _failed(self, asked: Asked, error: ConfinedError) -> Step:
+        """Of a grammar that has used up what it may."""
+        asked.on_failure()
+        self._suspect(asked.tenant)
+        return Step(b"", problem=f"what may come next {error}; ask for a simpler form")
 
 
 class Lanes:
-    """Who has asked for what took too much keeps to a lane with others of that kind for some minutes."""
+    """The usual one, and one for those who have asked for what takes long, for some minutes."""
 
     def __init__(self, confined: Callable[[], Confined]) -> None:
-        self._usual, self._suspect = Lane(confined()), Lane(confined())
+        self._usual, self._slow = Lane(confined(), self._suspect), Lane(confined(), self._suspect)
         self._suspects: dict[str, float] = {}
 
-    def lane_of(self, tenant: str) -> Lane:
-        return self._suspect if self._suspects.get(tenant, 0.0) > monotonic() else self._usual
+    def start(self, tenant: str) -> None:
+        """Prepare for what this tenant is about to ask."""
+        self._lane_of(tenant).start()
 
-    def suspect(self, tenant: str) -> None:
-        self._suspects[tenant] = monotonic() + SUSPICION_SECONDS
+    def ask(self, asked: Asked) -> None:
+        self._lane_of(asked.tenant).ask(asked)
 
     def close(self) -> None:
         self._usual.close()
-        self._suspect.close()
+        self._slow.close()
+
+    def _lane_of(self, tenant: str) -> Lane:
+        return self._slow if self._suspects.get(tenant, 0.0) > monotonic() else self._usual
+
+    def _suspect(self, tenant: str) -> None:
+        self._suspects[tenant] = monotonic() + SUSPICION_SECONDS

@@ -10,6 +10,7 @@ from base64 import b64encode
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from time import process_time
 from typing import NamedTuple
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
@@ -21,8 +22,9 @@ MAX_GRAMMARS = 64
 MAX_SEQUENCES = 1024
 
 Source = tuple[str, str]
-# What may come next, as base64 of a bit for each token; whether the output is complete; what is wrong with it.
-Reply = tuple[str, bool, str]
+# What may come next, as base64 of a bit for each token; whether the output is complete; what is wrong with it; how many
+# seconds of a processor it took to know.
+Reply = tuple[str, bool, str, float]
 
 
 class Place(NamedTuple):
@@ -46,7 +48,7 @@ class Worker:
     def compile(self, source: Source) -> tuple[Reply, list[str]]:
         """What an output may begin with, and warnings. Raises ValueError for what is no grammar."""
         matcher = self._compiled(source)
-        return self._reply(matcher.deep_copy()), matcher.get_grammar_warnings()
+        return self._reply(matcher.deep_copy(), process_time()), matcher.get_grammar_warnings()
 
     def begin(self, told: tuple[int, Source, Sequence[int]]) -> None:
         """A sequence that has a grammar, and these tokens by now, is known by its number from now on."""
@@ -66,21 +68,22 @@ class Worker:
         place = self._places.pop(number, None)
         if place is None or place.num_tokens != num_before:
             return None
+        started = process_time()
         place.matcher.consume_token(token)
         self._keep(number, Place(place.matcher, num_before + 1))
-        return self._reply(place.matcher)
+        return self._reply(place.matcher, started)
 
     def _keep(self, number: int, place: Place) -> None:
         self._places[number] = place
         if len(self._places) > MAX_SEQUENCES:
             self._places.popitem(last=False)
 
-    def _reply(self, matcher: LLMatcher) -> Reply:
+    def _reply(self, matcher: LLMatcher, started: float) -> Reply:
         self._vocabulary.problem = ""
         mask = matcher.compute_bitmask()
         if matcher.is_error():  # the mask would allow the end alone
-            return "", False, self._vocabulary.problem or matcher.get_error()
-        return b64encode(mask).decode(), matcher.is_stopped(), ""
+            return "", False, self._vocabulary.problem or matcher.get_error(), 0.0
+        return b64encode(mask).decode(), matcher.is_stopped(), "", process_time() - started
 
     def _compile(self, source: Source) -> LLMatcher:
         kind, text = source
