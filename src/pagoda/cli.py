@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -17,6 +16,7 @@ from typing import NoReturn
 
 from pagoda import __version__
 from pagoda.commands.options import add_engine_options, add_model_options, add_sampling_options, add_server_options
+from pagoda.commands.streams import UNWRITABLE, forget_output, keep_usable
 from pagoda.config import Environment
 from pagoda.errors import ConfigError, InvalidSamplingError, KernelUnavailableError, PagodaError
 
@@ -64,10 +64,11 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    keep_usable()
     try:
         arguments = build_parser().parse_args(argv)
         logging.basicConfig(level=_log_level(), format="%(levelname)s: %(message)s")
-        return int(import_module(f"pagoda.commands.{arguments.command}").run(arguments))
+        return _run(arguments)
     except PagodaError as error:
         sys.stderr.write(f"error: {error}\n")
         return USAGE if isinstance(error, USAGE_ERRORS) else FAILED
@@ -75,9 +76,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("\n")
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader has gone, as in `pagoda generate | head`; keep the interpreter from flushing into nothing at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        forget_output()  # its reader has gone, as in `pagoda generate | head`
         return BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        sys.stderr.write(f"error: Standard output cannot be written: {error.strerror}; send it elsewhere.\n")
+        forget_output()
+        return FAILED
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    status = int(import_module(f"pagoda.commands.{arguments.command}").run(arguments))
+    sys.stdout.flush()  # here its failure is an error like others
+    return status
 
 
 def build_parser() -> Parser:

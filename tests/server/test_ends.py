@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+import socket
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
@@ -58,3 +61,27 @@ def test_a_client_that_does_not_read_holds_up_no_end() -> None:
         assert server.process.wait(timeout=MOST_SECONDS) == 0
         server.join()
     assert any("1 requests did not end in time and are cut" in line for line in server.lines)
+
+
+@pytest.mark.parametrize("redirection", ["1>/dev/full 2>/dev/full", "0<&- 1>&- 2>&-"])
+def test_what_cannot_be_written_keeps_nobody_from_being_served(redirection: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    arguments = ["--kv-cache-memory-bytes", "16MiB", "--num-threads", "1"]
+    serve = f'exec "$0" -m pagoda.cli serve --port {port} "$@" {redirection}'
+    process = subprocess.Popen(["bash", "-c", serve, sys.executable, *arguments])
+    url = f"http://127.0.0.1:{port}/v1/completions"
+    try:
+        wait_until(lambda: process.poll() is not None or is_listening(port))
+        for _ in range(3):
+            assert httpx2.post(url, json=BODY | {"max_tokens": 2}, timeout=MOST_SECONDS).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=MOST_SECONDS) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import threading
 import time
 
 import httpx2
 import pytest
 
-from pagoda.server.logs import JsonFormatter, TextFormatter
-from server.running import MODEL, Running
+from pagoda.server import logs
+from pagoda.server.logs import Background, JsonFormatter, TextFormatter
+from server.running import MODEL, MOST_SECONDS, Running
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -50,6 +53,34 @@ def test_a_path_forges_no_line(server: Running, caplog: pytest.LogCaptureFixture
     (record,) = caplog.records
     assert record.fields["path"] == "/x\nINFO: forged"
     assert "\n" not in TextFormatter().format(record)
+
+
+class Stalled(io.StringIO):
+    """A pipe whose reader stands still until `goes_on`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.goes_on = threading.Event()
+
+    def write(self, text: str) -> int:
+        assert self.goes_on.wait(MOST_SECONDS)
+        return super().write(text)
+
+
+def test_nobody_waits_for_lines_to_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "MOST_LINES", 10)
+    monkeypatch.setattr(logs, "FLUSH_SECONDS", 0.01)
+    stream = Stalled()
+    handler = Background(stream)
+    for number in range(100):
+        handler.emit(logging.LogRecord("", logging.INFO, "", 0, "line %d", (number,), None))
+    handler.flush()
+    stream.goes_on.set()
+    monkeypatch.setattr(logs, "FLUSH_SECONDS", MOST_SECONDS)
+    handler.flush()
+    lines = stream.getvalue().splitlines()
+    assert lines == [f"line {number}" for number in range(len(lines))]
+    assert 10 <= len(lines) <= 12
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,6 @@ def run(arguments: Namespace) -> int:
         stack.callback(_publish(service, options))
         stack.callback(_trace(service, options))
         sys.stderr.write(f"Serving {service.names[0]} at http://{f'[{host}]' if ':' in host else host}:{port}\n")
-        sys.stderr.flush()
         serve(service, listener)
     return 0
 

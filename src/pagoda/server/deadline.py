@@ -27,6 +27,7 @@ def end_within(seconds: float) -> None:
 
 def _end(seconds: float) -> None:
     logger.error("The server did not end in %.0f s; it is ended while %s.", seconds, ", ".join(_places()))
+    logging.shutdown()
     os._exit(FAILED)
 
 

@@ -1,15 +1,24 @@
-"""Log lines as text for people, or as JSON for programs."""
+"""Log lines as text for people, or as JSON for programs, written by a thread of their own.
+
+Standard error may be a pipe whose reader stands still: then lines are lost, and nobody waits.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
-from time import monotonic
-from typing import Any
+import sys
+import threading
+from contextlib import suppress
+from queue import Full, Queue
+from time import monotonic, sleep
+from typing import Any, TextIO
 
 import orjson
 
 SECONDS_BETWEEN_WARNINGS = 10.0
+MOST_LINES = 10_000  # that wait to be written
+FLUSH_SECONDS = 1.0
 PLAIN = re.compile(r"""[^\s'"=\\]*""")
 
 
@@ -55,9 +64,35 @@ class Seldom:
         self._next, self._num_left_out = now + SECONDS_BETWEEN_WARNINGS, 0
 
 
+class Background(logging.Handler):
+    """Writes lines to `stream` beside whoever logs; of those that cannot be written, the last ones are lost."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._lines: Queue[str] = Queue(MOST_LINES)
+        threading.Thread(target=self._write, name="pagoda-log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(Full):
+            self._lines.put_nowait(self.format(record) + "\n")
+
+    def flush(self) -> None:
+        """Wait until all is written, if that goes on."""
+        deadline = monotonic() + FLUSH_SECONDS
+        while self._lines.unfinished_tasks and monotonic() < deadline:
+            sleep(0.005)
+
+    def _write(self) -> None:
+        while True:
+            with suppress(OSError):
+                self._stream.write(self._lines.get())
+            self._lines.task_done()
+
+
 def set_up(log_format: str, level: int) -> None:
     """Write all log lines to standard error; those about requests whatever the level."""
-    handler = logging.StreamHandler()
+    handler = Background(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("pagoda.access").setLevel(logging.INFO)
