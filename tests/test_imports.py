@@ -17,7 +17,7 @@ LEVELS = (
     ("commands",),
     ("server",),
     ("llm",),
-    ("collector", "prompts", "structured"),
+    ("chat", "collector", "prompts", "structured"),
     ("outputs",),
     ("engine",),
     ("models",),
@@ -25,10 +25,11 @@ LEVELS = (
     ("kernels",),
     ("formats",),
     ("layouts",),
-    ("config", "confined", "errors", "machine", "registry", "sampling_params", "text", "units"),
+    ("detokenizer", "text", "tokenizing"),
+    ("checks", "config", "confined", "errors", "machine", "registry", "sampling_params", "units"),
 )
 LEVEL = {name: len(LEVELS) - number for number, names in enumerate(LEVELS) for name in names}
-ANALYSIS = {"analysis", "cache", "formats", "layouts", "config", "errors", "machine", "registry", "units"}
+ANALYSIS = {"analysis", "cache", "checks", "formats", "layouts", "config", "errors", "machine", "registry", "units"}
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
 

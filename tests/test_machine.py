@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from pagoda.machine import processor_seconds
+
 # Frees and takes 32 MiB a hundred times and prints the page faults it took.
 FAULTS = """
 import resource, sys
@@ -60,3 +62,11 @@ def test_few_compiled_products_are_kept():
         for choice in ("bound", "unbound")
     )
     assert bound <= max(unbound // 2, 20)
+
+
+def test_what_a_process_has_had_of_processors():
+    before = processor_seconds(os.getpid())
+    while processor_seconds(os.getpid()) - before < 0.05:
+        pass
+    assert 0 < before < processor_seconds(os.getpid()) < 100_000
+    assert processor_seconds(2**31 - 1) == 0

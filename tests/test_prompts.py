@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from encoder_checkpoints import END, RATE, START, extractor, save
 from pagoda import LLM, SamplingParams
@@ -15,9 +18,11 @@ from pagoda.errors import (
     EmptyPromptError,
     EncoderInputError,
     EncoderInputTooLongError,
+    PromptTooLongError,
     RequestError,
     TokenizerRequiredError,
 )
+from pagoda.prompts import PromptReader
 
 PARAMS = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
 
@@ -192,3 +197,58 @@ def test_equal_inputs_have_equal_digests_and_others_do_not(bart, whisper):
     features[7, 47] = 1e-30
     louder = whisper.engine.model.encoder.input_of_features(features)
     assert len({each.digest for each in (same, other, longer, sound, louder)}) == 5
+
+
+def spaces_replaced(raw: Tokenizer) -> None:
+    raw.normalizer = normalizers.Replace(Regex(r"\s+"), " ")
+
+
+def spaces_dropped(raw: Tokenizer) -> None:
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+
+
+def spaces_swallowed(raw: Tokenizer) -> None:
+    raw.add_tokens([AddedToken("b", lstrip=True, rstrip=True)])
+
+
+def reader_of(prepare: Any, model: Any = None) -> PromptReader:
+    raw = Tokenizer(model or models.WordLevel({"a": 0, "b": 1, " ": 2, "?": 3}, unk_token="?"))
+    prepare(raw)
+    return PromptReader(SimpleNamespace(encoder=None), PreTrainedTokenizerFast(tokenizer_object=raw), None, 100)
+
+
+class CountingReader(PromptReader):
+    """Counts the characters that its tokenizer is given."""
+
+    num_characters = 0
+
+    def need_tokenizer(self) -> Any:
+        def tokenizer(text: str, **options: Any) -> Any:
+            self.num_characters += len(text)
+            return super(CountingReader, self).need_tokenizer()(text, **options)
+
+        return tokenizer
+
+
+class TestLength:
+    """Text that fits is read, however many characters a token has; nobody waits for a book that does not."""
+
+    @pytest.mark.parametrize("prepare", [spaces_replaced, spaces_dropped, spaces_swallowed])
+    def test_spaces_that_no_token_has_do_not_count(self, prepare):
+        text = "b" + " " * 1_000_000 + "b"
+        assert len(reader_of(prepare).read(text).token_ids) <= 3
+
+    def test_a_long_word_that_is_unknown_is_one_token(self):
+        reader = reader_of(spaces_dropped)
+        assert reader.read("x" * 300_000 + " a").token_ids == [3, 0]
+
+    def test_what_does_not_fit_is_refused_before_all_of_it_is_read(self):
+        counting = CountingReader(SimpleNamespace(encoder=None), reader_of(spaces_dropped).need_tokenizer(), None, 100)
+        with pytest.raises(PromptTooLongError, match="of which the first 65536 are more than 100 tokens already"):
+            counting.read("a b " * 1_000_000)
+        assert counting.num_characters == 65_536
+
+    def test_text_of_usual_length_is_read_once(self):
+        counting = CountingReader(SimpleNamespace(encoder=None), reader_of(spaces_dropped).need_tokenizer(), None, 100)
+        counting.read("a b " * 25)
+        assert counting.num_characters == 100

@@ -31,16 +31,20 @@ class Collector:
         self._on_chunk = on_chunk
         self._on_end = on_end
         self._streams: dict[int, TextStream] = {}
+        self._has_ended = False
         if tokenizer is not None:
             request.watch = self._watch
 
     def __call__(self, event: TokenEvent, is_last: bool) -> None:
-        """The loop's listener. What fails here ends the request: somebody waits for it."""
+        """The loop's listener. What raises here ends the request; the caller hears of one end, whatever follows."""
+        if self._has_ended:
+            return
         try:
             self._take(event, is_last)
-        except Exception as error:
+        except BaseException as error:
             self._fail(error)
             raise
+        self._has_ended = is_last
 
     def _take(self, event: TokenEvent, is_last: bool) -> None:
         sample = event.sequence
@@ -71,13 +75,14 @@ class Collector:
         if self._on_end is not None and output is not None:
             self._on_end(output)
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         if not isinstance(error, RequestError):
-            error, cause = RequestError(str(error)), error
+            error, cause = RequestError(str(error) or repr(error)), error
             error.__cause__ = cause
         for tell in (self._on_chunk, self._on_end):
             if tell is not None:
                 tell(error)
+        self._has_ended = True
 
     def _watch(self, sample: Sequence, token: int) -> str | None:
         params = self._request.params

@@ -8,13 +8,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from math import inf
+from typing import Any
 
+from pagoda.checks import is_number, is_whole, shown
 from pagoda.errors import ConfigError
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 DEFAULT_KV_CACHE_NBYTES = 4 << 30
 DEFAULT_KV_CACHE_SHARE = 0.4  # of the memory available at start-up
 DEFAULT_LEASE_SHARE = 0.5  # of the pages, where no tenants are named
+MAX_NUMBER = 2**62
+THREADS_PER_PROCESSOR, LEAST_MOST_THREADS = 4, 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +47,20 @@ class TenantShare:
     """What one tenant can be sure of, as shares (0 to 1) of the pages of every layer group.
 
     page_quota: pages that no other tenant can take from it. lease_budget: pages that its leases may keep, which are
-    reserved for it as well. Raises ConfigError for a share out of range.
+    reserved for it as well. weight: how much of the steps and seats it has beside others that want them, who have 1
+    unless they say otherwise. Raises ConfigError for a value out of range.
     """
 
     page_quota: float = 0.0
     lease_budget: float = 0.0
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         for name, share in (("page_quota", self.page_quota), ("lease_budget", self.lease_budget)):
             if not 0 <= share <= 1:
                 raise ConfigError(f"{name} is {share}; give a share of the pages between 0 and 1.")
+        if not 0 < self.weight < inf:
+            raise ConfigError(f"weight is {self.weight}; it must be above 0.")
 
     @property
     def reserved(self) -> float:
@@ -80,6 +90,8 @@ class EngineConfig:
     kv_cache_memory_bytes: size of the page pools; None takes 40 % of free memory, at most 4 GiB.
     snapshot_memory_share: how much of that is for copies of recurrent states, from which others resume.
     snapshot_interval_tokens: how far apart such copies are in a long prompt; None follows from the share, 0 makes none.
+    generation_config: where sampling defaults and rules of generating come from: "auto" (the checkpoint), "vllm"
+    (nowhere) or a directory with a generation_config.json.
     tenants: pages reserved by tenant; those not named here share the rest, and may lease only where nobody is named.
     """
 
@@ -95,6 +107,7 @@ class EngineConfig:
     max_num_batched_tokens: int = 2048
     enable_prefix_caching: bool = True
     eviction_policy: str = "lru"
+    generation_config: str = "auto"
     tenants: Mapping[str, TenantShare] = field(default_factory=dict)
     num_threads: int | None = None
     seed: int = 0
@@ -102,11 +115,14 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise ConfigError(f"dtype is {self.dtype!r}; choose one of: {', '.join(DTYPES)}.")
+            raise ConfigError(f"dtype is {shown(self.dtype)}; choose one of: {', '.join(DTYPES)}.")
+        self._check_types()
         for name in ("max_model_len", "kv_cache_memory_bytes", "num_threads"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name} is {value}; it must be positive (or None to choose by itself).")
+        if self.num_threads is not None and self.num_threads > most_threads():
+            raise ConfigError(f"num_threads is {self.num_threads}; this machine takes at most {most_threads()}.")
         if not 0 <= self.snapshot_memory_share < 1:
             raise ConfigError(
                 f"snapshot_memory_share is {self.snapshot_memory_share}; give at least 0 and less than 1."
@@ -122,3 +138,53 @@ class EngineConfig:
                 f"max_num_seqs is {self.max_num_seqs}; it must be positive and at most max_num_batched_tokens "
                 f"({self.max_num_batched_tokens}), so that every running sequence can advance in every step."
             )
+
+    def _check_types(self) -> None:
+        for name in WHOLE_NUMBERS:
+            value = getattr(self, name)
+            if not (is_whole(value) or (value is None and name in MAY_BE_NONE)):
+                raise ConfigError(f"{name} is {shown(value)}; it must be a whole number.")
+            if value is not None and not -MAX_NUMBER <= value <= MAX_NUMBER:
+                raise ConfigError(f"{name} is {shown(value)}; it must be at most {MAX_NUMBER}.")
+        for name, (kind, wanted) in KINDS.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ConfigError(f"{name} is {shown(getattr(self, name))}; it must be {wanted}.")
+        if not is_number(self.snapshot_memory_share):
+            raise ConfigError(f"snapshot_memory_share is {shown(self.snapshot_memory_share)}; it must be a number.")
+        if not all(is_whole(layer) or isinstance(layer, str) for layer in self.kv_cache_dtype_skip_layers):
+            given = shown(self.kv_cache_dtype_skip_layers)
+            raise ConfigError(f"kv_cache_dtype_skip_layers is {given}; it must have numbers of layers, or reaches.")
+        if not all(isinstance(share, TenantShare) for share in self.tenants.values()):
+            raise ConfigError(f"tenants is {shown(self.tenants)}; it must map names to TenantShare(...).")
+
+
+WHOLE_NUMBERS = (
+    *("block_size", "max_model_len", "kv_cache_memory_bytes", "snapshot_interval_tokens", "max_num_seqs"),
+    *("max_num_batched_tokens", "num_threads", "seed"),
+)
+MAY_BE_NONE = ("max_model_len", "kv_cache_memory_bytes", "snapshot_interval_tokens", "num_threads")
+KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "kv_cache_dtype": (str, "the name of a format"),
+    "kv_cache_dtype_skip_layers": ((tuple, list), "a list of layers"),
+    "enable_prefix_caching": (bool, "True or False"),
+    "eviction_policy": (str, "the name of a policy"),
+    "generation_config": (str, "auto, vllm or a directory"),
+    "tenants": (Mapping, "a dictionary"),
+    "environment": (Environment, "an Environment"),
+}
+
+
+def most_threads() -> int:
+    """More than processors there are serve nobody, and very many end the process."""
+    return max(LEAST_MOST_THREADS, THREADS_PER_PROCESSOR * (os.cpu_count() or 1))
+
+
+def engine_config(**options: Any) -> EngineConfig:
+    """A configuration of options by name. Raises ConfigError for a name that there is none of."""
+    known = [each.name for each in fields(EngineConfig)]
+    for name in options:
+        if name not in known:
+            similar = get_close_matches(name, known, n=1)
+            hint = f"did you mean {similar[0]}?" if similar else f"there are: {', '.join(known)}."
+            raise ConfigError(f"There is no option {name!r}; {hint}")
+    return EngineConfig(**options)

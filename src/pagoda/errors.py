@@ -16,6 +16,7 @@
     │   ├── StructuredOutputError   the output cannot have the form that was asked for
     │   ├── BreakpointError         a breakpoint is not in the prompt, or lasts no time
     │   ├── TokenizerRequiredError
+    │   ├── ChatTemplateError       a chat template refuses a conversation, fails, or does too much
     │   ├── NonFiniteLogitsError
     │   ├── NonFiniteCacheError
     │   └── RequestCancelledError
@@ -92,6 +93,10 @@ class BreakpointError(RequestError):
 
 class TokenizerRequiredError(RequestError):
     """Text was given or asked for, but the checkpoint has no tokenizer."""
+
+
+class ChatTemplateError(RequestError):
+    """A chat template refuses a conversation, fails on it, or takes too much time or memory for it."""
 
 
 class NonFiniteLogitsError(RequestError):

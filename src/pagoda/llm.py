@@ -8,22 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
+from numbers import Integral
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
 from pagoda.cache.cache import CacheStats
+from pagoda.chat.messages import read_conversation, read_conversations
+from pagoda.chat.options import ChatOptions
+from pagoda.chat.renderer import ChatRenderer
 from pagoda.collector import Collector
-from pagoda.config import EngineConfig
+from pagoda.config import engine_config
 from pagoda.engine.engine import Engine
 from pagoda.engine.loop import EngineLoop
 from pagoda.engine.request import Request, new_request
-from pagoda.errors import RequestError, TokenizerRequiredError
+from pagoda.errors import ConfigError, InvalidSamplingError, RequestError
 from pagoda.kernels.dispatch import choose_kernels
 from pagoda.machine import bound_primitives
 from pagoda.models.feature_extractor import load_feature_extractor
@@ -33,7 +39,8 @@ from pagoda.models.tokenizer import load_tokenizer
 from pagoda.outputs import RequestOutput, StreamChunk
 from pagoda.prompts import Prompt, PromptReader
 from pagoda.sampling_params import SamplingParams
-from pagoda.structured import GrammarCompiler
+from pagoda.structured.compiler import GrammarCompiler
+from pagoda.tokenizing import encode
 
 EMBEDDED_MODEL = Path(__file__).parent / "assets" / "tiny"
 
@@ -59,7 +66,7 @@ class LLM:
         skip_tokenizer_init: bool = False,
         **options: Any,
     ) -> None:
-        config = EngineConfig(**options)
+        config = engine_config(**options)
         kernels = choose_kernels(config.environment)
         bound_primitives()
         self.tokenizer: Any = None
@@ -67,18 +74,23 @@ class LLM:
         if isinstance(model, Model):
             loaded = model
         else:
-            path = Path(model if model is not None else EMBEDDED_MODEL)
-            loaded = load_model(path, dtype=config.dtype)
-            tokenizer = tokenizer or path
-            feature_extractor = load_feature_extractor(path) if loaded.encoder else None
+            path = EMBEDDED_MODEL if model is None else model
+            loaded = load_model(path, dtype=config.dtype, generation_config=config.generation_config)
+            if tokenizer is None and not skip_tokenizer_init:
+                self.tokenizer = load_tokenizer(path)
+            feature_extractor = load_feature_extractor(Path(path)) if loaded.encoder else None
         if tokenizer is not None and not skip_tokenizer_init:
-            self.tokenizer = load_tokenizer(Path(tokenizer))
+            self.tokenizer = load_tokenizer(tokenizer)
+            if self.tokenizer is None:
+                raise ConfigError(f"There is no tokenizer in {tokenizer}; give the directory of one.")
+        loaded = _generating(loaded, self.tokenizer, config.generation_config)
         self.engine = Engine(loaded, kernels, config)
         self.reader = PromptReader(loaded, self.tokenizer, feature_extractor, self.engine.max_model_len)
+        self.chats = ChatRenderer(self.tokenizer, self.engine.max_model_len)
         self.grammars = GrammarCompiler(self.tokenizer, loaded.vocab_size, loaded.eos_token_ids)
         self.loop = EngineLoop(self.engine, config.num_threads)
         self._ids = count()
-        self._close = weakref.finalize(self, self.loop.close)
+        self._close = weakref.finalize(self, _close, self.loop, self.grammars, self.chats)
 
     def generate(
         self,
@@ -113,9 +125,13 @@ class LLM:
         *,
         use_tqdm: bool = True,
         cache_salt: str = "",
+        **options: Any,
     ) -> list[RequestOutput]:
-        """`generate` for one conversation or several, each a list of {"role", "content"}."""
-        prompts = [self.chat_prompt(conversation) for conversation in _conversations(messages)]
+        """`generate` for one conversation or several, each a list of {"role", "content"}.
+
+        Further options are the fields of `ChatOptions`: chat_template, tools, continue_final_message and others.
+        """
+        prompts = self._chat_prompts(messages, options)
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, cache_salt=cache_salt)
 
     def stream(
@@ -153,9 +169,10 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         cache_salt: str = "",
+        **options: Any,
     ) -> list[RequestOutput]:
         """`chat` for asyncio."""
-        prompts = [self.chat_prompt(conversation) for conversation in _conversations(messages)]
+        prompts = await asyncio.to_thread(self._chat_prompts, messages, options)
         return await self.generate_async(prompts, sampling_params, cache_salt=cache_salt)
 
     async def stream_async(
@@ -177,15 +194,13 @@ class LLM:
         finally:
             self._cancel(requests)
 
-    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The token ids of a conversation, by the tokenizer's chat template, up to where the assistant answers."""
-        tokenizer = self.reader.need_tokenizer()
-        if tokenizer.chat_template is None:
-            raise TokenizerRequiredError(
-                "The tokenizer has no chat template; use generate() with a prompt of your own."
-            )
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        return list(tokenizer(text, add_special_tokens=False).input_ids)
+    def chat_prompt(self, messages: Sequence[Message], **options: Any) -> list[int]:
+        """The token ids of a conversation, by its chat template. `options` are the fields of `ChatOptions`."""
+        return self._chat_prompt(read_conversation(messages), ChatOptions(**options))
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What requests without `sampling_params` have: as the checkpoint says, where it does."""
+        return SamplingParams(**self.engine.model.generation.sampling)
 
     def check_integrity(self) -> None:
         """Raise IntegrityError if the cache's bookkeeping contradicts itself."""
@@ -223,6 +238,15 @@ class LLM:
         finally:
             self._cancel(requests)
 
+    def _chat_prompts(self, messages: Any, options: Mapping[str, Any]) -> list[Prompt]:
+        read, how = read_conversations(messages), ChatOptions(**options)
+        return [self._chat_prompt(conversation, how) for conversation in read]
+
+    def _chat_prompt(self, messages: Sequence[Message], options: ChatOptions) -> list[int]:
+        text = self.chats.render(messages, options)
+        self.reader.check_text(text)
+        return list(encode(self.reader.need_tokenizer(), text, add_special_tokens=False).input_ids)
+
     def _requests(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -231,12 +255,7 @@ class LLM:
     ) -> list[Request]:
         """Checked requests, not submitted yet."""
         listed = _listed(prompts)
-        if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            params = [sampling_params or SamplingParams()] * len(listed)
-        else:
-            params = list(sampling_params)
-        if len(params) != len(listed):
-            raise RequestError(f"There are {len(listed)} prompts and {len(params)} sampling_params; give one each.")
+        params = _params_of_each(sampling_params or self.get_default_sampling_params(), len(listed))
         requests = []
         for prompt, wanted in zip(listed, params, strict=True):
             if wanted.stop_strings:
@@ -258,6 +277,13 @@ class LLM:
             self.loop.cancel(request.request_id)
 
 
+def _close(loop: EngineLoop, grammars: GrammarCompiler, chats: ChatRenderer) -> None:
+    """Without the LLM, so that one which is forgotten is closed as well."""
+    grammars.close()
+    chats.close()
+    loop.close()
+
+
 def _raised(output: Output | RequestError) -> Output:
     if isinstance(output, RequestError):
         raise output
@@ -266,18 +292,36 @@ def _raised(output: Output | RequestError) -> Output:
 
 def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """A list of prompts, whether one was given or several."""
-    if isinstance(prompts, (str, Mapping)):
+    if isinstance(prompts, (str, bytes, Mapping)):
         return [prompts]
-    if prompts and all(isinstance(item, int) for item in prompts):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+    given: Any = prompts.tolist() if isinstance(prompts, (np.ndarray, torch.Tensor)) else prompts
+    try:
+        listed = list(given)
+    except TypeError as error:
+        message = f"The prompts are a {type(prompts).__name__}; give text, token ids, or a list of either."
+        raise RequestError(message) from error
+    return [listed] if listed and all(isinstance(item, Integral) for item in listed) else listed
 
 
-def _conversations(messages: Sequence[Message] | Sequence[Sequence[Message]]) -> list[Sequence[Message]]:
-    """A list of conversations, whether one was given or several."""
-    if messages and isinstance(messages[0], Mapping):
-        return [messages]  # type: ignore[list-item]
-    return list(messages)  # type: ignore[arg-type]
+def _generating(model: Model, tokenizer: Any, generation_config: str) -> Model:
+    """The model with what its tokenizer takes for an end too, and without what is not wanted of its settings."""
+    generation = model.generation.tokens_alone if generation_config == "vllm" else model.generation
+    end = getattr(tokenizer, "eos_token_id", None)
+    generation = generation if end is None else generation.with_end([end], model.vocab_size)
+    return model if generation == model.generation else model.with_generation(generation)
+
+
+def _params_of_each(given: SamplingParams | Sequence[SamplingParams], num_prompts: int) -> list[SamplingParams]:
+    """The parameters for each prompt, whether one was given for all or one for each."""
+    if isinstance(given, SamplingParams):
+        return [given] * num_prompts
+    params = list(given) if isinstance(given, Iterable) else [given]
+    wrong = [type(each).__name__ for each in params if not isinstance(each, SamplingParams)]
+    if wrong:
+        raise InvalidSamplingError(f"sampling_params has a {wrong[0]}; give SamplingParams(...).")
+    if len(params) != num_prompts:
+        raise RequestError(f"There are {num_prompts} prompts and {len(params)} sampling_params; give one each.")
+    return params
 
 
 def _set_soon(events: asyncio.AbstractEventLoop, end: asyncio.Future[Any], output: Any) -> None:

@@ -104,6 +104,12 @@ def resident_memory_nbytes() -> int:
     return int(pages[1]) * os.sysconf("SC_PAGESIZE") if pages else 0
 
 
+def processor_seconds(process_id: int) -> float:
+    """What a process has had of processors; 0 where the system does not say, or it has ended."""
+    fields = _read(Path(f"/proc/{process_id}/stat")).rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+
+
 def huge_pages() -> str | None:
     """The system's setting for transparent huge pages: always, madvise or never."""
     text = _read(HUGE_PAGES)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from operator import index
 from typing import Any
 
@@ -24,10 +23,17 @@ from pagoda.errors import (
 )
 from pagoda.models.encoder import Encoder, EncoderInput
 from pagoda.models.model import Model
+from pagoda.tokenizing import encode
 
 # A prompt is text, token ids, or vLLM's dictionary of either. For an encoder-decoder model that is what the encoder
 # reads, unless a dictionary names an `encoder_prompt` and a `decoder_prompt`, or sound beside what is a decoder prompt.
 Prompt = str | Sequence[int] | Mapping[str, Any]
+
+# Text that has more of them for each token of the context may be too long.
+USUAL_CHARACTERS_PER_TOKEN = 8
+PIECE_CHARACTERS = 1 << 16
+# No more of the tokens of a piece are due to its ends, which may lie inside words.
+CUT_TOKENS = 256
 
 SOUND = ("multi_modal_data", "input_features")
 
@@ -75,8 +81,8 @@ class PromptReader:
             raise EmptyPromptError("The prompt is empty; give at least one character.")
         self.check_text(prompt)
         tokenizer = self.need_tokenizer()
-        encoded = tokenizer(text_target=prompt, add_special_tokens=False) if is_target else tokenizer(prompt)
-        return prompt, list(encoded.input_ids)
+        options = {"text_target": prompt, "add_special_tokens": False} if is_target else {"text": prompt}
+        return prompt, list(encode(tokenizer, **options).input_ids)
 
     def need_tokenizer(self) -> Any:
         if self._tokenizer is None:
@@ -86,24 +92,34 @@ class PromptReader:
         return self._tokenizer
 
     def check_text(self, text: str) -> None:
-        """Raise RequestError for what no tokenizer takes, and for text that is too long whatever its tokens are.
+        """Raise RequestError for what no tokenizer takes, and for text that is much too long.
 
         The latter so that nobody waits while a book is read only to be refused.
         """
-        if self._model.encoder is None and len(text) > self._max_characters:
-            raise PromptTooLongError(
-                f"The prompt has {len(text)} characters, more than {self._max_tokens} tokens can have; shorten it."
-            )
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise RequestError(
                 f"The text has half of a surrogate pair at character {error.start}; send whole characters."
             ) from error
+        if self._model.encoder is None and len(text) > self._max_tokens * USUAL_CHARACTERS_PER_TOKEN:
+            self._check_pieces(text)
 
-    @cached_property
-    def _max_characters(self) -> int:
-        return self._max_tokens * max(len(piece) for piece in self.need_tokenizer().get_vocab())
+    def _check_pieces(self, text: str) -> None:
+        """Read the text piece by piece, until there are too many tokens.
+
+        How many characters a token has is unbounded: tokenizers drop spaces, and take whole words for unknown.
+        """
+        num_tokens = 0
+        for start in range(0, len(text), PIECE_CHARACTERS):
+            piece = text[start : start + PIECE_CHARACTERS]
+            num_read = len(encode(self.need_tokenizer(), piece, add_special_tokens=False).input_ids)
+            num_tokens += max(num_read - CUT_TOKENS, 0)
+            if num_tokens > self._max_tokens:
+                raise PromptTooLongError(
+                    f"The prompt has {len(text)} characters, of which the first {start + len(piece)} are more than "
+                    f"{self._max_tokens} tokens already; shorten it."
+                )
 
     def _decoder_tokens(self, prompt: Prompt | None) -> tuple[str | None, list[int]]:
         """What the decoder goes on from; as in transformers, it begins with the token that the model starts from."""
@@ -160,10 +176,13 @@ class PromptReader:
 
 
 def _token_ids(prompt: Any) -> list[int]:
+    wrong = RequestError(f"The prompt is {_shown(prompt)}; give text, or a list of token ids.")
+    if isinstance(prompt, (bytes, bytearray)):
+        raise wrong
     try:
         return [index(token) for token in prompt]
     except TypeError as error:
-        raise RequestError(f"The prompt is {_shown(prompt)}; give text, or a list of token ids.") from error
+        raise wrong from error
 
 
 def _samples(sound: Any) -> np.ndarray:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pagoda.checks import as_float, is_number, is_whole, shown
 from pagoda.errors import InvalidSamplingError, StructuredOutputError
 
 MAX_LOGPROBS = 1000
 MAX_COUNT = 2**31 - 1
 MAX_STOP_LENGTH = 256
+ABOVE_ZERO = math.ulp(0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,16 +29,26 @@ class StructuredOutputs:
     json: Mapping[str, Any] | str | None = None
     json_object: bool = False
     regex: str | None = None
-    choice: Sequence[str] | None = None
+    choice: Collection[str] | None = None
     grammar: str | None = None
 
     def __post_init__(self) -> None:
+        for name, kinds, wanted in (
+            ("json", (Mapping, str), "a JSON schema, as a dictionary or as text"),
+            ("json_object", (bool,), "True or False"),
+            ("regex", (str,), "text"),
+            ("choice", (Collection,), "a list of texts"),
+            ("grammar", (str,), "text"),
+        ):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kinds):
+                raise StructuredOutputError(f"{name} is {shown(value)}; it must be {wanted}.")
         if len(self._given) != 1:
             names = ", ".join(self._given) or "none"
             raise StructuredOutputError(
                 f"structured_outputs has {names}; give one of json, json_object, regex, choice and grammar."
             )
-        if self.choice is not None and (isinstance(self.choice, str) or not self.choice or not all(self.choice)):
+        if self.choice is not None and not (_are_texts(self.choice) and self.choice and all(self.choice)):
             raise StructuredOutputError("choice must be a list of texts, none of them empty.")
         if "" in (self.regex, self.grammar):
             raise StructuredOutputError(f"{self.kind} is empty; leave it out for output in any form.")
@@ -52,7 +65,7 @@ class StructuredOutputs:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """Sampling of one request. Raises InvalidSamplingError for a value out of range.
+    """Sampling of one request. Raises InvalidSamplingError for a value out of range or of another type.
 
     n: how many samples; the prompt is computed once.
     temperature: 0 is greedy.
@@ -78,8 +91,8 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
-    stop: str | Sequence[str] = ()
-    stop_token_ids: Sequence[int] = ()
+    stop: str | Collection[str] = ()
+    stop_token_ids: Collection[int] = ()
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     min_tokens: int = 0
@@ -90,31 +103,39 @@ class SamplingParams:
     structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
-        ranges: tuple[tuple[str, float, float, float], ...] = (
-            ("n", self.n, 1, MAX_COUNT),
-            ("temperature", self.temperature, 0, math.inf),
-            ("top_k", self.top_k, -1, MAX_COUNT),
-            ("top_p", self.top_p, math.ulp(0.0), 1),
-            ("min_p", self.min_p, 0, 1),
-            ("presence_penalty", self.presence_penalty, -2, 2),
-            ("frequency_penalty", self.frequency_penalty, -2, 2),
-            ("repetition_penalty", self.repetition_penalty, math.ulp(0.0), math.inf),
-            ("min_tokens", self.min_tokens, 0, MAX_COUNT),
-            ("max_tokens", 1 if self.max_tokens is None else self.max_tokens, 0, MAX_COUNT),
-            ("logprobs", self.logprobs or 0, 0, MAX_LOGPROBS),
-            ("prompt_logprobs", self.prompt_logprobs or 0, 0, MAX_LOGPROBS),
-        )
-        for name, value, low, high in ranges:
-            if not low <= value <= high or value == math.inf:
-                least = "above 0" if low == math.ulp(0.0) else f"at least {low:g}"
-                raise InvalidSamplingError(f"{name} is {value}; it must be {least} and at most {high:.10g}.")
+        for name, nothing in (("stop", ()), ("stop_token_ids", ()), ("logit_bias", {})):
+            if getattr(self, name) is None:  # as vLLM takes it
+                object.__setattr__(self, name, nothing)
+        for limits in NUMBERS:
+            limits.check(getattr(self, limits.name))
+        for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
+            if type(getattr(self, name)) is not bool:
+                raise InvalidSamplingError(f"{name} is {shown(getattr(self, name))}; it must be True or False.")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidSamplingError(f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens}).")
-        if any(not text for text in self.stop_strings):
+        self._check_stops()
+        self._check_logit_bias()
+        if self.structured_outputs is not None and not isinstance(self.structured_outputs, StructuredOutputs):
+            given = shown(self.structured_outputs)
+            raise InvalidSamplingError(f"structured_outputs is {given}; give StructuredOutputs(json=...) or another.")
+
+    def _check_stops(self) -> None:
+        if not isinstance(self.stop, str) and not _are_texts(self.stop):
+            given = shown(self.stop)
+            raise InvalidSamplingError(f"stop is {given}; it must be a string or a list of them, none of them empty.")
+        if "" in self.stop_strings:
             raise InvalidSamplingError("stop has an empty string; leave it out or give at least one character.")
         if any(len(text) > MAX_STOP_LENGTH for text in self.stop_strings):
             raise InvalidSamplingError(f"stop has a string of more than {MAX_STOP_LENGTH} characters; give fewer.")
-        if not all(math.isfinite(bias) for bias in self.logit_bias.values()):
+        if not isinstance(self.stop_token_ids, Collection) or not all(map(is_whole, self.stop_token_ids)):
+            raise InvalidSamplingError(f"stop_token_ids is {shown(self.stop_token_ids)}; it must be a list of ids.")
+
+    def _check_logit_bias(self) -> None:
+        if not isinstance(self.logit_bias, Mapping) or not all(
+            is_whole(token) and is_number(bias) for token, bias in self.logit_bias.items()
+        ):
+            raise InvalidSamplingError(f"logit_bias is {shown(self.logit_bias)}; it must map token ids to numbers.")
+        if not all(math.isfinite(as_float(bias)) for bias in self.logit_bias.values()):
             raise InvalidSamplingError("logit_bias has a value that is not finite; use -100 to ban a token.")
 
     @property
@@ -129,3 +150,48 @@ class SamplingParams:
     def edits_logits(self) -> bool:
         """Whether anything but temperature and truncation changes the logits."""
         return bool(self.has_penalties or self.logit_bias or self.min_tokens)
+
+
+@dataclass(frozen=True)
+class _Number:
+    """What the parameter `name` may be, from `low` to `high`; None as well if it `may_be_none`."""
+
+    name: str
+    low: float
+    high: float
+    is_whole: bool = True
+    may_be_none: bool = False
+
+    def check(self, value: Any) -> None:
+        """Raise InvalidSamplingError unless `value` is such a number."""
+        if value is None and self.may_be_none:
+            return
+        if not (is_whole if self.is_whole else is_number)(value):
+            wanted = "a whole number" if self.is_whole else "a number"
+            raise InvalidSamplingError(f"{self.name} is {shown(value)}; it must be {wanted}.")
+        if not self.low <= (int(value) if self.is_whole else as_float(value)) <= self.high:
+            least = "above 0" if self.low == ABOVE_ZERO else f"at least {self.low}"
+            most = f" and at most {self.high}" if self.high < sys.float_info.max else " and finite"
+            raise InvalidSamplingError(f"{self.name} is {shown(value)}; it must be {least}{most}.")
+
+
+NUMBERS = (
+    _Number("n", 1, MAX_COUNT),
+    _Number("temperature", 0, sys.float_info.max, is_whole=False),
+    _Number("top_k", -1, MAX_COUNT),
+    _Number("top_p", ABOVE_ZERO, 1, is_whole=False),
+    _Number("min_p", 0, 1, is_whole=False),
+    _Number("presence_penalty", -2, 2, is_whole=False),
+    _Number("frequency_penalty", -2, 2, is_whole=False),
+    _Number("repetition_penalty", ABOVE_ZERO, sys.float_info.max, is_whole=False),
+    _Number("seed", -(2**63), 2**64 - 1, may_be_none=True),
+    _Number("min_tokens", 0, MAX_COUNT),
+    _Number("max_tokens", 0, MAX_COUNT, may_be_none=True),
+    _Number("logprobs", 0, MAX_LOGPROBS, may_be_none=True),
+    _Number("prompt_logprobs", 0, MAX_LOGPROBS, may_be_none=True),
+)
+
+
+def _are_texts(values: Any) -> bool:
+    """Whether it is a collection of texts, and not one text."""
+    return isinstance(values, Collection) and not isinstance(values, str) and all(isinstance(e, str) for e in values)

@@ -16,10 +16,12 @@ from typing import Any
 import psutil
 import pytest
 
+from pagoda.confined import pool
 from pagoda.confined.errors import (
     ConfinedError,
     CrashedError,
     FunctionError,
+    NotReadyError,
     NotWantedError,
     TooLargeResultError,
     TooMuchMemoryError,
@@ -34,8 +36,15 @@ NEVER_RETURNS = "10 ** 10 ** 9 and 1"
 LONG_SECONDS = 60.0  # of a call that something else has to end
 
 
+@pytest.fixture(autouse=True)
+def others() -> set[int]:
+    """Children that other tests have left."""
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
 @pytest.fixture
-def confined() -> Iterator[Confined]:
+def confined(monkeypatch: pytest.MonkeyPatch) -> Iterator[Confined]:
+    monkeypatch.setattr(pool, "WALL_SECONDS", 0.5)
     confined = Confined(memory_nbytes=256 << 20, result_nbytes=1 << 16)
     yield confined
     confined.close()
@@ -45,8 +54,8 @@ def evaluate(confined: Confined, code: str, **more: Any) -> Any:
     return confined.call(EVALUATE, code, **{"seconds": LONG_SECONDS} | more)
 
 
-def children_of(pid: int) -> list[psutil.Process]:
-    return psutil.Process(pid).children(recursive=True)
+def num_children(others: set[int]) -> int:
+    return len({child.pid for child in psutil.Process().children(recursive=True)} - others)
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -89,12 +98,12 @@ def test_arguments_may_be_large(confined):
         ("__import__('os').write(__import__('os').memfd_create('a'), b'a')", FunctionError, "too large"),
     ],
 )
-def test_every_end_has_its_error_and_the_next_call_works(confined, code, error, message):
+def test_every_end_has_its_error_and_the_next_call_works(confined, code, error, message, others):
     with pytest.raises(ConfinedError, match=message) as caught:
         evaluate(confined, code, seconds=0.2)
     assert type(caught.value) is error
     assert evaluate(confined, "1 + 1") == 2
-    assert len(children_of(os.getpid())) == 1
+    assert num_children(others) == 1
 
 
 def test_what_a_function_raises_is_named(confined):
@@ -142,21 +151,21 @@ def test_secrets_and_descriptors_do_not_go_to_the_child(confined, monkeypatch):
         os.close(secret)
 
 
-def test_a_call_ends_when_nobody_wants_it(confined):
+def test_a_call_ends_when_nobody_wants_it(confined, others):
     wanted = threading.Event()
     wanted.set()
     threading.Timer(0.2, wanted.clear).start()
     with pytest.raises(NotWantedError):
         evaluate(confined, NEVER_ENDS, is_wanted=wanted.is_set)
-    assert not children_of(os.getpid())
+    assert not num_children(others)
 
 
-def test_calls_wait_for_their_turn_as_long_as_they_are_wanted(confined):
+def test_calls_wait_for_their_turn_as_long_as_they_are_wanted(confined, others):
     wanted = threading.Event()
     wanted.set()
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(evaluate, confined, NEVER_ENDS, is_wanted=wanted.is_set)
-        wait_until(lambda: children_of(os.getpid()))
+        wait_until(lambda: num_children(others))
         with pytest.raises(NotWantedError):
             evaluate(confined, "1", is_wanted=lambda: False)
         second = threads.submit(evaluate, confined, "2")
@@ -166,9 +175,9 @@ def test_calls_wait_for_their_turn_as_long_as_they_are_wanted(confined):
             first.result()
 
 
-@pytest.mark.parametrize("num_children", [1, 3])
-def test_many_threads_may_call(num_children):
-    confined = Confined(memory_nbytes=256 << 20, num_children=num_children)
+@pytest.mark.parametrize("most", [1, 3])
+def test_many_threads_may_call(most, others):
+    confined = Confined(memory_nbytes=256 << 20, num_children=most)
     codes = [str(number) if number % 5 else "__import__('os').abort()" for number in range(40)]
 
     def result(code: str) -> Any:
@@ -179,31 +188,31 @@ def test_many_threads_may_call(num_children):
 
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(result, codes)) == [number if number % 5 else None for number in range(40)]
-    assert len(children_of(os.getpid())) <= num_children
+    assert num_children(others) <= most
     confined.close()
-    assert not children_of(os.getpid())
+    assert not num_children(others)
 
 
-def test_closing_ends_calls_in_progress_and_waiting(confined):
+def test_closing_ends_calls_in_progress_and_waiting(confined, others):
     with ThreadPoolExecutor(3) as threads:
         calls = [threads.submit(evaluate, confined, NEVER_RETURNS) for _ in range(3)]
-        wait_until(lambda: children_of(os.getpid()))
+        wait_until(lambda: num_children(others))
         confined.close()
         for call in calls:
             with pytest.raises(NotWantedError):
                 call.result()
-    assert not children_of(os.getpid())
+    assert not num_children(others)
     with pytest.raises(NotWantedError):
         evaluate(confined, "1")
     confined.close()
 
 
-def test_a_pool_that_is_forgotten_ends_its_children():
+def test_a_pool_that_is_forgotten_ends_its_children(others):
     confined = Confined(memory_nbytes=256 << 20)
     evaluate(confined, "1")
-    assert children_of(os.getpid())
+    assert num_children(others)
     del confined
-    assert not children_of(os.getpid())
+    assert not num_children(others)
 
 
 def test_a_child_that_died_between_calls_is_replaced(confined):
@@ -235,7 +244,7 @@ def test_the_child_goes_by_its_own_signals_whatever_the_parent_does_with_them(co
 
 def test_a_process_that_cannot_be_started_is_an_error_of_this_call(confined, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with pytest.raises(CrashedError, match="another process"):
+    with pytest.raises(NotReadyError, match="another process"):
         evaluate(confined, "1")
     monkeypatch.undo()
     assert evaluate(confined, "1") == 1
@@ -293,7 +302,7 @@ def test_a_child_needs_little_to_start(confined):
     assert Path(evaluate(confined, "__import__('pagoda').__file__")).parent.name == "pagoda"
 
 
-PREPARED = Preparation("builtins:list", [1, 2, 3], seconds=LONG_SECONDS)
+PREPARED = Preparation("builtins:list", lambda: [1, 2, 3], seconds=LONG_SECONDS)
 
 
 def test_what_is_prepared_stays_in_the_child_and_is_made_again_in_the_next():
@@ -314,16 +323,35 @@ class _Endless:
 
 
 @pytest.mark.parametrize(
-    ("function", "argument", "error"),
-    [
-        ("builtins:int", "x", FunctionError),
-        (EVALUATE, NEVER_ENDS, TooSlowError),
-        (EVALUATE, "__import__('os').abort()", CrashedError),
-    ],
+    ("function", "argument", "is_final"),
+    [("builtins:int", "x", True), (EVALUATE, NEVER_ENDS, False), (EVALUATE, "__import__('os').abort()", False)],
 )
-def test_a_child_that_cannot_be_prepared_is_the_error_of_every_call(function, argument, error):
-    confined = Confined(memory_nbytes=256 << 20, preparation=Preparation(function, argument, seconds=0.1))
+def test_a_child_that_cannot_be_prepared_is_the_error_of_every_call(function, argument, is_final, others):
+    preparation = Preparation(function, lambda: argument, seconds=0.1)
+    confined = Confined(memory_nbytes=256 << 20, preparation=preparation)
     for _ in range(2):
-        with pytest.raises(error):
+        with pytest.raises(NotReadyError) as caught:
             confined.call("builtins:str", 1, seconds=1)
-    assert not children_of(os.getpid())
+        assert caught.value.is_final is is_final
+    assert not num_children(others)
+
+
+def test_a_call_that_takes_long_gives_way_to_others_and_its_child_is_replaced(confined):
+    own = "__import__('os').getpriority(0, 0)"
+    usual = evaluate(confined, own)
+    busy = f"next((nice for nice in iter(lambda: {own}, None) if nice > {usual}), None)"
+    assert evaluate(confined, busy) > usual
+    assert evaluate(confined, own) == usual
+    urgent = Confined(memory_nbytes=256 << 20, gives_way=False)
+    assert evaluate(urgent, f"sum(range(10**8)) and {own}") == usual
+    urgent.close()
+
+
+def test_what_is_prepared_wears_no_child_out():
+    confined = Confined(
+        memory_nbytes=256 << 20, preparation=Preparation("builtins:bytearray", lambda: 150 << 20, LONG_SECONDS)
+    )
+    for number in range(3):
+        assert confined.call("builtins:bytearray.append", 1, seconds=LONG_SECONDS) is None
+        assert confined.call("builtins:bytearray.count", b"\1", seconds=LONG_SECONDS) == number + 1
+    confined.close()

@@ -46,6 +46,10 @@ class Stairs:
         self.pushed.append(token)
 
     @property
+    def is_ready(self) -> bool:
+        return True
+
+    @property
     def is_done(self) -> bool:
         return len(self.pushed) >= self._length
 
@@ -226,3 +230,69 @@ def test_what_is_ruled_out_stays_so_whatever_is_edited(params):
     sequence = Sequence(new_request("x", [0, 1], SamplingParams(**params)), 0, [0, 1], random.Random(0))
     edited = edit_logits(torch.tensor([1.0, -math.inf, 2.0]), sequence, frozenset())
     assert float(edited[1]) == -math.inf and edited.isfinite().tolist() == [True, False, True]
+
+
+class Slow(Stairs):
+    """Does not know what may follow every third token until somebody has asked `patience` times."""
+
+    def __init__(self, length: int = 30, patience: float = 3) -> None:
+        super().__init__(length)
+        self._patience = patience
+        self._asked = 0
+
+    def new(self) -> Slow:
+        return Slow(self._length, self._patience)
+
+    def push(self, token: int) -> None:
+        super().push(token)
+        self._asked = 0
+
+    @property
+    def is_ready(self) -> bool:
+        self._asked += 1
+        return len(self.pushed) % 3 != 2 or self._asked > self._patience
+
+    def mask(self, logits: torch.Tensor) -> None:
+        assert self.is_ready, "the engine must not wait for this one"
+        super().mask(logits)
+
+    @property
+    def is_done(self) -> bool:
+        assert self.is_ready
+        return super().is_done
+
+
+@pytest.mark.parametrize(("num_pages", "max_tokens"), [(256, 40), (13, 40), (256, 29)])
+def test_a_sequence_is_held_until_its_matcher_knows_what_may_follow(model, num_pages, max_tokens):
+    params = SamplingParams(temperature=0, max_tokens=max_tokens, structured_outputs=WANTED)
+    with make(model) as prompt_llm, make(model, Slow(), num_pages) as llm:
+        outputs = llm.generate(PROMPTS, params)
+        assert tokens(outputs) == tokens(prompt_llm.generate(PROMPTS, params))
+        assert {each.outputs[0].finish_reason for each in outputs} == {
+            FinishReason.STOP if max_tokens > 30 else FinishReason.LENGTH
+        }
+        if num_pages == 13:
+            assert sum(output.metrics.num_preemptions for output in outputs) > 0
+        llm.check_integrity()
+        assert llm.cache_stats().groups[0].in_use == 0
+
+
+def test_others_go_on_beside_a_sequence_that_is_held_for_ever(model):
+    with make(model, Slow(patience=math.inf)) as llm:
+        chunks = llm.stream(PROMPTS[0], GREEDY)
+        next(chunks), next(chunks)
+        free = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+        assert len(llm.generate(PROMPTS[1], free)[0].outputs[0].token_ids) == 60
+        assert llm.cache_stats().groups[0].in_use > 0
+        chunks.close()
+        assert len(llm.generate(PROMPTS[1], free)[0].outputs[0].token_ids) == 60
+        assert llm.cache_stats().groups[0].in_use == 0
+        llm.check_integrity()
+
+
+def test_an_engine_ends_while_all_it_has_is_held(model):
+    with make(model, Slow(patience=math.inf)) as llm:
+        chunks = llm.stream(PROMPTS[0], GREEDY)
+        next(chunks)
+    *_, last = chunks
+    assert last.output.outputs[0].finish_reason is FinishReason.ABORT

@@ -1,6 +1,7 @@
 """The scheduler over a real cache whose pages hold nothing: budgets, order, sharing, preemption, liveness."""
 
 import random
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -32,6 +33,7 @@ class Loop:
     budget: int = 32
     share: bool = True
     tenants: Mapping[str, TenantShare] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
     now: float = 0.0
     requests: list[Request] = field(default_factory=list)
     num_steps: int = 0
@@ -39,7 +41,7 @@ class Loop:
     def __post_init__(self) -> None:
         group = PageGroup(self.num_pages, self.page_tokens, LRU(), KeepAll(), self.share, self.tenants)
         self.cache = Cache([group], [NoBytes()], clock=lambda: self.now)
-        self.scheduler = Scheduler(self.cache, self.max_num_seqs, self.budget)
+        self.scheduler = Scheduler(self.cache, self.max_num_seqs, self.budget, weights=self.weights)
 
     def add(self, prompt, max_tokens=1, n=1, tenant="", breakpoints=()) -> Request:
         number = len(self.requests)
@@ -420,6 +422,134 @@ def test_every_request_of_every_tenant_finishes(arrivals, num_pages, budget, has
     loop.run(max_steps=loop.num_steps + work + work // 2)
     for request in loop.requests:
         assert [each.num_output_tokens for each in request.sequences] == [request.params.max_tokens] * request.params.n
+
+
+def seats(loop: Loop) -> dict[str, int]:
+    """How many sequences of each tenant run."""
+    return dict(Counter(sequence.request.tenant for sequence in loop.scheduler.running))
+
+
+class TestFairness:
+    def test_seats_that_nobody_else_wants_can_be_had(self):
+        loop = Loop(max_num_seqs=4)
+        loop.add([1], max_tokens=9, n=4, tenant="a")
+        loop.step()
+        assert seats(loop) == {"a": 4}
+
+    def test_a_tenant_with_all_seats_gives_way_up_to_its_share(self):
+        loop = Loop(max_num_seqs=4)
+        loop.add([1], max_tokens=99, n=4, tenant="a")
+        loop.step()
+        for token in range(3):
+            loop.add([100 + token], max_tokens=99, tenant="b")
+        loop.step()
+        assert seats(loop) == {"a": 2, "b": 2}
+        assert len(loop.scheduler.waiting) == 3
+
+    def test_shares_of_seats_go_by_weight(self):
+        loop = Loop(max_num_seqs=4, weights={"b": 3.0})
+        loop.add([1], max_tokens=99, n=4, tenant="a")
+        loop.step()
+        for token in range(9):
+            loop.add([100 + token], max_tokens=99, tenant="b")
+        loop.step()
+        assert seats(loop) == {"a": 1, "b": 3}
+
+    def test_samples_beyond_a_share_wait_for_seats(self):
+        loop = Loop(max_num_seqs=4)
+        loop.add([1], max_tokens=20, n=3, tenant="a")
+        loop.step()
+        several = loop.add([2], max_tokens=3, n=4, tenant="b")
+        loop.step()
+        assert seats(loop) == {"a": 2, "b": 2}
+        loop.run()
+        assert [each.num_output_tokens for each in several.sequences] == [3] * 4
+
+    def test_what_lacks_a_seat_holds_up_its_own_tenant_alone(self):
+        loop = Loop(max_num_seqs=4)
+        loop.add([1], max_tokens=9, n=2, tenant="a")
+        loop.step()
+        loop.add([2], max_tokens=9, n=4, tenant="a")
+        loop.add([3], max_tokens=9, tenant="b")
+        loop.step()
+        assert seats(loop) == {"a": 2, "b": 1}
+
+    def test_beside_a_prompt_of_one_served_less_others_take_no_more_than_it(self):
+        loop = Loop(num_pages=200, budget=32)
+        loop.add(range(400), tenant="a")
+        for _ in range(4):
+            loop.step()
+        loop.add(range(1000, 1010), tenant="b")
+        assert planned(loop.step()) == {"0": 10, "1": 10}
+        assert planned(loop.step()) == {"0": 32}
+
+    def test_tokens_are_shared_by_weight(self):
+        loop = Loop(num_pages=2000, budget=32, max_num_seqs=2, weights={"a": 3.0})
+        for tenant in "ab":
+            for number in range(20):
+                loop.add(range(1000 * number, 1000 * number + 120), tenant=tenant)
+        served = Counter()
+        for _ in range(60):
+            for sequence, num_tokens in loop.step().items():
+                served[sequence.request.tenant] += num_tokens
+        assert 2 < served["a"] / served["b"] < 4
+
+    def test_time_without_requests_is_no_credit(self):
+        loop = Loop(num_pages=2000, budget=32)
+        loop.add(range(640), tenant="a")
+        loop.run()
+        loop.add(range(1000, 1640), tenant="a")
+        loop.add(range(2000, 2640), tenant="b")
+        served = Counter()
+        for _ in range(20):
+            for sequence, num_tokens in loop.step().items():
+                served[sequence.request.tenant] += num_tokens
+        assert 0.5 < served["a"] / served["b"] < 2
+
+
+class TestFailures:
+    """What raises for one sequence is noted; the others are planned."""
+
+    @staticmethod
+    def failing_for(loop: Loop, monkeypatch, name: str, request: Request) -> None:
+        """Let a call into the cache raise once, when it is about `request`, whose first token nobody else's has."""
+        original = getattr(loop.cache, name)
+
+        def call(*arguments, **options):
+            cached = request.sequences[0].cached
+            mine = any(each is cached or each == request.sequences[0].tokens for each in arguments if each is not None)
+            if mine:
+                monkeypatch.setattr(loop.cache, name, original)
+                raise MemoryError
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(loop.cache, name, call)
+
+    @pytest.mark.parametrize("name", ["match", "reserve", "page_being_written"])
+    def test_others_are_planned(self, monkeypatch, name):
+        loop = Loop(budget=8)
+        first = loop.add(range(12), max_tokens=4)
+        if name != "match":
+            loop.step()
+        loop.add(range(100, 104), max_tokens=4)
+        self.failing_for(loop, monkeypatch, name, first)
+        plan = loop.scheduler.schedule()
+        assert list(loop.scheduler.failed) == first.sequences
+        assert set(planned(plan)) == {"1"}
+        loop.scheduler.remove(first.sequences[0], keep_pages=False)
+        loop.cache.check_integrity()
+
+    def test_a_release_that_raises_is_tried_again(self, monkeypatch):
+        loop = Loop()
+        first = loop.add(range(12), max_tokens=4)
+        loop.step()
+        monkeypatch.setattr(loop.cache, "release", lambda *_: 1 // 0)
+        loop.scheduler.remove(first.sequences[0])
+        monkeypatch.undo()
+        assert loop.cache.stats().groups[0].in_use
+        loop.add([100])
+        loop.run()
+        assert not loop.cache.stats().groups[0].in_use
 
 
 class TestTenants:

@@ -56,9 +56,9 @@ def test_what_a_model_says_of_itself(checkpoint):
     assert model.config.model_type == "llama"
 
 
-def test_generation_settings_decide_the_end_tokens(checkpoint):
+def test_end_tokens_of_both_configurations_end(checkpoint):
     GenerationConfig(eos_token_id=[5, 6]).save_pretrained(checkpoint)
-    assert load_model(checkpoint).eos_token_ids == {5, 6}
+    assert load_model(checkpoint).eos_token_ids == {2, 5, 6}
 
 
 def test_random_weights_follow_the_seed():

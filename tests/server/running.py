@@ -5,17 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import httpx2
-import uvicorn
 
 from pagoda import LLM
-from pagoda.server.app import create_app
 from pagoda.server.listener import listen
 from pagoda.server.options import ServerOptions
+from pagoda.server.run import Server
 from pagoda.server.service import Service
 from pagoda.server.tenants import Tenants
 
@@ -30,7 +29,7 @@ class Running:
 
     service: Service
     url: str
-    server: uvicorn.Server
+    server: Server
 
     @property
     def llm(self) -> LLM:
@@ -69,15 +68,18 @@ def unhurried(llm: LLM) -> Iterator[None]:
         stop()
 
 
+class ServerInThread(Server):
+    """Signals go to the main thread, which is the tests'."""
+
+    capture_signals = nullcontext
+
+
 @contextmanager
 def running(llm: LLM, **options: Any) -> Iterator[Running]:
-    settings = ServerOptions(**{"port": 0, **options})
+    settings = ServerOptions(**{"port": 0, "drain_timeout_seconds": 5, **options})
     tenants, listener = Tenants(settings), listen(settings)
     service = Service(llm, settings, tenants, MODEL)
-    config = uvicorn.Config(
-        create_app(service), http="httptools", loop="uvloop", log_config=None, timeout_graceful_shutdown=5
-    )
-    server = uvicorn.Server(config)
+    server = ServerInThread(service)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -50,7 +51,7 @@ def test_tokens_cross_over_together_but_the_first_and_the_last_do_not_wait(monke
         calls.append(events.num_calls)
         now[0] += 0.009
     assert calls == [1, 1, 1, 2, 2, 2, 3]
-    (news,) = answer._pending.values()
+    ((news,),) = answer._pending.values()
     assert (news.text, news.token_ids) == ("abcdefg", [ord(each) for each in "abcdefg"])
     assert news.finish_reason is FinishReason.LENGTH
 
@@ -92,3 +93,29 @@ def test_what_comes_while_the_last_news_are_sent_is_given_before_an_error() -> N
     with pytest.raises(HttpError, match="broken"):
         asyncio.run(read())
     assert texts == ["a", "b"]
+
+
+def test_much_that_has_gathered_is_given_in_portions_between_which_others_have_their_turn() -> None:
+    text, turns = "".join(chr(ord("a") + number % 26) for number in range(5 * module.MOST_TOKENS_AT_ONCE)), [0]
+
+    async def other() -> None:
+        while True:
+            turns[0] += 1
+            await asyncio.sleep(0)
+
+    async def read() -> list[tuple[int, str]]:
+        answer, task = new_answer(), asyncio.ensure_future(other())
+        for letter in text[:-1]:
+            answer.put(0, chunk(letter))
+        answer.put(0, RequestError("broken"))
+        taken = []
+        with suppress(HttpError):
+            async for portion in answer:
+                assert sum(len(each.token_ids) for _, each in portion) <= module.MOST_TOKENS_AT_ONCE
+                taken.append((turns[0], "".join(each.text for _, each in portion)))
+        task.cancel()
+        return taken
+
+    taken = asyncio.run(read())
+    assert "".join(piece for _, piece in taken) == text[:-1]
+    assert len({turn for turn, _ in taken}) == len(taken) == 5

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pagoda.structured import MAX_SOURCE_LENGTH
+from pagoda.structured.source import MAX_SOURCE_LENGTH
 from server.running import MODEL, Running
 
 LARGE = {"type": "object", "description": "x" * MAX_SOURCE_LENGTH}

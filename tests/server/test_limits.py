@@ -65,6 +65,8 @@ def test_a_tenant_s_limit_counts_prompts(llm: LLM, tmp_path: Path) -> None:
         assert server.post("/v1/completions", COMPLETION | {"prompt": ["a", "b"]}, headers=headers).status_code == 200
         refused = server.post("/v1/completions", COMPLETION | {"prompt": ["a", "b", "c"]}, headers=headers)
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt")
+        refused = server.post("/v1/completions", COMPLETION | {"n": 3}, headers=headers)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt")
         server.wait_until_idle()
 
 
@@ -106,7 +108,7 @@ def test_marks_before_the_least_tokens_are_ignored(llm: LLM) -> None:
         ("/v1/chat/completions", {"messages": [0] * 100_000}, "messages"),
         ("/v1/messages", {"max_tokens": 1, "messages": [{"role": "user", "content": [0] * 100_000}]}, "messages"),
         ("/v1/responses", {"input": [{"type": "x"}] * 10_000}, "input"),
-        ("/v1/completions", {"prompt": "a", "logit_bias": dict.fromkeys(map(str, range(100_000)), "x")}, "logit_bias"),
+        ("/v1/completions", {"prompt": "a", "logit_bias": dict.fromkeys(map(str, range(50_000)), "x")}, "logit_bias"),
         ("/v1/completions", {"prompt": "a"} | dict.fromkeys(map(str, range(100_000)), 0), ""),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -19,8 +20,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pagoda import LLM
 from pagoda.errors import ConfigError
+from pagoda.server import pulse
+from pagoda.server import reader as reader_module
 from pagoda.server.options import ServerOptions
 from pagoda.server.tenants import Tenants
+from server.process import Process
 from server.running import MODEL, MOST_SECONDS, Running, running, unhurried, wait_until
 
 LONG = {"model": MODEL, "prompt": "The sea was", "max_tokens": 3000, "ignore_eos": True}
@@ -47,6 +51,36 @@ def test_health_and_ready(server: Running) -> None:
     assert server.get("/ready").status_code == 200
     assert server.get("/nothing").json()["error"]["type"] == "not_found_error"
     assert server.post("/health").status_code == 405
+
+
+def test_it_is_not_ready_while_prompts_are_not_read(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "STUCK_SECONDS", 0.0)
+    reader, goes_on = server.service.reader, threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(asyncio.run, reader.run("", goes_on.wait))
+        waiting = pool.submit(server.post, "/v1/completions", SHORT)
+        wait_until(lambda: reader.num_waiting == 1)
+        try:
+            answer, health = server.get("/ready"), server.get("/health")
+        finally:
+            goes_on.set()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "stuck")
+        assert (health.status_code, "have not been read" in health.json()["trouble"]) == (200, True)
+        assert waiting.result().status_code == 200
+    assert server.get("/ready").status_code == 200
+
+
+def test_it_is_not_ready_while_a_step_does_not_come_back(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "SILENT_SECONDS", 0.05)
+    goes_on = threading.Event()
+    server.llm.loop.call(goes_on.wait)
+    try:
+        wait_until(lambda: server.get("/ready").status_code == 503)
+        assert "step has not come back" in server.get("/ready").json()["error"]["message"]
+        assert server.get("/health").status_code == 200
+    finally:
+        goes_on.set()
+    wait_until(lambda: server.get("/ready").status_code == 200)
 
 
 def test_every_answer_has_an_id(server: Running) -> None:
@@ -189,10 +223,11 @@ def test_what_never_fits_the_queue_is_not_told_to_come_back(llm: LLM) -> None:
 
 def test_the_time_to_read_a_prompt_counts(server: Running) -> None:
     goes_on = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        server.service._readers.submit(goes_on.wait)
+    with ThreadPoolExecutor(2) as pool:
+        reader = server.service.reader
+        pool.submit(asyncio.run, reader.run("", goes_on.wait))
         answer = pool.submit(server.post, "/v1/completions", SHORT, headers={"x-request-timeout": "0.05"})
-        wait_until(lambda: server.service._readers._work_queue.qsize() == 1)
+        wait_until(lambda: reader.num_waiting == 1)
         time.sleep(0.1)
         goes_on.set()
         assert (answer.result().status_code, answer.result().json()["error"]["code"]) == (504, "deadline_exceeded")
@@ -220,35 +255,6 @@ def test_a_body_has_a_limit(llm: LLM) -> None:
 
         chunked = server.post("/v1/completions", content=pieces(), headers={"content-type": "application/json"})
         assert chunked.status_code == 413
-
-
-class Process:
-    """`pagoda serve` as a process of its own."""
-
-    def __init__(self, port: int = 0, *arguments: str) -> None:
-        command = [sys.executable, "-m", "pagoda.cli", "serve", "--port", str(port), *arguments]
-        command += ["--kv-cache-memory-bytes", "32MiB", "--num-threads", "1"]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        assert self.process.stderr is not None
-        line = self.process.stderr.readline()
-        assert line.startswith("Serving"), line + self.process.stderr.read()
-        self.url = line.split()[-1]
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=lambda: self.lines.extend(self.process.stderr))
-        self._reader.start()
-
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.join()
-
-    def join(self) -> None:
-        """Read what it still has written."""
-        self._reader.join()
-        self.process.stderr.close()
 
 
 def test_sigterm_lets_streams_finish() -> None:

@@ -30,7 +30,7 @@ from pagoda.server.tools import (
     forced_format,
     read_calls,
 )
-from pagoda.structured import GrammarCompiler
+from pagoda.structured.compiler import GrammarCompiler
 from server.running import MODEL, Running, running
 from server.scripted import scripted_model
 

@@ -18,7 +18,8 @@ class CacheGroup(Protocol):
     """What one layer group answers: `PageGroup` for pages of tokens, `StateGroup` for recurrent states, `CrossGroup`.
 
     The latter's are outputs of encoders, which are no prefixes. Matches and tables are each group's own; costs are in
-    pages. So many pages were evicted to make room (`num_evictions`) and because what is in them was in doubt.
+    pages. A table that has been released, or in part, may be released again. So many pages were evicted to make room
+    (`num_evictions`) and because what is in them was in doubt.
     """
 
     page_tokens: int

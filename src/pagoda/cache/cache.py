@@ -6,8 +6,10 @@ group, so it runs as well without any (`NoBytes`). Knows neither torch nor model
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import lcm
 from time import monotonic
@@ -22,6 +24,8 @@ from pagoda.cache.outline import Outline
 from pagoda.cache.pages import Milestones, PageCounts
 from pagoda.cache.radix import Watcher, token_key
 from pagoda.errors import OutOfPagesError
+
+logger = logging.getLogger(__name__)
 
 
 class PageStore(Protocol):
@@ -101,8 +105,8 @@ class CacheStats:
 class Cache:
     """Pages of every layer group of a model, shared by prefix.
 
-    Every method either succeeds or raises before any state changes. `page_nbytes` of each group are for telling how
-    large leases are, whose time runs by `clock`.
+    Every method either succeeds or raises with nothing changed, but where it says otherwise. `page_nbytes` of each
+    group are for telling how large leases are, whose time runs by `clock`.
     """
 
     def __init__(
@@ -175,11 +179,15 @@ class Cache:
         """
         if not self.can_attach(hit, num_new_tokens=0):
             raise OutOfPagesError("No page can be had to copy this hit to; wait for a sequence to end.")
-        pairs = zip(self._groups, hit.matches, strict=True)
         milestones = Milestones(hit.branch_tokens, num_prompt_tokens, breakpoints)
-        attached = [group.attach(hit.namespace, match, hit.num_tokens, milestones) for group, match in pairs]
-        self._perform([actions for _, actions in attached])
-        sequence = CachedSequence(hit.namespace, tuple(table for table, _ in attached))
+        actions = []
+        with self._new_tables() as tables:
+            for group, match in zip(self._groups, hit.matches, strict=True):
+                table, action = group.attach(hit.namespace, match, hit.num_tokens, milestones)
+                tables.append(table)
+                actions.append(action)
+            self._perform(actions)
+        sequence = CachedSequence(hit.namespace, tuple(tables))
         self._sequences.add(sequence)
         self._hit_tokens += hit.num_tokens
         self._queried_tokens += num_prompt_tokens
@@ -192,7 +200,10 @@ class Cache:
         return not any(self._short_groups(sequence, num_tokens))
 
     def reserve(self, sequence: CachedSequence, num_tokens: int) -> bool:
-        """Make room for `num_tokens` more tokens; False, and nothing changed, if some group has no page for them."""
+        """Make room for `num_tokens` more tokens; False, and nothing changed, if some group has no page for them.
+
+        If it raises, what is in the pages of the sequence is in doubt: release it without keeping them.
+        """
         if not self.can_reserve(sequence, num_tokens):
             return False
         pairs = zip(self._groups, sequence.tables, strict=True)
@@ -206,17 +217,27 @@ class Cache:
 
     def fork(self, sequence: CachedSequence) -> CachedSequence:
         """A second sequence with the same tokens so far; pages are shared until one of them writes."""
-        pairs = zip(self._groups, sequence.tables, strict=True)
-        tables = tuple(group.fork(table) for group, table in pairs)
-        twin = CachedSequence(sequence.namespace, tables)
+        with self._new_tables() as tables:
+            for group, table in zip(self._groups, sequence.tables, strict=True):
+                tables.append(group.fork(table))
+        twin = CachedSequence(sequence.namespace, tuple(tables))
         self._sequences.add(twin)
         return twin
 
     def release(self, sequence: CachedSequence, tokens: Sequence[int] = (), keep: bool = True) -> None:
-        """End a sequence of `tokens`. Its pages stay hittable, unless their content is in doubt (`keep` False)."""
-        self._sequences.remove(sequence)
+        """End a sequence of `tokens`. Its pages stay hittable, unless their content is in doubt (`keep` False).
+
+        Where a group fails to keep them, they go. If it raises nevertheless, it can be called again; once more than
+        needed is fine.
+        """
         for group, table in zip(self._groups, sequence.tables, strict=True):
-            group.release(table, tokens, keep)
+            try:
+                group.release(table, tokens, keep)
+            except Exception:
+                logger.exception("A layer group failed to keep the pages of a sequence; they are forgotten")
+                keep = False
+                group.release(table, tokens, keep)
+        self._sequences.discard(sequence)
         if not keep and self._leases.num_live:
             self._leases.end_broken()
 
@@ -324,6 +345,17 @@ class Cache:
         """Raise IntegrityError unless free + open + in use + idle = total and every count is what the tables say."""
         for index, group in enumerate(self._groups):
             group.check_integrity([sequence.tables[index] for sequence in self._sequences])
+
+    @contextmanager
+    def _new_tables(self) -> Iterator[list[Any]]:
+        """The tables of a new sequence, as far as they are made: given up again if something raises."""
+        tables: list[Any] = []
+        try:
+            yield tables
+        except BaseException:
+            for group, table in zip(self._groups, tables, strict=False):
+                group.release(table, (), keep=True)
+            raise
 
     def _attach_costs(self, hit: Hit, num_new_tokens: int, step_tokens: int | None) -> list[int]:
         """Pages that it takes in each group to attach to `hit` and go on."""

@@ -172,10 +172,10 @@ class CrossGroup:
         if not entry.is_written and self._entries.get(entry.namespace) is entry:
             del self._entries[entry.namespace]
         self._clock += 1
-        for page in entry.pages:
-            self._allocator.release(page)
-        if not self._num_users(entry):
-            self._leave(entry)
+        while table.pages:
+            self._allocator.release(table.pages.pop())
+            if not table.pages and not self._num_users(entry):
+                self._leave(entry)
 
     def next_page(self, namespace: Namespace, match: CrossMatch, tokens: Sequence[int]) -> object | None:  # noqa: ARG002
         """Nobody waits for an output that another computes: sequences that start in one step share it at once."""

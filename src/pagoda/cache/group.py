@@ -143,22 +143,22 @@ class PageGroup:
         node = (path[-1] if path else self._tree.root(namespace)) if self._share else None
         table = PageTable(account, node, first, milestones)
         self._pages.tick()
-        for each in path[first:]:
-            self._pages.take(each)
-            each.num_hits += 1
-            table.pages.append(each.page)
-        table.num_tokens = whole * self.page_tokens
-        if not rest:
-            return table, PageActions([], [])
-        source = match.path[whole] if whole < len(match.path) else match.partial
-        assert source is not None
-        source.num_hits += 1
-        self._pages.take(source)  # not to be evicted to make room for its own copy
-        page = self._pages.allocate(1, account)[0]
-        self._pages.drop(source.page)
-        table.pages.append(page)
+        try:
+            for each in path[first:]:
+                self._pages.take(each)
+                each.num_hits += 1
+                table.pages.append(each.page)
+            table.num_tokens = whole * self.page_tokens
+            if not rest:
+                return table, PageActions([], [])
+            source = match.path[whole] if whole < len(match.path) else match.partial
+            assert source is not None
+            copy = self._copy_open(table, source)
+        except BaseException:
+            self.release(table)
+            raise
         table.num_tokens = num_tokens
-        return table, PageActions([page], [(source.page, page)])
+        return table, copy
 
     def reserve_cost(self, table: PageTable, num_tokens: int) -> int:
         """How many pages `reserve` would allocate."""
@@ -223,8 +223,8 @@ class PageGroup:
         self._pages.tick()
         if keep and tokens:
             self._keep_tail(table, tokens)
-        for page in reversed(table.held):
-            self._pages.drop(page)
+        while len(table.pages) > table.num_dropped:
+            self._pages.drop(table.pages.pop())
         if not keep and table.node is not None:
             self._pages.forget(table.node)
         del table.pages[:]
@@ -266,6 +266,17 @@ class PageGroup:
     def check_integrity(self, tables: Sequence[PageTable]) -> None:
         """Raise IntegrityError unless counts, tree and the given (all live) tables agree."""
         self._pages.check_integrity(tables)
+
+    def _copy_open(self, table: PageTable, source: Node) -> PageActions:
+        """Append an open page that is to begin with the bytes of `source`."""
+        source.num_hits += 1
+        self._pages.take(source)  # not to be evicted to make room for its own copy
+        try:
+            page = self._pages.allocate(1, table.account)[0]
+        finally:
+            self._pages.drop(source.page)
+        table.pages.append(page)
+        return PageActions([page], [(source.page, page)])
 
     def _page_at(self, namespace: Namespace, node: Node | None, tokens: Sequence[int], start: int) -> object | None:
         stop = start + self.page_tokens

@@ -161,10 +161,12 @@ class StateGroup:
             slot = self._allocate(account)
             table.pages.append(slot)
             return table, PageActions([slot], [])
-        self._allocator.retain(snapshot.page)  # not to be evicted to make room for its own copy
-        slot = self._allocate(account)
         snapshot.num_uses += 1
-        self._leave(snapshot)
+        self._allocator.retain(snapshot.page)  # not to be evicted to make room for its own copy
+        try:
+            slot = self._allocate(account)
+        finally:
+            self._leave(snapshot)
         self._demote([each for each in match if each.num_tokens < num_tokens])
         table.source = snapshot
         table.pages.append(slot)
@@ -196,11 +198,12 @@ class StateGroup:
     def commit(self, table: StateTable, tokens: Sequence[int], num_tokens: int) -> None:
         """The state is that after the first `num_tokens` of `tokens` now, and the copies of this step are made."""
         self._clock += 1
-        for point, slot in table.cuts:
+        while table.cuts:
+            point, slot = table.cuts[0]
             # Where prompts part another sequence has gone on before.
             num_uses = int(point == self._rule.branch(table.milestones))
             self._keep(table.namespace, token_key(tokens[:point]), slot, num_uses)
-        table.cuts.clear()
+            del table.cuts[0]
         table.num_tokens = num_tokens
 
     def fork(self, table: StateTable) -> StateTable:
@@ -218,14 +221,13 @@ class StateGroup:
         leases end.
         """
         self._clock += 1
-        for _, slot in table.cuts:
-            self._allocator.release(slot)
-        table.cuts.clear()
-        slot = table.pages.pop()
-        if keep and self._share and table.num_tokens and tokens and self._allocator.references(slot) == 1:
-            self._keep_end(table, tokens, slot)
-        else:
-            self._allocator.release(slot)
+        while table.cuts:
+            self._allocator.release(table.cuts.pop()[1])
+        has_end = keep and self._share and table.num_tokens and tokens
+        if has_end and table.pages and self._allocator.references(table.pages[0]) == 1:
+            self._keep_end(table, tokens)
+        while table.pages:
+            self._allocator.release(table.pages.pop())
         if not keep:
             for snapshot in self.match(table.namespace, token_key(tokens[: table.num_tokens])):
                 self.leases.break_over(snapshot)
@@ -295,14 +297,15 @@ class StateGroup:
         snapshot.num_uses = num_uses
         self._leave(snapshot)
 
-    def _keep_end(self, table: StateTable, tokens: Sequence[int], slot: int) -> None:
-        """Keep the last state of a sequence.
+    def _keep_end(self, table: StateTable, tokens: Sequence[int]) -> None:
+        """Keep the last state of a sequence, whose slot leaves the table.
 
         What it came from has had its use, unless its prompt was asked before. The state before the end of the prompt
         gives way to the last one, or the last one to it, as prompts of late go on from answers or are asked again.
         """
         key = token_key(tokens[: table.num_tokens])
-        self._keep(table.namespace, key, slot)
+        self._keep(table.namespace, key, table.pages[0])
+        table.pages.pop()
         *way, end = self.match(table.namespace, key)
         if table.milestones.is_asked_again or self._answers_return < 0:
             self._demote([end])

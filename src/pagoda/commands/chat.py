@@ -9,9 +9,11 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
+from functools import partial
 
 from rich.console import Console
 
+from pagoda.chat.options import ChatOptions
 from pagoda.commands.conversation import Conversation
 from pagoda.commands.options import load_llm, sampling_params
 from pagoda.commands.report import RequestCost
@@ -28,7 +30,7 @@ HELP = """/help   this list
 
 
 def run(arguments: Namespace) -> int:
-    params = sampling_params(arguments)
+    sampling_params(arguments)  # what is wrong with them is told before a model is loaded
     with load_llm(arguments) as llm:
         if llm.tokenizer is None:
             raise TokenizerRequiredError("Chat needs a tokenizer, and this model has none; give one with --tokenizer.")
@@ -36,6 +38,7 @@ def run(arguments: Namespace) -> int:
             raise ConfigError(
                 "Chat goes on from its own answers, and this model answers what its encoder reads; use pagoda generate."
             )
+        params = sampling_params(arguments, llm.get_default_sampling_params())
         Chat(llm, params, arguments.system, arguments.stats).run()
     return 0
 
@@ -55,7 +58,7 @@ class Chat:
     def run(self) -> None:
         if self._is_interactive:
             self._aside.print("/help lists what can be typed.", style="dim")
-        if self._llm.tokenizer.chat_template is None:
+        if not self._llm.chats.has_template:
             self._aside.print("This model has no chat template: it continues your text instead.", style="dim")
         for line in self._lines():
             if line == "/quit":
@@ -119,7 +122,9 @@ class Chat:
             self._aside.print(_cost_line(output), style="dim")
 
     def _new_conversation(self) -> Conversation:
-        return Conversation(self._llm.tokenizer, self._llm.engine.model.eos_token_ids, self._system)
+        chats = self._llm.chats
+        template = partial(chats.render, options=ChatOptions()) if chats.has_template else None
+        return Conversation(self._llm.tokenizer, template, self._llm.engine.model.eos_token_ids, self._system)
 
 
 def _cost_line(output: RequestOutput) -> str:

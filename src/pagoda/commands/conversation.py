@@ -1,13 +1,16 @@
 """A conversation as token ids that only ever grow, so that each turn finds all earlier ones in the cache.
 
-Knows messages, a tokenizer and its chat template. What the model generated stays as the very tokens it generated: text
-that is decoded and tokenized again may come back as other tokens, and would miss the cache from there on.
+Knows messages, a tokenizer and what renders its chat template. What the model generated stays as the very tokens it
+generated: text that is decoded and tokenized again may come back as other tokens, and would miss the cache from there
+on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from pagoda.tokenizing import encode
 
 Message = dict[str, str]
 
@@ -18,11 +21,19 @@ LINE_ENDS = {"system": "\n", "user": "", "assistant": "\n"}
 class Conversation:
     """Messages so far, and the tokens of those that the model has seen.
 
-    Without a chat template the model continues plain text: an answer goes on where the question ended, then a new line.
+    `template` renders them. Without one the model continues plain text: an answer goes on where the question ended,
+    then a new line.
     """
 
-    def __init__(self, tokenizer: Any, end_token_ids: frozenset[int] = frozenset(), system: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: Callable[[list[Message]], str] | None,
+        end_token_ids: frozenset[int] = frozenset(),
+        system: str | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._template = template
         self._end_token_ids = end_token_ids
         self._messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         self._text = ""
@@ -42,18 +53,16 @@ class Conversation:
     def _render(self, text: str) -> str:
         """The whole conversation up to where the assistant answers `text`."""
         messages = [*self._messages, {"role": "user", "content": text}]
-        if self._tokenizer.chat_template is None:
+        if self._template is None:
             return "".join(message["content"] + LINE_ENDS[message["role"]] for message in messages)
-        rendered: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return rendered
+        return self._template(messages)
 
     def _tokenize(self, rendered: str) -> list[int]:
         """Tokens of `rendered`: those seen before as they were, and the rest from the tokenizer.
 
         A template that rewrites earlier turns (some drop old reasoning) makes it all new.
         """
-        has_template = self._tokenizer.chat_template is not None
         if self._tokens and rendered.startswith(self._text):
             added = rendered[len(self._text) :]
-            return self._tokens + list(self._tokenizer(added, add_special_tokens=False).input_ids)
-        return list(self._tokenizer(rendered, add_special_tokens=not has_template).input_ids)
+            return self._tokens + list(encode(self._tokenizer, added, add_special_tokens=False).input_ids)
+        return list(encode(self._tokenizer, rendered, add_special_tokens=self._template is None).input_ids)

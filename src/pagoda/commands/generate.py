@@ -9,6 +9,7 @@ import json
 import sys
 from argparse import Namespace
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,18 @@ from pagoda.sampling_params import SamplingParams, StructuredOutputs
 
 
 def run(arguments: Namespace) -> int:
-    params = sampling_params(
+    params = partial(
+        sampling_params,
         arguments,
         n=arguments.n,
         logprobs=arguments.logprobs,
         prompt_logprobs=arguments.prompt_logprobs,
         structured_outputs=_form(arguments),
     )
+    params()  # what is wrong with them is told before a model is loaded
     prompt = _prompt(arguments)
     with load_llm(arguments) as llm:
-        output, cache = _generate(llm, prompt, params, quiet=arguments.json)
+        output, cache = _generate(llm, prompt, params(llm.get_default_sampling_params()), quiet=arguments.json)
         if arguments.json:
             sys.stdout.write(json.dumps(as_json(output), indent=2) + "\n")
         if arguments.stats:

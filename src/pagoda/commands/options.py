@@ -7,7 +7,7 @@ API and the command line cannot drift apart. Imports no torch: `--help` must be 
 from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -42,6 +42,10 @@ def _option(field: str, help: str, **more: Any) -> Option:
     return Option(field, help, more)
 
 
+DEFAULT_PARAMS = SamplingParams()
+# What generation_config.json may have defaults for.
+OF_CHECKPOINTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
 ENGINE_OPTIONS = (
     _option("dtype", "precision of the weights; auto takes the checkpoint's", choices=DTYPES),
     _option(
@@ -52,7 +56,17 @@ ENGINE_OPTIONS = (
     ),
     _option("kv_cache_dtype_skip_layers", "layers that keep the precision of the weights", nargs="+", metavar="LAYER"),
     _option("block_size", "tokens per page, a multiple of 16", type=int, metavar="TOKENS"),
-    _option("max_model_len", "longest sequence; by default what model and memory allow", type=int, metavar="TOKENS"),
+    _option(
+        "generation_config",
+        "where sampling defaults come from: auto (the checkpoint), vllm (nowhere), or a directory",
+        metavar="SOURCE",
+    ),
+    _option(
+        "max_model_len",
+        "longest sequence; by default what model and memory allow, more where its positions can be stretched",
+        type=int,
+        metavar="TOKENS",
+    ),
     _option(
         "kv_cache_memory_bytes",
         "memory for pages, such as 512MiB or 4G; by default 40%% of free memory, at most 4 GiB",
@@ -111,6 +125,25 @@ SERVER_OPTIONS = (
     _option("min_cacheable_tokens", "ignore marks before so many tokens of a prompt", type=int, metavar="N"),
     _option("max_queued_requests", "answer 429 when so many wait", type=int, metavar="N"),
     _option("max_body_bytes", "refuse longer bodies, such as 8MiB", type=size, metavar="SIZE"),
+    _option("max_connections", "how many may be open; fewer if `ulimit -n` is low", type=int, metavar="N"),
+    _option(
+        "receive_timeout_seconds",
+        "how long the headers of a request may take, and a body beyond what it takes at 4 KiB/s",
+        type=float,
+        metavar="SECONDS",
+    ),
+    _option(
+        "send_timeout_seconds",
+        "how long a client may leave an answer unread, beyond what it takes at 32 KiB/s",
+        type=float,
+        metavar="SECONDS",
+    ),
+    _option(
+        "keep_alive_timeout_seconds",
+        "how long a connection stays open between requests",
+        type=int,
+        metavar="SECONDS",
+    ),
     _option(
         "stream_interval_seconds",
         "send tokens of a stream at most so often; 0 sends each",
@@ -141,9 +174,13 @@ def add_engine_options(parser: ArgumentParser) -> None:
 
 
 def add_sampling_options(parser: ArgumentParser, max_tokens: int) -> None:
-    """`max_tokens` is the default: a terminal wants more than the 16 tokens at which SamplingParams stops."""
+    """`max_tokens` is the default: a terminal wants more than the 16 tokens at which SamplingParams stops.
+
+    Other defaults hold where the checkpoint has none of its own.
+    """
     defaults = _defaults(SamplingParams) | {"max_tokens": max_tokens}
     _add(parser.add_argument_group("sampling"), SAMPLING_OPTIONS, defaults)
+    parser.set_defaults(**dict.fromkeys(OF_CHECKPOINTS))
 
 
 def add_server_options(parser: ArgumentParser) -> None:
@@ -167,8 +204,9 @@ def engine_options(arguments: Namespace) -> dict[str, Any]:
     return options_given(arguments, ENGINE_OPTIONS)
 
 
-def sampling_params(arguments: Namespace, **more: Any) -> SamplingParams:
-    return SamplingParams(**options_given(arguments, SAMPLING_OPTIONS), **more)
+def sampling_params(arguments: Namespace, defaults: SamplingParams = DEFAULT_PARAMS, **more: Any) -> SamplingParams:
+    """What was given on the command line, and else the `defaults` of a model."""
+    return replace(defaults, **options_given(arguments, SAMPLING_OPTIONS), **more)
 
 
 def options_given(arguments: Namespace, options: tuple[Option, ...]) -> dict[str, Any]:

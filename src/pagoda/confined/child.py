@@ -52,6 +52,7 @@ class Worker:
 
     def __init__(self, memory_nbytes: int) -> None:
         self._memory_nbytes = memory_nbytes
+        self._least_nbytes = 0
         self._prepared: tuple[Any, ...] = ()
 
     def reply(self, method: str, function: str, argument: Any) -> bytes:
@@ -63,13 +64,19 @@ class Worker:
             raise
         except Exception as error:
             kind, value = "error", {"kind": type(error).__name__, "message": str(error)[:MAX_MESSAGE_LENGTH]}
-        return json.dumps((kind, value, _used_nbytes() > self._memory_nbytes // 2)).encode()
+        return json.dumps((kind, value, self._is_worn)).encode()
+
+    @property
+    def _is_worn(self) -> bool:
+        """Whether half of the memory for calls is gone: what one has not given back, the next one lacks."""
+        return _used_nbytes() > (self._memory_nbytes + self._least_nbytes) // 2
 
     def _call(self, function: str, argument: Any) -> Any:
         return _found(function)(*self._prepared, argument)
 
     def _prepare(self, function: str, argument: Any) -> None:
         self._prepared = (_found(function)(argument),)
+        self._least_nbytes = _used_nbytes()
 
 
 def _found(function: str) -> Callable[..., Any]:
@@ -114,7 +121,7 @@ def _alarms(requests: int, seconds: float, wall_seconds: float) -> Iterator[None
 
 
 def _used_nbytes() -> int:
-    """Of address space: what one call has not given back, the next one lacks."""
+    """Of address space."""
     pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[0]
     return int(pages) * os.sysconf("SC_PAGESIZE")
 

@@ -22,7 +22,18 @@ class TooLargeResultError(ConfinedError):
 
 
 class CrashedError(ConfinedError):
-    """The child ended in another way, or never started."""
+    """The child ended in another way."""
+
+
+class NotReadyError(ConfinedError):
+    """There was no child for the call: it could not be started, or not be prepared.
+
+    It will be the same the next time if `is_final`, since the preparation raised.
+    """
+
+    def __init__(self, message: str, is_final: bool = False) -> None:
+        super().__init__(message)
+        self.is_final = is_final
 
 
 class FunctionError(ConfinedError):

@@ -10,8 +10,8 @@ first call, in some 50 ms, and is kept for those to come. With a `Preparation` i
 functions then take before their argument: "module:Class.method" of a Class that was prepared.
 
 A call ends, and its child is killed, when the time, the memory or the size of the result is used up, when nobody wants
-the result any longer, and when the `Confined` is closed. Each way has its error (`errors.py`). Knows nothing of what is
-run. Any thread may call; calls beyond `num_children` at once wait for their turn.
+the result any longer, and when the `Confined` is closed. Each way has its error (`errors.py`). Any thread may call;
+calls beyond `num_children` at once wait for their turn. Knows nothing of what is run.
 """
 
 from __future__ import annotations
@@ -26,29 +26,37 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from pagoda.confined.errors import NotWantedError, TooSlowError
+from pagoda.confined.errors import (
+    CrashedError,
+    FunctionError,
+    NotReadyError,
+    NotWantedError,
+    TooMuchMemoryError,
+    TooSlowError,
+)
 from pagoda.confined.process import POLL_SECONDS, Child, Reply
 
 # Beside the time on a processor: a machine that is busy with other things makes a call last longer, not cost more.
-WALL_FACTOR = 4.0
-WALL_SECONDS = 1.0
+WALL_FACTOR = 10.0
+WALL_SECONDS = 5.0
 # What a request is.
 CALL, PREPARE = "call", "prepare"
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What a new child makes once, in so many seconds: what `function` gives for `argument`. It stays in the child."""
+    """What a new child makes once, in so many seconds, and keeps: what `function` gives for what `argument` gives."""
 
     function: str
-    argument: Any
+    argument: Callable[[], Any]
     seconds: float
 
 
 class Confined:
     """At most `num_children` children, each of which may use `memory_nbytes` of address space.
 
-    A result may have `result_nbytes`. After `os.fork()` the forked process has children of its own.
+    A result may have `result_nbytes`. A call that takes long gives way to whatever else runs on the machine, and is the
+    last of its child, unless it `gives_way` to nobody. After `os.fork()` the forked process has children of its own.
     """
 
     def __init__(
@@ -58,9 +66,11 @@ class Confined:
         num_children: int = 1,
         result_nbytes: int = 1 << 20,
         preparation: Preparation | None = None,
+        gives_way: bool = True,
     ) -> None:
         self._memory_nbytes = memory_nbytes
         self._preparation = preparation
+        self._gives_way = gives_way
         self._num_children = num_children
         self._result_nbytes = result_nbytes
         self._is_closed = False
@@ -81,6 +91,7 @@ class Confined:
 
         Raises a ConfinedError. `is_wanted` is asked many times a second, also while other calls have their turn.
         """
+        self._check(is_wanted)
         with self._turn(is_wanted), self._child(is_wanted) as child:
             reply = self._ask(child, (CALL, function, argument), seconds, is_wanted)
         return reply.result()
@@ -132,6 +143,7 @@ class Confined:
         try:
             if self._preparation is not None and not child.is_prepared:
                 self._prepare(child, self._preparation, is_wanted)
+            child.may_give_way = self._gives_way
             yield child
             is_good = not child.is_worn
         finally:
@@ -158,8 +170,13 @@ class Confined:
             self._drop(child)
 
     def _prepare(self, child: Child, preparation: Preparation, is_wanted: Callable[[], bool]) -> None:
-        request = (PREPARE, preparation.function, preparation.argument)
-        self._ask(child, request, preparation.seconds, is_wanted).result()
+        request = (PREPARE, preparation.function, preparation.argument())
+        try:
+            self._ask(child, request, preparation.seconds, is_wanted).result()
+        except FunctionError as error:
+            raise NotReadyError(str(error), is_final=True) from error
+        except (TooSlowError, TooMuchMemoryError, CrashedError) as error:
+            raise NotReadyError(f"to prepare for it {error}") from error
         child.is_prepared = True
 
     def _drop(self, child: Child) -> None:

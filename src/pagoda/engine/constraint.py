@@ -14,6 +14,13 @@ import torch
 class Matcher(Protocol):
     """The form of one sequence."""
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is known what may follow the last token; `mask` and `is_done` wait for that.
+
+        Waits a moment for it at most, and for the same token no second time.
+        """
+
     def mask(self, logits: torch.Tensor) -> None:
         """Set what may not come next to -inf in `logits` [vocabulary]. Raises StructuredOutputError if it cannot."""
 

@@ -8,32 +8,26 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
-from time import monotonic
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from time import monotonic, sleep
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from pagoda.cache.base import CacheGroup
-from pagoda.cache.cache import Cache, CacheStats, NoBytes, PageStore
-from pagoda.cache.cross import CrossGroup
-from pagoda.cache.group import PageGroup
+from pagoda.cache.cache import CacheStats
 from pagoda.cache.lease import Breakpoint, LeaseInfo
 from pagoda.cache.outline import Outline
-from pagoda.cache.pool import PagePool
 from pagoda.cache.radix import Watcher
-from pagoda.cache.rule import KeepAll
-from pagoda.cache.state import SnapshotRule, StateGroup
 from pagoda.config import EngineConfig
 from pagoda.engine.admission import Admission
 from pagoda.engine.breakpoints import check_breakpoints, lease_computed
-from pagoda.engine.encoding import NewInputs
 from pagoda.engine.forward import Computed, Forward
-from pagoda.engine.memory import LEDGER_PAGES, MemoryPlan, plan_memory
+from pagoda.engine.memory import plan_memory
+from pagoda.engine.pools import make_cache, make_pools
 from pagoda.engine.request import FinishReason, Phase, Request, Sequence
 from pagoda.engine.sampling import ban, draw, stop_token_ids, token_logprobs
 from pagoda.engine.scheduler import Plan, Scheduler
-from pagoda.engine.scoring import max_scored_tokens, score_prompts
+from pagoda.engine.scoring import max_scored_tokens, score_prompt
 from pagoda.errors import (
     NonFiniteCacheError,
     NonFiniteLogitsError,
@@ -42,13 +36,16 @@ from pagoda.errors import (
     StructuredOutputError,
 )
 from pagoda.kernels.base import Kernels
-from pagoda.layouts.spec import Reach
 from pagoda.models.encoder import EncoderInput
 from pagoda.models.model import Model
-from pagoda.registry import lookup
 from pagoda.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
+
+# Before another look, where all there is to do is to wait for matchers.
+HELD_SECONDS = 0.001
+
+Returned = TypeVar("Returned")
 
 
 class TokenEvent(NamedTuple):
@@ -67,17 +64,24 @@ class Engine:
         self.model = model
         self.kernels = kernels
         self.memory = plan_memory(model, config)
+        model.fix_length(config.max_model_len)
         self.max_model_len = self.memory.max_model_len
-        pools = _make_pools(self.memory, config.environment.poison_pages)
+        pools = make_pools(self.memory, config.environment.poison_pages)
         self._admission = Admission(model, config, self.memory)
-        self._cache = _make_cache(self.memory, pools, config, clock)
+        self._cache = make_cache(self.memory, pools, config, clock)
         self._scheduler = Scheduler(
-            self._cache, config.max_num_seqs, config.max_num_batched_tokens, max_scored_tokens(model.vocab_size)
+            self._cache,
+            config.max_num_seqs,
+            config.max_num_batched_tokens,
+            max_scored_tokens(model.vocab_size),
+            {name: share.weight for name, share in config.tenants.items()},
         )
         self._forward = Forward(model, kernels, self.memory, pools)
         self._config = config
         self._seeds = random.Random(config.seed)
         self._requests: dict[str, Request] = {}
+        self._held: list[Sequence] = []
+        self._events: list[TokenEvent] = []  # of what has happened, until somebody takes them
 
     @property
     def has_work(self) -> bool:
@@ -109,46 +113,44 @@ class Engine:
         if request.request_id in self._requests:
             raise RequestError(f"There is a request {request.request_id!r} already; choose another id.")
         request.stop_token_ids = stop_token_ids(request.params, self.model.eos_token_ids)
+        request.rules = self.model.generation.rules
         request.seed = self._seeds.getrandbits(63) if request.params.seed is None else request.params.seed
-        self._requests[request.request_id] = request
         self._scheduler.add(self._new_sequence(request, 0))
+        self._requests[request.request_id] = request
+
+    def refuse(self, request: Request, error: Exception) -> list[TokenEvent]:
+        """End a request that `add` raised for."""
+        if not request.sequences:
+            request.sequences.append(Sequence(request, 0, list(request.prompt), random.Random(0)))
+        self._fail(request.sequences, error)
+        return self._take_events()
 
     def cancel(self, request_id: str) -> list[TokenEvent]:
         """End a request now and free its pages. Unknown and finished ids are ignored."""
         request = self._requests.get(request_id)
-        return [] if request is None else self._end(request, FinishReason.ABORT)
+        if request is not None:
+            self._end(request, FinishReason.ABORT)
+        return self._take_events()
 
     def step(self) -> list[TokenEvent]:
-        """Advance every scheduled sequence; returns what came of it."""
-        plan = self._scheduler.schedule()
-        if not plan:
-            return self._refuse_next()
-        now = monotonic()
-        for sequence, num_tokens in plan.items():
-            metrics = sequence.request.metrics
-            metrics.first_scheduled = metrics.first_scheduled or now
-            metrics.num_computed_tokens += num_tokens
-        new_inputs = self._forward.read(plan)
-        events = self._fail_unread(plan, new_inputs)
-        if not plan:
-            return events
+        """Advance every scheduled sequence; returns what came of it.
+
+        What raises for one request ends that one. If it raises all the same, what came of it is told by `fail_all`.
+        """
+        plan = self._schedule()
         try:
-            computed = self._forward.run(plan, new_inputs)
+            computed = self._launch(plan)
+            if computed is not None:
+                self._settle(plan, computed)
         except Exception as error:
-            logger.exception("The forward pass of %d sequences failed", len(plan))
-            return events + self._fail(list(plan), RequestError(f"The model's forward pass failed: {error!r}"))
-        events += self._fail_broken(computed)
-        self._commit(plan)
-        score_prompts(computed.prompt_logits)
-        ban(computed.logits, computed.complete, self.model.generation)
-        rows = zip(computed.complete, computed.logits, strict=True)
-        running = [(sequence, row) for sequence, row in rows if sequence.phase is Phase.RUNNING]
-        events += self._end_prompts([sequence for sequence, _ in running if sequence.request.params.max_tokens == 0])
-        return events + self._sample([(sequence, row) for sequence, row in running if sequence.phase is Phase.RUNNING])
+            logger.exception("A step of %d sequences failed", len(plan))
+            self._fail(plan, RequestError(f"The step that this request was in failed: {error!r}"))
+        return self._take_events()
 
     def fail_all(self, error: Exception) -> list[TokenEvent]:
         """End every request with `error`."""
-        return self._fail([s for request in list(self._requests.values()) for s in request.sequences], error)
+        self._fail([s for request in list(self._requests.values()) for s in request.sequences], error)
+        return self._take_events()
 
     def check_integrity(self) -> None:
         """Raise IntegrityError if the cache's bookkeeping contradicts itself."""
@@ -177,32 +179,85 @@ class Engine:
         """Forget every page that no running sequence uses; returns how many."""
         return self._cache.reset()
 
-    def _commit(self, plan: Plan) -> None:
+    def _take_events(self) -> list[TokenEvent]:
+        events, self._events = self._events, []
+        return events
+
+    def _schedule(self) -> Plan:
+        """What to compute; those for whom that raises end."""
+        held, self._held = self._held, []
+        for sequence in held:
+            if sequence.phase is not Phase.FINISHED:
+                self._contain(sequence, self._release)
+        plan = self._scheduler.schedule()
+        for sequence, error in self._scheduler.failed.items():
+            logger.error("Scheduling request %s failed", sequence.request.request_id, exc_info=error)
+            self._fail([sequence], RequestError(f"This request could not be scheduled: {error!r}"))
+        if not plan and self._held:
+            sleep(HELD_SECONDS)
+        elif not plan and not self._scheduler.failed:
+            self._refuse_next()
+        now = monotonic()
         for sequence, num_tokens in plan.items():
-            if sequence.cached is not None:
-                self._cache.commit(sequence.cached, sequence.tokens, sequence.cached.num_tokens + num_tokens)
-                lease_computed(self._cache, sequence)
+            metrics = sequence.request.metrics
+            metrics.first_scheduled = metrics.first_scheduled or now
+            metrics.num_computed_tokens += num_tokens
+        return _unfinished(plan)
 
-    def _end_prompts(self, complete: list[Sequence]) -> list[TokenEvent]:
-        """End those that were to be computed only; their pages stay."""
-        ended = [each for sequence in complete for each in (sequence, *self._fork(sequence))]
-        for sequence in ended:
-            self._finish(sequence, FinishReason.LENGTH)
-        return [TokenEvent(sequence, None) for sequence in ended]
+    def _launch(self, plan: Plan) -> Computed | None:
+        """Run the model, if there is anything to compute; those whose encoder input could not be read end."""
+        new_inputs = self._forward.read(plan)
+        for sequence, error in new_inputs.failed.items():
+            self._fail([sequence], RequestError(f"The model's encoder failed: {error!r}"))
+        left = _unfinished(plan)
+        return self._forward.run(left, new_inputs) if left else None
 
-    def _sample(self, complete: list[tuple[Sequence, torch.Tensor]]) -> list[TokenEvent]:
+    def _settle(self, plan: Plan, computed: Computed) -> None:
+        """Take over what was computed, and draw the next tokens."""
+        self._fail_broken(computed)
+        for sequence, num_tokens in _unfinished(plan).items():
+            self._contain(sequence, self._commit, num_tokens)
+        for sequence, logits in computed.prompt_logits.items():
+            self._contain(sequence, score_prompt, logits)
+        ban(computed.logits, computed.complete, self.model.generation)
+        complete = [
+            (sequence, row)
+            for sequence, row in zip(computed.complete, computed.logits, strict=True)
+            if sequence.phase is Phase.RUNNING
+        ]
+        for sequence, _ in complete:
+            if sequence.request.params.max_tokens == 0:
+                self._contain(sequence, self._end_prompt)
+        self._sample([(sequence, row) for sequence, row in complete if sequence.phase is Phase.RUNNING])
+
+    def _commit(self, sequence: Sequence, num_tokens: int) -> None:
+        assert sequence.cached is not None
+        self._cache.commit(sequence.cached, sequence.tokens, sequence.cached.num_tokens + num_tokens)
+        lease_computed(self._cache, sequence)
+
+    def _end_prompt(self, sequence: Sequence) -> None:
+        """End one that was to be computed only; its pages stay."""
+        for each in (sequence, *self._fork(sequence)):
+            self._finish(each, FinishReason.LENGTH)
+            self._events.append(TokenEvent(each, None))
+
+    def _sample(self, complete: list[tuple[Sequence, torch.Tensor]]) -> None:
         """Draw the next token of each completed sequence from its logits, forking those that want several samples."""
-        rows = [(each, row) for sequence, row in complete for each in (sequence, *self._fork(sequence))]
+        rows = []
+        for sequence, row in complete:
+            twins = self._contain(sequence, self._fork) or ()
+            rows += [(each, row) for each in (sequence, *twins) if each.phase is not Phase.FINISHED]
         drawn, failed = draw(rows, self.model.eos_token_ids)
-        events = []
         for sequence, error in failed:
-            events += self._fail([sequence], error, keep_pages=True)
+            self._fail([sequence], error, keep_pages=True)
         now = monotonic()
         for sequence, row, token in drawn:
-            if sequence.phase is Phase.RUNNING:
-                self._append(sequence, token, row, now)
-                events.append(TokenEvent(sequence, token))
-        return events
+            if sequence.phase is not Phase.FINISHED:
+                self._contain(sequence, self._accept, token, row, now)
+
+    def _accept(self, sequence: Sequence, token: int, logits: torch.Tensor, now: float) -> None:
+        self._append(sequence, token, logits, now)
+        self._events.append(TokenEvent(sequence, token))
 
     def _fork(self, sequence: Sequence) -> list[Sequence]:
         """The other samples of a request whose prompt is computed now."""
@@ -223,19 +278,55 @@ class Engine:
         metrics.last_token = now
         if sequence.index == 0:
             metrics.token_times.append(now)
-        matched = request.watch(sequence, token) if request.watch else None
+        stops = token in request.stop_token_ids
+        # The text ends before the token that ends it, as it does before a stop string.
+        is_shown = not stops or params.include_stop_str_in_output
+        matched = request.watch(sequence, token) if request.watch and is_shown else None
         if sequence.matcher is not None:
             sequence.matcher.push(token)
-        if token in request.stop_token_ids:
+        if stops:
             sequence.stop_reason = None if token in self.model.eos_token_ids else token
             self._finish(sequence, FinishReason.STOP)
         elif matched is not None and sequence.num_output_tokens >= params.min_tokens:
             sequence.stop_reason = matched
             self._finish(sequence, FinishReason.STOP)
-        elif sequence.matcher is not None and sequence.matcher.is_done:
-            self._finish(sequence, FinishReason.STOP)
-        elif len(sequence.tokens) >= self.max_len(request.tenant) or sequence.num_output_tokens == params.max_tokens:
+        elif sequence.matcher is not None:
+            sequence.is_held = True
+            self._held.append(sequence)
+        elif self._is_full(sequence):
             self._finish(sequence, FinishReason.LENGTH)
+
+    def _is_full(self, sequence: Sequence) -> bool:
+        request = sequence.request
+        limit = self.max_len(request.tenant)
+        return len(sequence.tokens) >= limit or sequence.num_output_tokens == request.params.max_tokens
+
+    def _release(self, sequence: Sequence) -> None:
+        """Let a sequence go on, or end it, if its matcher knows by now."""
+        assert sequence.matcher is not None
+        if not sequence.matcher.is_ready:
+            self._held.append(sequence)
+            return
+        sequence.is_held = False
+        if sequence.matcher.is_done or self._is_full(sequence):
+            self._finish(sequence, FinishReason.STOP if sequence.matcher.is_done else FinishReason.LENGTH)
+            self._events.append(TokenEvent(sequence, None))
+
+    def _contain(self, sequence: Sequence, action: Callable[..., Returned], *arguments: Any) -> Returned | None:
+        """What `action` returns for a sequence, None if it raises: that ends its request alone.
+
+        Libraries in Rust that panic raise what is no Exception.
+        """
+        try:
+            return action(sequence, *arguments)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            if not isinstance(error, RequestError):
+                logger.exception("Request %s failed", sequence.request.request_id)
+                error = RequestError(f"This request failed: {error!r}")
+            self._fail([sequence], error)
+            return None
 
     def _finish(self, sequence: Sequence, reason: FinishReason, keep_pages: bool = True) -> None:
         sequence.finish_reason = reason
@@ -243,45 +334,36 @@ class Engine:
         if sequence.request.is_finished:
             self._requests.pop(sequence.request.request_id, None)
 
-    def _end(self, request: Request, reason: FinishReason, keep_pages: bool = True) -> list[TokenEvent]:
+    def _end(self, request: Request, reason: FinishReason, keep_pages: bool = True) -> None:
         """Finish what is unfinished of a request."""
-        ended = [sequence for sequence in request.sequences if sequence.phase is not Phase.FINISHED]
-        for sequence in ended:
-            self._finish(sequence, reason, keep_pages)
-        return [TokenEvent(sequence, None) for sequence in ended]
+        for sequence in [each for each in request.sequences if each.phase is not Phase.FINISHED]:
+            try:
+                self._finish(sequence, reason, keep_pages)
+            except Exception:
+                logger.exception("A sequence of request %s could not be ended; trying again", request.request_id)
+                self._finish(sequence, reason, keep_pages=False)
+            self._events.append(TokenEvent(sequence, None))
 
-    def _fail(self, sequences: list[Sequence], error: Exception, keep_pages: bool = False) -> list[TokenEvent]:
+    def _fail(self, sequences: Iterable[Sequence], error: Exception, keep_pages: bool = False) -> None:
         """End the requests of `sequences` with `error`, and forget their pages if what is in them is in doubt."""
-        events = []
         for request in {sequence.request: None for sequence in sequences}:
             request.error = error
-            events += self._end(request, FinishReason.ERROR, keep_pages)
-        return events
+            self._end(request, FinishReason.ERROR, keep_pages)
 
-    def _fail_unread(self, plan: Plan, new_inputs: NewInputs) -> list[TokenEvent]:
-        """End those whose encoder input could not be read, and take them out of the plan."""
-        events = []
-        for sequence, error in new_inputs.failed.items():
-            del plan[sequence]
-            events += self._fail([sequence], RequestError(f"The model's encoder failed: {error!r}"))
-        return events
-
-    def _fail_broken(self, computed: Computed) -> list[TokenEvent]:
+    def _fail_broken(self, computed: Computed) -> None:
         """End what computed NaN or infinity, before its pages are shared."""
-        events = self._fail(
+        self._fail(
             computed.broken,
             NonFiniteCacheError("The model produced NaN or infinite keys or values for this request."),
         )
         broken = [sequence for sequence in computed.with_broken_logits() if sequence.phase is Phase.RUNNING]
-        error = NonFiniteLogitsError("The model produced NaN or infinite logits for this request.")
-        return events + self._fail(broken, error)
+        self._fail(broken, NonFiniteLogitsError("The model produced NaN or infinite logits for this request."))
 
-    def _refuse_next(self) -> list[TokenEvent]:
+    def _refuse_next(self) -> None:
         """Nothing runs and the first in the queue cannot start: end it, so that the others are not held up."""
-        if self._scheduler.running or not self._scheduler.waiting:
-            return []
-        error = OutOfPagesError("The page pool is too small for this request; raise kv_cache_memory_bytes.")
-        return self._fail([self._scheduler.waiting[0]], error)
+        if not self._scheduler.running and self._scheduler.waiting:
+            error = OutOfPagesError("The page pool is too small for this request; raise kv_cache_memory_bytes.")
+            self._fail([self._scheduler.waiting[0]], error)
 
     def _new_sequence(self, request: Request, index: int) -> Sequence:
         # Text of sample i must depend on the seed and i alone, so each has a generator of its own.
@@ -292,33 +374,6 @@ class Engine:
         return sequence
 
 
-def _make_pools(memory: MemoryPlan, poison: bool) -> list[PagePool]:
-    """A pool for every group of layers that attend, then one for recurrent states."""
-    pools = [PagePool(geometry, num_pages, poison) for geometry, num_pages in memory.pools]
-    if memory.states is not None:
-        pools.append(PagePool(memory.states.geometry, memory.states.num_slots, poison))
-    return pools
-
-
-def _make_cache(memory: MemoryPlan, pools: list[PagePool], config: EngineConfig, clock: Callable[[], float]) -> Cache:
-    policy, share, tenants = (
-        lookup("eviction", config.eviction_policy)(),
-        config.enable_prefix_caching,
-        config.tenants,
-    )
-    groups: list[CacheGroup] = [
-        CrossGroup(num_pages, geometry.page_tokens, policy, share, tenants)
-        if geometry.group.reach is Reach.ENCODER
-        else PageGroup(num_pages, geometry.page_tokens, policy, geometry.group, share, tenants)
-        for geometry, num_pages in memory.pools
-    ]
-    stores: list[PageStore] = [*pools]
-    page_nbytes = [pool.geometry.page_nbytes for pool in pools]
-    if not groups:  # pages of nothing tell where prompts part
-        groups.append(PageGroup(LEDGER_PAGES, config.block_size, policy, KeepAll(), share, tenants))
-        stores.insert(0, NoBytes())
-        page_nbytes.insert(0, 0)
-    if memory.states is not None:
-        rule = SnapshotRule(memory.states.interval_tokens, config.block_size)
-        groups.append(StateGroup(memory.states.num_slots, policy, rule, share, tenants))
-    return Cache(groups, stores, page_nbytes, clock)
+def _unfinished(plan: Plan) -> Plan:
+    """What is left of a plan when requests have ended since."""
+    return {sequence: num_tokens for sequence, num_tokens in plan.items() if sequence.phase is not Phase.FINISHED}

@@ -82,7 +82,11 @@ class MemoryPlan:
 
 
 def plan_memory(model: Model, config: EngineConfig) -> MemoryPlan:
-    """Divide the budget into pages. Raises ConfigError if it is too small for one sequence."""
+    """Divide the budget into pages.
+
+    Raises ConfigError if it is too small for one sequence, or max_model_len is more than the model takes.
+    """
+    _check_length(model, config)
     geometries = choose_geometries(model, config)
     budget = config.kv_cache_memory_bytes or _default_budget()
     states = _plan_states(model, config, geometries, budget)
@@ -93,15 +97,22 @@ def plan_memory(model: Model, config: EngineConfig) -> MemoryPlan:
     capacities = [group_capacity(*pool, config.max_num_batched_tokens) for pool in pools if not _is_cross(pool[0])]
     capacities = capacities or [LEDGER_PAGES * config.block_size]
     capacity = min((n for n in capacities if n is not None), default=None)
-    limits = (config.max_model_len, model.max_model_len, capacity)
+    limits = (config.max_model_len or model.max_model_len, capacity)
     wanted = min((n for n in limits if n is not None), default=(*num_pages, LEDGER_PAGES)[0] * config.block_size)
     if geometries and config.max_model_len is None and wanted == capacity != model.max_model_len:
         logger.warning("The page pool holds %d tokens: sequences end there.", capacity)
     if wanted == capacity:
         limit = ("what the page pool holds", " or raise kv_cache_memory_bytes")
     else:
-        limit = ("max_model_len", "" if config.max_model_len is None else " or raise max_model_len")
+        is_most = model.most_model_len is not None and wanted >= model.most_model_len
+        limit = ("max_model_len", "" if is_most else " or raise max_model_len")
     return MemoryPlan(geometries, num_pages, states, wanted, *limit, _max_encoder_len(model, pools))
+
+
+def _check_length(model: Model, config: EngineConfig) -> None:
+    wanted, most = config.max_model_len, model.most_model_len
+    if wanted is not None and most is not None and wanted > most:
+        raise ConfigError(f"max_model_len is {wanted} and the model takes at most {most} tokens; lower it.")
 
 
 def _is_cross(geometry: PageGeometry) -> bool:

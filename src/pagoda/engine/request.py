@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 from pagoda.cache.cache import CachedSequence
 from pagoda.cache.lease import Breakpoint, LeaseResult
 from pagoda.cache.namespace import Namespace
+from pagoda.models.generation import NO_RULES, Rules
 from pagoda.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class Sequence:
     phase: Phase = Phase.WAITING
     cached: CachedSequence | None = None
     matcher: Matcher | None = None  # of the request's constraint
+    is_held: bool = False  # since the matcher does not know yet what may follow
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     cumulative_logprob: float = 0.0
     finish_reason: FinishReason | None = None
@@ -138,6 +140,7 @@ class Request:
     encoder_input: EncoderInput | None = None
     seed: int = 0
     stop_token_ids: frozenset[int] = frozenset()  # its own and the model's
+    rules: Rules = NO_RULES  # of the model
     watch: Callable[[Sequence, int], str | None] | None = None
     constraint: Constraint | None = None  # the form of its output
     biases: tuple[torch.Tensor, torch.Tensor] | None = None  # logit_bias as token ids and values, once it is needed

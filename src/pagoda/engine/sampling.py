@@ -14,8 +14,9 @@ import torch
 
 from pagoda.engine.constraint import Matcher
 from pagoda.engine.request import Request, Sequence, TokenLogprobs
+from pagoda.engine.rules import apply_rules
 from pagoda.errors import InvalidSamplingError, RequestError, StructuredOutputError
-from pagoda.models.model import GenerationTokens
+from pagoda.models.generation import NO_RULES, GenerationTokens
 from pagoda.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ NUCLEUS_GUESS = 1024
 def sample(logits: torch.Tensor, sequence: Sequence, eos_token_ids: frozenset[int]) -> int:
     """The next token of a sequence from its fp32 `logits` [vocabulary], which are left as they are."""
     params = sequence.request.params
-    if params.edits_logits or sequence.matcher is not None:
+    if params.edits_logits or sequence.matcher is not None or sequence.request.rules is not NO_RULES:
         logits = edit_logits(logits.clone(), sequence, eos_token_ids)
     if params.temperature == 0:
         return int(logits.numpy().argmax())  # five times faster than torch's
@@ -51,7 +52,9 @@ def draw(
             drawn.append((sequence, logits, sample(logits, sequence, eos_token_ids)))
         except RequestError as error:
             failed.append((sequence, error))
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a grammar in Rust that panics raises what is no Exception
             logger.exception("Sampling for request %s failed", sequence.request.request_id)
             failed.append((sequence, RequestError(f"Sampling failed: {error!r}")))
     return drawn, failed
@@ -68,19 +71,22 @@ def ban(logits: torch.Tensor, sequences: list[Sequence], generation: GenerationT
 
 
 def edit_logits(logits: torch.Tensor, sequence: Sequence, eos_token_ids: frozenset[int]) -> torch.Tensor:
-    """Apply penalties, bias, the ban on ending early and the form of the output to `logits` [vocabulary], in place.
+    """Apply penalties, bias, what may not come next and the form of the output to `logits` [vocabulary], in place.
 
     Raises RequestError if no token is left.
     """
     params = sequence.request.params
     if params.has_penalties or params.logit_bias:
         _penalise(logits, sequence)
+    ends = stop_token_ids(params, eos_token_ids)
     if sequence.num_output_tokens < params.min_tokens:
-        logits[list(stop_token_ids(params, eos_token_ids))] = -math.inf
+        logits[list(ends)] = -math.inf
+    if sequence.request.rules is not NO_RULES:
+        apply_rules(logits, sequence, ends)
     if sequence.matcher is not None:
         _constrain(logits, sequence.matcher, eos_token_ids if params.ignore_eos else frozenset())
     elif logits.max() == -math.inf:
-        raise InvalidSamplingError("stop_token_ids and min_tokens rule out every token; allow more.")
+        raise InvalidSamplingError("stop_token_ids, min_tokens or rules of the model rule out every token; allow more.")
     return logits
 
 

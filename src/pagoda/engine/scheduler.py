@@ -4,89 +4,188 @@ Continuous batching (Orca, OSDI 2022) with chunked prefill (Sarathi-Serve, arXiv
 running prefills, then waiting requests in order of arrival, all within one token budget. When pages run short the
 youngest sequence whose pages can help is sent back to wait; its pages stay hittable, so little is computed again.
 
-Where tenants have shares, one that waits for pages holds up others of its tenant alone, and while it waits others start
-only from what is left of their own shares, which it could never have. A tenant's leases end early rather than keep its
-own sequences waiting. Integers only, no tensors.
+The tenant that has been served least comes first (`waiting.py`), and beside its prompts those of the others get no
+more tokens than these; one that runs more sequences than its share of the seats gives way to one that runs fewer
+(`seats.py`). Whoever waits for a seat holds up its own tenant alone. Where tenants have shares of the pages, so does
+one that waits for pages, and while it waits others start only from what is left of their own shares, which it could
+never have. A tenant's leases end early rather than keep its own sequences waiting.
+
+What raises for one sequence is noted and the others are planned. Integers only, no tensors.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 
-from pagoda.cache.cache import Cache, Hit
+from pagoda.cache.cache import Cache, CachedSequence, Hit
 from pagoda.cache.namespace import Namespace
 from pagoda.cache.radix import common_tokens, token_key
 from pagoda.engine.request import Phase, Sequence
+from pagoda.engine.seats import Seats
+from pagoda.engine.waiting import Waiting
+
+logger = logging.getLogger(__name__)
 
 Plan = dict[Sequence, int]
 
 # How many waiting sequences are looked at for tokens that they share with the next one.
 MAX_COMPARED = 32
+# Tenants are served alike if they differ by less than one in so many parts of a step.
+EQUAL_PARTS = 8
+
+
+@dataclass
+class _Round:
+    """One call of `schedule`: what is planned, and what stands in the way of those who wait.
+
+    `left` is what is left of the token budget; what encoders have to read counts, as `encoded`. `being_written` stands
+    for pages that running prefills are about to write. Accounts of `held_up` namespaces lack pages; `is_full` stops
+    everybody. The first tenant whose prompts are planned has `first_weight` and takes `first_tokens`.
+    """
+
+    plan: Plan
+    left: int
+    being_written: set[object] = field(default_factory=set)
+    held_up: list[Namespace] = field(default_factory=list)
+    encoded: int = 0
+    is_full: bool = False
+    first_weight: float = 0.0
+    first_tokens: int = 0
+
+    def add(self, sequence: Sequence, num_tokens: int) -> None:
+        self.plan[sequence] = num_tokens
+        self.left -= num_tokens
+
+    def take_out(self, sequence: Sequence) -> None:
+        self.left += self.plan.pop(sequence, 0)
+
+    def limit(self, weight: float) -> int:
+        """What a tenant of so much weight may plan of its prompts."""
+        if not self.first_tokens:
+            return self.left
+        return min(self.left, int(self.first_tokens * weight / self.first_weight) or 1)
 
 
 class Scheduler:
-    """Waiting and running sequences over one cache."""
+    """Waiting and running sequences over one cache. Tenants have `weights`, 1 where nothing is said.
+
+    After `schedule`, `failed` has what raised for which sequences; they are to be removed.
+    """
 
     def __init__(
-        self, cache: Cache, max_num_seqs: int, max_num_batched_tokens: int, max_scored_tokens: int | None = None
+        self,
+        cache: Cache,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_scored_tokens: int | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         self._cache = cache
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
         self._max_scored_tokens = max_scored_tokens or max_num_batched_tokens
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = Waiting(weights, max_num_batched_tokens / EQUAL_PARTS)
         self.running: list[Sequence] = []
+        self.failed: dict[Sequence, Exception] = {}
+        self._unreleased: list[tuple[CachedSequence, list[int]]] = []
 
     @property
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
     def add(self, sequence: Sequence) -> None:
+        self.waiting.enter(sequence.request.tenant, self._active_tenants())
         self.waiting.append(sequence)
 
-    def fork(self, sequence: Sequence, twins: Iterable[Sequence]) -> None:
-        """Let `twins` run on from where `sequence` stands, sharing its pages."""
+    def fork(self, sequence: Sequence, twins: list[Sequence]) -> None:
+        """Let `twins` run on from where `sequence` stands, sharing its pages; those without a seat wait for one."""
         assert sequence.cached is not None
-        for twin in twins:
+        room = max(self._seats(sequence).num_free, 0)
+        for twin in twins[:room]:
             twin.cached = self._cache.fork(sequence.cached)
             twin.phase = Phase.RUNNING
             self.running.append(twin)
+        for twin in reversed(twins[room:]):
+            self.waiting.appendleft(twin)
 
     def remove(self, sequence: Sequence, keep_pages: bool = True) -> None:
         """Take a sequence out, wherever it is; with `keep_pages` off its pages are forgotten."""
+        self._release(sequence, keep_pages)
         if sequence.phase is Phase.RUNNING:
             self.running.remove(sequence)
-        elif sequence.phase is Phase.WAITING and sequence in self.waiting:
+        elif sequence in self.waiting:
             self.waiting.remove(sequence)
         sequence.phase = Phase.FINISHED
-        self._release(sequence, keep_pages)
 
     def schedule(self) -> Plan:
         """Tokens to compute per sequence, with room for them reserved. Empty only if nothing can advance."""
-        plan: Plan = {}
+        self.failed = {}
+        self._release_again()
         self._cache.expire()
+        step = _Round({}, self._max_num_batched_tokens)
         # Decodes first: a long prefill must not stall those who are already reading.
-        for sequence in sorted(self.running, key=lambda sequence: sequence.num_uncomputed > 1):
-            budget = self._room_for(sequence, self._max_num_batched_tokens - sum(plan.values()), plan)
-            if sequence.phase is Phase.RUNNING and budget:
-                self._advance(sequence, min(sequence.num_uncomputed, budget), plan)
-        self._admit(plan)
-        return plan
+        for sequence in [each for each in self.running if each.num_uncomputed <= 1]:
+            self._contain(step, sequence, lambda each: self._go_on(each, step, step.left))
+        if self.waiting:
+            for sequence in list(self.running):
+                self._contain(step, sequence, lambda each: self._note_writing(each, step))
+        prefilling = dict.fromkeys(each.request.tenant for each in self.running if each.num_uncomputed > 1)
+        newcomers = [tenant for tenant in self.waiting.tenants if tenant not in prefilling]
+        for tenant in self.waiting.in_turn([*newcomers, *prefilling]):
+            self._schedule_prompts(tenant, step)
+        return step.plan
 
-    def _advance(self, sequence: Sequence, num_tokens: int, plan: Plan) -> None:
+    def _schedule_prompts(self, tenant: str, step: _Round) -> None:
+        """Plan the prompts of one tenant: those that run, then those that wait."""
+        weight, before = self.waiting.weight(tenant), step.left
+        least = before - step.limit(weight)  # what has to be left
+        for sequence in [each for each in self.running if each.request.tenant == tenant and each.num_uncomputed > 1]:
+            self._contain(step, sequence, lambda each: self._go_on(each, step, step.left - least))
+        for sequence in self.waiting.of(tenant):
+            if step.is_full or step.left <= least:
+                break
+            if not self._contain(step, sequence, lambda each: self._admit(each, step, step.left - least)):
+                break
+        if not step.first_tokens and step.left < before:
+            step.first_tokens, step.first_weight = before - step.left, weight
+
+    def _contain(self, step: _Round, sequence: Sequence, action: Callable[[Sequence], bool]) -> bool:
+        """What `action` says of `sequence`; if it raises, now or before in this step, the others go on."""
+        try:
+            return sequence in self.failed or action(sequence)
+        except Exception as error:
+            self.failed[sequence] = error
+            step.take_out(sequence)
+            return True
+
+    def _go_on(self, sequence: Sequence, step: _Round, budget: int) -> bool:
+        """Plan a running sequence, unless it is held, or was sent back meanwhile."""
+        if sequence.is_held:
+            return True
+        budget = self._room_for(sequence, budget, step.plan)
+        if sequence.phase is Phase.RUNNING and budget > 0:
+            self._advance(sequence, min(sequence.num_uncomputed, budget), step)
+        return True
+
+    def _advance(self, sequence: Sequence, num_tokens: int, step: _Round) -> None:
         """Plan a running sequence, sending back the youngest ones until its pages can be had."""
         assert sequence.cached is not None
         while not self._cache.reserve(sequence.cached, num_tokens):
             victim = self._victim(sequence, num_tokens)
             if victim is sequence and self._revoke_lease(sequence):
                 continue
+            step.take_out(victim)
             self._preempt(victim)
-            plan.pop(victim, None)
             if victim is sequence:
                 return
-        plan[sequence] = num_tokens
+        self._plan(sequence, num_tokens, step)
+
+    def _plan(self, sequence: Sequence, num_tokens: int, step: _Round) -> None:
+        step.add(sequence, num_tokens)
+        self.waiting.charge(sequence.request.tenant, num_tokens)
 
     def _victim(self, sequence: Sequence, num_tokens: int) -> Sequence:
         """The youngest whose pages `sequence` can have; itself, if there is no other."""
@@ -105,50 +204,54 @@ class Scheduler:
         sequence.request.metrics.num_preemptions += 1
         self.waiting.appendleft(sequence)
 
-    def _admit(self, plan: Plan) -> None:
-        """Start waiting sequences in order of arrival while tokens, seats and pages last.
+    def _admit(self, sequence: Sequence, step: _Round, budget: int) -> bool:
+        """Start a waiting sequence if tokens, pages and seats last; False if those behind it have to wait as well.
 
         One whose next page a running prefill is about to write is passed over: it can share that page a step later.
         So is one whose prompt is to be scored, if others take up all that can be scored in this step. What encoders
         have to read counts as tokens of the step.
         """
-        being_written = {self._page_being_written(sequence) for sequence in self.running} - {None}
-        passed_over: list[Sequence] = []
-        held_up: list[Namespace] = []
-        encoded = 0
-        while self.waiting and (budget := self._max_num_batched_tokens - sum(plan.values()) - encoded) > 0:
-            sequence = self.waiting[0]
-            if any(self._cache.share_account(sequence.request.namespace, each) for each in held_up):
-                passed_over.append(self.waiting.popleft())
-                continue
-            room = self._room_for(sequence, budget, plan)
-            hit = self._cache.match(sequence.request.namespace, sequence.tokens, limit=sequence.num_resumable)
-            can_share = not sequence.num_unscored and self._cache.next_page(hit, sequence.tokens) in being_written
-            if can_share or not room:
-                passed_over.append(self.waiting.popleft())
-                continue
-            if not self._cache.resumes_anywhere:
-                hit = self._parting_from_others(sequence, hit)
-            # An encoder reads its input in one step, however long it is; a second one must fit beside.
-            to_encode = sequence.request.namespace.num_encoder_tokens - hit.num_encoder_tokens
-            if (encoded and to_encode >= budget) or not self._has_seats(sequence):
-                break
-            fitting = self._fitting(sequence, hit, only_share=bool(held_up))
-            if fitting is None:
-                if not held_up and self._revoke_lease(sequence):
-                    continue
-                if not self._cache.has_shares:
-                    break
-                held_up.append(sequence.request.namespace)
-                continue
-            self._start(sequence, fitting, room, plan)
-            encoded += to_encode
-            self.waiting.popleft()
-            being_written |= {self._page_being_written(sequence)} - {None}
-        self.waiting.extendleft(reversed(passed_over))
+        if sequence.is_held:
+            return True
+        if any(self._cache.share_account(sequence.request.namespace, each) for each in step.held_up):
+            return False
+        room = self._room_for(sequence, budget, step.plan)
+        hit = self._cache.match(sequence.request.namespace, sequence.tokens, limit=sequence.num_resumable)
+        can_share = not sequence.num_unscored and self._cache.next_page(hit, sequence.tokens) in step.being_written
+        if can_share or room <= 0:
+            return True
+        if not self._cache.resumes_anywhere:
+            hit = self._parting_from_others(sequence, hit)
+        # An encoder reads its input in one step, however long it is; a second one must fit beside.
+        to_encode = sequence.request.namespace.num_encoder_tokens - hit.num_encoder_tokens
+        if step.encoded and to_encode >= budget:
+            return False
+        fitting = self._fitting(sequence, hit, only_share=bool(step.held_up))
+        if fitting is not None and self._seats(sequence).has_room(sequence):
+            self._start(sequence, fitting, room, step)
+            step.encoded += to_encode
+            step.left -= to_encode
+            return True
+        made_room = self._free_pages(sequence, step) if fitting is None else self._free_seats(sequence, step)
+        return made_room and self._admit(sequence, step, budget)
 
-    def _has_seats(self, sequence: Sequence) -> bool:
-        return sum(map(_seats, self.running)) + _seats(sequence) <= self._max_num_seqs
+    def _free_pages(self, sequence: Sequence, step: _Round) -> bool:
+        """Whether a lease gave way to a waiting sequence; if not, it holds up the others."""
+        if not step.held_up and self._revoke_lease(sequence):
+            return True
+        step.held_up.append(sequence.request.namespace)
+        step.is_full = not self._cache.has_shares
+        return False
+
+    def _free_seats(self, sequence: Sequence, step: _Round) -> bool:
+        """Whether sequences of tenants that have more than their share were sent back for one that waits."""
+        while not (seats := self._seats(sequence)).has_room(sequence):
+            victim = seats.victim(sequence)
+            if victim is None:
+                return False
+            step.take_out(victim)
+            self._preempt(victim)
+        return True
 
     def _revoke_lease(self, sequence: Sequence) -> bool:
         """End a lease of the sequence's own tenant, if only leases can keep its only sequence from its pages."""
@@ -158,19 +261,27 @@ class Scheduler:
             return False
         return self._cache.revoke_lease(namespace, sequence.tokens)
 
-    def _start(self, sequence: Sequence, fitting: Hit, budget: int, plan: Plan) -> None:
+    def _start(self, sequence: Sequence, fitting: Hit, budget: int, step: _Round) -> None:
         """Run a waiting sequence from what the cache holds of it, for which there is room."""
         breakpoints = tuple(each.num_tokens for each in sequence.request.breakpoints)
         sequence.cached = self._cache.attach(fitting, len(sequence.tokens), breakpoints)
         num_tokens = min(sequence.num_uncomputed, budget)
         reserved = self._cache.reserve(sequence.cached, num_tokens)
         assert reserved, "the cache promised these pages"
+        self.waiting.remove(sequence)
         sequence.phase = Phase.RUNNING
         self.running.append(sequence)
-        plan[sequence] = num_tokens
+        self._plan(sequence, num_tokens, step)
+        self._note_writing(sequence, step)
         if sequence.request.num_cached_tokens is None:
             sequence.request.num_cached_tokens = fitting.num_tokens
             sequence.request.num_cached_encoder_tokens = fitting.num_encoder_tokens
+
+    def _note_writing(self, sequence: Sequence, step: _Round) -> bool:
+        """Others may wait for the page that `sequence` writes."""
+        assert sequence.cached is not None
+        step.being_written |= {self._cache.page_being_written(sequence.cached, sequence.tokens)} - {None}
+        return True
 
     def _room_for(self, sequence: Sequence, budget: int, plan: Plan) -> int:
         """What a sequence may have of `budget`: less if its prompt is to be scored, as logits are large."""
@@ -182,8 +293,8 @@ class Scheduler:
     def _parting_from_others(self, sequence: Sequence, hit: Hit) -> Hit:
         """`hit` with the deepest token that another waiting sequence shares as a place where prompts part."""
         key = token_key(sequence.tokens)
-        others = islice((each for each in self.waiting if each is not sequence), MAX_COMPARED)
-        same = (each for each in others if each.request.namespace == sequence.request.namespace)
+        others = (each for each in self.waiting.of(sequence.request.tenant) if each is not sequence)
+        same = (each for each in islice(others, MAX_COMPARED) if each.request.namespace == sequence.request.namespace)
         shared = max((common_tokens(key, token_key(each.tokens)) for each in same), default=0)
         return hit._replace(branch_tokens=max(hit.branch_tokens, shared))
 
@@ -208,16 +319,30 @@ class Scheduler:
         namespace = sequence.request.namespace
         return sum(self._cache.share_account(each.request.namespace, namespace) for each in self.running)
 
-    def _page_being_written(self, sequence: Sequence) -> object | None:
-        assert sequence.cached is not None
-        return self._cache.page_being_written(sequence.cached, sequence.tokens)
+    def _seats(self, sequence: Sequence) -> Seats:
+        active = self._active_tenants() | {sequence.request.tenant}
+        return Seats(self._max_num_seqs, self.running, {tenant: self.waiting.weight(tenant) for tenant in active})
+
+    def _active_tenants(self) -> set[str]:
+        return {each.request.tenant for each in self.running} | {*self.waiting.tenants}
 
     def _release(self, sequence: Sequence, keep_pages: bool) -> None:
         if sequence.cached is not None:
-            self._cache.release(sequence.cached, sequence.tokens, keep_pages)
-            sequence.cached = None
+            cached, sequence.cached = sequence.cached, None
+            self._give_up(cached, sequence.tokens, keep_pages)
 
+    def _give_up(self, cached: CachedSequence, tokens: list[int], keep_pages: bool) -> None:
+        """Release pages whatever happens: at once without keeping them, or else before the next step."""
+        for keep in (keep_pages, False):
+            try:
+                self._cache.release(cached, tokens, keep)
+            except Exception:
+                logger.exception("The pages of a sequence could not be released; trying again")
+            else:
+                return
+        self._unreleased.append((cached, tokens))
 
-def _seats(sequence: Sequence) -> int:
-    """A prompt keeps seats for all the samples it will fork into."""
-    return sequence.request.params.n if sequence.num_output_tokens == 0 else 1
+    def _release_again(self) -> None:
+        pending, self._unreleased = self._unreleased, []
+        for cached, tokens in pending:
+            self._give_up(cached, tokens, keep_pages=False)

@@ -6,8 +6,6 @@ a time; rows that are computed again after a preemption are not scored again. Kn
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 
 from pagoda.engine.request import Phase, Sequence
@@ -32,11 +30,10 @@ def positions_to_score(sequence: Sequence, start: int, num_tokens: int) -> range
 
 
 @torch.inference_mode()
-def score_prompts(prompt_logits: Mapping[Sequence, torch.Tensor]) -> None:
-    """Take the log-probabilities of the next tokens of prompts from logits [rows, vocabulary] of each."""
-    for sequence, logits in prompt_logits.items():
-        request = sequence.request
-        if sequence.phase is Phase.RUNNING and request.params.prompt_logprobs is not None:
-            first = len(request.prompt_logprobs) + 1
-            tokens = request.prompt[first : first + len(logits)]
-            request.prompt_logprobs += logprobs_of_rows(logits, tokens, request.params.prompt_logprobs)
+def score_prompt(sequence: Sequence, logits: torch.Tensor) -> None:
+    """Take the log-probabilities of the next tokens of a prompt from `logits` [rows, vocabulary]."""
+    request = sequence.request
+    if sequence.phase is Phase.RUNNING and request.params.prompt_logprobs is not None:
+        first = len(request.prompt_logprobs) + 1
+        tokens = request.prompt[first : first + len(logits)]
+        request.prompt_logprobs += logprobs_of_rows(logits, tokens, request.params.prompt_logprobs)

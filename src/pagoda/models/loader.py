@@ -20,7 +20,8 @@ from pagoda.models.directory import checkpoint_directory
 from pagoda.models.discovery import Discovered, discover
 from pagoda.models.failures import model_errors
 from pagoda.models.files import read_object
-from pagoda.models.model import GenerationTokens, Model
+from pagoda.models.generation import GenerationTokens
+from pagoda.models.model import Model
 from pagoda.models.placement import move_to_huge_pages
 from pagoda.models.plausible import FewCalls, check_values, fitting
 from pagoda.models.selftest import self_test
@@ -33,15 +34,26 @@ DTYPES = {
 }
 
 
-def load_model(path: str | Path, *, dtype: str = "auto") -> Model:
-    """Load the checkpoint in the directory `path`. `dtype` is "auto" (as stored) or a name in `DTYPES`."""
+def load_model(path: str | Path, *, dtype: str = "auto", generation_config: str = "auto") -> Model:
+    """Load the checkpoint in the directory `path`. `dtype` is "auto" (as stored) or a name in `DTYPES`.
+
+    `generation_config` is a directory, "auto" for the same, or "vllm" for no more than the checkpoint's tokens.
+    """
     directory = checkpoint_directory(path)
     weight_dtype = None if dtype == "auto" else parse_dtype(dtype)
     with model_errors(f"The model in {directory}"):
         network, discovered = _load_network(directory, weight_dtype)
-        generation = directory / "generation_config.json"
-        settings = read_object(generation) if generation.is_file() else {}
-        return Model(network, discovered, GenerationTokens.of(settings, network.config))
+        return Model(network, discovered, _generation(directory, generation_config, network.config))
+
+
+def _generation(directory: Path, source: str, config: Any) -> GenerationTokens:
+    if source not in ("auto", "vllm"):
+        directory = checkpoint_directory(source, "generation_config")
+        if not (directory / "generation_config.json").is_file():
+            raise ConfigError(f"There is no generation_config.json in {directory}; give another generation_config.")
+    file = directory / "generation_config.json"
+    generation = GenerationTokens.of(read_object(file) if file.is_file() else {}, config)
+    return generation.tokens_alone if source == "vllm" else generation
 
 
 def _load_network(directory: Path, dtype: torch.dtype | None) -> tuple[Any, Discovered]:

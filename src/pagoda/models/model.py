@@ -7,8 +7,7 @@ uses (the engine binds them and passes a `PagedStep`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any
 
@@ -22,12 +21,13 @@ from pagoda.models.decoder_config import decoder_config
 from pagoda.models.discovery import Discovered, discover
 from pagoda.models.encoder import Encoder
 from pagoda.models.fused import fuse
+from pagoda.models.generation import GenerationTokens
 from pagoda.models.latent import attend_latents
 from pagoda.models.linear import use_kernels
 from pagoda.models.llama4 import take_temperature_from_positions
 from pagoda.models.own_attention import OWN_ATTENTION_FAMILIES, call_function, interface_name
 from pagoda.models.packed_decoder import PackedDecoder
-from pagoda.models.positions import max_positions, position_offset
+from pagoda.models.positions import Rotation, max_positions, most_positions, position_offset
 from pagoda.models.quiet import quiet
 from pagoda.models.recurrent import attend_states
 from pagoda.models.time_steps import limit_time_steps
@@ -42,46 +42,6 @@ ADAPTERS: dict[str, Callable[[Any], None]] = {
 }
 
 
-@dataclass(frozen=True)
-class GenerationTokens:
-    """The tokens that end a sequence, those that a decoder with an encoder starts from, and those never generated.
-
-    `banned_first` are not generated right after the prompt.
-    """
-
-    end: frozenset[int] = frozenset()
-    start: tuple[int, ...] = ()
-    banned: frozenset[int] = frozenset()
-    banned_first: frozenset[int] = frozenset()
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any], config: Any) -> GenerationTokens:
-        """The generation `settings` of a checkpoint decide, else its configuration."""
-
-        sources = (settings, decoder_config(config).to_dict(), config.to_dict())
-
-        def find(*names: str) -> Any:
-            return next((each[name] for name in names for each in sources if each.get(name) is not None), None)
-
-        found = find("eos_token_id")
-        end = frozenset([found] if isinstance(found, int) else found or ())
-        start = (find("decoder_start_token_id", "bos_token_id"), find("forced_bos_token_id"))
-        # The end is no bad word, as in transformers.
-        words = [word for word in settings.get("bad_words_ids") or () if len(word) == 1 and word[0] not in end]
-
-        vocab_size = decoder_config(config).vocab_size
-
-        def known(tokens: Iterable[int]) -> frozenset[int]:
-            return frozenset(token for token in tokens if 0 <= token < vocab_size)
-
-        return cls(
-            end=end,
-            start=tuple(token for token in start if token is not None) if config.is_encoder_decoder else (),
-            banned=known([*(settings.get("suppress_tokens") or ()), *(word[0] for word in words)]),
-            banned_first=known(settings.get("begin_suppress_tokens") or ()),
-        )
-
-
 class Model:
     """A Hugging Face network that attends through Pagoda, with what discovery found about it."""
 
@@ -94,6 +54,7 @@ class Model:
         self.discovered = discovered
         self.generation = generation
         self._position_offset = 0 if network.config.is_encoder_decoder else position_offset(network)
+        self._rotation = Rotation(network)
         self._decoder = PackedDecoder(network) if network.config.is_encoder_decoder else None
         self.encoder = Encoder(network) if network.config.is_encoder_decoder else None
 
@@ -105,7 +66,7 @@ class Model:
         with quiet():
             twin.set_attn_implementation(interface_name(network.config, ATTENTION_NAME))
         discovered = discover(network.config, type(network)._from_config)
-        return cls(twin, discovered, GenerationTokens.of(network.generation_config.to_dict(), network.config))
+        return cls(twin, discovered, GenerationTokens.of(network.generation_config.to_diff_dict(), network.config))
 
     @property
     def config(self) -> Any:
@@ -135,8 +96,26 @@ class Model:
 
     @cached_property
     def max_model_len(self) -> int | None:
-        """The longest sequence the position encoding supports, or None if it sets no limit."""
+        """The longest sequence unless a longer one is asked for, or None if the position encoding sets no limit."""
         return max_positions(self.config, self._position_offset)
+
+    @cached_property
+    def most_model_len(self) -> int | None:
+        """The longest sequence that may be asked for, or None if the position encoding sets no limit."""
+        return most_positions(self.config, self._position_offset)
+
+    def fix_length(self, num_tokens: int | None) -> None:
+        """Rotate positions as for sequences of up to `num_tokens`, in every step; None is `max_model_len`.
+
+        Raises ConfigError if that was done for another length before, with other frequencies.
+        """
+        self._rotation.fix(num_tokens or self.max_model_len)
+
+    def with_generation(self, generation: GenerationTokens) -> Model:
+        """The same network, which generates in another way."""
+        other = copy.copy(self)
+        other.generation = generation
+        return other
 
     @cached_property
     def num_parameters(self) -> int:

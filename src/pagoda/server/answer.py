@@ -2,13 +2,14 @@
 
 A step's news of all requests cross over in one call, so the engine is disturbed once per step and not once per token,
 and less often where steps are short.
-News that nobody has taken yet are merged: a slow reader costs no more memory than its text.
+News that nobody has taken yet are merged: a slow reader costs no more memory than its text. What has gathered is given
+in portions, between which others have their turn: to write log-probabilities takes a while.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from time import monotonic
 
@@ -16,6 +17,8 @@ from pagoda.engine.request import Request
 from pagoda.errors import HttpError
 from pagoda.outputs import RequestOutput, StreamChunk
 from pagoda.server.errors import failed
+
+MOST_TOKENS_AT_ONCE = 256
 
 News = StreamChunk | RequestOutput | Exception
 
@@ -32,7 +35,7 @@ class Answer:
         self.error: Exception | None = None
         self._cancel = cancel
         self._on_end = on_end
-        self._pending: dict[tuple[int, int], StreamChunk] = {}
+        self._pending: dict[tuple[int, int], list[StreamChunk]] = {}
         self._news = asyncio.Event()
 
     @property
@@ -44,9 +47,7 @@ class Answer:
         if self.has_ended:
             return
         if isinstance(news, StreamChunk):
-            key = (index, news.index)
-            before = self._pending.get(key)
-            self._pending[key] = news if before is None else _merged(before, news)
+            _append(self._pending.setdefault((index, news.index), []), news)
             self.outputs[index] = news.output
         elif isinstance(news, RequestOutput):
             self.outputs[index] = news
@@ -72,8 +73,9 @@ class Answer:
             await self._news.wait()
             self._news.clear()
             pending, self._pending = self._pending, {}
-            if pending:
-                yield [(index, chunk) for (index, _), chunk in sorted(pending.items(), key=lambda item: item[0])]
+            for portion in _portions(pending):
+                yield portion
+                await asyncio.sleep(0)
             if self._pending:  # they came while the last ones were sent
                 continue
             if self.error is not None:
@@ -125,6 +127,25 @@ class Outbox:
 def _hand_out(items: list[tuple[Answer, int, News]]) -> None:
     for answer, index, news in items:
         answer.put(index, news)
+
+
+def _append(chunks: list[StreamChunk], news: StreamChunk) -> None:
+    if chunks and len(chunks[-1].token_ids) < MOST_TOKENS_AT_ONCE:
+        news = _merged(chunks.pop(), news)
+    chunks.append(news)
+
+
+def _portions(pending: dict[tuple[int, int], list[StreamChunk]]) -> Iterator[list[tuple[int, StreamChunk]]]:
+    """All chunks in order, about so many tokens at a time."""
+    portion, num_tokens = list[tuple[int, StreamChunk]](), 0
+    for index, chunk in ((index, chunk) for (index, _), chunks in sorted(pending.items()) for chunk in chunks):
+        portion.append((index, chunk))
+        num_tokens += len(chunk.token_ids)
+        if num_tokens >= MOST_TOKENS_AT_ONCE:
+            yield portion
+            portion, num_tokens = [], 0
+    if portion:
+        yield portion
 
 
 def _merged(first: StreamChunk, second: StreamChunk) -> StreamChunk:

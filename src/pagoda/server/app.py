@@ -17,6 +17,7 @@ from starlette.responses import Response
 from pagoda import __version__
 from pagoda.errors import HttpError, PagodaError
 from pagoda.server.anthropic.messages import Messages
+from pagoda.server.body_route import body_route
 from pagoda.server.conversation import ConversationReader
 from pagoda.server.errors import error_response, invalid_field, refused
 from pagoda.server.gate import Gate
@@ -63,6 +64,7 @@ def create_app(service: Service) -> FastAPI:
             Exception: _on_bug,
         },
     )
+    app.router.route_class = body_route(service.reader)
     _add_routes(app, service)
     _name_models(app, service.names)
     return app
@@ -77,8 +79,9 @@ def _name_models(app: FastAPI, names: Sequence[str]) -> None:
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
-    conversations = ConversationReader(service.llm.reader, service.options.chat_template_text, service.transcripts)
-    texts = None if service.llm.tokenizer is None else TokenTexts(service.llm.tokenizer)
+    llm, options = service.llm, service.options
+    conversations = ConversationReader(llm.reader, llm.chats, options.chat_template_text, service.transcripts)
+    texts = None if llm.tokenizer is None else TokenTexts(llm.tokenizer)
     operation, tokens = Operation(service), Tokens(service, conversations)
     messages = Messages(service, conversations)
     responses = Responses(service, conversations, texts)

@@ -11,15 +11,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
-from jinja2 import TemplateError
-
 from pagoda.cache.lease import Breakpoint
-from pagoda.errors import HttpError, TokenizerRequiredError
+from pagoda.chat.options import ChatOptions
+from pagoda.chat.renderer import ChatRenderer, takes_tools
+from pagoda.errors import HttpError
 from pagoda.prompts import PromptReader, ReadPrompt
 from pagoda.sampling_params import StructuredOutputs
 from pagoda.server.strict_calls import strict_form
 from pagoda.server.tools import find_format
 from pagoda.server.transcripts import Known, Scope, Transcripts
+from pagoda.tokenizing import encode
 
 
 @dataclass(frozen=True)
@@ -88,38 +89,34 @@ class ConversationReader:
     """Reads conversations for one model. `template` replaces the tokenizer's."""
 
     def __init__(
-        self, reader: PromptReader, template: str | None = None, transcripts: Transcripts | None = None
+        self,
+        reader: PromptReader,
+        chats: ChatRenderer,
+        template: str | None = None,
+        transcripts: Transcripts | None = None,
     ) -> None:
         self._reader = reader
+        self._chats = chats
         self._template = template
         self._transcripts = transcripts
 
     def template(self, conversation: Conversation) -> str:
         """The Jinja source. Raises TokenizerRequiredError if there is none, HttpError if it cannot show the tools."""
-        template = self._template or self._chosen_template(conversation)
-        if conversation.tools and "tools" not in template:
+        template = self._chats.template(ChatOptions(chat_template=self._template, tools=conversation.tools))
+        if conversation.tools and not takes_tools(template):
             raise HttpError(400, "The model's chat template takes no tools; leave them out.", param="tools")
         return template
 
-    def _chosen_template(self, conversation: Conversation) -> str:
-        tokenizer = self._reader.need_tokenizer()
-        if tokenizer.chat_template is None:
-            raise TokenizerRequiredError(
-                "The tokenizer has no chat template; start the server with --chat-template, or use completions."
-            )
-        return str(tokenizer.get_chat_template(tools=list(conversation.tools) or None))
-
     def read(self, conversation: Conversation, scope: Scope | None = None) -> ReadConversation:
-        """What was written in `scope` keeps its tokens. Raises HttpError if the template refuses the conversation."""
+        """What was written in `scope` keeps its tokens. Raises ChatTemplateError if the template refuses it."""
         template = self.template(conversation)
         text = self._render(conversation, template, None)
         self._reader.check_text(text)
         tokenizer, has_marks = self._reader.need_tokenizer(), bool(conversation.ttls)
         turns = self._recalled(scope, text)
         start, known = turns[-1]
-        encoded = tokenizer(
-            text[start:], add_special_tokens=False, return_offsets_mapping=has_marks and tokenizer.is_fast
-        )
+        needs_offsets = has_marks and tokenizer.is_fast
+        encoded = encode(tokenizer, text[start:], add_special_tokens=False, return_offsets_mapping=needs_offsets)
         token_ids = [*known, *encoded.input_ids]
         if not token_ids:
             raise HttpError(400, "The chat template makes nothing of these messages.", param="messages")
@@ -169,22 +166,14 @@ class ConversationReader:
             for index, tool in enumerate(conversation.tools)
         ]
         messages = [_message(turn, marks) for turn in conversation.turns]
-        arguments = {
-            "tokenize": False,
-            "chat_template": template,
-            "tools": tools or None,
-            "add_generation_prompt": conversation.adds_generation_prompt and not conversation.continues,
-            "continue_final_message": conversation.continues,
-        }
-        try:
-            text = self._reader.need_tokenizer().apply_chat_template(messages, **arguments, **conversation.arguments)
-        except TemplateError as error:
-            raise HttpError(400, f"The chat template refuses this conversation: {error}", param="messages") from error
-        except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
-            raise HttpError(
-                400, f"The chat template cannot render this conversation: {error!r}", param="messages"
-            ) from error
-        return str(text)
+        options = ChatOptions(
+            chat_template=template,
+            add_generation_prompt=conversation.adds_generation_prompt and not conversation.continues,
+            continue_final_message=conversation.continues,
+            tools=tools,
+            chat_template_kwargs=conversation.arguments,
+        )
+        return self._chats.render(messages, options)
 
     def _num_tokens(self, text: str, token_ids: list[int], end: int, turns: Sequence[Known]) -> int:
         """How many tokens of `text` lie before the character `end`, or fewer where they are not the tokenizer's.
@@ -193,7 +182,7 @@ class ConversationReader:
         """
         before = (turn for turn in reversed(turns) if turn.num_characters <= end)
         start, known = next(turn for turn in before if token_ids[: len(turn.token_ids)] == list(turn.token_ids))
-        between = self._reader.need_tokenizer()(text[start:end], add_special_tokens=False).input_ids
+        between = encode(self._reader.need_tokenizer(), text[start:end], add_special_tokens=False).input_ids
         pairs = zip(between, token_ids[len(known) :], strict=False)
         return len(known) + next((place for place, (left, right) in enumerate(pairs) if left != right), len(between))
 

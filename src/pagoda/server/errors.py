@@ -17,6 +17,7 @@ from pagoda.errors import (
 )
 from pagoda.server.jsons import to_json
 
+MOST_CHARACTERS = 2000  # of a message or of a field's name: what is told has texts of the client's in it
 MOST_ERRORS = 100  # of one body, among which the first is looked for
 ANTHROPIC_PATHS = ("/v1/messages",)
 
@@ -42,11 +43,13 @@ OPENAI_TYPES = {
 
 def error_body(path: str, error: HttpError, request_id: str) -> dict[str, Any]:
     """The body in the shape of the API that `path` belongs to."""
+    message = _shortened(error.message)
     if path.startswith(ANTHROPIC_PATHS):
         kind = ANTHROPIC_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
-        return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
+        return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
     kind = OPENAI_TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
-    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+    param = None if error.param is None else _shortened(error.param)
+    return {"error": {"message": message, "type": kind, "param": param, "code": error.code}}
 
 
 def error_response(path: str, error: HttpError, request_id: str) -> Response:
@@ -102,6 +105,10 @@ def invalid_field(errors: Sequence[Mapping[str, Any]], body: Any) -> HttpError:
     elif first["type"] == "json_invalid":
         return HttpError(400, f"The body is not valid JSON: {first.get('ctx', {}).get('error', message)}.")
     return HttpError(400, f"{param}: {message}" if param else message, param=param, code=str(first["type"]))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + "…"
 
 
 def _field_name(location: Sequence[str | int], body: Any) -> str:

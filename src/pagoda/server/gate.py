@@ -8,13 +8,14 @@ from time import monotonic
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pagoda.errors import HttpError
+from pagoda.server.bodies import Bodies, Body
 from pagoda.server.errors import error_response, id_header
 from pagoda.server.loopback import check_names
 from pagoda.server.service import Service, new_id
+from pagoda.server.tenants import Tenant
 
 access = logging.getLogger("pagoda.access")
 
@@ -22,7 +23,8 @@ OPEN_PATHS = frozenset(("/", "/health", "/ready", "/openapi.json"))
 METRICS_PATH = "/metrics"
 OPEN_FOLDERS = ("/dashboard/",)
 SANE_ID = re.compile(r"[\w.:-]{1,128}")
-TOO_LARGE = "The body is longer than {} bytes; send less."
+PLAIN_LENGTH = re.compile(r"[0-9]{1,18}")
+NOBODY = Tenant()
 
 
 class Gate:
@@ -31,6 +33,7 @@ class Gate:
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
         self._service = service
+        self._bodies = Bodies(service.options.max_body_bytes, service.tenants.are_several)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -53,10 +56,13 @@ class Gate:
             state |= {"request_id": request_id, "started": started}
             if self._service.options.serves_this_machine_alone:
                 check_names(headers)
+            tenant = NOBODY
             if not self._is_open(scope["path"]):
-                state["tenant"] = self._service.tenants.identify(headers)
-            self._check_length(headers)
-            await self._app(scope, self._limited(receive), send_with_id)
+                tenant = state["tenant"] = self._service.tenants.identify(headers)
+                state.get("let_in", _let_in)(tenant)
+            with self._bodies.hold(tenant.name) as body:
+                body.expect(_length(headers))
+                await self._app(scope, _counted(receive, body), send_with_id)
         except HttpError as error:
             await error_response(scope["path"], error, request_id)(scope, receive, send_with_id)
         finally:
@@ -68,26 +74,26 @@ class Gate:
             return not self._service.options.metrics_need_admin
         return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
 
-    def _check_length(self, headers: Headers) -> None:
-        length = headers.get("content-length", "0")
-        limit = self._service.options.max_body_bytes
-        if length.isdigit() and int(length) > limit:
-            raise HttpError(413, TOO_LARGE.format(limit), code="request_too_large")
 
-    def _limited(self, receive: Receive) -> Receive:
-        """`receive`, which refuses more than a body may have; chunks need not say how many come."""
-        left = self._service.options.max_body_bytes
+def _length(headers: Headers) -> int:
+    """Bytes that a body is said to have; chunks need not say how many come."""
+    length = headers.get("content-length", "")
+    return int(length) if PLAIN_LENGTH.fullmatch(length) else 0
 
-        async def limited() -> Message:
-            nonlocal left
-            message = await receive()
-            left -= len(message.get("body", b""))
-            if left < 0:
-                # The only kind that is not taken for a body that cannot be read.
-                raise HTTPException(413, TOO_LARGE.format(self._service.options.max_body_bytes))
-            return message
 
-        return limited
+def _counted(receive: Receive, body: Body) -> Receive:
+    """`receive`, which refuses more than a body may have."""
+
+    async def counted() -> Message:
+        message = await receive()
+        body.add(len(message.get("body", b"")))
+        return message
+
+    return counted
+
+
+def _let_in(_: Tenant) -> None:
+    """What a server does that does not count connections."""
 
 
 def _log(scope: Scope, request_id: str, status: int, seconds: float) -> None:

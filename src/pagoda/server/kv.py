@@ -39,6 +39,7 @@ from pagoda.server.service import Call, Service, Work, new_id
 from pagoda.server.tenants import Tenant
 from pagoda.server.transcripts import Scope
 from pagoda.server.wire import json_response, origin_of, scope_of, tenant_of
+from pagoda.tokenizing import decode
 
 Result = TypeVar("Result")
 
@@ -75,14 +76,14 @@ class Kv:
         tenant = tenant_of(request)
         whose = _whose(tenant)
         found = await self._ask(lambda: self._service.llm.engine.outline(limit, SHOWN_TOKENS, whose))
-        roots = await self._service.read(self._shown_outlines, found, "limit")
+        roots = await self._service.read(self._shown_outlines, found, "limit", tenant)
         return json_response({"roots": roots, "page_tokens": self._page_tokens})
 
     async def pin(self, body: PinBody, request: Request) -> Response:
         """Compute a prompt and keep it for a time."""
         service = self._service
         service.check_model(body.model)
-        read = await self._read(body, scope_of(request, body.cache_salt))
+        read = await self._read(body, request)
         marks = (Breakpoint(len(read.prompt.token_ids), body.ttl_seconds),)
         call = Call(
             call_id=new_id("pin_"),
@@ -192,14 +193,19 @@ class Kv:
         result: Result = await asyncio.wrap_future(self._service.llm.loop.call(function))
         return result
 
-    async def _read(self, body: PinBody, scope: Scope) -> ReadConversation:
+    async def _read(self, body: PinBody, request: Request) -> ReadConversation:
+        tenant = tenant_of(request)
         if (body.prompt is None) == (body.messages is None):
             raise HttpError(400, "Give prompt or messages, and not both.", param="prompt")
         if body.prompt is not None:
-            prompt = await self._service.read(self._service.llm.reader.read, body.prompt, "prompt")
+            prompt = await self._service.read(self._service.llm.reader.read, body.prompt, "prompt", tenant)
             return ReadConversation(prompt, ())
+        read = partial(self._read_messages, scope=scope_of(request, body.cache_salt))
+        return await self._service.read(read, body, "messages", tenant)
+
+    def _read_messages(self, body: PinBody, scope: Scope) -> ReadConversation:
         conversation = Conversation(turns_of(body.messages or []), tools_of(body.tools), adds_generation_prompt=False)
-        return await self._service.read(partial(self._conversations.read, scope=scope), conversation, "messages")
+        return self._conversations.read(conversation, scope)
 
     def _shown_outlines(self, outlines: list[Outline]) -> list[dict[str, Any]]:
         return [
@@ -222,7 +228,7 @@ class Kv:
             "hits": branch.num_hits,
             "in_use": branch.num_in_use,
             "leased": branch.num_leased,
-            "text": None if tokenizer is None else tokenizer.decode(branch.first_tokens),
+            "text": None if tokenizer is None else decode(tokenizer, branch.first_tokens),
             "hidden": branch.num_hidden,
             "children": [self._shown_branch(child) for child in branch.children],
         }

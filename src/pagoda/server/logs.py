@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
+from time import monotonic
 from typing import Any
 
 import orjson
 
+SECONDS_BETWEEN_WARNINGS = 10.0
 PLAIN = re.compile(r"""[^\s'"=\\]*""")
 
 
@@ -33,6 +35,24 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             value["exception"] = self.formatException(record.exc_info)
         return orjson.dumps(value, default=str).decode()
+
+
+class Seldom:
+    """Warnings that clients can cause at will: one in a while, which says how many were left out."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._next = 0.0
+        self._num_left_out = 0
+
+    def warning(self, message: str) -> None:
+        now = monotonic()
+        if now < self._next:
+            self._num_left_out += 1
+            return
+        more = f" ({self._num_left_out} such lines were left out.)" if self._num_left_out else ""
+        self._logger.warning("%s%s", message, more)
+        self._next, self._num_left_out = now + SECONDS_BETWEEN_WARNINGS, 0
 
 
 def set_up(log_format: str, level: int) -> None:

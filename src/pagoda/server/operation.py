@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from pagoda.cache.cache import CacheStats
 from pagoda.errors import HttpError
+from pagoda.server.pulse import Pulse
 from pagoda.server.service import Service
 from pagoda.server.wire import json_response, tenant_of
 
@@ -23,17 +24,21 @@ class Operation:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._stats = service.llm.cache_stats()
+        self._pulse = Pulse(service.llm.loop, service.reader)
 
     async def health(self) -> Response:
-        """200 while the engine runs."""
+        """200 while the engine runs; says what does not move."""
         if not self._service.llm.loop.is_alive:
             raise HttpError(503, "The engine has stopped; restart the server.", code="engine_stopped")
-        return json_response({"status": "ok"})
+        trouble = self._pulse.trouble
+        return json_response({"status": "ok"} | ({} if trouble is None else {"trouble": trouble}))
 
     async def ready(self) -> Response:
-        """200 while new requests are accepted."""
+        """200 while new requests are accepted and those before them move."""
         if self._service.is_draining:
             raise HttpError(503, "The server is shutting down.", code="shutting_down")
+        if (trouble := self._pulse.trouble) is not None:
+            raise HttpError(503, trouble, code="stuck")
         return await self.health()
 
     async def metrics(self, request: Request) -> Response:

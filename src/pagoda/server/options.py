@@ -11,6 +11,14 @@ from pagoda.errors import ConfigError
 from pagoda.server.loopback import is_loopback
 
 LOG_FORMATS = ("text", "json")
+POSITIVE = (
+    "max_queued_requests",
+    "max_body_bytes",
+    "max_connections",
+    "receive_timeout_seconds",
+    "send_timeout_seconds",
+    "keep_alive_timeout_seconds",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +30,11 @@ class ServerOptions:
     admin_api_key: keys of admins, who may also reset the cache; without any, and without tenants, every key is one.
     tenants: a TOML file that maps keys to tenants.
     max_queued_requests: beyond so many waiting ones, the answer is 429.
-    max_body_bytes: longer bodies are refused.
+    max_body_bytes: longer bodies are refused; 8 MiB are the text of a million tokens and more.
+    max_connections: so many are open at once, fewer if descriptors are short; beyond that idle ones are closed.
+    receive_timeout_seconds: how long the headers of a request may take, and a body longer than it takes at 4 KiB/s.
+    send_timeout_seconds: how long a client may leave an answer unread, longer than it takes at 32 KiB/s.
+    keep_alive_timeout_seconds: how long a connection stays open between requests.
     stream_interval_seconds: tokens of a stream are sent at most so often, but for the first and the last.
     min_cacheable_tokens: marks before so many tokens of a prompt are ignored, as vendors do.
     request_timeout_seconds: requests that take longer end; None waits for ever.
@@ -43,7 +55,11 @@ class ServerOptions:
     tenants: Path | None = None
     allow_no_api_key: bool = False
     max_queued_requests: int = 1024
-    max_body_bytes: int = 32 << 20
+    max_body_bytes: int = 8 << 20
+    max_connections: int = 2048
+    receive_timeout_seconds: float = 20.0
+    send_timeout_seconds: float = 60.0
+    keep_alive_timeout_seconds: int = 75
     stream_interval_seconds: float = 0.05
     min_cacheable_tokens: int = 0
     request_timeout_seconds: float | None = None
@@ -60,8 +76,8 @@ class ServerOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}; it must be at most 65535, and 0 takes any that is free.")
-        for name in ("max_queued_requests", "max_body_bytes"):
-            if getattr(self, name) <= 0:
+        for name in POSITIVE:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive.")
         if self.request_timeout_seconds is not None and self.request_timeout_seconds <= 0:
             raise ConfigError(f"request_timeout_seconds is {self.request_timeout_seconds}; it must be positive.")

@@ -8,59 +8,86 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from pagoda.server.app import create_app
+from pagoda.server.connection import Connection
+from pagoda.server.connections import Connections
+from pagoda.server.deadline import end_within
+from pagoda.server.descriptors import room_for_connections
 from pagoda.server.service import Service
 
-LAST_SECONDS = 10  # for what was cut to be written, on a machine that may stand still for some of them
+WRITE_SECONDS = 3  # for what was cut to be written, on a machine that may stand still for some of them
+LAST_SECONDS = 8.0  # after what is in flight was cut: whatever goes on then hangs
 
 
 class Server(uvicorn.Server):
     """uvicorn, which drains the service first: a second signal ends it at once."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        super().__init__(config)
+    def __init__(self, service: Service) -> None:
+        room = room_for_connections(service.options.max_connections)
+        self.connections = Connections(service.options, room, service.tenants.are_several)
+        super().__init__(_config(service, self.connections))
         self._service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
-            self._service.cut()
+            self._cut()
         self._service.drain()
         super().handle_exit(sig, frame)
 
+    def _on_signal(self, events: asyncio.AbstractEventLoop, number: int) -> None:
+        """Between any two steps of the main thread, so that it counts whatever the event loop does."""
+        patience = 0.0 if self.should_exit else self._service.options.drain_timeout_seconds
+        end_within(patience + LAST_SECONDS)
+        events.call_soon_threadsafe(self.handle_exit, number, None)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        cut = asyncio.get_running_loop().call_later(self._service.options.drain_timeout_seconds, self._service.cut)
+        cut = asyncio.get_running_loop().call_later(self._service.options.drain_timeout_seconds, self._cut)
         await super().shutdown(sockets)
         cut.cancel()
+
+    def _cut(self) -> None:
+        """End what is in flight: those who wait are told, and those who do not read what they are told are left."""
+        self._service.cut()
+        asyncio.get_running_loop().call_later(WRITE_SECONDS, self.connections.abort)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """As uvicorn's, but the process goes on after it, to close the engine and end with status 0."""
         events = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            events.add_signal_handler(number, self.handle_exit, number, None)
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(number, lambda number, _: self._on_signal(events, number)) for number in numbers]
         try:
             yield
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                events.remove_signal_handler(number)
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
 
 
 def serve(service: Service, listener: socket.socket) -> None:
     """Answer requests until SIGINT or SIGTERM."""
-    config = uvicorn.Config(
+    server = Server(service)
+    # What is loaded by now stays: without looking through it again and again, collecting garbage is quick.
+    gc.collect()
+    gc.freeze()
+    server.run(sockets=[listener])
+
+
+def _config(service: Service, connections: Connections) -> uvicorn.Config:
+    protocol: Any = partial(Connection, connections)
+    return uvicorn.Config(
         create_app(service),
-        http="httptools",
+        http=protocol,
+        ws="none",
         loop="uvloop",
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=int(service.options.drain_timeout_seconds) + LAST_SECONDS,
+        timeout_keep_alive=service.options.keep_alive_timeout_seconds,
+        timeout_graceful_shutdown=int(service.options.drain_timeout_seconds) + 2 * WRITE_SECONDS,
     )
-    # What is loaded by now stays: without looking through it again and again, collecting garbage is quick.
-    gc.collect()
-    gc.freeze()
-    Server(config, service).run(sockets=[listener])

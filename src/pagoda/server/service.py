@@ -1,16 +1,17 @@
 """Between the HTTP handlers and the engine: accepts requests or says why not, and knows those in flight.
 
 Handlers run on an event loop, the engine in its own thread; nothing here waits for the engine but through an `Answer`.
-Text becomes tokens in a thread of its own, since a long prompt takes longer than a step.
+Text becomes tokens in threads of its own, since a long prompt takes longer than a step.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from time import monotonic, time
 from typing import TypeVar
@@ -23,18 +24,29 @@ from pagoda.engine.request import Request, new_request
 from pagoda.errors import HttpError, PagodaError
 from pagoda.llm import LLM
 from pagoda.prompts import ReadPrompt
-from pagoda.sampling_params import SamplingParams
+from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server.answer import Answer, Outbox
+from pagoda.server.compiling import Compiling
 from pagoda.server.conversation import ReadConversation
 from pagoda.server.errors import refused
 from pagoda.server.metrics import Metrics
 from pagoda.server.options import ServerOptions
+from pagoda.server.quotas import Quotas, check_limit
+from pagoda.server.reader import Reader
 from pagoda.server.recent import Recent
 from pagoda.server.tenants import Tenant, Tenants
 from pagoda.server.transcripts import Scope, Transcripts
 
+logger = logging.getLogger(__name__)
+
 Given = TypeVar("Given")
 Result = TypeVar("Result")
+
+READER_THREADS = 4  # of several tenants: what some of them send does not hold up the others
+
+
+async def _for_ever() -> None:
+    await asyncio.Event().wait()
 
 
 @dataclass(frozen=True)
@@ -52,13 +64,14 @@ class Work:
 class Origin:
     """Who calls, how long the answer is of use, and the headers that say to which trace it belongs.
 
-    The request came at `arrival`, on the monotonic clock.
+    The request came at `arrival`, on the monotonic clock. `until_gone` returns when the client closes the connection.
     """
 
     tenant: Tenant
     timeout_seconds: float | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     arrival: float = field(default_factory=monotonic)
+    until_gone: Callable[[], Awaitable[None]] = _for_ever
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,10 @@ class Call:
     streams: bool = False
     cache_salt: str = ""
 
+    @property
+    def num_samples(self) -> int:
+        return sum(work.params.n for work in self.works)
+
 
 class Service:
     """One engine for many clients."""
@@ -84,6 +101,10 @@ class Service:
         self.options = options
         self.names = options.served_model_name or (model_name,)
         self.tenants = tenants
+        self._quotas = Quotas(options.max_queued_requests, tenants)
+        # Without a word of the checkpoint an answer goes on to the end of the context.
+        most_tokens = llm.engine.model.generation.sampling.get("max_tokens")
+        self.default_params = replace(llm.get_default_sampling_params(), max_tokens=most_tokens)
         self.metrics = Metrics(self.names[0], llm.engine, options.metrics_compat)
         self.started = time()
         self.is_draining = False
@@ -92,7 +113,10 @@ class Service:
         self._deadlines: dict[Answer, asyncio.TimerHandle] = {}
         self.recent = Recent()
         self.transcripts = None if llm.tokenizer is None else Transcripts(llm.tokenizer, llm.engine.model.eos_token_ids)
-        self._readers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pagoda-reader")
+        self._compiling = Compiling(llm.grammars)
+        # Beside each other tokenizers of two languages would change each other's.
+        is_shared = tenants.are_several and llm.engine.model.encoder is None
+        self.reader = Reader(READER_THREADS if is_shared else 1)
         self._outbox: Outbox | None = None
         self._stop_observing: Callable[[], None] = lambda: None
 
@@ -103,7 +127,9 @@ class Service:
 
     def stop(self) -> None:
         self._stop_observing()
-        self._readers.shutdown(wait=False, cancel_futures=True)
+        for name in self.reader.close():
+            logger.warning("What tenant %r sent is still being read; the server ends without it.", name)
+        self._compiling.close()
 
     @property
     def in_flight(self) -> dict[Answer, Call]:
@@ -112,25 +138,39 @@ class Service:
     @property
     def num_waiting(self) -> int:
         """Requests that have not been scheduled yet."""
-        return sum(request.metrics.first_scheduled is None for answer in self._answers for request in answer.requests)
+        return self._waiting_by_tenant().total()
 
-    async def read(self, function: Callable[[Given], Result], given: Given, param: str) -> Result:
-        """Run what reads prompts, beside the event loop. Raises HttpError for what it refuses in the field `param`."""
+    async def read(self, function: Callable[[Given], Result], given: Given, param: str, tenant: Tenant) -> Result:
+        """Run what reads prompts, beside the event loop and in the turn of `tenant`.
+
+        Raises HttpError for what it refuses in the field `param`.
+        """
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._readers, function, given)
+            return await self.reader.run(tenant.name, partial(function, given))
         except PagodaError as error:
             raise refused(error, param) from error
 
-    async def work(self, read: ReadConversation, params: SamplingParams, form_param: str) -> Work:
+    async def work(self, read: ReadConversation, params: SamplingParams, form_param: str, origin: Origin) -> Work:
         """A conversation to go on with, in the form that `params` wants, else in its own.
 
         Raises HttpError if that cannot be had, which the field `form_param` asks for, else the tools.
         """
         form, param = params.structured_outputs or read.form, form_param if params.structured_outputs else "tools"
-        constraint = await self.read(self.llm.grammars.compile, form, param) if form else None
+        constraint = await self._constraint(form, param, origin) if form else None
         least = self.options.min_cacheable_tokens
         breakpoints = tuple(each for each in read.breakpoints if each.num_tokens >= least)
         return Work(read.prompt, params, constraint, breakpoints, read.scope)
+
+    async def _constraint(self, form: StructuredOutputs, param: str, origin: Origin) -> Constraint | None:
+        """What holds an output to `form`; one that is known already waits for no other."""
+        tenant = origin.tenant
+        known = await self.read(partial(self.llm.grammars.find, tenant=tenant.name), form, param, tenant)
+        if known is not None:
+            return known
+        try:
+            return await self._compiling.compile(form, tenant.name, origin.until_gone, self._seconds_left(origin))
+        except PagodaError as error:
+            raise refused(error, param) from error
 
     def check_model(self, name: str) -> None:
         """Raises HttpError 404 for a model that is not served."""
@@ -146,7 +186,7 @@ class Service:
         """Hand a call to the engine. Raises HttpError, before anything has happened, if it is not accepted."""
         assert self._outbox is not None, "start() was not called"
         self._check_room(call)
-        seconds = self._seconds_left(call)
+        seconds = self._seconds_left(call.origin)
         requests = [self._request(call, index, work) for index, work in enumerate(call.works)]
         answer = Answer(requests, cancel=lambda: self._cancel(requests), on_end=self._ended)
         try:
@@ -160,9 +200,13 @@ class Service:
     def drain(self) -> None:
         """Accept no more; what is in flight goes on."""
         self.is_draining = True
+        self._compiling.close()
 
     def cut(self) -> None:
         """End what is still in flight."""
+        if self._answers:
+            logger.warning("%d requests did not end in time and are cut.", len(self._answers))
+        self.reader.close()
         for answer in list(self._answers):
             answer.fail(HttpError(503, "The server is shutting down and the time to finish has passed.", code="cut"))
 
@@ -171,35 +215,18 @@ class Service:
             raise HttpError(
                 503, "The server is shutting down; try another one.", code="shutting_down", retry_after_seconds=1
             )
-        self._check_limit(call)
-        most = self.options.max_queued_requests
-        if len(call.works) > most:
-            message = f"{call.param} has {len(call.works)} prompts; at most {most} may wait at once, so send fewer."
-            raise HttpError(400, message, param=call.param, code="too_many_requests")
-        if self.num_waiting + len(call.works) > most:
-            raise HttpError(
-                429,
-                f"The queue is full: {most} requests may wait at once; try later.",
-                code="queue_full",
-                retry_after_seconds=self._retry_after(),
-            )
+        tenant, retry_after = call.origin.tenant, self._retry_after()
+        mine = [other for other in self._answers.values() if other.origin.tenant is tenant]
+        check_limit(tenant, call.num_samples, sum(other.num_samples for other in mine), call.param, retry_after)
+        self._quotas.check_queue(tenant, len(call.works), self._waiting_by_tenant(), call.param, retry_after)
 
-    def _check_limit(self, call: Call) -> None:
-        """Every prompt of a call counts."""
-        limit, tenant = call.origin.tenant.max_requests, call.origin.tenant
-        if limit is None:
-            return
-        if len(call.works) > limit:
-            message = f"{call.param} has {len(call.works)} prompts; this key may have {limit} in flight, so send fewer."
-            raise HttpError(400, message, param=call.param, code="too_many_requests")
-        mine = sum(len(other.works) for other in self._answers.values() if other.origin.tenant is tenant)
-        if mine + len(call.works) > limit:
-            raise HttpError(
-                429,
-                f"There are {mine} requests of this key in flight, of at most {limit}; wait for one to end.",
-                code="too_many_requests",
-                retry_after_seconds=self._retry_after(),
-            )
+    def _waiting_by_tenant(self) -> Counter[str]:
+        return Counter(
+            request.tenant
+            for answer in self._answers
+            for request in answer.requests
+            if request.metrics.first_scheduled is None
+        )
 
     def _retry_after(self) -> int:
         """Seconds after which about half of what is in flight has ended."""
@@ -237,13 +264,13 @@ class Service:
             Collector(request, tokenizer, on_chunk=put) if call.streams else Collector(request, tokenizer, on_end=put)
         )
 
-    def _seconds_left(self, call: Call) -> float | None:
+    def _seconds_left(self, origin: Origin) -> float | None:
         """Until the answer is of no use any more, None if it always is. Raises HttpError 504."""
-        limits = (call.origin.timeout_seconds, self.options.request_timeout_seconds)
+        limits = (origin.timeout_seconds, self.options.request_timeout_seconds)
         limit = min((each for each in limits if each is not None), default=None)
         if limit is None:
             return None
-        left = call.origin.arrival + limit - monotonic()
+        left = origin.arrival + limit - monotonic()
         if left <= 0:
             raise _too_late()
         return left

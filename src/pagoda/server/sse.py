@@ -15,6 +15,7 @@ from pagoda.errors import HttpError
 from pagoda.outputs import RequestOutput
 from pagoda.server.answer import Answer
 from pagoda.server.jsons import to_json
+from pagoda.server.wire import until_gone
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ async def finish(answer: Answer, request: Request) -> list[RequestOutput]:
     Raises HttpError if a request fails.
     """
     wanted = asyncio.ensure_future(answer.wait())
-    gone = asyncio.ensure_future(_until_gone(request))
+    gone = asyncio.ensure_future(until_gone(request))
     try:
         await asyncio.wait((wanted, gone), return_when=asyncio.FIRST_COMPLETED)
         if not wanted.done():
@@ -74,9 +75,3 @@ async def finish(answer: Answer, request: Request) -> list[RequestOutput]:
     finally:
         answer.cancel()
         gone.cancel()
-
-
-async def _until_gone(request: Request) -> None:
-    """Returns when the client has closed the connection."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

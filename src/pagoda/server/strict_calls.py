@@ -14,7 +14,7 @@ from typing import Any
 from pagoda.sampling_params import StructuredOutputs
 from pagoda.server.forms import ANY_OBJECT, call_schema
 from pagoda.server.tools import ToolFormat
-from pagoda.structured import WHITESPACE
+from pagoda.structured.source import WHITESPACE
 
 
 def strict_form(

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from hashlib import sha256
+from math import inf
 from typing import Any
 
 from pagoda.config import TenantShare, check_tenants
@@ -23,13 +24,14 @@ class Tenant:
     """Whose request it is, and what it may have.
 
     page_quota: share of the pages that are never evicted for others. lease_budget: share of the pages that may be
-    leased. max_requests: requests in flight at once. is_admin: may reset the cache, and sees
-    what all tenants do.
+    leased. weight: how much of the steps, seats and queue it has beside others, who have 1 unless they say otherwise.
+    max_requests: samples in flight at once. is_admin: may reset the cache, and sees what all tenants do.
     """
 
     name: str = ""
     page_quota: float = 0.0
     lease_budget: float = 0.0
+    weight: float = 1.0
     max_requests: int | None = None
     is_admin: bool = False
 
@@ -56,7 +58,13 @@ class Tenants:
     @property
     def shares(self) -> dict[str, TenantShare]:
         """What the engine promises to each."""
-        return {name: TenantShare(each.page_quota, each.lease_budget) for name, each in self.named.items()}
+        return {name: TenantShare(each.page_quota, each.lease_budget, each.weight) for name, each in self.named.items()}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of everybody who may ask for something."""
+        known = [key.tenant for key in self._keys] if self._anonymous is None else [self._anonymous]
+        return {tenant.name: tenant.weight for tenant in known}
 
     @property
     def are_several(self) -> bool:
@@ -124,6 +132,9 @@ def _check(name: str, settings: Mapping[str, Any]) -> None:
         share = settings.get(key, 0.0)
         if type(share) not in (int, float) or not 0 <= share <= 1:
             raise ConfigError(f"{key} of tenant {name!r} is {share!r}; it is a share of the pages, from 0 to 1.")
+    weight = settings.get("weight", 1.0)
+    if type(weight) not in (int, float) or not 0 < weight < inf:
+        raise ConfigError(f"weight of tenant {name!r} is {weight!r}; it must be a number above 0.")
     limit = settings.get("max_requests", 1)
     if type(limit) is not int or limit <= 0:
         raise ConfigError(f"max_requests of tenant {name!r} is {limit!r}; it must be a positive number.")

@@ -1,11 +1,16 @@
-"""The text and the bytes of single tokens, as log-probabilities report them."""
+"""The text and the bytes of single tokens, as log-probabilities report them: joined they are the text of all."""
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Any
 
+from pagoda.detokenizer import REPLACEMENT
+from pagoda.tokenizing import decode
+
 CACHED_TOKENS = 65536
+BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
 
 
 class TokenTexts:
@@ -13,9 +18,6 @@ class TokenTexts:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._special = set(tokenizer.all_special_ids)
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        self._is_byte_level = "ByteLevel" in repr(getattr(backend, "decoder", None))
         self.bytes = lru_cache(CACHED_TOKENS)(self._bytes)
 
     def text(self, token: int) -> str:
@@ -30,13 +32,19 @@ class TokenTexts:
         piece = self._tokenizer.convert_ids_to_tokens(token)
         if piece is None:  # a vocabulary may be larger than its tokenizer
             return b""
-        if token in self._special:
-            return str(piece).encode("utf-8")
-        if self._is_byte_level:
-            return b"".join(BYTE_OF.get(character, character.encode("utf-8")) for character in piece)
-        if len(piece) == 6 and piece.startswith("<0x"):
-            return bytes.fromhex(piece[3:5])
-        return str(piece).replace("\u2581", " ").encode("utf-8")
+        alone = decode(self._tokenizer, [token])
+        if REPLACEMENT in alone:
+            raw = _raw_bytes(piece)
+            return raw if raw.decode("utf-8", "replace") == alone else alone.encode("utf-8")
+        # The second of two reads as it does after others: the first of a text may lack its space.
+        twice = decode(self._tokenizer, [token, token])
+        return twice.removeprefix(alone).encode("utf-8")
+
+
+def _raw_bytes(piece: str) -> bytes:
+    """What a piece stands for that is no text by itself, in either way to write bytes."""
+    found = BYTE_PIECE.fullmatch(piece)
+    return bytes.fromhex(found[1]) if found else b"".join(BYTE_OF.get(character, b"") for character in piece)
 
 
 def _byte_of() -> dict[str, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from starlette.requests import Request
 from starlette.responses import Response
 
 from pagoda.errors import HttpError
@@ -11,7 +12,8 @@ from pagoda.server.conversation import Conversation, ConversationReader
 from pagoda.server.openai.chat import tools_of, turns_of
 from pagoda.server.openai.schema import DetokenizeBody, TokenizeBody
 from pagoda.server.service import Service
-from pagoda.server.wire import json_response
+from pagoda.server.wire import json_response, tenant_of
+from pagoda.tokenizing import decode, encode
 
 
 class Tokens:
@@ -21,13 +23,13 @@ class Tokens:
         self._service = service
         self._conversations = conversations
 
-    async def tokenize(self, body: TokenizeBody) -> Response:
+    async def tokenize(self, body: TokenizeBody, request: Request) -> Response:
         """The token ids of a prompt or of a conversation."""
         if body.model is not None:
             self._service.check_model(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise HttpError(400, "Give prompt or messages, and not both.", param="prompt")
-        ids = await self._service.read(self._read, body, "prompt")
+        ids = await self._service.read(self._read, body, "prompt", tenant_of(request))
         answer: dict[str, Any] = {
             "count": len(ids),
             "max_model_len": self._service.llm.engine.max_model_len,
@@ -37,7 +39,7 @@ class Tokens:
             answer["token_strs"] = self._service.llm.reader.need_tokenizer().convert_ids_to_tokens(ids)
         return json_response(answer)
 
-    async def detokenize(self, body: DetokenizeBody) -> Response:
+    async def detokenize(self, body: DetokenizeBody, request: Request) -> Response:
         """The text of token ids."""
         if body.model is not None:
             self._service.check_model(body.model)
@@ -45,7 +47,7 @@ class Tokens:
         wrong = next((token for token in body.tokens if not 0 <= token < size), None)
         if wrong is not None:
             raise HttpError(400, f"Token id {wrong} is not in the vocabulary of {size} tokens.", param="tokens")
-        text = await self._service.read(self._service.llm.reader.need_tokenizer().decode, body.tokens, "tokens")
+        text = await self._service.read(self._text, body.tokens, "tokens", tenant_of(request))
         return json_response({"prompt": text})
 
     async def info(self) -> Response:
@@ -64,12 +66,15 @@ class Tokens:
             }
         )
 
+    def _text(self, token_ids: list[int]) -> str:
+        return decode(self._service.llm.reader.need_tokenizer(), token_ids)
+
     def _read(self, body: TokenizeBody) -> list[int]:
         tokenizer = self._service.llm.reader.need_tokenizer()
         if body.prompt is not None:
             self._service.llm.reader.check_text(body.prompt)
             special = True if body.add_special_tokens is None else body.add_special_tokens
-            return list(tokenizer(body.prompt, add_special_tokens=special).input_ids)
+            return list(encode(tokenizer, body.prompt, add_special_tokens=special).input_ids)
         conversation = Conversation(
             turns_of(body.messages or []), tools_of(body.tools), adds_generation_prompt=body.add_generation_prompt
         )

@@ -13,10 +13,10 @@ from collections.abc import Collection, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+from pagoda.detokenizer import REPLACEMENT
 from pagoda.outputs import CompletionOutput
 from pagoda.prompts import ReadPrompt
 from pagoda.server.latest import Latest
-from pagoda.text import REPLACEMENT
 
 MOST_REMEMBERED = 4096
 MOST_REMEMBERED_NBYTES = 64 << 20

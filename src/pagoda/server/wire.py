@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -38,7 +39,14 @@ def request_id_of(request: Request) -> str:
 
 def origin_of(request: Request) -> Origin:
     """Who asks, and how. Raises HttpError for nonsense."""
-    return Origin(tenant_of(request), _timeout_of(request), request.headers, request.state.started)
+    gone = partial(until_gone, request)
+    return Origin(tenant_of(request), _timeout_of(request), request.headers, request.state.started, gone)
+
+
+async def until_gone(request: Request) -> None:
+    """Returns when the client has closed the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _timeout_of(request: Request) -> float | None:

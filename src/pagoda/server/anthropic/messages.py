@@ -15,6 +15,7 @@ from pagoda.server import sse
 from pagoda.server.anthropic.prompt import conversation_of
 from pagoda.server.anthropic.schema import CountBody, MessagesBody, ToolChoiceTool
 from pagoda.server.anthropic.writer import LateError, MessageEvents, MessageShape, blocks
+from pagoda.server.asked import Asked
 from pagoda.server.conversation import Conversation, ConversationReader
 from pagoda.server.fingerprint import Fingerprint, History, Section, missed_tokens
 from pagoda.server.forms import call_form, check_choice, json_form
@@ -22,7 +23,8 @@ from pagoda.server.record import Record
 from pagoda.server.sampling import checked
 from pagoda.server.service import Call, Service, new_id
 from pagoda.server.tools import Pieces, new_parser
-from pagoda.server.wire import json_response, origin_of, request_id_of, scope_of
+from pagoda.server.transcripts import Scope
+from pagoda.server.wire import json_response, origin_of, request_id_of, scope_of, tenant_of
 
 REASONS = {
     Section.MODEL: "model_changed",
@@ -45,27 +47,26 @@ class Messages:
         service = self._service
         service.check_model(body.model)
         _check(body)
-        conversation = conversation_of(body)
-        params = _params(body, conversation)
+        origin = origin_of(request)
         scope = scope_of(request, body.cache_salt)
-        read = await service.read(partial(self._conversations.read, scope=scope), conversation, "messages")
+        asked = await service.read(partial(self._read, scope=scope), body, "messages", origin.tenant)
         parser = None
         if body.tools and (body.tool_choice is None or body.tool_choice.type != "none"):
-            template = self._conversations.template(conversation)
+            template = self._conversations.template(asked.conversation)
             is_single = body.tool_choice is not None and body.tool_choice.disable_parallel_tool_use
             parser = new_parser(template, _must_call(body), "toolu_", 1 if is_single else None)
+        form_param = "tools" if _must_call(body) else "output_config"
         call = Call(
             call_id=new_id("msg_"),
-            origin=origin_of(request),
-            works=[await service.work(read, params, "tools" if _must_call(body) else "output_config")],
+            origin=origin,
+            works=[await service.work(asked.read, asked.params, form_param, origin)],
             param="messages",
             streams=bool(body.stream),
             cache_salt=body.cache_salt or "",
         )
         answer = service.submit(call)
-        fingerprint = _fingerprint(conversation, body).with_tokens(len(read.prompt.token_ids))
-        diagnose = self._diagnosis(call, body, fingerprint)
-        self._history.remember(call.origin.tenant.name, call.call_id, fingerprint)
+        diagnose = self._diagnosis(call, body, asked.fingerprint)
+        self._history.remember(call.origin.tenant.name, call.call_id, asked.fingerprint)
         shape = MessageShape(call.call_id, body, service.llm.engine.max_model_len, diagnose)
         if body.stream:
             events = MessageEvents(shape, parser).all(answer)
@@ -81,10 +82,18 @@ class Messages:
         """How many tokens a conversation has; nothing is computed."""
         self._service.check_model(body.model)
         scope = scope_of(request, body.cache_salt)
-        read = await self._service.read(
-            partial(self._conversations.read, scope=scope), conversation_of(body), "messages"
-        )
-        return json_response({"input_tokens": len(read.prompt.token_ids)})
+        count = await self._service.read(partial(self._count, scope=scope), body, "messages", tenant_of(request))
+        return json_response({"input_tokens": count})
+
+    def _read(self, body: MessagesBody, scope: Scope) -> Asked:
+        conversation = conversation_of(body)
+        params = _params(body, conversation, self._service.default_params)
+        read = self._conversations.read(conversation, scope)
+        fingerprint = _fingerprint(conversation, body).with_tokens(len(read.prompt.token_ids))
+        return Asked(conversation, params, read, fingerprint)
+
+    def _count(self, body: CountBody, scope: Scope) -> int:
+        return len(self._conversations.read(conversation_of(body), scope).prompt.token_ids)
 
     def _diagnosis(
         self, call: Call, body: MessagesBody, fingerprint: Fingerprint
@@ -133,7 +142,7 @@ def _chosen(body: MessagesBody) -> str | None:
     return body.tool_choice.name if isinstance(body.tool_choice, ToolChoiceTool) else None
 
 
-def _params(body: MessagesBody, conversation: Conversation) -> SamplingParams:
+def _params(body: MessagesBody, conversation: Conversation, defaults: SamplingParams) -> SamplingParams:
     given = {
         "temperature": body.temperature,
         "top_p": body.top_p,
@@ -143,7 +152,7 @@ def _params(body: MessagesBody, conversation: Conversation) -> SamplingParams:
     }
     fields = {name: value for name, value in given.items() if value is not None}
     form = _form(body, conversation)
-    return checked(**fields, max_tokens=body.max_tokens, ignore_eos=body.ignore_eos, structured_outputs=form)
+    return checked(defaults, **fields, max_tokens=body.max_tokens, ignore_eos=body.ignore_eos, structured_outputs=form)
 
 
 def _check(body: MessagesBody) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,14 +11,16 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pagoda.chat.messages import read_arguments
 from pagoda.engine.request import TokenLogprobs
 from pagoda.errors import HttpError
 from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server import sse
 from pagoda.server.answer import Answer
-from pagoda.server.conversation import Conversation, ConversationReader, Part, Turn
+from pagoda.server.conversation import Conversation, ConversationReader, Part, ReadConversation, Turn
 from pagoda.server.forms import call_form, check_choice, json_form
+from pagoda.server.json_shape import check_arguments
 from pagoda.server.openai.marks import kept, ttl_of
 from pagoda.server.openai.parameters import sampling_params
 from pagoda.server.openai.projection import chat_logprobs, finish_reason, identity_of, late_error, usage
@@ -37,6 +38,7 @@ from pagoda.server.record import Record
 from pagoda.server.service import Call, Service, new_id
 from pagoda.server.token_text import TokenTexts
 from pagoda.server.tools import Pieces, ToolCall, ToolFormat, ToolParser, find_format, forced_format
+from pagoda.server.transcripts import Scope
 from pagoda.server.wire import json_response, origin_of, scope_of
 
 
@@ -68,15 +70,16 @@ class ChatCompletions:
         service = self._service
         service.check_model(body.model)
         _check(body)
-        conversation = conversation_of(body)
-        params = _params(body, conversation)
+        origin = origin_of(request)
         scope = scope_of(request, body.cache_salt)
-        read = await service.read(partial(self._conversations.read, scope=scope), conversation, "messages")
+        conversation, params, read = await service.read(
+            partial(self._read, scope=scope), body, "messages", origin.tenant
+        )
         form_param = "response_format" if body.tool_choice in (None, "none", "auto") else "tools"
         call = Call(
             call_id=new_id("chatcmpl-"),
-            origin=origin_of(request),
-            works=[await service.work(read, params, form_param)],
+            origin=origin,
+            works=[await service.work(read, params, form_param, origin)],
             param="messages",
             streams=bool(body.stream),
             cache_salt=body.cache_salt or "",
@@ -93,6 +96,11 @@ class ChatCompletions:
             return sse.EventStream(answer, self._events(answer, body, shape), late_error)
         outputs = await sse.finish(answer, request)
         return await asyncio.to_thread(self._whole, outputs[0], answer, body, shape)
+
+    def _read(self, body: ChatBody, scope: Scope) -> tuple[Conversation, SamplingParams, ReadConversation]:
+        conversation = conversation_of(body)
+        params = _params(body, conversation, self._service.default_params)
+        return conversation, params, self._conversations.read(conversation, scope)
 
     def _whole(self, output: RequestOutput, answer: Answer, body: ChatBody, shape: _Shape) -> Response:
         """Beside the event loop: log-probabilities of many samples take a while."""
@@ -191,6 +199,8 @@ def conversation_of(body: ChatBody) -> Conversation:
 
 
 def turns_of(messages: list[Message], options: PromptCacheOptions | None = None) -> tuple[Turn, ...]:
+    calls = (call for message in messages for call in message.tool_calls or ())
+    check_arguments((call.function.arguments for call in calls), "messages")
     ttl = "30m" if options is None else options.ttl
     return tuple(_turn(message, ttl) for message in messages)
 
@@ -205,7 +215,7 @@ def _turn(message: Message, ttl: str) -> Turn:
         more["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
             for call in message.tool_calls
-            for arguments in [_arguments(call.function.arguments)]
+            for arguments in [read_arguments(call.function.arguments)]
         ]
     more |= {name: value for name in ("name", "tool_call_id") if (value := getattr(message, name)) is not None}
     role = "system" if message.role == "developer" else message.role
@@ -221,20 +231,12 @@ def _parts(message: Message, ttl: str) -> tuple[Part, ...]:
     )
 
 
-def _arguments(text: str) -> Any:
-    """As templates want them: an object if it is one."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return value if isinstance(value, dict) else text
-
-
-def _params(body: ChatBody, conversation: Conversation) -> SamplingParams:
+def _params(body: ChatBody, conversation: Conversation, defaults: SamplingParams) -> SamplingParams:
     limits = [each for each in (body.max_completion_tokens, body.max_tokens) if each is not None]
+    most = min(limits, default=defaults.max_tokens)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     form = _form(body, conversation)
-    return sampling_params(body, max_tokens=min(limits, default=None), logprobs=logprobs, structured_outputs=form)
+    return sampling_params(body, defaults, max_tokens=most, logprobs=logprobs, structured_outputs=form)
 
 
 def _form(body: ChatBody, conversation: Conversation) -> StructuredOutputs | None:

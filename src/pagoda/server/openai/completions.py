@@ -16,13 +16,15 @@ from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
 from pagoda.prompts import Prompt
 from pagoda.server import sse
 from pagoda.server.answer import Answer
+from pagoda.server.body import MOST_TOKENS
 from pagoda.server.openai.parameters import sampling_params
 from pagoda.server.openai.projection import completion_logprobs, finish_reason, identity_of, late_error, usage
 from pagoda.server.openai.schema import CompletionBody
 from pagoda.server.record import Record
 from pagoda.server.service import Call, Service, Work, new_id
 from pagoda.server.token_text import TokenTexts
-from pagoda.server.wire import json_response, origin_of
+from pagoda.server.wire import json_response, origin_of, tenant_of
+from pagoda.tokenizing import decode
 
 MAX_PROMPTS = 1024
 MAX_ECHOED_LOGPROBS = 1 << 20  # of one call; about 200 MB
@@ -45,9 +47,11 @@ class Completions:
         if body.stream_options is not None and not body.stream:
             raise HttpError(400, "stream_options needs stream to be true.", param="stream_options")
         echoed = body.logprobs if body.echo else None
-        params = sampling_params(body, max_tokens=body.max_tokens, logprobs=body.logprobs, prompt_logprobs=echoed)
-        read = [await service.read(service.llm.reader.read, prompt, "prompt") for prompt in prompts]
-        _check_echo(sum(len(each.token_ids) for each in read), echoed)
+        params = sampling_params(
+            body, service.default_params, max_tokens=body.max_tokens, logprobs=body.logprobs, prompt_logprobs=echoed
+        )
+        read = [await service.read(service.llm.reader.read, prompt, "prompt", tenant_of(request)) for prompt in prompts]
+        _check_size(sum(len(each.token_ids) for each in read), echoed)
         call = Call(
             call_id=new_id("cmpl-"),
             origin=origin_of(request),
@@ -128,7 +132,7 @@ class Completions:
         """The prompt as text, however it was given."""
         if request.text is not None:
             return request.text
-        return str(self._service.llm.reader.need_tokenizer().decode(request.prompt))
+        return decode(self._service.llm.reader.need_tokenizer(), request.prompt)
 
 
 def _joined(first: dict[str, list[Any]] | None, second: dict[str, list[Any]] | None) -> dict[str, list[Any]] | None:
@@ -137,8 +141,12 @@ def _joined(first: dict[str, list[Any]] | None, second: dict[str, list[Any]] | N
     return {name: first[name] + second[name] for name in first}
 
 
-def _check_echo(num_tokens: int, num_top: int | None) -> None:
-    """Scored prompts are held in memory until the call ends."""
+def _check_size(num_tokens: int, num_top: int | None) -> None:
+    """All prompts of a call are looked at in one go, and scored ones are held in memory until it ends."""
+    if num_tokens > MOST_TOKENS:
+        raise HttpError(
+            400, f"The prompts have {num_tokens} tokens in all; give at most {MOST_TOKENS} at once.", param="prompt"
+        )
     if num_top is not None and num_tokens * (num_top + 1) > MAX_ECHOED_LOGPROBS:
         raise HttpError(
             400,

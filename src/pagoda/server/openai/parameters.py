@@ -29,13 +29,13 @@ SAME = (
 )
 
 
-def sampling_params(body: Sampling, **more: Any) -> SamplingParams:
-    """Raises HttpError that names the field."""
+def sampling_params(body: Sampling, defaults: SamplingParams, **more: Any) -> SamplingParams:
+    """What the body leaves out is as in `defaults`. Raises HttpError that names the field."""
     given = {name: value for name in SAME if (value := getattr(body, name)) is not None}
     stop = given.get("stop", ())
     if len(stop) > MAX_STOP and not isinstance(stop, str):
         raise HttpError(400, f"stop has {len(stop)} strings; give at most {MAX_STOP}.", param="stop")
-    return checked(**given, logit_bias=_logit_bias(body.logit_bias or {}), **more)
+    return checked(defaults, **given, logit_bias=_logit_bias(body.logit_bias or {}), **more)
 
 
 def _logit_bias(given: dict[str, float]) -> dict[int, float]:

@@ -18,6 +18,9 @@ from pagoda.server.token_text import TokenTexts
 
 FINGERPRINT = f"pagoda-{__version__}"
 
+# First bytes of characters that go on with one, two and three more.
+LEADS = (b"\xc3", b"\xe2", b"\xf1")
+
 
 def identity_of(call_id: str, kind: str, model: str) -> dict[str, Any]:
     """The fields by which an answer is known."""
@@ -72,20 +75,28 @@ def completion_logprobs(
     logprobs: Sequence[TokenLogprobs | None], token_ids: Sequence[int], texts: TokenTexts, offset: int
 ) -> dict[str, Any]:
     """Of tokens whose text begins at the character `offset`. The first of a prompt has none."""
-    words = [texts.text(token) for token in token_ids]
-    offsets, decoder = [], new_decoder("utf-8")("replace")  # a character counts when it is complete
-    for token in token_ids:
-        offsets.append(offset)
-        offset += len(decoder.decode(texts.bytes(token)))
     return {
-        "tokens": words,
+        "tokens": [texts.text(token) for token in token_ids],
         "token_logprobs": [None if each is None else each.logprob for each in logprobs],
         "top_logprobs": [
             None if each is None else {texts.text(token): value for token, value in each.top.items()}
             for each in logprobs
         ],
-        "text_offset": offsets,
+        "text_offset": _offsets([texts.bytes(token) for token in token_ids], offset),
     }
+
+
+def _offsets(written: Sequence[bytes], offset: int) -> list[int]:
+    """Where the text of each token begins. A character counts where it is complete, even if others began it."""
+    offsets, decoder = [], new_decoder("utf-8")("replace")
+    start = b"".join(written)[: len(LEADS)]
+    num_continuing = next((index for index, byte in enumerate(start) if byte & 0xC0 != 0x80), len(start))
+    if num_continuing:
+        decoder.decode(LEADS[num_continuing - 1])
+    for each in written:
+        offsets.append(offset)
+        offset += len(decoder.decode(each))
+    return offsets
 
 
 def _chat_token(token: int, logprob: float, texts: TokenTexts) -> dict[str, Any]:

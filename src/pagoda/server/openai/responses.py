@@ -15,6 +15,7 @@ from pagoda.engine.request import TokenLogprobs
 from pagoda.errors import HttpError
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server import sse
+from pagoda.server.asked import Asked
 from pagoda.server.conversation import Conversation, ConversationReader, Turn
 from pagoda.server.fingerprint import Fingerprint, History, Section, missed_tokens, plain
 from pagoda.server.forms import call_form, check_choice, json_form
@@ -29,6 +30,7 @@ from pagoda.server.sampling import checked
 from pagoda.server.service import Call, Service, new_id
 from pagoda.server.token_text import TokenTexts
 from pagoda.server.tools import new_parser
+from pagoda.server.transcripts import Scope
 from pagoda.server.wire import json_response, origin_of, scope_of, tenant_of
 
 MOST_STORED = 1024
@@ -71,32 +73,27 @@ class Responses:
         service = self._service
         service.check_model(body.model)
         _check(body)
-        tenant = tenant_of(request)
-        conversation = conversation_of(body, self._earlier(tenant.name, body.previous_response_id))
-        params = _params(body, conversation)
-        scope = scope_of(request, body.cache_salt)
-        read = await service.read(partial(self._conversations.read, scope=scope), conversation, "input")
+        origin = origin_of(request)
+        earlier = self._earlier(origin.tenant.name, body.previous_response_id)
+        read = partial(self._read, earlier=earlier, scope=scope_of(request, body.cache_salt))
+        asked = await service.read(read, body, "input", origin.tenant)
         parser = None
         if body.tools and body.tool_choice != "none":
-            template = self._conversations.template(conversation)
+            template = self._conversations.template(asked.conversation)
             most_calls = 1 if body.parallel_tool_calls is False else None
             parser = new_parser(template, not _is_free(body), "call_", most_calls)
-        fingerprint = Fingerprint.of(
-            conversation,
-            model=body.model,
-            cache_key=[body.prompt_cache_key, body.cache_salt],
-            settings=None if body.text is None else body.text.model_dump(by_alias=True),
-        ).with_tokens(len(read.prompt.token_ids))
         call = Call(
             call_id=new_id("resp_"),
-            origin=origin_of(request),
-            works=[await service.work(read, params, "text" if _is_free(body) else "tools")],
+            origin=origin,
+            works=[await service.work(asked.read, asked.params, "text" if _is_free(body) else "tools", origin)],
             param="input",
             streams=bool(body.stream),
             cache_salt=body.cache_salt or "",
         )
         answer = service.submit(call)
-        shape = ResponseShape(call.call_id, int(time()), body, conversation, fingerprint, tenant.name)
+        shape = ResponseShape(
+            call.call_id, int(time()), body, asked.conversation, asked.fingerprint, origin.tenant.name
+        )
         writer = ResponseWriter(
             shape, parser, self._logprobs, partial(self._diagnostics, shape), partial(self._keep, shape)
         )
@@ -106,6 +103,18 @@ class Responses:
         sample = outputs[0].outputs[0]
         writer.add(sample.text, sample.logprobs, sample.finish_reason)
         return json_response(writer.finish(outputs[0], answer))
+
+    def _read(self, body: ResponseBody, earlier: tuple[Turn, ...], scope: Scope) -> Asked:
+        conversation = conversation_of(body, earlier)
+        params = _params(body, conversation, self._service.default_params)
+        read = self._conversations.read(conversation, scope)
+        fingerprint = Fingerprint.of(
+            conversation,
+            model=body.model,
+            cache_key=[body.prompt_cache_key, body.cache_salt],
+            settings=None if body.text is None else body.text.model_dump(by_alias=True),
+        )
+        return Asked(conversation, params, read, fingerprint.with_tokens(len(read.prompt.token_ids)))
 
     async def compact(self) -> Response:
         """Not at hand; the id in the path of a stored response must not take its place."""
@@ -207,13 +216,15 @@ def _chosen(body: ResponseBody) -> str | None:
     return body.tool_choice.name if isinstance(body.tool_choice, NamedFunction) else None
 
 
-def _params(body: ResponseBody, conversation: Conversation) -> SamplingParams:
+def _params(body: ResponseBody, conversation: Conversation, defaults: SamplingParams) -> SamplingParams:
     given = {"temperature": body.temperature, "top_p": body.top_p, "seed": body.seed}
     fields = {name: value for name, value in given.items() if value is not None}
     wants_logprobs = "message.output_text.logprobs" in (body.include or ())
+    most = defaults.max_tokens if body.max_output_tokens is None else body.max_output_tokens
     return checked(
+        defaults,
         **fields,
-        max_tokens=0 if _is_prewarm(body) else body.max_output_tokens,
+        max_tokens=0 if _is_prewarm(body) else most,
         ignore_eos=body.ignore_eos,
         logprobs=(body.top_logprobs or 0) if wants_logprobs else None,
         structured_outputs=_form(body, conversation),

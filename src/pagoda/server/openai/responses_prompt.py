@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from pagoda.server.conversation import Conversation, Part, Turn
+from pagoda.server.json_shape import check_arguments
 from pagoda.server.openai.marks import kept, ttl_of
 from pagoda.server.openai.responses_schema import (
     Content,
@@ -24,6 +25,8 @@ from pagoda.server.tools import ToolCall
 
 def conversation_of(body: ResponseBody, earlier: Sequence[Turn]) -> Conversation:
     """`earlier` turns are those of the response that this one goes on from."""
+    if not isinstance(body.input, str):
+        check_arguments((item.arguments for item in body.input if isinstance(item, FunctionCallItem)), "input")
     turns = [] if body.instructions is None else [Turn("system", (Part(body.instructions),))]
     turns += [*earlier, *input_turns(body)]
     tools = tuple(_tool(tool) for tool in body.tools or ())

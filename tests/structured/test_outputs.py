@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from pagoda import LLM, FinishReason, RequestOutput, SamplingParams, StructuredOutputs
 from pagoda.errors import RequestError, StructuredOutputError, TokenizerRequiredError
-from pagoda.structured import MAX_SOURCE_LENGTH, GrammarCompiler
+from pagoda.structured.compiler import GrammarCompiler
+from pagoda.structured.source import MAX_SOURCE_LENGTH
 
 MAX_TOKENS = 400
 PROMPT = "The room was a pleasant one, and"

@@ -1,0 +1,1 @@
+"""From conversations to the text that a model reads, through a chat template: start at renderer.py."""

@@ -1,0 +1,106 @@
+"""Routes whose bodies are read here and not by FastAPI, which reads and checks on the event loop whatever comes.
+
+A large body is read in a thread, in its tenant's turn; either way only if it has no more values than anybody needs.
+Handlers get what they would get from FastAPI, and what is wrong with a body is told in the same words.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+import orjson
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import TypeAdapter, ValidationError
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from pagoda.errors import HttpError
+from pagoda.server.json_shape import check_shape
+from pagoda.server.reader import Reader
+from pagoda.server.wire import tenant_of
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+SMALL_NBYTES = 64 << 10  # what takes some milliseconds at most
+MOST_PYTHON_NBYTES = 1 << 20  # read by Python's own reader, in which time no other thread moves
+
+
+def body_route(reader: Reader) -> type[APIRoute]:
+    """The kind of route that reads bodies so."""
+
+    class BodyRoute(APIRoute):
+        def get_route_handler(self) -> Handler:
+            handle, field = super().get_route_handler(), self.body_field
+            if field is None:
+                return handle
+            kind: Any = field.field_info.annotation
+            read = partial(_read, reader, TypeAdapter(kind))
+
+            async def read_and_handle(request: Request) -> Response:
+                return await handle(await read(request))
+
+            return read_and_handle
+
+    return BodyRoute
+
+
+class _ReadRequest(Request):
+    """A request whose body has been read: FastAPI finds the value, which it takes as it is."""
+
+    def __init__(self, request: Request, content: bytes, value: Any = None) -> None:
+        super().__init__(request.scope, request.receive)
+        self._content = content
+        self._value = value
+
+    async def body(self) -> bytes:
+        return self._content
+
+    async def json(self) -> Any:
+        return self._value
+
+
+async def _read(reader: Reader, adapter: TypeAdapter[Any], request: Request) -> Request:
+    content = await _content(request)
+    if not content or not _is_json(request.headers.get("content-type", "")):
+        return _ReadRequest(request, content)  # FastAPI says what is missing
+    read = partial(_value, adapter, content)
+    value = read() if len(content) <= SMALL_NBYTES else await reader.run(tenant_of(request).name, read)
+    return _ReadRequest(request, b"as it was read", value)
+
+
+async def _content(request: Request) -> bytes:
+    """Kept nowhere else, unlike a request's own `body`."""
+    try:
+        return b"".join([piece async for piece in request.stream()])
+    except ClientDisconnect as error:
+        raise HttpError(499, "The client has gone.", code="client_gone") from error
+
+
+def _is_json(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+
+
+def _value(adapter: TypeAdapter[Any], content: bytes) -> Any:
+    """Raises HttpError, or RequestValidationError as FastAPI would."""
+    check_shape(content)
+    value = _parsed(content)
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        errors = [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)]
+        raise RequestValidationError(errors, body=value) from error
+
+
+def _parsed(content: bytes) -> Any:
+    """The fast reader stops at half surrogates and takes integers beyond 64 bits for fractions."""
+    try:
+        if len(content) > MOST_PYTHON_NBYTES:
+            return orjson.loads(content)
+        return json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise HttpError(400, f"The body is not valid JSON: {error}.") from error

@@ -1,0 +1,39 @@
+"""`pagoda serve` as a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+
+class Process:
+    """It, or a `script` that makes it something else, with so many open files at most."""
+
+    def __init__(self, port: int = 0, *arguments: str, ulimit: int | None = None, script: str | None = None) -> None:
+        main = ["-m", "pagoda.cli"] if script is None else ["-c", script]
+        command = [sys.executable, *main, "serve", "--port", str(port), *arguments]
+        command += ["--kv-cache-memory-bytes", "32MiB", "--num-threads", "1"]
+        if ulimit is not None:
+            command = ["prlimit", f"--nofile={ulimit}", *command]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert self.process.stderr is not None
+        line = self.process.stderr.readline()
+        assert line.startswith("Serving"), line + self.process.stderr.read()
+        self.url = line.split()[-1]
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=lambda: self.lines.extend(self.process.stderr))
+        self._reader.start()
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.join()
+
+    def join(self) -> None:
+        """Read what it still has written."""
+        self._reader.join()
+        self.process.stderr.close()

@@ -1,0 +1,76 @@
+"""Options of LLM of the wrong type, size or name: named errors before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pagoda import LLM
+from pagoda.config import engine_config
+from pagoda.errors import ConfigError, ModelNotFoundError, PagodaError
+
+WRONG: list[tuple[str, Any]] = [
+    *(
+        (name, value)
+        for name in ("block_size", "max_num_seqs", "num_threads", "seed")
+        for value in (2.5, True, "2", b"2")
+    ),
+    *(("kv_cache_memory_bytes", value) for value in ("4G", 1.5, True, 0, -1, 10**30)),
+    *(("max_model_len", value) for value in ("10", 1.5, 0)),
+    *(("max_num_batched_tokens", value) for value in (None, "1", 0)),
+    *(("snapshot_memory_share", value) for value in ("x", float("nan"), None, 1)),
+    *(("dtype", value) for value in (5, None, "int8", ["float32"])),
+    *(("kv_cache_dtype", value) for value in (5, None, ["int8"])),
+    *(("kv_cache_dtype_skip_layers", value) for value in (5, "sliding", [1.5], None)),
+    *(("enable_prefix_caching", value) for value in ("no", 1, None)),
+    *(("tenants", value) for value in (5, {"a": 5}, ["a"])),
+    ("eviction_policy", 5),
+    ("environment", 5),
+    ("num_threads", 10**6),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG, ids=repr)
+def test_wrong_options_are_named(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=name):
+        engine_config(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["max_model_length", "kv_cache_type", "max_num_sequences"])
+def test_a_name_that_is_almost_one_is_told(name: str) -> None:
+    with pytest.raises(ConfigError, match="did you mean"):
+        LLM(**{name: 5})
+
+
+def test_a_name_that_is_none_tells_which_there_are() -> None:
+    with pytest.raises(
+        ConfigError, match=r"There is no option 'tensor_parallel_size'; there are: dtype, .*num_threads"
+    ):
+        LLM(tensor_parallel_size=1)
+
+
+def test_more_memory_than_there_is_is_a_named_error() -> None:
+    with pytest.raises(ConfigError, match="lower kv_cache_memory_bytes"):
+        LLM(kv_cache_memory_bytes=10**18)
+
+
+@pytest.mark.parametrize("path", [5, b"x", [], object(), "", "a\0b", "x" * 5000, "no/such/directory"])
+@pytest.mark.parametrize("option", ["model", "tokenizer"])
+def test_what_is_no_path_is_a_named_error(option: str, path: Any) -> None:
+    with pytest.raises((ConfigError, ModelNotFoundError)):
+        LLM(**{option: path}, kv_cache_memory_bytes=8 << 20)
+
+
+def test_a_directory_without_a_tokenizer_is_none_for_one(tmp_path: Path) -> None:
+    with pytest.raises(PagodaError, match="no tokenizer in"):
+        LLM(tokenizer=tmp_path, kv_cache_memory_bytes=8 << 20)
+
+
+def test_a_gguf_file_says_that_it_is_one(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF" + bytes(64))
+    for path in (file, tmp_path):
+        with pytest.raises(ModelNotFoundError, match=r"GGUF|gguf"):
+            LLM(path)
