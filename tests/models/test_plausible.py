@@ -67,8 +67,15 @@ def test_numbers_that_do_not_fit_the_weights(checkpoint, values):
 )
 def test_networks_that_are_larger_than_the_weights(checkpoint, values):
     edit(checkpoint / "config.json", **values)
-    with pytest.raises(CorruptCheckpointError, match="describes a network of"):
+    with pytest.raises(CorruptCheckpointError, match=r"wrong shape|describes a network of"):
         load_model(checkpoint)
+
+
+def test_a_convolution_that_is_wider_than_the_weights(tmp_path):
+    save(build_tiny("mamba2"), tmp_path)
+    edit(tmp_path / "config.json", conv_kernel=4000)
+    with pytest.raises(CorruptCheckpointError, match=r"conv1d\.weight .* instead of"):
+        load_model(tmp_path)
 
 
 def test_tables_that_are_larger_than_the_weights():

@@ -172,6 +172,7 @@ def test_special_tokens_cannot_name_files(embedded, tmp_path):
         {"tokenizer_padding": "x"},
         {"post_processor": "x"},
         {"extra_special_tokens": 5},
+        {"model_max_length": "x"},
         {"bos_token": ["x"]},
     ],
     ids=repr,

@@ -238,5 +238,5 @@ def test_many_headers_without_end(sharded):
 
 def test_the_outline_of_weights():
     shapes = {"model.layers.11.up.weight": (8, 2), "model.norm2.weight": (8,), "empty.40": (0, 1000)}
-    assert Outline.of(shapes) == Outline(num_tensors=2, num_elements=24, largest_size=8, largest_number=40)
+    assert Outline.of(shapes) == Outline(2, num_elements=24, largest_size=8, largest_number=40, shapes=shapes)
     assert Outline.of({}) == Outline(0, 0, 0, 0)

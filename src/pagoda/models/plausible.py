@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from pagoda.models.build import Build, build_network
 from pagoda.models.weights import Outline
 
 # Words in the names of numbers, and how large those may be. The first that is found decides.
-SIZES = re.compile(r"size|dim|rank|width|vocab|embd|inner|d_(model|ff|kv)|words|channels|features|labels|bins|kernel")
+KERNELS = re.compile(r"kernel|d_conv|conv_L_cache")
+SIZES = re.compile(r"size|dim|rank|width|vocab|embd|inner|d_(model|ff|kv)|words|channels|features|labels|bins")
 LENGTHS = re.compile(r"position|window|length|seq|ctx|context|distance|theta|timescale")
 LAYERS = re.compile(r"layers?$|^depths?$|blocks?$|stack")
 COUNTS = re.compile(r"heads?$|experts?$|experts_|group|cycles|iter|pretraining_tp|codebooks|ngram|prompt|inputs$")
@@ -30,6 +32,7 @@ COUNTS = re.compile(r"heads?$|experts?$|experts_|group|cycles|iter|pretraining_t
 MAX_ENTRIES = 1 << 16
 MAX_LENGTH = 1 << 31
 MAX_COUNT = 1 << 12
+MAX_KERNEL = 1 << 8
 # Some share the weights of layers. None is deeper than the second.
 SHARED_LAYERS, MAX_LAYERS = 256, 2048
 # A dimension of a network may be the product of two numbers, or larger than those of its weights by padding.
@@ -69,6 +72,8 @@ def _named(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 def _largest(name: str, outline: Outline) -> int | None:
     """What a number called `name` is at most, None if it may have any size."""
+    if KERNELS.search(name):
+        return MAX_KERNEL
     if SIZES.search(name):
         return max(SIZE_ROOM * outline.largest_size, SMALL_SIZE)
     if LENGTHS.search(name):
@@ -111,6 +116,13 @@ class FewCalls(TorchFunctionMode):
 
 
 def _check_network(network: torch.nn.Module, outline: Outline, file: Path) -> None:
+    for name, parameter in network.named_parameters():
+        stored = outline.shapes.get(name)
+        if stored is not None and prod(stored) != parameter.numel():  # what is transposed or fused later has as many
+            raise CorruptCheckpointError(
+                f"Weights in {file.parent} have the wrong shape: {name} {list(stored)} instead of "
+                f"{list(parameter.shape)}."
+            )
     num_elements = sum(parameter.numel() for parameter in network.parameters())
     if num_elements > ELEMENT_ROOM * outline.num_elements + FEW_ELEMENTS:
         raise CorruptCheckpointError(

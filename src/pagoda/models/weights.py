@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,9 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 OTHER_TYPES = {"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F8_E4M3", "F8_E5M2"}
 
 
+Shape = tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Outline:
     """How much there is: tensors, numbers in all, the longest dimension, and the largest number in a tensor's name."""
@@ -51,13 +54,14 @@ class Outline:
     num_elements: int
     largest_size: int
     largest_number: int
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, shapes: Mapping[str, tuple[int, ...]]) -> Outline:
+    def of(cls, shapes: Mapping[str, Shape]) -> Outline:
         numbers = (int(number) for name in shapes for number in re.findall(r"(?<![^.])\d{1,9}(?![^.])", name))
         filled = [shape for shape in shapes.values() if prod(shape)]
         sizes = (size for shape in filled for size in shape)
-        return cls(len(filled), sum(map(prod, filled)), max(sizes, default=0), max(numbers, default=0))
+        return cls(len(filled), sum(map(prod, filled)), max(sizes, default=0), max(numbers, default=0), shapes)
 
 
 class StoredWeights:
