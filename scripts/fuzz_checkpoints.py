@@ -36,7 +36,8 @@ from pagoda.errors import PagodaError
 PAGES_NBYTES = 4 << 20
 PROMPT = "a word, and another"
 CHAT = [{"role": "user", "content": PROMPT}]
-SHOWN = 5
+# Beside memory, threads and arenas of the allocator take address space.
+ADDRESS_SPACE_FACTOR = 2
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--mutations", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="the number of the one to run, with a traceback")
-    parser.add_argument("--seconds", type=float, default=30.0, help="for each")
+    parser.add_argument("--seconds", type=float, default=60.0, help="for each")
     parser.add_argument("--memory-mib", type=int, default=1024, help="for each")
     return parser.parse_args()
 
@@ -91,7 +92,7 @@ def _outcome(number: int, bases: list[Path], work: Path, options: argparse.Names
 
 
 def _tried(number: int, mutation: str, directory: Path, options: argparse.Namespace) -> Outcome:
-    """Of a child process, which says how it went through a pipe."""
+    """Of a child process, which says how much memory it begins with, and how it went, through a pipe."""
     start = monotonic()
     reading, writing = os.pipe()
     child = os.fork()
@@ -100,26 +101,27 @@ def _tried(number: int, mutation: str, directory: Path, options: argparse.Namesp
         _be_child(directory, writing, options)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        said = pipe.read()
+        first, said = pipe.readline(), pipe.read()
     _, status, usage = os.wait4(child, 0)
-    seconds, nbytes = monotonic() - start, usage.ru_maxrss * 1024 - _own_nbytes()
+    seconds, nbytes = monotonic() - start, usage.ru_maxrss * 1024 - int(first)
     kind, message = json.loads(said) if said else ("killed", f"exit status {os.waitstatus_to_exitcode(status)}")
-    if kind == "text" and nbytes > options.memory_mib << 20:
-        kind, message = "large", f"{nbytes >> 20} MiB"
+    if nbytes > options.memory_mib << 20:
+        kind, message = "large", f"{nbytes >> 20} MiB, {message}"
     return Outcome(number, mutation, kind, message, seconds, nbytes)
 
 
 def _be_child(directory: Path, writing: int, options: argparse.Namespace) -> None:
     """Never returns."""
+    address_space, resident = _own_nbytes()
+    os.write(writing, b"%d\n" % resident)
     if options.only is None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGESIZE")
-    limit = used + (options.memory_mib << 20)
+    limit = address_space + (ADDRESS_SPACE_FACTOR * options.memory_mib << 20)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    signal.setitimer(signal.ITIMER_REAL, options.seconds)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, options.seconds)
     try:
         said = _generate(directory)
     except BaseException as error:
@@ -160,8 +162,10 @@ def _chat(llm: LLM) -> None:
         llm.chat(CHAT, SamplingParams(max_tokens=1), use_tqdm=False)
 
 
-def _own_nbytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+def _own_nbytes() -> tuple[int, int]:
+    """Address space, and memory."""
+    pages = Path("/proc/self/statm").read_text().split()
+    return int(pages[0]) * os.sysconf("SC_PAGESIZE"), int(pages[1]) * os.sysconf("SC_PAGESIZE")
 
 
 def _report(outcomes: list[Outcome], seconds: float) -> None:

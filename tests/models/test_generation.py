@@ -96,6 +96,16 @@ def test_bad_words_of_several_tokens_are_not_completed(network: Any, load: Any) 
         assert tokens(llm) == expected
 
 
+@pytest.mark.parametrize(
+    "settings", [{"forced_bos_token_id": 7}, {"bad_words_ids": [[5, token] for token in range(60)]}]
+)
+def test_what_follows_a_token_alone(network: Any, load: Any, settings: dict[str, Any]) -> None:
+    expected = by_transformers(network, {"eos_token_id": 3} | settings, [5])
+    assert expected != by_transformers(network, {"eos_token_id": 3}, [5])
+    with load(settings | {"max_new_tokens": NEW_TOKENS, "do_sample": False}) as llm:
+        assert llm.generate([[5]], use_tqdm=False)[0].outputs[0].token_ids == expected
+
+
 def test_an_encoder_decoder_model_generates_as_it_says() -> None:
     network = build_tiny("bart")
     settings = {"no_repeat_ngram_size": 2, "forced_eos_token_id": 2, "repetition_penalty": 1.3, "eos_token_id": 2}
@@ -132,6 +142,15 @@ def test_ends_are_united_and_known_to_the_model(load: Any) -> None:
         last = VOCABULARY - 1
         params = SamplingParams(temperature=0, max_tokens=3, min_tokens=2, logit_bias={last: 100})
         assert tokens(llm, params) == [last] * 3
+
+
+def test_the_default_end_of_a_family_counts_where_none_is_stated(network: Any) -> None:
+    config = network.config  # of which 3 is the end, by default or not
+    assert GenerationTokens.of({}, config, {}).end == {3}
+    assert GenerationTokens.of({"eos_token_id": 5}, config, {}).end == {5}
+    assert GenerationTokens.of({}, config, {"text_config": {"eos_token_id": [6, 7]}}).end == {6, 7}
+    assert GenerationTokens.of({"eos_token_id": 5}, config, {"eos_token_id": 4}).end == {4, 5}
+    assert GenerationTokens.of({"eos_token_id": 5}, config).end == {3, 5}
 
 
 def test_the_end_of_the_tokenizer_ends_as_well() -> None:

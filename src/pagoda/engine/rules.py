@@ -14,14 +14,20 @@ def apply_rules(logits: torch.Tensor, sequence: Sequence, end_token_ids: frozens
     rules, tokens, num_new = sequence.request.rules, sequence.tokens, sequence.num_output_tokens
     if rules.no_repeat_ngram_size:
         logits[_repeating(torch.tensor(tokens), rules.no_repeat_ngram_size)] = -math.inf
-    for *before, last in rules.bad_words:
-        if len(before) < len(tokens) and tokens[-len(before) :] == before:
+    for *before, last in rules.bad_words.get(tokens[-1], ()):
+        if tokens[-len(before) :] == before:
             logits[last] = -math.inf
     if len(tokens) < rules.min_length or num_new < rules.min_new_tokens:
         logits[list(end_token_ids)] = -math.inf
+    if rules.forced_second is not None and len(tokens) == 1:
+        _force(logits, rules.forced_second)
     if rules.forced_end in end_token_ids and num_new + 1 == sequence.request.params.max_tokens:
-        logits.fill_(-math.inf)
-        logits[rules.forced_end] = 0
+        _force(logits, rules.forced_end)
+
+
+def _force(logits: torch.Tensor, token: int) -> None:
+    logits.fill_(-math.inf)
+    logits[token] = 0
 
 
 def _repeating(tokens: torch.Tensor, size: int) -> torch.Tensor:

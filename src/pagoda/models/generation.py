@@ -7,7 +7,7 @@ transformers does with a value is done with it here, or it is named as one that 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -42,15 +42,16 @@ UNKNOWN: dict[str, tuple[Any, ...]] = {
 class Rules:
     """What may not come next, after the tokens of a sequence, the prompt's among them.
 
-    bad_words: runs of tokens that are never completed. no_repeat_ngram_size: no run of so many tokens comes twice.
-    min_length, min_new_tokens: so many tokens, and new ones, come before an end. forced_end: the token that is last
-    where `max_tokens` ends a sequence.
+    bad_words: runs of tokens that are never completed, by their last token but one. no_repeat_ngram_size: no run of so
+    many tokens comes twice. min_length, min_new_tokens: so many tokens, and new ones, come before an end.
+    forced_second: the token after one alone. forced_end: the last one where `max_tokens` ends a sequence.
     """
 
-    bad_words: tuple[tuple[int, ...], ...] = ()
+    bad_words: Mapping[int, Sequence[tuple[int, ...]]] = field(default_factory=lambda: MappingProxyType({}))
     no_repeat_ngram_size: int = 0
     min_length: int = 0
     min_new_tokens: int = 0
+    forced_second: int | None = None
     forced_end: int | None = None
 
 
@@ -72,9 +73,12 @@ class GenerationTokens:
     sampling: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any], config: Any) -> GenerationTokens:
-        """Of generation `settings` and a configuration. Raises CorruptCheckpointError for values of no sense."""
-        return _Reader(settings, config).read()
+    def of(cls, settings: Mapping[str, Any], config: Any, stated: Mapping[str, Any] | None = None) -> GenerationTokens:
+        """Of generation `settings` and a configuration, of which `stated` is what its file says, if it has one.
+
+        Raises CorruptCheckpointError for values of no sense.
+        """
+        return _Reader(settings, config, stated).read()
 
     def with_end(self, tokens: Iterable[int], vocab_size: int) -> GenerationTokens:
         """These, with further tokens that end a sequence."""
@@ -87,14 +91,15 @@ class GenerationTokens:
 
 
 class _Reader:
-    def __init__(self, settings: Mapping[str, Any], config: Any) -> None:
+    def __init__(self, settings: Mapping[str, Any], config: Any, stated: Mapping[str, Any] | None) -> None:
         self._settings = settings
         self._config = config
         self._sources = (settings, decoder_config(config).to_dict(), config.to_dict())
+        self._stated = self._sources if stated is None else (settings, *_whole_and_parts(stated))
         self._vocab_size = decoder_config(config).vocab_size
 
     def read(self) -> GenerationTokens:
-        end = _known([token for each in self._sources for token in _tokens(each, "eos_token_id")], self._vocab_size)
+        end = self._end()
         start = (self._first("decoder_start_token_id", "bos_token_id"), self._first("forced_bos_token_id"))
         # The end is no bad word, as in transformers.
         words = [word for word in self._bad_words() if len(word) > 1 or word[0] not in end]
@@ -109,21 +114,36 @@ class _Reader:
             sampling=self._sampling(),
         )
 
+    def _end(self) -> frozenset[int]:
+        """Every end that is stated; only without any the family's default, which may be of another vocabulary."""
+        found = [[token for each in sources for token in _tokens(each, "eos_token_id")] for sources in self._both]
+        return next((_known(tokens, self._vocab_size) for tokens in found if tokens), frozenset())
+
+    @property
+    def _both(self) -> tuple[tuple[Mapping[str, Any], ...], ...]:
+        return self._stated, self._sources
+
     def _first(self, *names: str) -> int | None:
         """The token that is named first, under any of `names`."""
         found = (_tokens(source, name)[:1] for name in names for source in self._sources)
         return next((tokens[0] for tokens in found if tokens), None)
 
     def _rules(self, bad_words: list[tuple[int, ...]]) -> Rules:
-        forced = _tokens(self._settings, "forced_eos_token_id")[:1]
-        known = [word for word in bad_words if len(_known(word, self._vocab_size)) == len({*word})]
+        known: dict[int, list[tuple[int, ...]]] = {}
+        for word in bad_words:
+            if len(_known(word, self._vocab_size)) == len({*word}):
+                known.setdefault(word[-2], []).append(word)
         return Rules(
-            tuple(known),
+            MappingProxyType(known),
             self._count("no_repeat_ngram_size"),
             self._count("min_length"),
             self._count("min_new_tokens"),
-            next(iter(_known(forced, self._vocab_size)), None),
+            None if self._config.is_encoder_decoder else self._forced("forced_bos_token_id"),
+            self._forced("forced_eos_token_id"),
         )
+
+    def _forced(self, name: str) -> int | None:
+        return next(iter(_known(_tokens(self._settings, name)[:1], self._vocab_size)), None)
 
     def _bad_words(self) -> list[tuple[int, ...]]:
         words = self._settings.get("bad_words_ids") or []
@@ -157,6 +177,12 @@ class _Reader:
         named = [f"{n}={shown(v)}" for n, v in asked.items() if v not in (None, False, [], {}, *UNKNOWN[n])]
         if named:
             logger.warning("The checkpoint's generation settings ask for what is not done here: %s.", ", ".join(named))
+
+
+def _whole_and_parts(values: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    """A configuration as its file has it, and the parts that are about text."""
+    parts = (values.get(name) for name in ("text_config", "decoder"))
+    return (values, *(part for part in parts if isinstance(part, Mapping)))
 
 
 def _tokens(source: Mapping[str, Any], name: str) -> list[int]:

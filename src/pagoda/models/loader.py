@@ -7,6 +7,7 @@ whether configuration and weights fit each other.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,22 +43,24 @@ def load_model(path: str | Path, *, dtype: str = "auto", generation_config: str 
     directory = checkpoint_directory(path)
     weight_dtype = None if dtype == "auto" else parse_dtype(dtype)
     with model_errors(f"The model in {directory}"):
-        network, discovered = _load_network(directory, weight_dtype)
-        return Model(network, discovered, _generation(directory, generation_config, network.config))
+        values = read_config(directory)
+        network, discovered = _load_network(directory / "config.json", values, weight_dtype)
+        model = Model(network, discovered, _generation(directory, generation_config, network.config, values))
+        model.check_lengths()
+        return model
 
 
-def _generation(directory: Path, source: str, config: Any) -> GenerationTokens:
+def _generation(directory: Path, source: str, config: Any, values: Mapping[str, Any]) -> GenerationTokens:
     if source not in ("auto", "vllm"):
         directory = checkpoint_directory(source, "generation_config")
         if not (directory / "generation_config.json").is_file():
             raise ConfigError(f"There is no generation_config.json in {directory}; give another generation_config.")
     file = directory / "generation_config.json"
-    generation = GenerationTokens.of(read_object(file) if file.is_file() else {}, config)
+    generation = GenerationTokens.of(read_object(file) if file.is_file() else {}, config, values)
     return generation.tokens_alone if source == "vllm" else generation
 
 
-def _load_network(directory: Path, dtype: torch.dtype | None) -> tuple[Any, Discovered]:
-    file, values = directory / "config.json", read_config(directory)
+def _load_network(file: Path, values: dict[str, Any], dtype: torch.dtype | None) -> tuple[Any, Discovered]:
     check_family(values, file)
     with stored_weights(file, values) as weights:
         check_values(values, weights.outline, file)

@@ -104,6 +104,10 @@ class Model:
         """The longest sequence that may be asked for, or None if the position encoding sets no limit."""
         return most_positions(self.config, self._position_offset)
 
+    def check_lengths(self) -> None:
+        """Raise whatever is wrong with what the configuration says of them."""
+        assert self.max_model_len is None or self.most_model_len is not None
+
     def fix_length(self, num_tokens: int | None) -> None:
         """Rotate positions as for sequences of up to `num_tokens`, in every step; None is `max_model_len`.
 
