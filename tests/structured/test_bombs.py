@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -163,6 +164,21 @@ def test_closing_gives_up_what_is_compiled(grammars):
         for each in compiled:
             with pytest.raises(RequestCancelledError):
                 each.result()
+
+
+def test_a_compiler_that_is_forgotten_ends_its_children_and_threads(llm):
+    def found() -> tuple[set[int], set[int | None]]:
+        gc.collect()
+        threads = {thread.ident for thread in threading.enumerate() if thread.name == "pagoda-grammars"}
+        return {child.pid for child in psutil.Process().children()}, threads
+
+    before = found()
+    grammars = GrammarCompiler(llm.tokenizer, 4096, frozenset({0}))
+    matcher = grammars.compile(SIMPLE).new()
+    follow(matcher, llm.tokenizer, "yesnoyes")
+    assert found() != before
+    del grammars, matcher
+    assert found() == before
 
 
 def test_an_engine_closes_while_a_grammar_explodes():

@@ -98,11 +98,14 @@ class Lane:
             self._asked.put(asked)
 
     def close(self) -> None:
-        """What is not answered yet, and what is asked from now on, is answered with a problem."""
+        """What is not answered yet, and what is asked from now on, is answered with a problem. Ends the thread."""
         self._confined.close()
         with self._lock:
             self._is_closed = True
             self._asked.put(None)
+        # It is the thread itself that closes its lane if it was the last to know of a grammar.
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
 
     def _start(self) -> None:
         if self._thread is None and not self._is_closed:
@@ -112,29 +115,38 @@ class Lane:
     def _run(self) -> None:
         with suppress(ConfinedError):
             self._confined.call(ADVANCE, [], seconds=ADVANCE_SECONDS)
-        while (first := self._asked.get()) is not None:
-            batch = [first, *self._more()]
-            try:
-                self._answer(batch)
-            except Exception:
-                logger.exception("What may follow %d sequences could not be asked", len(batch))
-                for asked in batch:
-                    if not asked.answer.done():
-                        asked.answer.set_result(Step(b"", problem="it could not be asked what may follow"))
+        while self._answer_next():
+            pass
 
-    def _more(self) -> list[Asked]:
-        """What was asked meanwhile."""
+    def _answer_next(self) -> bool:
+        """Wait for what is asked, and answer it; False when that was the last."""
+        batch = self._taken()
+        if not batch:
+            return False
+        try:
+            self._answer(batch)
+        except Exception:
+            logger.exception("What may follow %d sequences could not be asked", len(batch))
+            for asked in batch:
+                if not asked.answer.done():
+                    asked.answer.set_result(Step(b"", problem="it could not be asked what may follow"))
+        return True
+
+    def _taken(self) -> list[Asked]:
+        """What is asked next, and what has been asked meanwhile; nothing once the lane is closed."""
         batch: list[Asked] = []
+        asked = self._asked.get()
         with suppress(Empty):
-            while len(batch) < MAX_BATCH:
-                asked = self._asked.get_nowait()
-                if asked is None:
-                    self._asked.put(None)
-                    break
+            while asked is not None:
                 batch.append(asked)
+                if len(batch) == MAX_BATCH:
+                    return batch
+                asked = self._asked.get_nowait()
+            self._asked.put(None)
         return batch
 
     def _answer(self, batch: list[Asked]) -> None:
+        steps: list[Step | None]
         try:
             steps = self._advance(batch)
         except TooSlowError as error:
