@@ -73,7 +73,7 @@ def test_networks_that_are_larger_than_the_weights(checkpoint, values):
 
 def test_a_convolution_that_is_wider_than_the_weights(tmp_path):
     save(build_tiny("mamba2"), tmp_path)
-    edit(tmp_path / "config.json", conv_kernel=4000)
+    edit(tmp_path / "config.json", conv_kernel=500)
     with pytest.raises(CorruptCheckpointError, match=r"conv1d\.weight .* instead of"):
         load_model(tmp_path)
 
@@ -101,7 +101,13 @@ def test_a_network_that_runs_in_circles_is_not_run_to_its_end(tmp_path):
 
 
 def test_numbers_without_a_limit(checkpoint):
-    extra = {"num_parameters": 7 * 10**9, "sampling_rate": 48_000, "image_token_id": 10**6, "trained_at": 1_700_000_000}
+    extra = {
+        "rope_theta": 3_580_165_449,
+        "num_parameters": 7 * 10**9,
+        "sampling_rate": 48_000,
+        "image_token_id": 10**6,
+        "trained_at": 1_700_000_000,
+    }
     edit(checkpoint / "config.json", **extra, max_position_embeddings=10_485_760, num_labels=1000)
     assert load_model(checkpoint).max_model_len == 10_485_760
 

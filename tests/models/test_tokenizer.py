@@ -136,7 +136,9 @@ def test_only_classes_of_tokenizers_are_used(tmp_path, name, file):
     assert not (tmp_path / "mark").exists()
 
 
-@pytest.mark.parametrize("name", ["tokenizer_file", "vocab_file", "merges_file", "gguf_file", "spm_file", "vocab"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer_file", "vocab_file", "merges_file", "gguf_file", "spm_file", "vocab", "name_or_path"]
+)
 def test_settings_cannot_name_other_files(embedded, tmp_path, name):
     """Old checkpoints name the file of whoever saved them, which must not keep theirs from being read."""
     other = tmp_path / "other.json"

@@ -24,15 +24,15 @@ from pagoda.models.weights import Outline
 # Words in the names of numbers, and how large those may be. The first that is found decides.
 KERNELS = re.compile(r"kernel|d_conv|conv_L_cache")
 SIZES = re.compile(r"size|dim|rank|width|vocab|embd|inner|d_(model|ff|kv)|words|channels|features|labels|bins")
-LENGTHS = re.compile(r"position|window|length|seq|ctx|context|distance|theta|timescale")
+LENGTHS = re.compile(r"position|window|length|seq|ctx|context|distance")
 LAYERS = re.compile(r"layers?$|^depths?$|blocks?$|stack")
 COUNTS = re.compile(r"heads?$|experts?$|experts_|group|cycles|iter|pretraining_tp|codebooks|ngram|prompt|inputs$")
 
 # Families keep lists of one number for each layer, and of tokens; labels of a classifier mean nothing here.
 MAX_ENTRIES = 1 << 16
-MAX_LENGTH = 1 << 31
+MAX_LENGTH = 1 << 36
 MAX_COUNT = 1 << 12
-MAX_KERNEL = 1 << 8
+MAX_KERNEL = 1 << 9
 # Some share the weights of layers. None is deeper than the second.
 SHARED_LAYERS, MAX_LAYERS = 256, 2048
 # A dimension of a network may be the product of two numbers, or larger than those of its weights by padding.
