@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagoda.errors import HttpError
-from pagoda.server.json_shape import HEAVY, MOST_DEPTH, MOST_WEIGHT, _measured, check_arguments, check_shape
+from pagoda.server import json_shape
+from pagoda.server.json_shape import HEAVY, MOST_DEPTH, MOST_WEIGHT, _pieces, _weight, check_arguments, check_shape
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 TEXTS = st.text(st.sampled_from('ab"\\[]{},:\n\u2022\ud800\U0001f600'))
@@ -31,10 +32,14 @@ def weight_of(value: Any) -> int:
             return 0
 
 
-@given(VALUES, st.booleans(), st.sampled_from([None, 1]))
-def test_every_value_is_counted_and_no_text_is_taken_for_one(value: Any, is_ascii: bool, indent: int | None) -> None:
-    text = json.dumps(value, ensure_ascii=is_ascii, indent=indent)
-    assert _measured(text.encode(errors="surrogatepass"))[0] == weight_of(value)
+@given(VALUES, st.booleans(), st.sampled_from([None, 1]), st.integers(2, 40))
+def test_every_value_is_counted_and_no_text_is_taken_for_one(
+    value: Any, is_ascii: bool, indent: int | None, piece_nbytes: int
+) -> None:
+    content = json.dumps(value, ensure_ascii=is_ascii, indent=indent).encode(errors="surrogatepass")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_shape, "PIECE_NBYTES", piece_nbytes)
+        assert sum(_weight(*piece) for piece in _pieces(content)) == weight_of(value)
 
 
 @pytest.mark.parametrize("closed", [True, False])

@@ -14,6 +14,7 @@ from pagoda.errors import HttpError
 from pagoda.server.bodies import Bodies, Body
 from pagoda.server.errors import error_response, id_header
 from pagoda.server.loopback import check_names
+from pagoda.server.pace import Pace
 from pagoda.server.service import Service, new_id
 from pagoda.server.tenants import Tenant
 
@@ -34,6 +35,7 @@ class Gate:
         self._app = app
         self._service = service
         self._bodies = Bodies(service.options.max_body_bytes, service.tenants.are_several)
+        self._pace = Pace() if service.tenants.are_several else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -62,7 +64,7 @@ class Gate:
                 state.get("let_in", _let_in)(tenant)
             with self._bodies.hold(tenant.name) as body:
                 body.expect(_length(headers))
-                await self._app(scope, _counted(receive, body), send_with_id)
+                await self._app(scope, self._counted(receive, body, tenant), send_with_id)
         except HttpError as error:
             await error_response(scope["path"], error, request_id)(scope, receive, send_with_id)
         finally:
@@ -74,22 +76,24 @@ class Gate:
             return not self._service.options.metrics_need_admin
         return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
 
+    def _counted(self, receive: Receive, body: Body, tenant: Tenant) -> Receive:
+        """`receive`, which refuses more than a body may have, and takes its time with what comes fast."""
+
+        async def counted() -> Message:
+            message = await receive()
+            nbytes = len(message.get("body", b""))
+            body.add(nbytes)
+            if nbytes and self._pace is not None:
+                await self._pace.keep(tenant.name, nbytes)
+            return message
+
+        return counted
+
 
 def _length(headers: Headers) -> int:
     """Bytes that a body is said to have; chunks need not say how many come."""
     length = headers.get("content-length", "")
     return int(length) if PLAIN_LENGTH.fullmatch(length) else 0
-
-
-def _counted(receive: Receive, body: Body) -> Receive:
-    """`receive`, which refuses more than a body may have."""
-
-    async def counted() -> Message:
-        message = await receive()
-        body.add(len(message.get("body", b"")))
-        return message
-
-    return counted
 
 
 def _let_in(_: Tenant) -> None:
