@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pagoda import LLM
-from pagoda.config import engine_config
+from pagoda.config import TenantShare, engine_config
 from pagoda.errors import ConfigError, ModelNotFoundError, PagodaError
 
 WRONG: list[tuple[str, Any]] = [
@@ -29,6 +31,7 @@ WRONG: list[tuple[str, Any]] = [
     ("eviction_policy", 5),
     ("environment", 5),
     ("num_threads", 10**6),
+    ("dtype", np.array(["a", "b"])),
 ]
 
 
@@ -36,6 +39,22 @@ WRONG: list[tuple[str, Any]] = [
 def test_wrong_options_are_named(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=name):
         engine_config(**{name: value})
+
+
+def test_numbers_are_python_s_own() -> None:
+    config = engine_config(block_size=np.uint8(32), seed=np.int64(4), max_model_len=np.uint8(200))
+    assert [type(each) for each in (config.block_size, config.seed, config.max_model_len)] == [int] * 3
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"weight": value} for value in ("x", None, True, 0, 1e308, 1e-300, float("nan"), Decimal(2))]
+    + [{"page_quota": value} for value in ("a", None, 2, float("nan"), np.array([0.1, 0.2]))],
+    ids=str,
+)
+def test_what_is_no_share_is_named(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        TenantShare(**wrong)
 
 
 @pytest.mark.parametrize("name", ["max_model_length", "kv_cache_type", "max_num_sequences"])

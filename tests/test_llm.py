@@ -64,10 +64,35 @@ def test_what_is_no_prompt_is_refused(llm: LLM, prompts: Any) -> None:
         llm.generate(prompts, ONE, use_tqdm=False)
 
 
-@pytest.mark.parametrize("params", [5, "x", {"n": 1}, [ONE, 5], [ONE, None]])
+@pytest.mark.parametrize("params", [5, "x", {"n": 1}, [ONE, 5], [ONE, None], 0])
 def test_what_are_no_parameters_is_refused(llm: LLM, params: Any) -> None:
     with pytest.raises(InvalidSamplingError, match=r"SamplingParams\(...\)"):
         llm.generate(["a", "b"], params, use_tqdm=False)
+
+
+@pytest.mark.parametrize("salt", [5, None, b"x", [1]])
+def test_a_salt_is_text(llm: LLM, salt: Any) -> None:
+    with pytest.raises(RequestError, match="cache_salt"):
+        llm.generate("a", ONE, use_tqdm=False, cache_salt=salt)
+
+
+def test_nothing_that_a_tokenizer_raises_ends_another_request(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = llm.generate(STORY, SamplingParams(temperature=0, max_tokens=20), use_tqdm=False)[0].text
+    decode = llm.tokenizer.decode
+
+    def end(ids: list[int], **options: Any) -> str:
+        if ids[-1] == 7:
+            raise SystemExit(3)
+        return decode(ids, **options)
+
+    async def both() -> list[Any]:
+        params = [SamplingParams(temperature=0, max_tokens=20, logit_bias=bias) for bias in ({}, {7: 100})]
+        return await asyncio.gather(*(llm.generate_async(STORY, each) for each in params), return_exceptions=True)
+
+    monkeypatch.setattr(llm.tokenizer, "decode", end)
+    innocent, guilty = asyncio.run(both())
+    assert isinstance(guilty, RequestError)
+    assert innocent[0].text == expected
 
 
 def greedy(llm: LLM, **more: Any) -> Any:

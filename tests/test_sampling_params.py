@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -57,3 +58,17 @@ def test_what_means_the_same_is_taken() -> None:
     as_in_vllm = SamplingParams(stop=None, stop_token_ids=None, logit_bias=None)
     assert as_in_vllm == SamplingParams()
     StructuredOutputs(choice={"a", "b"})
+    StructuredOutputs(choice=np.array(["a", "b"]))
+
+
+def test_what_is_kept_is_python_s_own() -> None:
+    """Numpy's small numbers overflow, a fraction is none for torch, and a list may change after it was checked."""
+    stops, biases = ["a"], {np.uint8(3): Fraction(1, 2)}
+    params = SamplingParams(
+        n=np.uint8(2), top_p=Fraction(1, 2), stop=stops, stop_token_ids=[np.int8(5)], logit_bias=biases
+    )
+    stops.append(b"x")
+    biases[np.uint8(4)] = "x"
+    assert (type(params.n), type(params.top_p), params.stop) == (int, float, ("a",))
+    assert [type(token) for token in (*params.stop_token_ids, *params.logit_bias)] == [int, int]
+    assert params.logit_bias == {3: 0.5}

@@ -9,10 +9,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from math import inf
 from typing import Any
 
-from pagoda.checks import is_number, is_whole, shown
+from pagoda.checks import as_float, is_number, is_whole, shown
 from pagoda.errors import ConfigError
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -20,6 +19,7 @@ DEFAULT_KV_CACHE_NBYTES = 4 << 30
 DEFAULT_KV_CACHE_SHARE = 0.4  # of the memory available at start-up
 DEFAULT_LEASE_SHARE = 0.5  # of the pages, where no tenants are named
 MAX_NUMBER = 2**62
+MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0
 THREADS_PER_PROCESSOR, LEAST_MOST_THREADS = 4, 64
 
 
@@ -57,10 +57,10 @@ class TenantShare:
 
     def __post_init__(self) -> None:
         for name, share in (("page_quota", self.page_quota), ("lease_budget", self.lease_budget)):
-            if not 0 <= share <= 1:
-                raise ConfigError(f"{name} is {share}; give a share of the pages between 0 and 1.")
-        if not 0 < self.weight < inf:
-            raise ConfigError(f"weight is {self.weight}; it must be above 0.")
+            if not is_number(share) or not 0 <= as_float(share) <= 1:
+                raise ConfigError(f"{name} is {shown(share)}; give a share of the pages between 0 and 1.")
+        if not is_number(self.weight) or not MIN_WEIGHT <= as_float(self.weight) <= MAX_WEIGHT:
+            raise ConfigError(f"weight is {shown(self.weight)}; give a number from {MIN_WEIGHT} to {MAX_WEIGHT}.")
 
     @property
     def reserved(self) -> float:
@@ -114,7 +114,7 @@ class EngineConfig:
     environment: Environment = field(default_factory=Environment.read)
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
+        if not isinstance(self.dtype, str) or self.dtype not in DTYPES:
             raise ConfigError(f"dtype is {shown(self.dtype)}; choose one of: {', '.join(DTYPES)}.")
         self._check_types()
         for name in ("max_model_len", "kv_cache_memory_bytes", "num_threads"):
@@ -146,6 +146,7 @@ class EngineConfig:
                 raise ConfigError(f"{name} is {shown(value)}; it must be a whole number.")
             if value is not None and not -MAX_NUMBER <= value <= MAX_NUMBER:
                 raise ConfigError(f"{name} is {shown(value)}; it must be at most {MAX_NUMBER}.")
+            object.__setattr__(self, name, None if value is None else int(value))  # numpy's reckon in other ways
         for name, (kind, wanted) in KINDS.items():
             if not isinstance(getattr(self, name), kind):
                 raise ConfigError(f"{name} is {shown(getattr(self, name))}; it must be {wanted}.")

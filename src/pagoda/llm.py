@@ -24,6 +24,7 @@ from pagoda.cache.cache import CacheStats
 from pagoda.chat.messages import read_conversation, read_conversations
 from pagoda.chat.options import ChatOptions
 from pagoda.chat.renderer import ChatRenderer
+from pagoda.checks import shown
 from pagoda.collector import Collector
 from pagoda.config import engine_config
 from pagoda.engine.engine import Engine
@@ -255,7 +256,10 @@ class LLM:
     ) -> list[Request]:
         """Checked requests, not submitted yet."""
         listed = _listed(prompts)
-        params = _params_of_each(sampling_params or self.get_default_sampling_params(), len(listed))
+        default = self.get_default_sampling_params()
+        params = _params_of_each(default if sampling_params is None else sampling_params, len(listed))
+        if not isinstance(cache_salt, str):
+            raise RequestError(f"cache_salt is {shown(cache_salt)}; it must be text.")
         requests = []
         for prompt, wanted in zip(listed, params, strict=True):
             if wanted.stop_strings:
@@ -278,7 +282,9 @@ class LLM:
 
 
 def _close(loop: EngineLoop, grammars: GrammarCompiler, chats: ChatRenderer) -> None:
-    """Without the LLM, so that one which is forgotten is closed as well."""
+    """Without the LLM, so that one which is forgotten is closed as well; in a forked process nothing of it is left."""
+    if loop.is_forked:
+        return
     grammars.close()
     chats.close()
     loop.close()
@@ -294,10 +300,9 @@ def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """A list of prompts, whether one was given or several."""
     if isinstance(prompts, (str, bytes, Mapping)):
         return [prompts]
-    given: Any = prompts.tolist() if isinstance(prompts, (np.ndarray, torch.Tensor)) else prompts
     try:
-        listed = list(given)
-    except TypeError as error:
+        listed: list[Any] = list(prompts.tolist() if isinstance(prompts, (np.ndarray, torch.Tensor)) else prompts)
+    except (TypeError, RuntimeError) as error:
         message = f"The prompts are a {type(prompts).__name__}; give text, token ids, or a list of either."
         raise RequestError(message) from error
     return [listed] if listed and all(isinstance(item, Integral) for item in listed) else listed

@@ -48,7 +48,7 @@ class StructuredOutputs:
             raise StructuredOutputError(
                 f"structured_outputs has {names}; give one of json, json_object, regex, choice and grammar."
             )
-        if self.choice is not None and not (_are_texts(self.choice) and self.choice and all(self.choice)):
+        if self.choice is not None and not (_are_texts(self.choice) and len(self.choice) and all(self.choice)):
             raise StructuredOutputError("choice must be a list of texts, none of them empty.")
         if "" in (self.regex, self.grammar):
             raise StructuredOutputError(f"{self.kind} is empty; leave it out for output in any form.")
@@ -105,9 +105,9 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name, nothing in (("stop", ()), ("stop_token_ids", ()), ("logit_bias", {})):
             if getattr(self, name) is None:  # as vLLM takes it
-                object.__setattr__(self, name, nothing)
+                self._set(name, nothing)
         for limits in NUMBERS:
-            limits.check(getattr(self, limits.name))
+            self._set(limits.name, limits.checked(getattr(self, limits.name)))
         for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
             if type(getattr(self, name)) is not bool:
                 raise InvalidSamplingError(f"{name} is {shown(getattr(self, name))}; it must be True or False.")
@@ -119,23 +119,30 @@ class SamplingParams:
             given = shown(self.structured_outputs)
             raise InvalidSamplingError(f"structured_outputs is {given}; give StructuredOutputs(json=...) or another.")
 
+    def _set(self, name: str, value: Any) -> None:
+        """Numbers and collections are Python's own from now on: others reckon, and change, in ways of their own."""
+        object.__setattr__(self, name, value)
+
     def _check_stops(self) -> None:
         if not isinstance(self.stop, str) and not _are_texts(self.stop):
             given = shown(self.stop)
             raise InvalidSamplingError(f"stop is {given}; it must be a string or a list of them, none of them empty.")
+        self._set("stop", str(self.stop) if isinstance(self.stop, str) else tuple(map(str, self.stop)))
         if "" in self.stop_strings:
             raise InvalidSamplingError("stop has an empty string; leave it out or give at least one character.")
         if any(len(text) > MAX_STOP_LENGTH for text in self.stop_strings):
             raise InvalidSamplingError(f"stop has a string of more than {MAX_STOP_LENGTH} characters; give fewer.")
         if not isinstance(self.stop_token_ids, Collection) or not all(map(is_whole, self.stop_token_ids)):
             raise InvalidSamplingError(f"stop_token_ids is {shown(self.stop_token_ids)}; it must be a list of ids.")
+        self._set("stop_token_ids", tuple(map(int, self.stop_token_ids)))
 
     def _check_logit_bias(self) -> None:
         if not isinstance(self.logit_bias, Mapping) or not all(
             is_whole(token) and is_number(bias) for token, bias in self.logit_bias.items()
         ):
             raise InvalidSamplingError(f"logit_bias is {shown(self.logit_bias)}; it must map token ids to numbers.")
-        if not all(math.isfinite(as_float(bias)) for bias in self.logit_bias.values()):
+        self._set("logit_bias", {int(token): as_float(bias) for token, bias in self.logit_bias.items()})
+        if not all(map(math.isfinite, self.logit_bias.values())):
             raise InvalidSamplingError("logit_bias has a value that is not finite; use -100 to ban a token.")
 
     @property
@@ -162,17 +169,19 @@ class _Number:
     is_whole: bool = True
     may_be_none: bool = False
 
-    def check(self, value: Any) -> None:
-        """Raise InvalidSamplingError unless `value` is such a number."""
+    def checked(self, value: Any) -> float | None:
+        """`value` as Python's own number. Raises InvalidSamplingError unless it is one of these."""
         if value is None and self.may_be_none:
-            return
+            return None
         if not (is_whole if self.is_whole else is_number)(value):
             wanted = "a whole number" if self.is_whole else "a number"
             raise InvalidSamplingError(f"{self.name} is {shown(value)}; it must be {wanted}.")
-        if not self.low <= (int(value) if self.is_whole else as_float(value)) <= self.high:
+        number = int(value) if self.is_whole else as_float(value)
+        if not self.low <= number <= self.high:
             least = "above 0" if self.low == ABOVE_ZERO else f"at least {self.low}"
             most = f" and at most {self.high}" if self.high < sys.float_info.max else " and finite"
             raise InvalidSamplingError(f"{self.name} is {shown(value)}; it must be {least}{most}.")
+        return number
 
 
 NUMBERS = (

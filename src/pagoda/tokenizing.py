@@ -15,7 +15,7 @@ def encode(tokenizer: Any, text: str | None = None, **options: Any) -> Any:
     """What `tokenizer` makes of a text."""
     try:
         return tokenizer(text, **options)
-    except (KeyboardInterrupt, SystemExit):
+    except KeyboardInterrupt:
         raise
     except BaseException as error:
         raise RequestError(
@@ -29,7 +29,7 @@ def decode(tokenizer: Any, token_ids: Sequence[int], skip_special_tokens: bool =
         text: str = tokenizer.decode(
             token_ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
         )
-    except (KeyboardInterrupt, SystemExit):
+    except KeyboardInterrupt:
         raise
     except BaseException as error:
         raise RequestError(

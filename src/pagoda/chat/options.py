@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pagoda.checks import shown
 from pagoda.errors import RequestError
 
 # What a template is given by other names than those in `chat_template_kwargs`.
@@ -30,10 +31,10 @@ class ChatOptions:
 
     def __post_init__(self) -> None:
         if self.chat_template is not None and not isinstance(self.chat_template, str):
-            raise RequestError(f"chat_template is {self.chat_template!r:.50}; give Jinja source as text.")
+            raise RequestError(f"chat_template is {shown(self.chat_template)}; give Jinja source as text.")
         for name in ("add_generation_prompt", "continue_final_message"):
             if not isinstance(getattr(self, name), bool):
-                raise RequestError(f"{name} is {getattr(self, name)!r:.50}; give True or False.")
+                raise RequestError(f"{name} is {shown(getattr(self, name))}; give True or False.")
         if self.add_generation_prompt and self.continue_final_message:
             raise RequestError(
                 "continue_final_message goes on with the last message, add_generation_prompt begins a new one; set "
@@ -45,14 +46,16 @@ class ChatOptions:
     def _check_tools(self) -> None:
         is_list = self.tools is None or isinstance(self.tools, (list, tuple))
         if not is_list or not all(isinstance(tool, Mapping) for tool in self.tools or ()):
-            raise RequestError(f"tools is {self.tools!r:.50}; give a list of tools, each a dictionary with its schema.")
+            raise RequestError(
+                f"tools is {shown(self.tools)}; give a list of tools, each a dictionary with its schema."
+            )
 
     def _check_kwargs(self) -> None:
         kwargs = self.chat_template_kwargs
         if kwargs is None:
             return
         if not isinstance(kwargs, Mapping) or not all(isinstance(name, str) for name in kwargs):
-            raise RequestError(f"chat_template_kwargs is {kwargs!r:.50}; give a dictionary of named variables.")
+            raise RequestError(f"chat_template_kwargs is {shown(kwargs)}; give a dictionary of named variables.")
         for name in OWN_NAMES:
             if name in kwargs:
                 raise RequestError(f"chat_template_kwargs has {name}, which is an argument of its own; give it there.")

@@ -319,7 +319,7 @@ class Engine:
         """
         try:
             return action(sequence, *arguments)
-        except (KeyboardInterrupt, SystemExit):
+        except KeyboardInterrupt:
             raise
         except BaseException as error:
             if not isinstance(error, RequestError):

@@ -56,7 +56,7 @@ class EngineLoop:
         return self._thread.is_alive()
 
     @property
-    def _is_forked(self) -> bool:
+    def is_forked(self) -> bool:
         return os.getpid() != self._process_id
 
     def submit(self, requests: Sequence[Request], listeners: Sequence[Listener]) -> None:
@@ -93,7 +93,7 @@ class EngineLoop:
             except BaseException as error:
                 future.set_exception(error)
 
-        if self._is_forked:  # before the lock, which a thread of the other process may have held
+        if self.is_forked:  # before the lock, which a thread of the other process may have held
             future.set_exception(EngineClosedError(FORKED_MESSAGE))
             return future
         with self._closing:
@@ -105,7 +105,7 @@ class EngineLoop:
 
     def close(self) -> None:
         """Cancel what is running and end the thread."""
-        if self._is_forked:
+        if self.is_forked:
             return
         with self._closing:
             self._is_closed = True

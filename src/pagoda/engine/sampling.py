@@ -52,7 +52,7 @@ def draw(
             drawn.append((sequence, logits, sample(logits, sequence, eos_token_ids)))
         except RequestError as error:
             failed.append((sequence, error))
-        except (KeyboardInterrupt, SystemExit):
+        except KeyboardInterrupt:
             raise
         except BaseException as error:  # a grammar in Rust that panics raises what is no Exception
             logger.exception("Sampling for request %s failed", sequence.request.request_id)

@@ -11,10 +11,9 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from hashlib import sha256
-from math import inf
 from typing import Any
 
-from pagoda.config import TenantShare, check_tenants
+from pagoda.config import MAX_WEIGHT, MIN_WEIGHT, TenantShare, check_tenants
 from pagoda.errors import ConfigError, HttpError
 from pagoda.server.options import ServerOptions
 
@@ -133,8 +132,8 @@ def _check(name: str, settings: Mapping[str, Any]) -> None:
         if type(share) not in (int, float) or not 0 <= share <= 1:
             raise ConfigError(f"{key} of tenant {name!r} is {share!r}; it is a share of the pages, from 0 to 1.")
     weight = settings.get("weight", 1.0)
-    if type(weight) not in (int, float) or not 0 < weight < inf:
-        raise ConfigError(f"weight of tenant {name!r} is {weight!r}; it must be a number above 0.")
+    if type(weight) not in (int, float) or not MIN_WEIGHT <= weight <= MAX_WEIGHT:
+        raise ConfigError(f"weight of tenant {name!r} is {weight!r}; give a number from {MIN_WEIGHT} to {MAX_WEIGHT}.")
     limit = settings.get("max_requests", 1)
     if type(limit) is not int or limit <= 0:
         raise ConfigError(f"max_requests of tenant {name!r} is {limit!r}; it must be a positive number.")

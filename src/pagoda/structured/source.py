@@ -45,7 +45,7 @@ def _text(wanted: StructuredOutputs) -> str:
 
 def _schema(given: Any) -> str:
     try:
-        schema = json.loads(given) if isinstance(given, str) else given
+        schema = json.loads(given) if isinstance(given, str) else dict(given)
         text = json.dumps(schema)
     except (TypeError, ValueError, RecursionError) as error:
         raise StructuredOutputError(f"json is not a JSON schema: {error}.") from error
