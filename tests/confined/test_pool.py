@@ -21,6 +21,7 @@ from pagoda.confined.errors import (
     ConfinedError,
     CrashedError,
     FunctionError,
+    KilledError,
     NotReadyError,
     NotWantedError,
     TooLargeResultError,
@@ -229,6 +230,14 @@ def test_a_child_that_died_between_calls_is_replaced(confined):
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: has_ended(pid))
     assert evaluate(confined, "__import__('os').getpid()") != pid
+
+
+def test_a_call_whose_child_is_killed_is_made_once_more(confined, tmp_path):
+    die = "__import__('os').kill(__import__('os').getpid(), 9)"
+    with pytest.raises(KilledError, match="killed by the system"):
+        evaluate(confined, die)
+    folder = f"__import__('pathlib').Path({str(tmp_path / 'was here')!r})"
+    assert evaluate(confined, f"5 if {folder}.exists() else {folder}.mkdir() or {die}") == 5
 
 
 def test_the_child_ignores_interrupts_and_ends_when_it_is_told(confined):

@@ -17,6 +17,10 @@ class TooMuchMemoryError(ConfinedError):
     """The memory was used up."""
 
 
+class KilledError(TooMuchMemoryError):
+    """The system killed the child, as it does where memory is short."""
+
+
 class TooLargeResultError(ConfinedError):
     """The result is longer than it may be."""
 

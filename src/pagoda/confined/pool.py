@@ -29,6 +29,7 @@ from typing import Any
 from pagoda.confined.errors import (
     CrashedError,
     FunctionError,
+    KilledError,
     NotReadyError,
     NotWantedError,
     TooMuchMemoryError,
@@ -89,12 +90,14 @@ class Confined:
     ) -> Any:
         """What `function` makes of `argument` in `seconds` on a processor, a few times that by the clock.
 
-        Raises a ConfinedError. `is_wanted` is asked many times a second, also while other calls have their turn.
+        Raises a ConfinedError. `is_wanted` is asked many times a second, also while other calls have their turn. A call
+        whose child is killed by somebody else is made once more.
         """
-        self._check(is_wanted)
-        with self._turn(is_wanted), self._child(is_wanted) as child:
-            reply = self._ask(child, (CALL, function, argument), seconds, is_wanted)
-        return reply.result()
+        request = (CALL, function, argument)
+        try:
+            return self._attempt(request, seconds, is_wanted)
+        except KilledError:  # perhaps for the memory that others take
+            return self._attempt(request, seconds, is_wanted)
 
     def close(self) -> None:
         """End the children; calls in progress and to come raise NotWantedError. Closing twice is fine."""
@@ -105,6 +108,12 @@ class Confined:
                 child.kill()
         for child in idle:
             self._drop(child)
+
+    def _attempt(self, request: tuple[str, str, Any], seconds: float, is_wanted: Callable[[], bool]) -> Any:
+        self._check(is_wanted)
+        with self._turn(is_wanted), self._child(is_wanted) as child:
+            reply = self._ask(child, request, seconds, is_wanted)
+        return reply.result()
 
     def _ask(self, child: Child, request: tuple[str, str, Any], seconds: float, is_wanted: Callable[[], bool]) -> Reply:
         wall_seconds = WALL_SECONDS + WALL_FACTOR * seconds

@@ -19,6 +19,7 @@ from pagoda.confined.errors import (
     ConfinedError,
     CrashedError,
     FunctionError,
+    KilledError,
     NotReadyError,
     TooLargeResultError,
     TooMuchMemoryError,
@@ -142,7 +143,9 @@ class Child:
         signal = -self._process.returncode
         if signal in (SIGPROF, SIGALRM):
             return TooSlowError(f"took longer than {seconds:g} s")
-        if signal == SIGKILL or any(complaint in said for complaint in MEMORY_COMPLAINTS):
+        if signal == SIGKILL:
+            return KilledError("was killed by the system, which may lack memory")
+        if any(complaint in said for complaint in MEMORY_COMPLAINTS):
             return TooMuchMemoryError("took too much memory")
         last = said.strip().splitlines()[-1:] or [f"it ended with {self._process.returncode}"]
         return CrashedError(f"crashed: {last[0][:MAX_MESSAGE_LENGTH]}")
