@@ -465,6 +465,27 @@ class TestFairness:
         loop.run()
         assert [each.num_output_tokens for each in several.sequences] == [3] * 4
 
+    def test_a_tenant_that_holds_all_pages_gives_way_to_one_that_holds_few(self):
+        loop = Loop(num_pages=16, tenants={"a": TenantShare(), "b": TenantShare()})
+        hogs = [loop.add(range(100 * each, 100 * each + 12), max_tokens=40, tenant="a") for each in range(4)]
+        for _ in range(3):
+            loop.step()
+        few = loop.add(range(1000, 1010), max_tokens=4, tenant="b")
+        assert planned(loop.step())["4"] == 10
+        for _ in range(3):
+            loop.step()
+        assert few.is_finished
+        loop.run()
+        assert [each.sequences[0].num_output_tokens for each in hogs] == [40] * 4
+
+    def test_within_its_own_quota_a_tenant_gives_way_to_nobody(self):
+        loop = Loop(num_pages=16, tenants={"a": TenantShare(0.75), "b": TenantShare()})
+        loop.add(range(40), max_tokens=8, tenant="a")
+        loop.step()
+        loop.step()
+        loop.add(range(1000, 1020), max_tokens=4, tenant="b")
+        assert planned(loop.step()) == {"0": 1}
+
     def test_what_lacks_a_seat_holds_up_its_own_tenant_alone(self):
         loop = Loop(max_num_seqs=4)
         loop.add([1], max_tokens=9, n=2, tenant="a")

@@ -301,6 +301,10 @@ class Cache:
         accounts = self._groups[self._main].accounts
         return accounts.of(namespace) is accounts.of(other)
 
+    def is_beyond_share(self, namespace: Namespace) -> bool:
+        """Whether its tenant has more pages of some group than it can be sure of."""
+        return any(group.accounts.of(namespace).is_over for group in self._groups)
+
     def is_in_the_way(self, other: CachedSequence, sequence: CachedSequence, num_tokens: int) -> bool:
         """Whether `sequence` could have pages of `other`, in some group that is short of them."""
         if self.share_account(other.namespace, sequence.namespace):

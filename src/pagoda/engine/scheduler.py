@@ -8,7 +8,8 @@ The tenant that has been served least comes first (`waiting.py`), and beside its
 more tokens than these; one that runs more sequences than its share of the seats gives way to one that runs fewer
 (`seats.py`). Whoever waits for a seat holds up its own tenant alone. Where tenants have shares of the pages, so does
 one that waits for pages, and while it waits others start only from what is left of their own shares, which it could
-never have. A tenant's leases end early rather than keep its own sequences waiting.
+never have. One that holds fewer tokens than others, for its weight, does not wait: theirs give way. A tenant's leases
+end early rather than keep its own sequences waiting.
 
 What raises for one sequence is noted and the others are planned. Integers only, no tensors.
 """
@@ -16,6 +17,7 @@ What raises for one sequence is noted and the others are planned. Integers only,
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -236,11 +238,33 @@ class Scheduler:
         return made_room and self._admit(sequence, step, budget)
 
     def _free_pages(self, sequence: Sequence, step: _Round) -> bool:
-        """Whether a lease gave way to a waiting sequence; if not, it holds up the others."""
-        if not step.held_up and self._revoke_lease(sequence):
+        """Whether a lease, or others that have more than their share, gave way to a waiting sequence.
+
+        If not, it holds up the others.
+        """
+        if not step.held_up and (self._revoke_lease(sequence) or self._displace(sequence, step)):
             return True
         step.held_up.append(sequence.request.namespace)
         step.is_full = not self._cache.has_shares
+        return False
+
+    def _displace(self, sequence: Sequence, step: _Round) -> bool:
+        """Send one back that holds tokens beyond its tenant's share of them, if `sequence` would be within its own."""
+        if not self._cache.has_shares:
+            return False
+        held = Counter({sequence.request.tenant: len(sequence.tokens)})
+        for each in self.running:
+            held[each.request.tenant] += len(each.tokens)
+        weights = {tenant: self.waiting.weight(tenant) for tenant in held}
+        share = held.total() / sum(weights.values())
+        if held[sequence.request.tenant] > share * weights[sequence.request.tenant]:
+            return False
+        beyond = {tenant for tenant in held if held[tenant] > share * weights[tenant]}
+        for victim in reversed(self.running):
+            if victim.request.tenant in beyond and self._cache.is_beyond_share(victim.request.namespace):
+                step.take_out(victim)
+                self._preempt(victim)
+                return True
         return False
 
     def _free_seats(self, sequence: Sequence, step: _Round) -> bool:

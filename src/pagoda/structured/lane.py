@@ -81,7 +81,7 @@ class Lane:
         self._asked: SimpleQueue[Asked | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._is_closed = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # garbage collection may close a lane anywhere
 
     def start(self) -> None:
         """Begin to prepare the child, which takes a second for a large vocabulary. Starting twice is fine."""
