@@ -52,6 +52,36 @@ def test_a_result_or_an_error_comes_back(make: Callable[[int], Reader]) -> None:
         asyncio.run(reader.run("a", lambda: 1 // 0))
 
 
+def test_a_tenant_whose_work_took_long_rests_while_there_are_others(
+    make: Callable[[int], Reader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On clocks that stand: only the end of a rest that is no rest lets work go on."""
+    now = 1000.0
+    took = iter([0.0, 0.0, 0.0, 5.0])
+    monkeypatch.setattr(reader_module, "monotonic", lambda: now)
+    monkeypatch.setattr(reader_module, "thread_time", lambda: next(took, 5.0))
+    reader = make(1)
+    asyncio.run(reader.run("other", lambda: None))
+    asyncio.run(reader.run("long", lambda: None))
+    assert reader._rests_until["long"] == now + 5.0 * reader_module.REST_FACTOR
+    asyncio.run(reader.run("other", lambda: None))
+
+    async def again() -> None:
+        await asyncio.wait_for(reader.run("long", lambda: None), 0.2)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(again())
+    now += 5.0 * reader_module.REST_FACTOR
+    asyncio.run(reader.run("long", lambda: None))
+
+
+def test_one_tenant_alone_never_rests(make: Callable[[int], Reader]) -> None:
+    reader = make(1)
+    for _ in range(3):
+        asyncio.run(reader.run("a", lambda: sum(range(1000))))
+    assert not reader._rests_until
+
+
 def test_tenants_take_turns(make: Callable[[int], Reader]) -> None:
     reader, goes_on, order = make(1), threading.Event(), list[str]()
 

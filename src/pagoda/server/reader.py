@@ -1,7 +1,8 @@
 """Threads in which what clients send is read, so that the event loop never waits for it.
 
 A tenant's work is done one after the other, and tenants take turns: however much one of them sends, it takes one thread
-and a turn. Knows no HTTP and no engine; what is read by whom is said by who hands it in.
+and a turn, and while there are others a part of a processor. Knows no HTTP and no engine; what is read by whom is said
+by who hands it in.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Any, TypeVar
 
 from pagoda.errors import EngineClosedError
@@ -20,6 +21,8 @@ from pagoda.errors import EngineClosedError
 Result = TypeVar("Result")
 
 CLOSED_MESSAGE = "The server is shutting down, and reads nothing more."
+REST_FACTOR = 3.0  # a tenant's work takes a quarter of a processor's time
+PRESENT_SECONDS = 10.0  # after its last work a tenant counts as one of several
 STUCK_SECONDS = 10.0  # what is read within them is long, and what is not will hardly ever be
 
 
@@ -54,6 +57,8 @@ class Reader:
         self._changed = threading.Condition()  # guards all below
         self._waiting: OrderedDict[str, deque[_Job]] = OrderedDict()  # the tenant first whose turn it is
         self._running: dict[str, _Job] = {}
+        self._seen: dict[str, float] = {}  # when each tenant had work last
+        self._rests_until: dict[str, float] = {}
         self._is_closed = False
         for number in range(num_threads):
             threading.Thread(target=self._work, name=f"pagoda-reader-{number}", daemon=True).start()
@@ -99,18 +104,27 @@ class Reader:
     def _work(self) -> None:
         while (taken := self._take()) is not None:
             tenant, job = taken
+            begun = thread_time()
             job.run()
-            with self._changed:
-                del self._running[tenant]
-                self._changed.notify_all()
+            self._finish(tenant, thread_time() - begun)
+
+    def _finish(self, tenant: str, seconds: float) -> None:
+        """A tenant's work took so many seconds of a processor: now others have their turn, if there are any."""
+        now = monotonic()
+        with self._changed:
+            del self._running[tenant]
+            self._seen[tenant] = now
+            if any(now - seen < PRESENT_SECONDS for other, seen in self._seen.items() if other != tenant):
+                self._rests_until[tenant] = now + REST_FACTOR * seconds
+            self._changed.notify_all()
 
     def _take(self) -> tuple[str, _Job] | None:
         """The work whose turn it is, when there is some; None once all is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_closed or self._next_tenant() is not None)
-            tenant = self._next_tenant()
-            if tenant is None:
-                return None
+            while (tenant := self._next_tenant()) is None:
+                if self._is_closed:
+                    return None
+                self._changed.wait(self._shortest_rest())
             jobs = self._waiting[tenant]
             job = jobs.popleft()
             if jobs:
@@ -122,4 +136,12 @@ class Reader:
             return tenant, job
 
     def _next_tenant(self) -> str | None:
-        return next((tenant for tenant in self._waiting if tenant not in self._running), None)
+        now = monotonic()
+        rested = (tenant for tenant in self._waiting if self._rests_until.get(tenant, 0.0) <= now)
+        return next((tenant for tenant in rested if tenant not in self._running), None)
+
+    def _shortest_rest(self) -> float | None:
+        """Until one of those that have work may go on, None if all that do are at work."""
+        now = monotonic()
+        rests = [until - now for each in self._waiting if (until := self._rests_until.get(each, 0.0)) > now]
+        return min(rests, default=None)

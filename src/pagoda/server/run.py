@@ -22,6 +22,7 @@ from pagoda.server.descriptors import room_for_connections
 from pagoda.server.service import Service
 
 WRITE_SECONDS = 3  # for what was cut to be written, on a machine that may stand still for some of them
+GARBAGE_THRESHOLD = 50_000  # new objects
 LAST_SECONDS = 8.0  # after what is in flight was cut: whatever goes on then hangs
 
 
@@ -72,9 +73,11 @@ class Server(uvicorn.Server):
 def serve(service: Service, listener: socket.socket) -> None:
     """Answer requests until SIGINT or SIGTERM."""
     server = Server(service)
-    # What is loaded by now stays: without looking through it again and again, collecting garbage is quick.
+    # What is loaded by now stays: without looking through it again and again, collecting garbage is quick. A large body
+    # would still have all others looked through again and again while it is read.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(GARBAGE_THRESHOLD)
     server.run(sockets=[listener])
 
 
