@@ -69,6 +69,6 @@ def test_what_is_kept_is_python_s_own() -> None:
     )
     stops.append(b"x")
     biases[np.uint8(4)] = "x"
-    assert (type(params.n), type(params.top_p), params.stop) == (int, float, ("a",))
+    assert (type(params.n), type(params.top_p), params.stop) == (int, float, ["a"])
     assert [type(token) for token in (*params.stop_token_ids, *params.logit_bias)] == [int, int]
     assert params.logit_bias == {3: 0.5}

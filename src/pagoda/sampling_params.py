@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,14 +127,14 @@ class SamplingParams:
         if not isinstance(self.stop, str) and not _are_texts(self.stop):
             given = shown(self.stop)
             raise InvalidSamplingError(f"stop is {given}; it must be a string or a list of them, none of them empty.")
-        self._set("stop", str(self.stop) if isinstance(self.stop, str) else tuple(map(str, self.stop)))
+        self._set("stop", str(self.stop) if isinstance(self.stop, str) else _own(self.stop, str))
         if "" in self.stop_strings:
             raise InvalidSamplingError("stop has an empty string; leave it out or give at least one character.")
         if any(len(text) > MAX_STOP_LENGTH for text in self.stop_strings):
             raise InvalidSamplingError(f"stop has a string of more than {MAX_STOP_LENGTH} characters; give fewer.")
         if not isinstance(self.stop_token_ids, Collection) or not all(map(is_whole, self.stop_token_ids)):
             raise InvalidSamplingError(f"stop_token_ids is {shown(self.stop_token_ids)}; it must be a list of ids.")
-        self._set("stop_token_ids", tuple(map(int, self.stop_token_ids)))
+        self._set("stop_token_ids", _own(self.stop_token_ids, int))
 
     def _check_logit_bias(self) -> None:
         if not isinstance(self.logit_bias, Mapping) or not all(
@@ -199,6 +199,11 @@ NUMBERS = (
     _Number("logprobs", 0, MAX_LOGPROBS, may_be_none=True),
     _Number("prompt_logprobs", 0, MAX_LOGPROBS, may_be_none=True),
 )
+
+
+def _own(values: Collection[Any], kind: Callable[[Any], Any]) -> Collection[Any]:
+    """A copy that nobody else changes, of values as `kind` has them; a tuple stays one."""
+    return tuple(map(kind, values)) if isinstance(values, tuple) else [kind(value) for value in values]
 
 
 def _are_texts(values: Any) -> bool:
