@@ -154,6 +154,11 @@ class SamplingParams:
         return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0)
 
     @property
+    def truncates(self) -> bool:
+        """Whether only the most likely tokens may be drawn."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+    @property
     def edits_logits(self) -> bool:
         """Whether anything but temperature and truncation changes the logits."""
         return bool(self.has_penalties or self.logit_bias or self.min_tokens)

@@ -133,7 +133,7 @@ class _Reader:
         for word in bad_words:
             if len(_known(word, self._vocab_size)) == len({*word}):
                 known.setdefault(word[-2], []).append(word)
-        return Rules(
+        rules = Rules(
             MappingProxyType(known),
             self._count("no_repeat_ngram_size"),
             self._count("min_length"),
@@ -141,6 +141,7 @@ class _Reader:
             None if self._config.is_encoder_decoder else self._forced("forced_bos_token_id"),
             self._forced("forced_eos_token_id"),
         )
+        return NO_RULES if rules == NO_RULES else rules
 
     def _forced(self, name: str) -> int | None:
         return next(iter(_known(_tokens(self._settings, name)[:1], self._vocab_size)), None)
