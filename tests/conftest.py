@@ -1,6 +1,7 @@
 """Settings every test runs under: poisoned pages, no network, the same hypothesis examples everywhere."""
 
 import os
+import sys
 
 # Before anything reads the environment: a read of a page that was never written gives NaN, and nothing is downloaded.
 os.environ["PAGODA_POISON_PAGES"] = "1"
@@ -18,6 +19,13 @@ settings.register_profile("random", parent=settings.get_profile("default"), dera
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE") or ("random" if "FUZZ_EXAMPLES" in os.environ else "default")
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def recorded_soon():
+    """Decode steps are recorded after one of the kind, so that short tests replay some."""
+    if replay := sys.modules.get("pagoda.models.replay"):
+        replay.RUNS_BEFORE = 1
 
 
 @pytest.fixture

@@ -138,6 +138,16 @@ def test_other_kernels_run_the_forward():
     assert network.calls == 5
 
 
+def test_what_is_recorded_has_been_run_often(monkeypatch):
+    monkeypatch.setattr(replay, "RUNS_BEFORE", 4)
+    network, steps = run(plain, num_steps=9)
+    assert network.calls == 6
+    monkeypatch.setattr(replay, "MAX_BUFFER_NBYTES", 0)
+    network, steps = run(plain, num_steps=15)
+    assert network.calls == 15
+    assert not steps._recordings
+
+
 def test_steps_of_other_sizes_are_recorded_apart(monkeypatch):
     network, kernels = Network(plain), NativeKernels()
     steps = DecodeSteps(network, kernels)
@@ -150,4 +160,4 @@ def test_steps_of_other_sizes_are_recorded_apart(monkeypatch):
     for _ in range(4):
         rows = torch.arange(4)
         steps.forward(rows, rows, rows, step(kernels))
-    assert not any(steps._recordings.values())
+    assert not steps._recordings

@@ -8,6 +8,7 @@ replayed, and no recording is used before it once gave the very logits of the fo
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 # The recordings of an engine together keep at most this much memory.
 MAX_BUFFER_NBYTES = 64 << 20
+# Steps of a size before one is recorded: to record and to prove it takes as long as is saved in about as many.
+RUNS_BEFORE = 8
 
 # Python may have looked at their results or shapes, or they differ from one time to the next.
 _UNREPEATABLE_TAGS = {
@@ -54,7 +57,7 @@ class UnrepeatableError(Exception):
 
 
 class DecodeSteps:
-    """The forward of decode steps, by number of sequences: run at first, then recorded, proved, and replayed.
+    """The forward of decode steps, by number of sequences: run a few times, then recorded, proved, and replayed.
 
     Logits are good until the next step.
     """
@@ -62,8 +65,9 @@ class DecodeSteps:
     def __init__(self, model: PackedModel, kernels: Kernels) -> None:
         self._model = model
         self._kernels = kernels
-        # By sequences and threads, the longest unused first; None where such a step was run once.
-        self._recordings: dict[tuple[int, int], Recording | None] = {}
+        # By sequences and threads, the longest unused first.
+        self._recordings: dict[tuple[int, int], Recording] = {}
+        self._num_runs: Counter[tuple[int, int]] = Counter()  # of those that are not recorded
         self.are_repeatable = isinstance(kernels, NativeKernels)
 
     @torch.inference_mode()
@@ -76,12 +80,12 @@ class DecodeSteps:
         if not self.are_repeatable:
             return self._model.forward(*inputs, step)
         if key not in self._recordings:
-            self._recordings[key] = None
-            return self._model.forward(*inputs, step)
-        recording = self._recordings.pop(key)
-        if recording is None:
+            self._num_runs[key] += 1
+            if self._num_runs[key] <= RUNS_BEFORE:
+                return self._model.forward(*inputs, step)
+            del self._num_runs[key]
             return self._record(key, inputs, step)
-        self._recordings[key] = recording
+        recording = self._recordings[key] = self._recordings.pop(key)
         if recording.is_proved:
             return recording.replay(inputs, step)
         logits = self._model.forward(*inputs, step)
@@ -99,7 +103,7 @@ class DecodeSteps:
             self._give_up(repr(error))
             return self._model.forward(*inputs, step)
         self._recordings[key] = recording
-        while sum(each.nbytes for each in self._recordings.values() if each) > MAX_BUFFER_NBYTES:
+        while sum(each.nbytes for each in self._recordings.values()) > MAX_BUFFER_NBYTES:
             del self._recordings[next(iter(self._recordings))]
         return recording.logits
 
