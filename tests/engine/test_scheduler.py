@@ -15,9 +15,12 @@ from pagoda.cache.group import PageGroup
 from pagoda.cache.lease import Breakpoint
 from pagoda.cache.rule import KeepAll
 from pagoda.config import TenantShare
+from pagoda.engine import division
 from pagoda.engine.breakpoints import lease_computed
+from pagoda.engine.division import DECODE_TOKENS, SLICE_TOKENS, TURN_SLICES
 from pagoda.engine.request import Phase, Request, RequestMetrics, Sequence
 from pagoda.engine.scheduler import Plan, Scheduler
+from pagoda.engine.waiting import PRESENT_TOKENS
 from pagoda.sampling_params import SamplingParams
 
 PAGE_TOKENS = 4
@@ -495,14 +498,13 @@ class TestFairness:
         loop.step()
         assert seats(loop) == {"a": 2, "b": 1}
 
-    def test_beside_a_prompt_of_one_served_less_others_take_no_more_than_it(self):
-        loop = Loop(num_pages=200, budget=32)
-        loop.add(range(400), tenant="a")
-        for _ in range(4):
-            loop.step()
-        loop.add(range(1000, 1010), tenant="b")
-        assert planned(loop.step()) == {"0": 10, "1": 10}
-        assert planned(loop.step()) == {"0": 32}
+    def test_who_runs_nothing_comes_first_of_those_served_alike(self):
+        loop = Loop(num_pages=16, max_num_seqs=2)
+        loop.add(range(4), max_tokens=20, tenant="a")
+        loop.step()
+        loop.add(range(100, 104), tenant="a")
+        loop.add(range(200, 204), tenant="b")
+        assert planned(loop.step()) == {"0": 1, "2": 4}
 
     def test_tokens_are_shared_by_weight(self):
         loop = Loop(num_pages=2000, budget=32, max_num_seqs=2, weights={"a": 3.0})
@@ -526,6 +528,144 @@ class TestFairness:
             for sequence, num_tokens in loop.step().items():
                 served[sequence.request.tenant] += num_tokens
         assert 0.5 < served["a"] / served["b"] < 2
+
+
+def by_tenant(plan: Plan) -> dict[str, list[int]]:
+    """How many tokens are planned for the sequences of each tenant."""
+    found: dict[str, list[int]] = {}
+    for sequence, num_tokens in plan.items():
+        found.setdefault(sequence.request.tenant, []).append(num_tokens)
+    return found
+
+
+class TestDivision:
+    """How steps are divided while several tenants are present."""
+
+    @staticmethod
+    def loop(num_decoding: int = 0, **options) -> Loop:
+        """`b` has been here, and `a` decodes."""
+        loop = Loop(num_pages=20_000, page_tokens=16, max_num_seqs=256, budget=2048, **options)
+        for number in range(num_decoding):
+            loop.add([number], max_tokens=2000, tenant="a")
+        if num_decoding:
+            loop.step()
+        return loop
+
+    @staticmethod
+    def b_comes(loop: Loop) -> None:
+        loop.add([7777], tenant="b")
+        while loop.requests[-1].sequences[0].phase is not Phase.FINISHED:
+            loop.step()
+
+    def test_a_tenant_alone_has_whole_steps(self):
+        loop = self.loop(100)
+        loop.add(range(10_000, 14_000), tenant="a")
+        assert by_tenant(loop.step()) == {"a": [1] * 100 + [1948]}
+
+    def test_while_another_may_ask_decodes_go_on_by_turns(self):
+        loop = self.loop(100)
+        self.b_comes(loop)
+        before = Counter({sequence: sequence.num_output_tokens for sequence in loop.scheduler.running})
+        plans = [loop.step() for _ in range(100)]
+        assert {len(plan) for plan in plans} == {SLICE_TOKENS // DECODE_TOKENS}
+        gained = {sequence.num_output_tokens - before[sequence] for sequence in loop.scheduler.running}
+        assert gained == {32}, "a hundred steps of 32, for a hundred sequences"
+
+    def test_while_another_may_ask_prompts_come_in_small_chunks(self):
+        loop = self.loop()
+        self.b_comes(loop)
+        loop.add(range(10_000, 10_100), max_tokens=5, tenant="a")
+        assert [by_tenant(loop.step()) for _ in range(3)] == [{"a": [64]}, {"a": [36]}, {"a": [1]}]
+
+    def test_prompts_and_decodes_of_one_share_a_slice(self):
+        loop = self.loop(100)
+        self.b_comes(loop)
+        loop.add(range(10_000, 10_100), tenant="a")
+        assert by_tenant(loop.step()) == {"a": [1] * 16 + [32]}
+
+    def test_a_tenant_that_sends_nothing_for_long_has_left(self):
+        loop = self.loop(1)
+        self.b_comes(loop)
+        loop.add(range(100_000, 100_000 + PRESENT_TOKENS), tenant="a")
+        assert by_tenant(loop.step()) == {"a": [1, 62]}
+        sizes = []
+        while len(plan := loop.step()) > 1:
+            sizes.append(max(plan.values()))
+        assert {*sizes[:100]} == {62}
+        assert max(sizes) == 2047
+
+    def test_a_newcomer_has_the_turn_beside_few_others(self):
+        loop = self.loop(100)
+        loop.add(range(10_000, 14_000), tenant="a")
+        loop.step()
+        loop.add(range(20_000, 20_200), max_tokens=9, tenant="b")
+        assert by_tenant(loop.step()) == {"a": [1] * 8, "b": [200]}
+        assert by_tenant(loop.step()) == {"a": [1] * 15 + [32], "b": [1]}
+
+    def test_a_long_prompt_of_one_served_less_is_computed_in_large_chunks(self):
+        loop = self.loop(100)
+        loop.add(range(10_000, 19_000), tenant="a")
+        for _ in range(3):
+            loop.step()
+        loop.add(range(20_000, 22_000), tenant="b")
+        plans = []
+        while loop.requests[-1].sequences[0].phase is not Phase.FINISHED:
+            plans.append(by_tenant(loop.step()))
+        most = TURN_SLICES * SLICE_TOKENS
+        assert [plan["b"] for plan in plans if "b" in plan] == [[most]] * (2000 // most) + [[2000 % most]]
+        assert len(plans) < 30
+
+    def test_whoever_has_been_served_far_more_has_no_turn(self):
+        loop = self.loop()
+        loop.add([1], max_tokens=3000, tenant="a")
+        loop.step()
+        for number in range(60):
+            loop.add(range(1000 * number, 1000 * number + 250), tenant="b")
+            plan = loop.step()
+            if by_tenant(plan)["b"] != [250]:
+                break
+        assert 2 < number < 20
+        assert by_tenant(plan) == {"a": [1], "b": [62]}
+
+    def test_samples_of_tenants_draw_by_weight(self):
+        loop = self.loop(100, weights={"b": 3.0})
+        for number in range(100):
+            loop.add([1000 + number], max_tokens=2000, tenant="b")
+        while loop.scheduler.waiting:
+            loop.step()
+        drawn = [{tenant: len(tokens) for tenant, tokens in by_tenant(loop.step()).items()} for _ in range(5)]
+        assert drawn == [{"a": 8, "b": 24}] * 5
+
+    def test_a_turn_that_comes_to_nothing_slows_nobody(self):
+        """`b` waits for pages that `a` may keep."""
+        tenants = {"a": TenantShare(0.75), "b": TenantShare()}
+        loop = Loop(num_pages=160, page_tokens=4, max_num_seqs=256, budget=256, tenants=tenants)
+        for number in range(40):
+            loop.add([number, *range(9)], max_tokens=2, tenant="a")
+        loop.step()
+        loop.step()
+        for number in range(40):
+            loop.add([number, *range(9)], max_tokens=30, tenant="a")
+        loop.step()
+        loop.add(range(20_000, 20_400), tenant="b")
+        sizes = [len(loop.step()) for _ in range(5)]
+        assert max(sizes[1:]) > 8, sizes
+
+    @settings(max_examples=30)
+    @given(
+        requests=st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 60), st.integers(1, 12), st.integers(0, 3)))
+    )
+    def test_everybody_ends(self, requests):
+        """Slices far smaller than what is asked for: every request of every tenant goes on."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(division, "SLICE_TOKENS", 8)
+            loop = Loop(num_pages=64, max_num_seqs=16, budget=32)
+            for number, (tenant, num_tokens, max_tokens, delay) in enumerate(requests):
+                for _ in range(delay):
+                    loop.step()
+                loop.add(range(100 * number, 100 * number + num_tokens), max_tokens, tenant=tenant)
+            loop.run()
+        assert all(request.sequences[0].num_output_tokens == request.params.max_tokens for request in loop.requests)
 
 
 class TestFailures:
@@ -585,12 +725,13 @@ class TestTenants:
 
     def test_nobody_takes_what_one_that_waits_could_have(self):
         loop = Loop(num_pages=16, tenants={"b": TenantShare(0.25)})
-        loop.add(range(32), max_tokens=8)
+        loop.add(range(28), max_tokens=8)
+        loop.add(range(400, 404), max_tokens=8, tenant="b")
         loop.step()
         loop.add(range(100, 124))
         loop.add(range(200, 224), tenant="b")  # six pages, of which four are its own
         loop.add(range(300, 308), tenant="b")
-        assert planned(loop.step()) == {"0": 1}
+        assert planned(loop.step()) == {"0": 1, "1": 1}
         loop.run()
 
     def test_it_is_not_preempted_for_another(self):

@@ -93,6 +93,7 @@ class Sequence:
     cached: CachedSequence | None = None
     matcher: Matcher | None = None  # of the request's constraint
     is_held: bool = False  # since the matcher does not know yet what may follow
+    last_planned: int = 0  # a number that grows with whatever the scheduler plans
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     cumulative_logprob: float = 0.0
     finish_reason: FinishReason | None = None

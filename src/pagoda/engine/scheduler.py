@@ -4,12 +4,12 @@ Continuous batching (Orca, OSDI 2022) with chunked prefill (Sarathi-Serve, arXiv
 running prefills, then waiting requests in order of arrival, all within one token budget. When pages run short the
 youngest sequence whose pages can help is sent back to wait; its pages stay hittable, so little is computed again.
 
-The tenant that has been served least comes first (`waiting.py`), and beside its prompts those of the others get no
-more tokens than these; one that runs more sequences than its share of the seats gives way to one that runs fewer
-(`seats.py`). Whoever waits for a seat holds up its own tenant alone. Where tenants have shares of the pages, so does
-one that waits for pages, and while it waits others start only from what is left of their own shares, which it could
-never have. One that holds fewer tokens than others, for its weight, does not wait: theirs give way. A tenant's leases
-end early rather than keep its own sequences waiting.
+The tenant that has been served least comes first (`waiting.py`), and while several are present steps are short
+(`division.py`); one that runs more sequences than its share of the seats gives way to one that runs fewer (`seats.py`).
+Whoever waits for a seat holds up its own tenant alone. Where tenants have shares of the pages, so does one that waits
+for pages, and while it waits others start only from what is left of their own shares, which it could never have. One
+that holds fewer tokens than others, for its weight, does not wait: theirs give way. A tenant's leases end early rather
+than keep its own sequences waiting.
 
 What raises for one sequence is noted and the others are planned. Integers only, no tensors.
 """
@@ -25,6 +25,7 @@ from itertools import islice
 from pagoda.cache.cache import Cache, CachedSequence, Hit
 from pagoda.cache.namespace import Namespace
 from pagoda.cache.radix import common_tokens, token_key
+from pagoda.engine.division import Division
 from pagoda.engine.request import Phase, Sequence
 from pagoda.engine.seats import Seats
 from pagoda.engine.waiting import Waiting
@@ -35,8 +36,8 @@ Plan = dict[Sequence, int]
 
 # How many waiting sequences are looked at for tokens that they share with the next one.
 MAX_COMPARED = 32
-# Tenants are served alike if they differ by less than one in so many parts of a step.
-EQUAL_PARTS = 8
+# What a step takes beside its tokens, in tokens: it reads all weights of the model, for however few.
+STEP_TOKENS = 64
 
 
 @dataclass
@@ -45,30 +46,28 @@ class _Round:
 
     `left` is what is left of the token budget; what encoders have to read counts, as `encoded`. `being_written` stands
     for pages that running prefills are about to write. Accounts of `held_up` namespaces lack pages; `is_full` stops
-    everybody. The first tenant whose prompts are planned has `first_weight` and takes `first_tokens`.
+    everybody.
     """
 
     plan: Plan
     left: int
+    division: Division
     being_written: set[object] = field(default_factory=set)
     held_up: list[Namespace] = field(default_factory=list)
     encoded: int = 0
     is_full: bool = False
-    first_weight: float = 0.0
-    first_tokens: int = 0
 
     def add(self, sequence: Sequence, num_tokens: int) -> None:
         self.plan[sequence] = num_tokens
         self.left -= num_tokens
+        self.division.take(sequence.request.tenant, num_tokens, draws=num_tokens == sequence.num_uncomputed)
+
+    def budget(self, tenant: str) -> int:
+        """What may still be planned of the prompts of `tenant`."""
+        return min(self.left, self.division.limit(tenant))
 
     def take_out(self, sequence: Sequence) -> None:
         self.left += self.plan.pop(sequence, 0)
-
-    def limit(self, weight: float) -> int:
-        """What a tenant of so much weight may plan of its prompts."""
-        if not self.first_tokens:
-            return self.left
-        return min(self.left, int(self.first_tokens * weight / self.first_weight) or 1)
 
 
 class Scheduler:
@@ -89,9 +88,11 @@ class Scheduler:
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
         self._max_scored_tokens = max_scored_tokens or max_num_batched_tokens
-        self.waiting = Waiting(weights, max_num_batched_tokens / EQUAL_PARTS)
+        self.waiting = Waiting(weights, max_num_batched_tokens)
         self.running: list[Sequence] = []
         self.failed: dict[Sequence, Exception] = {}
+        self._num_planned = 0
+        self._stuck: str | None = None  # whose turn it was when nothing of its prompts could be planned
         self._unreleased: list[tuple[CachedSequence, list[int]]] = []
 
     @property
@@ -127,32 +128,67 @@ class Scheduler:
         self.failed = {}
         self._release_again()
         self._cache.expire()
-        step = _Round({}, self._max_num_batched_tokens)
+        tenants = self._with_prompts()
+        step = _Round({}, self._max_num_batched_tokens, self._divide(tenants))
         # Decodes first: a long prefill must not stall those who are already reading.
-        for sequence in [each for each in self.running if each.num_uncomputed <= 1]:
+        decodes = [each for each in self.running if each.num_uncomputed <= 1 and not each.is_held]
+        for sequence in step.division.choose(decodes, self.waiting.weight):
             self._contain(step, sequence, lambda each: self._go_on(each, step, step.left))
         if self.waiting:
             for sequence in list(self.running):
                 self._contain(step, sequence, lambda each: self._note_writing(each, step))
-        prefilling = dict.fromkeys(each.request.tenant for each in self.running if each.num_uncomputed > 1)
-        newcomers = [tenant for tenant in self.waiting.tenants if tenant not in prefilling]
-        for tenant in self.waiting.in_turn([*newcomers, *prefilling]):
+        for tenant in tenants:
             self._schedule_prompts(tenant, step)
+        self._charge(step.plan)
         return step.plan
+
+    def _charge(self, plan: Plan) -> None:
+        """Every tenant has had its part of the time that the step will take."""
+        num_tokens = Counter[str]()
+        for sequence, planned in plan.items():
+            num_tokens[sequence.request.tenant] += planned
+        for tenant, planned in num_tokens.items():
+            self.waiting.charge(tenant, planned * (1 + STEP_TOKENS / num_tokens.total()))
+
+    def _with_prompts(self) -> list[str]:
+        """Tenants that have prompts to be computed: newcomers, and then all others, in turn."""
+        prefilling = dict.fromkeys(each.request.tenant for each in self.running if each.num_uncomputed > 1)
+        others = [tenant for tenant in self.waiting.tenants if tenant not in prefilling]
+        newcomers = self._newcomers()
+        return sorted(self.waiting.in_turn([*others, *prefilling]), key=lambda tenant: tenant not in newcomers)
+
+    def _newcomers(self) -> set[str]:
+        """Tenants that run nothing and have not been served far more than others."""
+        running = {each.request.tenant for each in self.running}
+        active = running | {*self.waiting.tenants}
+        return {tenant for tenant in active - running if not self.waiting.is_far_ahead(tenant, active)}
+
+    def _divide(self, with_prompts: list[str]) -> Division:
+        """What tenants may take of this step."""
+        active = self._active_tenants()
+        if not self.waiting.is_several(active):
+            return Division(self._max_num_batched_tokens)
+        turn = None
+        if with_prompts and len(active) > 1 and with_prompts[0] != self._stuck:
+            first = with_prompts[0]
+            if first in self._newcomers() or self.waiting.is_behind(first, active):
+                turn = first
+        return Division(self._max_num_batched_tokens, True, bool(with_prompts), turn)
 
     def _schedule_prompts(self, tenant: str, step: _Round) -> None:
         """Plan the prompts of one tenant: those that run, then those that wait."""
-        weight, before = self.waiting.weight(tenant), step.left
-        least = before - step.limit(weight)  # what has to be left
+        before = step.left
         for sequence in [each for each in self.running if each.request.tenant == tenant and each.num_uncomputed > 1]:
-            self._contain(step, sequence, lambda each: self._go_on(each, step, step.left - least))
+            self._contain(step, sequence, lambda each: self._go_on(each, step, step.budget(tenant)))
         for sequence in self.waiting.of(tenant):
-            if step.is_full or step.left <= least:
+            if step.is_full or step.budget(tenant) <= 0:
                 break
-            if not self._contain(step, sequence, lambda each: self._admit(each, step, step.left - least)):
+            if not self._contain(step, sequence, lambda each: self._admit(each, step, step.budget(tenant))):
                 break
-        if not step.first_tokens and step.left < before:
-            step.first_tokens, step.first_weight = before - step.left, weight
+        if step.left < before and tenant == self._stuck:
+            self._stuck = None
+        elif step.left == before and tenant == step.division.turn:
+            self._stuck = tenant
 
     def _contain(self, step: _Round, sequence: Sequence, action: Callable[[Sequence], bool]) -> bool:
         """What `action` says of `sequence`; if it raises, now or before in this step, the others go on."""
@@ -187,7 +223,8 @@ class Scheduler:
 
     def _plan(self, sequence: Sequence, num_tokens: int, step: _Round) -> None:
         step.add(sequence, num_tokens)
-        self.waiting.charge(sequence.request.tenant, num_tokens)
+        self._num_planned += 1
+        sequence.last_planned = self._num_planned
 
     def _victim(self, sequence: Sequence, num_tokens: int) -> Sequence:
         """The youngest whose pages `sequence` can have; itself, if there is no other."""
@@ -233,6 +270,7 @@ class Scheduler:
             self._start(sequence, fitting, room, step)
             step.encoded += to_encode
             step.left -= to_encode
+            step.division.take(sequence.request.tenant, to_encode)
             return True
         made_room = self._free_pages(sequence, step) if fitting is None else self._free_seats(sequence, step)
         return made_room and self._admit(sequence, step, budget)

@@ -1,8 +1,8 @@
 """The sequences that wait: those of each tenant in order of arrival, tenants in order of what they have been served.
 
 A virtual counter for each tenant counts the tokens computed for it, divided by its weight; whoever has been served
-least comes next (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024). Time in which a tenant asked
-for nothing is no credit. Knows neither the cache nor who runs.
+least comes next (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024). Time in which a tenant
+asked for nothing is little credit; it stays present for a while, as it may ask again. Knows neither cache nor running.
 """
 
 from __future__ import annotations
@@ -13,18 +13,29 @@ from itertools import chain
 
 from pagoda.engine.request import Sequence
 
+# Which part of a step's tokens tenants may differ by that are served alike, and that one may be behind that comes back.
+EQUAL_PARTS = 8
+CREDIT_PARTS = 4
+# A tenant has left when so many tokens have been computed for others since it had anything to compute.
+PRESENT_TOKENS = 16_384
+
 
 class Waiting:
     """A queue for each tenant. Those without a weight in `weights` have 1.
 
-    Who has been served less by no more than a part of `quantum` tokens does not overtake one that has waited longer.
+    Tenants are served alike if they are ahead of the one served least by less than a part of `step_tokens`; who is
+    ahead by as many is far ahead.
     """
 
-    def __init__(self, weights: Mapping[str, float] | None, quantum: float) -> None:
+    def __init__(self, weights: Mapping[str, float] | None, step_tokens: int) -> None:
         self._weights = weights or {}
-        self._quantum = quantum
+        self._step_tokens = step_tokens
+        self._quantum = step_tokens / EQUAL_PARTS
+        self._credit = step_tokens / CREDIT_PARTS
         self._queues: dict[str, deque[Sequence]] = {}
         self._served: defaultdict[str, float] = defaultdict(float)
+        self._num_tokens = 0.0  # computed for all of them
+        self._seen: dict[str, float] = {}  # where that stood when a tenant last had anything computed, or came
 
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))
@@ -63,15 +74,36 @@ class Waiting:
     def weight(self, tenant: str) -> float:
         return self._weights.get(tenant, 1.0)
 
-    def charge(self, tenant: str, num_tokens: int) -> None:
-        """So many tokens are computed for `tenant`."""
+    def charge(self, tenant: str, num_tokens: float) -> None:
+        """What takes as long as so many tokens is computed for `tenant`."""
         self._served[tenant] += num_tokens / self.weight(tenant)
+        self._num_tokens += num_tokens
+        self._seen[tenant] = self._num_tokens
 
     def enter(self, tenant: str, active: Collection[str]) -> None:
-        """`tenant` asks for something again, beside the `active` ones: it starts from what these have been served."""
-        floor = min(map(self._served.__getitem__, active)) if active else max(self._served.values(), default=0.0)
-        self._served[tenant] = max(self._served[tenant], floor)
+        """`tenant` asks for something, beside the `active` ones: it starts not far from what these have been served."""
+        if tenant not in active:
+            floor = min(map(self._served.__getitem__, active)) if active else max(self._served.values(), default=0.0)
+            self._served[tenant] = max(self._served[tenant], floor - self._credit)
+        self._seen[tenant] = self._num_tokens
+
+    def is_several(self, active: Collection[str]) -> bool:
+        """Whether tenants beside the `active` ones, or several of these, are present."""
+        for tenant in [each for each, seen in self._seen.items() if self._num_tokens - seen > PRESENT_TOKENS]:
+            del self._seen[tenant]
+        return len(self._seen.keys() | active) > 1
+
+    def is_behind(self, tenant: str, active: Collection[str]) -> bool:
+        """Whether each of the other `active` ones, if there are any, has been served more."""
+        others = [self._served[each] for each in active if each != tenant]
+        return bool(others) and min(others) - self._served[tenant] >= self._quantum
+
+    def is_far_ahead(self, tenant: str, active: Collection[str]) -> bool:
+        """Whether one of the `active` ones has been served less by a whole step."""
+        return self._served[tenant] - min(map(self._served.__getitem__, active)) >= self._step_tokens
 
     def in_turn(self, tenants: Iterable[str]) -> list[str]:
         """Each of them, the one served least first; equals as they are given."""
-        return sorted(dict.fromkeys(tenants), key=lambda tenant: self._served[tenant] // self._quantum)
+        each = dict.fromkeys(tenants)
+        least = min(map(self._served.__getitem__, each), default=0.0)
+        return sorted(each, key=lambda tenant: (self._served[tenant] - least) // self._quantum)
