@@ -62,6 +62,8 @@ class Gate:
             if not self._is_open(scope["path"]):
                 tenant = state["tenant"] = self._service.tenants.identify(headers)
                 state.get("let_in", _let_in)(tenant)
+            if self._pace is not None and tenant is not NOBODY:
+                await self._pace.start(tenant.name)
             with self._bodies.hold(tenant.name) as body:
                 body.expect(_length(headers))
                 await self._app(scope, self._counted(receive, body, tenant), send_with_id)

@@ -1,11 +1,17 @@
-"""How fast the bodies of each tenant are read: to receive them is work of the event loop, which all tenants share."""
+"""How fast the requests of each tenant are taken: they are work of the event loop, which all tenants share.
+
+A tenant that is alone is not held up. Beside others each may use up so many bytes a second, and a request stands for
+some whatever it has.
+"""
 
 from __future__ import annotations
 
 import asyncio
 
 NBYTES_PER_SECOND = 16 << 20
+REQUEST_NBYTES = 256 << 10
 BURST_SECONDS = 1.0  # whose bytes may come at once
+PRESENT_SECONDS = 10.0  # that a tenant stays after it has sent anything
 
 
 class Pace:
@@ -13,11 +19,18 @@ class Pace:
 
     def __init__(self) -> None:
         self._free: dict[str, float] = {}  # when each has used up what it was given until then
+        self._seen: dict[str, float] = {}
+
+    async def start(self, tenant: str) -> None:
+        """A request has come: wait until it may have."""
+        await self.keep(tenant, REQUEST_NBYTES)
 
     async def keep(self, tenant: str, nbytes: int) -> None:
         """So many bytes have come: wait until they may have."""
         now = asyncio.get_running_loop().time()
+        self._seen[tenant] = now
         free = max(self._free.get(tenant, 0.0), now - BURST_SECONDS) + nbytes / NBYTES_PER_SECOND
-        self._free[tenant] = free
-        if free > now:
+        is_alone = all(now - seen > PRESENT_SECONDS for other, seen in self._seen.items() if other != tenant)
+        self._free[tenant] = min(free, now) if is_alone else free
+        if not is_alone and free > now:
             await asyncio.sleep(free - now)

@@ -182,10 +182,24 @@ class Service:
                 code="model_not_found",
             )
 
+    def check_room(self, tenant: Tenant, param: str, num_prompts: int = 1, num_samples: int = 1) -> None:
+        """Raise HttpError if so much more is not accepted of a tenant: before work is spent on reading it, if need be.
+
+        The field `param` has the prompts.
+        """
+        if self.is_draining:
+            raise HttpError(
+                503, "The server is shutting down; try another one.", code="shutting_down", retry_after_seconds=1
+            )
+        retry_after = self._retry_after()
+        mine = [other for other in self._answers.values() if other.origin.tenant is tenant]
+        check_limit(tenant, num_samples, sum(other.num_samples for other in mine), param, retry_after)
+        self._quotas.check_queue(tenant, num_prompts, self._waiting_by_tenant(), param, retry_after)
+
     def submit(self, call: Call) -> Answer:
         """Hand a call to the engine. Raises HttpError, before anything has happened, if it is not accepted."""
         assert self._outbox is not None, "start() was not called"
-        self._check_room(call)
+        self.check_room(call.origin.tenant, call.param, len(call.works), call.num_samples)
         seconds = self._seconds_left(call.origin)
         requests = [self._request(call, index, work) for index, work in enumerate(call.works)]
         answer = Answer(requests, cancel=lambda: self._cancel(requests), on_end=self._ended)
@@ -209,16 +223,6 @@ class Service:
         self.reader.close()
         for answer in list(self._answers):
             answer.fail(HttpError(503, "The server is shutting down and the time to finish has passed.", code="cut"))
-
-    def _check_room(self, call: Call) -> None:
-        if self.is_draining:
-            raise HttpError(
-                503, "The server is shutting down; try another one.", code="shutting_down", retry_after_seconds=1
-            )
-        tenant, retry_after = call.origin.tenant, self._retry_after()
-        mine = [other for other in self._answers.values() if other.origin.tenant is tenant]
-        check_limit(tenant, call.num_samples, sum(other.num_samples for other in mine), call.param, retry_after)
-        self._quotas.check_queue(tenant, len(call.works), self._waiting_by_tenant(), call.param, retry_after)
 
     def _waiting_by_tenant(self) -> Counter[str]:
         return Counter(

@@ -48,6 +48,7 @@ class Messages:
         service.check_model(body.model)
         _check(body)
         origin = origin_of(request)
+        service.check_room(origin.tenant, "messages")
         scope = scope_of(request, body.cache_salt)
         asked = await service.read(partial(self._read, scope=scope), body, "messages", origin.tenant)
         parser = None

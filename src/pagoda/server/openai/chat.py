@@ -71,6 +71,7 @@ class ChatCompletions:
         service.check_model(body.model)
         _check(body)
         origin = origin_of(request)
+        service.check_room(origin.tenant, "messages")
         scope = scope_of(request, body.cache_salt)
         conversation, params, read = await service.read(
             partial(self._read, scope=scope), body, "messages", origin.tenant

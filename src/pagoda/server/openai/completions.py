@@ -13,7 +13,7 @@ from pagoda.engine.request import Request as EngineRequest
 from pagoda.engine.request import TokenLogprobs
 from pagoda.errors import HttpError
 from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
-from pagoda.prompts import Prompt
+from pagoda.prompts import Prompt, ReadPrompt
 from pagoda.server import sse
 from pagoda.server.answer import Answer
 from pagoda.server.body import MOST_TOKENS
@@ -50,7 +50,9 @@ class Completions:
         params = sampling_params(
             body, service.default_params, max_tokens=body.max_tokens, logprobs=body.logprobs, prompt_logprobs=echoed
         )
-        read = [await service.read(service.llm.reader.read, prompt, "prompt", tenant_of(request)) for prompt in prompts]
+        tenant = tenant_of(request)
+        service.check_room(tenant, "prompt", len(prompts), len(prompts) * params.n)
+        read = await service.read(self._read, prompts, "prompt", tenant)
         _check_size(sum(len(each.token_ids) for each in read), echoed)
         call = Call(
             call_id=new_id("cmpl-"),
@@ -66,6 +68,9 @@ class Completions:
             return sse.EventStream(answer, self._events(answer, body, identity), late_error)
         outputs = await sse.finish(answer, request)
         return await asyncio.to_thread(self._whole, outputs, answer, body, identity)
+
+    def _read(self, prompts: list[Prompt]) -> list[ReadPrompt]:
+        return [self._service.llm.reader.read(prompt) for prompt in prompts]
 
     def _whole(
         self, outputs: Sequence[RequestOutput], answer: Answer, body: CompletionBody, identity: dict[str, Any]

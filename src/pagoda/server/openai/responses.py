@@ -74,6 +74,7 @@ class Responses:
         service.check_model(body.model)
         _check(body)
         origin = origin_of(request)
+        service.check_room(origin.tenant, "input")
         earlier = self._earlier(origin.tenant.name, body.previous_response_id)
         read = partial(self._read, earlier=earlier, scope=scope_of(request, body.cache_salt))
         asked = await service.read(read, body, "input", origin.tenant)
