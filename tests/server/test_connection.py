@@ -10,7 +10,7 @@ import pytest
 from pagoda import LLM
 from pagoda.server import connection
 from pagoda.server.arrival import FREE_PIECES, MOST_FIELDS, MOST_HEAD_NBYTES
-from pagoda.server.connection import MOST_PIPELINED
+from pagoda.server.connection import MOST_PIPELINED, REFUSAL_SECONDS
 from server.raw import Client, head, post, status
 from server.running import MODEL, Running, running, unhurried, wait_until
 
@@ -71,6 +71,15 @@ def test_headers_have_a_limit_in_all(server: Running, lines: list[str], wanted: 
     assert status(answer) == wanted
     if wanted == 431:
         assert json.loads(answer.split(b"\r\n\r\n")[1])["error"]["message"].endswith(("send less.", "send fewer."))
+
+
+def test_what_is_no_request_is_not_answered_at_once(server: Running) -> None:
+    """A client that sends it again and again would keep the event loop busy."""
+    with Client(server.url) as client:
+        started = time.monotonic()
+        client.send(b"nonsense\r\n\r\n")
+        assert status(client.receive()) == 400
+    assert time.monotonic() - started >= REFUSAL_SECONDS
 
 
 def test_requests_one_after_the_other_have_limits_of_their_own(server: Running) -> None:

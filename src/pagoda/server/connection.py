@@ -26,6 +26,8 @@ from pagoda.server.tenants import Tenant
 MOST_PIPELINED = 8  # requests that are read while one is answered
 FIELD_FRAME_NBYTES = 4  # a colon, a space, the end of a line
 LEAST_READ_NBYTES_PER_SECOND = 32 << 10
+# Before what is no request is answered: who sends it again and again would keep the event loop busy.
+REFUSAL_SECONDS = 0.1
 
 
 class Connection(HttpToolsProtocol):
@@ -46,6 +48,7 @@ class Connection(HttpToolsProtocol):
         self._cycles: deque[RequestResponseCycle] = deque()  # requests without an answer, the first being answered
         self._read_due: float | None = None  # when what is being sent must have been read
         self._end_due: float | None = None  # when it must be closed, whatever the client does
+        self._is_refused = False  # nothing more is read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -58,7 +61,7 @@ class Connection(HttpToolsProtocol):
         self._connections.remove(self)
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._is_refused:
             return
         self._unset_keepalive_if_required()
         arrival = self._arrival = self._arrival or Arrival(self.loop.time())
@@ -68,7 +71,12 @@ class Connection(HttpToolsProtocol):
             if not self._has_ended and arrival.is_head == was_head:
                 arrival.add_received(len(data))
         except HttpError as error:
-            self.refuse(error)
+            self._is_refused = True
+            if self._cycles:
+                self.refuse(error)
+                return
+            self.transport.pause_reading()
+            self.loop.call_later(REFUSAL_SECONDS, self.refuse, error)
 
     def _feed(self, data: bytes) -> None:
         """Raises HttpError for what is no HTTP, or more of it than anybody needs."""
@@ -152,6 +160,8 @@ class Connection(HttpToolsProtocol):
 
     def refuse(self, error: HttpError) -> None:
         """Answer with `error`, unless another answer has begun, and close."""
+        if self.transport.is_closing():
+            return
         if len(self._cycles) > 1 or any(cycle.response_started for cycle in self._cycles):
             self.end()
             return

@@ -21,7 +21,7 @@ from pagoda.errors import EngineClosedError
 Result = TypeVar("Result")
 
 CLOSED_MESSAGE = "The server is shutting down, and reads nothing more."
-REST_FACTOR = 3.0  # a tenant's work takes a quarter of a processor's time
+REST_FACTOR = 5.0  # a tenant's work takes a sixth of a processor's time
 PRESENT_SECONDS = 10.0  # after its last work a tenant counts as one of several
 STUCK_SECONDS = 10.0  # what is read within them is long, and what is not will hardly ever be
 
