@@ -40,6 +40,8 @@ def checkpoint(tmp_path):
         {"num_experts": 10**6},
         {"num_attention_heads": 10**9},
         {"pretraining_tp": 10**9},
+        {"chunk_size": 10**6},
+        {"mamba_chunk_size": 10**6},
         {"eos_token_id": [2] * 1_000_000},
         {"eos_token_id": list(range(100_000))},
         {"layer_types": ["full_attention"] * 100_000},

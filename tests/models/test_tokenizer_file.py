@@ -11,7 +11,7 @@ import pytest
 import pagoda
 from models.tokenizers import BPE, TEXT, replace, sequence, split, template, token, tokenizer_json
 from pagoda.errors import CorruptCheckpointError
-from pagoda.models.tokenizer_file import KNOWN_PATTERNS, check_vocabulary, is_plain
+from pagoda.models.tokenizer_file import KNOWN_PATTERNS, check_templates, check_vocabulary, is_plain
 
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -105,3 +105,21 @@ def test_doubtful_ones(parts):
 def test_vocabularies_that_none_has(parts):
     with pytest.raises(CorruptCheckpointError, match="any vocabulary has"):
         check_vocabulary(tokenizer_json(**parts), "tokenizer.json")
+
+
+def template(num_texts):
+    texts = [{"Sequence": {"id": "A", "type_id": 0}}] * num_texts
+    return {"type": "TemplateProcessing", "single": texts, "pair": [], "special_tokens": {}}
+
+
+@pytest.mark.parametrize(
+    "processor", [template(1000), {"type": "Sequence", "processors": [template(5), {"type": "ByteLevel"}, template(5)]}]
+)
+def test_templates_that_have_a_text_many_times(processor):
+    with pytest.raises(CorruptCheckpointError, match=r"every text (1000|25) times"):
+        check_templates(tokenizer_json(post_processor=processor), "tokenizer.json")
+
+
+@pytest.mark.parametrize("processor", [None, template(0), template(2), {"type": "TemplateProcessing"}, 5])
+def test_templates_of_others(processor):
+    check_templates(tokenizer_json(post_processor=processor), "tokenizer.json")

@@ -23,6 +23,7 @@ from pagoda.models.weights import Outline
 
 # Words in the names of numbers, and how large those may be. The first that is found decides.
 KERNELS = re.compile(r"kernel|d_conv|conv_L_cache")
+CHUNKS = re.compile(r"^(mamba_)?chunk_size$")  # of a recurrence, which is computed for every pair of tokens in one
 SIZES = re.compile(r"size|dim|rank|width|vocab|embd|inner|d_(model|ff|kv)|words|channels|features|labels|bins")
 LENGTHS = re.compile(r"position|window|length|seq|ctx|context|distance")
 LAYERS = re.compile(r"layers?$|^depths?$|blocks?$|stack")
@@ -33,6 +34,7 @@ MAX_ENTRIES = 1 << 16
 MAX_LENGTH = 1 << 36
 MAX_COUNT = 1 << 12
 MAX_KERNEL = 1 << 9
+MAX_CHUNK = 1 << 10
 # Some share the weights of layers. None is deeper than the second.
 SHARED_LAYERS, MAX_LAYERS = 256, 2048
 # A dimension of a network may be the product of two numbers, or larger than those of its weights by padding.
@@ -72,17 +74,15 @@ def _named(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 def _largest(name: str, outline: Outline) -> int | None:
     """What a number called `name` is at most, None if it may have any size."""
-    if KERNELS.search(name):
-        return MAX_KERNEL
-    if SIZES.search(name):
-        return max(SIZE_ROOM * outline.largest_size, SMALL_SIZE)
-    if LENGTHS.search(name):
-        return MAX_LENGTH
-    if LAYERS.search(name):
-        return min(max(SHARED_LAYERS, outline.largest_number + 1), MAX_LAYERS)
-    if COUNTS.search(name):
-        return max(MAX_COUNT, outline.num_tensors)
-    return None
+    limits = {
+        KERNELS: MAX_KERNEL,
+        CHUNKS: MAX_CHUNK,
+        SIZES: max(SIZE_ROOM * outline.largest_size, SMALL_SIZE),
+        LENGTHS: MAX_LENGTH,
+        LAYERS: min(max(SHARED_LAYERS, outline.largest_number + 1), MAX_LAYERS),
+        COUNTS: max(MAX_COUNT, outline.num_tensors),
+    }
+    return next((most for pattern, most in limits.items() if pattern.search(name)), None)
 
 
 def fitting(outline: Outline, file: Path) -> Build:

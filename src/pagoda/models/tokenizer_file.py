@@ -86,6 +86,17 @@ def check_vocabulary(values: Mapping[str, Any], name: str) -> None:
         raise CorruptCheckpointError(f"{name} has a token of {longest} characters, longer than any vocabulary has.")
 
 
+def check_templates(values: Mapping[str, Any], name: str) -> None:
+    """Refuse what would have every text many times. `name` is that of the file."""
+    try:
+        templates = [each for each in _parts(values.get("post_processor")) if each["type"] == "TemplateProcessing"]
+        times = prod(max(1, len(_text_places(each))) for each in templates)
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError):
+        return  # it is not what it should be, which the library will say
+    if times > MAX_GROWTH:
+        raise CorruptCheckpointError(f"{name} has every text {times} times in what it makes of it.")
+
+
 def check_token_ids(ids: Iterable[Any], name: str) -> None:
     largest = max((token for token in ids if isinstance(token, int)), default=0)
     if largest > MAX_TOKEN_ID:
@@ -172,9 +183,13 @@ def _is_plain_pattern(pattern: str) -> bool:
 def _surrounds_plainly(part: Mapping[str, Any]) -> bool:
     if part["type"] != "TemplateProcessing":
         return part["type"] in PLAIN_POST_PROCESSORS
-    texts = [each for each in part["single"] if "Sequence" in each]
     num_ids = sum(len(token["ids"]) for token in part["special_tokens"].values())
-    return len(texts) <= 1 and len(part["single"]) * max(num_ids, 1) <= MAX_SURROUNDING
+    return len(_text_places(part)) <= 1 and len(part["single"]) * max(num_ids, 1) <= MAX_SURROUNDING
+
+
+def _text_places(template: Mapping[str, Any]) -> list[Any]:
+    """Where a template has the text."""
+    return [each for each in template["single"] if "Sequence" in each]
 
 
 def _is_plain_model(model: Mapping[str, Any]) -> bool:

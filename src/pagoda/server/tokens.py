@@ -43,10 +43,6 @@ class Tokens:
         """The text of token ids."""
         if body.model is not None:
             self._service.check_model(body.model)
-        size = self._service.llm.engine.model.vocab_size
-        wrong = next((token for token in body.tokens if not 0 <= token < size), None)
-        if wrong is not None:
-            raise HttpError(400, f"Token id {wrong} is not in the vocabulary of {size} tokens.", param="tokens")
         text = await self._service.read(self._text, body.tokens, "tokens", tenant_of(request))
         return json_response({"prompt": text})
 
@@ -67,6 +63,10 @@ class Tokens:
         )
 
     def _text(self, token_ids: list[int]) -> str:
+        size = self._service.llm.engine.model.vocab_size
+        wrong = next((token for token in token_ids if not 0 <= token < size), None)
+        if wrong is not None:
+            raise HttpError(400, f"Token id {wrong} is not in the vocabulary of {size} tokens.", param="tokens")
         return decode(self._service.llm.reader.need_tokenizer(), token_ids)
 
     def _read(self, body: TokenizeBody) -> list[int]:
