@@ -11,7 +11,7 @@ import pytest
 import pagoda
 from models.tokenizers import BPE, TEXT, replace, sequence, split, template, token, tokenizer_json
 from pagoda.errors import CorruptCheckpointError
-from pagoda.models.tokenizer_file import KNOWN_PATTERNS, check_templates, check_vocabulary, is_plain
+from pagoda.models.tokenizer_file import KNOWN_PATTERNS, check_growth, check_vocabulary, is_plain
 
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -112,14 +112,31 @@ def template(num_texts):
     return {"type": "TemplateProcessing", "single": texts, "pair": [], "special_tokens": {}}
 
 
+def replacing(times):
+    return {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * times}
+
+
 @pytest.mark.parametrize(
-    "processor", [template(1000), {"type": "Sequence", "processors": [template(5), {"type": "ByteLevel"}, template(5)]}]
+    "parts",
+    [
+        {"post_processor": template(1000)},
+        {"post_processor": {"type": "Sequence", "processors": [template(40), {"type": "ByteLevel"}, template(25)]}},
+        {"normalizer": {"type": "Sequence", "normalizers": [replacing(40), {"type": "NFC"}, replacing(25)]}},
+    ],
 )
-def test_templates_that_have_a_text_many_times(processor):
-    with pytest.raises(CorruptCheckpointError, match=r"every text (1000|25) times"):
-        check_templates(tokenizer_json(post_processor=processor), "tokenizer.json")
+def test_texts_that_would_grow_without_end(parts):
+    with pytest.raises(CorruptCheckpointError, match="1000 times as long"):
+        check_growth(tokenizer_json(**parts), "tokenizer.json")
 
 
-@pytest.mark.parametrize("processor", [None, template(0), template(2), {"type": "TemplateProcessing"}, 5])
-def test_templates_of_others(processor):
-    check_templates(tokenizer_json(post_processor=processor), "tokenizer.json")
+@pytest.mark.parametrize(
+    "parts",
+    [
+        *({"post_processor": each} for each in (None, template(0), template(2), {"type": "TemplateProcessing"}, 5)),
+        {"normalizer": replacing(60)},
+        {"normalizer": {"type": "Replace", "pattern": {"Regex": "(a|b)*"}, "content": "a" * 1000}},
+    ],
+)
+def test_texts_that_may_grow(parts):
+    """Or nobody knows: then it is tried."""
+    check_growth(tokenizer_json(**parts), "tokenizer.json")

@@ -23,7 +23,7 @@ from pagoda.models.directory import checkpoint_directory
 from pagoda.models.failures import model_errors
 from pagoda.models.files import file_beside, read_object
 from pagoda.models.quiet import quiet
-from pagoda.models.tokenizer_file import check_templates, check_token_ids, check_vocabulary, is_plain
+from pagoda.models.tokenizer_file import check_growth, check_token_ids, check_vocabulary, is_plain
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -125,7 +125,7 @@ def _tokenizer_files(directory: Path, settings: dict[str, Any]) -> list[Path]:
 def _check_contents(file: Path, values: dict[str, Any]) -> None:
     """Refuse the tokenizer that `values` of `file` describe if it does harm. Takes a second where that is not clear."""
     check_vocabulary(values, str(file))
-    check_templates(values, str(file))
+    check_growth(values, str(file))
     if is_plain(values):
         return
     with closing(Confined(memory_nbytes=TRIAL_NBYTES)) as confined:

@@ -22,6 +22,8 @@ MAX_PIECE_LENGTH = 1 << 16
 MAX_ADDED = 1 << 16
 # How many times longer a text may become, in bytes, by what a file says; a space becomes three bytes in many.
 MAX_GROWTH = 16.0
+# What is certain to grow more than any tokenizer lets it is not even tried.
+MAX_CERTAIN_GROWTH = 64.0
 # The longest replacement for a character in sentencepiece's own rules has 54 bytes.
 MAX_REPLACEMENT_NBYTES = 128
 # The model by pieces of words looks for the longest at every character, those by likelihood for every length.
@@ -86,15 +88,16 @@ def check_vocabulary(values: Mapping[str, Any], name: str) -> None:
         raise CorruptCheckpointError(f"{name} has a token of {longest} characters, longer than any vocabulary has.")
 
 
-def check_templates(values: Mapping[str, Any], name: str) -> None:
-    """Refuse what would have every text many times. `name` is that of the file."""
+def check_growth(values: Mapping[str, Any], name: str) -> None:
+    """Refuse what is certain to make every text, or one of the right characters, many times as long."""
     try:
         templates = [each for each in _parts(values.get("post_processor")) if each["type"] == "TemplateProcessing"]
-        times = prod(max(1, len(_text_places(each))) for each in templates)
+        replacing = _growth(values.get("normalizer"), PLAIN_NORMALIZERS)
+        times = max(prod(max(1, len(_text_places(each))) for each in templates), replacing if replacing < inf else 1)
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError):
         return  # it is not what it should be, which the library will say
-    if times > MAX_GROWTH:
-        raise CorruptCheckpointError(f"{name} has every text {times} times in what it makes of it.")
+    if times > MAX_CERTAIN_GROWTH:
+        raise CorruptCheckpointError(f"{name} makes texts {times:.0f} times as long, more than any tokenizer does.")
 
 
 def check_token_ids(ids: Iterable[Any], name: str) -> None:
