@@ -616,16 +616,20 @@ class TestDivision:
         assert len(plans) < 30
 
     def test_whoever_has_been_served_far_more_has_no_turn(self):
-        loop = self.loop()
-        loop.add([1], max_tokens=3000, tenant="a")
-        loop.step()
+        loop = self.loop(100)
         for number in range(60):
             loop.add(range(1000 * number, 1000 * number + 250), tenant="b")
             plan = loop.step()
             if by_tenant(plan)["b"] != [250]:
                 break
         assert 2 < number < 20
-        assert by_tenant(plan) == {"a": [1], "b": [62]}
+        assert by_tenant(plan) == {"a": [1] * 16, "b": [32]}
+
+    def test_nothing_is_owed_to_who_wants_little(self):
+        loop = self.loop(4)
+        for number in range(60):
+            loop.add(range(1000 * number, 1000 * number + 250), tenant="b")
+            assert by_tenant(loop.step()) == {"a": [1] * 4, "b": [250]}
 
     def test_samples_of_tenants_draw_by_weight(self):
         loop = self.loop(100, weights={"b": 3.0})

@@ -143,12 +143,14 @@ class Scheduler:
         return step.plan
 
     def _charge(self, plan: Plan) -> None:
-        """Every tenant has had its part of the time that the step will take."""
+        """Every tenant has had its part of the time that the step will take, and some all that they wanted."""
         num_tokens = Counter[str]()
         for sequence, planned in plan.items():
             num_tokens[sequence.request.tenant] += planned
         for tenant, planned in num_tokens.items():
             self.waiting.charge(tenant, planned * (1 + STEP_TOKENS / num_tokens.total()))
+        unfinished = {each.request.tenant for each in self.running if plan.get(each, 0) < each.num_uncomputed}
+        self.waiting.content(num_tokens.keys() - unfinished - self.waiting.tenants)
 
     def _with_prompts(self) -> list[str]:
         """Tenants that have prompts to be computed: newcomers, and then all others, in turn."""

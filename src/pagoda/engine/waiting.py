@@ -8,7 +8,7 @@ asked for nothing is little credit; it stays present for a while, as it may ask 
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from itertools import chain
 
 from pagoda.engine.request import Sequence
@@ -50,7 +50,7 @@ class Waiting:
         return sequence in self._queues.get(sequence.request.tenant, ())
 
     @property
-    def tenants(self) -> Collection[str]:
+    def tenants(self) -> Set[str]:
         """Those of whom somebody waits, by how long somebody has."""
         return self._queues.keys()
 
@@ -86,6 +86,12 @@ class Waiting:
             floor = min(map(self._served.__getitem__, active)) if active else max(self._served.values(), default=0.0)
             self._served[tenant] = max(self._served[tenant], floor - self._credit)
         self._seen[tenant] = self._num_tokens
+
+    def content(self, tenants: Collection[str]) -> None:
+        """All that `tenants` want is computed: what others have beyond that is not owed to them."""
+        most = max(self._served.values(), default=0.0)
+        for tenant in tenants:
+            self._served[tenant] = max(self._served[tenant], most - self._credit)
 
     def is_several(self, active: Collection[str]) -> bool:
         """Whether tenants beside the `active` ones, or several of these, are present."""

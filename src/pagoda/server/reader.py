@@ -13,7 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from time import monotonic, thread_time
+from time import monotonic
 from typing import Any, TypeVar
 
 from pagoda.errors import EngineClosedError
@@ -21,7 +21,7 @@ from pagoda.errors import EngineClosedError
 Result = TypeVar("Result")
 
 CLOSED_MESSAGE = "The server is shutting down, and reads nothing more."
-REST_FACTOR = 5.0  # a tenant's work takes a sixth of a processor's time
+REST_FACTOR = 5.0  # a tenant's work takes a sixth of the time, in this process or in those that it waits for
 PRESENT_SECONDS = 10.0  # after its last work a tenant counts as one of several
 STUCK_SECONDS = 10.0  # what is read within them is long, and what is not will hardly ever be
 
@@ -104,12 +104,11 @@ class Reader:
     def _work(self) -> None:
         while (taken := self._take()) is not None:
             tenant, job = taken
-            begun = thread_time()
             job.run()
-            self._finish(tenant, thread_time() - begun)
+            self._finish(tenant, monotonic() - job.begun)
 
     def _finish(self, tenant: str, seconds: float) -> None:
-        """A tenant's work took so many seconds of a processor: now others have their turn, if there are any."""
+        """A tenant's work took so many seconds: now others have their turn, if there are any."""
         now = monotonic()
         with self._changed:
             del self._running[tenant]
