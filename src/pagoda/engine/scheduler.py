@@ -25,7 +25,7 @@ from itertools import islice
 from pagoda.cache.cache import Cache, CachedSequence, Hit
 from pagoda.cache.namespace import Namespace
 from pagoda.cache.radix import common_tokens, token_key
-from pagoda.engine.division import Division
+from pagoda.engine.division import FEW_DECODES, Division
 from pagoda.engine.request import Phase, Sequence
 from pagoda.engine.seats import Seats
 from pagoda.engine.waiting import Waiting
@@ -173,9 +173,16 @@ class Scheduler:
         turn = None
         if with_prompts and len(active) > 1 and with_prompts[0] != self._stuck:
             first = with_prompts[0]
-            if first in self._newcomers() or self.waiting.is_behind(first, active):
+            if first in self._newcomers() or (
+                self._has_rivals(first, with_prompts) and self.waiting.is_behind(first, active)
+            ):
                 turn = first
         return Division(self._max_num_batched_tokens, True, bool(with_prompts), turn)
+
+    def _has_rivals(self, tenant: str, with_prompts: list[str]) -> bool:
+        """Whether others want more of a step than beside a turn of `tenant`: else it needs none."""
+        decodes = Counter(each.request.tenant for each in self.running if each.num_uncomputed <= 1)
+        return len(with_prompts) > 1 or any(decodes[each] > FEW_DECODES for each in decodes if each != tenant)
 
     def _schedule_prompts(self, tenant: str, step: _Round) -> None:
         """Plan the prompts of one tenant: those that run, then those that wait."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 
-NBYTES_PER_SECOND = 16 << 20
-REQUEST_NBYTES = 256 << 10
+NBYTES_PER_SECOND = 8 << 20
+REQUEST_NBYTES = 128 << 10
 BURST_SECONDS = 1.0  # whose bytes may come at once
 PRESENT_SECONDS = 10.0  # that a tenant stays after it has sent anything
 
