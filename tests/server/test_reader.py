@@ -55,14 +55,17 @@ def test_a_result_or_an_error_comes_back(make: Callable[[int], Reader]) -> None:
 def test_a_tenant_whose_work_took_long_rests_while_there_are_others(
     make: Callable[[int], Reader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a clock that stands, but for what takes long: only the end of a rest that is no rest lets work go on."""
-    now = 1000.0
+    """On clocks that stand: only the end of a rest that is no rest lets work go on."""
+    now, worked, in_children = 1000.0, 0.0, 0.0
     monkeypatch.setattr(reader_module, "monotonic", lambda: now)
+    monkeypatch.setattr(reader_module, "thread_time", lambda: worked)
+    monkeypatch.setattr(reader_module, "seconds_in_children", lambda: in_children)
     reader = make(1)
 
     def take_long() -> None:
-        nonlocal now
-        now += 5.0
+        nonlocal worked, in_children
+        worked += 2.0
+        in_children += 3.0
 
     asyncio.run(reader.run("other", lambda: None))
     asyncio.run(reader.run("long", take_long))

@@ -43,6 +43,15 @@ KEPT_VARIABLES = ("LD_LIBRARY_PATH", "LANG", "LC_ALL")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
+_spent = threading.local()
+
+
+def seconds_in_children() -> float:
+    """What the children that this thread has asked have had of processors for its requests."""
+    seconds: float = getattr(_spent, "seconds", 0.0)
+    return seconds
+
+
 class Reply(NamedTuple):
     kind: str
     value: Any
@@ -90,6 +99,14 @@ class Child:
 
     def ask(self, request: bytes, most_nbytes: int, check: Callable[[], None]) -> Reply:
         """The reply to `request`. `check` is called again and again meanwhile, to raise. EOFError if the child ends."""
+        begun = processor_seconds(self._process.pid)
+        try:
+            return self._ask(request, most_nbytes, check)
+        finally:
+            took = processor_seconds(self._process.pid) - begun
+            _spent.seconds = seconds_in_children() + max(took, 0.0)
+
+    def _ask(self, request: bytes, most_nbytes: int, check: Callable[[], None]) -> Reply:
         self._said.clear()
         self._busy_from = None
         unsent, reply = memoryview(LENGTH.pack(len(request)) + request), bytearray()

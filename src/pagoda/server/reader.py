@@ -13,15 +13,16 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Any, TypeVar
 
+from pagoda.confined.process import seconds_in_children
 from pagoda.errors import EngineClosedError
 
 Result = TypeVar("Result")
 
 CLOSED_MESSAGE = "The server is shutting down, and reads nothing more."
-REST_FACTOR = 5.0  # a tenant's work takes a sixth of the time, in this process or in those that it waits for
+REST_FACTOR = 5.0  # a tenant's work takes a sixth of a processor's time, here or in children
 PRESENT_SECONDS = 10.0  # after its last work a tenant counts as one of several
 STUCK_SECONDS = 10.0  # what is read within them is long, and what is not will hardly ever be
 
@@ -104,11 +105,12 @@ class Reader:
     def _work(self) -> None:
         while (taken := self._take()) is not None:
             tenant, job = taken
+            begun = _processor_seconds()
             job.run()
-            self._finish(tenant, monotonic() - job.begun)
+            self._finish(tenant, _processor_seconds() - begun)
 
     def _finish(self, tenant: str, seconds: float) -> None:
-        """A tenant's work took so many seconds: now others have their turn, if there are any."""
+        """A tenant's work took so many seconds of processors: now others have their turn, if there are any."""
         now = monotonic()
         with self._changed:
             del self._running[tenant]
@@ -144,3 +146,8 @@ class Reader:
         now = monotonic()
         rests = [until - now for each in self._waiting if (until := self._rests_until.get(each, 0.0)) > now]
         return min(rests, default=None)
+
+
+def _processor_seconds() -> float:
+    """Of this thread, and of the children that it has asked."""
+    return thread_time() + seconds_in_children()
