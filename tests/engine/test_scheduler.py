@@ -574,8 +574,10 @@ class TestDivision:
     def test_while_another_may_ask_prompts_come_in_small_chunks(self):
         loop = self.loop()
         self.b_comes(loop)
-        loop.add(range(10_000, 10_100), max_tokens=5, tenant="a")
-        assert [by_tenant(loop.step()) for _ in range(3)] == [{"a": [48]}, {"a": [48]}, {"a": [4]}]
+        loop.add(range(10_000, 10_400), max_tokens=5, tenant="a")
+        assert [by_tenant(loop.step())["a"] for _ in range(6)] == [[144], [144], [48], [48], [16], [1]], (
+            "first as newcomer"
+        )
 
     def test_prompts_and_decodes_of_one_share_a_slice(self):
         loop = self.loop(100)
@@ -599,7 +601,8 @@ class TestDivision:
         loop.add(range(10_000, 14_000), tenant="a")
         loop.step()
         loop.add(range(20_000, 20_200), max_tokens=9, tenant="b")
-        assert by_tenant(loop.step()) == {"a": [1] * 6, "b": [200]}
+        assert by_tenant(loop.step()) == {"a": [1] * 6, "b": [144]}
+        assert by_tenant(loop.step()) == {"a": [1] * 6, "b": [56]}
         assert by_tenant(loop.step()) == {"a": [1] * 11 + [24], "b": [1]}
 
     def test_a_long_prompt_of_one_served_less_is_computed_in_large_chunks(self):
@@ -613,17 +616,25 @@ class TestDivision:
             plans.append(by_tenant(loop.step()))
         most = TURN_SLICES * SLICE_TOKENS
         assert [plan["b"] for plan in plans if "b" in plan] == [[most]] * (2000 // most) + [[2000 % most]]
-        assert len(plans) < 35
+        assert len(plans) < 45
 
     def test_whoever_has_been_served_far_more_has_no_turn(self):
         loop = self.loop(100)
         for number in range(60):
-            loop.add(range(1000 * number, 1000 * number + 230), tenant="b")
+            loop.add(range(1000 * number, 1000 * number + 140), tenant="b")
             plan = loop.step()
-            if by_tenant(plan)["b"] != [230]:
+            if by_tenant(plan)["b"] != [140]:
                 break
         assert 2 < number < 20
         assert by_tenant(plan) == {"a": [1] * 12, "b": [24]}
+
+    def test_who_comes_next_does_not_take_the_turn_from_a_newcomer(self):
+        loop = self.loop()
+        self.b_comes(loop)
+        loop.add(range(20_000, 20_200), tenant="a")
+        assert by_tenant(loop.step()) == {"a": [144]}
+        loop.add([5, 6], tenant="b")
+        assert by_tenant(loop.step()) == {"a": [56], "b": [2]}
 
     def test_a_prompt_beside_few_decodes_needs_no_turn(self):
         loop = self.loop()
@@ -632,14 +643,14 @@ class TestDivision:
             loop.add(range(1000 * number, 1000 * number + 230), tenant="a")
             loop.step()
         loop.add(range(10_000, 14_000), tenant="b")
-        assert by_tenant(loop.step()) == {"a": [1], "b": [240]}, "as a newcomer"
+        assert [by_tenant(loop.step()) for _ in range(2)] == [{"a": [1], "b": [144]}] * 2, "as a newcomer"
         assert [by_tenant(loop.step()) for _ in range(20)] == [{"a": [1], "b": [46]}] * 20
 
     def test_nothing_is_owed_to_who_wants_little(self):
         loop = self.loop(4)
         for number in range(60):
-            loop.add(range(1000 * number, 1000 * number + 230), tenant="b")
-            assert by_tenant(loop.step()) == {"a": [1] * 4, "b": [230]}
+            loop.add(range(1000 * number, 1000 * number + 140), tenant="b")
+            assert by_tenant(loop.step()) == {"a": [1] * 4, "b": [140]}
 
     def test_samples_of_tenants_draw_by_weight(self):
         loop = self.loop(100, weights={"b": 3.0})

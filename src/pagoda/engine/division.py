@@ -18,7 +18,7 @@ SLICE_TOKENS = 48
 # What a token counts that is drawn, in a slice.
 DECODE_TOKENS = 2
 # What the tenant that has the turn may have, in slices, and which part of a slice others have beside it.
-TURN_SLICES = 5
+TURN_SLICES = 3
 BESIDE_PARTS = 4
 FEW_DECODES = SLICE_TOKENS // BESIDE_PARTS // DECODE_TOKENS
 

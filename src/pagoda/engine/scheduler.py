@@ -38,6 +38,8 @@ Plan = dict[Sequence, int]
 MAX_COMPARED = 32
 # What a step takes beside its tokens, in tokens: it reads all weights of the model, for however few.
 STEP_TOKENS = 64
+# What comes first of the prompts of a tenant that ran nothing.
+NEWCOMER_TOKENS = 288
 
 
 @dataclass
@@ -92,6 +94,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.failed: dict[Sequence, Exception] = {}
         self._num_planned = 0
+        self._newcomers: dict[str, int] = {}  # who decode nothing, and what of their prompts still comes first
         self._stuck: str | None = None  # whose turn it was when nothing of its prompts could be planned
         self._unreleased: list[tuple[CachedSequence, list[int]]] = []
 
@@ -154,29 +157,28 @@ class Scheduler:
 
     def _with_prompts(self) -> list[str]:
         """Tenants that have prompts to be computed: newcomers, and then all others, in turn."""
+        running = {each.request.tenant for each in self.running}
         prefilling = dict.fromkeys(each.request.tenant for each in self.running if each.num_uncomputed > 1)
         others = [tenant for tenant in self.waiting.tenants if tenant not in prefilling]
-        newcomers = self._newcomers()
-        return sorted(self.waiting.in_turn([*others, *prefilling]), key=lambda tenant: tenant not in newcomers)
-
-    def _newcomers(self) -> set[str]:
-        """Tenants that run nothing and have not been served far more than others."""
-        running = {each.request.tenant for each in self.running}
-        active = running | {*self.waiting.tenants}
-        return {tenant for tenant in active - running if not self.waiting.is_far_ahead(tenant, active)}
+        tenants = self.waiting.in_turn([*others, *prefilling])
+        active = running | self.waiting.tenants
+        decoding = {each.request.tenant for each in self.running if each.num_uncomputed <= 1}
+        known = {each: left for each, left in self._newcomers.items() if each in tenants and each not in decoding}
+        self._newcomers = {each: left for each, left in known.items() if left > 0}
+        for tenant in tenants:
+            if tenant not in running and not self.waiting.is_far_ahead(tenant, active):
+                self._newcomers.setdefault(tenant, NEWCOMER_TOKENS)
+        return [*self._newcomers, *(each for each in tenants if each not in self._newcomers)]
 
     def _divide(self, with_prompts: list[str]) -> Division:
         """What tenants may take of this step."""
         active = self._active_tenants()
         if not self.waiting.is_several(active):
             return Division(self._max_num_batched_tokens)
-        turn = None
-        if with_prompts and len(active) > 1 and with_prompts[0] != self._stuck:
-            first = with_prompts[0]
-            if first in self._newcomers() or (
-                self._has_rivals(first, with_prompts) and self.waiting.is_behind(first, active)
-            ):
-                turn = first
+        turn = next((each for each in with_prompts[:1] if each != self._stuck), None)
+        if turn is not None and turn not in self._newcomers:
+            is_owed = self._has_rivals(turn, with_prompts) and self.waiting.is_behind(turn, active)
+            turn = turn if is_owed else None
         return Division(self._max_num_batched_tokens, True, bool(with_prompts), turn)
 
     def _has_rivals(self, tenant: str, with_prompts: list[str]) -> bool:
@@ -194,6 +196,8 @@ class Scheduler:
                 break
             if not self._contain(step, sequence, lambda each: self._admit(each, step, step.budget(tenant))):
                 break
+        if tenant in self._newcomers:
+            self._newcomers[tenant] -= before - step.left
         if step.left < before and tenant == self._stuck:
             self._stuck = None
         elif step.left == before and tenant == step.division.turn:
