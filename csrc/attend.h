@@ -4,6 +4,7 @@
 #pragma once
 
 #include "accumulator.h"
+#include "lifts.h"
 #include "values.h"
 
 namespace pagoda {
@@ -22,10 +23,12 @@ class TileAttention {
           work_{call, tile, scratch},
           arithmetic_(call.pages),
           keys_(work_, arithmetic_),
+          lifts_(work_),
           values_(work_, arithmetic_) {}
 
     void run() {
         keys_.pack_queries();
+        if (lifts_.any()) lifts_.pack_queries();
         if (!tile_.partial) clear(scratch_.total, tile_.num_rows);
         for (int64_t token = tile_.first_token / kSplitTokens * kSplitTokens; token < tile_.last_token;
              token += kSplitTokens)
@@ -71,6 +74,7 @@ class TileAttention {
             const PanelRange panels = panels_of(block, band);
             if (panels.first >= panels.last) continue;
             keys_.score(panels, band, after_keys);
+            if (lifts_.any()) lifts_.add(block, panels, band);
             if (!has_values) values_.read(block, after_values);
             has_values = true;
             weigh(block, panels, band);
@@ -131,6 +135,7 @@ class TileAttention {
     const Work work_;
     Arithmetic arithmetic_;
     Keys<Arithmetic> keys_;
+    Lifts lifts_;
     Values<Arithmetic> values_;
 };
 

@@ -51,6 +51,39 @@ static inline bool multiplies_bytes(const Plane& plane) {
     return plane.encoding == Encoding::int8 || plane.encoding == Encoding::int4;
 }
 
+// What a head's keys are coded without (`formats/constants.py`): a key is `scales` times what is kept, plus what some
+// pairs of its channels have in common, turned to the first position of the page. The cosine and the sine of page p of a
+// turn are at `turns[2 * turn * turn_stride + p]` and `turn_stride` further, with zeros behind the last page.
+struct KeyConstants {
+    const float* scales;     // [KV heads, width], or null: keys are kept as they are
+    const int32_t* pairs;    // [KV heads, num_pairs, 3]: two channels and their turn
+    const float* bases;      // [KV heads, num_pairs, 2]
+    const float* turns;      // [turns, 2, turn_stride]
+    int64_t num_pairs;
+    int64_t turn_stride;
+
+    static constexpr int64_t kMostPairs = 16;
+    static constexpr int64_t kTurnEdge = 16;
+};
+
+// A pair of channels with what it has in common.
+struct BasedPair {
+    int32_t first;
+    int32_t second;
+    const float* cosines;
+    const float* sines;
+    float base_first;
+    float base_second;
+};
+
+static inline BasedPair based_pair(const KeyConstants& constants, int64_t head, int64_t pair) {
+    const int64_t index = head * constants.num_pairs + pair;
+    const int32_t* numbers = constants.pairs + 3 * index;
+    const float* cosines = constants.turns + 2 * numbers[2] * constants.turn_stride;
+    return {numbers[0], numbers[1], cosines, cosines + constants.turn_stride, constants.bases[2 * index],
+            constants.bases[2 * index + 1]};
+}
+
 // `number` is that of planes without encoding, and bf16 if there is none. Where values are the first channels of the
 // keys, `value` is the plane of the keys but for its width.
 struct Pages {
@@ -63,6 +96,7 @@ struct Pages {
     Plane key;
     Plane value;
     bool values_in_keys;
+    KeyConstants constants;
 };
 
 static inline int64_t head_nbytes(const Pages& pages, const Plane& plane) {

@@ -168,16 +168,27 @@ NB_MODULE(_native, module) {
     nb::class_<Plane>(module, "Plane")
         .def(nb::init<int64_t, int64_t, Encoding, int64_t>(), "offset_nbytes"_a, "width"_a, "encoding"_a,
              "rotated_channels"_a);
+    nb::class_<KeyConstants>(module, "KeyConstants")
+        .def(
+            "__init__",
+            [](KeyConstants* self, uintptr_t scales, uintptr_t pairs, uintptr_t bases, uintptr_t turns,
+               int64_t num_pairs, int64_t turn_stride) {
+                new (self) KeyConstants{pointer<const float>(scales), pointer<const int32_t>(pairs),
+                                        pointer<const float>(bases),  pointer<const float>(turns),
+                                        num_pairs,                    turn_stride};
+            },
+            "scales"_a, "pairs"_a, "bases"_a, "turns"_a, "num_pairs"_a, "turn_stride"_a);
     nb::class_<Pages>(module, "Pages")
         .def(
             "__init__",
             [](Pages* self, uintptr_t data, int64_t num_pages, int64_t page_nbytes, int64_t page_tokens,
-               int64_t num_kv_heads, Number number, const Plane& key, const Plane& value, bool values_in_keys) {
-                new (self) Pages{pointer<uint8_t>(data), num_pages, page_nbytes, page_tokens,   num_kv_heads,
-                                 number,                 key,       value,       values_in_keys};
+               int64_t num_kv_heads, Number number, const Plane& key, const Plane& value, bool values_in_keys,
+               const KeyConstants& constants) {
+                new (self) Pages{pointer<uint8_t>(data), num_pages, page_nbytes, page_tokens,    num_kv_heads,
+                                 number,                 key,       value,       values_in_keys, constants};
             },
             "data"_a, "num_pages"_a, "page_nbytes"_a, "page_tokens"_a, "num_kv_heads"_a, "number"_a, "key"_a,
-            "value"_a, "values_in_keys"_a);
+            "value"_a, "values_in_keys"_a, "constants"_a);
     nb::class_<Tables>(module, "Tables")
         .def(
             "__init__",
@@ -222,6 +233,8 @@ NB_MODULE(_native, module) {
     module.attr("MAX_HEAD_WIDTH") = kMaxHeadWidth;
     module.attr("HEAD_WIDTH_MULTIPLE") = kHeadWidthMultiple;
     module.attr("BIAS_EDGE") = Biases::kEdge;
+    module.attr("MOST_PAIRS") = KeyConstants::kMostPairs;
+    module.attr("TURN_EDGE") = KeyConstants::kTurnEdge;
     module.def("instruction_sets", &instruction_sets);
     module.def("allocate", &allocate, "nbytes"_a);
     module.def("read_bandwidth", &read_gigabytes_per_second, "nbytes"_a, "num_threads"_a, "repeats"_a);

@@ -43,15 +43,21 @@ inline const uint8_t* query_data(const Work& work, int64_t row) {
     return row_data(work.call, work.call.query, place_of(work.call, work.tile, row));
 }
 
+// Keys are kept divided by the scales of their channels, so queries are multiplied by them.
 inline void read_query(const Work& work, int64_t row, float* target) {
-    const Plane& plane = work.call.pages.key;
-    read_row(target, query_data(work, row), work.call.query.number, plane.width);
-    hadamard(target, plane);
+    const Pages& pages = work.call.pages;
+    read_row(target, query_data(work, row), work.call.query.number, pages.key.width);
+    if (pages.constants.scales) {
+        const float* scales = pages.constants.scales + work.tile.kv_head * pages.key.width;
+        for (int64_t channel = 0; channel < pages.key.width; channel++) target[channel] *= scales[channel];
+    }
+    hadamard(target, pages.key);
 }
 
 inline void pack_query(const Work& work, int64_t row, float* target) { read_query(work, row, target); }
 
-// Arithmetic with bf16 factors is chosen for bf16 queries only; rotated keys are met as bytes there.
+// Arithmetic with bf16 factors is chosen for bf16 queries only; keys that are rotated, or without constants, are met as
+// bytes there.
 inline void pack_query(const Work& work, int64_t row, Bf16* target) {
     __builtin_memcpy(target, query_data(work, row), size_t(work.call.pages.key.width) * sizeof(Bf16));
 }

@@ -134,6 +134,9 @@ void check_sequence(const Tables& tables, const Pages& pages, int64_t sequence, 
         throw std::invalid_argument("page_starts does not fit page_indices");
     if (num_pages < 0 || num_pages * pages.page_tokens < length)
         throw std::invalid_argument("a sequence has fewer pages than its tokens need");
+    const KeyConstants& constants = pages.constants;
+    if (constants.num_pairs > 0 && length > (constants.turn_stride - KeyConstants::kTurnEdge) * pages.page_tokens)
+        throw std::invalid_argument("a sequence is longer than its keys' constants are turned for");
 }
 
 }  // namespace

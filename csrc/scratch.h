@@ -39,6 +39,7 @@ struct Scratch {
     float* query_sums;
     float* units;
     float* shifts;
+    float* query_turns;  // [kTileRows, 2 * KeyConstants::kMostPairs], see lifts.h
     int32_t* parts;
     int64_t parts_stride;
 };
@@ -95,6 +96,7 @@ inline Scratch lay_out(const AttendCall& call, Cursor& cursor) {
     scratch.query_sums = cursor.take<float>(kTileRows);
     scratch.units = cursor.take<float>(kBandRows);
     scratch.shifts = cursor.take<float>(kBandRows);
+    scratch.query_turns = cursor.take<float>(pages.constants.scales ? kTileRows * 2 * KeyConstants::kMostPairs : 0);
     scratch.parts_stride = value_stride(call) > kScoreStride ? value_stride(call) : kScoreStride;
     scratch.parts = cursor.take<int32_t>(any_codes ? kBandRows * scratch.parts_stride : 0);
     return scratch;

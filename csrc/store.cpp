@@ -16,11 +16,12 @@ typedef uint32_t Word __attribute__((may_alias));
 // Below this many rows x heads waking a second thread costs more than it saves.
 constexpr int64_t kMinimumParallelRows = 64;
 
-// Where the token of one packed row goes, and whose it is.
+// Where the token of one packed row goes, and whose it is; `index` is that of its page in the sequence.
 struct Place {
     int64_t page;
     int64_t offset;
     int64_t sequence;
+    int64_t index;
 };
 
 std::vector<Place> find_places(const Tables& tables, const Pages& pages) {
@@ -30,7 +31,8 @@ std::vector<Place> find_places(const Tables& tables, const Pages& pages) {
         if (first < last) check_pages(tables, pages, sequence, first, last);
         const int32_t* table = tables.page_indices + tables.page_starts[sequence];
         for (int64_t token = first; token < last; token++)
-            places.push_back({table[token / pages.page_tokens], token % pages.page_tokens, sequence});
+            places.push_back({table[token / pages.page_tokens], token % pages.page_tokens, sequence,
+                              token / pages.page_tokens});
     }
     return places;
 }
@@ -69,6 +71,19 @@ void write_value_codes(uint8_t* plane, const Pages& pages, int64_t offset, const
     for (int64_t index = 0; index < count; index++) words[index * kWordCodes] = codes[index];
 }
 
+// What is kept of a key, once its constants are taken off.
+void take_off(float* key, const Pages& pages, int64_t head, int64_t page) {
+    const KeyConstants& constants = pages.constants;
+    for (int64_t i = 0; i < constants.num_pairs; i++) {
+        const BasedPair pair = based_pair(constants, head, i);
+        const float cosine = pair.cosines[page], sine = pair.sines[page];
+        key[pair.first] -= pair.base_first * cosine - pair.base_second * sine;
+        key[pair.second] -= pair.base_second * cosine + pair.base_first * sine;
+    }
+    const float* scales = constants.scales + head * pages.key.width;
+    for (int64_t channel = 0; channel < pages.key.width; channel++) key[channel] /= scales[channel];
+}
+
 class Writer {
   public:
     explicit Writer(const StoreCall& call)
@@ -98,6 +113,7 @@ class Writer {
             return write_numbers(target, pages, place.offset, numbers);
         }
         read_row(numbers_.data(), source, rows.number, plane.width);
+        if (pages.constants.scales && &plane == &pages.key) take_off(numbers_.data(), pages, head, place.index);
         hadamard(numbers_.data(), plane);
         const Levels levels = levels_of_row(numbers_.data(), plane.width, plane.encoding);
         if (levels.scale == kNaN) mark(place);

@@ -15,6 +15,7 @@ from pagoda.formats.plain import BF16, FP16, FP32
 from pagoda.formats.rotated import INT4, INT4_ROTATED
 from pagoda.kernels.base import AttentionRule, LayerPages
 from pagoda.kernels.native import NativeKernels, instruction_sets
+from pagoda.kernels.native_arguments import WITH_CONSTANTS
 from pagoda.kernels.reference import ReferenceKernels, in_reach
 from pagoda.layouts.spec import Reach
 
@@ -22,6 +23,11 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 every_isa = pytest.mark.parametrize("isa", instruction_sets())
 every_format = pytest.mark.parametrize("format", FORMATS, ids=[format.name for format in FORMATS])
+KEPT = [*((format, False) for format in FORMATS), *((format, True) for format in (*WITH_CONSTANTS, K8V4))]
+# Every format, and those that may be without what keys have in common.
+every_kept = pytest.mark.parametrize(
+    ("format", "has_constants"), KEPT, ids=[f"{each.name}{'-constants' * apart}" for each, apart in KEPT]
+)
 
 
 def check_attend(isa, case, rule, sinks=None):
@@ -72,6 +78,7 @@ def shapes(draw, shape):
             st.sampled_from([32, 64, 80]) | st.integers(1, 140 // value_unit).map(lambda n: n * value_unit)
         ),
         page_tokens=16 * draw(st.integers(1, 6)),
+        has_constants=draw(st.booleans()) and format in (*WITH_CONSTANTS, K8V4),
     )
 
 
@@ -86,11 +93,12 @@ def test_attends_as_the_reference_does(isa, data, shape, make_case):
 
 
 @every_isa
-@every_format
+@every_kept
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_attends_to_long_contexts_in_mixed_batches(isa, format, dtype, shape, make_case):
+def test_attends_to_long_contexts_in_mixed_batches(isa, format, has_constants, dtype, shape, make_case):
     """Contexts of several splits and blocks, decode beside prefill, and tiles that end inside a token's heads."""
-    case = make_case(shape(format=format, dtype=dtype, group=7, sequences=((2100, 1), (0, 40), (1100, 9), (5, 0))))
+    sequences = ((2100, 1), (0, 40), (1100, 9), (5, 0))
+    case = make_case(shape(format=format, dtype=dtype, group=7, sequences=sequences, has_constants=has_constants))
     check_attend(isa, case, AttentionRule(0.125))
     check_attend(isa, case, AttentionRule(0.125, Reach.SLIDING, 1500, soft_cap=20.0), torch.randn(14))
     check_attend(isa, case, AttentionRule(0.125, slopes=slopes_of(14)))
@@ -130,11 +138,12 @@ def test_the_right_token_is_found(isa, format, page_tokens, key_width, value_wid
 
 
 @every_isa
-@every_format
-def test_a_row_has_the_same_bits_in_every_batch(isa, format, shape, make_case):
+@every_kept
+def test_a_row_has_the_same_bits_in_every_batch(isa, format, has_constants, shape, make_case):
     """A prompt computed at once, in chunks, beside others or on one thread: cold and warm runs must not differ."""
     dtype = compute_dtype(format)
-    whole = make_case(shape(format=format, dtype=dtype, group=3, sequences=((0, 2300),)))
+    plan = shape(format=format, dtype=dtype, group=3, sequences=((0, 2300),), has_constants=has_constants)
+    whole = make_case(plan)
     kernels, rule = NativeKernels(isa), AttentionRule(0.125, Reach.SLIDING, 2100)
     expected = kernels.attend(whole.query, whole.layer, whole.view, rule)
     for first, last in itertools.pairwise([0, 1, 700, 2299, 2300]):
@@ -151,10 +160,11 @@ def test_a_row_has_the_same_bits_in_every_batch(isa, format, shape, make_case):
 
 
 @every_isa
-@every_format
+@every_kept
 @pytest.mark.parametrize("reach", [Reach.SLIDING, Reach.CHUNKED])
-def test_pages_out_of_reach_are_not_read(isa, format, reach, shape, make_case):
-    case = make_case(shape(format=format, dtype=compute_dtype(format), sequences=((900, 1), (700, 33))))
+def test_pages_out_of_reach_are_not_read(isa, format, has_constants, reach, shape, make_case):
+    sequences, dtype = ((900, 1), (700, 33)), compute_dtype(format)
+    case = make_case(shape(format=format, dtype=dtype, sequences=sequences, has_constants=has_constants))
     rule = AttentionRule(0.125, reach, 100)
     kernels = NativeKernels(isa)
     expected = kernels.attend(case.query, case.layer, case.view, rule)
@@ -236,6 +246,24 @@ def test_a_nan_of_one_sequence_stays_with_it(isa, shape, make_case):
     out = NativeKernels(isa).attend(case.query, case.layer, case.view, AttentionRule(0.125))
     assert out[:3].isfinite().all()
     assert out[3:].isnan().all()
+
+
+@pytest.mark.parametrize("format", [*WITH_CONSTANTS, K8V4], ids=lambda one: one.name)
+def test_what_keys_have_in_common_costs_no_code(format, shape, make_case):
+    """Keys a thousand times as large as their differences are as exact as the differences would be."""
+    case = make_case(shape(format=format, sequences=((0, 300),), has_constants=True))
+    constants = replace(case.layer.constants, bases=case.layer.constants.bases * 1000)
+    layer = replace(case.blank(), constants=constants)
+    pages = torch.arange(300) // case.shape.page_tokens
+    apart = torch.randn(case.key.shape, generator=torch.Generator().manual_seed(3))
+    key = apart * constants.scales + constants.common(pages)
+    ReferenceKernels().store(key, case.value, layer, case.whole)
+    slot = layer.key
+    data = layer.pages[case.whole.page_indices.long(), slot.offset : slot.offset + slot.nbytes]
+    found = constants.given_back(format.decode(data, slot.plane))[:, :300]
+    bound = constants.error_bound(format.error_bound(apart.transpose(0, 1), slot.plane), key.transpose(0, 1))
+    assert ((found - key.transpose(0, 1)).abs() <= bound).all()
+    assert bound.max() < key.abs().max() / 100
 
 
 def test_layers_of_a_page_are_kept_apart(shape, make_case):

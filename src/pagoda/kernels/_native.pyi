@@ -29,6 +29,9 @@ class Encoding(Enum):
 class Plane:
     def __init__(self, offset_nbytes: int, width: int, encoding: Encoding, rotated_channels: int) -> None: ...
 
+class KeyConstants:
+    def __init__(self, scales: int, pairs: int, bases: int, turns: int, num_pairs: int, turn_stride: int) -> None: ...
+
 class Pages:
     def __init__(
         self,
@@ -41,6 +44,7 @@ class Pages:
         key: Plane,
         value: Plane,
         values_in_keys: bool,
+        constants: KeyConstants,
     ) -> None: ...
 
 class Tables:

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pagoda.formats.base import Format
+from pagoda.formats.constants import KeyConstants
 from pagoda.formats.page import PageGeometry, PlaneSlot
 from pagoda.layouts.spec import Reach
 
@@ -38,11 +39,15 @@ class GroupView:
 
 @dataclass(frozen=True, eq=False)
 class LayerPages:
-    """One layer's share of a page pool: `pages` is uint8 [num_pages, page_nbytes]."""
+    """One layer's share of a page pool: `pages` is uint8 [num_pages, page_nbytes].
+
+    With `constants`, keys are kept without what they have in common.
+    """
 
     pages: torch.Tensor
     geometry: PageGeometry
     layer: int
+    constants: KeyConstants | None = None
 
     @cached_property
     def format(self) -> Format:

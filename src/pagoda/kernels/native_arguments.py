@@ -13,6 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from pagoda.errors import ConfigError
 from pagoda.formats.base import Format
+from pagoda.formats.constants import MOST_PAIRS
 from pagoda.formats.int4 import INT4_PLAIN
 from pagoda.formats.plain import PlainFormat
 from pagoda.formats.rotated import INT4, INT4_ROTATED
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from pagoda.kernels import _native
+
+# Formats of keys that instructions for bytes multiply: the others meet queries as bf16, which constants would round.
+WITH_CONSTANTS = (INT8, INT4, INT4_ROTATED, INT4_PLAIN)
 
 
 class NativeArguments:
@@ -160,6 +164,23 @@ class NativeArguments:
                 for slot, width, format in zip((key, value), (key.plane.width, layer.value_width), formats, strict=True)
             ),
             key.plane.value_width > 0,
+            self._constants(layer),
+        )
+        return told
+
+    def _constants(self, layer: LayerPages) -> _native.KeyConstants:
+        """What keys are kept without; the tensors live as long as the layer."""
+        constants, key = layer.constants, layer.key
+        if constants is None:
+            none: _native.KeyConstants = self._module.KeyConstants(0, 0, 0, 0, 0, 0)
+            return none
+        if layer.format.of(key.plane) not in WITH_CONSTANTS or key.plane.value_width:
+            raise ConfigError(f"Keys in {layer.format.name} pages are kept as they are, without constants.")
+        tensors = (constants.scales, constants.pairs, constants.bases, constants.turns.table)
+        if not all(each.is_cpu and each.is_contiguous() for each in tensors) or constants.num_pairs > MOST_PAIRS:
+            raise ConfigError(f"Constants of keys are not contiguous tensors of at most {MOST_PAIRS} pairs on the CPU.")
+        told: _native.KeyConstants = self._module.KeyConstants(
+            *(each.data_ptr() for each in tensors), constants.num_pairs, constants.turns.table.shape[2]
         )
         return told
 

@@ -34,7 +34,12 @@ class ReferenceKernels(Kernels):
             data = layer.pages[:, slot.offset : slot.offset + slot.nbytes]
             for sequence in range(len(view.context_lengths)):
                 pages, offsets, first, last = _new_tokens(view, sequence, layer.geometry.page_tokens)
-                format.write(data, slot.plane, pages, offsets, rows[first:last])
+                new = rows[first:last]
+                if layer.constants is not None and rows is key:
+                    length = int(view.context_lengths[sequence])
+                    positions = torch.arange(length - len(new), length)
+                    new = layer.constants.taken_off(new, positions // layer.geometry.page_tokens)
+                format.write(data, slot.plane, pages, offsets, new)
                 if finite is not None and len(pages):
                     used, index = pages.unique(return_inverse=True)
                     stored = format.decode(data[used], slot.plane)[index, :, offsets]
@@ -144,9 +149,12 @@ def in_reach(rows: int, tokens: int, rule: AttentionRule, device: torch.device) 
 
 
 def _gather(layer: LayerPages, slot: PlaneSlot, pages: torch.Tensor) -> torch.Tensor:
-    """The tokens of `pages` in order: fp32 [heads, tokens, width]."""
+    """The tokens of `pages`, all of a sequence, in order: fp32 [heads, tokens, width]."""
     data = layer.pages[pages, slot.offset : slot.offset + slot.nbytes]
-    return layer.format.decode(data, slot.plane).transpose(0, 1).flatten(1, 2)
+    kept = layer.format.decode(data, slot.plane)
+    if layer.constants is not None and slot is layer.key:
+        return layer.constants.given_back(kept)
+    return kept.transpose(0, 1).flatten(1, 2)
 
 
 def _new_tokens(view: GroupView, sequence: int, page_tokens: int) -> tuple[torch.Tensor, torch.Tensor, int, int]:
