@@ -85,6 +85,7 @@ class EngineConfig:
 
     kv_cache_dtype: a format, a pair for keys and values ("int8/int4"), or formats by reach ("full=int8,sliding=bf16").
     kv_cache_dtype_skip_layers: layers that keep the model's precision, by number or by reach ("sliding").
+    kv_cache_calibration: the text that formats of few bits are fitted to the model with: "auto", "none" or a file.
     block_size: tokens per page, a multiple of 16.
     max_num_batched_tokens: tokens computed in one step; longer prompts are computed in chunks.
     kv_cache_memory_bytes: size of the page pools; None takes 40 % of free memory, at most 4 GiB.
@@ -98,6 +99,7 @@ class EngineConfig:
     dtype: str = "auto"
     kv_cache_dtype: str = "auto"
     kv_cache_dtype_skip_layers: tuple[int | str, ...] = ()
+    kv_cache_calibration: str = "auto"
     block_size: int = 32
     max_model_len: int | None = None
     kv_cache_memory_bytes: int | None = None
@@ -167,6 +169,7 @@ MAY_BE_NONE = ("max_model_len", "kv_cache_memory_bytes", "snapshot_interval_toke
 KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "kv_cache_dtype": (str, "the name of a format"),
     "kv_cache_dtype_skip_layers": ((tuple, list), "a list of layers"),
+    "kv_cache_calibration": (str, "auto, none or a file"),
     "enable_prefix_caching": (bool, "True or False"),
     "eviction_policy": (str, "the name of a policy"),
     "generation_config": (str, "auto, vllm or a directory"),

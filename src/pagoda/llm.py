@@ -28,6 +28,7 @@ from pagoda.checks import shown
 from pagoda.collector import Collector
 from pagoda.config import engine_config
 from pagoda.engine.engine import Engine
+from pagoda.engine.key_constants import calibration_tokens
 from pagoda.engine.loop import EngineLoop
 from pagoda.engine.request import Request, new_request
 from pagoda.errors import ConfigError, InvalidSamplingError, RequestError
@@ -85,7 +86,8 @@ class LLM:
             if self.tokenizer is None:
                 raise ConfigError(f"There is no tokenizer in {tokenizer}; give the directory of one.")
         loaded = _generating(loaded, self.tokenizer, config.generation_config)
-        self.engine = Engine(loaded, kernels, config)
+        calibration = calibration_tokens(config.kv_cache_calibration, self.tokenizer, loaded.vocab_size)
+        self.engine = Engine(loaded, kernels, config, calibration=calibration)
         self.reader = PromptReader(loaded, self.tokenizer, feature_extractor, self.engine.max_model_len)
         self.chats = ChatRenderer(self.tokenizer, self.engine.max_model_len)
         self.grammars = GrammarCompiler(self.tokenizer, loaded.vocab_size, loaded.eos_token_ids)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Sequenced
 from time import monotonic, sleep
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,6 +23,7 @@ from pagoda.config import EngineConfig
 from pagoda.engine.admission import Admission
 from pagoda.engine.breakpoints import check_breakpoints, lease_computed
 from pagoda.engine.forward import Computed, Forward
+from pagoda.engine.key_constants import choose_constants
 from pagoda.engine.memory import plan_memory
 from pagoda.engine.pools import make_cache, make_pools
 from pagoda.engine.request import FinishReason, Phase, Request, Sequence
@@ -56,10 +58,18 @@ class TokenEvent(NamedTuple):
 
 
 class Engine:
-    """Generates tokens for many requests over one paged, prefix-shared cache. Leases run by `clock`."""
+    """Generates tokens for many requests over one paged, prefix-shared cache. Leases run by `clock`.
+
+    What keys have in common is measured over `calibration`, token ids of a text, where formats keep them without it.
+    """
 
     def __init__(
-        self, model: Model, kernels: Kernels, config: EngineConfig, clock: Callable[[], float] = monotonic
+        self,
+        model: Model,
+        kernels: Kernels,
+        config: EngineConfig,
+        clock: Callable[[], float] = monotonic,
+        calibration: Sequenced[int] = (),
     ) -> None:
         self.model = model
         self.kernels = kernels
@@ -76,7 +86,8 @@ class Engine:
             max_scored_tokens(model.vocab_size),
             {name: share.weight for name, share in config.tenants.items()},
         )
-        self._forward = Forward(model, kernels, self.memory, pools)
+        constants = choose_constants(model, kernels, self.memory, list(calibration))
+        self._forward = Forward(model, kernels, self.memory, pools, constants)
         self._config = config
         self._seeds = random.Random(config.seed)
         self._requests: dict[str, Request] = {}

@@ -6,6 +6,7 @@ logits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Sequenced
 from dataclasses import dataclass, field
 
@@ -18,7 +19,9 @@ from pagoda.engine.memory import MemoryPlan
 from pagoda.engine.request import Sequence
 from pagoda.engine.scheduler import Plan
 from pagoda.engine.scoring import positions_to_score
+from pagoda.formats.constants import KeyConstants
 from pagoda.kernels.base import Kernels, LayerPages
+from pagoda.layouts.spec import SiteSlot
 from pagoda.models.attention import BoundSite, PagedStep
 from pagoda.models.model import Model
 from pagoda.models.replay import DecodeSteps
@@ -51,16 +54,28 @@ def _are_finite(logits: torch.Tensor) -> list[bool]:
 
 
 class Forward:
-    """Runs a model over the page pools of `memory`: one per layer group, and then one of recurrent states, if any."""
+    """Runs a model over the page pools of `memory`: one per layer group, and then one of recurrent states, if any.
 
-    def __init__(self, model: Model, kernels: Kernels, memory: MemoryPlan, pools: Sequenced[PagePool]) -> None:
+    `constants` are what the keys of layers are kept without.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        kernels: Kernels,
+        memory: MemoryPlan,
+        pools: Sequenced[PagePool],
+        constants: Mapping[SiteSlot, KeyConstants],
+    ) -> None:
         self._model = model
         self._decode_steps = DecodeSteps(model, kernels)
         self._kernels = kernels
         self._sites = tuple(
             BoundSite(
                 rule=rule,
-                layer=LayerPages(pools[slot.group].pages, memory.geometries[slot.group], slot.layer),
+                layer=LayerPages(
+                    pools[slot.group].pages, memory.geometries[slot.group], slot.layer, constants.get(slot)
+                ),
                 group=slot.group,
                 writes=slot.writes,
             )

@@ -67,3 +67,8 @@ class PlainFormat(Format):
 FP32 = PlainFormat("fp32", "float32", itemsize=4, mantissa_bits=23)
 FP16 = PlainFormat("fp16", "float16", itemsize=2, mantissa_bits=10)
 BF16 = PlainFormat("bf16", "bfloat16", itemsize=2, mantissa_bits=7)
+
+
+def own_format(dtype: torch.dtype) -> PlainFormat:
+    """The one that keeps numbers of this type as they are."""
+    return next(each for each in (FP32, FP16, BF16) if each.dtype() is dtype)

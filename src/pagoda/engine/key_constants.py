@@ -1,0 +1,84 @@
+"""Which layers keep their keys without what these have in common, and what that is.
+
+Knows formats, layers and the text that models are measured with. Does not know how keys are looked at (calibration).
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from pagoda.engine.memory import MemoryPlan
+from pagoda.errors import ConfigError
+from pagoda.formats.base import Format
+from pagoda.formats.constants import KeyConstants, PageTurns
+from pagoda.formats.int4 import INT4_PLAIN
+from pagoda.formats.rotated import INT4, INT4_ROTATED
+from pagoda.formats.scaled import INT8
+from pagoda.kernels.base import Kernels
+from pagoda.layouts.spec import SiteSlot
+from pagoda.models.calibration import MOST_TOKENS, can_measure, constants_of, measure
+from pagoda.models.model import Model
+from pagoda.tokenizing import encode
+
+logger = logging.getLogger(__name__)
+
+TEXT = Path(__file__).parent.parent / "assets" / "calibration.txt"
+# To which power of its deviation a channel is scaled. Rows of four bits that are scaled to equal channels lose what
+# the large ones are for.
+POWERS: Mapping[Format, float] = {INT8: 1.0, INT4: 0.5, INT4_ROTATED: 0.5, INT4_PLAIN: 0.5}
+
+Constants = dict[SiteSlot, KeyConstants]
+
+
+def calibration_tokens(source: str, tokenizer: Any, vocab_size: int) -> list[int]:
+    """Token ids of the text that `source` names: "auto", "none" or a file. Any ids, if there is no tokenizer.
+
+    Raises ConfigError for a file that cannot be read.
+    """
+    if source == "none":
+        return []
+    if tokenizer is None:
+        generator = random.Random(0)
+        return [generator.randrange(vocab_size) for _ in range(MOST_TOKENS)]
+    try:
+        text = (TEXT if source == "auto" else Path(source)).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(
+            f"kv_cache_calibration is {source!r}, which cannot be read as text ({error}); give a file, auto or none."
+        ) from error
+    token_ids: list[int] = encode(tokenizer, text).input_ids
+    return token_ids[:MOST_TOKENS]
+
+
+def choose_constants(model: Model, kernels: Kernels, memory: MemoryPlan, token_ids: list[int]) -> Constants:
+    """Of every layer whose format keeps them apart; `token_ids` are what the model is measured with, none if not."""
+    powers = {site: _power(memory, site) for site in model.spec.sites}
+    if not token_ids or not any(powers.values()) or not can_measure(model):
+        return {}
+    begin = monotonic()
+    statistics = measure(model, kernels, token_ids)
+    turns: dict[tuple[bytes, int], PageTurns] = {}
+    constants = {}
+    for site, found in statistics.items():
+        power, page_tokens = powers[site], memory.geometries[site.group].page_tokens
+        if power is None:
+            continue
+        frequencies = found.rotation.frequencies
+        key = (frequencies.numpy().tobytes(), page_tokens)
+        if key not in turns:
+            turns[key] = PageTurns.of(frequencies, page_tokens, -(-memory.max_model_len // page_tokens))
+        constants[site] = constants_of(found, power, turns[key], page_tokens)
+    logger.info("Measured what keys have in common over %d tokens in %.1f s.", len(token_ids), monotonic() - begin)
+    return constants
+
+
+def _power(memory: MemoryPlan, site: SiteSlot) -> float | None:
+    """None for layers that keep keys as they are."""
+    geometry = memory.geometries[site.group]
+    plane = geometry.slots[site.layer][0].plane
+    return None if plane.value_width else POWERS.get(geometry.format_of(site.layer).of(plane))

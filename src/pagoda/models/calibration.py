@@ -1,0 +1,198 @@
+"""What the keys of a model have in common (`formats/constants.py`), measured by running it over a text.
+
+Keys are looked at as they come to attention, so every family that attends through pages can be measured. How a layer
+rotates them is found out from a second run at other positions: the keys of the first layers, turned back, must be the
+same. Where no known rotation explains them nothing is taken off, and only the scales of channels are measured.
+
+The results are rounded to few bits, so that processors that round otherwise agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pagoda.cache.pool import PagePool
+from pagoda.formats.constants import MOST_PAIRS, KeyConstants, PageTurns
+from pagoda.formats.page import PageGeometry, page_geometries
+from pagoda.formats.plain import own_format
+from pagoda.kernels.base import GroupView, Kernels, LayerPages
+from pagoda.layouts.spec import SiteSlot
+from pagoda.models.attention import BoundSite, PagedStep
+from pagoda.models.model import Model
+
+# Tokens that are looked at, and the first of them that are not: their keys are like no others (arXiv 2309.17453).
+MOST_TOKENS = 1024
+NUM_SINK_TOKENS = 16
+FEWEST_TOKENS = 64
+PAGE_TOKENS = 32
+# Of the second run, which finds out how keys are rotated.
+SHIFTED_TOKENS = 64
+SHIFT = 1000
+# How far keys turned back may lie apart, as a share of their length: of rounding to bf16, layer by layer.
+MOST_DIFFERENCE = 0.1
+# A base is turned once a page: pairs that turn by more within one have none, and so have those that gain little.
+MOST_TURN = 0.5
+LEAST_GAIN = 0.5
+SMALLEST_DEVIATION = 2.0**-20
+MOST_SCALE_BITS = 20
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Which channels of a head a layer turns, and by what angle per token: int64 [pairs, 2], fp64 [pairs]."""
+
+    channels: torch.Tensor
+    frequencies: torch.Tensor
+
+    def turned(self, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """`keys` [tokens, heads, width] turned by their angles at `positions` [tokens]."""
+        angles = torch.outer(positions.double(), self.frequencies)
+        cosines, sines = (each.float()[:, None] for each in (angles.cos(), angles.sin()))
+        first, second = (keys[..., channel] for channel in self.channels.unbind(-1))
+        turned = keys.clone()
+        turned[..., self.channels[:, 0]] = first * cosines - second * sines
+        turned[..., self.channels[:, 1]] = second * cosines + first * sines
+        return turned
+
+
+@dataclass(frozen=True)
+class KeyStatistics:
+    """Of pairs of channels of the heads of one layer, on keys turned back as `rotation` turned them.
+
+    Unless that `is_explained`, means depend on positions.
+    """
+
+    rotation: Rotation
+    means: torch.Tensor  # fp32 [heads, pairs, 2]
+    variances: torch.Tensor  # fp32 [heads, pairs], the mean of both channels'
+    is_explained: bool
+
+
+class _ObservedStep(PagedStep):
+    """A step that keeps what attention calls bring."""
+
+    def __init__(self, kernels: Kernels, sites: tuple[BoundSite, ...], views: tuple[GroupView, ...]) -> None:
+        super().__init__(kernels, sites, views)
+        self.keys: list[torch.Tensor] = []
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        self.keys.append(key.clone())
+        return super().attend(query, key, *arguments, **options)
+
+
+def can_measure(model: Model) -> bool:
+    """Whether a text alone makes the model run."""
+    return model.encoder is None and not model.spec.states and bool(model.spec.groups)
+
+
+@torch.inference_mode()
+def measure(model: Model, kernels: Kernels, token_ids: list[int]) -> dict[SiteSlot, KeyStatistics]:
+    """The statistics of every layer that writes pages, from a run over up to `MOST_TOKENS` of `token_ids`."""
+    limit = MOST_TOKENS if model.most_model_len is None else min(MOST_TOKENS, model.most_model_len)
+    token_ids = token_ids[:limit]
+    if len(token_ids) < FEWEST_TOKENS:
+        return {}
+    seen = _run(model, kernels, token_ids, 0)
+    shift = SHIFT if model.most_model_len is None else min(SHIFT, model.most_model_len - SHIFTED_TOKENS)
+    shifted = _run(model, kernels, token_ids[:SHIFTED_TOKENS], shift) if shift > 0 else [None] * len(seen)
+    frequencies = _frequencies(model)
+    found = {}
+    for site, seen_key, moved in zip(model.spec.sites, seen, shifted, strict=True):
+        if not site.writes or model.spec.groups[site.group].layouts[site.layer].planes[0].value_width:
+            continue
+        key = seen_key.float()
+        rotation, is_explained = _rotation(key, moved, shift, frequencies)
+        found[site] = _statistics(key, rotation, is_explained)
+    return found
+
+
+def constants_of(statistics: KeyStatistics, power: float, turns: PageTurns, page_tokens: int) -> KeyConstants:
+    """What is taken off the keys of a layer, and the scales of their channels: their deviation to the `power`."""
+    rotation, means, variances = statistics.rotation, statistics.means, statistics.variances
+    common = means.square().mean(dim=-1)
+    may_be_based = statistics.is_explained & (rotation.frequencies * page_tokens < MOST_TURN)
+    gains, index = torch.where(may_be_based, common / variances, 0.0).topk(min(MOST_PAIRS, len(rotation.frequencies)))
+    is_based = gains > LEAST_GAIN
+    num_pairs = int(is_based.sum(dim=-1).max())  # of the head that has most
+    index, is_based = index[:, :num_pairs], is_based[:, :num_pairs]
+    is_taken = torch.zeros_like(common, dtype=torch.bool).scatter_(-1, index, is_based)
+    deviations = torch.where(is_taken, variances, variances + common).sqrt()
+    scales = deviations.pow(power).log2().round().clamp(-MOST_SCALE_BITS, MOST_SCALE_BITS).exp2()
+    bases = torch.take_along_dim(means, index[..., None], dim=1) * is_based[..., None]
+    by_channel = torch.ones(len(means), 2 * len(rotation.frequencies))
+    by_channel[:, rotation.channels.flatten()] = scales.repeat_interleave(2, dim=-1)
+    return KeyConstants(
+        scales=by_channel,
+        pairs=torch.cat((rotation.channels[index], index[..., None]), dim=-1).int().contiguous(),
+        bases=bases.bfloat16().float().contiguous(),
+        turns=turns,
+    )
+
+
+def _run(model: Model, kernels: Kernels, token_ids: list[int], shift: int) -> list[torch.Tensor]:
+    """The keys of every attention call, [tokens, heads, width], at positions from `shift` on."""
+    geometries = page_geometries(model.spec, own_format(model.dtype), PAGE_TOKENS)
+    num_pages = -(-len(token_ids) // PAGE_TOKENS)
+    pools = [PagePool(geometry, num_pages) for geometry in geometries]
+    sites = tuple(_bound(model, pools, geometries))
+    spans = [torch.tensor(values).int() for values in ([0, num_pages], [0, len(token_ids)], [len(token_ids)])]
+    views = (GroupView(torch.arange(num_pages).int(), *spans),) * len(model.spec.groups)
+    step = _ObservedStep(kernels, sites, views)
+    positions = torch.arange(shift, shift + len(token_ids))
+    model.forward(torch.tensor(token_ids), positions, torch.tensor([len(token_ids) - 1]), step)
+    return step.keys
+
+
+def _bound(model: Model, pools: list[PagePool], geometries: tuple[PageGeometry, ...]) -> Iterator[BoundSite]:
+    for rule, site in zip(model.rules, model.spec.sites, strict=True):
+        layer = LayerPages(pools[site.group].pages, geometries[site.group], site.layer)
+        yield BoundSite(rule, layer, site.group, site.writes)
+
+
+def _frequencies(model: Model) -> list[torch.Tensor]:
+    """The angles per token of every rotary embedding in the network, fp64 [pairs]."""
+    found = [
+        buffer.double()
+        for name, buffer in model.network.named_buffers()
+        if name.rpartition(".")[2].endswith("inv_freq") and buffer.dim() == 1 and len(buffer)
+    ]
+    return [each for index, each in enumerate(found) if not any(torch.equal(each, other) for other in found[:index])]
+
+
+def _rotation(
+    key: torch.Tensor, moved: torch.Tensor | None, shift: int, frequencies: list[torch.Tensor]
+) -> tuple[Rotation, bool]:
+    """How `key` is rotated, and whether that explains what it became where it was `moved` by `shift` tokens."""
+    width = key.shape[-1]
+    none = Rotation(torch.arange(width - width % 2).view(2, -1).T, torch.zeros(width // 2, dtype=torch.float64))
+    if moved is None or width % 2:
+        return none, False
+    key = key[: len(moved)]
+    candidates = [none, *(each for found in frequencies for each in _rotations(width, found))]
+    differences = [
+        float((each.turned(key, torch.full((len(key),), shift)) - moved).norm() / key.norm()) for each in candidates
+    ]
+    best = min(range(len(candidates)), key=differences.__getitem__)
+    return candidates[best], differences[best] < MOST_DIFFERENCE
+
+
+def _rotations(width: int, frequencies: torch.Tensor) -> Iterator[Rotation]:
+    """Pairs of halves and pairs of neighbours, of the first channels of a head; the others stay."""
+    rotated = 2 * len(frequencies)
+    if rotated > width:
+        return
+    rest = torch.arange(rotated, width).view(2, -1).T
+    angles = torch.cat((frequencies, torch.zeros(len(rest), dtype=torch.float64)))
+    for pairs in (torch.arange(rotated).view(2, -1).T, torch.arange(rotated).view(-1, 2)):
+        yield Rotation(torch.cat((pairs, rest)), angles)
+
+
+def _statistics(key: torch.Tensor, rotation: Rotation, is_explained: bool) -> KeyStatistics:
+    turned_back = rotation.turned(key, -torch.arange(len(key)))[NUM_SINK_TOKENS:]
+    pairs = turned_back[..., rotation.channels]  # [tokens, heads, pairs, 2]
+    variances = pairs.var(dim=0).mean(dim=-1)
+    return KeyStatistics(rotation, pairs.mean(dim=0), variances.clamp(min=SMALLEST_DEVIATION**2), is_explained)
