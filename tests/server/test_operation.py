@@ -59,6 +59,7 @@ def test_it_is_not_ready_while_prompts_are_not_read(server: Running, monkeypatch
     reader, goes_on = server.service.reader, threading.Event()
     with ThreadPoolExecutor(2) as pool:
         pool.submit(asyncio.run, reader.run("", goes_on.wait))
+        wait_until(lambda: bool(reader._running))
         waiting = pool.submit(server.post, "/v1/completions", SHORT)
         wait_until(lambda: reader.num_waiting == 1)
         try:
@@ -241,6 +242,7 @@ def test_the_time_to_read_a_prompt_counts(server: Running) -> None:
     with ThreadPoolExecutor(2) as pool:
         reader = server.service.reader
         pool.submit(asyncio.run, reader.run("", goes_on.wait))
+        wait_until(lambda: bool(reader._running))
         answer = pool.submit(server.post, "/v1/completions", SHORT, headers={"x-request-timeout": "0.05"})
         wait_until(lambda: reader.num_waiting == 1)
         time.sleep(0.1)
