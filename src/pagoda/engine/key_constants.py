@@ -52,7 +52,7 @@ def calibration_tokens(source: str, tokenizer: Any, vocab_size: int) -> list[int
             f"kv_cache_calibration is {source!r}, which cannot be read as text ({error}); give a file, auto or none."
         ) from error
     token_ids: list[int] = encode(tokenizer, text).input_ids
-    return token_ids[:MOST_TOKENS]
+    return [token for token in token_ids if token < vocab_size][:MOST_TOKENS]
 
 
 def choose_constants(model: Model, kernels: Kernels, memory: MemoryPlan, token_ids: list[int]) -> Constants:
@@ -61,7 +61,11 @@ def choose_constants(model: Model, kernels: Kernels, memory: MemoryPlan, token_i
     if not token_ids or not any(powers.values()) or not can_measure(model):
         return {}
     begin = monotonic()
-    statistics = measure(model, kernels, token_ids)
+    try:
+        statistics = measure(model, kernels, token_ids)
+    except Exception:
+        logger.exception("What keys have in common could not be measured: pages keep them as they are")
+        return {}
     turns: dict[tuple[bytes, int], PageTurns] = {}
     constants = {}
     for site, found in statistics.items():
