@@ -2,8 +2,8 @@
 
 Whoever asks has to wait for the step that is being computed, and then for its own. While nobody else is present a
 tenant has the whole budget. While somebody is, steps are short: so many sequences draw a token, by turns, and prompts
-are computed in small chunks. A tenant that has been served less than the others has the turn, for large chunks, beside
-which the others have little. Knows neither pages nor seats.
+are computed in small chunks. One tenant may have the turn (`turns.py`), for large chunks, beside which the others have
+little. Knows neither pages nor seats.
 """
 
 from __future__ import annotations

@@ -4,12 +4,12 @@ Continuous batching (Orca, OSDI 2022) with chunked prefill (Sarathi-Serve, arXiv
 running prefills, then waiting requests in order of arrival, all within one token budget. When pages run short the
 youngest sequence whose pages can help is sent back to wait; its pages stay hittable, so little is computed again.
 
-The tenant that has been served least comes first (`waiting.py`), and while several are present steps are short
-(`division.py`); one that runs more sequences than its share of the seats gives way to one that runs fewer (`seats.py`).
-Whoever waits for a seat holds up its own tenant alone. Where tenants have shares of the pages, so does one that waits
-for pages, and while it waits others start only from what is left of their own shares, which it could never have. One
-that holds fewer tokens than others, for its weight, does not wait: theirs give way. A tenant's leases end early rather
-than keep its own sequences waiting.
+Whose prompts come first is said by `turns.py`, after what tenants have been served (`waiting.py`); while several are
+present steps are short (`division.py`). One that runs more sequences than its share of the seats gives way to one that
+runs fewer (`seats.py`). Whoever waits for a seat holds up its own tenant alone. Where tenants have shares of the pages,
+so does one that waits for pages, and while it waits others start only from what is left of their own shares, which it
+could never have. One that holds fewer tokens than others, for its weight, does not wait: theirs give way. A tenant's
+leases end early rather than keep its own sequences waiting.
 
 What raises for one sequence is noted and the others are planned. Integers only, no tensors.
 """
@@ -25,9 +25,10 @@ from itertools import islice
 from pagoda.cache.cache import Cache, CachedSequence, Hit
 from pagoda.cache.namespace import Namespace
 from pagoda.cache.radix import common_tokens, token_key
-from pagoda.engine.division import FEW_DECODES, Division
+from pagoda.engine.division import Division
 from pagoda.engine.request import Phase, Sequence
 from pagoda.engine.seats import Seats
+from pagoda.engine.turns import Turns
 from pagoda.engine.waiting import Waiting
 
 logger = logging.getLogger(__name__)
@@ -36,10 +37,6 @@ Plan = dict[Sequence, int]
 
 # How many waiting sequences are looked at for tokens that they share with the next one.
 MAX_COMPARED = 32
-# What a step takes beside its tokens, in tokens: it reads all weights of the model, for however few.
-STEP_TOKENS = 64
-# What comes first of the prompts of a tenant that ran nothing.
-NEWCOMER_TOKENS = 288
 
 
 @dataclass
@@ -91,11 +88,10 @@ class Scheduler:
         self._max_num_batched_tokens = max_num_batched_tokens
         self._max_scored_tokens = max_scored_tokens or max_num_batched_tokens
         self.waiting = Waiting(weights, max_num_batched_tokens)
+        self._turns = Turns(self.waiting, max_num_batched_tokens)
         self.running: list[Sequence] = []
         self.failed: dict[Sequence, Exception] = {}
         self._num_planned = 0
-        self._newcomers: dict[str, int] = {}  # who decode nothing, and what of their prompts still comes first
-        self._stuck: str | None = None  # whose turn it was when nothing of its prompts could be planned
         self._unreleased: list[tuple[CachedSequence, list[int]]] = []
 
     @property
@@ -131,8 +127,8 @@ class Scheduler:
         self.failed = {}
         self._release_again()
         self._cache.expire()
-        tenants = self._with_prompts()
-        step = _Round({}, self._max_num_batched_tokens, self._divide(tenants))
+        wanted = self._turns.wanted(self.running)
+        step = _Round({}, self._max_num_batched_tokens, self._turns.divide(wanted))
         # Decodes first: a long prefill must not stall those who are already reading.
         decodes = [each for each in self.running if each.num_uncomputed <= 1 and not each.is_held]
         for sequence in step.division.choose(decodes, self.waiting.weight):
@@ -140,51 +136,10 @@ class Scheduler:
         if self.waiting:
             for sequence in list(self.running):
                 self._contain(step, sequence, lambda each: self._note_writing(each, step))
-        for tenant in tenants:
+        for tenant in wanted.with_prompts:
             self._schedule_prompts(tenant, step)
-        self._charge(step.plan)
+        self._turns.charge(step.plan, self.running, wanted)
         return step.plan
-
-    def _charge(self, plan: Plan) -> None:
-        """Every tenant has had its part of the time that the step will take, and some all that they wanted."""
-        num_tokens = Counter[str]()
-        for sequence, planned in plan.items():
-            num_tokens[sequence.request.tenant] += planned
-        for tenant, planned in num_tokens.items():
-            self.waiting.charge(tenant, planned * (1 + STEP_TOKENS / num_tokens.total()))
-        unfinished = {each.request.tenant for each in self.running if plan.get(each, 0) < each.num_uncomputed}
-        self.waiting.content(num_tokens.keys() - unfinished - self.waiting.tenants)
-
-    def _with_prompts(self) -> list[str]:
-        """Tenants that have prompts to be computed: newcomers, and then all others, in turn."""
-        running = {each.request.tenant for each in self.running}
-        prefilling = dict.fromkeys(each.request.tenant for each in self.running if each.num_uncomputed > 1)
-        others = [tenant for tenant in self.waiting.tenants if tenant not in prefilling]
-        tenants = self.waiting.in_turn([*others, *prefilling])
-        active = running | self.waiting.tenants
-        decoding = {each.request.tenant for each in self.running if each.num_uncomputed <= 1}
-        known = {each: left for each, left in self._newcomers.items() if each in tenants and each not in decoding}
-        self._newcomers = {each: left for each, left in known.items() if left > 0}
-        for tenant in tenants:
-            if tenant not in running and not self.waiting.is_far_ahead(tenant, active):
-                self._newcomers.setdefault(tenant, NEWCOMER_TOKENS)
-        return [*self._newcomers, *(each for each in tenants if each not in self._newcomers)]
-
-    def _divide(self, with_prompts: list[str]) -> Division:
-        """What tenants may take of this step."""
-        active = self._active_tenants()
-        if not self.waiting.is_several(active):
-            return Division(self._max_num_batched_tokens)
-        turn = next((each for each in with_prompts[:1] if each != self._stuck), None)
-        if turn is not None and turn not in self._newcomers:
-            is_owed = self._has_rivals(turn, with_prompts) and self.waiting.is_behind(turn, active)
-            turn = turn if is_owed else None
-        return Division(self._max_num_batched_tokens, True, bool(with_prompts), turn)
-
-    def _has_rivals(self, tenant: str, with_prompts: list[str]) -> bool:
-        """Whether others want more of a step than beside a turn of `tenant`: else it needs none."""
-        decodes = Counter(each.request.tenant for each in self.running if each.num_uncomputed <= 1)
-        return len(with_prompts) > 1 or any(decodes[each] > FEW_DECODES for each in decodes if each != tenant)
 
     def _schedule_prompts(self, tenant: str, step: _Round) -> None:
         """Plan the prompts of one tenant: those that run, then those that wait."""
@@ -196,12 +151,7 @@ class Scheduler:
                 break
             if not self._contain(step, sequence, lambda each: self._admit(each, step, step.budget(tenant))):
                 break
-        if tenant in self._newcomers:
-            self._newcomers[tenant] -= before - step.left
-        if step.left < before and tenant == self._stuck:
-            self._stuck = None
-        elif step.left == before and tenant == step.division.turn:
-            self._stuck = tenant
+        self._turns.took(tenant, before - step.left, step.division)
 
     def _contain(self, step: _Round, sequence: Sequence, action: Callable[[Sequence], bool]) -> bool:
         """What `action` says of `sequence`; if it raises, now or before in this step, the others go on."""
@@ -399,7 +349,7 @@ class Scheduler:
         return Seats(self._max_num_seqs, self.running, {tenant: self.waiting.weight(tenant) for tenant in active})
 
     def _active_tenants(self) -> set[str]:
-        return {each.request.tenant for each in self.running} | {*self.waiting.tenants}
+        return {each.request.tenant for each in self.running} | self.waiting.tenants
 
     def _release(self, sequence: Sequence, keep_pages: bool) -> None:
         if sequence.cached is not None:

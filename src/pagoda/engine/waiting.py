@@ -21,10 +21,9 @@ PRESENT_TOKENS = 16_384
 
 
 class Waiting:
-    """A queue for each tenant. Those without a weight in `weights` have 1.
+    """A queue for each tenant, for steps of `step_tokens`. Those without a weight in `weights` have 1.
 
-    Tenants are served alike if they are ahead of the one served least by less than a part of `step_tokens`; who is
-    ahead by as many is far ahead.
+    Tenants that differ by a small part of a step are served alike; one that is ahead by a whole step is far ahead.
     """
 
     def __init__(self, weights: Mapping[str, float] | None, step_tokens: int) -> None:
@@ -87,9 +86,9 @@ class Waiting:
             self._served[tenant] = max(self._served[tenant], floor - self._credit)
         self._seen[tenant] = self._num_tokens
 
-    def content(self, tenants: Collection[str]) -> None:
-        """All that `tenants` want is computed: what others have beyond that is not owed to them."""
-        most = max(self._served.values(), default=0.0)
+    def content(self, tenants: Collection[str], active: Collection[str]) -> None:
+        """All that `tenants` want is computed: what other `active` ones have beyond that is not owed to them."""
+        most = max(map(self._served.__getitem__, active), default=0.0)
         for tenant in tenants:
             self._served[tenant] = max(self._served[tenant], most - self._credit)
 
