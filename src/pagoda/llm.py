@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import count
 from numbers import Integral
 from pathlib import Path
@@ -86,7 +87,7 @@ class LLM:
             if self.tokenizer is None:
                 raise ConfigError(f"There is no tokenizer in {tokenizer}; give the directory of one.")
         loaded = _generating(loaded, self.tokenizer, config.generation_config)
-        calibration = calibration_tokens(config.kv_cache_calibration, self.tokenizer, loaded.vocab_size)
+        calibration = partial(calibration_tokens, config.kv_cache_calibration, self.tokenizer, loaded.vocab_size)
         self.engine = Engine(loaded, kernels, config, calibration=calibration)
         self.reader = PromptReader(loaded, self.tokenizer, feature_extractor, self.engine.max_model_len)
         self.chats = ChatRenderer(self.tokenizer, self.engine.max_model_len)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import Qwen2Config
@@ -10,6 +12,7 @@ from engine.tiny import tiny_model
 from oracle.families import build_tiny
 from pagoda import LLM, SamplingParams
 from pagoda.config import Environment
+from pagoda.engine.key_constants import calibration_tokens
 from pagoda.errors import ConfigError
 from pagoda.formats.constants import MOST_PAIRS, PageTurns
 from pagoda.kernels.dispatch import choose_kernels
@@ -46,6 +49,12 @@ def test_neighbours_are_paired(family):
     assert found.rotation.frequencies[0] == 1
 
 
+def test_a_rotation_may_go_the_other_way():
+    found = statistics("nanochat")[0]
+    assert found.is_explained
+    assert found.rotation.frequencies[0] == -1
+
+
 def test_a_part_of_a_head_is_rotated():
     found = statistics("gpt_neox")[0]
     assert found.is_explained
@@ -74,6 +83,15 @@ def test_what_a_text_alone_does_not_run_is_not_measured(family):
 
 def test_a_text_that_is_too_short_says_nothing():
     assert not measure(tiny_model(), choose_kernels(Environment()), TOKENS[:NUM_SINK_TOKENS])
+
+
+def test_a_token_that_breaks_the_model_breaks_its_own_request_alone():
+    model = tiny_model()
+    model.network.model.embed_tokens.weight.data[TOKENS[50]] = float("nan")
+    assert not measure(model, choose_kernels(Environment()), TOKENS)
+    with LLM(model, kv_cache_dtype="int8", kv_cache_memory_bytes=8 << 20) as llm:
+        assert TOKENS[50] not in (prompt := [5, 6, 7])
+        assert len(llm.generate([prompt], SamplingParams(max_tokens=1, temperature=0))[0].outputs[0].token_ids) == 1
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +152,24 @@ class TestConstants:
 def test_a_file_may_be_the_text(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read as text"):
         LLM(kv_cache_calibration=str(tmp_path / "missing.txt"), kv_cache_dtype="int8")
+    LLM(kv_cache_calibration=str(tmp_path / "missing.txt"), kv_cache_memory_bytes=8 << 20).close()  # nobody reads it
     file = tmp_path / "text.txt"
     file.write_text("The sea was calm, and nobody spoke. " * 40)
     with LLM(kv_cache_calibration=str(file), kv_cache_dtype="int8", kv_cache_memory_bytes=8 << 20) as llm:
         assert llm.generate(["The sea"], SamplingParams(max_tokens=2))[0].outputs[0].token_ids
+
+
+def test_a_tokenizer_that_fails_at_the_text_is_named():
+    def failing(text: str) -> None:
+        raise ValueError(text[:5])
+
+    with pytest.raises(ConfigError, match="give another file, or none"):
+        calibration_tokens("auto", failing, 100)
+    assert calibration_tokens("none", failing, 100) == []
+
+
+def test_tokens_that_the_model_does_not_have_are_left_out():
+    def tokenizer(text: str) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=[*range(90, 110)])
+
+    assert calibration_tokens("auto", tokenizer, 100) == [*range(90, 100)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterable
-from collections.abc import Sequence as Sequenced
 from time import monotonic, sleep
 from typing import Any, NamedTuple, TypeVar
 
@@ -60,7 +59,8 @@ class TokenEvent(NamedTuple):
 class Engine:
     """Generates tokens for many requests over one paged, prefix-shared cache. Leases run by `clock`.
 
-    What keys have in common is measured over `calibration`, token ids of a text, where formats keep them without it.
+    What keys have in common is measured over what `calibration` reads, token ids of a text, where formats keep them
+    without it.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Engine:
         kernels: Kernels,
         config: EngineConfig,
         clock: Callable[[], float] = monotonic,
-        calibration: Sequenced[int] = (),
+        calibration: Callable[[], list[int]] = list,
     ) -> None:
         self.model = model
         self.kernels = kernels
@@ -86,7 +86,7 @@ class Engine:
             max_scored_tokens(model.vocab_size),
             {name: share.weight for name, share in config.tenants.items()},
         )
-        constants = choose_constants(model, kernels, self.memory, list(calibration))
+        constants = choose_constants(model, kernels, self.memory, calibration)
         self._forward = Forward(model, kernels, self.memory, pools, constants)
         self._config = config
         self._seeds = random.Random(config.seed)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from pagoda.engine.memory import MemoryPlan
-from pagoda.errors import ConfigError
+from pagoda.errors import ConfigError, RequestError
 from pagoda.formats.base import Format
 from pagoda.formats.constants import KeyConstants, PageTurns
 from pagoda.formats.int4 import INT4_PLAIN
@@ -38,7 +38,7 @@ Constants = dict[SiteSlot, KeyConstants]
 def calibration_tokens(source: str, tokenizer: Any, vocab_size: int) -> list[int]:
     """Token ids of the text that `source` names: "auto", "none" or a file. Any ids, if there is no tokenizer.
 
-    Raises ConfigError for a file that cannot be read.
+    Raises ConfigError for a file that cannot be read, by us or by the tokenizer.
     """
     if source == "none":
         return []
@@ -51,21 +51,24 @@ def calibration_tokens(source: str, tokenizer: Any, vocab_size: int) -> list[int
         raise ConfigError(
             f"kv_cache_calibration is {source!r}, which cannot be read as text ({error}); give a file, auto or none."
         ) from error
-    token_ids: list[int] = encode(tokenizer, text).input_ids
+    try:
+        token_ids: list[int] = encode(tokenizer, text).input_ids
+    except RequestError as error:
+        raise ConfigError(
+            f"The tokenizer cannot read the text of kv_cache_calibration={source!r}; give another file, or none."
+        ) from error
     return [token for token in token_ids if token < vocab_size][:MOST_TOKENS]
 
 
-def choose_constants(model: Model, kernels: Kernels, memory: MemoryPlan, token_ids: list[int]) -> Constants:
-    """Of every layer whose format keeps them apart; `token_ids` are what the model is measured with, none if not."""
+def choose_constants(
+    model: Model, kernels: Kernels, memory: MemoryPlan, read_text: Callable[[], list[int]]
+) -> Constants:
+    """Of every layer whose format keeps them apart; `read_text` gives what to measure the model with, if need be."""
     powers = {site: _power(memory, site) for site in model.spec.sites}
-    if not token_ids or not any(powers.values()) or not can_measure(model):
+    if not any(powers.values()) or not can_measure(model):
         return {}
-    begin = monotonic()
-    try:
-        statistics = measure(model, kernels, token_ids)
-    except Exception:
-        logger.exception("What keys have in common could not be measured: pages keep them as they are")
-        return {}
+    begin, token_ids = monotonic(), read_text()
+    statistics = measure(model, kernels, token_ids)
     turns: dict[tuple[bytes, int], PageTurns] = {}
     constants = {}
     for site, found in statistics.items():

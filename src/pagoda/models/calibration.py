@@ -42,7 +42,7 @@ MOST_SCALE_BITS = 20
 
 
 @dataclass(frozen=True)
-class Rotation:
+class PairRotation:
     """Which channels of a head a layer turns, and by what angle per token: int64 [pairs, 2], fp64 [pairs]."""
 
     channels: torch.Tensor
@@ -66,7 +66,7 @@ class KeyStatistics:
     Unless that `is_explained`, means depend on positions.
     """
 
-    rotation: Rotation
+    rotation: PairRotation
     means: torch.Tensor  # fp32 [heads, pairs, 2]
     variances: torch.Tensor  # fp32 [heads, pairs], the mean of both channels'
     is_explained: bool
@@ -91,7 +91,10 @@ def can_measure(model: Model) -> bool:
 
 @torch.inference_mode()
 def measure(model: Model, kernels: Kernels, token_ids: list[int]) -> dict[SiteSlot, KeyStatistics]:
-    """The statistics of every layer that writes pages, from a run over up to `MOST_TOKENS` of `token_ids`."""
+    """The statistics of every layer that writes pages, from a run over up to `MOST_TOKENS` of `token_ids`.
+
+    Layers whose keys are not all finite are left out: the request of a token that breaks a model ends by itself.
+    """
     limit = MOST_TOKENS if model.most_model_len is None else min(MOST_TOKENS, model.most_model_len)
     token_ids = token_ids[:limit]
     if len(token_ids) < FEWEST_TOKENS:
@@ -105,6 +108,8 @@ def measure(model: Model, kernels: Kernels, token_ids: list[int]) -> dict[SiteSl
         if not site.writes or model.spec.groups[site.group].layouts[site.layer].planes[0].value_width:
             continue
         key = seen_key.float()
+        if not key.isfinite().all():
+            continue
         rotation, is_explained = _rotation(key, moved, shift, frequencies)
         found[site] = _statistics(key, rotation, is_explained)
     return found
@@ -114,7 +119,7 @@ def constants_of(statistics: KeyStatistics, power: float, turns: PageTurns, page
     """What is taken off the keys of a layer, and the scales of their channels: their deviation to the `power`."""
     rotation, means, variances = statistics.rotation, statistics.means, statistics.variances
     common = means.square().mean(dim=-1)
-    may_be_based = statistics.is_explained & (rotation.frequencies * page_tokens < MOST_TURN)
+    may_be_based = statistics.is_explained & (rotation.frequencies.abs() * page_tokens < MOST_TURN)
     gains, index = torch.where(may_be_based, common / variances, 0.0).topk(min(MOST_PAIRS, len(rotation.frequencies)))
     is_based = gains > LEAST_GAIN
     num_pairs = int(is_based.sum(dim=-1).max())  # of the head that has most
@@ -165,10 +170,10 @@ def _frequencies(model: Model) -> list[torch.Tensor]:
 
 def _rotation(
     key: torch.Tensor, moved: torch.Tensor | None, shift: int, frequencies: list[torch.Tensor]
-) -> tuple[Rotation, bool]:
+) -> tuple[PairRotation, bool]:
     """How `key` is rotated, and whether that explains what it became where it was `moved` by `shift` tokens."""
     width = key.shape[-1]
-    none = Rotation(torch.arange(width - width % 2).view(2, -1).T, torch.zeros(width // 2, dtype=torch.float64))
+    none = PairRotation(torch.arange(width - width % 2).view(2, -1).T, torch.zeros(width // 2, dtype=torch.float64))
     if moved is None or width % 2:
         return none, False
     key = key[: len(moved)]
@@ -180,18 +185,19 @@ def _rotation(
     return candidates[best], differences[best] < MOST_DIFFERENCE
 
 
-def _rotations(width: int, frequencies: torch.Tensor) -> Iterator[Rotation]:
-    """Pairs of halves and pairs of neighbours, of the first channels of a head; the others stay."""
+def _rotations(width: int, frequencies: torch.Tensor) -> Iterator[PairRotation]:
+    """Pairs of halves and pairs of neighbours, of the first channels of a head, either way; the others stay."""
     rotated = 2 * len(frequencies)
     if rotated > width:
         return
     rest = torch.arange(rotated, width).view(2, -1).T
     angles = torch.cat((frequencies, torch.zeros(len(rest), dtype=torch.float64)))
     for pairs in (torch.arange(rotated).view(2, -1).T, torch.arange(rotated).view(-1, 2)):
-        yield Rotation(torch.cat((pairs, rest)), angles)
+        for signed in (angles, -angles):
+            yield PairRotation(torch.cat((pairs, rest)), signed)
 
 
-def _statistics(key: torch.Tensor, rotation: Rotation, is_explained: bool) -> KeyStatistics:
+def _statistics(key: torch.Tensor, rotation: PairRotation, is_explained: bool) -> KeyStatistics:
     turned_back = rotation.turned(key, -torch.arange(len(key)))[NUM_SINK_TOKENS:]
     pairs = turned_back[..., rotation.channels]  # [tokens, heads, pairs, 2]
     variances = pairs.var(dim=0).mean(dim=-1)
