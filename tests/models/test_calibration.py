@@ -96,7 +96,10 @@ def test_a_token_that_breaks_the_model_breaks_its_own_request_alone():
 
 @pytest.fixture(scope="module")
 def biased() -> Model:
-    """As Qwen2's: biases of the key projection make some channels a hundred times as large as the others."""
+    """As Qwen2's: biases of the key projection make some channels a hundred times as large as the others.
+
+    The pairs of channels 6 and 8 turn by four and by one radian over 700 tokens, the others hardly.
+    """
     config = Qwen2Config(
         vocab_size=97,
         hidden_size=64,
@@ -112,7 +115,7 @@ def biased() -> Model:
     for layer in model.network.model.layers:
         bias = layer.self_attn.k_proj.bias
         bias.data.zero_()
-        bias.data[torch.tensor([13, 14, 29, 30, 31])] = torch.tensor([150.0, -90.0, 200.0, 70.0, -120.0])
+        bias.data[torch.tensor([6, 8, 13, 14, 31])] = torch.tensor([150.0, -90.0, 200.0, 70.0, -120.0])
     return model
 
 
@@ -121,7 +124,7 @@ class TestConstants:
         for found in measure(biased, choose_kernels(Environment()), TOKENS).values():
             constants = constants_of(found, 1.0, PageTurns.of(found.rotation.frequencies, 32, 4), 32)
             taken = {int(first): base for (first, *_), base in zip(constants.pairs[0], constants.bases[0], strict=True)}
-            assert {13, 14, 15} <= {*taken}
+            assert {6, 8, 13, 14, 15} <= {*taken}
             assert all(found.rotation.frequencies[channel] * 32 < MOST_TURN for channel in taken)
             assert 1 <= constants.num_pairs <= MOST_PAIRS
             assert (constants.scales.log2() % 1 == 0).all()
