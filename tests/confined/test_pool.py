@@ -29,6 +29,7 @@ from pagoda.confined.errors import (
     TooSlowError,
 )
 from pagoda.confined.pool import Confined, Preparation
+from pagoda.confined.process import seconds_in_children
 
 EVALUATE = "builtins:eval"
 NEVER_ENDS = "all(1 for _ in iter(int, 1))"
@@ -373,3 +374,15 @@ def test_what_is_prepared_wears_no_child_out():
         assert confined.call("builtins:bytearray.append", 1, seconds=LONG_SECONDS) is None
         assert confined.call("builtins:bytearray.count", b"\1", seconds=LONG_SECONDS) == number + 1
     confined.close()
+
+
+def test_what_children_take_of_processors_is_known_to_who_asked(confined):
+    before = seconds_in_children()
+    evaluate(confined, "1 + 1")
+    evaluate(confined, "sum(range(20_000_000)) and 0")
+    assert seconds_in_children() > before
+    others = []
+    thread = threading.Thread(target=lambda: others.append(seconds_in_children()))
+    thread.start()
+    thread.join()
+    assert others == [0.0]

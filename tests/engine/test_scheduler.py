@@ -646,6 +646,20 @@ class TestDivision:
         assert [by_tenant(loop.step()) for _ in range(2)] == [{"a": [1], "b": [144]}] * 2, "as a newcomer"
         assert [by_tenant(loop.step()) for _ in range(20)] == [{"a": [1], "b": [46]}] * 20
 
+    def test_who_is_behind_one_that_decodes_little_needs_no_turn(self):
+        loop = self.loop()
+        loop.add(range(10_000, 19_000), tenant="a")
+        loop.step()
+        served = loop.scheduler.waiting._served
+        number = 0
+        while served["b"] < served["a"] + 400:
+            loop.add(range(1000 * number, 1000 * number + 140), tenant="b")
+            loop.step()
+            number += 1
+        loop.add([1], max_tokens=9, tenant="b")
+        loop.step()
+        assert by_tenant(loop.step()) == {"a": [46], "b": [1]}
+
     def test_nothing_is_owed_to_who_wants_little(self):
         loop = self.loop(4)
         for number in range(60):

@@ -81,6 +81,16 @@ def test_what_a_text_alone_does_not_run_is_not_measured(family):
     assert not can_measure(Model.from_transformers(build_tiny(family)))
 
 
+def test_the_first_tokens_do_not_count():
+    """Keys of the first layer are those of the tokens alone."""
+    model, kernels = Model.from_transformers(build_tiny("llama")), choose_kernels(Environment())
+    first, second = (
+        next(iter(measure(model, kernels, [*sinks, *TOKENS]).values()))
+        for sinks in ([1] * NUM_SINK_TOKENS, [2] * NUM_SINK_TOKENS)
+    )
+    assert torch.equal(first.means, second.means)
+
+
 def test_a_text_that_is_too_short_says_nothing():
     assert not measure(tiny_model(), choose_kernels(Environment()), TOKENS[:NUM_SINK_TOKENS])
 

@@ -16,6 +16,7 @@ from pagoda.errors import HttpError
 from pagoda.server import body_route
 from pagoda.server.bodies import MOST_BODIES, Bodies
 from pagoda.server.json_shape import check_shape
+from pagoda.server.pace import Pace
 from server.raw import Client, head, post, status
 from server.running import MODEL, Running, running, unhurried, wait_until
 
@@ -177,6 +178,19 @@ def two_tenants(llm: LLM, tmp_path: Path) -> Iterator[Running]:
     with running(llm, tenants=file, max_body_bytes=10_000) as server:
         yield server
         server.wait_until_idle()
+
+
+def test_requests_of_tenants_are_paced(two_tenants: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+
+    async def start(_: Pace, tenant: str) -> None:
+        taken.append(tenant)
+
+    monkeypatch.setattr(Pace, "start", start)
+    assert two_tenants.get("/health").status_code == 200
+    assert two_tenants.get("/v1/models", headers={"x-api-key": "two"}).status_code == 200
+    assert two_tenants.get("/v1/models", headers={"x-api-key": "none"}).status_code == 401
+    assert taken == ["bob"]
 
 
 def test_bodies_of_requests_in_flight_are_bounded(two_tenants: Running) -> None:

@@ -66,9 +66,7 @@ class Turns:
         if not self._waiting.is_several(wanted.tenants):
             return Division(self._budget)
         first = wanted.with_prompts[0] if wanted.with_prompts else None
-        if first != self._stuck:
-            self._stuck = None
-        has_turn = first is not None and self._stuck is None and self._may_turn(first, wanted)
+        has_turn = first is not None and first != self._stuck and self._may_turn(first, wanted)
         return Division(self._budget, True, bool(wanted.with_prompts), first if has_turn else None)
 
     def took(self, tenant: str, num_tokens: int, division: Division) -> None:

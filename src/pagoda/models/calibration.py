@@ -80,7 +80,7 @@ class _ObservedStep(PagedStep):
         self.keys: list[torch.Tensor] = []
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
-        self.keys.append(key.clone())
+        self.keys.append(key.clone())  # a view would keep all that it is a part of
         return super().attend(query, key, *arguments, **options)
 
 
