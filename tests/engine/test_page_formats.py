@@ -49,6 +49,11 @@ def test_auto_is_the_models_own_precision(llama):
     assert chosen(llama) == [["bf16"] * 4]
 
 
+def test_names_of_others_work(llama):
+    assert chosen(llama, "bfloat16") == [["bf16"] * 4]
+    assert chosen(llama, "fp8") == [["fp8_e4m3"] * 4]
+
+
 def test_keys_and_values_may_have_two_formats(llama):
     assert chosen(llama, "int8/int4") == [["k8v4"] * 4]
     assert chosen(llama, "bf16/int8") == [["bf16/int8"] * 4]

@@ -167,6 +167,9 @@ def test_a_file_may_be_the_text(tmp_path):
         LLM(kv_cache_calibration=str(tmp_path / "missing.txt"), kv_cache_dtype="int8")
     LLM(kv_cache_calibration=str(tmp_path / "missing.txt"), kv_cache_memory_bytes=8 << 20).close()  # nobody reads it
     file = tmp_path / "text.txt"
+    file.write_text("The sea was calm.")
+    with pytest.raises(ConfigError, match="at least 64"):
+        LLM(kv_cache_calibration=str(file), kv_cache_dtype="int8")
     file.write_text("The sea was calm, and nobody spoke. " * 40)
     with LLM(kv_cache_calibration=str(file), kv_cache_dtype="int8", kv_cache_memory_bytes=8 << 20) as llm:
         assert llm.generate(["The sea"], SamplingParams(max_tokens=2))[0].outputs[0].token_ids

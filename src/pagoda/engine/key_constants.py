@@ -21,7 +21,7 @@ from pagoda.formats.rotated import INT4, INT4_ROTATED
 from pagoda.formats.scaled import INT8
 from pagoda.kernels.base import Kernels
 from pagoda.layouts.spec import SiteSlot
-from pagoda.models.calibration import MOST_TOKENS, can_measure, constants_of, measure
+from pagoda.models.calibration import FEWEST_TOKENS, MOST_TOKENS, can_measure, constants_of, measure
 from pagoda.models.model import Model
 from pagoda.tokenizing import encode
 
@@ -38,7 +38,7 @@ Constants = dict[SiteSlot, KeyConstants]
 def calibration_tokens(source: str, tokenizer: Any, vocab_size: int) -> list[int]:
     """Token ids of the text that `source` names: "auto", "none" or a file. Any ids, if there is no tokenizer.
 
-    Raises ConfigError for a file that cannot be read, by us or by the tokenizer.
+    Raises ConfigError for a file that is too short or cannot be read, by us or by the tokenizer.
     """
     if source == "none":
         return []
@@ -57,7 +57,13 @@ def calibration_tokens(source: str, tokenizer: Any, vocab_size: int) -> list[int
         raise ConfigError(
             f"The tokenizer cannot read the text of kv_cache_calibration={source!r}; give another file, or none."
         ) from error
-    return [token for token in token_ids if token < vocab_size][:MOST_TOKENS]
+    known = [token for token in token_ids if token < vocab_size][:MOST_TOKENS]
+    if source != "auto" and len(known) < FEWEST_TOKENS:
+        raise ConfigError(
+            f"The text of kv_cache_calibration={source!r} has {len(known)} tokens; give a file of at least "
+            f"{FEWEST_TOKENS}, better {MOST_TOKENS}, or none."
+        )
+    return known
 
 
 def choose_constants(

@@ -14,7 +14,8 @@ from pagoda.layouts.spec import CacheSpec, Reach
 from pagoda.models.model import Model
 from pagoda.registry import lookup
 
-FORMAT_OF_DTYPE = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+# Torch's names of types, and vLLM's of the format that it takes for fp8.
+OTHER_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "fp8": "fp8_e4m3"}
 
 
 def choose_geometries(model: Model, config: EngineConfig) -> tuple[PageGeometry, ...]:
@@ -36,12 +37,12 @@ def choose_geometries(model: Model, config: EngineConfig) -> tuple[PageGeometry,
 
 
 def _format(name: str, own: str) -> Format:
-    """The format of one name: "auto" is the model's own precision, and torch's names of the plain types work too."""
+    """The format of one name: "auto" is the model's own precision; names that others use work too."""
     name = own if name == "auto" else name
     key, slash, value = name.partition("/")
     if slash:
         return mix(_format(key, own), _format(value, own))
-    format: Format = lookup("format", FORMAT_OF_DTYPE.get(name, name))
+    format: Format = lookup("format", OTHER_NAMES.get(name, name))
     return format
 
 
