@@ -21,7 +21,7 @@ import torch
 
 from pagoda.cache.pool import PagePool
 from pagoda.config import Environment
-from pagoda.engine.key_constants import POWERS, calibration_tokens
+from pagoda.engine.key_constants import SCALE_RULES, calibration_tokens
 from pagoda.formats.constants import PageTurns
 from pagoda.formats.page import page_geometries
 from pagoda.kernels.base import GroupView, Kernels, LayerPages
@@ -47,17 +47,17 @@ def bound_sites(
     num_pages, first_page = -(-options.tokens // PAGE_TOKENS), options.position // PAGE_TOKENS
     geometries = page_geometries(model.spec, lookup("format", name), PAGE_TOKENS)
     pools = [PagePool(geometry, num_pages) for geometry in geometries]
-    for rule, site in zip(model.rules, model.spec.sites, strict=True):
+    for attention_rule, site in zip(model.rules, model.spec.sites, strict=True):
         geometry = geometries[site.group]
-        power = POWERS.get(geometry.format_of(site.layer).of(geometry.slots[site.layer][0].plane))
+        rule = SCALE_RULES.get(geometry.format_of(site.layer).of(geometry.slots[site.layer][0].plane))
         constants = None
-        if power is not None and calibration != "none" and site in found:
+        if rule is not None and calibration != "none" and site in found:
             frequencies = found[site].rotation.frequencies
             # The pages of a window are numbered from its first position on.
             table = PageTurns.of(frequencies, PAGE_TOKENS, first_page + num_pages).table[..., first_page:]
-            constants = constants_of(found[site], power, PageTurns(table.contiguous()), PAGE_TOKENS)
+            constants = constants_of(found[site], rule, PageTurns(table.contiguous()), PAGE_TOKENS)
         layer = LayerPages(pools[site.group].pages, geometry, site.layer, constants)
-        yield BoundSite(rule, layer, site.group, site.writes)
+        yield BoundSite(attention_rule, layer, site.group, site.writes)
 
 
 def loss(model: Model, kernels: Kernels, sites: tuple[BoundSite, ...], tokens: torch.Tensor, position: int) -> float:

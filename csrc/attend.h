@@ -4,7 +4,6 @@
 #pragma once
 
 #include "accumulator.h"
-#include "lifts.h"
 #include "values.h"
 
 namespace pagoda {
@@ -23,12 +22,10 @@ class TileAttention {
           work_{call, tile, scratch},
           arithmetic_(call.pages),
           keys_(work_, arithmetic_),
-          lifts_(work_),
           values_(work_, arithmetic_) {}
 
     void run() {
         keys_.pack_queries();
-        if (lifts_.any()) lifts_.pack_queries();
         if (!tile_.partial) clear(scratch_.total, tile_.num_rows);
         for (int64_t token = tile_.first_token / kSplitTokens * kSplitTokens; token < tile_.last_token;
              token += kSplitTokens)
@@ -73,8 +70,7 @@ class TileAttention {
             const Band band{row, smaller(kRows, tile_.num_rows - row)};
             const PanelRange panels = panels_of(block, band);
             if (panels.first >= panels.last) continue;
-            keys_.score(panels, band, after_keys);
-            if (lifts_.any()) lifts_.add(block, panels, band);
+            keys_.score(block, panels, band, after_keys);
             if (!has_values) values_.read(block, after_values);
             has_values = true;
             weigh(block, panels, band);
@@ -135,7 +131,6 @@ class TileAttention {
     const Work work_;
     Arithmetic arithmetic_;
     Keys<Arithmetic> keys_;
-    Lifts lifts_;
     Values<Arithmetic> values_;
 };
 

@@ -23,26 +23,36 @@ struct Rows {
 };
 
 // How a plane keeps its numbers: as they are, as codes of a byte with a scale for each token (`formats/scaled.py`), or
-// as codes of four bits with a scale and a minimum (`formats/int4.py`).
+// as codes of four bits with a step and a zero for each group of channels besides (`formats/int4.py`).
 enum class Encoding { none, int8, e4m3, e5m2, int4 };
 
 constexpr int64_t kScaleNbytes = 2;
 constexpr int64_t kWordCodes = 4;
-
-static inline bool has_minima(Encoding encoding) { return encoding == Encoding::int4; }
 
 static inline int64_t code_nbytes(Encoding encoding, int64_t width) {
     return encoding == Encoding::int4 ? width / 2 : width;
 }
 
 // One plane inside every page: [KV heads, width, tokens] in the word order of `formats/words.py`. Codes of rows may be
-// those of a transform of so many channels at a time (`formats/rotated.py`).
+// those of a transform of so many channels at a time (`formats/rotated.py`). Groups of four-bit codes have at most
+// `group_channels`, and are cut from each half of a row, unless it is one group.
 struct Plane {
     int64_t offset_nbytes;
     int64_t width;
     Encoding encoding;
     int64_t rotated_channels;
+    int64_t group_channels;
 };
+
+static inline int64_t half_groups(const Plane& plane) {
+    return (plane.width / 2 + plane.group_channels - 1) / plane.group_channels;
+}
+
+// A byte for each: the step less one in the low bits, the zero in the high ones.
+static inline int64_t num_groups(const Plane& plane) {
+    if (plane.encoding != Encoding::int4) return 0;
+    return plane.group_channels == plane.width ? 1 : 2 * half_groups(plane);
+}
 
 static inline bool has_codes(const Plane& plane) { return plane.encoding != Encoding::none; }
 
@@ -100,9 +110,8 @@ struct Pages {
 };
 
 static inline int64_t head_nbytes(const Pages& pages, const Plane& plane) {
-    const int64_t scales_nbytes = has_minima(plane.encoding) ? 2 * kScaleNbytes : kScaleNbytes;
     if (plane.encoding != Encoding::none)
-        return pages.page_tokens * (code_nbytes(plane.encoding, plane.width) + scales_nbytes);
+        return pages.page_tokens * (code_nbytes(plane.encoding, plane.width) + kScaleNbytes + num_groups(plane));
     return pages.page_tokens * plane.width * number_nbytes(pages.number);
 }
 

@@ -166,8 +166,8 @@ NB_MODULE(_native, module) {
         .value("FP8_E5M2", Encoding::e5m2)
         .value("INT4", Encoding::int4);
     nb::class_<Plane>(module, "Plane")
-        .def(nb::init<int64_t, int64_t, Encoding, int64_t>(), "offset_nbytes"_a, "width"_a, "encoding"_a,
-             "rotated_channels"_a);
+        .def(nb::init<int64_t, int64_t, Encoding, int64_t, int64_t>(), "offset_nbytes"_a, "width"_a, "encoding"_a,
+             "rotated_channels"_a, "group_channels"_a);
     nb::class_<KeyConstants>(module, "KeyConstants")
         .def(
             "__init__",

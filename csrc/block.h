@@ -14,10 +14,10 @@ namespace {
 constexpr int64_t kMinimumPanelTokens = 16;
 constexpr int kMaxPanels = kBlockTokens / kMinimumPanelTokens;
 
-// The scales of a panel's tokens, and their minima if codes have them.
+// The scales of a panel's tokens, and the steps and zeros of their groups, a page's tokens from one group to the next.
 struct PanelLevels {
     const uint8_t* scales;
-    const uint8_t* minima;
+    const uint8_t* groups;
 };
 
 // Panels [first_panel, last_panel) of the block that begins at token `first_token`; entries outside are unset. Tokens
@@ -67,8 +67,7 @@ inline void copy_value_panel(const Pages& pages, const uint8_t* source, int64_t 
 
 inline PanelLevels levels_at(const Pages& pages, const Plane& plane, const uint8_t* head, int64_t offset) {
     const uint8_t* scales = head + pages.page_tokens * code_nbytes(plane.encoding, plane.width);
-    const uint8_t* minima = has_minima(plane.encoding) ? scales + pages.page_tokens * kScaleNbytes : nullptr;
-    return {scales + offset * kScaleNbytes, minima ? minima + offset * kScaleNbytes : nullptr};
+    return {scales + offset * kScaleNbytes, scales + pages.page_tokens * kScaleNbytes + offset};
 }
 
 inline void find_keys(const Pages& pages, int64_t page, int64_t head, int64_t offset, int panel, Block& block) {

@@ -8,40 +8,10 @@
 #include "arithmetic.h"
 #include "encoding.h"
 #include "hadamard.h"
-#include "scratch.h"
+#include "lifts.h"
 
 namespace pagoda {
 namespace {
-
-// What the kernel is at work on.
-struct Work {
-    const AttendCall& call;
-    const Tile& tile;
-    const Scratch& scratch;
-};
-
-// Panels [first, last) of a block.
-struct PanelRange {
-    int first;
-    int last;
-};
-
-// Rows [first, first + count) of a tile.
-struct Band {
-    int64_t first;
-    int64_t count;
-};
-
-// For each panel of a block, the bytes that will be read after it; null where there are none.
-struct Ahead {
-    const uint8_t* runs[kMaxPanels];
-
-    const uint8_t* of(int panel, const uint8_t* own) const { return runs[panel] ? runs[panel] : own; }
-};
-
-inline const uint8_t* query_data(const Work& work, int64_t row) {
-    return row_data(work.call, work.call.query, place_of(work.call, work.tile, row));
-}
 
 // Keys are kept divided by the scales of their channels, so queries are multiplied by them.
 inline void read_query(const Work& work, int64_t row, float* target) {
@@ -62,27 +32,25 @@ inline void pack_query(const Work& work, int64_t row, Bf16* target) {
     __builtin_memcpy(target, query_data(work, row), size_t(work.call.pages.key.width) * sizeof(Bf16));
 }
 
-inline float float_of(float value) { return value; }
-inline float float_of(Bf16 value) { return float_of_bf16(value); }
-
-inline void read_levels(const PanelLevels& levels, int64_t first, int64_t tokens, const TokenLevels& target) {
-    read_row(target.scales + first, levels.scales, Number::bf16, tokens);
-    if (levels.minima) read_row(target.minima + first, levels.minima, Number::bf16, tokens);
-}
-
 inline CodedPanel coded_keys(const Pages& pages, const Block& block, int panel, const Ahead& ahead) {
     const int64_t rows = code_nbytes(pages.key.encoding, pages.key.width) / kWordCodes;
     return {block.key[panel], key_row_nbytes(pages), rows, panel_tokens(pages),
             ahead.of(panel, block.key_run[panel])};
 }
 
+inline PanelGroups groups_of(const Pages& pages, const Plane& plane, const PanelLevels& levels) {
+    return {levels.groups, pages.page_tokens, num_groups(plane), plane.group_channels};
+}
+
 // Codes of a byte or of four bits become bf16 words, rows of channels side by side; `bytes` has room for a panel.
-inline void decode_keys(CodedPanel codes, Encoding encoding, uint8_t* bytes, uint8_t* target) {
-    if (encoding == Encoding::int4) {
-        unpack_keys(codes, bytes);
+inline void decode_keys(const Pages& pages, const Block& block, int panel, const Ahead& ahead, uint8_t* bytes,
+                        uint8_t* target) {
+    CodedPanel codes = coded_keys(pages, block, panel, ahead);
+    if (pages.key.encoding == Encoding::int4) {
+        unpack_keys(codes, groups_of(pages, pages.key, block.key_levels[panel]), bytes);
         codes = {bytes, codes.columns * 4, codes.rows * 2, codes.columns, bytes};
     }
-    decode(encoding, codes, target);
+    decode(pages.key.encoding, codes, target);
 }
 
 template <class Arithmetic>
@@ -92,19 +60,13 @@ class NumberKeys {
 
     static constexpr int64_t kBandRows = pagoda::kBandRows;
 
-    NumberKeys(const Work& work, Arithmetic& arithmetic) : work_(work), arithmetic_(arithmetic) {}
+    NumberKeys(const Work& work, Arithmetic& arithmetic) : work_(work), arithmetic_(arithmetic), lifts_(work) {}
 
-    // Minima of keys weigh the sum of what the products see.
     void pack_queries() {
+        lifts_.pack_queries();
         Factor* query = static_cast<Factor*>(work_.scratch.query);
-        const int64_t width = pages().key.width;
-        for (int64_t row = 0; row < work_.tile.num_rows; row++, query += query_stride(work_.call)) {
+        for (int64_t row = 0; row < work_.tile.num_rows; row++, query += query_stride(work_.call))
             pack_query(work_, row, query);
-            float sum = 0.0f;
-            for (int64_t channel = 0; channel < width && has_minima(pages().key.encoding); channel++)
-                sum += float_of(query[channel]);
-            work_.scratch.query_sums[row] = sum;
-        }
     }
 
     void read(const Block& block, const Ahead& ahead) {
@@ -113,13 +75,13 @@ class NumberKeys {
             panels_[panel] = block.key[panel];
             if (!has_codes(pages().key)) continue;
             uint8_t* target = work_.scratch.keys + panel * tokens * width * 2;
-            decode_keys(coded_keys(pages(), block, panel, ahead), pages().key.encoding, work_.scratch.bytes, target);
+            decode_keys(pages(), block, panel, ahead, work_.scratch.bytes, target);
             panels_[panel] = target;
-            read_levels(block.key_levels[panel], panel * tokens, tokens, work_.scratch.key_levels);
+            read_row(work_.scratch.key_scales + panel * tokens, block.key_levels[panel].scales, Number::bf16, tokens);
         }
     }
 
-    void score(PanelRange panels, const Band& band, const Ahead& ahead) {
+    void score(const Block& block, PanelRange panels, const Band& band, const Ahead& ahead) {
         const int64_t tokens = panel_tokens(pages());
         const bool is_read_here = band.first == 0 && !has_codes(pages().key);
         const Left<Factor> queries{
@@ -131,27 +93,29 @@ class NumberKeys {
             const Panels keys{panels_ + panel, &next, 1, pages().key.width / word_numbers(pages()), row_nbytes, tokens};
             arithmetic_.scores(queries, keys, {work_.scratch.scores + panel * tokens, kScoreStride, false});
         }
-        if (has_codes(pages().key)) scale(panels.first * tokens, panels.last * tokens, band);
+        if (has_codes(pages().key)) scale(block, panels, band);
     }
 
   private:
     const Pages& pages() const { return work_.call.pages; }
 
-    void scale(int64_t first, int64_t last, const Band& band) {
-        const TokenLevels& levels = work_.scratch.key_levels;
-        const bool minima = has_minima(pages().key.encoding);
+    void scale(const Block& block, PanelRange panels, const Band& band) {
+        const int64_t tokens = panel_tokens(pages());
+        float lifts[kMaxPanels]{};
+        lifts_.locate(block, panels);
         for (int64_t row = 0; row < band.count; row++) {
+            lifts_.find(band.first + row, lifts);
             float* scores = work_.scratch.scores + row * kScoreStride;
-            const Floats sum = splat(work_.scratch.query_sums[band.first + row]);
-            for (int64_t token = first; token < last; token += kLanes) {
-                const Floats scaled = load(scores + token) * load(levels.scales + token);
-                store(scores + token, minima ? scaled + sum * load(levels.minima + token) : scaled);
-            }
+            for (int panel = panels.first; panel < panels.last; panel++)
+                for (int64_t token = panel * tokens; token < (panel + 1) * tokens; token += kLanes)
+                    store(scores + token,
+                          load(scores + token) * load(work_.scratch.key_scales + token) + lifts[panel]);
         }
     }
 
     const Work& work_;
     Arithmetic& arithmetic_;
+    Lifts lifts_;
     const uint8_t* panels_[kMaxPanels];
 };
 
@@ -179,9 +143,10 @@ class ByteKeys {
     // Two parts each.
     static constexpr int64_t kBandRows = pagoda::kBandRows / 2;
 
-    ByteKeys(const Work& work, Arithmetic& arithmetic) : work_(work), arithmetic_(arithmetic) {}
+    ByteKeys(const Work& work, Arithmetic& arithmetic) : work_(work), arithmetic_(arithmetic), lifts_(work) {}
 
     void pack_queries() {
+        lifts_.pack_queries();
         for (int64_t row = 0; row < work_.tile.num_rows; row++) {
             read_query(work_, row, work_.scratch.row);
             const int64_t first = row / kBandRows * kBandRows, rows = work_.tile.num_rows - first;
@@ -194,15 +159,16 @@ class ByteKeys {
         const int64_t tokens = panel_tokens(pages());
         for (int panel = block.first_panel; panel < block.last_panel; panel++) {
             panels_[panel] = block.key[panel];
-            read_levels(block.key_levels[panel], panel * tokens, tokens, work_.scratch.key_levels);
+            read_row(work_.scratch.key_scales + panel * tokens, block.key_levels[panel].scales, Number::bf16, tokens);
             if (!is_packed()) continue;
             uint8_t* target = work_.scratch.keys + panel * tokens * pages().key.width;
-            unpack_keys(coded_keys(pages(), block, panel, ahead), target);
+            unpack_keys(coded_keys(pages(), block, panel, ahead),
+                        groups_of(pages(), pages().key, block.key_levels[panel]), target);
             panels_[panel] = target;
         }
     }
 
-    void score(PanelRange panels, const Band& band, const Ahead& ahead) {
+    void score(const Block& block, PanelRange panels, const Band& band, const Ahead& ahead) {
         const int64_t tokens = panel_tokens(pages());
         const LeftBytes queries{band_queries(band.first), stride(), int(2 * band.count)};
         for (int panel = panels.first; panel < panels.last; panel++) {
@@ -212,7 +178,7 @@ class ByteKeys {
             const IntegerSums sums{work_.scratch.parts + panel * tokens, work_.scratch.parts_stride, false};
             arithmetic_.byte_scores(queries, keys, sums);
         }
-        scale(panels.first * tokens, panels.last * tokens, band);
+        scale(block, panels, band);
     }
 
   private:
@@ -249,27 +215,28 @@ class ByteKeys {
         work_.scratch.query_sums[row] = float(sum);
     }
 
-    void scale(int64_t first, int64_t last, const Band& band) {
-        const TokenLevels& levels = work_.scratch.key_levels;
-        const bool minima = has_minima(pages().key.encoding);
-        const int64_t stride = work_.scratch.parts_stride;
+    void scale(const Block& block, PanelRange panels, const Band& band) {
+        const int64_t tokens = panel_tokens(pages()), stride = work_.scratch.parts_stride;
+        float lifts[kMaxPanels]{};
+        lifts_.locate(block, panels);
         for (int64_t row = 0; row < band.count; row++) {
+            lifts_.find(band.first + row, lifts);
             const int32_t* high = work_.scratch.parts + row * stride;
             const int32_t* low = high + band.count * stride;
             float* scores = work_.scratch.scores + row * kScoreStride;
             const Floats unit = splat(work_.scratch.query_scales[band.first + row]);
-            const Floats sum = splat(work_.scratch.query_sums[band.first + row]);
-            const Floats raised = sum * Arithmetic::kRaisedKeys;
-            for (int64_t token = first; token < last; token += kLanes) {
-                const Floats codes = joined(high + token, low + token) - raised;
-                const Floats scaled = codes * load(levels.scales + token);
-                store(scores + token, (minima ? scaled + sum * load(levels.minima + token) : scaled) * unit);
-            }
+            const Floats raised = splat(work_.scratch.query_sums[band.first + row] * Arithmetic::kRaisedKeys);
+            for (int panel = panels.first; panel < panels.last; panel++)
+                for (int64_t token = panel * tokens; token < (panel + 1) * tokens; token += kLanes) {
+                    const Floats codes = joined(high + token, low + token) - raised;
+                    store(scores + token, codes * load(work_.scratch.key_scales + token) * unit + lifts[panel]);
+                }
         }
     }
 
     const Work& work_;
     Arithmetic& arithmetic_;
+    Lifts lifts_;
     const uint8_t* panels_[kMaxPanels];
 };
 

@@ -4,7 +4,7 @@
 // x b). What stands in brackets is found once for a row; then every page costs two products a pair, many pages at once.
 #pragma once
 
-#include "keys.h"
+#include "work.h"
 
 namespace pagoda {
 namespace {
@@ -16,9 +16,8 @@ class Lifts {
             pairs_[i] = based_pair(work.call.pages.constants, work.tile.kv_head, i);
     }
 
-    bool any() const { return count_ > 0; }
-
     void pack_queries() {
+        if (count_ == 0) return;
         for (int64_t row = 0; row < work_.tile.num_rows; row++) {
             read_row(work_.scratch.row, query_data(work_, row), work_.call.query.number, work_.call.pages.key.width);
             float* turned = turns_of(row);
@@ -31,23 +30,23 @@ class Lifts {
         }
     }
 
-    // Adds them to the scores of a band.
-    void add(const Block& block, PanelRange panels, const Band& band) const {
+    // Turns to some panels of a block.
+    void locate(const Block& block, PanelRange panels) {
+        if (count_ == 0) return;
         const int64_t tokens = panel_tokens(work_.call.pages), page_tokens = work_.call.pages.page_tokens;
-        const int64_t first_page = (block.first_token + panels.first * tokens) / page_tokens;
-        const int64_t last_page = (block.first_token + (panels.last - 1) * tokens) / page_tokens;
-        float lifts[kMaxPanels + kLanes];
-        for (int64_t row = 0; row < band.count; row++) {
-            for (int64_t page = first_page; page <= last_page; page += kLanes)
-                store(lifts + (page - first_page), of_pages(band.first + row, page));
-            float* scores = work_.scratch.scores + row * kScoreStride;
-            for (int panel = panels.first; panel < panels.last; panel++) {
-                const int64_t page = (block.first_token + panel * tokens) / page_tokens;
-                const Floats lift = splat(lifts[page - first_page]);
-                for (int64_t token = panel * tokens; token < (panel + 1) * tokens; token += kLanes)
-                    store(scores + token, load(scores + token) + lift);
-            }
-        }
+        panels_ = panels;
+        first_page_ = (block.first_token + panels.first * tokens) / page_tokens;
+        for (int panel = panels.first; panel < panels.last; panel++)
+            page_of_[panel] = int((block.first_token + panel * tokens) / page_tokens - first_page_);
+    }
+
+    // Of row `row` of the tile: one for each of these panels. Untouched without constants.
+    void find(int64_t row, float* lifts) const {
+        if (count_ == 0) return;
+        float of_page[kMaxPanels + kLanes];
+        for (int page = 0; page <= page_of_[panels_.last - 1]; page += kLanes)
+            store(of_page + page, of_pages(row, first_page_ + page));
+        for (int panel = panels_.first; panel < panels_.last; panel++) lifts[panel] = of_page[page_of_[panel]];
     }
 
   private:
@@ -67,6 +66,9 @@ class Lifts {
     const Work& work_;
     const int64_t count_;
     BasedPair pairs_[KeyConstants::kMostPairs];
+    PanelRange panels_{};
+    int64_t first_page_ = 0;
+    int page_of_[kMaxPanels];
 };
 
 }  // namespace

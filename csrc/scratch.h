@@ -4,7 +4,7 @@
 #pragma once
 
 #include "block.h"
-#include "product.h"
+#include "encoding.h"
 #include "softmax.h"
 
 namespace pagoda {
@@ -25,20 +25,20 @@ struct Scratch {
     Accumulator split;
     Accumulator total;
     uint8_t* edges;  // two value panels
-    // Of codes: decoded planes of a block, one panel of bytes, levels of the tokens of a block. Of latents: values of a
-    // block, and one decoded panel of keys.
+    // Of codes: decoded planes of a block, one panel of bytes, scales of the tokens of a block, steps of a panel's groups.
+    // Of latents: values of a block, and one decoded panel of keys.
     uint8_t* keys;
     uint8_t* values;
     uint8_t* bytes;
     uint8_t* latents;
-    TokenLevels key_levels;
-    TokenLevels value_levels;
+    float* key_scales;
+    float* value_scales;
+    int32_t* steps;
     // Of rows that meet codes: scales of queries as bytes and sums of queries in a tile; what the weights of a band are
-    // in units of, and what its sums lack; sums of the parts of a band, of scores or values.
+    // in units of; sums of the parts of a band, of scores or values.
     float* query_scales;
     float* query_sums;
     float* units;
-    float* shifts;
     float* query_turns;  // [kTileRows, 2 * KeyConstants::kMostPairs], see lifts.h
     int32_t* parts;
     int64_t parts_stride;
@@ -60,11 +60,6 @@ inline Accumulator take_accumulator(Cursor& cursor, int64_t stride) {
     float* maximum = cursor.take<float>(kTileRows);
     float* sum = cursor.take<float>(kTileRows);
     return {maximum, sum, cursor.take<float>(kTileRows * stride), stride};
-}
-
-inline TokenLevels take_levels(Cursor& cursor) {
-    float* scales = cursor.take<float>(kBlockTokens);
-    return {scales, cursor.take<float>(kBlockTokens)};
 }
 
 // Left factors are at most floats, whatever the arithmetic.
@@ -90,12 +85,12 @@ inline Scratch lay_out(const AttendCall& call, Cursor& cursor) {
     scratch.bytes = cursor.take<uint8_t>(any_codes ? panel_tokens(pages) * widest + kLineNbytes : 0);
     scratch.latents =
         cursor.take<uint8_t>(any_codes && pages.values_in_keys ? panel_tokens(pages) * widest * 2 + kLineNbytes : 0);
-    scratch.key_levels = take_levels(cursor);
-    scratch.value_levels = take_levels(cursor);
+    scratch.key_scales = cursor.take<float>(kBlockTokens);
+    scratch.value_scales = cursor.take<float>(kBlockTokens);
+    scratch.steps = cursor.take<int32_t>(steps_words(num_groups(pages.value)));
     scratch.query_scales = cursor.take<float>(kTileRows);
     scratch.query_sums = cursor.take<float>(kTileRows);
     scratch.units = cursor.take<float>(kBandRows);
-    scratch.shifts = cursor.take<float>(kBandRows);
     scratch.query_turns = cursor.take<float>(pages.constants.scales ? kTileRows * 2 * KeyConstants::kMostPairs : 0);
     scratch.parts_stride = value_stride(call) > kScoreStride ? value_stride(call) : kScoreStride;
     scratch.parts = cursor.take<int32_t>(any_codes ? kBandRows * scratch.parts_stride : 0);

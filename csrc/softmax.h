@@ -36,13 +36,6 @@ struct Slant {
     int64_t num_biases;
 };
 
-// What turns the codes of a block's tokens into numbers: number = minimum + scale x code. Both are zero for tokens that
-// do not count.
-struct TokenLevels {
-    float* scales;
-    float* minima;
-};
-
 // Whole vectors of every instruction set, and of pairs of them, begin at its multiples.
 constexpr int kRangeTokens = 32;
 
@@ -89,55 +82,49 @@ inline float weigh(const float* scores, Bf16* weights, Range range, float scale,
 
 #endif
 
-// As above, for values that are codes: weights are multiplied by the scales of their tokens, while the sum is of them as
-// they were. `shift` becomes what all channels of the weighted sum lack: the weighted minima.
+// As above, for values that are codes: weights are multiplied by the scales of their tokens, which are zero for those
+// that do not count, while the sum is of them as they were.
 inline float weigh_codes(const float* scores, float* weights, Range range, float scale, float maximum,
-                         const TokenLevels& levels, float* shift) {
-    Floats sum{}, minima{};
+                         const float* scales) {
+    Floats sum{};
     for (int token = range.first; token < range.last; token += kLanes) {
         const Floats weight = exp2(load(scores + token) * scale - maximum);
-        store(weights + token, weight * load(levels.scales + token));
+        store(weights + token, weight * load(scales + token));
         sum += weight;
-        minima += weight * load(levels.minima + token);
     }
-    *shift = horizontal_sum(minima);
     return horizontal_sum(sum);
 }
 
 #if defined(__AVX512BF16__)
 
 inline float weigh_codes(const float* scores, Bf16* weights, Range range, float scale, float maximum,
-                         const TokenLevels& levels, float* shift) {
-    Floats sum{}, minima{};
+                         const float* scales) {
+    Floats sum{};
     for (int token = range.first; token < range.last; token += 2 * kLanes) {
         const Floats low = exp2_coarse(load(scores + token) * scale - maximum);
         const Floats high = exp2_coarse(load(scores + token + kLanes) * scale - maximum);
-        const __m512bh pair = _mm512_cvtne2ps_pbh(high * load(levels.scales + token + kLanes),
-                                                  low * load(levels.scales + token));
+        const __m512bh pair =
+            _mm512_cvtne2ps_pbh(high * load(scales + token + kLanes), low * load(scales + token));
         _mm512_storeu_si512(weights + token, reinterpret_cast<__m512i>(pair));
         sum += low + high;
-        minima += low * load(levels.minima + token) + high * load(levels.minima + token + kLanes);
     }
-    *shift = horizontal_sum(minima);
     return horizontal_sum(sum);
 }
 
 // As above, in the scores' room; also tells the largest product of weight and scale, NaN if any is.
-inline float weigh_bytes(float* scores, Range range, float scale, float maximum_score, const TokenLevels& levels,
-                         float* largest, float* shift) {
-    Floats sum{}, minima{}, most{}, scaled_sum{};
+inline float weigh_bytes(float* scores, Range range, float scale, float maximum_score, const float* scales,
+                         float* largest) {
+    Floats sum{}, most{}, scaled_sum{};
     for (int token = range.first; token < range.last; token += kLanes) {
         const Floats weight = exp2_coarse(load(scores + token) * scale - maximum_score);
-        const Floats scaled = weight * load(levels.scales + token);
+        const Floats scaled = weight * load(scales + token);
         store(scores + token, scaled);
         most = maximum(most, scaled);
         scaled_sum += scaled;
         sum += weight;
-        minima += weight * load(levels.minima + token);
     }
     const float total = horizontal_sum(scaled_sum);
     *largest = total == total ? horizontal_maximum(most) : total;
-    *shift = horizontal_sum(minima);
     return horizontal_sum(sum);
 }
 

@@ -1,6 +1,7 @@
 // Writes packed rows of keys and values into pages, in the word order of `formats/words.py`.
 //
 // Moves and rounds numbers; knows no attention and needs no instruction set.
+#include <algorithm>
 #include <vector>
 
 #include "codes.h"
@@ -115,16 +116,22 @@ class Writer {
         read_row(numbers_.data(), source, rows.number, plane.width);
         if (pages.constants.scales && &plane == &pages.key) take_off(numbers_.data(), pages, head, place.index);
         hadamard(numbers_.data(), plane);
-        const Levels levels = levels_of_row(numbers_.data(), plane.width, plane.encoding);
-        if (levels.scale == kNaN) mark(place);
-        uint8_t* codes = reinterpret_cast<uint8_t*>(encoded_.data());
-        encode_row(codes, numbers_.data(), plane.width, plane.encoding, levels);
-        if (plane.encoding == Encoding::int4) pack_nibbles(codes, plane.width);
+        const Bf16 scale = scale_of_row(numbers_.data(), plane);
+        if (scale == kNaN) {
+            mark(place);
+            std::fill(numbers_.begin(), numbers_.end(), 0.0f);
+        }
+        const float divisor = scale == kNaN ? 1.0f : float_of_bf16(scale);
+        uint8_t *codes = reinterpret_cast<uint8_t*>(encoded_.data()), *levels = codes + plane.width;
+        if (plane.encoding == Encoding::int4)
+            encode_groups(codes, levels, numbers_.data(), plane, divisor);
+        else
+            encode_row(codes, numbers_.data(), plane.width, plane.encoding, divisor);
         write_codes(target, pages, place.offset, codes);
-        Bf16* scales =
-            reinterpret_cast<Bf16*>(target + pages.page_tokens * code_nbytes(plane.encoding, plane.width));
-        scales[place.offset] = levels.scale;
-        if (has_minima(plane.encoding)) scales[pages.page_tokens + place.offset] = levels.minimum;
+        target += pages.page_tokens * code_nbytes(plane.encoding, plane.width);
+        reinterpret_cast<Bf16*>(target)[place.offset] = scale;
+        target += pages.page_tokens * kScaleNbytes + place.offset;
+        for (int64_t group = 0; group < num_groups(plane); group++) target[group * pages.page_tokens] = levels[group];
     }
 
     void mark(const Place& place) {

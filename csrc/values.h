@@ -10,18 +10,17 @@
 namespace pagoda {
 namespace {
 
-// Tokens that no row may see get scales and minima of zero.
-inline void read_value_levels(const Pages& pages, const Block& block, int panel, const TokenLevels& levels) {
+// Tokens that no row may see get scales of zero.
+inline void read_value_scales(const Pages& pages, const Block& block, int panel, float* scales) {
     const int64_t tokens = panel_tokens(pages), first_token = block.first_token + panel * tokens;
-    read_levels(block.value_levels[panel], panel * tokens, tokens, levels);
+    read_row(scales + panel * tokens, block.value_levels[panel].scales, Number::bf16, tokens);
     if (first_token >= block.begin && first_token + tokens <= block.end) return;
     for (int64_t token = 0; token < tokens; token++)
-        if (first_token + token < block.begin || first_token + token >= block.end)
-            levels.scales[panel * tokens + token] = levels.minima[panel * tokens + token] = 0.0f;
+        if (first_token + token < block.begin || first_token + token >= block.end) scales[panel * tokens + token] = 0.0f;
 }
 
-inline void clear_levels(const TokenLevels& levels) {
-    for (int64_t token = 0; token < kBlockTokens; token++) levels.scales[token] = levels.minima[token] = 0.0f;
+inline void clear_scales(float* scales) {
+    for (int64_t token = 0; token < kBlockTokens; token++) scales[token] = 0.0f;
 }
 
 inline CodedPanel coded_values(const Pages& pages, const Block& block, int panel, const Ahead& ahead) {
@@ -38,23 +37,23 @@ class NumberValues {
     static constexpr int64_t kBandRows = pagoda::kBandRows;
 
     NumberValues(const Work& work, Arithmetic& arithmetic) : work_(work), arithmetic_(arithmetic) {
-        if (has_codes(pages().value)) clear_levels(work.scratch.value_levels);
+        if (has_codes(pages().value)) clear_scales(work.scratch.value_scales);
     }
 
     void read(const Block& block, const Ahead& ahead) {
-        const int64_t tokens = panel_tokens(pages());
         for (int panel = block.first_panel; panel < block.last_panel; panel++) {
             panels_[panel] = pages().values_in_keys ? turned(block, panel, ahead) : block.value[panel];
             if (!has_codes(pages().value) || pages().values_in_keys) continue;
             CodedPanel codes = coded_values(pages(), block, panel, ahead);
             if (pages().value.encoding == Encoding::int4) {
-                unpack_values(codes, work_.scratch.bytes);
+                unpack_values(codes, groups_of(pages(), pages().value, block.value_levels[panel]), work_.scratch.steps,
+                              work_.scratch.bytes);
                 codes = {work_.scratch.bytes, codes.row_nbytes * 2, codes.rows, codes.columns * 2, work_.scratch.bytes};
             }
             uint8_t* target = work_.scratch.values + panel * value_panel_nbytes(pages());
             decode(pages().value.encoding, codes, target);
             panels_[panel] = target;
-            read_value_levels(pages(), block, panel, work_.scratch.value_levels);
+            read_value_scales(pages(), block, panel, work_.scratch.value_scales);
         }
     }
 
@@ -62,11 +61,9 @@ class NumberValues {
     void weigh(Range reach, Range range, const Slant& slant, int64_t first_row, int64_t row) {
         float* scores = work_.scratch.scores + row * kScoreStride;
         Factor* weights = static_cast<Factor*>(work_.scratch.weights) + row * kWeightStride;
-        work_.scratch.shifts[row] = 0.0f;
         const auto weigh_row = [&](float scale, float maximum) {
             if (!has_codes(pages().value)) return pagoda::weigh(scores, weights, range, scale, maximum);
-            return weigh_codes(scores, weights, range, scale, maximum, work_.scratch.value_levels,
-                               work_.scratch.shifts + row);
+            return weigh_codes(scores, weights, range, scale, maximum, work_.scratch.value_scales);
         };
         if (softmax(scores, reach, range, work_.call.rule, slant, work_.scratch.split, first_row + row, weigh_row))
             return;
@@ -85,12 +82,6 @@ class NumberValues {
                             tokens / word_numbers(pages()), value_row_nbytes(pages()), pages().value.width};
         const Accumulator& split = work_.scratch.split;
         arithmetic_.values(weights, values, {split.values + band.first * split.stride, split.stride, true});
-        if (!has_minima(pages().value.encoding)) return;
-        for (int64_t row = 0; row < band.count; row++) {
-            float* sums = split.values + (band.first + row) * split.stride;
-            for (int64_t channel = 0; channel < split.stride; channel += kLanes)
-                store(sums + channel, load(sums + channel) + work_.scratch.shifts[row]);
-        }
     }
 
   private:
@@ -99,11 +90,10 @@ class NumberValues {
         const int64_t tokens = panel_tokens(pages()), first = block.first_token + panel * tokens;
         KeyPanel keys{block.key[panel], key_row_nbytes(pages()), tokens, 0, tokens};
         if (has_codes(pages().key)) {
-            decode_keys(coded_keys(pages(), block, panel, ahead), pages().key.encoding, work_.scratch.bytes,
-                        work_.scratch.latents);
+            decode_keys(pages(), block, panel, ahead, work_.scratch.bytes, work_.scratch.latents);
             keys.data = work_.scratch.latents;
             keys.row_nbytes = tokens * 4;
-            read_value_levels(pages(), block, panel, work_.scratch.value_levels);
+            read_value_scales(pages(), block, panel, work_.scratch.value_scales);
         } else {
             keys.first = block.begin > first ? block.begin - first : 0;
             keys.last = block.end < first + tokens ? block.end - first : tokens;
@@ -128,17 +118,18 @@ class ByteValues {
     static constexpr int64_t kBandRows = pagoda::kBandRows / 2;
 
     ByteValues(const Work& work, Arithmetic& arithmetic) : work_(work), arithmetic_(arithmetic) {
-        clear_levels(work.scratch.value_levels);
+        clear_scales(work.scratch.value_scales);
     }
 
     void read(const Block& block, const Ahead& ahead) {
         const int64_t tokens = panel_tokens(pages());
         for (int panel = block.first_panel; panel < block.last_panel; panel++) {
             panels_[panel] = block.value[panel];
-            read_value_levels(pages(), block, panel, work_.scratch.value_levels);
+            read_value_scales(pages(), block, panel, work_.scratch.value_scales);
             if (!is_packed()) continue;
             uint8_t* target = work_.scratch.values + panel * tokens * pages().value.width;
-            unpack_values(coded_values(pages(), block, panel, ahead), target);
+            unpack_values(coded_values(pages(), block, panel, ahead),
+                          groups_of(pages(), pages().value, block.value_levels[panel]), work_.scratch.steps, target);
             panels_[panel] = target;
         }
     }
@@ -146,10 +137,8 @@ class ByteValues {
     void weigh(Range reach, Range range, const Slant& slant, int64_t first_row, int64_t row) {
         float* scores = work_.scratch.scores + row * kScoreStride;
         float largest = 0.0f;
-        work_.scratch.shifts[row] = 0.0f;
         const auto weigh_row = [&](float scale, float maximum) {
-            return weigh_bytes(scores, range, scale, maximum, work_.scratch.value_levels, &largest,
-                               work_.scratch.shifts + row);
+            return weigh_bytes(scores, range, scale, maximum, work_.scratch.value_scales, &largest);
         };
         if (!softmax(scores, reach, range, work_.call.rule, slant, work_.scratch.split, first_row + row, weigh_row))
             fill(scores, range, 0.0f);
@@ -176,9 +165,9 @@ class ByteValues {
             const int32_t* high = work_.scratch.parts + row * stride;
             const int32_t* low = high + band.count * stride;
             float* sums = split.values + (band.first + row) * split.stride;
-            const Floats unit = splat(work_.scratch.units[row]), shift = splat(work_.scratch.shifts[row]);
+            const Floats unit = splat(work_.scratch.units[row]);
             for (int64_t channel = 0; channel < pages().value.width; channel += kLanes)
-                store(sums + channel, load(sums + channel) + (joined(high + channel, low + channel) * unit + shift));
+                store(sums + channel, load(sums + channel) + joined(high + channel, low + channel) * unit);
         }
     }
 

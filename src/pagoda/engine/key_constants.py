@@ -21,16 +21,20 @@ from pagoda.formats.rotated import INT4, INT4_ROTATED
 from pagoda.formats.scaled import INT8
 from pagoda.kernels.base import Kernels
 from pagoda.layouts.spec import SiteSlot
-from pagoda.models.calibration import FEWEST_TOKENS, MOST_TOKENS, can_measure, constants_of, measure
+from pagoda.models.calibration import FEWEST_TOKENS, MOST_TOKENS, ScaleRule, can_measure, constants_of, measure
 from pagoda.models.model import Model
 from pagoda.tokenizing import encode
 
 logger = logging.getLogger(__name__)
 
 TEXT = Path(__file__).parent.parent / "assets" / "calibration.txt"
-# To which power of its deviation a channel is scaled. Rows of four bits that are scaled to equal channels lose what
-# the large ones are for.
-POWERS: Mapping[Format, float] = {INT8: 1.0, INT4: 0.5, INT4_ROTATED: 0.5, INT4_PLAIN: 0.5}
+# How channels are scaled. Rows of four bits that are scaled to equal channels lose what the large ones are for.
+SCALE_RULES: Mapping[Format, ScaleRule] = {
+    INT8: ScaleRule(1.0, 0.0),
+    INT4: ScaleRule(0.5, 0.25),
+    INT4_ROTATED: ScaleRule(0.5, 0.25),
+    INT4_PLAIN: ScaleRule(0.5, 0.25),
+}
 
 Constants = dict[SiteSlot, KeyConstants]
 
@@ -70,28 +74,28 @@ def choose_constants(
     model: Model, kernels: Kernels, memory: MemoryPlan, read_text: Callable[[], list[int]]
 ) -> Constants:
     """Of every layer whose format keeps them apart; `read_text` gives what to measure the model with, if need be."""
-    powers = {site: _power(memory, site) for site in model.spec.sites}
-    if not any(powers.values()) or not can_measure(model):
+    rules = {site: _scale_rule(memory, site) for site in model.spec.sites}
+    if not any(rules.values()) or not can_measure(model):
         return {}
     begin, token_ids = monotonic(), read_text()
     statistics = measure(model, kernels, token_ids)
     turns: dict[tuple[bytes, int], PageTurns] = {}
     constants = {}
     for site, found in statistics.items():
-        power, page_tokens = powers[site], memory.geometries[site.group].page_tokens
-        if power is None:
+        rule, page_tokens = rules[site], memory.geometries[site.group].page_tokens
+        if rule is None:
             continue
         frequencies = found.rotation.frequencies
         key = (frequencies.numpy().tobytes(), page_tokens)
         if key not in turns:
             turns[key] = PageTurns.of(frequencies, page_tokens, -(-memory.max_model_len // page_tokens))
-        constants[site] = constants_of(found, power, turns[key], page_tokens)
+        constants[site] = constants_of(found, rule, turns[key], page_tokens)
     logger.info("Measured what keys have in common over %d tokens in %.1f s.", len(token_ids), monotonic() - begin)
     return constants
 
 
-def _power(memory: MemoryPlan, site: SiteSlot) -> float | None:
+def _scale_rule(memory: MemoryPlan, site: SiteSlot) -> ScaleRule | None:
     """None for layers that keep keys as they are."""
     geometry = memory.geometries[site.group]
     plane = geometry.slots[site.layer][0].plane
-    return None if plane.value_width else POWERS.get(geometry.format_of(site.layer).of(plane))
+    return None if plane.value_width else SCALE_RULES.get(geometry.format_of(site.layer).of(plane))

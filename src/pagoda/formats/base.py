@@ -34,6 +34,10 @@ class Format(ABC):
         """How many channels at a time are kept as their Hadamard transform (formats/rotated.py); one if none are."""
         return 1
 
+    def group_channels(self, plane: Plane) -> int:
+        """How many channels at most share what formats/int4.py has for each group; all of them elsewhere."""
+        return plane.width
+
     @abstractmethod
     def obstacle(self, plane: Plane) -> str | None:
         """Why `plane` cannot be kept in this format, or None."""

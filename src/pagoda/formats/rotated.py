@@ -41,6 +41,9 @@ class RotatedFormat(Format):
         width = math.gcd(plane.width, plane.value_width)
         return width & -width
 
+    def group_channels(self, plane: Plane) -> int:
+        return self.inner.group_channels(plane)
+
     def obstacle(self, plane: Plane) -> str | None:
         return self.inner.obstacle(plane)
 
@@ -48,9 +51,10 @@ class RotatedFormat(Format):
         return self.inner.plane_nbytes(plane, page_tokens)
 
     def error_bound(self, values: torch.Tensor, plane: Plane) -> torch.Tensor:
-        """The root of the run's length times the bound of the rotated row, and the rounding of two transforms."""
+        """The length of the errors of the rotated run, and the rounding of two transforms."""
         channels = self.rotated_channels(plane)
-        bound = self.inner.error_bound(hadamard(values, channels), plane) * math.sqrt(channels)
+        rotated = self.inner.error_bound(hadamard(values, channels), plane).unflatten(-1, (-1, channels))
+        bound = rotated.norm(dim=-1, keepdim=True).expand_as(rotated).flatten(-2)
         return bound + values.abs().amax(dim=-1, keepdim=True) * (channels * 2.0**-20)
 
     def write(

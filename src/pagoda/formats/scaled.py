@@ -56,7 +56,7 @@ class ScaledFormat(Format):
         self, data: torch.Tensor, plane: Plane, pages: torch.Tensor, offsets: torch.Tensor, values: torch.Tensor
     ) -> None:
         codes, scales = self._views(data, plane)
-        scale = self._scales(values)
+        scale = scales_of(values.float().abs().amax(dim=-1), self.largest)
         put_tokens(codes, pages, offsets, self._codes(values.float() / scale.float().unsqueeze(-1)))
         scales[pages, :, offsets] = scale
 
@@ -73,21 +73,21 @@ class ScaledFormat(Format):
         codes = heads[..., :num_codes].view(getattr(torch, self.dtype_name))
         return by_token(codes, plane, WORD_CODES), heads[..., num_codes:].view(torch.bfloat16)
 
-    def _scales(self, values: torch.Tensor) -> torch.Tensor:
-        """bf16 [tokens, heads]: NaN for a row that is not finite, never zero."""
-        import torch
-
-        largest = values.float().abs().amax(dim=-1)
-        bits = (largest / self.largest).view(torch.int32) + 0xFFFF
-        bits = bits.clamp(min=SMALLEST_SCALE_BITS).where(largest.isfinite(), NAN_BITS)
-        return (bits >> 16).to(torch.int16).view(torch.bfloat16)
-
     def _codes(self, quotients: torch.Tensor) -> torch.Tensor:
         import torch
 
         dtype: torch.dtype = getattr(torch, self.dtype_name)
         bounded = quotients.nan_to_num(nan=0.0).clamp(-self.largest, self.largest)
         return (bounded if dtype.is_floating_point else bounded.round()).to(dtype)
+
+
+def scales_of(spans: torch.Tensor, largest: float) -> torch.Tensor:
+    """`spans` over the number they are scaled to, rounded up to bf16: NaN where not finite, never zero."""
+    import torch
+
+    bits = (spans / largest).view(torch.int32) + 0xFFFF
+    bits = bits.clamp(min=SMALLEST_SCALE_BITS).where(spans.isfinite(), NAN_BITS)
+    return (bits >> 16).to(torch.int16).view(torch.bfloat16)
 
 
 INT8 = ScaledFormat("int8", "int8", largest=127, relative_error=0, absolute_error=0.5)

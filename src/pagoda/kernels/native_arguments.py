@@ -160,6 +160,7 @@ class NativeArguments:
                     width,
                     self._encodings.get(format, self._module.Encoding.NONE),
                     format.rotated_channels(slot.plane),
+                    format.group_channels(slot.plane),
                 )
                 for slot, width, format in zip((key, value), (key.plane.width, layer.value_width), formats, strict=True)
             ),

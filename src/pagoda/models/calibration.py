@@ -69,7 +69,28 @@ class KeyStatistics:
     rotation: PairRotation
     means: torch.Tensor  # fp32 [heads, pairs, 2]
     variances: torch.Tensor  # fp32 [heads, pairs], the mean of both channels'
+    query_squares: torch.Tensor  # fp32 [heads, pairs], the mean of both channels', over all queries of a head's keys
     is_explained: bool
+
+
+@dataclass(frozen=True)
+class ScaleRule:
+    """What pairs of channels are scaled by: a power of their keys' deviation over one of their queries' size.
+
+    Errors are equal for all channels of a group of codes, and weigh as much as queries do: where a group's range is as
+    long as the root of all its channels' squares, the root of both is best.
+    """
+
+    key_power: float
+    query_power: float
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Keys [tokens, heads, width] of an attention call, and the mean squares of their queries [heads, width]."""
+
+    keys: torch.Tensor
+    query_squares: torch.Tensor
 
 
 class _ObservedStep(PagedStep):
@@ -77,10 +98,11 @@ class _ObservedStep(PagedStep):
 
     def __init__(self, kernels: Kernels, sites: tuple[BoundSite, ...], views: tuple[GroupView, ...]) -> None:
         super().__init__(kernels, sites, views)
-        self.keys: list[torch.Tensor] = []
+        self.seen: list[_Seen] = []
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
-        self.keys.append(key.clone())  # a view would keep all that it is a part of
+        squares = query[NUM_SINK_TOKENS:].float().square().mean(dim=0).unflatten(0, (key.shape[1], -1)).mean(dim=1)
+        self.seen.append(_Seen(key.clone(), squares))  # a view would keep all that it is a part of
         return super().attend(query, key, *arguments, **options)
 
 
@@ -104,19 +126,19 @@ def measure(model: Model, kernels: Kernels, token_ids: list[int]) -> dict[SiteSl
     shifted = _run(model, kernels, token_ids[:SHIFTED_TOKENS], shift) if shift > 0 else [None] * len(seen)
     frequencies = _frequencies(model)
     found = {}
-    for site, seen_key, moved in zip(model.spec.sites, seen, shifted, strict=True):
+    for site, call, moved in zip(model.spec.sites, seen, shifted, strict=True):
         if not site.writes or model.spec.groups[site.group].layouts[site.layer].planes[0].value_width:
             continue
-        key = seen_key.float()
-        if not key.isfinite().all():
+        key = call.keys.float()
+        if not key.isfinite().all() or not call.query_squares.isfinite().all():
             continue
-        rotation, is_explained = _rotation(key, moved, shift, frequencies)
-        found[site] = _statistics(key, rotation, is_explained)
+        rotation, is_explained = _rotation(key, None if moved is None else moved.keys, shift, frequencies)
+        found[site] = _statistics(key, call.query_squares, rotation, is_explained)
     return found
 
 
-def constants_of(statistics: KeyStatistics, power: float, turns: PageTurns, page_tokens: int) -> KeyConstants:
-    """What is taken off the keys of a layer, and the scales of their channels: their deviation to the `power`."""
+def constants_of(statistics: KeyStatistics, rule: ScaleRule, turns: PageTurns, page_tokens: int) -> KeyConstants:
+    """What is taken off the keys of a layer, and the scales of their channels."""
     rotation, means, variances = statistics.rotation, statistics.means, statistics.variances
     common = means.square().mean(dim=-1)
     may_be_based = statistics.is_explained & (rotation.frequencies.abs() * page_tokens < MOST_TURN)
@@ -125,8 +147,9 @@ def constants_of(statistics: KeyStatistics, power: float, turns: PageTurns, page
     num_pairs = int(is_based.sum(dim=-1).max())  # of the head that has most
     index, is_based = index[:, :num_pairs], is_based[:, :num_pairs]
     is_taken = torch.zeros_like(common, dtype=torch.bool).scatter_(-1, index, is_based)
-    deviations = torch.where(is_taken, variances, variances + common).sqrt()
-    scales = deviations.pow(power).log2().round().clamp(-MOST_SCALE_BITS, MOST_SCALE_BITS).exp2()
+    squares = torch.where(is_taken, variances, variances + common)
+    bits = (squares.log2() * rule.key_power - statistics.query_squares.log2() * rule.query_power) / 2
+    scales = bits.round().clamp(-MOST_SCALE_BITS, MOST_SCALE_BITS).exp2()
     bases = torch.take_along_dim(means, index[..., None], dim=1) * is_based[..., None]
     by_channel = torch.ones(len(means), 2 * len(rotation.frequencies))
     by_channel[:, rotation.channels.flatten()] = scales.repeat_interleave(2, dim=-1)
@@ -138,8 +161,8 @@ def constants_of(statistics: KeyStatistics, power: float, turns: PageTurns, page
     )
 
 
-def _run(model: Model, kernels: Kernels, token_ids: list[int], shift: int) -> list[torch.Tensor]:
-    """The keys of every attention call, [tokens, heads, width], at positions from `shift` on."""
+def _run(model: Model, kernels: Kernels, token_ids: list[int], shift: int) -> list[_Seen]:
+    """What every attention call brings, at positions from `shift` on."""
     geometries = page_geometries(model.spec, own_format(model.dtype), PAGE_TOKENS)
     num_pages = -(-len(token_ids) // PAGE_TOKENS)
     pools = [PagePool(geometry, num_pages) for geometry in geometries]
@@ -149,7 +172,7 @@ def _run(model: Model, kernels: Kernels, token_ids: list[int], shift: int) -> li
     step = _ObservedStep(kernels, sites, views)
     positions = torch.arange(shift, shift + len(token_ids))
     model.forward(torch.tensor(token_ids), positions, torch.tensor([len(token_ids) - 1]), step)
-    return step.keys
+    return step.seen
 
 
 def _bound(model: Model, pools: list[PagePool], geometries: tuple[PageGeometry, ...]) -> Iterator[BoundSite]:
@@ -197,8 +220,14 @@ def _rotations(width: int, frequencies: torch.Tensor) -> Iterator[PairRotation]:
             yield PairRotation(torch.cat((pairs, rest)), signed)
 
 
-def _statistics(key: torch.Tensor, rotation: PairRotation, is_explained: bool) -> KeyStatistics:
+def _statistics(
+    key: torch.Tensor, query_squares: torch.Tensor, rotation: PairRotation, is_explained: bool
+) -> KeyStatistics:
     turned_back = rotation.turned(key, -torch.arange(len(key)))[NUM_SINK_TOKENS:]
     pairs = turned_back[..., rotation.channels]  # [tokens, heads, pairs, 2]
-    variances = pairs.var(dim=0).mean(dim=-1)
-    return KeyStatistics(rotation, pairs.mean(dim=0), variances.clamp(min=SMALLEST_DEVIATION**2), is_explained)
+    # Turning leaves the square of a pair as it is.
+    variances, squares = pairs.var(dim=0).mean(dim=-1), query_squares[:, rotation.channels].mean(dim=-1)
+    smallest = SMALLEST_DEVIATION**2
+    return KeyStatistics(
+        rotation, pairs.mean(dim=0), variances.clamp(min=smallest), squares.clamp(min=smallest), is_explained
+    )
