@@ -26,10 +26,16 @@ inline void read_query(const Work& work, int64_t row, float* target) {
 
 inline void pack_query(const Work& work, int64_t row, float* target) { read_query(work, row, target); }
 
-// Arithmetic with bf16 factors is chosen for bf16 queries only; keys that are rotated, or without constants, are met as
-// bytes there.
+// Arithmetic with bf16 factors is chosen for bf16 queries only. Products with scales, which are powers of two, are exact;
+// keys that are rotated are met as bytes there.
 inline void pack_query(const Work& work, int64_t row, Bf16* target) {
-    __builtin_memcpy(target, query_data(work, row), size_t(work.call.pages.key.width) * sizeof(Bf16));
+    const int64_t width = work.call.pages.key.width;
+    if (!work.call.pages.constants.scales) {
+        __builtin_memcpy(target, query_data(work, row), size_t(width) * sizeof(Bf16));
+        return;
+    }
+    read_query(work, row, work.scratch.row);
+    write_row(reinterpret_cast<uint8_t*>(target), Number::bf16, work.scratch.row, width);
 }
 
 inline CodedPanel coded_keys(const Pages& pages, const Block& block, int panel, const Ahead& ahead) {

@@ -29,7 +29,7 @@ from pagoda.checks import shown
 from pagoda.collector import Collector
 from pagoda.config import engine_config
 from pagoda.engine.engine import Engine
-from pagoda.engine.key_constants import calibration_tokens
+from pagoda.engine.format_fit import calibration_tokens
 from pagoda.engine.loop import EngineLoop
 from pagoda.engine.request import Request, new_request
 from pagoda.errors import ConfigError, InvalidSamplingError, RequestError

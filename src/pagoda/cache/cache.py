@@ -79,6 +79,7 @@ class CacheStats:
     """A snapshot: `groups` has the page counts of each layer group. From `hit_tokens` on it counts since the start.
 
     Pages were evicted to make room, forgotten on request (`reset_pages`), or because their content was in doubt.
+    `format_loss` is what the format of pages should cost in perplexity, as a share: None where that was not measured.
     """
 
     groups: tuple[PageCounts, ...]
@@ -91,6 +92,7 @@ class CacheStats:
     doubted_pages: int = 0
     revoked_leases: int = 0
     num_leases: int = 0  # now
+    format_loss: float | None = None
 
     @property
     def utilization(self) -> float:

@@ -1,7 +1,7 @@
 """`pagoda doctor`: what runs on this machine, how fast it can be, and why.
 
 Each check looks at one thing and returns findings; none of them raises for what it finds. Broken things make the exit
-status 1; things that work but slowly are warnings.
+status 1; things that work but slowly, or with loss, are warnings.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -27,8 +29,12 @@ from pagoda.kernels.base import Kernels
 from pagoda.registry import lookup, names
 from pagoda.units import format_nbytes
 
+if TYPE_CHECKING:
+    from pagoda.llm import LLM
+
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 CHECK_TOKENS = 8
+CHECKED_FORMATS = ("int8", "fp8_e4m3", "k8v4", "int4")
 CHECK_CACHE_NBYTES = 32 << 20
 
 
@@ -37,6 +43,7 @@ class Status(StrEnum):
 
     OK = "ok"
     SLOW = "slow"  # works, but better is possible
+    LOSSY = "lossy"  # works, but answers would be worse
     BROKEN = "broken"
 
 
@@ -51,7 +58,7 @@ class Finding:
 
 
 def run(arguments: Namespace) -> int:
-    findings = list(diagnose(Environment.read()))
+    findings = list(diagnose(Environment.read(), arguments.model))
     if arguments.json:
         sys.stdout.write(json.dumps(as_json(findings), indent=2) + "\n")
     else:
@@ -59,13 +66,13 @@ def run(arguments: Namespace) -> int:
     return int(any(finding.status is Status.BROKEN for finding in findings))
 
 
-def diagnose(environment: Environment) -> Iterator[Finding]:
-    """Every finding, the quick ones first."""
+def diagnose(environment: Environment, model: Path | None = None) -> Iterator[Finding]:
+    """Every finding, the quick ones first, with the embedded model or another."""
     yield from _versions()
     yield from _machine()
     yield from _kernels(environment)
     yield from _bandwidth()
-    yield from _embedded_model(environment)
+    yield from _model(environment, model)
 
 
 def as_json(findings: list[Finding]) -> dict[str, object]:
@@ -155,29 +162,46 @@ def _num_threads() -> int:
     return torch.get_num_threads()
 
 
-def _embedded_model(environment: Environment) -> Iterator[Finding]:
-    """Load the embedded model and let it write a little: the whole path of a request in one check."""
+def _model(environment: Environment, path: Path | None) -> Iterator[Finding]:
+    """Load a model and let it write a little: the whole path of a request in one check."""
     from pagoda.llm import EMBEDDED_MODEL, LLM
     from pagoda.sampling_params import SamplingParams
 
-    if not (EMBEDDED_MODEL / "config.json").is_file():
+    name, folder = ("embedded", EMBEDDED_MODEL) if path is None else ("checkpoint", path)
+    if path is None and not (folder / "config.json").is_file():
         yield Finding("model", "embedded", "missing from this installation; reinstall pagoda-kv", Status.BROKEN)
         return
-    nbytes = sum(file.stat().st_size for file in EMBEDDED_MODEL.glob("*.safetensors"))
-    yield Finding("model", "embedded", f"{format_nbytes(nbytes)} of weights")
+    nbytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    yield Finding("model", name, f"{format_nbytes(nbytes)} of weights")
     try:
-        with LLM(environment=environment, kv_cache_memory_bytes=CHECK_CACHE_NBYTES) as llm:
-            params = SamplingParams(temperature=0, max_tokens=CHECK_TOKENS, ignore_eos=True)
-            num_tokens = len(llm.generate([[1, 2, 3]], params)[0].outputs[0].token_ids)
-            llm.check_integrity()
-            yield Finding("model", "format of pages", llm.engine.memory.geometries[0].format_name)
-        yield Finding("model", "check", f"wrote {num_tokens} tokens; the cache is consistent")
+        with LLM(folder, environment=environment, kv_cache_memory_bytes=CHECK_CACHE_NBYTES) as llm:
+            if llm.engine.model.encoder is None:
+                params = SamplingParams(temperature=0, max_tokens=CHECK_TOKENS, ignore_eos=True)
+                num_tokens = len(llm.generate([[1, 2, 3]], params)[0].outputs[0].token_ids)
+                llm.check_integrity()
+                yield Finding("model", "check", f"wrote {num_tokens} tokens; the cache is consistent")
+            yield from _formats(llm)
     except PagodaError as error:
         yield Finding("model", "check", str(error), Status.BROKEN)
 
 
+def _formats(llm: LLM) -> Iterator[Finding]:
+    """What formats of pages should cost this model."""
+    from pagoda.engine.format_fit import MOST_LOSS, Trial, calibration_tokens
+
+    engine = llm.engine
+    for geometry in engine.memory.geometries[:1]:
+        yield Finding("model", "format of pages", geometry.format_name)
+    trial = Trial.of(engine.model, engine.kernels, calibration_tokens("auto", llm.tokenizer, engine.model.vocab_size))
+    losses = {} if trial is None else {name: trial.loss_in(name) for name in CHECKED_FORMATS}
+    for name, loss in losses.items():
+        if loss is not None:
+            status = Status.OK if loss <= MOST_LOSS else Status.LOSSY
+            yield Finding("model", f"pages in {name}", f"should cost {loss:.1%} of perplexity", status)
+
+
 def _print(findings: list[Finding]) -> None:
-    colours = {Status.OK: "green", Status.SLOW: "yellow", Status.BROKEN: "red"}
+    colours = {Status.OK: "green", Status.SLOW: "yellow", Status.LOSSY: "yellow", Status.BROKEN: "red"}
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     section = ""
     for finding in sorted(findings, key=lambda finding: [f.section for f in findings].index(finding.section)):

@@ -57,7 +57,7 @@ ENGINE_OPTIONS = (
     _option("kv_cache_dtype_skip_layers", "layers that keep the precision of the weights", nargs="+", metavar="LAYER"),
     _option(
         "kv_cache_calibration",
-        "text that int8, int4 and k8v4 pages are fitted to the model with: auto (the package's), none, or a file",
+        "text that pages of codes are fitted to the model with: auto (the package's), none, or a file",
         metavar="SOURCE",
     ),
     _option("block_size", "tokens per page, a multiple of 16", type=int, metavar="TOKENS"),

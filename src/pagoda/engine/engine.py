@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from time import monotonic, sleep
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,8 +22,8 @@ from pagoda.cache.radix import Watcher
 from pagoda.config import EngineConfig
 from pagoda.engine.admission import Admission
 from pagoda.engine.breakpoints import check_breakpoints, lease_computed
+from pagoda.engine.format_fit import fit_format
 from pagoda.engine.forward import Computed, Forward
-from pagoda.engine.key_constants import choose_constants
 from pagoda.engine.memory import plan_memory
 from pagoda.engine.pools import make_cache, make_pools
 from pagoda.engine.request import FinishReason, Phase, Request, Sequence
@@ -59,8 +60,7 @@ class TokenEvent(NamedTuple):
 class Engine:
     """Generates tokens for many requests over one paged, prefix-shared cache. Leases run by `clock`.
 
-    What keys have in common is measured over what `calibration` reads, token ids of a text, where formats keep them
-    without it.
+    Formats of few bits are fitted to the model with what `calibration` reads, token ids of a text.
     """
 
     def __init__(
@@ -86,8 +86,8 @@ class Engine:
             max_scored_tokens(model.vocab_size),
             {name: share.weight for name, share in config.tenants.items()},
         )
-        constants = choose_constants(model, kernels, self.memory, calibration)
-        self._forward = Forward(model, kernels, self.memory, pools, constants)
+        self.fit = fit_format(model, kernels, self.memory, calibration)
+        self._forward = Forward(model, kernels, self.memory, pools, self.fit.constants)
         self._config = config
         self._seeds = random.Random(config.seed)
         self._requests: dict[str, Request] = {}
@@ -168,7 +168,7 @@ class Engine:
         self._cache.check_integrity()
 
     def cache_stats(self) -> CacheStats:
-        return self._cache.stats()
+        return replace(self._cache.stats(), format_loss=self.fit.loss)
 
     def leases(self) -> list[LeaseInfo]:
         """Every live lease."""

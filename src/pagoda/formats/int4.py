@@ -122,7 +122,7 @@ class Int4Format(Format):
         return scales_of(values.abs().amax(dim=-1), LARGEST_NUMBER)
 
     def _views(self, data: torch.Tensor, plane: Plane) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Bytes as `by_token` gives them, scales [..., heads, page_tokens], levels [..., heads, groups, page_tokens]."""
+        """Bytes as `by_token` gives them, scales [..., heads, page_tokens], levels [..., heads, groups, tokens]."""
         import torch
 
         heads = data.unflatten(-1, (plane.num_heads, -1))

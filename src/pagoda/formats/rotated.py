@@ -53,8 +53,8 @@ class RotatedFormat(Format):
     def error_bound(self, values: torch.Tensor, plane: Plane) -> torch.Tensor:
         """The length of the errors of the rotated run, and the rounding of two transforms."""
         channels = self.rotated_channels(plane)
-        rotated = self.inner.error_bound(hadamard(values, channels), plane).unflatten(-1, (-1, channels))
-        bound = rotated.norm(dim=-1, keepdim=True).expand_as(rotated).flatten(-2)
+        rotated: torch.Tensor = self.inner.error_bound(hadamard(values, channels), plane).unflatten(-1, (-1, channels))
+        bound: torch.Tensor = rotated.norm(dim=-1, keepdim=True).expand_as(rotated).flatten(-2)
         return bound + values.abs().amax(dim=-1, keepdim=True) * (channels * 2.0**-20)
 
     def write(

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from pagoda.kernels import _native
 
-# Formats of keys that instructions for bytes multiply: the others meet queries as bf16, which constants would round.
-WITH_CONSTANTS = (INT8, INT4, INT4_ROTATED, INT4_PLAIN)
+# Formats of keys that are scaled once they met the queries: then what they are kept without is added too.
+WITH_CONSTANTS = (INT8, FP8_E4M3, FP8_E5M2, INT4, INT4_ROTATED, INT4_PLAIN)
 
 
 class NativeArguments:

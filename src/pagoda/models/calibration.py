@@ -15,19 +15,17 @@ from typing import Any
 
 import torch
 
-from pagoda.cache.pool import PagePool
 from pagoda.formats.constants import MOST_PAIRS, KeyConstants, PageTurns
-from pagoda.formats.page import PageGeometry, page_geometries
+from pagoda.formats.page import page_geometries
 from pagoda.formats.plain import own_format
-from pagoda.kernels.base import GroupView, Kernels, LayerPages
+from pagoda.kernels.base import GroupView, Kernels
 from pagoda.layouts.spec import SiteSlot
 from pagoda.models.attention import BoundSite, PagedStep
 from pagoda.models.model import Model
+from pagoda.models.passage import Passage
 
-# Tokens that are looked at, and the first of them that are not: their keys are like no others (arXiv 2309.17453).
-MOST_TOKENS = 1024
+# The first tokens are not looked at: their keys are like no others (arXiv 2309.17453).
 NUM_SINK_TOKENS = 16
-FEWEST_TOKENS = 64
 PAGE_TOKENS = 32
 # Of the second run, which finds out how keys are rotated.
 SHIFTED_TOKENS = 64
@@ -106,21 +104,12 @@ class _ObservedStep(PagedStep):
         return super().attend(query, key, *arguments, **options)
 
 
-def can_measure(model: Model) -> bool:
-    """Whether a text alone makes the model run."""
-    return model.encoder is None and not model.spec.states and bool(model.spec.groups)
-
-
 @torch.inference_mode()
-def measure(model: Model, kernels: Kernels, token_ids: list[int]) -> dict[SiteSlot, KeyStatistics]:
-    """The statistics of every layer that writes pages, from a run over up to `MOST_TOKENS` of `token_ids`.
+def measure(model: Model, kernels: Kernels, token_ids: torch.Tensor) -> dict[SiteSlot, KeyStatistics]:
+    """The statistics of every layer that writes pages, from a run over `token_ids`, of which there are enough.
 
     Layers whose keys are not all finite are left out: the request of a token that breaks a model ends by itself.
     """
-    limit = MOST_TOKENS if model.most_model_len is None else min(MOST_TOKENS, model.most_model_len)
-    token_ids = token_ids[:limit]
-    if len(token_ids) < FEWEST_TOKENS:
-        return {}
     seen = _run(model, kernels, token_ids, 0)
     shift = SHIFT if model.most_model_len is None else min(SHIFT, model.most_model_len - SHIFTED_TOKENS)
     shifted = _run(model, kernels, token_ids[:SHIFTED_TOKENS], shift) if shift > 0 else [None] * len(seen)
@@ -161,24 +150,11 @@ def constants_of(statistics: KeyStatistics, rule: ScaleRule, turns: PageTurns, p
     )
 
 
-def _run(model: Model, kernels: Kernels, token_ids: list[int], shift: int) -> list[_Seen]:
+def _run(model: Model, kernels: Kernels, token_ids: torch.Tensor, shift: int) -> list[_Seen]:
     """What every attention call brings, at positions from `shift` on."""
     geometries = page_geometries(model.spec, own_format(model.dtype), PAGE_TOKENS)
-    num_pages = -(-len(token_ids) // PAGE_TOKENS)
-    pools = [PagePool(geometry, num_pages) for geometry in geometries]
-    sites = tuple(_bound(model, pools, geometries))
-    spans = [torch.tensor(values).int() for values in ([0, num_pages], [0, len(token_ids)], [len(token_ids)])]
-    views = (GroupView(torch.arange(num_pages).int(), *spans),) * len(model.spec.groups)
-    step = _ObservedStep(kernels, sites, views)
-    positions = torch.arange(shift, shift + len(token_ids))
-    model.forward(torch.tensor(token_ids), positions, torch.tensor([len(token_ids) - 1]), step)
-    return step.seen
-
-
-def _bound(model: Model, pools: list[PagePool], geometries: tuple[PageGeometry, ...]) -> Iterator[BoundSite]:
-    for rule, site in zip(model.rules, model.spec.sites, strict=True):
-        layer = LayerPages(pools[site.group].pages, geometries[site.group], site.layer)
-        yield BoundSite(rule, layer, site.group, site.writes)
+    passage = Passage(model, kernels, geometries, len(token_ids), position=shift)
+    return passage.run(token_ids, torch.tensor([len(token_ids) - 1]), _ObservedStep)[1].seen
 
 
 def _frequencies(model: Model) -> list[torch.Tensor]:

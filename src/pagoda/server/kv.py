@@ -140,6 +140,8 @@ class Kv:
             "groups": self._groups(stats, sees_all),
             "page_stride": self._stride,
             "memory": {"pages": engine.memory.nbytes} | ({"process": resident_memory_nbytes()} if sees_all else {}),
+            "format_loss": stats.format_loss,
+            "constants": engine.fit.digest,
             "cache": _counts_of_all(stats) if sees_all else _counts_of(service.recent.of(tenant.name)),
             "leases": [_lease(each) for each in sorted(own, key=lambda each: each.expires_in_seconds)],
             "requests": self._requests(tenant),
