@@ -48,6 +48,11 @@ BENCH_EXAMPLES = """examples:
   pagoda bench --scenario shared-prefix --prompt-tokens 1024 --batch 16
   pagoda bench --random-weights qwen2.5-0.5b --scenario single --json result.json"""
 
+QUALITY_EXAMPLES = """examples:
+  pagoda bench quality
+  pagoda bench quality --model ~/models/Qwen2.5-0.5B-Instruct --formats int8 k8v4 int4 int4:none --plot quality.png
+  pagoda bench quality --model ~/models/Qwen2.5-0.5B-Instruct --texts novel.txt code.py --position 8192"""
+
 DOCTOR_EXAMPLES = """examples:
   pagoda doctor
   pagoda doctor --model ~/models/Qwen2.5-0.5B-Instruct
@@ -168,6 +173,50 @@ def _add_bench(parser: Parser) -> None:
     )
     add_model_options(parser)
     add_engine_options(parser)
+    kinds = parser.add_subparsers(metavar="quality", parser_class=Parser)
+    _add_quality(
+        kinds.add_parser(
+            "quality",
+            help="measure what formats of pages cost a model",
+            description="Measure what formats of pages cost a model in quality, and what they save.",
+            usage="pagoda bench quality [options]",
+            epilog=QUALITY_EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+
+
+def _add_quality(parser: Parser) -> None:
+    parser.set_defaults(command="quality")
+    add = parser.add_argument
+    formats = ("auto", "int8", "fp8_e4m3", "k8v4", "int4")
+    add(
+        "--formats",
+        nargs="+",
+        default=formats,
+        metavar="FORMAT",
+        help=f"as for --kv-cache-dtype; with :none behind, not fitted to the model (default: {' '.join(formats)})",
+    )
+    add("--texts", nargs="+", type=Path, metavar="FILE", help="to continue (default: Python's documentation, sources)")
+    add("--windows", type=int, default=8, metavar="N", help="prompts of each text, one after the other (default: 8)")
+    add("--window-tokens", type=int, default=1024, metavar="N", help="tokens of a window (default: 1024)")
+    add("--position", type=int, default=0, metavar="N", help="of the first token, a multiple of 32 (default: 0)")
+    distances = (256, 768)
+    add(
+        "--distances",
+        nargs="*",
+        type=int,
+        default=distances,
+        metavar="N",
+        help="tokens between what is told and what is asked (default: 256 768)",
+    )
+    add("--probes", type=int, default=10, metavar="N", help="questions of each kind and distance (default: 10)")
+    add("--repeats", type=int, default=3, metavar="N", help="measurements of decode speed (default: 3)")
+    add("--skip-speed", action="store_true", help="do not measure decode speed")
+    add("--json", type=Path, metavar="FILE", help="also write every figure to a file")
+    add("--plot", type=Path, metavar="FILE", help="draw loss over memory (needs the plot extra)")
+    add("--dtype", default="auto", help="precision of the weights (default: auto)")
+    add_model_options(parser)
 
 
 def _add_doctor(parser: Parser) -> None:

@@ -129,7 +129,7 @@ class Trial:
     def loss(self, geometries: tuple[PageGeometry, ...]) -> float | None:
         """Of pages in these formats; None if predictions are not all finite."""
         constants = constants_for(geometries, self.statistics, len(self._token_ids))
-        divergence = mean_divergence(self._exact, self._predictions(geometries, constants))
+        divergence = float(divergences(self._exact, self._predictions(geometries, constants)).mean())
         return math.expm1(divergence) if math.isfinite(divergence) else None
 
     def loss_in(self, name: str) -> float | None:
@@ -144,10 +144,10 @@ class Trial:
         return passage.logits(self._token_ids, self._rows)
 
 
-def mean_divergence(exact: torch.Tensor, others: torch.Tensor) -> float:
-    """The Kullback-Leibler divergence of predictions from exact ones, both logits [rows, vocabulary], in nats."""
-    total = sum(float(_divergence(*pair)) for pair in zip(exact, others, strict=True))  # a row at a time: they are long
-    return total / len(exact)
+def divergences(exact: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Kullback and Leibler's, of predictions from exact ones, in nats: [rows] of logits [rows, vocabulary]."""
+    # A row at a time: they are long.
+    return torch.stack([_divergence(*pair) for pair in zip(exact, others, strict=True)])
 
 
 def _divergence(exact: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
