@@ -4,7 +4,7 @@ Every format reads the same windows and probes, each computed as one prompt thro
 those of bf16 pages. Text: the slice of the training sources that no model was trained on.
 
 The embedded model has no channels whose keys are far larger than others', as some large models have; --outliers makes
-some.
+some. `pagoda bench quality` measures any model, without the embedded one's own questions.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pagoda.cache.pool import PagePool
 from pagoda.config import Environment
+from pagoda.engine.format_fit import Trial, calibration_tokens
+from pagoda.engine.key_constants import constants_for
 from pagoda.formats.page import page_geometries
-from pagoda.kernels.base import GroupView, LayerPages
+from pagoda.kernels.base import Kernels
 from pagoda.kernels.dispatch import choose_kernels
 from pagoda.llm import EMBEDDED_MODEL
-from pagoda.models.attention import BoundSite, PagedStep
 from pagoda.models.loader import load_model
 from pagoda.models.model import Model
+from pagoda.models.passage import Passage
 from pagoda.models.tokenizer import load_tokenizer
 from pagoda.registry import lookup, names
 
@@ -51,33 +52,20 @@ OUTLIER_CHANNELS = (7, 21)
 class PagedNetwork:
     """A model that is called as transformers' are and keeps its cache in pages of one format."""
 
-    model: Model
-    sites: tuple[BoundSite, ...]
+    passage: Passage
 
     @classmethod
-    def make(cls, model: Model, format_name: str) -> PagedNetwork:
+    def make(cls, model: Model, kernels: Kernels, format_name: str, trial: Trial | None) -> PagedNetwork:
         geometries = page_geometries(model.spec, lookup("format", format_name), PAGE_TOKENS)
-        pools = [PagePool(geometry, LONGEST // PAGE_TOKENS) for geometry in geometries]
-        sites = tuple(
-            BoundSite(rule, LayerPages(pools[slot.group].pages, geometries[slot.group], slot.layer), slot.group, True)
-            for rule, slot in zip(model.rules, model.spec.sites, strict=True)
-        )
-        return cls(model, sites)
+        constants = {} if trial is None else constants_for(geometries, trial.statistics, LONGEST)
+        return cls(Passage(model, kernels, geometries, LONGEST, constants))
 
     def __call__(self, input_ids: torch.Tensor, use_cache: bool, logits_to_keep: int = 0) -> Any:
         """Logits [batch, kept rows, vocabulary] of `input_ids` [batch, tokens], row by row."""
         assert not use_cache
         length = input_ids.shape[1]
         rows = torch.arange(length - logits_to_keep if logits_to_keep else 0, length)
-        return SimpleNamespace(logits=torch.stack([self.forward(tokens, rows) for tokens in input_ids]))
-
-    def forward(self, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        length = len(tokens)
-        pages = torch.arange(-(-length // PAGE_TOKENS)).int()
-        spans = [torch.tensor(values).int() for values in ([0, len(pages)], [0, length], [length])]
-        views = (GroupView(pages, *spans),) * len(self.model.spec.groups)
-        step = PagedStep(choose_kernels(Environment()), self.sites, views)
-        return self.model.forward(tokens, torch.arange(length), rows, step)
+        return SimpleNamespace(logits=torch.stack([self.passage.logits(tokens, rows) for tokens in input_ids]))
 
 
 def add_outliers(model: Model, factor: float) -> None:
@@ -97,9 +85,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     tasks = RecallTasks(tokenizer, corpus.held_out, load_words(corpus, tokenizer))
     model = load_model(EMBEDDED_MODEL, dtype="auto")
     add_outliers(model, options.outliers)
+    kernels = choose_kernels(Environment())
+    trial = Trial.of(model, kernels, calibration_tokens(options.calibration, tokenizer, model.vocab_size))
     results = {}
     for format_name in options.formats:
-        network: Any = PagedNetwork.make(model, format_name)
+        network: Any = PagedNetwork.make(model, kernels, format_name, trial)
         loss = evaluation.held_out_loss(network, corpus, evaluation.EVALUATION_CONTEXT, options.windows)
         recall = evaluation.recall_table(network, tasks, options.probes, tuple(options.distances))
         results[format_name] = {"loss": loss, "perplexity": math.exp(loss), "recall": recall}
@@ -136,6 +126,7 @@ def parse_options() -> argparse.Namespace:
     add(
         "--outliers", type=float, default=1, metavar="FACTOR", help="a power of two: make these channels so much larger"
     )
+    add("--calibration", default="auto", metavar="SOURCE", help="auto, none or a file")
     add("--json", type=Path, help="write the figures here too")
     return parser.parse_args()
 

@@ -21,7 +21,8 @@ Standard output carries results alone; reports and errors go to standard error. 
 request failed, 2 the command or an option is wrong, 130 interrupted.
 
 Environment: `PAGODA_KERNELS` (auto, native, reference), `PAGODA_KERNEL_ISA` (amx, avx512_bf16, avx512, avx2, baseline),
-`PAGODA_LOG_LEVEL` (DEBUG, INFO, WARNING, ERROR), `PAGODA_POISON_PAGES` (1 fills fresh pages with NaN, for debugging).
+`PAGODA_LOG_LEVEL` (DEBUG, INFO, WARNING, ERROR), `PAGODA_POISON_PAGES` (1 fills fresh pages with NaN, for debugging),
+`PAGODA_CACHE_DIR` (keeps what was measured of models; by default the user's cache folder, empty for none).
 """
 
 

@@ -1,10 +1,11 @@
-"""Settings every test runs under: poisoned pages, no network, the same hypothesis examples everywhere."""
+"""Settings every test runs under: poisoned pages, no network or files of users, the same hypothesis examples."""
 
 import os
 import sys
 
 # Before anything reads the environment: a read of a page that was never written gives NaN, and nothing is downloaded.
 os.environ["PAGODA_POISON_PAGES"] = "1"
+os.environ["PAGODA_CACHE_DIR"] = ""
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

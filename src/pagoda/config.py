@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from pagoda.checks import as_float, is_number, is_whole, shown
@@ -31,6 +32,18 @@ class Environment:
     kernel_isa: str | None = None  # amx, avx512_bf16, avx512, avx2 or baseline
     poison_pages: bool = False  # fill fresh pages with NaN: a read of what was never written shows
     log_level: str = "WARNING"
+    cache_dir: str | None = None  # keeps what was measured of models; "" keeps nothing, None is the user's cache folder
+
+    @property
+    def cache_folder(self) -> Path | None:
+        """Where files are kept that can be made again, by the XDG base directory specification."""
+        if self.cache_dir is not None:
+            return Path(self.cache_dir) if self.cache_dir else None
+        given = os.environ.get("XDG_CACHE_HOME")
+        try:
+            return (Path(given) if given else Path.home() / ".cache") / "pagoda"
+        except RuntimeError:
+            return None  # a user without a home
 
     @classmethod
     def read(cls) -> Environment:

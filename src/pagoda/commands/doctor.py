@@ -180,19 +180,21 @@ def _model(environment: Environment, path: Path | None) -> Iterator[Finding]:
                 num_tokens = len(llm.generate([[1, 2, 3]], params)[0].outputs[0].token_ids)
                 llm.check_integrity()
                 yield Finding("model", "check", f"wrote {num_tokens} tokens; the cache is consistent")
-            yield from _formats(llm)
+            yield from _formats(llm, environment)
     except PagodaError as error:
         yield Finding("model", "check", str(error), Status.BROKEN)
 
 
-def _formats(llm: LLM) -> Iterator[Finding]:
+def _formats(llm: LLM, environment: Environment) -> Iterator[Finding]:
     """What formats of pages should cost this model."""
+    from pagoda.engine.fit_store import FitStore
     from pagoda.engine.format_fit import MOST_LOSS, Trial, calibration_tokens
 
     engine = llm.engine
     for geometry in engine.memory.geometries[:1]:
         yield Finding("model", "format of pages", geometry.format_name)
-    trial = Trial.of(engine.model, engine.kernels, calibration_tokens("auto", llm.tokenizer, engine.model.vocab_size))
+    token_ids = calibration_tokens("auto", llm.tokenizer, engine.model.vocab_size)
+    trial = Trial.of(engine.model, engine.kernels, token_ids, FitStore(environment.cache_folder))
     losses = {} if trial is None else {name: trial.loss_in(name) for name in CHECKED_FORMATS}
     for name, loss in losses.items():
         if loss is not None:

@@ -24,6 +24,7 @@ from rich.table import Table
 from pagoda import machine
 from pagoda.commands.comparison import Probes, TextResult, compare_window
 from pagoda.config import Environment, engine_config
+from pagoda.engine.fit_store import FitStore
 from pagoda.engine.format_fit import Trial, calibration_tokens
 from pagoda.engine.key_constants import constants_for
 from pagoda.engine.page_formats import choose_geometries
@@ -115,7 +116,7 @@ class Bench:
 
     def measure(self, console: Console) -> list[FormatResult]:
         calibration = calibration_tokens("auto", self.tokenizer, self.model.vocab_size)
-        trial = Trial.of(self.model, self.kernels, calibration)
+        trial = Trial.of(self.model, self.kernels, calibration, FitStore(Environment.read().cache_folder))
         passages, results = [], []
         for name, geometries in zip(self._arguments.formats, self._formats, strict=True):
             is_fitted = trial is not None and not name.endswith(NOT_FITTED)
@@ -133,7 +134,7 @@ class Bench:
 
     @property
     def _longest(self) -> int:
-        return max(self._tokens, *(distance + 256 for distance in self._arguments.distances), 1)
+        return max(self._tokens, *(int(distance) + 256 for distance in self._arguments.distances), 1)
 
     @property
     def _end(self) -> int:
@@ -262,7 +263,7 @@ def _shown(items: list[Item], what: str, console: Console) -> Iterable[Item]:
 
 
 def draw(results: list[FormatResult], file: Path) -> None:
-    """Loss over bytes, a line of formats for each text."""
+    """Loss over bytes, a point for each format and text."""
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(8, 5))
     ordered = sorted(results, key=lambda result: result.nbytes_per_token)
@@ -270,11 +271,12 @@ def draw(results: list[FormatResult], file: Path) -> None:
         losses = [100 * result.texts[text].change for result in ordered]
         errors = [100 * (result.texts[text].error or 0.0) for result in ordered]
         sizes = [result.nbytes_per_token / 1024 for result in ordered]
-        axes.errorbar(sizes, losses, yerr=errors, marker="o", capsize=3, label=text)
+        axes.errorbar(sizes, losses, yerr=errors, fmt="o", capsize=3, label=text)
     for result in ordered:
         highest = max(100 * each.change for each in result.texts.values())
         place = (result.nbytes_per_token / 1024, highest)
         axes.annotate(result.name, place, xytext=(4, 6), textcoords="offset points", fontsize=8)
+    axes.margins(x=0.12, y=0.12)
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set_xlabel("KiB of a token in pages")
     axes.set_ylabel("perplexity above exact pages, %")

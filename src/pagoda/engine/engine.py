@@ -22,6 +22,7 @@ from pagoda.cache.radix import Watcher
 from pagoda.config import EngineConfig
 from pagoda.engine.admission import Admission
 from pagoda.engine.breakpoints import check_breakpoints, lease_computed
+from pagoda.engine.fit_store import FitStore
 from pagoda.engine.format_fit import fit_format
 from pagoda.engine.forward import Computed, Forward
 from pagoda.engine.memory import plan_memory
@@ -86,7 +87,8 @@ class Engine:
             max_scored_tokens(model.vocab_size),
             {name: share.weight for name, share in config.tenants.items()},
         )
-        self.fit = fit_format(model, kernels, self.memory, calibration)
+        store = FitStore(config.environment.cache_folder)
+        self.fit = fit_format(model, kernels, self.memory, calibration, store)
         self._forward = Forward(model, kernels, self.memory, pools, self.fit.constants)
         self._config = config
         self._seeds = random.Random(config.seed)

@@ -11,12 +11,14 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from time import monotonic
 from typing import Any, Self
 
 import torch
 
+from pagoda.engine.fit_store import FitStore, Measured, key_of
 from pagoda.engine.key_constants import Constants, constants_for, digest_of
 from pagoda.engine.memory import MemoryPlan
 from pagoda.errors import ConfigError, RequestError
@@ -93,12 +95,14 @@ def calibration_tokens(source: str, tokenizer: Any, vocab_size: int) -> list[int
     return known
 
 
-def fit_format(model: Model, kernels: Kernels, memory: MemoryPlan, read_text: Callable[[], list[int]]) -> FormatFit:
+def fit_format(
+    model: Model, kernels: Kernels, memory: MemoryPlan, read_text: Callable[[], list[int]], store: FitStore
+) -> FormatFit:
     """Fit the formats of `memory`; `read_text` gives what to run through the model, if need be."""
     if not _has_codes(memory.geometries):
         return FormatFit()
     begin = monotonic()
-    trial = Trial.of(model, kernels, read_text())
+    trial = Trial.of(model, kernels, read_text(), store)
     if trial is None:
         return FormatFit()
     loss = trial.loss(memory.geometries)
@@ -108,29 +112,47 @@ def fit_format(model: Model, kernels: Kernels, memory: MemoryPlan, read_text: Ca
 
 
 class Trial:
-    """A text run through a model over exact pages: the `statistics` of its keys, and predictions to compare with."""
+    """A text run through a model: what its keys have in common, and what predictions over pages of codes lose.
+
+    What is in `store` is not computed again.
+    """
 
     @classmethod
-    def of(cls, model: Model, kernels: Kernels, token_ids: list[int]) -> Self | None:
+    def of(cls, model: Model, kernels: Kernels, token_ids: list[int], store: FitStore | None = None) -> Self | None:
         """None for a text that is too short, or a model that a text alone does not run."""
         limit = MOST_TOKENS if model.most_model_len is None else min(MOST_TOKENS, model.most_model_len)
         if min(limit, len(token_ids)) < FEWEST_TOKENS or not can_run(model):
             return None
-        return cls(model, kernels, torch.tensor(token_ids[:limit]))
+        return cls(model, kernels, torch.tensor(token_ids[:limit]), store or FitStore(None))
 
-    def __init__(self, model: Model, kernels: Kernels, token_ids: torch.Tensor) -> None:
-        self.model, self._kernels, self._token_ids = model, kernels, token_ids
+    def __init__(self, model: Model, kernels: Kernels, token_ids: torch.Tensor, store: FitStore) -> None:
+        self.model, self._kernels, self._token_ids, self._store = model, kernels, token_ids, store
         checked = int(len(token_ids) * CHECKED_SHARE)
         stride = max(1, -(-checked * model.vocab_size // MOST_LOGITS))
         self._rows = torch.arange(len(token_ids) - checked, len(token_ids), stride)
-        self.statistics: dict[SiteSlot, KeyStatistics] = measure(model, kernels, token_ids[: len(token_ids) - checked])
-        self._exact = self._predictions(page_geometries(model.spec, own_format(model.dtype), PAGE_TOKENS), {})
+        self._key = key_of(model, token_ids)
+        measured = store.read(self._key)
+        if measured is None:
+            measured = Measured(measure(model, kernels, token_ids[: len(token_ids) - checked]))
+            store.write(self._key, measured)
+        self._measured = measured
+
+    @property
+    def statistics(self) -> dict[SiteSlot, KeyStatistics]:
+        """Of the keys of every layer that could be measured."""
+        return self._measured.statistics
 
     def loss(self, geometries: tuple[PageGeometry, ...]) -> float | None:
         """Of pages in these formats; None if predictions are not all finite."""
         constants = constants_for(geometries, self.statistics, len(self._token_ids))
-        divergence = float(divergences(self._exact, self._predictions(geometries, constants)).mean())
-        return math.expm1(divergence) if math.isfinite(divergence) else None
+        name = f"{_format_names(geometries)} {digest_of(constants)}"
+        if name not in self._measured.losses:
+            divergence = float(divergences(self._exact, self._predictions(geometries, constants)).mean())
+            if not math.isfinite(divergence):
+                return None
+            self._measured.losses[name] = math.expm1(divergence)
+            self._store.write(self._key, self._measured)
+        return self._measured.losses[name]
 
     def loss_in(self, name: str) -> float | None:
         """Of pages all in the format `name`; None if they cannot keep this model."""
@@ -138,6 +160,10 @@ class Trial:
             return self.loss(page_geometries(self.model.spec, lookup("format", name), PAGE_TOKENS))
         except ConfigError:
             return None
+
+    @cached_property
+    def _exact(self) -> torch.Tensor:
+        return self._predictions(page_geometries(self.model.spec, own_format(self.model.dtype), PAGE_TOKENS), {})
 
     def _predictions(self, geometries: tuple[PageGeometry, ...], constants: Constants) -> torch.Tensor:
         passage = Passage(self.model, self._kernels, geometries, len(self._token_ids), constants)
@@ -155,6 +181,12 @@ def _divergence(exact: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     # Tokens that cannot be drawn have minus infinity, and no weight.
     terms = torch.where(expected.isneginf(), 0.0, expected.exp() * (expected - other.log_softmax(dim=-1)))
     return terms.sum(dim=-1).clamp(min=0)
+
+
+def _format_names(geometries: tuple[PageGeometry, ...]) -> str:
+    return "; ".join(
+        f"{geometry.format.name} {[(layer, other.name) for layer, other in geometry.others]}" for geometry in geometries
+    )
 
 
 def _has_codes(geometries: tuple[PageGeometry, ...]) -> bool:
