@@ -179,7 +179,8 @@ struct ChannelSteps {
 };
 
 // Rows of tokens, whose channels of the high bits are the second half. A last group ends in the room of what comes
-// behind it, so each row is written backwards. A single group has steps of one.
+// behind it, so each row is written backwards. A single group has steps of one. Reads go up to a whole vector behind a
+// row: scales and levels follow, of at least 16 tokens.
 template <bool kHasSteps>
 inline void unpack_rows(const CodedPanel& panel, const PanelGroups& groups, const int32_t* steps, uint8_t* target) {
     typedef ChannelSteps<kHasSteps> Steps;
@@ -211,7 +212,6 @@ inline void unpack_values(const CodedPanel& panel, const PanelGroups& groups, in
     else
         unpack_rows<false>(panel, groups, steps, target);
 }
-
 
 inline void decode(Encoding encoding, const CodedPanel& panel, uint8_t* target) {
     switch (encoding) {

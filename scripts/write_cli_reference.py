@@ -28,19 +28,26 @@ Environment: `PAGODA_KERNELS` (auto, native, reference), `PAGODA_KERNEL_ISA` (am
 
 def reference() -> str:
     """The whole document."""
-    parser = build_parser()
-    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    return "\n".join([INTRODUCTION, *(line for name, sub in commands.choices.items() for line in _command(name, sub))])
+    return "\n".join([INTRODUCTION, *_commands("pagoda", build_parser())])
+
+
+def _commands(name: str, parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each, sub in action.choices.items():
+                yield from _command(f"{name} {each}", sub)
 
 
 def _command(name: str, parser: argparse.ArgumentParser) -> Iterator[str]:
-    yield f"## pagoda {name}\n"
+    yield f"## {name}\n"
     yield f"{parser.description}\n"
     for group in parser._action_groups:
         actions = [action for action in group._group_actions if action.dest != "help"]
+        actions = [action for action in actions if not isinstance(action, argparse._SubParsersAction)]
         if actions:
             yield from _table(group.title or "", actions)
     yield f"```\n{parser.epilog}\n```\n"
+    yield from _commands(name, parser)
 
 
 def _table(title: str, actions: list[argparse.Action]) -> Iterator[str]:

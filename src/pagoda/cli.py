@@ -215,8 +215,13 @@ def _add_quality(parser: Parser) -> None:
     add("--skip-speed", action="store_true", help="do not measure decode speed")
     add("--json", type=Path, metavar="FILE", help="also write every figure to a file")
     add("--plot", type=Path, metavar="FILE", help="draw loss over memory (needs the plot extra)")
-    add("--dtype", default="auto", help="precision of the weights (default: auto)")
-    add_model_options(parser)
+    dtypes = ("auto", "float32", "float16", "bfloat16")
+    add("--dtype", default="auto", choices=dtypes, help="precision of the weights (default: auto)")
+    add("--model", type=Path, metavar="PATH", help="checkpoint directory (default: the embedded model)")
+    add("--tokenizer", type=Path, metavar="PATH", help="tokenizer directory, if it is not the model's")
+    for action in parser._actions:
+        if action.dest in ("model", "tokenizer", "dtype", "json", "repeats"):
+            action.default = argparse.SUPPRESS  # `pagoda bench` has them too, and what was given before "quality"
 
 
 def _add_doctor(parser: Parser) -> None:

@@ -65,7 +65,9 @@ def test_it_is_said_where_users_look(caplog):
         loss = llm.cache_stats().format_loss
         assert 0 < loss < MOST_LOSS
         assert llm.engine.fit.digest
-    assert f"Pages in int8 should cost this model {100 * loss:.1f} % of perplexity." in caplog.text
+    assert (
+        f"Pages in int8 should cost this model {100 * loss:.1f} % of perplexity on the calibration text." in caplog.text
+    )
     assert not warnings(caplog)
 
 

@@ -59,8 +59,8 @@ sequences = sequences.filter(lambda pairs: sum(map(sum, pairs)) > 0)
 def width_units(format):
     """What the widths of keys and values must be multiples of: codes go four to a word, those of four bits eight."""
     if format in (INT4, INT4_ROTATED, INT4_PLAIN):
-        return 8, 2
-    return 4 if format in CODED else 2, 2 if format is K8V4 else 1
+        return 8, 8
+    return 4 if format in CODED else 2, 8 if format is K8V4 else 1
 
 
 @st.composite

@@ -202,12 +202,15 @@ def _tell(trial: Trial, geometries: tuple[PageGeometry, ...], loss: float | None
     if loss is None:
         return
     names = ", ".join(sorted({geometry.format_name for geometry in geometries}))
-    logger.info("Pages in %s should cost this model %.1f %% of perplexity.", names, 100 * loss)
+    logger.info("Pages in %s should cost this model %.1f %% of perplexity on the calibration text.", names, 100 * loss)
     if loss <= MOST_LOSS:
         return
     losses = ((name, trial.loss_in(name)) for name in SAFER)
     better = next(((name, each) for name, each in losses if each is not None and each <= MOST_LOSS), None)
     advice = "auto, which loses nothing" if better is None else f"{better[0]} ({100 * better[1]:.1f} %)"
     logger.warning(
-        "Pages in %s should cost this model %.1f %% of perplexity; choose kv_cache_dtype=%s.", names, 100 * loss, advice
+        "Pages in %s should cost this model %.1f %% of perplexity on the calibration text; choose kv_cache_dtype=%s.",
+        names,
+        100 * loss,
+        advice,
     )

@@ -33,6 +33,8 @@ LARGEST_STEP = 16
 # What rows of several groups are scaled to: so far that half a step further is still a byte.
 LARGEST_NUMBER = 127 - LARGEST_STEP // 2
 KEY_GROUP, VALUE_GROUP = 16, 32
+# Two words of keys. Kernels read whole vectors of values too: fewer bytes than this would end behind the page.
+WIDTH_MULTIPLE = 2 * WORD_CODES
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,8 @@ class Int4Format(Format):
         return plane.width if plane.width <= group else min(group, plane.width // 2)
 
     def obstacle(self, plane: Plane) -> str | None:
-        multiple = 2 * WORD_CODES if plane.reduced is Axis.CHANNEL else 2
-        if plane.width % multiple:
-            return f"its {plane.name} heads have {plane.width} channels, which must be a multiple of {multiple}"
+        if plane.width % WIDTH_MULTIPLE:
+            return f"its {plane.name} heads have {plane.width} channels, which must be a multiple of {WIDTH_MULTIPLE}"
         return None
 
     def plane_nbytes(self, plane: Plane, page_tokens: int) -> int:
