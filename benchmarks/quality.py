@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pagoda.config import Environment
-from pagoda.engine.format_fit import Trial, calibration_tokens
+from pagoda.engine.format_fit import Trial, calibration_text
 from pagoda.engine.key_constants import constants_for
 from pagoda.formats.page import page_geometries
 from pagoda.kernels.base import Kernels
@@ -86,7 +86,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     model = load_model(EMBEDDED_MODEL, dtype="auto")
     add_outliers(model, options.outliers)
     kernels = choose_kernels(Environment())
-    trial = Trial.of(model, kernels, calibration_tokens(options.calibration, tokenizer, model.vocab_size))
+    text = calibration_text(options.calibration, tokenizer, model.vocab_size)
+    trial = Trial.of(model, kernels, text.token_ids)
     results = {}
     for format_name in options.formats:
         network: Any = PagedNetwork.make(model, kernels, format_name, trial)

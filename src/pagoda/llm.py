@@ -29,7 +29,7 @@ from pagoda.checks import shown
 from pagoda.collector import Collector
 from pagoda.config import engine_config
 from pagoda.engine.engine import Engine
-from pagoda.engine.format_fit import calibration_tokens
+from pagoda.engine.format_fit import calibration_text
 from pagoda.engine.loop import EngineLoop
 from pagoda.engine.request import Request, new_request
 from pagoda.errors import ConfigError, InvalidSamplingError, RequestError
@@ -87,7 +87,7 @@ class LLM:
             if self.tokenizer is None:
                 raise ConfigError(f"There is no tokenizer in {tokenizer}; give the directory of one.")
         loaded = _generating(loaded, self.tokenizer, config.generation_config)
-        calibration = partial(calibration_tokens, config.kv_cache_calibration, self.tokenizer, loaded.vocab_size)
+        calibration = partial(calibration_text, config.kv_cache_calibration, self.tokenizer, loaded.vocab_size)
         self.engine = Engine(loaded, kernels, config, calibration=calibration)
         self.reader = PromptReader(loaded, self.tokenizer, feature_extractor, self.engine.max_model_len)
         self.chats = ChatRenderer(self.tokenizer, self.engine.max_model_len)

@@ -98,3 +98,11 @@ def test_two_loads_find_the_same():
         with LLM(kv_cache_dtype="int4", kv_cache_memory_bytes=8 << 20) as llm:
             digests.add(llm.engine.fit.digest)
     assert len(digests) == 1
+
+
+def test_without_a_tokenizer_keys_are_measured_and_no_loss_is_told(caplog):
+    options = {"kv_cache_dtype": "int4", "kv_cache_memory_bytes": 8 << 20}
+    with LLM(skip_tokenizer_init=True, **options) as llm:
+        assert llm.engine.fit.constants
+        assert llm.engine.fit.loss is None
+    assert not warnings(caplog)

@@ -12,7 +12,7 @@ from engine.tiny import tiny_model
 from oracle.families import build_tiny
 from pagoda import LLM, SamplingParams
 from pagoda.config import Environment
-from pagoda.engine.format_fit import calibration_tokens
+from pagoda.engine.format_fit import calibration_text
 from pagoda.errors import ConfigError
 from pagoda.formats.constants import MOST_PAIRS, PageTurns
 from pagoda.kernels.dispatch import choose_kernels
@@ -179,12 +179,12 @@ def test_a_tokenizer_that_fails_at_the_text_is_named():
         raise ValueError(text[:5])
 
     with pytest.raises(ConfigError, match="give another file, or none"):
-        calibration_tokens("auto", failing, 100)
-    assert calibration_tokens("none", failing, 100) == []
+        calibration_text("auto", failing, 100)
+    assert calibration_text("none", failing, 100) .token_ids == []
 
 
 def test_tokens_that_the_model_does_not_have_are_left_out():
     def tokenizer(text: str) -> SimpleNamespace:
         return SimpleNamespace(input_ids=[*range(90, 110)])
 
-    assert calibration_tokens("auto", tokenizer, 100) == [*range(90, 100)]
+    assert calibration_text("auto", tokenizer, 100).token_ids == [*range(90, 100)]

@@ -188,13 +188,14 @@ def _model(environment: Environment, path: Path | None) -> Iterator[Finding]:
 def _formats(llm: LLM, environment: Environment) -> Iterator[Finding]:
     """What formats of pages should cost this model."""
     from pagoda.engine.fit_store import FitStore
-    from pagoda.engine.format_fit import MOST_LOSS, Trial, calibration_tokens
+    from pagoda.engine.format_fit import MOST_LOSS, Trial, calibration_text
 
     engine = llm.engine
     for geometry in engine.memory.geometries[:1]:
         yield Finding("model", "format of pages", geometry.format_name)
-    token_ids = calibration_tokens("auto", llm.tokenizer, engine.model.vocab_size)
-    trial = Trial.of(engine.model, engine.kernels, token_ids, FitStore(environment.cache_folder))
+    text = calibration_text("auto", llm.tokenizer, engine.model.vocab_size)
+    store = FitStore(environment.cache_folder)
+    trial = Trial.of(engine.model, engine.kernels, text.token_ids, store) if text.is_read else None
     losses = {} if trial is None else {name: trial.loss_in(name) for name in CHECKED_FORMATS}
     for name, loss in losses.items():
         if loss is not None:

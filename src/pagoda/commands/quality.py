@@ -25,7 +25,7 @@ from pagoda import machine
 from pagoda.commands.comparison import Probes, TextResult, compare_window
 from pagoda.config import Environment, engine_config
 from pagoda.engine.fit_store import FitStore
-from pagoda.engine.format_fit import Trial, calibration_tokens
+from pagoda.engine.format_fit import Trial, calibration_text
 from pagoda.engine.key_constants import constants_for
 from pagoda.engine.page_formats import choose_geometries
 from pagoda.errors import ConfigError
@@ -115,7 +115,7 @@ class Bench:
         self._formats = [self._geometries(name) for name in arguments.formats]
 
     def measure(self, console: Console) -> list[FormatResult]:
-        calibration = calibration_tokens("auto", self.tokenizer, self.model.vocab_size)
+        calibration = calibration_text("auto", self.tokenizer, self.model.vocab_size).token_ids
         trial = Trial.of(self.model, self.kernels, calibration, FitStore(Environment.read().cache_folder))
         passages, results = [], []
         for name, geometries in zip(self._arguments.formats, self._formats, strict=True):

@@ -23,7 +23,7 @@ from pagoda.config import EngineConfig
 from pagoda.engine.admission import Admission
 from pagoda.engine.breakpoints import check_breakpoints, lease_computed
 from pagoda.engine.fit_store import FitStore
-from pagoda.engine.format_fit import fit_format
+from pagoda.engine.format_fit import CalibrationText, fit_format
 from pagoda.engine.forward import Computed, Forward
 from pagoda.engine.memory import plan_memory
 from pagoda.engine.pools import make_cache, make_pools
@@ -61,7 +61,7 @@ class TokenEvent(NamedTuple):
 class Engine:
     """Generates tokens for many requests over one paged, prefix-shared cache. Leases run by `clock`.
 
-    Formats of few bits are fitted to the model with what `calibration` reads, token ids of a text.
+    Formats of few bits are fitted to the model with what `calibration` reads.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Engine:
         kernels: Kernels,
         config: EngineConfig,
         clock: Callable[[], float] = monotonic,
-        calibration: Callable[[], list[int]] = list,
+        calibration: Callable[[], CalibrationText] = CalibrationText,
     ) -> None:
         self.model = model
         self.kernels = kernels

@@ -48,6 +48,14 @@ SAFER = ("k8v4", "int8", "fp8_e4m3")
 
 
 @dataclass(frozen=True)
+class CalibrationText:
+    """Token ids to run through a model; they say what a format costs only if a tokenizer read them from a text."""
+
+    token_ids: list[int] = field(default_factory=list)
+    is_read: bool = True
+
+
+@dataclass(frozen=True)
 class FormatFit:
     """Constants of keys, and the `loss`: how much larger perplexity should be than over exact pages.
 
@@ -64,16 +72,16 @@ class FormatFit:
         return digest_of(self.constants)
 
 
-def calibration_tokens(source: str, tokenizer: Any, vocab_size: int) -> list[int]:
-    """Token ids of the text that `source` names: "auto", "none" or a file. Any ids, if there is no tokenizer.
+def calibration_text(source: str, tokenizer: Any, vocab_size: int) -> CalibrationText:
+    """The text that `source` names: "auto", "none" or a file. Any ids, if there is no tokenizer.
 
     Raises ConfigError for a file that is too short or cannot be read, by us or by the tokenizer.
     """
     if source == "none":
-        return []
+        return CalibrationText()
     if tokenizer is None:
         generator = random.Random(0)
-        return [generator.randrange(vocab_size) for _ in range(MOST_TOKENS)]
+        return CalibrationText([generator.randrange(vocab_size) for _ in range(MOST_TOKENS)], is_read=False)
     try:
         text = (TEXT if source == "auto" else Path(source)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError, ValueError) as error:
@@ -92,20 +100,21 @@ def calibration_tokens(source: str, tokenizer: Any, vocab_size: int) -> list[int
             f"The text of kv_cache_calibration={source!r} has {len(known)} tokens; give a file of at least "
             f"{FEWEST_TOKENS}, better {MOST_TOKENS}, or none."
         )
-    return known
+    return CalibrationText(known)
 
 
 def fit_format(
-    model: Model, kernels: Kernels, memory: MemoryPlan, read_text: Callable[[], list[int]], store: FitStore
+    model: Model, kernels: Kernels, memory: MemoryPlan, read_text: Callable[[], CalibrationText], store: FitStore
 ) -> FormatFit:
     """Fit the formats of `memory`; `read_text` gives what to run through the model, if need be."""
     if not _has_codes(memory.geometries):
         return FormatFit()
     begin = monotonic()
-    trial = Trial.of(model, kernels, read_text(), store)
+    text = read_text()
+    trial = Trial.of(model, kernels, text.token_ids, store)
     if trial is None:
         return FormatFit()
-    loss = trial.loss(memory.geometries)
+    loss = trial.loss(memory.geometries) if text.is_read else None
     logger.info("Fitted the format of pages to the model in %.1f s.", monotonic() - begin)
     _tell(trial, memory.geometries, loss)
     return FormatFit(constants_for(memory.geometries, trial.statistics, memory.max_model_len), loss)
