@@ -180,7 +180,7 @@ def test_a_tokenizer_that_fails_at_the_text_is_named():
 
     with pytest.raises(ConfigError, match="give another file, or none"):
         calibration_text("auto", failing, 100)
-    assert calibration_text("none", failing, 100) .token_ids == []
+    assert calibration_text("none", failing, 100).token_ids == []
 
 
 def test_tokens_that_the_model_does_not_have_are_left_out():
