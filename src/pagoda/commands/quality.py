@@ -12,6 +12,7 @@ import logging
 import statistics
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,8 +129,8 @@ class Bench:
         self._read_texts(exact, passages, results, console)
         self._recall(passages, results, console)
         if not self._arguments.skip_speed:
-            logging.getLogger("pagoda.engine").setLevel(logging.ERROR)  # what it warns of is in the table
-            self._decode(results)
+            with _untold("pagoda.engine"):  # what it warns of is in the tables
+                self._decode(results)
         return results
 
     @property
@@ -240,6 +241,18 @@ def tables(results: list[FormatResult]) -> Iterator[Table]:
         rate = f"{statistics.median(result.decode_rates):.1f}" if result.decode_rates else ""
         others.append((result.name, f"{result.nbytes_per_token:,.0f}", loss, rate))
     yield _table("memory and speed", others)
+
+
+@contextmanager
+def _untold(name: str) -> Iterator[None]:
+    """Without the warnings of a logger."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _recall_rows(results: list[FormatResult]) -> list[tuple[str, ...]]:
