@@ -68,6 +68,9 @@ def test_a_later_position_and_own_texts(tmp_path, capsys):
         (("--position", "5"), "multiple of 32"),
         (("--position", "999968"), "lower --position"),
         (("--windows", "0"), "at least one window"),
+        (("--repeats", "0"), "one repeat"),
+        (("--distances", "-5"), "numbers of tokens"),
+        (("--distances", "3000"), "to put between"),
         (("--formats", "int3"), "int3"),
     ],
 )

@@ -154,7 +154,7 @@ class TestConstants:
         plain, calibrated = (
             (logprobs(format, calibration) - exact).square().mean().sqrt() for calibration in ("none", "auto")
         )
-        assert calibrated < plain / 2
+        assert calibrated < plain / (2 if format == "k8v4" else 3)  # whose values lose as much either way
 
     def test_the_same_model_has_the_same_ones(self, biased):
         first, second = (next(iter(measure(biased, choose_kernels(Environment()), TOKENS).values())) for _ in range(2))

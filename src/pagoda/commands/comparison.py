@@ -78,7 +78,9 @@ class TextResult:
         return torch.cat([each.divergences for each in self.windows])
 
 
-def compare_window(exact: Passage, passages: Sequence[Passage], token_ids: torch.Tensor, vocab_size: int) -> Any:
+def compare_window(
+    exact: Passage, passages: Sequence[Passage], token_ids: torch.Tensor, vocab_size: int
+) -> tuple[list[WindowResult], float]:
     """A `WindowResult` of each of `passages`, and the loss of the exact one."""
     first = min(UNCOUNTED_TOKENS, len(token_ids) // 4)
     stride = max(1, -(-(len(token_ids) - first) * vocab_size // MOST_LOGITS))

@@ -113,6 +113,12 @@ class Bench:
         self._check()
         self.model.fix_length(None)
         self.texts = {name: self._windows(name, text) for name, text in _texts(arguments.texts)}
+        self.filler = torch.cat([window for windows in self.texts.values() for window in windows])
+        if max(arguments.distances, default=0) >= len(self.filler):
+            raise ConfigError(
+                f"--distances has {max(arguments.distances)} and the texts {len(self.filler)} tokens to put between; "
+                "lower it, or give more windows."
+            )
         self._formats = [self._geometries(name) for name in arguments.formats]
 
     def measure(self, console: Console) -> list[FormatResult]:
@@ -144,8 +150,10 @@ class Bench:
 
     def _check(self) -> None:
         most, arguments = self.model.most_model_len, self._arguments
-        if self._tokens < 64 or arguments.windows < 1 or arguments.probes < 1:
-            raise ConfigError("Give at least one window of 64 tokens, and one probe.")
+        if self._tokens < 64 or min(arguments.windows, arguments.probes, arguments.repeats) < 1:
+            raise ConfigError("Give at least one window of 64 tokens, one probe and one repeat.")
+        if min(arguments.distances, default=0) < 0:
+            raise ConfigError(f"--distances has {min(arguments.distances)}; give numbers of tokens.")
         if self._position < 0 or self._position % 32:
             raise ConfigError(f"--position is {self._position}; give a multiple of 32.")
         if most is not None and self._end > most:
@@ -178,12 +186,9 @@ class Bench:
                     of_text.exact.append(loss)
 
     def _recall(self, passages: list[Passage], results: list[FormatResult], console: Console) -> None:
-        filler = torch.cat([window for windows in self.texts.values() for window in windows])
-        probes = Probes(self.tokenizer, filler)
+        probes = Probes(self.tokenizer, self.filler)
         for kind in Probes.KINDS:
             for distance in self._arguments.distances:
-                if distance >= len(filler):
-                    continue
                 made = list(probes.make(kind, distance, self._arguments.probes))
                 for passage, result in zip(passages, results, strict=True):
                     told = _shown(made, f"{kind} {distance}", console)

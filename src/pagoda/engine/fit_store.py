@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -70,9 +70,10 @@ class FitStore:
         }
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with NamedTemporaryFile(dir=self._folder, delete=False) as file:
-                file.write(save(tensors, notes))
-            Path(file.name).replace(self._file(key))
+            with TemporaryDirectory(dir=self._folder) as folder:
+                whole = Path(folder) / "whole"
+                whole.write_bytes(save(tensors, notes))
+                whole.replace(self._file(key))
         except OSError as error:
             logger.info("What was measured of the model is not kept: %s", error)
 
