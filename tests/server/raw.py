@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import socket
 from typing import Any
 from urllib.parse import urlsplit
@@ -50,6 +51,10 @@ class Client:
 
     def receive_some(self) -> bytes:
         return self._socket.recv(1 << 16)
+
+    def has_received(self, within_seconds: float) -> bool:
+        """Whether anything, or the end of the connection, comes in this time."""
+        return bool(select.select([self._socket], [], [], within_seconds)[0])
 
 
 def head(method: str, path: str, *lines: str) -> bytes:
