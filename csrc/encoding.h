@@ -112,18 +112,22 @@ struct TokenSteps {
     Ints offset;
 
     explicit TokenSteps(const uint8_t* levels) {
-        const Ints bytes = load_bytes(levels);
-        const Ints twice = bytes | bytes << 16;
-        step = (twice & 0x000f000f) + 0x00010001;
-        offset = multiply_halves(multiply_halves(step, twice >> 4 & 0x000f000f), Ints{} + 0x01010101);
+        const Ints bytes = load_bytes(levels) * 0x01010101;
+        step = (bytes & 0x000f000f) + 0x00010001;
+        offset = multiply_halves(bytes >> 4 & 0x0f0f0f0f, step);
     }
 
     Ints numbers(Ints codes) const { return subtract_bytes(multiply_halves(codes, step), offset); }
 };
 
+// Channels of a group, unless it is a whole half of a row. Loops of that many steps are unrolled.
+constexpr int64_t kKeyGroupChannels = 16;
+constexpr int64_t kValueGroupChannels = 32;
+
 // Bytes of two codes become bytes of one number each. Rows of channels: the high bits' are half a head behind the low
-// bits'.
-inline void unpack_keys(const CodedPanel& panel, const PanelGroups& groups, uint8_t* target) {
+// bits'. Like `unpack_values`, out of line: callers leave it too few registers.
+__attribute__((noinline)) void unpack_keys(const CodedPanel& panel, const PanelGroups& groups, uint8_t* target) {
+    constexpr int64_t kGroupRows = kKeyGroupChannels / kWordCodes;
     const int64_t row_nbytes = panel.columns * 4, group_rows = groups.channels / kWordCodes;
     for (int64_t row = 0; row < panel.rows; row++) prefetch_row(panel, row);
     for (int64_t group = 0; group < groups.of_half(); group++) {
@@ -131,12 +135,16 @@ inline void unpack_keys(const CodedPanel& panel, const PanelGroups& groups, uint
         const int64_t last = first + group_rows < panel.rows ? first + group_rows : panel.rows;
         for (int64_t column = 0; column < panel.columns; column += kLanes) {
             const TokenSteps low(groups.low(group) + column), high(groups.high(group) + column);
-            for (int64_t row = first; row < last; row++) {
+            const auto unpack = [&](int64_t row) {
                 const Ints codes = load_words(panel.codes + row * panel.row_nbytes + column * 4);
                 uint8_t* numbers = target + row * row_nbytes + column * 4;
                 store_words(numbers, low.numbers(codes & 0x0f0f0f0f));
                 store_words(numbers + panel.rows * row_nbytes, high.numbers(codes >> 4 & 0x0f0f0f0f));
-            }
+            };
+            if (last - first == kGroupRows)
+                for (int64_t row = 0; row < kGroupRows; row++) unpack(first + row);
+            else
+                for (int64_t row = first; row < last; row++) unpack(row);
         }
     }
 }
@@ -194,18 +202,23 @@ inline void unpack_rows(const CodedPanel& panel, const PanelGroups& groups, cons
             const int32_t* of_group = steps + steps_words(group) + row;
             const Steps low(of_group), high(of_group + to_high);
             const int64_t begin = group * groups.channels;
-            for (int64_t channel = begin + (end - begin - 1) / kLanes * kLanes; channel >= begin; channel -= kLanes) {
+            const auto unpack = [&](int64_t channel) {
                 const Ints both = load_words(codes + channel * 4);
                 store_words(target + channel * 4, low.numbers(both));
                 store_words(target + row_nbytes + channel * 4, high.numbers(both >> 4));
-            }
+            };
+            if (end - begin == kValueGroupChannels)
+                for (int64_t i = kValueGroupChannels - kLanes; i >= 0; i -= kLanes) unpack(begin + i);
+            else
+                for (int64_t channel = begin + (end - begin - 1) / kLanes * kLanes; channel >= begin; channel -= kLanes)
+                    unpack(channel);
             end = begin;
         }
     }
 }
 
 // `steps` has room for those of all groups.
-inline void unpack_values(const CodedPanel& panel, const PanelGroups& groups, int32_t* steps, uint8_t* target) {
+__attribute__((noinline)) void unpack_values(const CodedPanel& panel, const PanelGroups& groups, int32_t* steps, uint8_t* target) {
     find_steps(groups, panel.rows, steps);
     if (groups.count > 1)
         unpack_rows<true>(panel, groups, steps, target);

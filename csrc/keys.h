@@ -2,7 +2,8 @@
 //
 // Both pack the queries once; then, for each block, read what must be decoded and score its panels for bands of rows. As
 // bytes a query is an integer of 16 bits times a scale, in two parts that meet the codes apart: exact but for the
-// rounding of the query to that scale, and nothing is decoded to floats.
+// rounding of the query to that scale, and nothing is decoded to floats. Where keys have four bits, the query has 8 and
+// one part: a step of the query is a 255th of its range, one of the keys about a 15th of theirs.
 #pragma once
 
 #include "arithmetic.h"
@@ -133,8 +134,10 @@ constexpr float kHighUnit = 256.0f;
 // Rows whose largest number is smaller are zero as bytes.
 constexpr float kSmallest = 1e-30f;
 
+inline Floats widened(const int32_t* high) { return __builtin_convertvector(load(high), Floats) * kHighUnit; }
+
 inline Floats joined(const int32_t* high, const int32_t* low) {
-    return __builtin_convertvector(load(high), Floats) * kHighUnit + __builtin_convertvector(load(low), Floats);
+    return widened(high) + __builtin_convertvector(load(low), Floats);
 }
 
 // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits of the sum.
@@ -146,7 +149,7 @@ inline int32_t nearest(float value) {
 template <class Arithmetic>
 class ByteKeys {
   public:
-    // Two parts each.
+    // Up to two parts each.
     static constexpr int64_t kBandRows = pagoda::kBandRows / 2;
 
     ByteKeys(const Work& work, Arithmetic& arithmetic) : work_(work), arithmetic_(arithmetic), lifts_(work) {}
@@ -176,7 +179,7 @@ class ByteKeys {
 
     void score(const Block& block, PanelRange panels, const Band& band, const Ahead& ahead) {
         const int64_t tokens = panel_tokens(pages());
-        const LeftBytes queries{band_queries(band.first), stride(), int(2 * band.count)};
+        const LeftBytes queries{band_queries(band.first), stride(), int(num_parts() * band.count)};
         for (int panel = panels.first; panel < panels.last; panel++) {
             const uint8_t* next = band.first == 0 && !is_packed() ? ahead.of(panel, panels_[panel]) : panels_[panel];
             const int64_t row_nbytes = is_packed() ? tokens * 4 : key_row_nbytes(pages());
@@ -192,6 +195,7 @@ class ByteKeys {
 
     const Pages& pages() const { return work_.call.pages; }
     bool is_packed() const { return pages().key.encoding == Encoding::int4; }
+    int num_parts() const { return is_packed() ? 1 : 2; }
     int64_t stride() const { return rounded_up(pages().key.width, 64); }
 
     // High parts of all rows of the band, then low parts.
@@ -212,10 +216,10 @@ class ByteKeys {
         int32_t sum = 0;
         for (int64_t channel = 0; channel < pages().key.width; channel++) {
             const int32_t number = is_usable ? nearest(numbers[channel] * inverse) : 0;
-            const int32_t rounded = (number + 128) >> 8;
+            const int32_t rounded = (number + 128) >> 8, rest = number - rounded * 256;
             high[channel] = uint8_t(rounded);
-            low[channel] = uint8_t(number - rounded * 256);
-            sum += number;
+            if (num_parts() > 1) low[channel] = uint8_t(rest);
+            sum += num_parts() > 1 ? number : number - rest;
         }
         work_.scratch.query_scales[row] = all_finite ? largest / kLargest : __builtin_nanf("");
         work_.scratch.query_sums[row] = float(sum);
@@ -234,8 +238,8 @@ class ByteKeys {
             const Floats raised = splat(work_.scratch.query_sums[band.first + row] * Arithmetic::kRaisedKeys);
             for (int panel = panels.first; panel < panels.last; panel++)
                 for (int64_t token = panel * tokens; token < (panel + 1) * tokens; token += kLanes) {
-                    const Floats codes = joined(high + token, low + token) - raised;
-                    store(scores + token, codes * load(work_.scratch.key_scales + token) * unit + lifts[panel]);
+                    const Floats codes = num_parts() > 1 ? joined(high + token, low + token) : widened(high + token);
+                    store(scores + token, (codes - raised) * load(work_.scratch.key_scales + token) * unit + lifts[panel]);
                 }
         }
     }
