@@ -68,6 +68,19 @@ inline uint8_t* row_data(const AttendCall& call, const Rows& rows, const RowPlac
     return rows.data + (token * rows.row_stride + place.head * rows.head_stride) * number_nbytes(rows.number);
 }
 
+// Latents are values that were kept as keys are. Their channels are not rotated, so bases are those of any page.
+inline void give_back(const AttendCall& call, int64_t kv_head, float weights, float* latent) {
+    const KeyConstants& constants = call.pages.constants;
+    const int64_t width = call.pages.value.width;
+    const float* scales = constants.scales + kv_head * call.pages.key.width;
+    for (int64_t channel = 0; channel < width; channel++) latent[channel] *= scales[channel];
+    for (int64_t i = 0; i < constants.num_pairs; i++) {
+        const BasedPair pair = based_pair(constants, kv_head, i);
+        if (pair.first < width) latent[pair.first] += pair.base_first * weights;
+        if (pair.second < width) latent[pair.second] += pair.base_second * weights;
+    }
+}
+
 inline void write_out(const AttendCall& call, const Tile& tile, const Accumulator& sums, float* result) {
     for (int64_t row = 0; row < tile.num_rows; row++) {
         const RowPlace place = place_of(call, tile, row);
@@ -75,6 +88,8 @@ inline void write_out(const AttendCall& call, const Tile& tile, const Accumulato
         for (int64_t channel = 0; channel < call.pages.value.width; channel++)
             result[channel] = sums.values[row * sums.stride + channel] * factor;
         hadamard(result, call.pages.value);
+        if (call.pages.values_in_keys && call.pages.constants.scales)
+            give_back(call, tile.kv_head, sums.sum[row] * factor, result);
         write_row(row_data(call, call.out, place), call.out.number, result, call.pages.value.width);
     }
 }

@@ -107,10 +107,13 @@ def make_constants(shape: Shape, generator: torch.Generator) -> KeyConstants:
     num_pages = max(-(-(past + new) // shape.page_tokens) for past, new in shape.sequences)
     frequencies = torch.rand(num_turns - 1, generator=generator) / 64
     channels = torch.stack([torch.randperm(width, generator=generator)[: 2 * num_pairs] for _ in range(heads)])
+    channels = channels.view(heads, num_pairs, 2)
     turns = torch.randint(num_turns, (heads, num_pairs, 1), generator=generator)
+    if shape.has_latents:  # channels of values do not turn
+        turns[(channels < shape.value_width).any(dim=-1)] = num_turns - 1
     return KeyConstants(
         scales=2.0 ** torch.randint(-2, 2, (heads, width), generator=generator),
-        pairs=torch.cat((channels.view(heads, num_pairs, 2), turns), dim=-1).int(),
+        pairs=torch.cat((channels, turns), dim=-1).int(),
         bases=torch.randn(heads, num_pairs, 2, generator=generator) * 2,
         turns=PageTurns.of(frequencies, shape.page_tokens, num_pages),
     )

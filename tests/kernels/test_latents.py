@@ -11,6 +11,7 @@ from pagoda.formats.plain import BF16
 from pagoda.formats.scaled import INT8
 from pagoda.kernels.base import AttentionRule
 from pagoda.kernels.native import NativeKernels, instruction_sets
+from pagoda.kernels.native_arguments import WITH_CONSTANTS
 from pagoda.kernels.reference import ReferenceKernels
 from pagoda.layouts.spec import Reach
 
@@ -49,9 +50,9 @@ def make_latents(shape, make_case):
     return make
 
 
-def check(isa, case, rule):
-    expected = ReferenceKernels().attend(case.query, case.layer, case.view, rule).float()
-    actual = NativeKernels(isa).attend(case.query, case.layer, case.view, rule).float()
+def check(isa, case, rule, sinks=None):
+    expected = ReferenceKernels().attend(case.query, case.layer, case.view, rule, sinks).float()
+    actual = NativeKernels(isa).attend(case.query, case.layer, case.view, rule, sinks).float()
     assert actual.shape == (len(case.query), case.shape.heads, case.shape.value_width)
     limit = tolerance(case.shape, rule) * float(case.key.abs().max())
     torch.testing.assert_close(actual, expected, rtol=0, atol=limit)
@@ -65,6 +66,16 @@ def test_attends_as_the_reference_does(isa, format, widths, make_latents):
 
 
 @every_isa
+@pytest.mark.parametrize("format", WITH_CONSTANTS, ids=lambda one: one.name)
+@pytest.mark.parametrize("widths", [(64, 16), (512, 64)])
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_what_latents_have_in_common_is_given_back(isa, format, widths, has_sinks, make_latents):
+    case = make_latents(format, *widths, has_constants=True)
+    sinks = torch.linspace(-1, 3, case.shape.heads) if has_sinks else None
+    check(isa, case, RULES["full"], sinks)
+
+
+@every_isa
 @pytest.mark.parametrize("format", [BF16, INT8], ids=lambda one: one.name)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("heads", [1, 16, 128])
@@ -73,8 +84,11 @@ def test_any_number_of_heads_and_any_reach(isa, format, rule, heads, make_latent
 
 
 @every_format
-def test_stores_the_bytes_that_the_reference_stores(format, make_latents):
-    case = make_latents(format, sequences=((0, 50), (0, 33)))
+@pytest.mark.parametrize("has_constants", [False, True])
+def test_stores_the_bytes_that_the_reference_stores(format, has_constants, make_latents):
+    if has_constants and format not in WITH_CONSTANTS:
+        pytest.skip("keys of this format are kept as they are")
+    case = make_latents(format, sequences=((0, 50), (0, 33)), has_constants=has_constants)
     blank = case.blank()
     NativeKernels().store(case.key, None, blank, case.whole)
     assert torch.equal(blank.pages, case.layer.pages)

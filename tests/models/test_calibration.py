@@ -63,6 +63,17 @@ def test_a_part_of_a_head_is_rotated():
     assert found.rotation.frequencies[-1] == 0
 
 
+@pytest.mark.parametrize("family", ["deepseek_v2", "deepseek_v3"])
+def test_the_last_channels_of_latents_are_rotated(family):
+    found, *_ = statistics(family)
+    assert found.is_explained
+    is_rotated = found.rotation.frequencies != 0
+    channels = found.rotation.channels[is_rotated]
+    assert found.rotation.frequencies[0] == 1
+    assert 2 * is_rotated.sum() == channels.max() + 1 - channels.min()
+    assert channels.min() > found.rotation.channels[~is_rotated].max()
+
+
 def test_without_rotation_positions_do_not_matter():
     found = statistics("bloom")[0]
     assert found.is_explained
@@ -159,6 +170,36 @@ class TestConstants:
     def test_the_same_model_has_the_same_ones(self, biased):
         first, second = (next(iter(measure(biased, choose_kernels(Environment()), TOKENS).values())) for _ in range(2))
         assert torch.equal(first.means, second.means)
+
+
+@pytest.fixture(scope="module")
+def uneven_latents() -> Model:
+    """Some channels of latents are 64 times as large as the others, and matter no more."""
+    model = Model.from_transformers(build_tiny("deepseek_v3"))
+    for layer in model.network.model.layers:
+        attention = layer.self_attn
+        attention.kv_a_layernorm.weight.data[::5] *= 64
+        attention.kv_b_proj.weight.data[:, ::5] /= 64
+    return model
+
+
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_channels_of_latents_are_scaled_each_by_itself(uneven_latents, format):
+    prompt = [token * 31 % 97 for token in range(200)]
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+
+    def logprobs(format: str, calibration: str) -> torch.Tensor:
+        options = {"kv_cache_memory_bytes": 8 << 20, "max_model_len": 256}
+        with LLM(uneven_latents, kv_cache_dtype=format, kv_cache_calibration=calibration, **options) as llm:
+            (output,) = llm.generate([prompt], params)
+            return torch.tensor([each.logprob for each in output.prompt_logprobs[1:]])
+
+    exact = logprobs("fp32", "none")
+    plain, calibrated = (
+        (logprobs(format, calibration) - exact).square().mean().sqrt() for calibration in ("none", "auto")
+    )
+    print(format, plain, calibrated)
+    assert calibrated < plain / 3
 
 
 def test_a_file_may_be_the_text(tmp_path):

@@ -20,7 +20,7 @@ from pagoda.models.model import Model
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # of what is measured and how it is written
+VERSION = 2  # of what is measured and how it is written
 SAMPLED = 256  # numbers of each weight
 
 

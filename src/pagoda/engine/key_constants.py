@@ -65,5 +65,4 @@ def digest_of(constants: Constants) -> str | None:
 def _scale_rule(geometries: tuple[PageGeometry, ...], site: SiteSlot) -> ScaleRule | None:
     """None for layers that keep keys as they are."""
     geometry = geometries[site.group]
-    plane = geometry.slots[site.layer][0].plane
-    return None if plane.value_width else SCALE_RULES.get(geometry.format_of(site.layer).of(plane))
+    return SCALE_RULES.get(geometry.format_of(site.layer).of(geometry.slots[site.layer][0].plane))

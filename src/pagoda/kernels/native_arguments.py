@@ -175,7 +175,7 @@ class NativeArguments:
         if constants is None:
             none: _native.KeyConstants = self._module.KeyConstants(0, 0, 0, 0, 0, 0)
             return none
-        if layer.format.of(key.plane) not in WITH_CONSTANTS or key.plane.value_width:
+        if layer.format.of(key.plane) not in WITH_CONSTANTS:
             raise ConfigError(f"Keys in {layer.format.name} pages are kept as they are, without constants.")
         tensors = (constants.scales, constants.pairs, constants.bases, constants.turns.table)
         if not all(each.is_cpu and each.is_contiguous() for each in tensors) or constants.num_pairs > MOST_PAIRS:

@@ -46,6 +46,10 @@ class PairRotation:
     channels: torch.Tensor
     frequencies: torch.Tensor
 
+    def averaged(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` [..., pairs, 2], equal for both channels of every pair that turns."""
+        return torch.where(self.frequencies[:, None] == 0, values, values.mean(dim=-1, keepdim=True))
+
     def turned(self, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """`keys` [tokens, heads, width] turned by their angles at `positions` [tokens]."""
         angles = torch.outer(positions.double(), self.frequencies)
@@ -66,14 +70,15 @@ class KeyStatistics:
 
     rotation: PairRotation
     means: torch.Tensor  # fp32 [heads, pairs, 2]
-    variances: torch.Tensor  # fp32 [heads, pairs], the mean of both channels'
-    query_squares: torch.Tensor  # fp32 [heads, pairs], the mean of both channels', over all queries of a head's keys
+    # Fp32 [heads, pairs, 2], the mean of both channels' where they turn.
+    variances: torch.Tensor
+    query_squares: torch.Tensor  # over all queries of a head's keys
     is_explained: bool
 
 
 @dataclass(frozen=True)
 class ScaleRule:
-    """What pairs of channels are scaled by: a power of their keys' deviation over one of their queries' size.
+    """What channels are scaled by: a power of their keys' deviation over one of their queries' size.
 
     Errors are equal for all channels of a group of codes, and weigh as much as queries do: where a group's range is as
     long as the root of all its channels' squares, the root of both is best.
@@ -116,12 +121,14 @@ def measure(model: Model, kernels: Kernels, token_ids: torch.Tensor) -> dict[Sit
     frequencies = _frequencies(model)
     found = {}
     for site, call, moved in zip(model.spec.sites, seen, shifted, strict=True):
-        if not site.writes or model.spec.groups[site.group].layouts[site.layer].planes[0].value_width:
+        if not site.writes:
             continue
         key = call.keys.float()
         if not key.isfinite().all() or not call.query_squares.isfinite().all():
             continue
-        rotation, is_explained = _rotation(key, None if moved is None else moved.keys, shift, frequencies)
+        plane = model.spec.groups[site.group].layouts[site.layer].planes[0]
+        candidates = [each for found in frequencies for each in _rotations(plane.value_width, plane.width, found)]
+        rotation, is_explained = _rotation(key, None if moved is None else moved.keys, shift, candidates)
         found[site] = _statistics(key, call.query_squares, rotation, is_explained)
     return found
 
@@ -129,19 +136,20 @@ def measure(model: Model, kernels: Kernels, token_ids: torch.Tensor) -> dict[Sit
 def constants_of(statistics: KeyStatistics, rule: ScaleRule, turns: PageTurns, page_tokens: int) -> KeyConstants:
     """What is taken off the keys of a layer, and the scales of their channels."""
     rotation, means, variances = statistics.rotation, statistics.means, statistics.variances
-    common = means.square().mean(dim=-1)
+    common = rotation.averaged(means.square())
     may_be_based = statistics.is_explained & (rotation.frequencies.abs() * page_tokens < MOST_TURN)
-    gains, index = torch.where(may_be_based, common / variances, 0.0).topk(min(MOST_PAIRS, len(rotation.frequencies)))
+    share = common.mean(dim=-1) / variances.mean(dim=-1)
+    gains, index = torch.where(may_be_based, share, 0.0).topk(min(MOST_PAIRS, len(rotation.frequencies)))
     is_based = gains > LEAST_GAIN
     num_pairs = int(is_based.sum(dim=-1).max())  # of the head that has most
     index, is_based = index[:, :num_pairs], is_based[:, :num_pairs]
-    is_taken = torch.zeros_like(common, dtype=torch.bool).scatter_(-1, index, is_based)
-    squares = torch.where(is_taken, variances, variances + common)
+    is_taken = torch.zeros_like(share, dtype=torch.bool).scatter_(-1, index, is_based)
+    squares = torch.where(is_taken[..., None], variances, variances + common)
     bits = (squares.log2() * rule.key_power - statistics.query_squares.log2() * rule.query_power) / 2
     scales = bits.round().clamp(-MOST_SCALE_BITS, MOST_SCALE_BITS).exp2()
     bases = torch.take_along_dim(means, index[..., None], dim=1) * is_based[..., None]
     by_channel = torch.ones(len(means), 2 * len(rotation.frequencies))
-    by_channel[:, rotation.channels.flatten()] = scales.repeat_interleave(2, dim=-1)
+    by_channel[:, rotation.channels.flatten()] = scales.flatten(1)
     return KeyConstants(
         scales=by_channel,
         pairs=torch.cat((rotation.channels[index], index[..., None]), dim=-1).int().contiguous(),
@@ -168,15 +176,15 @@ def _frequencies(model: Model) -> list[torch.Tensor]:
 
 
 def _rotation(
-    key: torch.Tensor, moved: torch.Tensor | None, shift: int, frequencies: list[torch.Tensor]
+    key: torch.Tensor, moved: torch.Tensor | None, shift: int, candidates: list[PairRotation]
 ) -> tuple[PairRotation, bool]:
-    """How `key` is rotated, and whether that explains what it became where it was `moved` by `shift` tokens."""
+    """Which of `candidates` turns `key`, if any, and whether that explains what it is `moved` by `shift` tokens."""
     width = key.shape[-1]
     none = PairRotation(torch.arange(width - width % 2).view(2, -1).T, torch.zeros(width // 2, dtype=torch.float64))
     if moved is None or width % 2:
         return none, False
     key = key[: len(moved)]
-    candidates = [none, *(each for found in frequencies for each in _rotations(width, found))]
+    candidates = [none, *candidates]
     differences = [
         float((each.turned(key, torch.full((len(key),), shift)) - moved).norm() / key.norm()) for each in candidates
     ]
@@ -184,14 +192,14 @@ def _rotation(
     return candidates[best], differences[best] < MOST_DIFFERENCE
 
 
-def _rotations(width: int, frequencies: torch.Tensor) -> Iterator[PairRotation]:
-    """Pairs of halves and pairs of neighbours, of the first channels of a head, either way; the others stay."""
-    rotated = 2 * len(frequencies)
-    if rotated > width:
+def _rotations(first: int, width: int, frequencies: torch.Tensor) -> Iterator[PairRotation]:
+    """Pairs of halves and pairs of neighbours, of the channels from `first` on, either way; the others stay."""
+    rotated = torch.arange(first, first + 2 * len(frequencies))
+    if first + len(rotated) > width or width % 2 or first % 2:
         return
-    rest = torch.arange(rotated, width).view(2, -1).T
+    rest = torch.cat((torch.arange(first).view(2, -1), torch.arange(first + len(rotated), width).view(2, -1)), dim=1).T
     angles = torch.cat((frequencies, torch.zeros(len(rest), dtype=torch.float64)))
-    for pairs in (torch.arange(rotated).view(2, -1).T, torch.arange(rotated).view(-1, 2)):
+    for pairs in (rotated.view(2, -1).T, rotated.view(-1, 2)):
         for signed in (angles, -angles):
             yield PairRotation(torch.cat((pairs, rest)), signed)
 
@@ -202,7 +210,7 @@ def _statistics(
     turned_back = rotation.turned(key, -torch.arange(len(key)))[NUM_SINK_TOKENS:]
     pairs = turned_back[..., rotation.channels]  # [tokens, heads, pairs, 2]
     # Turning leaves the square of a pair as it is.
-    variances, squares = pairs.var(dim=0).mean(dim=-1), query_squares[:, rotation.channels].mean(dim=-1)
+    variances, squares = map(rotation.averaged, (pairs.var(dim=0), query_squares[:, rotation.channels]))
     smallest = SMALLEST_DEVIATION**2
     return KeyStatistics(
         rotation, pairs.mean(dim=0), variances.clamp(min=smallest), squares.clamp(min=smallest), is_explained
