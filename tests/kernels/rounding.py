@@ -26,8 +26,8 @@ def tolerance(shape, rule):
     with a soft cap, its tanh (2 units x cap); an error e of every score moves a weighted mean of values by at most
     2e. Weights and their sum add a few units more. Where the dot instructions round weights w (1 + d), |d| <= u =
     2^-8, to bf16, weights that still sum to one move the mean by at most 2u. Both results are rounded to the query's
-    type: u each. Queries that meet keys of four bits have 8: an error of up to a 510th of the largest number (about 3) in
-    each channel moves scores of standard deviation 1 by 3 / 510 / sqrt(3), of which all are within five times as much.
+    type: u each. Queries that meet keys of four bits have 8: an error of up to a 510th of the largest number (about 3)
+    in each channel moves scores of standard deviation 1 by 3 / 510 / sqrt(3); all are within five times as much.
     """
     single = ROUNDING_UNIT[torch.float32]
     score_error = 32 * single * max(1, shape.key_width / 140) + 2 * single * (rule.soft_cap or 0)

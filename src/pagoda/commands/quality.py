@@ -102,7 +102,7 @@ class Bench:
         self.path = EMBEDDED_MODEL if arguments.model is None else arguments.model
         self.model = load_model(self.path, dtype=arguments.dtype)
         if not can_run(self.model):
-            raise ConfigError("bench quality is for decoders whose layers all attend; this model has other ones.")
+            raise ConfigError("bench quality is for decoders that attend; this model has an encoder, or no attention.")
         self.tokenizer_path = arguments.tokenizer or self.path
         self.tokenizer: Any = load_tokenizer(self.tokenizer_path)
         if self.tokenizer is None:

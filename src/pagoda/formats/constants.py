@@ -9,8 +9,8 @@ back. A page takes off c = R(first position of the page) b, for the few pairs of
 hardly turn within a page; nothing of it is stored. Both channels of a pair have one s: it commutes with the rotation.
 Without rotation angles are zero.
 
-Latents are values too, in channels that nothing rotates: what attention gives of them is multiplied by s, and c is added
-as often as there are weights, which is once unless some go to a sink.
+Latents are values too, in channels that nothing rotates: what attention gives of them is multiplied by s, and c times
+the sum of weights is added, which is one unless some go to a sink.
 """
 
 from __future__ import annotations

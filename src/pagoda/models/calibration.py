@@ -18,9 +18,9 @@ import torch
 from pagoda.formats.constants import MOST_PAIRS, KeyConstants, PageTurns
 from pagoda.formats.page import page_geometries
 from pagoda.formats.plain import own_format
-from pagoda.kernels.base import GroupView, Kernels
+from pagoda.kernels.base import Kernels
 from pagoda.layouts.spec import SiteSlot
-from pagoda.models.attention import BoundSite, PagedStep
+from pagoda.models.attention import PagedStep
 from pagoda.models.model import Model
 from pagoda.models.passage import Passage
 
@@ -99,8 +99,8 @@ class _Seen:
 class _ObservedStep(PagedStep):
     """A step that keeps what attention calls bring."""
 
-    def __init__(self, kernels: Kernels, sites: tuple[BoundSite, ...], views: tuple[GroupView, ...]) -> None:
-        super().__init__(kernels, sites, views)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self.seen: list[_Seen] = []
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:

@@ -14,17 +14,19 @@ import torch
 from pagoda.cache.pool import PagePool
 from pagoda.formats.constants import KeyConstants, PageTurns
 from pagoda.formats.page import PageGeometry
+from pagoda.formats.state import StateGeometry
 from pagoda.kernels.base import GroupView, Kernels, LayerPages
 from pagoda.layouts.spec import SiteSlot
 from pagoda.models.attention import BoundSite, PagedStep
 from pagoda.models.model import Model
+from pagoda.models.states import StepStates, typed_states
 
 Step = TypeVar("Step", bound=PagedStep)
 
 
 def can_run(model: Model) -> bool:
-    """Whether a text alone makes the model run: no encoder, no recurrent states, and layers that attend."""
-    return model.encoder is None and not model.spec.states and bool(model.spec.groups)
+    """Whether a text alone makes the model run, which an encoder's input would not, and layers attend."""
+    return model.encoder is None and bool(model.spec.groups)
 
 
 class Passage:
@@ -55,6 +57,8 @@ class Passage:
             )
             for rule, site in zip(model.rules, model.spec.sites, strict=True)
         )
+        states = StateGeometry(model.spec.states, model.dtype.itemsize)
+        self._states = typed_states(states, PagePool(states, 1).pages, model.dtype) if model.spec.states else None
 
     def logits(self, token_ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """fp32 [rows, vocabulary] of those `rows` of `token_ids` [tokens]."""
@@ -64,12 +68,17 @@ class Passage:
     def run(self, token_ids: torch.Tensor, rows: torch.Tensor, make_step: type[Step]) -> tuple[torch.Tensor, Step]:
         """`logits`, and the step that computed them."""
         length = len(token_ids)
-        pages = torch.arange(-(-length // self._page_tokens)).int()
-        spans = [torch.tensor(values).int() for values in ([0, len(pages)], [0, length], [length])]
-        views = (GroupView(pages, *spans),) * len(self._model.spec.groups)
-        step = make_step(self._kernels, self._sites, views)
+        views = (_view(-(-length // self._page_tokens), length),) * len(self._model.spec.groups)
+        states = None if self._states is None else StepStates(self._states, _view(1, length), [()])
+        step = make_step(self._kernels, self._sites, views, states)
         positions = torch.arange(self._position, self._position + length)
         return self._model.forward(token_ids, positions, rows, step).float(), step
+
+
+def _view(num_pages: int, num_tokens: int) -> GroupView:
+    """All tokens of one sequence are new, and its pages lie in order."""
+    starts, spans, lengths = (torch.tensor(values).int() for values in ([0, num_pages], [0, num_tokens], [num_tokens]))
+    return GroupView(torch.arange(num_pages).int(), starts, spans, lengths)
 
 
 def _shifted(constants: Mapping[SiteSlot, KeyConstants], first_page: int) -> Mapping[SiteSlot, KeyConstants]:
