@@ -193,8 +193,11 @@ struct StoreCall {
 constexpr int64_t kBlockTokens = 256;
 constexpr int64_t kSplitTokens = 1024;
 
-// Linear layers take input in panels of rows, and compute output columns in blocks. A wide one keeps the sums of two
-// blocks for every panel at hand: neighbours, or the same one of two weights.
+// Linear layers on vectors compute a few output columns at a time.
+constexpr int64_t kLinearLeastColumns = 4;
+
+// Those on tiles take bf16 input in panels of rows, and compute output columns in blocks. A wide one keeps the sums of
+// two blocks for every panel at hand: neighbours, or the same one of two weights.
 constexpr int64_t kLinearPanelRows = 32;
 constexpr int64_t kLinearBlockColumns = 16;
 constexpr int64_t kLinearPanelSums = 2 * kLinearPanelRows * kLinearBlockColumns;
@@ -235,17 +238,18 @@ static inline int64_t value_stride(const AttendCall& call) { return rounded_up(c
 // A partial holds per row: maximum, sum and value sums.
 static inline int64_t partial_floats(const AttendCall& call) { return 2 + value_stride(call); }
 
-// A linear layer: out [rows, columns] = input [rows, depth] x weight^T + bias, all bf16 and contiguous. With `up` there
-// are two of them, without bias, and out = silu(input x weight^T) * (input x up^T).
+// A linear layer: out [rows, columns] = input [rows, depth] x weight^T + bias, all of one type and contiguous. With `up`
+// there are two of them, without bias, and out = silu(input x weight^T) * (input x up^T).
 struct LinearCall {
-    const uint16_t* input;
-    const uint16_t* weight;  // [columns, depth]
-    const uint16_t* up;      // [columns, depth], or null
-    const uint16_t* bias;    // [columns], or null
-    uint16_t* out;
+    const uint8_t* input;
+    const uint8_t* weight;  // [columns, depth]
+    const uint8_t* up;      // [columns, depth], or null
+    const uint8_t* bias;    // [columns], or null
+    uint8_t* out;
     int64_t rows;
     int64_t columns;
     int64_t depth;
+    Number number;
 };
 
 // Root-mean-square norm of each row of `input` [rows, width], times `weight` [width]; all contiguous and of one type.
@@ -297,12 +301,13 @@ constexpr int64_t kMaxHeadRows = 8;
 constexpr int64_t kMaxHeadWidth = 1024;
 constexpr int64_t kHeadWidthMultiple = 16;
 
-// The functions of one instruction set. Those for linear layers are null where torch does better.
+// The functions of one instruction set. Those for linear layers on tiles are null where there are none.
 struct KernelTable {
     const char* name;
     int64_t (*scratch_nbytes)(const AttendCall& call);
     void (*attend)(const AttendCall& call, const Tile& tile, uint8_t* scratch);
     void (*fold)(const AttendCall& call, const SplitTile& splits, uint8_t* scratch);
+    void (*linear_on_vectors)(const LinearCall& call, int64_t first_column, int64_t last_column);
     void (*pack_panel)(const LinearCall& call, int64_t first_row, int64_t tiles, uint8_t* packed);
     void (*linear)(const LinearCall& call, const uint8_t* packed, int64_t first_block, int64_t last_block);
     void (*linear_wide)(const LinearCall& call, const uint8_t* packed, int64_t first_block, int64_t last_block,

@@ -54,21 +54,21 @@ class Kernels {
                        num_rows, num_threads);
     }
 
-    bool has_linear() const { return table_.linear; }
+    bool has_tiles() const { return table_.linear; }
 
     void linear(uintptr_t input, uintptr_t weight, uintptr_t bias, uintptr_t out, int64_t rows, int64_t columns,
-                int64_t depth, int num_threads) const {
+                int64_t depth, Number number, int num_threads) const {
         nb::gil_scoped_release released;
-        pagoda::linear({pointer<const uint16_t>(input), pointer<const uint16_t>(weight), nullptr,
-                        pointer<const uint16_t>(bias), pointer<uint16_t>(out), rows, columns, depth},
+        pagoda::linear({pointer<const uint8_t>(input), pointer<const uint8_t>(weight), nullptr,
+                        pointer<const uint8_t>(bias), pointer<uint8_t>(out), rows, columns, depth, number},
                        table_, num_threads);
     }
 
     void gated_linear(uintptr_t input, uintptr_t gate, uintptr_t up, uintptr_t out, int64_t rows, int64_t columns,
-                      int64_t depth, int num_threads) const {
+                      int64_t depth, Number number, int num_threads) const {
         nb::gil_scoped_release released;
-        pagoda::linear({pointer<const uint16_t>(input), pointer<const uint16_t>(gate), pointer<const uint16_t>(up),
-                        nullptr, pointer<uint16_t>(out), rows, columns, depth},
+        pagoda::linear({pointer<const uint8_t>(input), pointer<const uint8_t>(gate), pointer<const uint8_t>(up), nullptr,
+                        pointer<uint8_t>(out), rows, columns, depth, number},
                        table_, num_threads);
     }
 
@@ -213,11 +213,11 @@ NB_MODULE(_native, module) {
         .def(nb::init<const std::string&>(), "instruction_set"_a)
         .def("attend", &Kernels::attend, "query"_a, "out"_a, "pages"_a, "tables"_a, "rule"_a, "sinks"_a, "num_rows"_a,
              "num_heads"_a, "shares_splits"_a, "num_threads"_a)
-        .def_prop_ro("has_linear", &Kernels::has_linear)
+        .def_prop_ro("has_tiles", &Kernels::has_tiles)
         .def("linear", &Kernels::linear, "input"_a, "weight"_a, "bias"_a, "out"_a, "rows"_a, "columns"_a, "depth"_a,
-             "num_threads"_a)
+             "number"_a, "num_threads"_a)
         .def("gated_linear", &Kernels::gated_linear, "input"_a, "gate"_a, "up"_a, "out"_a, "rows"_a, "columns"_a,
-             "depth"_a, "num_threads"_a)
+             "depth"_a, "number"_a, "num_threads"_a)
         .def("rms_norm", &Kernels::rms_norm, "input"_a, "weight"_a, "out"_a, "rows"_a, "width"_a, "epsilon"_a, "number"_a,
              "num_threads"_a)
         .def("gated_silu", &Kernels::gated_silu, "gate"_a, "up"_a, "out"_a, "count"_a, "number"_a, "num_threads"_a)

@@ -4,6 +4,7 @@
 // bf16 queries only: rounding wider ones would lose what the caller kept.
 #include "attend.h"
 #include "heads.h"
+#include "linear_vectors.h"
 #include "pointwise.h"
 #if defined(__AMX_BF16__)
 #include "linear.h"
@@ -74,6 +75,7 @@ const KernelTable PAGODA_TABLE = {PAGODA_NAME,
                                   scratch_nbytes,
                                   attend,
                                   fold,
+                                  linear_on_vectors,
 #if defined(__AMX_BF16__)
                                   pack_panel,
                                   linear,

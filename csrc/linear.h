@@ -29,7 +29,7 @@ inline void pack_panel(const LinearCall& call, int64_t first_row, int64_t tiles,
     for (int64_t depth = 0; depth < call.depth; depth += kTileDepth)
         for (int64_t tile = 0; tile < tiles; tile++, packed += kRightTileNbytes) {
             const int64_t row = first_row + tile * kTileWords;
-            const uint8_t* source = reinterpret_cast<const uint8_t*>(call.input + row * call.depth + depth);
+            const uint8_t* source = call.input + (row * call.depth + depth) * 2;
             transpose_words(source, call.depth * 2, int(call.rows - row), packed);
         }
 }
@@ -38,14 +38,16 @@ inline void write_columns(const LinearCall& call, Words16& columns, int64_t firs
     transpose(columns);
     const int64_t rows = first_rows(call.rows - first_row, kTileWords);
     for (int64_t row = 0; row < rows; row++)
-        store_bf16(call.out + (first_row + row) * call.columns + first_column, reinterpret_cast<Floats>(columns.row[row]));
+        store_bf16(reinterpret_cast<Bf16*>(call.out) + (first_row + row) * call.columns + first_column,
+                   reinterpret_cast<Floats>(columns.row[row]));
 }
 
 // Sums [columns of a block, rows of a tile] of fp32, written out with the bias as bf16.
 inline void write_block(const LinearCall& call, const float* sums, int64_t first_column, int64_t first_row) {
     Words16 columns;
     for (int64_t column = 0; column < kLinearBlockColumns; column++) {
-        const float bias = call.bias ? float_of_bf16(call.bias[first_column + column]) : 0.0f;
+        const Bf16* biases = reinterpret_cast<const Bf16*>(call.bias);
+        const float bias = biases ? float_of_bf16(biases[first_column + column]) : 0.0f;
         columns.row[column] = reinterpret_cast<Ints>(load(sums + column * kTileWords) + bias);
     }
     write_columns(call, columns, first_column, first_row);
@@ -70,7 +72,7 @@ inline void write_gated_block(const LinearCall& call, const float* gates, const 
 template <bool kTwoTiles>
 void multiply_block(const LinearCall& call, const uint8_t* packed, int64_t block, bool asks_ahead, float* sums) {
     const int64_t stride = call.depth * 2;
-    const uint8_t* weight = reinterpret_cast<const uint8_t*>(call.weight) + block * kLinearBlockColumns * stride;
+    const uint8_t* weight = call.weight + block * kLinearBlockColumns * stride;
     const uint8_t* ahead = weight + kLinearBlockColumns * stride;  // the next block follows without a gap
     tile_zero<0>();
     if constexpr (kTwoTiles) tile_zero<1>();
@@ -152,8 +154,8 @@ void multiply_panels(const LinearCall& call, const uint8_t* packed, int64_t firs
     constexpr int64_t kTileSums = kTileWords * kTileWords;
     const int64_t stride = call.depth * 2, panels = (call.rows + kLinearPanelRows - 1) / kLinearPanelRows;
     const int64_t block_nbytes = kLinearBlockColumns * stride;
-    const uint8_t* weight = reinterpret_cast<const uint8_t*>(call.weight) + first_block * block_nbytes;
-    const uint8_t* up = reinterpret_cast<const uint8_t*>(call.up) + first_block * block_nbytes;
+    const uint8_t* weight = call.weight + first_block * block_nbytes;
+    const uint8_t* up = call.up + first_block * block_nbytes;
     const uint8_t* other = call.up ? up : weight + block_nbytes;
     for (int64_t depth = 0; depth < call.depth; depth += kWideDepth) {
         const int64_t count = first_rows(call.depth - depth, kWideDepth);

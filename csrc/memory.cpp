@@ -8,6 +8,8 @@
 #include <cstring>
 #include <new>
 
+#include "team.h"
+
 namespace pagoda {
 namespace {
 
@@ -54,13 +56,11 @@ double read_bandwidth(size_t nbytes, int num_threads, int repeats) {
     if (!data) throw std::bad_alloc();
     const size_t part = nbytes / size_t(num_threads) / 128 * 128;
     double best = 0.0;
-    uint64_t total = 0;
-#pragma omp parallel for num_threads(num_threads) schedule(static, 1)
-    for (int thread = 0; thread < num_threads; thread++) std::memset(data + size_t(thread) * part, 1, part);
+    std::atomic<uint64_t> total{0};
+    in_parts(num_threads, [&](int thread) { std::memset(data + size_t(thread) * part, 1, part); });
     for (int repeat = 0; repeat < repeats; repeat++) {
         const double start = seconds();
-#pragma omp parallel for num_threads(num_threads) schedule(static, 1) reduction(+ : total)
-        for (int thread = 0; thread < num_threads; thread++) total += sum_of(data + size_t(thread) * part, part);
+        in_parts(num_threads, [&](int thread) { total += sum_of(data + size_t(thread) * part, part); });
         best = std::max(best, double(part) * num_threads / (seconds() - start));
     }
     volatile uint64_t sink = total;  // the reads must not be optimised away

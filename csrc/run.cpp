@@ -1,9 +1,7 @@
 // Runs the work items of a plan on a team of threads.
 //
-// Threads come from OpenMP, whose team torch shares. Knows nothing of what an item computes.
+// Knows nothing of what an item computes.
 #include "run.h"
-
-#include <omp.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -11,6 +9,7 @@
 #include <new>
 
 #include "plan.h"
+#include "team.h"
 
 namespace pagoda {
 namespace {
@@ -34,9 +33,7 @@ constexpr int64_t kNumbersPerThread = 16384;
 template <class Run>
 void share(int64_t count, int64_t size, int num_threads, Run run) {
     const int team = int(std::clamp<int64_t>(count * size / kNumbersPerThread, 1, num_threads));
-    if (team == 1) return run(0, count);
-#pragma omp parallel for schedule(static, 1) num_threads(team)
-    for (int part = 0; part < team; part++) run(count * part / team, count * (part + 1) / team);
+    in_parts(team, [&](int part) { run(count * part / team, count * (part + 1) / team); });
 }
 
 // Packed input of this size is still in the second cache when the next columns want it.
@@ -51,20 +48,20 @@ int64_t panel_nbytes(const LinearCall& call) { return kLinearPanelRows * call.de
 // Rows [first_row, last_row) of a call, as a call of its own.
 LinearCall rows_of(const LinearCall& call, int64_t first_row, int64_t last_row) {
     LinearCall part = call;
-    part.input += first_row * call.depth;
-    part.out += first_row * call.columns;
+    part.input += first_row * call.depth * number_nbytes(call.number);
+    part.out += first_row * call.columns * number_nbytes(call.number);
     part.rows = last_row - first_row;
     return part;
 }
 
 // The last block of columns, as a call of its own: it begins before the others end where they leave columns over.
 LinearCall last_block_of(const LinearCall& call) {
-    const int64_t first_column = call.columns - kLinearBlockColumns;
+    const int64_t first_number = (call.columns - kLinearBlockColumns) * number_nbytes(call.number);
     LinearCall last = call;
-    last.weight += first_column * call.depth;
-    if (call.up) last.up += first_column * call.depth;
-    if (call.bias) last.bias += first_column;
-    last.out += first_column;
+    last.weight += first_number * call.depth;
+    if (call.up) last.up += first_number * call.depth;
+    if (call.bias) last.bias += first_number;
+    last.out += first_number;
     return last;
 }
 
@@ -79,21 +76,41 @@ void linear_in_blocks(const LinearCall& call, const KernelTable& kernels, int nu
     const Memory sums = allocate_lines(sums_nbytes * size_t(num_threads));
     const int64_t num_blocks = call.columns / kLinearBlockColumns;
     const int64_t turn = std::clamp<int64_t>(num_blocks / (num_threads * kTurnsPerThread) / 2 * 2, 2, kMaxTurnBlocks);
-#pragma omp parallel num_threads(num_threads)
+    const auto sums_of = [&](int part) { return reinterpret_cast<float*>(sums.get() + size_t(part) * sums_nbytes); };
     for (int64_t row = 0; row < call.rows; row += block_rows) {
-        const LinearCall part = rows_of(call, row, std::min(row + block_rows, call.rows));
-        const int64_t num_panels = (part.rows + kLinearPanelRows - 1) / kLinearPanelRows;
-#pragma omp for schedule(static)
-        for (int64_t panel = 0; panel < num_panels; panel++)
-            kernels.pack_panel(part, panel * kLinearPanelRows, 2, packed.get() + panel * panel_nbytes(call));
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t block = 0; block < num_blocks; block += turn)
-            kernels.linear_wide(part, packed.get(), block, std::min(block + turn, num_blocks),
-                                reinterpret_cast<float*>(sums.get() + size_t(omp_get_thread_num()) * sums_nbytes));
-#pragma omp single
-        if (leaves_columns(call))
-            kernels.linear_wide(last_block_of(part), packed.get(), 0, 1, reinterpret_cast<float*>(sums.get()));
+        const LinearCall block = rows_of(call, row, std::min(row + block_rows, call.rows));
+        in_turns((block.rows + kLinearPanelRows - 1) / kLinearPanelRows, num_threads, [&](int64_t panel, int) {
+            kernels.pack_panel(block, panel * kLinearPanelRows, 2, packed.get() + panel * panel_nbytes(call));
+        });
+        in_turns((num_blocks + turn - 1) / turn, num_threads, [&](int64_t index, int part) {
+            kernels.linear_wide(block, packed.get(), index * turn, std::min((index + 1) * turn, num_blocks), sums_of(part));
+        });
+        if (leaves_columns(call)) kernels.linear_wide(last_block_of(block), packed.get(), 0, 1, sums_of(0));
     }
+}
+
+// Input of this size, but at least so many rows, stays in the second cache while weights go by.
+constexpr int64_t kInputNbytes = 3 << 17;
+constexpr int64_t kLeastBlockRows = 24;
+
+// A block of rows at a time meets all weights; every thread has columns of its own.
+void linear_on_vectors(const LinearCall& call, const KernelTable& kernels, int num_threads) {
+    const int64_t fitting_rows = kInputNbytes / (call.depth * number_nbytes(call.number));
+    const int64_t block_rows = std::max(fitting_rows, kLeastBlockRows);
+    const int64_t num_blocks = call.columns / kLinearLeastColumns;
+    const int team = int(std::clamp<int64_t>(num_blocks, 1, num_threads));
+    in_parts(team, [&](int part) {
+        const int64_t first = num_blocks * part / team * kLinearLeastColumns;
+        const int64_t last = part + 1 < team ? num_blocks * (part + 1) / team * kLinearLeastColumns : call.columns;
+        for (int64_t row = 0; row < call.rows; row += block_rows)
+            kernels.linear_on_vectors(rows_of(call, row, std::min(row + block_rows, call.rows)), first, last);
+    });
+}
+
+// Whether tiles serve a call. They take whole steps of depth and at least a block of columns.
+bool fits_tiles(const LinearCall& call, const KernelTable& kernels) {
+    return kernels.linear && call.number == Number::bf16 && call.columns >= kLinearBlockColumns &&
+           call.depth % kLinearDepthMultiple == 0;
 }
 
 }  // namespace
@@ -105,26 +122,24 @@ void attend(const AttendCall& call, const KernelTable& kernels, int64_t num_rows
     const int team = int(std::clamp<int64_t>(num_tiles, 1, num_threads));
     const size_t nbytes = size_t(kernels.scratch_nbytes(call));
     const Memory memory = allocate_lines(nbytes * size_t(team));
-#pragma omp parallel num_threads(team)
-    {
-        uint8_t* scratch = memory.get() + size_t(omp_get_thread_num()) * nbytes;
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t tile = 0; tile < num_tiles; tile++) kernels.attend(call, plan.tiles[size_t(tile)], scratch);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t tile = 0; tile < num_split; tile++) kernels.fold(call, plan.split_tiles[size_t(tile)], scratch);
-    }
+    const auto scratch_of = [&](int part) { return memory.get() + size_t(part) * nbytes; };
+    in_turns(num_tiles, team,
+             [&](int64_t tile, int part) { kernels.attend(call, plan.tiles[size_t(tile)], scratch_of(part)); });
+    in_turns(num_split, team,
+             [&](int64_t tile, int part) { kernels.fold(call, plan.split_tiles[size_t(tile)], scratch_of(part)); });
 }
 
 void linear(const LinearCall& call, const KernelTable& kernels, int num_threads) {
+    if (!fits_tiles(call, kernels)) return linear_on_vectors(call, kernels, num_threads);
     if (call.rows > kLinearPanelRows || call.up) return linear_in_blocks(call, kernels, num_threads);
     const Memory packed = allocate_lines(size_t(panel_nbytes(call)));
     kernels.pack_panel(call, 0, call.rows > kLinearPanelRows / 2 ? 2 : 1, packed.get());
     const int64_t num_blocks = call.columns / kLinearBlockColumns;
     const int team = int(std::clamp<int64_t>(num_blocks, 1, num_threads));
     // Neighbouring blocks to a thread: each reads its part of the weights as one stream.
-#pragma omp parallel for schedule(static, 1) num_threads(team)
-    for (int part = 0; part < team; part++)
+    in_parts(team, [&](int part) {
         kernels.linear(call, packed.get(), num_blocks * part / team, num_blocks * (part + 1) / team);
+    });
     if (leaves_columns(call)) kernels.linear(last_block_of(call), packed.get(), 0, 1);
 }
 

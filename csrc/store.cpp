@@ -8,6 +8,7 @@
 #include "hadamard.h"
 #include "plan.h"
 #include "run.h"
+#include "team.h"
 
 namespace pagoda {
 namespace {
@@ -158,13 +159,12 @@ void store(const StoreCall& call, int64_t num_rows, int num_threads) {
     check_tables(call.tables, call.pages, num_rows, true);
     const std::vector<Place> places = find_places(call.tables, call.pages);
     const int64_t count = num_rows * call.pages.num_kv_heads;
-#pragma omp parallel num_threads(num_threads) if (count >= kMinimumParallelRows)
-    {
+    const int team = count < kMinimumParallelRows ? 1 : num_threads;
+    in_parts(team, [&](int part) {
         Writer writer(call);
-#pragma omp for schedule(static)
-        for (int64_t index = 0; index < count; index++)
+        for (int64_t index = count * part / team; index < count * (part + 1) / team; index++)
             writer.write(index % num_rows, index / num_rows, places[size_t(index % num_rows)]);
-    }
+    });
 }
 
 }  // namespace pagoda

@@ -89,12 +89,30 @@ class Kernels:
         num_threads: int,
     ) -> None: ...
     @property
-    def has_linear(self) -> bool: ...
+    def has_tiles(self) -> bool: ...
     def linear(
-        self, input: int, weight: int, bias: int, out: int, rows: int, columns: int, depth: int, num_threads: int
+        self,
+        input: int,
+        weight: int,
+        bias: int,
+        out: int,
+        rows: int,
+        columns: int,
+        depth: int,
+        number: Number,
+        num_threads: int,
     ) -> None: ...
     def gated_linear(
-        self, input: int, gate: int, up: int, out: int, rows: int, columns: int, depth: int, num_threads: int
+        self,
+        input: int,
+        gate: int,
+        up: int,
+        out: int,
+        rows: int,
+        columns: int,
+        depth: int,
+        number: Number,
+        num_threads: int,
     ) -> None: ...
     def rms_norm(
         self,

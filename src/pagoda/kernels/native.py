@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch  # before the compiled module: both must share torch's OpenMP threads
+import torch
 
 from pagoda.errors import ConfigError, KernelUnavailableError
 from pagoda.kernels.base import AttentionRule, GroupView, Kernels, LayerPages
@@ -19,11 +19,12 @@ from pagoda.kernels.native_arguments import NativeArguments, checked_sinks, desc
 if TYPE_CHECKING:
     from pagoda.kernels import _native
 
-# What csrc/linear.h takes; torch computes the others.
-MIN_LINEAR_COLUMNS = 16
-LINEAR_DEPTH_MULTIPLE = 32
-# Beyond this many rows torch was measured to be faster (benchmarks/linear.py), but for layers twice as wide as deep and
-# not deeper than this.
+# What csrc/linear_vectors.h takes, and csrc/linear.h on tiles; torch computes the others.
+MIN_LINEAR_COLUMNS = 4
+MIN_TILE_COLUMNS = 16
+TILE_DEPTH_MULTIPLE = 32
+# Beyond this many rows torch was measured to be faster (benchmarks/linear.py), but on tiles for layers twice as wide as
+# deep and not deeper than this.
 MAX_LINEAR_ROWS = 64
 MAX_WIDE_DEPTH = 1024
 MIN_GATED_ROWS = 32
@@ -65,11 +66,15 @@ class NativeKernels(Kernels):
 
     With `shares_prefixes`, sequences of a decode step that lie on the same pages read them together; results are the
     same bit for bit (ChunkAttention, arXiv 2402.15220).
+
+    A row has the same bits in every batch of up to MAX_LINEAR_ROWS; with `deterministic`, in any, as far as products go
+    through here.
     """
 
-    def __init__(self, isa: str | None = None, shares_prefixes: bool = True) -> None:
+    def __init__(self, isa: str | None = None, shares_prefixes: bool = True, deterministic: bool = False) -> None:
         self._native = _compiled()
         self._shares_prefixes = shares_prefixes
+        self._is_deterministic = deterministic
         self._note: Note | None = None
         self._told = NativeArguments(self._native)
         available = instruction_sets()
@@ -79,7 +84,7 @@ class NativeKernels(Kernels):
             )
         self.isa = isa or available[0]
         self._kernels: _native.Kernels = self._native.Kernels(self.isa)
-        self._has_linear = self._kernels.has_linear
+        self._has_tiles = self._kernels.has_tiles
 
     @property
     def name(self) -> str:
@@ -169,16 +174,25 @@ class NativeKernels(Kernels):
 
     def takes_linear(self, input: torch.Tensor, weight: torch.Tensor) -> bool:
         columns, depth = weight.shape
+        is_wide = 2 * depth <= min(columns, 2 * MAX_WIDE_DEPTH) and self._fits_tiles(weight)
         return (
-            self._has_linear
-            and input.numel() > 0
-            and (input.numel() <= MAX_LINEAR_ROWS * depth or 2 * depth <= min(columns, 2 * MAX_WIDE_DEPTH))
-            and input.dtype is weight.dtype is torch.bfloat16
+            input.numel() > 0
+            and (input.numel() <= MAX_LINEAR_ROWS * depth or is_wide or self._is_deterministic)
+            and input.dtype is weight.dtype
+            and input.dtype in self._told.numbers
             and weight.is_contiguous()
             and columns >= MIN_LINEAR_COLUMNS
-            and depth % LINEAR_DEPTH_MULTIPLE == 0
             and input.is_cpu
             and weight.is_cpu
+        )
+
+    def _fits_tiles(self, weight: torch.Tensor) -> bool:
+        columns, depth = weight.shape
+        return (
+            self._has_tiles
+            and weight.dtype is torch.bfloat16
+            and columns >= MIN_TILE_COLUMNS
+            and depth % TILE_DEPTH_MULTIPLE == 0
         )
 
     def linear(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -197,14 +211,15 @@ class NativeKernels(Kernels):
             rows,
             columns,
             depth,
+            self._told.numbers[input.dtype],
             threads,
         )
         return out
 
     def takes_gated_linear(self, input: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> bool:
-        # Few rows are bound by reading weights, which goes at full speed one layer at a time.
+        # On tiles, few rows are bound by reading weights, which goes at full speed one layer at a time.
         return (
-            input.numel() > MIN_GATED_ROWS * input.shape[-1]
+            (input.numel() > MIN_GATED_ROWS * input.shape[-1] or not self._fits_tiles(gate))
             and gate.shape == up.shape
             and gate.dtype is up.dtype
             and up.is_contiguous()
@@ -225,6 +240,7 @@ class NativeKernels(Kernels):
             rows,
             columns,
             depth,
+            self._told.numbers[input.dtype],
             torch.get_num_threads(),
         )
         return out
@@ -289,6 +305,9 @@ class NativeKernels(Kernels):
         num_rows, num_heads, depth = input.shape
         head_stride, depth_stride, column_stride = weight.stride()
         columns = weight.shape[2]
+        most_rows = self._native.MAX_HEAD_ROWS
+        if self._is_deterministic and num_rows > most_rows:
+            return torch.cat([self.multiply_heads(rows, weight) for rows in input.split(most_rows)])
         if not self._takes_heads(input, weight):
             return torch.bmm(input.transpose(0, 1), weight).transpose(0, 1)
         out = input.new_empty(num_rows, num_heads, columns)
