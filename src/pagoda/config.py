@@ -106,6 +106,7 @@ class EngineConfig:
     snapshot_interval_tokens: how far apart such copies are in a long prompt; None follows from the share, 0 makes none.
     generation_config: where sampling defaults and rules of generating come from: "auto" (the checkpoint), "vllm"
     (nowhere) or a directory with a generation_config.json.
+    deterministic: the same bits for every token, however its prompt is cut, batched or cached.
     tenants: pages reserved by tenant; those not named here share the rest, and may lease only where nobody is named.
     """
 
@@ -123,6 +124,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     eviction_policy: str = "lru"
     generation_config: str = "auto"
+    deterministic: bool = False
     tenants: Mapping[str, TenantShare] = field(default_factory=dict)
     num_threads: int | None = None
     seed: int = 0
@@ -186,6 +188,7 @@ KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "enable_prefix_caching": (bool, "True or False"),
     "eviction_policy": (str, "the name of a policy"),
     "generation_config": (str, "auto, vllm or a directory"),
+    "deterministic": (bool, "True or False"),
     "tenants": (Mapping, "a dictionary"),
     "environment": (Environment, "an Environment"),
 }

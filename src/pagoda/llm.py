@@ -70,7 +70,7 @@ class LLM:
         **options: Any,
     ) -> None:
         config = engine_config(**options)
-        kernels = choose_kernels(config.environment)
+        kernels = choose_kernels(config.environment, config.deterministic)
         bound_primitives()
         self.tokenizer: Any = None
         feature_extractor: Any = None

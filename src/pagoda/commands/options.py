@@ -91,6 +91,11 @@ ENGINE_OPTIONS = (
     ),
     _option("enable_prefix_caching", "share the pages of equal prefixes", action=BooleanOptionalAction),
     _option("eviction_policy", "which idle pages go first when memory is short", metavar="NAME"),
+    _option(
+        "deterministic",
+        "compute the same bits however prompts are cut, batched or cached; long prompts may take longer",
+        action="store_true",
+    ),
     _option("num_threads", "threads that compute; by default one per core", type=int, metavar="N"),
 )
 

@@ -39,6 +39,7 @@ from pagoda.errors import (
     StructuredOutputError,
 )
 from pagoda.kernels.base import Kernels
+from pagoda.models.determinism import check_determinism
 from pagoda.models.encoder import EncoderInput
 from pagoda.models.model import Model
 from pagoda.sampling_params import SamplingParams
@@ -76,6 +77,8 @@ class Engine:
         self.kernels = kernels
         self.memory = plan_memory(model, config)
         model.fix_length(config.max_model_len)
+        if config.deterministic:
+            check_determinism(model, kernels)
         self.max_model_len = self.memory.max_model_len
         pools = make_pools(self.memory, config.environment.poison_pages)
         self._admission = Admission(model, config, self.memory)

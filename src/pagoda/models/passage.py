@@ -5,8 +5,9 @@ Knows models, pages and their formats. Does not know requests, schedules or pref
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import TypeVar
 
 import torch
@@ -67,17 +68,35 @@ class Passage:
     @torch.inference_mode()
     def run(self, token_ids: torch.Tensor, rows: torch.Tensor, make_step: type[Step]) -> tuple[torch.Tensor, Step]:
         """`logits`, and the step that computed them."""
-        length = len(token_ids)
-        views = (_view(-(-length // self._page_tokens), length),) * len(self._model.spec.groups)
-        states = None if self._states is None else StepStates(self._states, _view(1, length), [()])
+        return self._run(token_ids, 0, rows, make_step)
+
+    @torch.inference_mode()
+    def logits_in_chunks(self, token_ids: torch.Tensor, num_tokens: Sequence[int]) -> torch.Tensor:
+        """The logits of all tokens, computed so many at a time."""
+        ends = [*accumulate(num_tokens)]
+        return torch.cat(
+            [
+                self._run(token_ids[end - count : end], end - count, torch.arange(count), PagedStep)[0]
+                for end, count in zip(ends, num_tokens, strict=True)
+            ]
+        )
+
+    def _run(
+        self, token_ids: torch.Tensor, num_before: int, rows: torch.Tensor, make_step: type[Step]
+    ) -> tuple[torch.Tensor, Step]:
+        """Tokens behind `num_before` others."""
+        count = len(token_ids)
+        length = num_before + count
+        views = (_view(-(-length // self._page_tokens), length, count),) * len(self._model.spec.groups)
+        states = None if self._states is None else StepStates(self._states, _view(1, length, count), [()])
         step = make_step(self._kernels, self._sites, views, states)
-        positions = torch.arange(self._position, self._position + length)
+        positions = torch.arange(self._position + num_before, self._position + length)
         return self._model.forward(token_ids, positions, rows, step).float(), step
 
 
-def _view(num_pages: int, num_tokens: int) -> GroupView:
-    """All tokens of one sequence are new, and its pages lie in order."""
-    starts, spans, lengths = (torch.tensor(values).int() for values in ([0, num_pages], [0, num_tokens], [num_tokens]))
+def _view(num_pages: int, length: int, num_new: int) -> GroupView:
+    """One sequence, whose pages lie in order."""
+    starts, spans, lengths = (torch.tensor(values).int() for values in ([0, num_pages], [0, num_new], [length]))
     return GroupView(torch.arange(num_pages).int(), starts, spans, lengths)
 
 
