@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 MIN_LINEAR_COLUMNS = 4
 MIN_TILE_COLUMNS = 16
 TILE_DEPTH_MULTIPLE = 32
-# Beyond this many rows torch was measured to be faster (benchmarks/linear.py), but on tiles for layers twice as wide as
-# deep and not deeper than this.
+# Beyond this many rows torch was measured to be faster where it has full arithmetic (benchmarks/linear.py), but for
+# layers on tiles that are twice as wide as deep and not deeper than this. It multiplies fp16, and bf16 without the dot
+# instruction, several times as slowly.
 MAX_LINEAR_ROWS = 64
+DOT_SETS = ("amx", "avx512_bf16")
 MAX_WIDE_DEPTH = 1024
 MIN_GATED_ROWS = 32
 
@@ -85,6 +87,10 @@ class NativeKernels(Kernels):
         self.isa = isa or available[0]
         self._kernels: _native.Kernels = self._native.Kernels(self.isa)
         self._has_tiles = self._kernels.has_tiles
+        # Of which torch computes many rows.
+        self._dtypes_of_torch: tuple[torch.dtype, ...] = ()
+        if not deterministic:
+            self._dtypes_of_torch = (torch.float32, torch.bfloat16) if self.isa in DOT_SETS else (torch.float32,)
 
     @property
     def name(self) -> str:
@@ -175,9 +181,10 @@ class NativeKernels(Kernels):
     def takes_linear(self, input: torch.Tensor, weight: torch.Tensor) -> bool:
         columns, depth = weight.shape
         is_wide = 2 * depth <= min(columns, 2 * MAX_WIDE_DEPTH) and self._fits_tiles(weight)
+        takes_any = is_wide or weight.dtype not in self._dtypes_of_torch
         return (
             input.numel() > 0
-            and (input.numel() <= MAX_LINEAR_ROWS * depth or is_wide or self._is_deterministic)
+            and (input.numel() <= MAX_LINEAR_ROWS * depth or takes_any)
             and input.dtype is weight.dtype
             and input.dtype in self._told.numbers
             and weight.is_contiguous()
