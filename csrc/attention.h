@@ -307,6 +307,7 @@ struct KernelTable {
     int64_t (*scratch_nbytes)(const AttendCall& call);
     void (*attend)(const AttendCall& call, const Tile& tile, uint8_t* scratch);
     void (*fold)(const AttendCall& call, const SplitTile& splits, uint8_t* scratch);
+    int64_t (*multiply_at_peak)(int64_t rounds);
     void (*linear_on_vectors)(const LinearCall& call, int64_t first_column, int64_t last_column);
     void (*pack_panel)(const LinearCall& call, int64_t first_row, int64_t tiles, uint8_t* packed);
     void (*linear)(const LinearCall& call, const uint8_t* packed, int64_t first_block, int64_t last_block);

@@ -56,6 +56,11 @@ class Kernels {
 
     bool has_tiles() const { return table_.linear; }
 
+    double peak_rate(int num_threads) const {
+        nb::gil_scoped_release released;
+        return pagoda::peak_rate(table_, num_threads);
+    }
+
     void linear(uintptr_t input, uintptr_t weight, uintptr_t bias, uintptr_t out, int64_t rows, int64_t columns,
                 int64_t depth, Number number, int num_threads) const {
         nb::gil_scoped_release released;
@@ -133,9 +138,9 @@ nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>> allocate(size_t nbytes) {
     return {data, {nbytes}, owner};
 }
 
-double read_gigabytes_per_second(size_t nbytes, int num_threads, int repeats) {
+double read_gigabytes_per_second(size_t nbytes, int num_threads, int repeats, bool in_huge_pages) {
     nb::gil_scoped_release released;
-    return read_bandwidth(nbytes, num_threads, repeats) / 1e9;
+    return read_bandwidth(nbytes, num_threads, repeats, in_huge_pages) / 1e9;
 }
 
 }  // namespace
@@ -214,6 +219,7 @@ NB_MODULE(_native, module) {
         .def("attend", &Kernels::attend, "query"_a, "out"_a, "pages"_a, "tables"_a, "rule"_a, "sinks"_a, "num_rows"_a,
              "num_heads"_a, "shares_splits"_a, "num_threads"_a)
         .def_prop_ro("has_tiles", &Kernels::has_tiles)
+        .def("peak_rate", &Kernels::peak_rate, "num_threads"_a)
         .def("linear", &Kernels::linear, "input"_a, "weight"_a, "bias"_a, "out"_a, "rows"_a, "columns"_a, "depth"_a,
              "number"_a, "num_threads"_a)
         .def("gated_linear", &Kernels::gated_linear, "input"_a, "gate"_a, "up"_a, "out"_a, "rows"_a, "columns"_a,
@@ -237,5 +243,6 @@ NB_MODULE(_native, module) {
     module.attr("TURN_EDGE") = KeyConstants::kTurnEdge;
     module.def("instruction_sets", &instruction_sets);
     module.def("allocate", &allocate, "nbytes"_a);
-    module.def("read_bandwidth", &read_gigabytes_per_second, "nbytes"_a, "num_threads"_a, "repeats"_a);
+    module.def("read_bandwidth", &read_gigabytes_per_second, "nbytes"_a, "num_threads"_a, "repeats"_a,
+               "in_huge_pages"_a);
 }

@@ -5,6 +5,7 @@
 #include "attend.h"
 #include "heads.h"
 #include "linear_vectors.h"
+#include "peak.h"
 #include "pointwise.h"
 #if defined(__AMX_BF16__)
 #include "linear.h"
@@ -75,6 +76,7 @@ const KernelTable PAGODA_TABLE = {PAGODA_NAME,
                                   scratch_nbytes,
                                   attend,
                                   fold,
+                                  multiply_at_peak,
                                   linear_on_vectors,
 #if defined(__AMX_BF16__)
                                   pack_panel,

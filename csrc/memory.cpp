@@ -34,7 +34,7 @@ double seconds() {
 
 }  // namespace
 
-uint8_t* map_memory(size_t nbytes) {
+uint8_t* map_memory(size_t nbytes, bool in_huge_pages) {
     const size_t size = whole_pages(nbytes), reserved = size + kHugePageNbytes;
     void* start = mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (start == MAP_FAILED) return nullptr;
@@ -44,15 +44,15 @@ uint8_t* map_memory(size_t nbytes) {
     if (aligned != first) munmap(first, size_t(aligned - first));
     if (aligned + size != first + reserved) munmap(aligned + size, size_t(first + reserved - aligned - size));
 #if defined(MADV_HUGEPAGE)
-    madvise(aligned, size, MADV_HUGEPAGE);  // a wish: without it pages are small
+    madvise(aligned, size, in_huge_pages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);  // a wish
 #endif
     return aligned;
 }
 
 void unmap_memory(uint8_t* memory, size_t nbytes) { munmap(memory, whole_pages(nbytes)); }
 
-double read_bandwidth(size_t nbytes, int num_threads, int repeats) {
-    uint8_t* data = map_memory(nbytes);
+double read_bandwidth(size_t nbytes, int num_threads, int repeats, bool in_huge_pages) {
+    uint8_t* data = map_memory(nbytes, in_huge_pages);
     if (!data) throw std::bad_alloc();
     const size_t part = nbytes / size_t(num_threads) / 128 * 128;
     double best = 0.0;

@@ -4,6 +4,7 @@
 #include "run.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -141,6 +142,19 @@ void linear(const LinearCall& call, const KernelTable& kernels, int num_threads)
         kernels.linear(call, packed.get(), num_blocks * part / team, num_blocks * (part + 1) / team);
     });
     if (leaves_columns(call)) kernels.linear(last_block_of(call), packed.get(), 0, 1);
+}
+
+double peak_rate(const KernelTable& kernels, int num_threads) {
+    typedef std::chrono::steady_clock Clock;
+    constexpr int64_t kRounds = 1 << 20;
+    double best = 0.0;
+    for (int repeat = 0; repeat < 5; repeat++) {
+        std::atomic<int64_t> count{0};
+        const Clock::time_point start = Clock::now();
+        in_parts(num_threads, [&](int) { count += kernels.multiply_at_peak(kRounds); });
+        best = std::max(best, double(count) / std::chrono::duration<double>(Clock::now() - start).count());
+    }
+    return best;
 }
 
 void rms_norm(const NormCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads) {

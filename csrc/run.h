@@ -7,6 +7,8 @@ namespace pagoda {
 
 void attend(const AttendCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads);
 void linear(const LinearCall& call, const KernelTable& kernels, int num_threads);
+// Multiplications of bf16 a second, best of a few times, with nothing else to do.
+double peak_rate(const KernelTable& kernels, int num_threads);
 void rms_norm(const NormCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads);
 void gated_silu(const PairCall& call, const KernelTable& kernels, int64_t num_numbers, int num_threads);
 void add(const PairCall& call, const KernelTable& kernels, int64_t num_numbers, int num_threads);

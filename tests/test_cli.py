@@ -15,6 +15,7 @@ import pytest
 
 from encoder_checkpoints import END, RATE, START, save
 from pagoda.cli import build_parser, main
+from pagoda.commands import measuring
 from pagoda.models.loader import load_model
 
 PROMPT = "The room was a pleasant one, at the top of the house,"
@@ -322,6 +323,18 @@ class TestDoctor:
         for name in ("versions/torch", "versions/transformers", "machine/cores", "machine/memory", "kernels/why"):
             assert findings[name]
         assert "the cache is consistent" in findings["model/check"]
+
+    def test_limits_and_what_is_reached_of_them_are_measured(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(measuring, "STREAMED_NBYTES", 32 << 20)
+        assert main(["doctor", "--measure", "--json"]) == 0
+        findings = self.findings(capsys)
+        for name in ("memory read", "memory read, small pages", "arithmetic", "linear layer, 64 rows"):
+            assert re.search(r"[1-9].* (GB|GFLOP)/s", findings[f"measured/{name}"])
+        for name in ("linear layer, 1 row", "linear layer, 8 rows", "attention over int4 pages"):
+            assert re.fullmatch(r"[\d.]+ GB/s, \d+% of that", findings[f"measured/{name}"])
+        assert re.match(r"[\d.]+ tokens/s alone; reading the weights allows", findings["model/decode"])
 
     def test_forced_kernels_are_said_to_be_forced(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -56,6 +56,7 @@ QUALITY_EXAMPLES = """examples:
 DOCTOR_EXAMPLES = """examples:
   pagoda doctor
   pagoda doctor --model ~/models/Qwen2.5-0.5B-Instruct
+  pagoda doctor --measure --model ~/models/Qwen2.5-0.5B-Instruct
   pagoda doctor --json
 
 The exit status is 1 if something is broken; slow but working is a warning."""
@@ -226,6 +227,9 @@ def _add_quality(parser: Parser) -> None:
 
 def _add_doctor(parser: Parser) -> None:
     parser.add_argument("--model", type=Path, metavar="PATH", help="checkpoint to try (default: the embedded model)")
+    parser.add_argument(
+        "--measure", action="store_true", help="measure memory, arithmetic, kernels and the model's decode steps"
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 

@@ -58,7 +58,7 @@ class Finding:
 
 
 def run(arguments: Namespace) -> int:
-    findings = list(diagnose(Environment.read(), arguments.model))
+    findings = list(diagnose(Environment.read(), arguments.model, arguments.measure))
     if arguments.json:
         sys.stdout.write(json.dumps(as_json(findings), indent=2) + "\n")
     else:
@@ -66,13 +66,13 @@ def run(arguments: Namespace) -> int:
     return int(any(finding.status is Status.BROKEN for finding in findings))
 
 
-def diagnose(environment: Environment, model: Path | None = None) -> Iterator[Finding]:
-    """Every finding, the quick ones first, with the embedded model or another."""
+def diagnose(environment: Environment, model: Path | None = None, measures: bool = False) -> Iterator[Finding]:
+    """Every finding, the quick ones first, with the embedded model or another; some take a while to measure."""
     yield from _versions()
     yield from _machine()
     yield from _kernels(environment)
-    yield from _bandwidth()
-    yield from _model(environment, model)
+    yield from _measured(environment) if measures else _bandwidth()
+    yield from _model(environment, model, measures)
 
 
 def as_json(findings: list[Finding]) -> dict[str, object]:
@@ -156,13 +156,27 @@ def _bandwidth() -> Iterator[Finding]:
         yield Finding("machine", "memory read", "not measured without native kernels")
 
 
+def _measured(environment: Environment) -> Iterator[Finding]:
+    """The limits of the machine, and what kernels reach of them."""
+    from pagoda.commands.measuring import machine_rates
+    from pagoda.kernels.native import NativeKernels
+
+    try:
+        kernels = NativeKernels(environment.kernel_isa)
+    except KernelUnavailableError:
+        yield Finding("measured", "kernels", "not measured without native kernels", Status.SLOW)
+        return
+    for rate in machine_rates(kernels):
+        yield Finding("measured", rate.name, str(rate))
+
+
 def _num_threads() -> int:
     import torch
 
     return torch.get_num_threads()
 
 
-def _model(environment: Environment, path: Path | None) -> Iterator[Finding]:
+def _model(environment: Environment, path: Path | None, measures: bool) -> Iterator[Finding]:
     """Load a model and let it write a little: the whole path of a request in one check."""
     from pagoda.llm import EMBEDDED_MODEL, LLM
     from pagoda.sampling_params import SamplingParams
@@ -180,6 +194,11 @@ def _model(environment: Environment, path: Path | None) -> Iterator[Finding]:
                 num_tokens = len(llm.generate([[1, 2, 3]], params)[0].outputs[0].token_ids)
                 llm.check_integrity()
                 yield Finding("model", "check", f"wrote {num_tokens} tokens; the cache is consistent")
+                if measures:
+                    from pagoda.commands.measuring import model_rate
+
+                    rate = model_rate(llm)
+                    yield Finding("model", rate.name, str(rate))
             yield from _formats(llm, environment)
     except PagodaError as error:
         yield Finding("model", "check", str(error), Status.BROKEN)

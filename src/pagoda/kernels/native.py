@@ -52,9 +52,12 @@ def instruction_sets() -> tuple[str, ...]:
     return tuple(_compiled().instruction_sets())
 
 
-def read_bandwidth(nbytes: int = 1 << 28, num_threads: int | None = None, repeats: int = 5) -> float:
-    """The rate at which threads together read memory, in GB/s: the limit of decode attention."""
-    rate: float = _compiled().read_bandwidth(nbytes, num_threads or torch.get_num_threads(), repeats)
+def read_bandwidth(
+    nbytes: int = 1 << 28, num_threads: int | None = None, repeats: int = 5, in_huge_pages: bool = True
+) -> float:
+    """The rate at which threads together read memory, in GB/s: the limit of decode steps."""
+    threads = num_threads or torch.get_num_threads()
+    rate: float = _compiled().read_bandwidth(nbytes, threads, repeats, in_huge_pages)
     return rate
 
 
@@ -95,6 +98,10 @@ class NativeKernels(Kernels):
     @property
     def name(self) -> str:
         return f"native ({self.isa}, {torch.get_num_threads()} threads)"
+
+    def peak_rate(self) -> float:
+        """Multiplications of bf16 by bf16 a second of all threads, with nothing else to do: the limit of prefill."""
+        return self._kernels.peak_rate(torch.get_num_threads())
 
     @contextmanager
     def noted(self, note: Note) -> Iterator[None]:
