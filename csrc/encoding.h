@@ -218,7 +218,8 @@ inline void unpack_rows(const CodedPanel& panel, const PanelGroups& groups, cons
 }
 
 // `steps` has room for those of all groups.
-__attribute__((noinline)) void unpack_values(const CodedPanel& panel, const PanelGroups& groups, int32_t* steps, uint8_t* target) {
+__attribute__((noinline)) void unpack_values(const CodedPanel& panel, const PanelGroups& groups, int32_t* steps,
+                                             uint8_t* target) {
     find_steps(groups, panel.rows, steps);
     if (groups.count > 1)
         unpack_rows<true>(panel, groups, steps, target);

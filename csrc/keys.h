@@ -239,7 +239,8 @@ class ByteKeys {
             for (int panel = panels.first; panel < panels.last; panel++)
                 for (int64_t token = panel * tokens; token < (panel + 1) * tokens; token += kLanes) {
                     const Floats codes = num_parts() > 1 ? joined(high + token, low + token) : widened(high + token);
-                    store(scores + token, (codes - raised) * load(work_.scratch.key_scales + token) * unit + lifts[panel]);
+                    const Floats scales = load(work_.scratch.key_scales + token) * unit;
+                    store(scores + token, (codes - raised) * scales + lifts[panel]);
                 }
         }
     }

@@ -1,8 +1,8 @@
 // A linear layer on vectors, for any number of rows, from weights as they lie.
 //
-// Rows of input meet rows of the weight along their depth: every output has a vector of sums, whose lanes are added at the
-// end. Each adds its terms in one order, whatever is computed beside it, so a row's result does not depend on the batch
-// it is in. Weights are read once for all rows that registers hold, and stay in the first caches for the others.
+// Rows of input meet rows of the weight along their depth: every output has a vector of sums, whose lanes are added at
+// the end. Each adds its terms in one order, whatever is computed beside it, so a row's result does not depend on the
+// batch it is in. Weights are read once for all rows that registers hold, and stay in the first caches for the others.
 #pragma once
 
 #include "pointwise.h"
@@ -158,8 +158,9 @@ inline Results<kRows, kQuads> multiply(const LinearCall& call, const uint8_t* we
             for (int j = 0; j < kQuadColumns; j++) {
                 const uint8_t* data = weight + (quad * kQuadColumns + j) * stride + offset;
                 const typename Words::Right right = read_step<Words>(data);
-                if (kAsked == Asked::first) prefetch_first(data + ahead[j]);
-                if (kAsked == Asked::second) prefetch(data + ahead[j]);
+                const bool begins_line = kVectorNbytes == kLineNbytes || offset % kLineNbytes == 0;
+                if (kAsked == Asked::first && begins_line) prefetch_first(data + ahead[j]);
+                if (kAsked == Asked::second && begins_line) prefetch(data + ahead[j]);
                 for (int i = 0; i < kRows; i++) add_products(sums[i][quad][j], left[i], right);
             }
     }

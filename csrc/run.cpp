@@ -90,14 +90,16 @@ void linear_in_blocks(const LinearCall& call, const KernelTable& kernels, int nu
     }
 }
 
-// Input of this size, but at least so many rows, stays in the second cache while weights go by.
+// Few rows are one block: weights are read from memory once. Of many, input of this size, but at least so many rows, stays
+// in the second cache while weights go by.
+constexpr int64_t kFewRows = 64;
 constexpr int64_t kInputNbytes = 3 << 17;
 constexpr int64_t kLeastBlockRows = 24;
 
 // A block of rows at a time meets all weights; every thread has columns of its own.
 void linear_on_vectors(const LinearCall& call, const KernelTable& kernels, int num_threads) {
     const int64_t fitting_rows = kInputNbytes / (call.depth * number_nbytes(call.number));
-    const int64_t block_rows = std::max(fitting_rows, kLeastBlockRows);
+    const int64_t block_rows = call.rows <= kFewRows ? kFewRows : std::max(fitting_rows, kLeastBlockRows);
     const int64_t num_blocks = call.columns / kLinearLeastColumns;
     const int team = int(std::clamp<int64_t>(num_blocks, 1, num_threads));
     in_parts(team, [&](int part) {
