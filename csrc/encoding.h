@@ -49,7 +49,7 @@ struct CodedPanel {
 
 inline void prefetch_row(const CodedPanel& panel, int64_t row) {
     const uint8_t* ahead = panel.ahead + row * panel.columns * 4;
-    for (int64_t offset = 0; offset < panel.columns * 4; offset += kLineNbytes) prefetch(ahead + offset);
+    for (int64_t offset = 0; offset < panel.columns * 4; offset += kLineNbytes) prefetch_first(ahead + offset);
 }
 
 // A row of codes becomes two rows of words. Like all below, reads and writes up to a whole vector behind the last row:

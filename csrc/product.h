@@ -70,7 +70,7 @@ void product_in_registers(const Left<typename Words::Factor>& left, const Panels
         const uint8_t* words = right.data[panel] + column * 4;
         const uint8_t* ahead = right.ahead[panel] + column * 4 * right.depth_words;
         for (int64_t depth = 0; depth < right.depth_words; depth++) {
-            for (int64_t line = 0; line < kStepNbytes; line += kLineNbytes) prefetch(ahead + line);
+            for (int64_t line = 0; line < kStepNbytes; line += kLineNbytes) prefetch_first(ahead + line);
             typename Words::Right vectors[kColumns];
             for (int vector = 0; vector < kColumns; vector++)
                 vectors[vector] = Words::expand(kPartial ? load_words(words, lanes)
