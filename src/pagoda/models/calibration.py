@@ -127,7 +127,7 @@ def measure(model: Model, kernels: Kernels, token_ids: torch.Tensor) -> dict[Sit
         if not key.isfinite().all() or not call.query_squares.isfinite().all():
             continue
         plane = model.spec.groups[site.group].layouts[site.layer].planes[0]
-        candidates = [each for found in frequencies for each in _rotations(plane.value_width, plane.width, found)]
+        candidates = [each for angles in frequencies for each in _rotations(plane.value_width, plane.width, angles)]
         rotation, is_explained = _rotation(key, None if moved is None else moved.keys, shift, candidates)
         found[site] = _statistics(key, call.query_squares, rotation, is_explained)
     return found
