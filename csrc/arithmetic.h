@@ -1,7 +1,7 @@
 // How the two products of attention are computed: on vectors, for any format, or on tiles, for bf16 and bytes.
 //
 // Each class has the type of its left factors and the two products; it knows no pages, rows or softmax. Those that
-// multiply bytes have both products of them too.
+// multiply bytes have both products of them too, with integers of 16 bits: whole, or in two parts of a byte each.
 #pragma once
 
 #include "product.h"
@@ -12,7 +12,6 @@
 namespace pagoda {
 namespace {
 
-typedef Left<uint8_t> LeftBytes;
 typedef Sums<float> FloatSums;
 typedef Sums<int32_t> IntegerSums;
 
@@ -38,11 +37,28 @@ class DotArithmetic : public VectorArithmetic<Bf16DotWords> {
 
     static constexpr float kRaisedKeys = SignedByteWords::kRaised;
 
-    void byte_scores(const LeftBytes& left, const Panels& right, const IntegerSums& sums) {
+    void byte_scores(const Left<CodeFactor>& left, const Panels& right, const IntegerSums& sums) {
         product<SignedByteWords>(left, right, sums);
     }
-    void byte_values(const LeftBytes& left, const Panels& right, const IntegerSums& sums) {
+    void byte_values(const Left<CodeFactor>& left, const Panels& right, const IntegerSums& sums) {
         product<UnsignedByteWords>(left, right, sums);
+    }
+};
+
+#endif
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+
+class ShortArithmetic : public VectorArithmetic<Bf16Words> {
+  public:
+    using VectorArithmetic::VectorArithmetic;
+
+    static constexpr float kRaisedKeys = 0;
+
+    void byte_scores(const Left<CodeFactor>& left, const Panels& right, const IntegerSums& sums) {
+        product<ShortWords>(left, right, sums);
+    }
+    void byte_values(const Left<CodeFactor>& left, const Panels& right, const IntegerSums& sums) {
+        product<ShortWords>(left, right, sums);
     }
 };
 
@@ -78,11 +94,11 @@ class TileArithmetic {
         multiply<Bf16Tiles>(left, right, sums, {rows(left), int(right.depth_words), value_columns_});
     }
 
-    void byte_scores(const LeftBytes& left, const Panels& right, const IntegerSums& sums) {
+    void byte_scores(const Left<CodeFactor>& left, const Panels& right, const IntegerSums& sums) {
         multiply<SignedByteTiles>(left, right, sums, {rows(left), byte_key_words_, kTileWords});
     }
 
-    void byte_values(const LeftBytes& left, const Panels& right, const IntegerSums& sums) {
+    void byte_values(const Left<CodeFactor>& left, const Panels& right, const IntegerSums& sums) {
         multiply<UnsignedByteTiles>(left, right, sums, {rows(left), int(right.depth_words), value_columns_});
     }
 

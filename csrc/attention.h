@@ -191,6 +191,9 @@ struct StoreCall {
 // Softmax statistics and value sums are kept per block, folded per split. Both begin at fixed positions of a sequence,
 // so a row's result depends on its own tokens alone: not on the batch, the chunk of a prompt or the number of threads.
 constexpr int64_t kBlockTokens = 256;
+
+// Channels whose products of a byte and an integer of 16 bits can be summed in 32 bits.
+constexpr int64_t kMostShortWidth = 512;
 constexpr int64_t kSplitTokens = 1024;
 
 // Linear layers on vectors compute a few output columns at a time.

@@ -54,6 +54,8 @@ inline Floats exp2(Floats x) {
     return x < -126.0f ? Floats{} : result;
 }
 
+inline Floats exp2_coarse(Floats x) { return exp2(x); }
+
 #endif
 
 // Small arguments take the odd polynomial of Cephes: 1 - 2 / (1 + e^2x) would cancel there.

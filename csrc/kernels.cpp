@@ -19,7 +19,7 @@ void attend_numbers(const AttendCall& call, const Tile& tile, const Scratch& scr
     TileAttention<Arithmetic, NumberKeys, NumberValues>(call, tile, scratch).run();
 }
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX2__)
 
 template <class Arithmetic, template <class> class Keys>
 void attend_values(const AttendCall& call, const Tile& tile, const Scratch& scratch) {
@@ -43,6 +43,9 @@ void attend_bf16(const AttendCall& call, const Tile& tile, const Scratch& scratc
 #endif
 #if defined(__AVX512BF16__)
     if (call.query.number == Number::bf16) return attend_any<DotArithmetic>(call, tile, scratch);
+#elif defined(__AVX2__)
+    if (call.query.number == Number::bf16 && call.pages.key.width <= kMostShortWidth)
+        return attend_any<ShortArithmetic>(call, tile, scratch);
 #endif
     attend_numbers<VectorArithmetic<Bf16Words>>(call, tile, scratch);
 }

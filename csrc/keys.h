@@ -1,9 +1,9 @@
 // How the queries of a tile meet the keys of a block: as numbers, or as bytes if keys are small integers.
 //
-// Both pack the queries once; then, for each block, read what must be decoded and score its panels for bands of rows. As
-// bytes a query is an integer of 16 bits times a scale, in two parts that meet the codes apart: exact but for the
-// rounding of the query to that scale, and nothing is decoded to floats. Where keys have four bits, the query has 8 and
-// one part: a step of the query is a 255th of its range, one of the keys about a 15th of theirs.
+// Both pack the queries once; then, for each block, read what must be decoded and score its panels for bands of rows. For
+// bytes a query is an integer of 16 bits times a scale, whole or in two parts that meet the codes apart: exact but for
+// the rounding of the query to that scale, and nothing is decoded to floats. Of two parts, keys of four bits meet the
+// high one alone: a step of the query is a 255th of its range then, one of the keys about a 15th of theirs.
 #pragma once
 
 #include "arithmetic.h"
@@ -126,9 +126,9 @@ class NumberKeys {
     const uint8_t* panels_[kMaxPanels];
 };
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX2__)
 
-// A number of 16 bits is 256 x high + low.
+// Where bytes are multiplied by bytes, a number of 16 bits is 256 x high + low.
 constexpr float kHighUnit = 256.0f;
 
 // Rows whose largest number is smaller are zero as bytes.
@@ -136,7 +136,9 @@ constexpr float kSmallest = 1e-30f;
 
 inline Floats widened(const int32_t* high) { return __builtin_convertvector(load(high), Floats) * kHighUnit; }
 
+// Of all parts of a factor.
 inline Floats joined(const int32_t* high, const int32_t* low) {
+    if (kFactorParts == 1) return __builtin_convertvector(load(high), Floats);
     return widened(high) + __builtin_convertvector(load(low), Floats);
 }
 
@@ -149,7 +151,7 @@ inline int32_t nearest(float value) {
 template <class Arithmetic>
 class ByteKeys {
   public:
-    // Up to two parts each.
+    // Up to two parts each, of a byte, or one of two bytes.
     static constexpr int64_t kBandRows = pagoda::kBandRows / 2;
 
     ByteKeys(const Work& work, Arithmetic& arithmetic) : work_(work), arithmetic_(arithmetic), lifts_(work) {}
@@ -159,7 +161,7 @@ class ByteKeys {
         for (int64_t row = 0; row < work_.tile.num_rows; row++) {
             read_query(work_, row, work_.scratch.row);
             const int64_t first = row / kBandRows * kBandRows, rows = work_.tile.num_rows - first;
-            uint8_t* high = band_queries(first) + (row - first) * stride();
+            CodeFactor* high = band_queries(first) + (row - first) * stride();
             pack_row(work_.scratch.row, row, high, high + (rows < kBandRows ? rows : kBandRows) * stride());
         }
     }
@@ -179,7 +181,7 @@ class ByteKeys {
 
     void score(const Block& block, PanelRange panels, const Band& band, const Ahead& ahead) {
         const int64_t tokens = panel_tokens(pages());
-        const LeftBytes queries{band_queries(band.first), stride(), int(num_parts() * band.count)};
+        const Left<CodeFactor> queries{band_queries(band.first), stride(), int(num_parts() * band.count)};
         for (int panel = panels.first; panel < panels.last; panel++) {
             const uint8_t* next = band.first == 0 && !is_packed() ? ahead.of(panel, panels_[panel]) : panels_[panel];
             const int64_t row_nbytes = is_packed() ? tokens * 4 : key_row_nbytes(pages());
@@ -191,19 +193,19 @@ class ByteKeys {
     }
 
   private:
-    static constexpr float kLargest = 127 * kHighUnit + 127;
+    static constexpr float kLargest = kFactorParts == 1 ? 32767 : 127 * kHighUnit + 127;
 
     const Pages& pages() const { return work_.call.pages; }
     bool is_packed() const { return pages().key.encoding == Encoding::int4; }
-    int num_parts() const { return is_packed() ? 1 : 2; }
+    int num_parts() const { return is_packed() ? 1 : kFactorParts; }
     int64_t stride() const { return rounded_up(pages().key.width, 64); }
 
     // High parts of all rows of the band, then low parts.
-    uint8_t* band_queries(int64_t first_row) const {
-        return static_cast<uint8_t*>(work_.scratch.query) + 2 * first_row * stride();
+    CodeFactor* band_queries(int64_t first_row) const {
+        return static_cast<CodeFactor*>(work_.scratch.query) + kFactorParts * first_row * stride();
     }
 
-    void pack_row(const float* numbers, int64_t row, uint8_t* high, uint8_t* low) {
+    void pack_row(const float* numbers, int64_t row, CodeFactor* high, CodeFactor* low) {
         float largest = 0.0f;
         bool all_finite = true;
         for (int64_t channel = 0; channel < pages().key.width; channel++) {
@@ -216,10 +218,7 @@ class ByteKeys {
         int32_t sum = 0;
         for (int64_t channel = 0; channel < pages().key.width; channel++) {
             const int32_t number = is_usable ? nearest(numbers[channel] * inverse) : 0;
-            const int32_t rounded = (number + 128) >> 8, rest = number - rounded * 256;
-            high[channel] = uint8_t(rounded);
-            if (num_parts() > 1) low[channel] = uint8_t(rest);
-            sum += num_parts() > 1 ? number : number - rest;
+            sum += keep_factor(high, low, channel, number, num_parts() > 1);
         }
         work_.scratch.query_scales[row] = all_finite ? largest / kLargest : __builtin_nanf("");
         work_.scratch.query_sums[row] = float(sum);
@@ -238,7 +237,8 @@ class ByteKeys {
             const Floats raised = splat(work_.scratch.query_sums[band.first + row] * Arithmetic::kRaisedKeys);
             for (int panel = panels.first; panel < panels.last; panel++)
                 for (int64_t token = panel * tokens; token < (panel + 1) * tokens; token += kLanes) {
-                    const Floats codes = num_parts() > 1 ? joined(high + token, low + token) : widened(high + token);
+                    const Floats codes = num_parts() == kFactorParts ? joined(high + token, low + token)
+                                                                     : widened(high + token);
                     const Floats scales = load(work_.scratch.key_scales + token) * unit;
                     store(scores + token, (codes - raised) * scales + lifts[panel]);
                 }

@@ -224,7 +224,8 @@ void compute_columns(const LinearCall& call, int64_t first_column, int64_t last_
             const int64_t row = call.rows * turn / num_turns, count = call.rows * (turn + 1) / num_turns - row;
             int64_t ahead[kQuadColumns];
             for (int j = 0; j < kQuadColumns; j++) ahead[j] = j % num_asking == turn ? kColumns * stride : 0;
-            compute_some_rows<Words, kMost, kQuads>(call, row, count, column, turn < num_asking ? asked : Asked::none, ahead);
+            const Asked now = turn < num_asking ? asked : Asked::none;
+            compute_some_rows<Words, kMost, kQuads>(call, row, count, column, now, ahead);
         }
     }
 }

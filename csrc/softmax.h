@@ -111,6 +111,9 @@ inline float weigh_codes(const float* scores, Bf16* weights, Range range, float 
     return horizontal_sum(sum);
 }
 
+#endif
+#if defined(__AVX2__)
+
 // As above, in the scores' room; also tells the largest product of weight and scale, NaN if any is.
 inline float weigh_bytes(float* scores, Range range, float scale, float maximum_score, const float* scales,
                          float* largest) {

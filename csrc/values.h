@@ -1,7 +1,8 @@
 // How the weights of a band meet the values of a block: as numbers, or as bytes if values are small integers.
 //
 // Both read what must be decoded, or turned if it is latents, once a block; then, for each band, make weights of scores
-// and add the weighted values. As bytes the weights of a row are integers of 16 bits, in two parts, times the largest of the block over 65,535.
+// and add the weighted values. For bytes the weights of a row are integers of 15 or 16 bits, times the largest weight of
+// the block over the largest such integer.
 #pragma once
 
 #include "keys.h"
@@ -110,7 +111,7 @@ class NumberValues {
     const uint8_t* panels_[kMaxPanels];
 };
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX2__)
 
 template <class Arithmetic>
 class ByteValues {
@@ -149,11 +150,11 @@ class ByteValues {
 
     void add(PanelRange panels, const Band& band, const Ahead& ahead) {
         const int64_t tokens = panel_tokens(pages()), stride = work_.scratch.parts_stride;
-        uint8_t* weights = static_cast<uint8_t*>(work_.scratch.weights);
+        CodeFactor* weights = static_cast<CodeFactor*>(work_.scratch.weights);
         for (int64_t row = 0; row < band.count; row++)
             pack(row, {int(panels.first * tokens), int(panels.last * tokens)}, weights + row * kWeightStride,
                  weights + (band.count + row) * kWeightStride);
-        const LeftBytes left{weights + panels.first * tokens, kWeightStride, int(2 * band.count)};
+        const Left<CodeFactor> left{weights + panels.first * tokens, kWeightStride, int(kFactorParts * band.count)};
         const uint8_t* next[kMaxPanels];
         for (int panel = panels.first; panel < panels.last; panel++)
             next[panel] = band.first == 0 && !is_packed() ? ahead.of(panel, panels_[panel]) : panels_[panel];
@@ -172,19 +173,15 @@ class ByteValues {
     }
 
   private:
-    static constexpr float kLargest = 65535.0f;
+    static constexpr float kLargest = kFactorParts == 1 ? 32767.0f : 65535.0f;
 
     const Pages& pages() const { return work_.call.pages; }
     bool is_packed() const { return pages().value.encoding == Encoding::int4; }
 
-    void pack(int64_t row, Range range, uint8_t* high, uint8_t* low) const {
+    void pack(int64_t row, Range range, CodeFactor* high, CodeFactor* low) const {
         const float* weights = work_.scratch.scores + row * kScoreStride;
-        for (int token = range.first; token < range.last; token += kLanes) {
-            const __m512i numbers = _mm512_cvtps_epi32(load(weights + token) * inverses_[row]);
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(low + token), _mm512_cvtepi32_epi8(numbers));
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(high + token),
-                             _mm512_cvtepi32_epi8(_mm512_srli_epi32(numbers, 8)));
-        }
+        for (int token = range.first; token < range.last; token += kLanes)
+            keep_factors(high, low, token, load(weights + token) * inverses_[row]);
     }
 
     const Work& work_;

@@ -128,5 +128,87 @@ struct UnsignedByteWords {
 
 #endif
 
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+
+// Signed bytes by integers of 16 bits. Of each four, the left factor keeps the first beside the third.
+struct ShortWords {
+    typedef int16_t Factor;
+    typedef int32_t Total;
+    struct Right {
+        Ints outer;  // bytes 0 and 2, as halves
+        Ints inner;  // bytes 1 and 3
+    };
+    static constexpr int kNumbers = 4;
+    static Right expand(Ints words) {
+        const Shorts halves = reinterpret_cast<Shorts>(words);
+        return {reinterpret_cast<Ints>((halves << 8) >> 8), reinterpret_cast<Ints>(halves >> 8)};
+    }
+    static void add(Ints& sum, const Factor* left, const Right& right) {
+        sum += multiply(right.outer, left) + multiply(right.inner, left + 2);
+    }
+
+  private:
+    typedef int16_t Shorts __attribute__((vector_size(kLanes * 4)));
+
+    static Ints multiply(Ints halves, const Factor* left) {
+        int32_t word;
+        __builtin_memcpy(&word, left, 4);
+#if defined(__AVX512F__)
+        return reinterpret_cast<Ints>(_mm512_madd_epi16(reinterpret_cast<__m512i>(halves), _mm512_set1_epi32(word)));
+#else
+        return reinterpret_cast<Ints>(_mm256_madd_epi16(reinterpret_cast<__m256i>(halves), _mm256_set1_epi32(word)));
+#endif
+    }
+};
+
+#endif
+
+// Factors of codes are integers of 16 bits: whole where halves are multiplied, or else in two parts of a byte.
+#if defined(__AVX512VNNI__)
+
+typedef uint8_t CodeFactor;
+constexpr int kFactorParts = 2;
+
+// A signed number; without `both` parts it is rounded to the high one. Returns what is kept.
+inline int32_t keep_factor(CodeFactor* high, CodeFactor* low, int64_t index, int32_t number, bool both) {
+    const int32_t rounded = (number + 128) >> 8, rest = number - rounded * 256;
+    high[index] = uint8_t(rounded);
+    if (both) low[index] = uint8_t(rest);
+    return both ? number : number - rest;
+}
+
+// Unsigned numbers [index, index + kLanes).
+inline void keep_factors(CodeFactor* high, CodeFactor* low, int64_t index, Floats numbers) {
+    const __m512i words = _mm512_cvtps_epi32(numbers);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(low + index), _mm512_cvtepi32_epi8(words));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(high + index), _mm512_cvtepi32_epi8(_mm512_srli_epi32(words, 8)));
+}
+
+#elif defined(__AVX2__)
+
+typedef int16_t CodeFactor;
+constexpr int kFactorParts = 1;
+
+inline int32_t keep_factor(CodeFactor* whole, CodeFactor*, int64_t index, int32_t number, bool) {
+    whole[(index & ~int64_t(3)) | (index & 1) << 1 | (index >> 1 & 1)] = CodeFactor(number);
+    return number;
+}
+
+inline void keep_factors(CodeFactor* whole, CodeFactor*, int64_t index, Floats numbers) {
+    constexpr int kOuterInner = 0xd8;  // 0, 2, 1, 3
+#if defined(__AVX512F__)
+    const __m256i halves = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(numbers));
+    const __m256i ordered = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(halves, kOuterInner), kOuterInner);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(whole + index), ordered);
+#else
+    const __m256i words = _mm256_cvtps_epi32(numbers);
+    const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    const __m128i ordered = _mm_shufflehi_epi16(_mm_shufflelo_epi16(halves, kOuterInner), kOuterInner);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(whole + index), ordered);
+#endif
+}
+
+#endif
+
 }  // namespace
 }  // namespace pagoda
