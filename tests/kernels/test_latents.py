@@ -17,7 +17,9 @@ from pagoda.layouts.spec import Reach
 
 every_isa = pytest.mark.parametrize("isa", instruction_sets())
 # A mixture has nothing to mix: latents are keys and values at once.
-every_format = pytest.mark.parametrize("format", [one for one in FORMATS if one is not K8V4], ids=lambda one: one.name)
+LATENT_FORMATS = [one for one in FORMATS if one is not K8V4]
+every_format = pytest.mark.parametrize("format", LATENT_FORMATS, ids=lambda one: one.name)
+KEPT = [*((format, False) for format in LATENT_FORMATS), *((format, True) for format in WITH_CONSTANTS)]
 
 # Past and new tokens: decode, prefill, a chunk, lengths around panels, pages, blocks and splits.
 SEQUENCES = ((0, 17), (1, 1), (31, 1), (255, 1), (300, 40), (1030, 1), (2100, 1))
@@ -83,11 +85,8 @@ def test_any_number_of_heads_and_any_reach(isa, format, rule, heads, make_latent
     check(isa, make_latents(format, heads=heads, page_tokens=16), RULES[rule])
 
 
-@every_format
-@pytest.mark.parametrize("has_constants", [False, True])
+@pytest.mark.parametrize(("format", "has_constants"), KEPT, ids=lambda one: getattr(one, "name", str(one)))
 def test_stores_the_bytes_that_the_reference_stores(format, has_constants, make_latents):
-    if has_constants and format not in WITH_CONSTANTS:
-        pytest.skip("keys of this format are kept as they are")
     case = make_latents(format, sequences=((0, 50), (0, 33)), has_constants=has_constants)
     blank = case.blank()
     NativeKernels().store(case.key, None, blank, case.whole)

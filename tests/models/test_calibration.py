@@ -33,6 +33,20 @@ def statistics(family: str):
     return list(measure(model, choose_kernels(Environment()), TOKENS).values())
 
 
+def error(model: Model, format: str, calibration: str, length: int) -> float:
+    """Of the logarithms of probabilities over pages in a format, root mean square."""
+    prompt = [token * 31 % 97 for token in range(length)]
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+
+    def logprobs(**options: str) -> torch.Tensor:
+        with LLM(model, kv_cache_memory_bytes=8 << 20, max_model_len=-(-length // 256) * 256, **options) as llm:
+            (output,) = llm.generate([prompt], params)
+            return torch.tensor([each.logprob for each in output.prompt_logprobs[1:]])
+
+    exact = logprobs(kv_cache_dtype="fp32", kv_cache_calibration="none")
+    return float((logprobs(kv_cache_dtype=format, kv_cache_calibration=calibration) - exact).square().mean().sqrt())
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text", "mistral"])
 def test_halves_of_a_head_are_paired(family):
     for found in statistics(family):
@@ -159,19 +173,7 @@ class TestConstants:
     @pytest.mark.parametrize("format", ["int8", "k8v4", "int4"])
     @pytest.mark.parametrize("length", [60, 700])
     def test_what_is_drawn_is_nearer_to_what_exact_pages_give(self, biased, format, length):
-        prompt = [token * 31 % 97 for token in range(length)]
-        params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
-
-        def logprobs(format: str, calibration: str) -> torch.Tensor:
-            options = {"kv_cache_memory_bytes": 8 << 20, "max_model_len": 1024}
-            with LLM(biased, kv_cache_dtype=format, kv_cache_calibration=calibration, **options) as llm:
-                (output,) = llm.generate([prompt], params)
-                return torch.tensor([each.logprob for each in output.prompt_logprobs[1:]])
-
-        exact = logprobs("fp32", "none")
-        plain, calibrated = (
-            (logprobs(format, calibration) - exact).square().mean().sqrt() for calibration in ("none", "auto")
-        )
+        plain, calibrated = (error(biased, format, calibration, length) for calibration in ("none", "auto"))
         assert calibrated < plain / (2 if format == "k8v4" else 3)  # whose values lose as much either way
 
     def test_the_same_model_has_the_same_ones(self, biased):
@@ -192,19 +194,7 @@ def uneven_latents() -> Model:
 
 @pytest.mark.parametrize("format", ["int8", "int4"])
 def test_channels_of_latents_are_scaled_each_by_itself(uneven_latents, format):
-    prompt = [token * 31 % 97 for token in range(200)]
-    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
-
-    def logprobs(format: str, calibration: str) -> torch.Tensor:
-        options = {"kv_cache_memory_bytes": 8 << 20, "max_model_len": 256}
-        with LLM(uneven_latents, kv_cache_dtype=format, kv_cache_calibration=calibration, **options) as llm:
-            (output,) = llm.generate([prompt], params)
-            return torch.tensor([each.logprob for each in output.prompt_logprobs[1:]])
-
-    exact = logprobs("fp32", "none")
-    plain, calibrated = (
-        (logprobs(format, calibration) - exact).square().mean().sqrt() for calibration in ("none", "auto")
-    )
+    plain, calibrated = (error(uneven_latents, format, calibration, 200) for calibration in ("none", "auto"))
     assert calibrated < plain / 3
 
 

@@ -198,7 +198,8 @@ def _model(environment: Environment, path: Path | None, measures: bool) -> Itera
                     from pagoda.commands.measuring import model_rate
 
                     rate = model_rate(llm)
-                    yield Finding("model", rate.name, str(rate))
+                    if rate is not None:
+                        yield Finding("model", rate.name, str(rate))
             yield from _formats(llm, environment)
     except PagodaError as error:
         yield Finding("model", "check", str(error), Status.BROKEN)

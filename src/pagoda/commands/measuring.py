@@ -63,22 +63,28 @@ def machine_rates(kernels: NativeKernels) -> Iterator[Rate]:
     yield Rate("linear layer, 64 rows", f"{2 * products / 1e9:.0f} GFLOP/s", products / peak)
 
 
-def model_rate(llm: LLM) -> Rate:
-    """Decode steps of one sequence, beside reading all weights once for each token, but for the table of embeddings."""
+def model_rate(llm: LLM) -> Rate | None:
+    """Decode steps of one sequence, beside reading all weights once for each token, but for the table of embeddings.
+
+    None if sequences are too short for some steps.
+    """
     from pagoda.sampling_params import SamplingParams
 
+    model, most = llm.engine.model, llm.engine.max_model_len
+    prompt = [token % model.vocab_size for token in range(1, 1 + min(PROMPT_TOKENS, most // 2))]
+    num_steps = min(DECODED_TOKENS, most - len(prompt)) - 1
+    if num_steps < 1:
+        return None
+    params = SamplingParams(temperature=0, max_tokens=num_steps + 1, ignore_eos=True)
     seconds = []
     for _ in range(REPEATS):
-        prompt = [[1, *range(2, min(PROMPT_TOKENS, llm.engine.max_model_len // 2))]]
-        params = SamplingParams(temperature=0, max_tokens=DECODED_TOKENS, ignore_eos=True)
-        times = llm.generate(prompt, params, use_tqdm=False)[0].metrics.token_times
-        seconds.append((times[-1] - times[0]) / (len(times) - 1))
+        times = llm.generate([prompt], params, use_tqdm=False)[0].metrics.token_times
+        seconds.append((times[-1] - times[0]) / num_steps)
     speed = 1 / statistics.median(seconds)
-    model = llm.engine.model
     embedding, head = model.network.get_input_embeddings(), model.network.get_output_embeddings()
     is_tied = head is None or head.weight is embedding.weight
     limit = read_bandwidth() * 1e9 / (model.weight_nbytes - (0 if is_tied else embedding.weight.nbytes))
-    return Rate("decode", f"{speed:.1f} tokens/s alone; reading the weights allows {limit:.1f}", speed / limit)
+    return Rate("decode", f"{speed:.1f} tokens/s alone; reading all weights allows {limit:.1f}", speed / limit)
 
 
 def _of(rate: float, limit: float) -> tuple[str, float]:
