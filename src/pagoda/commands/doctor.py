@@ -161,6 +161,9 @@ def _measured(environment: Environment) -> Iterator[Finding]:
     from pagoda.commands.measuring import machine_rates
     from pagoda.kernels.native import NativeKernels
 
+    if environment.kernels == "reference":
+        yield from _bandwidth()
+        return
     try:
         kernels = NativeKernels(environment.kernel_isa)
     except KernelUnavailableError:

@@ -43,7 +43,7 @@ class Rate:
     share: float | None = None
 
     def __str__(self) -> str:
-        return self.value if self.share is None else f"{self.value}, {self.share:.0%} of that"
+        return self.value if self.share is None else f"{self.value}, {self.share:.0%} of its limit"
 
 
 def machine_rates(kernels: NativeKernels) -> Iterator[Rate]:
