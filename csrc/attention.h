@@ -273,6 +273,13 @@ struct PairCall {
     Number number;
 };
 
+// Numbers of a tensor as fp32.
+struct WidenCall {
+    const uint8_t* input;
+    float* out;
+    Number number;
+};
+
 // Rotary embedding of all channels of every head; `cosines` and `sines` are [rows, width], of the type of `input`.
 struct RotateCall {
     Rows input;
@@ -319,6 +326,7 @@ struct KernelTable {
     void (*rms_norm)(const NormCall& call, int64_t first_row, int64_t last_row);
     void (*gated_silu)(const PairCall& call, int64_t first_number, int64_t last_number);
     void (*add)(const PairCall& call, int64_t first_number, int64_t last_number);
+    void (*widen)(const WidenCall& call, int64_t first_number, int64_t last_number);
     void (*rotate)(const RotateCall& call, int64_t first_row, int64_t last_row);
     void (*multiply_heads)(const HeadsCall& call, int64_t first_head, int64_t last_head);
 };

@@ -97,6 +97,11 @@ class Kernels {
                     table_, count, num_threads);
     }
 
+    void widen(uintptr_t input, uintptr_t out, int64_t count, Number number, int num_threads) const {
+        nb::gil_scoped_release released;
+        pagoda::widen({pointer<const uint8_t>(input), pointer<float>(out), number}, table_, count, num_threads);
+    }
+
     void rotate(const Rows& input, const Rows& out, uintptr_t cosines, uintptr_t sines, int64_t rows, int64_t num_heads,
                 int64_t width, int num_threads) const {
         nb::gil_scoped_release released;
@@ -228,6 +233,7 @@ NB_MODULE(_native, module) {
              "num_threads"_a)
         .def("gated_silu", &Kernels::gated_silu, "gate"_a, "up"_a, "out"_a, "count"_a, "number"_a, "num_threads"_a)
         .def("add", &Kernels::add, "first"_a, "second"_a, "out"_a, "count"_a, "number"_a, "num_threads"_a)
+        .def("widen", &Kernels::widen, "input"_a, "out"_a, "count"_a, "number"_a, "num_threads"_a)
         .def("rotate", &Kernels::rotate, "input"_a, "out"_a, "cosines"_a, "sines"_a, "rows"_a, "num_heads"_a, "width"_a,
              "num_threads"_a)
         .def("multiply_heads", &Kernels::multiply_heads, "input"_a, "out"_a, "weight"_a, "head_stride"_a,

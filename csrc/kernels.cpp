@@ -93,6 +93,7 @@ const KernelTable PAGODA_TABLE = {PAGODA_NAME,
                                   rms_norm,
                                   gated_silu,
                                   add,
+                                  widen,
                                   rotate,
                                   multiply_heads};
 

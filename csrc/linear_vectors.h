@@ -143,13 +143,20 @@ struct Results {
 // Which cache weights are asked for to be in, if any.
 enum class Asked { none, first, second };
 
-// The weights `ahead` of those of each column are asked for meanwhile.
+// The lines that are asked for while some columns are read, one after the other as they lie in memory: the first is
+// `ahead` of the columns' own, and the next follows where a column of a quad has a step.
+struct Asking {
+    int64_t ahead;
+    int64_t steps[kQuadColumns];
+};
+
 template <class Words, int kRows, int kQuads, Asked kAsked>
 inline Results<kRows, kQuads> multiply(const LinearCall& call, const uint8_t* weight, int64_t row, int64_t column,
-                                       const int64_t (&ahead)[kQuadColumns]) {
+                                       const Asking& asking) {
     const int64_t stride = call.depth * number_nbytes(call.number), whole = stride / kVectorNbytes * kVectorNbytes;
     const uint8_t* input = call.input + row * stride;
     weight += column * stride;
+    const uint8_t* line = weight + asking.ahead;
     Floats sums[kRows][kQuads][kQuadColumns]{};
     for (int64_t offset = 0; offset < whole; offset += kVectorNbytes) {
         typename Words::Right left[kRows];
@@ -159,8 +166,9 @@ inline Results<kRows, kQuads> multiply(const LinearCall& call, const uint8_t* we
                 const uint8_t* data = weight + (quad * kQuadColumns + j) * stride + offset;
                 const typename Words::Right right = read_step<Words>(data);
                 const bool begins_line = kVectorNbytes == kLineNbytes || offset % kLineNbytes == 0;
-                if (kAsked == Asked::first && begins_line) prefetch_first(data + ahead[j]);
-                if (kAsked == Asked::second && begins_line) prefetch(data + ahead[j]);
+                if (kAsked == Asked::first && begins_line) prefetch_first(line);
+                if (kAsked == Asked::second && begins_line) prefetch(line);
+                if (kAsked != Asked::none && begins_line) line += asking.steps[j];
                 for (int i = 0; i < kRows; i++) add_products(sums[i][quad][j], left[i], right);
             }
     }
@@ -177,11 +185,11 @@ inline Results<kRows, kQuads> multiply(const LinearCall& call, const uint8_t* we
 
 // Of two weights, each result is rounded as if it were written and read again.
 template <class Words, int kRows, int kQuads, Asked kAsked>
-void compute(const LinearCall& call, int64_t row, int64_t column, const int64_t (&ahead)[kQuadColumns]) {
+void compute(const LinearCall& call, int64_t row, int64_t column, const Asking& asking) {
     const int64_t nbytes = number_nbytes(call.number);
-    const auto gates = multiply<Words, kRows, kQuads, kAsked>(call, call.weight, row, column, ahead);
+    const auto gates = multiply<Words, kRows, kQuads, kAsked>(call, call.weight, row, column, asking);
     Results<kRows, kQuads> ups;
-    if (call.up) ups = multiply<Words, kRows, kQuads, kAsked>(call, call.up, row, column, ahead);
+    if (call.up) ups = multiply<Words, kRows, kQuads, kAsked>(call, call.up, row, column, asking);
     for (int i = 0; i < kRows; i++)
         for (int quad = 0; quad < kQuads; quad++) {
             const int64_t first = column + quad * kQuadColumns;
@@ -196,46 +204,61 @@ void compute(const LinearCall& call, int64_t row, int64_t column, const int64_t 
 
 template <class Words, int kRows, int kQuads>
 void compute_some_rows(const LinearCall& call, int64_t row, int64_t count, int64_t column, Asked asked,
-                       const int64_t (&ahead)[kQuadColumns]) {
+                       const Asking& asking) {
     if constexpr (kRows > 1)
         if (count < kRows)
-            return compute_some_rows<Words, kRows - 1, kQuads>(call, row, count, column, asked, ahead);
+            return compute_some_rows<Words, kRows - 1, kQuads>(call, row, count, column, asked, asking);
     switch (asked) {
-        case Asked::none: return compute<Words, kRows, kQuads, Asked::none>(call, row, column, ahead);
-        case Asked::first: return compute<Words, kRows, kQuads, Asked::first>(call, row, column, ahead);
-        case Asked::second: return compute<Words, kRows, kQuads, Asked::second>(call, row, column, ahead);
+        case Asked::none: return compute<Words, kRows, kQuads, Asked::none>(call, row, column, asking);
+        case Asked::first: return compute<Words, kRows, kQuads, Asked::first>(call, row, column, asking);
+        case Asked::second: return compute<Words, kRows, kQuads, Asked::second>(call, row, column, asking);
     }
 }
 
 // Weights of some columns that stay in the first cache beside those that are read.
 constexpr int64_t kFewNbytes = 15 << 10;
+// A column that the processor reads ahead in by itself.
+constexpr int64_t kLongNbytes = 8 << 10;
 
 // Rows meet some columns in a few turns. The weights of the next columns, which follow without a gap, are asked for in
-// equal shares while they do, or in the first turn of many.
+// equal shares while they do, or in the first turn of many. Long columns that are read once, a line at a time, come
+// faster unasked.
 template <class Words, int kQuads>
 void compute_columns(const LinearCall& call, int64_t first_column, int64_t last_column) {
     constexpr int kMost = most_rows<Words>(kQuads), kColumns = kQuads * kQuadColumns;
     const int64_t stride = call.depth * number_nbytes(call.number), num_turns = (call.rows + kMost - 1) / kMost;
     const int64_t num_asking = num_turns <= kQuadColumns ? num_turns : 1;
-    const Asked asked = kColumns * stride <= kFewNbytes ? Asked::first : Asked::second;
+    const bool comes_unasked = stride >= kLongNbytes && num_turns == 1 && kVectorNbytes == kLineNbytes;
+    const Asked further = comes_unasked ? Asked::none : Asked::second;
+    const Asked asked = kColumns * stride <= kFewNbytes ? Asked::first : further;
     for (int64_t begin = first_column; begin < last_column; begin += kColumns) {
         const int64_t column = begin + kColumns < last_column ? begin : last_column - kColumns;
+        Asking asking{kColumns * stride, {}};
         for (int64_t turn = 0; turn < num_turns; turn++) {
             const int64_t row = call.rows * turn / num_turns, count = call.rows * (turn + 1) / num_turns - row;
-            int64_t ahead[kQuadColumns];
-            for (int j = 0; j < kQuadColumns; j++) ahead[j] = j % num_asking == turn ? kColumns * stride : 0;
+            int64_t num_steps = 0;
+            for (int j = 0; j < kQuadColumns; j++) {
+                asking.steps[j] = j % num_asking == turn ? kLineNbytes : 0;
+                num_steps += asking.steps[j] != 0;
+            }
             const Asked now = turn < num_asking ? asked : Asked::none;
-            compute_some_rows<Words, kMost, kQuads>(call, row, count, column, now, ahead);
+            compute_some_rows<Words, kMost, kQuads>(call, row, count, column, now, asking);
+            asking.ahead += num_steps * kQuads * stride;
         }
     }
 }
 
-// Few rows meet more columns at a time, in up to so many turns: sums begin and end less often.
-constexpr int kFewTurns = 2;
+// Few rows meet more columns at a time, in up to so many turns: sums begin and end less often. Where columns do not stay
+// in the first cache between turns anyway, more of them at a time save reading inputs.
+constexpr int kFewTurns = 2, kFewDeepTurns = 4;
 
 template <class Words>
 void compute_numbers(const LinearCall& call, int64_t first_column, int64_t last_column) {
-    if (call.rows <= kFewTurns * most_rows<Words>(2) && last_column - first_column >= 2 * kQuadColumns)
+    constexpr int kColumns = 2 * kQuadColumns;
+    const int64_t nbytes = kColumns * call.depth * number_nbytes(call.number);
+    const bool stays = nbytes <= kFewNbytes, both_stay = (call.up ? 2 : 1) * nbytes <= kFewNbytes;
+    const bool are_few = call.rows <= (stays ? kFewTurns : kFewDeepTurns) * most_rows<Words>(2);
+    if (are_few && both_stay == stays && last_column - first_column >= kColumns)
         return compute_columns<Words, 2>(call, first_column, last_column);
     compute_columns<Words, 1>(call, first_column, last_column);
 }

@@ -1,4 +1,5 @@
-// What models compute between matrix products: the norm of a row, a gated activation, the rotation of heads.
+// What models compute between matrix products: the norm of a row, a gated activation, sums, numbers made
+// wider, the rotation of heads.
 //
 // Results are rounded where the plain torch expressions round (kernels/reference.py), so that a model computes what it
 // was trained to. Every row is computed by itself, in an order that depends on its width alone.
@@ -100,6 +101,11 @@ inline void add(const PairCall& call, int64_t first_number, int64_t last_number)
         for (int64_t i = 0; i < count; i++) values[i] += others[i];
         write_piece(call.out, call.number, first, values, count);
     }
+}
+
+inline void widen(const WidenCall& call, int64_t first_number, int64_t last_number) {
+    read_row(call.out + first_number, call.input + first_number * number_nbytes(call.number), call.number,
+             last_number - first_number);
 }
 
 // out = x * cosine + rotated(x) * sine, where rotated(x) is the second half of x, negated, then the first.

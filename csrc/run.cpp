@@ -173,6 +173,10 @@ void add(const PairCall& call, const KernelTable& kernels, int64_t num_numbers, 
     share(num_numbers, 1, num_threads, [&](int64_t first, int64_t last) { kernels.add(call, first, last); });
 }
 
+void widen(const WidenCall& call, const KernelTable& kernels, int64_t num_numbers, int num_threads) {
+    share(num_numbers, 1, num_threads, [&](int64_t first, int64_t last) { kernels.widen(call, first, last); });
+}
+
 void rotate(const RotateCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads) {
     share(num_rows, call.num_heads * call.width, num_threads,
           [&](int64_t first, int64_t last) { kernels.rotate(call, first, last); });

@@ -12,6 +12,7 @@ double peak_rate(const KernelTable& kernels, int num_threads);
 void rms_norm(const NormCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads);
 void gated_silu(const PairCall& call, const KernelTable& kernels, int64_t num_numbers, int num_threads);
 void add(const PairCall& call, const KernelTable& kernels, int64_t num_numbers, int num_threads);
+void widen(const WidenCall& call, const KernelTable& kernels, int64_t num_numbers, int num_threads);
 void rotate(const RotateCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads);
 void multiply_heads(const HeadsCall& call, const KernelTable& kernels, int64_t num_heads, int num_threads);
 void store(const StoreCall& call, int64_t num_rows, int num_threads);

@@ -1,52 +1,115 @@
 r"""Runs the same workloads on Pagoda and its peers, interleaved, and prints medians with their spread.
 
     python benchmarks/peers/compare.py CHECKPOINT --peer transformers=PYTHON --peer vllm=PYTHON \
-        --peer openvino=PYTHON --peer "openvino int8=PYTHON" --peer llama=LLAMA_SERVER
+        --peer openvino=PYTHON --peer llama=LLAMA_SERVER --peer "llama unified=LLAMA_SERVER"
 
 Each engine runs in the environment whose interpreter is given, llama.cpp as the server program that is given, Pagoda in
-this environment. A name may end in a format of the cache. Every round starts every engine
-once, in a process of its own, and reads memory at full speed beside them, so that a slow spell of the machine shows.
-Nothing else may run meanwhile.
+this environment. A name may end in a variant, such as a format of the cache. Every round starts every engine once, in
+another order, and reads memory at full speed before and after each workload: where the processors of a virtual machine
+share a part of the host's, they read at another speed from one minute to the next. `--least-bandwidth` waits for the
+better minutes. A process has ended, and so has every process that it started, before the next one starts; what fails is
+reported at the end. Figures are written to a file as they come. Nothing else may run meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 from workloads import WORKLOADS
 
 HERE = Path(__file__).parent
-READ_NBYTES = 3 << 30
+READ_NBYTES = 1 << 30
+# Seconds to wait for a bandwidth, and between two looks.
+MOST_WAITING = 90
+PAUSE = 1
 # Engines that are programs, not packages: their adapters run in this environment.
 PROGRAMS = ("llama",)
+PR_SET_CHILD_SUBREAPER = 36
+# Seconds in which processes end after they were asked to.
+GRACE = 10
+
+Results = dict[str, dict[str, list[float]]]
 
 
-def run_engine(name: str, path: str, checkpoint: Path, workloads: list[str], seed: int) -> dict[str, float]:
-    """The figures of one process, which prints them as a line of JSON; `path` is its interpreter or the program."""
-    name, _, kv_cache_dtype = name.partition(" ")
-    python = sys.executable if name in PROGRAMS else path
-    options = ["--seed", str(seed), "--kv-cache-dtype", kv_cache_dtype or "auto", "--program", path]
-    command = [python, str(HERE / f"{name}_engine.py"), str(checkpoint), *workloads, *options]
+class EngineError(Exception):
+    """An engine's process ended badly; the message is the end of what it said."""
+
+
+def run_engine(name: str, path: str, arguments: argparse.Namespace, seed: int) -> Iterator[dict[str, float]]:
+    """The figures of one process, workload by workload; `path` is its interpreter or the program."""
+    engine, _, variant = name.partition(" ")
+    python = sys.executable if engine in PROGRAMS else path
+    options = ["--seed", str(seed), "--variant", variant, "--program", path]
+    command = [python, str(HERE / f"{engine}_engine.py"), str(arguments.checkpoint), *options]
     # The package is installed where it is needed: nothing of this process's path must leak into another environment.
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | preloads(name, python)
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-    # Engines may log to the same stream, also while they shut down.
-    answer = next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{"))
-    figures: dict[str, float] = json.loads(answer)
-    return figures
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | preloads(engine, python)
+    with tempfile.TemporaryFile("w+") as said:
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=said, text=True, env=environment)
+        limit = threading.Timer(arguments.limit, process.kill)
+        limit.start()
+        try:
+            yield answer(process)
+            for workload in arguments.workloads:
+                before = await_bandwidth(arguments.least_bandwidth)
+                figures = answer(process, workload)
+                yield figures | {f"read during {workload}, GB/s": (before + read_bandwidth()) / 2}
+            yield answer(process, last=True)
+            process.wait()
+        except (BrokenPipeError, EngineError):
+            process.kill()
+            said.seek(0)
+            raise EngineError(said.read()[-3000:]) from None
+        finally:
+            limit.cancel()
+            end_children()
 
 
-def preloads(name: str, python: str) -> dict[str, str]:
+def answer(process: subprocess.Popen[str], workload: str = "", *, last: bool = False) -> dict[str, float]:
+    """The next line of JSON, after it was told a workload, or that there are no more; engines may log in between."""
+    assert process.stdin
+    assert process.stdout
+    if workload:
+        process.stdin.write(f"{workload}\n")
+        process.stdin.flush()
+    if last:
+        process.stdin.close()
+    for line in process.stdout:
+        if line.startswith("{"):
+            figures: dict[str, float] = json.loads(line)
+            return figures
+    raise EngineError
+
+
+def end_children() -> None:
+    """Return once every process that was started from here, by whatever process, has ended.
+
+    Orphans are this process's children (see `main`).
+    """
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        child.terminate()
+    _, alive = psutil.wait_procs(children, GRACE)
+    for child in alive:
+        child.kill()
+    psutil.wait_procs(alive)
+
+
+def preloads(engine: str, python: str) -> dict[str, str]:
     """vLLM asks for these libraries on a CPU; they are used where they are installed."""
-    if name != "vllm":
+    if engine != "vllm":
         return {}
     wanted = [*Path("/usr/lib").glob("*/libtcmalloc_minimal.so.4"), Path(python).parent.parent / "lib" / "libiomp5.so"]
     return {"LD_PRELOAD": ":".join(str(path) for path in wanted if path.exists())}
@@ -59,32 +122,72 @@ def read_bandwidth() -> float:
     return float(measure(READ_NBYTES, 2))
 
 
-def table(results: dict[str, dict[str, list[float]]]) -> str:
-    """One line per figure, one column per engine: median (lowest to highest)."""
+def await_bandwidth(least: float) -> float:
+    """GB/s, at least so many unless that takes too long."""
+    end = time.monotonic() + MOST_WAITING
+    while (found := read_bandwidth()) < least and time.monotonic() < end:
+        time.sleep(PAUSE)
+    return found
+
+
+def in_turn(names: list[str], round: int) -> list[str]:
+    """The engines in the order of a round: each comes first once in as many rounds as there are engines."""
+    start = round % len(names)
+    return names[start:] + names[:start]
+
+
+def is_speed(metric: str) -> bool:
+    return metric.endswith((", s", "tok/s"))
+
+
+def is_faster_lower(metric: str) -> bool:
+    return metric.endswith(", s")
+
+
+def against_best(results: Results, metric: str) -> list[float]:
+    """For each round how many times as fast as the best peer, in whatever variant, Pagoda with its defaults is."""
+    own = results["pagoda"].get(metric, [])
+    others = (figures for name, figures in results.items() if not name.startswith("pagoda"))
+    peers = [figures[metric] for figures in others if metric in figures]
+    if not peers or not is_speed(metric):
+        return []
+    best = min if is_faster_lower(metric) else max
+    ratios = [mine / best(theirs) for mine, *theirs in zip(own, *peers, strict=False)]
+    return [1 / ratio for ratio in ratios] if is_faster_lower(metric) else ratios
+
+
+def table(results: Results) -> str:
+    """One line per figure, one column per engine: median (lowest to highest); and Pagoda beside its best peer."""
     metrics = list(dict.fromkeys(metric for figures in results.values() for metric in figures))
-    lines = ["| | " + " | ".join(results) + " |", "|---" * (len(results) + 1) + "|"]
+    heads = [*results, "pagoda to the best peer"]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for metric in metrics:
         cells = [figures.get(metric, []) for figures in results.values()]
-        shown = [f"{statistics.median(v):.3g} ({min(v):.3g} to {max(v):.3g})" if v else "-" for v in cells]
+        shown = [spread(each, ".3g") for each in [*cells, against_best(results, metric)]]
         lines.append(f"| {metric} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
 
-def plot(results: dict[str, dict[str, list[float]]], path: Path) -> None:
+def spread(values: list[float], form: str) -> str:
+    if not values:
+        return "-"
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def plot(results: Results, path: Path) -> None:
     """How many times as fast as the slowest engine each one is, by workload."""
     from matplotlib import pyplot as plt
 
-    engines = {name: figures for name, figures in results.items() if name != "machine"}
-    metrics = [m for m in engines["pagoda"] if m.endswith((", s", "tok/s"))]
+    metrics = [metric for metric in results["pagoda"] if is_speed(metric)]
     figure, axes = plt.subplots(figsize=(9, 0.7 * len(metrics) + 1.2), layout="constrained")
-    height = 0.8 / len(engines)
-    for row, (name, figures) in enumerate(engines.items()):
+    height = 0.8 / len(results)
+    for row, (name, figures) in enumerate(results.items()):
         speeds = {}
         for place, metric in enumerate(metrics):
-            medians = [statistics.median(each[metric]) for each in engines.values() if metric in each]
+            medians = [statistics.median(each[metric]) for each in results.values() if metric in each]
             if metric in figures:
                 own = statistics.median(figures[metric])
-                speeds[place + row * height] = max(medians) / own if metric.endswith(", s") else own / min(medians)
+                speeds[place + row * height] = max(medians) / own if is_faster_lower(metric) else own / min(medians)
         axes.barh(list(speeds), list(speeds.values()), height, label=name)
     axes.set_yticks([place + 0.4 - height / 2 for place in range(len(metrics))], metrics)
     axes.invert_yaxis()
@@ -101,23 +204,36 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", default=[], help="formats of Pagoda's pages, beside its default")
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=WORKLOADS)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write all figures of all rounds here")
+    parser.add_argument(
+        "--limit", type=float, default=3600, metavar="SECONDS", help="a process that runs longer is ended"
+    )
+    parser.add_argument("--least-bandwidth", type=float, default=0, metavar="GB/S", help="waited for, for a while")
+    parser.add_argument("--json", type=Path, help="write all figures here, after each workload")
     parser.add_argument("--plot", type=Path, help="draw the medians here, as PNG")
     arguments = parser.parse_args()
+    # What an engine leaves running when it ends becomes a child of this process, which ends it too.
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     own = ["pagoda", *(f"pagoda {format}" for format in arguments.formats)]
     engines = dict.fromkeys(own, sys.executable) | dict(peer.split("=", 1) for peer in arguments.peer)
-    results: dict[str, dict[str, list[float]]] = {name: {} for name in engines} | {"machine": {}}
+    results: Results = {name: {} for name in engines}
+    failures = []
     for round in range(arguments.rounds):
-        results["machine"].setdefault("read bandwidth, GB/s", []).append(read_bandwidth())
-        for name, path in engines.items():
-            for metric, value in run_engine(name, path, arguments.checkpoint, arguments.workloads, round).items():
-                results[name].setdefault(metric, []).append(value)
-            print(f"round {round + 1}: {name} {json.dumps(results[name])}", file=sys.stderr, flush=True)
+        for name in in_turn(list(engines), round):
+            try:
+                for figures in run_engine(name, engines[name], arguments, round):
+                    for metric, value in figures.items():
+                        results[name].setdefault(metric, []).append(value)
+                    if arguments.json:
+                        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+                    print(f"round {round + 1}: {name} {json.dumps(figures)}", file=sys.stderr, flush=True)
+            except EngineError as error:
+                failures.append(f"round {round + 1}: {name} failed: {error}")
+                print(failures[-1], file=sys.stderr, flush=True)
     print(table(results))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
     if arguments.plot:
         plot(results, arguments.plot)
+    if failures:
+        raise SystemExit("\n".join(failures))
 
 
 if __name__ == "__main__":

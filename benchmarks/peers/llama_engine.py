@@ -1,4 +1,4 @@
-"""llama.cpp through `llama-server`: CHECKPOINT/model.gguf, written by its `convert_hf_to_gguf.py --outtype bf16`."""
+"""llama.cpp through `llama-server`: CHECKPOINT/model-bf16.gguf, by its `convert_hf_to_gguf.py --outtype bf16`."""
 
 from __future__ import annotations
 
@@ -13,26 +13,39 @@ from pathlib import Path
 
 from workloads import run
 
-SLOTS = 32
-CONTEXT = 40_960
-CACHE_TYPES = {"auto": "bf16", "fp16": "f16", "int8": "q8_0", "int4": "q4_0"}
+CACHE_TYPES = {"": "f16", "unified": "f16", "bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}
+SPARE_TOKENS = 256
 
 
 class Llama:
+    """The server starts anew for each workload, with a slot of its own for each sequence.
+
+    The variant "unified" has one memory that all slots share instead, which is how prefixes can be shared too.
+    """
+
     has_prefix_cache = True
 
-    def __init__(self, checkpoint: Path, threads: int, kv_cache_dtype: str, program: str) -> None:
+    def __init__(self, checkpoint: Path, threads: int, variant: str, program: str) -> None:
+        kind = CACHE_TYPES[variant]
+        options = ["--model", str(checkpoint / "model-bf16.gguf"), "--threads", str(threads), "--flash-attn", "on"]
+        options += ["--cache-type-k", kind, "--cache-type-v", kind, "--no-webui"]
+        self._command = [program, *options, "--kv-unified" if variant == "unified" else "--no-kv-unified"]
+        self._server: subprocess.Popen[bytes] | None = None
+        self._address = ""
+        atexit.register(self._stop)
+
+    def prepare(self, sequences: int, tokens: int) -> None:
+        self._stop()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        kind = CACHE_TYPES[kv_cache_dtype]
-        options = ["--model", str(checkpoint / "model.gguf"), "--port", str(port), "--threads", str(threads)]
-        options += ["--parallel", str(SLOTS), "--ctx-size", str(CONTEXT), "--kv-unified", "--flash-attn", "on"]
-        options += ["--cache-type-k", kind, "--cache-type-v", kind, "--no-webui"]
+        room = sequences * (tokens + SPARE_TOKENS)
+        options = ["--port", str(port), "--parallel", str(sequences), "--ctx-size", str(room)]
+        nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self._server = subprocess.Popen([*self._command, *options], **nowhere)
         self._address = f"http://127.0.0.1:{port}"
-        self._server = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        atexit.register(self._server.terminate)
         self._wait()
+        self._complete([1] * 8, 2)  # pages in the weights
 
     def timed(self, prompts: list[list[int]], max_tokens: int) -> tuple[float, float]:
         start = time.perf_counter()
@@ -52,13 +65,18 @@ class Llama:
 
     def _wait(self) -> None:
         while True:
-            if self._server.poll() is not None:
+            if self._server is None or self._server.poll() is not None:
                 raise SystemExit("llama-server ended while loading.")
             try:
                 with urllib.request.urlopen(f"{self._address}/health"):
                     return
             except OSError:
                 time.sleep(0.1)
+
+    def _stop(self) -> None:
+        if self._server is not None:
+            self._server.terminate()
+            self._server.wait()
 
 
 if __name__ == "__main__":

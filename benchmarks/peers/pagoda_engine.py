@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from pathlib import Path
 
 from workloads import run
 
 from pagoda import LLM, SamplingParams
 
+CACHE_NBYTES = 4 << 30
+
 
 class Pagoda:
     has_prefix_cache = True
 
-    def __init__(self, checkpoint: Path, threads: int, kv_cache_dtype: str, program: str) -> None:  # noqa: ARG002
-        memory = 4 << 30
-        self._llm = LLM(checkpoint, num_threads=threads, kv_cache_memory_bytes=memory, kv_cache_dtype=kv_cache_dtype)
+    def __init__(self, checkpoint: Path, threads: int, variant: str, program: str) -> None:  # noqa: ARG002
+        self._llm = LLM(
+            checkpoint,
+            num_threads=threads,
+            kv_cache_memory_bytes=CACHE_NBYTES,
+            kv_cache_dtype=variant or "auto",
+            skip_tokenizer_init=True,
+        )
+
+    def prepare(self, sequences: int, tokens: int) -> None: ...
 
     def timed(self, prompts: list[list[int]], max_tokens: int) -> tuple[float, float]:
         params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
-        metrics = [output.metrics for output in self._llm.generate(prompts, params, use_tqdm=False)]
-        start = min(metric.arrival for metric in metrics)
-        first = min(metric.first_token for metric in metrics if metric.first_token is not None)
-        last = max(metric.last_token for metric in metrics if metric.last_token is not None)
-        return first - start, last - start
+
+        async def arrivals(prompt: list[int]) -> tuple[float, float]:
+            times = [time.perf_counter() async for chunk in self._llm.stream_async(prompt, params) if chunk.token_ids]
+            return times[0], times[-1]
+
+        async def together() -> list[tuple[float, float]]:
+            return await asyncio.gather(*(arrivals(prompt) for prompt in prompts))
+
+        start = time.perf_counter()
+        times = asyncio.run(together())
+        return min(first for first, _ in times) - start, max(last for _, last in times) - start
 
 
 if __name__ == "__main__":

@@ -27,9 +27,11 @@ class Clock(BaseStreamer):  # type: ignore[misc]
 class Transformers:
     has_prefix_cache = False
 
-    def __init__(self, checkpoint: Path, threads: int, kv_cache_dtype: str, program: str) -> None:  # noqa: ARG002
+    def __init__(self, checkpoint: Path, threads: int, variant: str, program: str) -> None:  # noqa: ARG002
         torch.set_num_threads(threads)
         self._model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16).eval()
+
+    def prepare(self, sequences: int, tokens: int) -> None: ...
 
     def timed(self, prompts: list[list[int]], max_tokens: int) -> tuple[float, float]:
         clock = Clock()

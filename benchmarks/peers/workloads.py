@@ -1,8 +1,9 @@
 """What every engine is asked to do, and how it is timed. Imports no engine: each runs in an environment of its own.
 
 An adapter offers `timed(prompts, max_tokens) -> (seconds to the first token, seconds to the last)` for prompts sent
-together, and `has_prefix_cache`. Prompts are random token ids; each use of `Prompts` gives others, so nothing is cached
-by accident.
+together, by a clock that is read where the prompts are sent and the tokens arrive; `has_prefix_cache`; and
+`prepare(sequences, tokens)`, which is told how many sequences come at once and how long each gets. Prompts are random
+token ids; each use of `Prompts` gives others, so nothing is cached by accident.
 
 On a virtual machine the host may take the processors away; Linux counts that as stolen time. A workload is done again
 if much was stolen meanwhile, and the try that lost least is the one that counts.
@@ -16,8 +17,9 @@ import os
 import random
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 VOCABULARY = 120_000  # less than any of the shapes has
 DECODED = 32
@@ -36,15 +38,10 @@ class Prompts:
         return [self._random.randrange(VOCABULARY) for _ in range(length)]
 
 
-def prefill(engine: Any, prompts: Prompts, length: int) -> dict[str, float]:
-    """Time to first token of one fresh prompt."""
-    return {f"ttft of {length} tokens, s": engine.timed([prompts.tokens(length)], 1)[0]}
-
-
-def decode(engine: Any, prompts: Prompts, length: int) -> dict[str, float]:
-    """Tokens per second of one sequence after `length` tokens of context."""
+def single(engine: Any, prompts: Prompts, length: int) -> dict[str, float]:
+    """One fresh prompt: time to first token, and tokens per second after it."""
     first, last = engine.timed([prompts.tokens(length)], DECODED + 1)
-    return {f"decode at {length}, tok/s": DECODED / (last - first)}
+    return {f"ttft of {length} tokens, s": first, f"decode at {length}, tok/s": DECODED / (last - first)}
 
 
 def cached(engine: Any, prompts: Prompts, length: int) -> dict[str, float]:
@@ -81,18 +78,24 @@ def shared(engine: Any, prompts: Prompts, length: int) -> dict[str, float]:
     return {f"16 x ({length} shared + 32), cold, s": cold, f"16 x ({length} shared + 32), warm, s": warm}
 
 
-WORKLOADS: dict[str, Callable[[Any, Prompts], dict[str, float]]] = {
-    "prefill-512": lambda engine, prompts: prefill(engine, prompts, 512),
-    "prefill-2048": lambda engine, prompts: prefill(engine, prompts, 2048),
-    "prefill-8192": lambda engine, prompts: prefill(engine, prompts, 8192),
-    "decode-512": lambda engine, prompts: decode(engine, prompts, 512),
-    "decode-8192": lambda engine, prompts: decode(engine, prompts, 8192),
-    "decode-32000": lambda engine, prompts: decode(engine, prompts, 32000),
-    "batch-8": lambda engine, prompts: batch(engine, prompts, 8),
-    "batch-32": lambda engine, prompts: batch(engine, prompts, 32),
-    "cached-2048": lambda engine, prompts: cached(engine, prompts, 2048),
-    "extended-2048": lambda engine, prompts: extended(engine, prompts, 2048),
-    "shared-2048": lambda engine, prompts: shared(engine, prompts, 2048),
+class Workload(NamedTuple):
+    """`run` gets engine and prompts; `sequences` of at most `tokens` each are in the engine at once."""
+
+    run: Callable[[Any, Prompts], dict[str, float]]
+    sequences: int
+    tokens: int
+
+
+def singles(*lengths: int) -> dict[str, Workload]:
+    return {f"single-{length}": Workload(partial(single, length=length), 1, length + DECODED + 1) for length in lengths}
+
+
+WORKLOADS = singles(512, 2048, 8192, 32000) | {
+    "cached-2048": Workload(partial(cached, length=2048), 1, 2048 + 2),
+    "extended-2048": Workload(partial(extended, length=2048), 1, 2048 + 32 + 2),
+    "batch-8": Workload(partial(batch, size=8), 8, 512 + 64),
+    "batch-32": Workload(partial(batch, size=32), 32, 512 + 64),
+    "shared-2048": Workload(partial(shared, length=2048), 16, 2048 + 32 + 32),
 }
 
 
@@ -104,10 +107,11 @@ def processor_ticks() -> tuple[int, int]:
 
 def measure(engine: Any, prompts: Prompts, name: str) -> dict[str, float]:
     """The figures of the try that the host disturbed least, and the share of the processors that it took then."""
+    engine.prepare(WORKLOADS[name].sequences, WORKLOADS[name].tokens)
     tries = []
     while len(tries) < TRIES and not any(share <= MOST_STOLEN for share, _ in tries):
         stolen, total = processor_ticks()
-        figures = WORKLOADS[name](engine, prompts)
+        figures = WORKLOADS[name].run(engine, prompts)
         now_stolen, now_total = processor_ticks()
         tries.append(((now_stolen - stolen) / max(now_total - total, 1), figures))
     share, figures = min(tries, key=lambda each: each[0])
@@ -129,20 +133,29 @@ def peak_memory_nbytes() -> int:
 
 
 def run(make_engine: Callable[[Path, int, str, str], Any]) -> None:
-    """The command line of an adapter: run the named workloads and print one JSON object."""
-    parser = argparse.ArgumentParser(description="Run workloads on one engine and print the figures as JSON.")
+    """The command line of an adapter, which runs the workloads whose names it reads.
+
+    It answers with a line of JSON each time: nothing yet when it is ready, then figures, and the memory at the end.
+    """
+    parser = argparse.ArgumentParser(description="Run workloads on one engine and print their figures as JSON.")
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("workloads", nargs="+", choices=WORKLOADS)
-    parser.add_argument("--kv-cache-dtype", default="auto", help="where the engine has a choice")
+    parser.add_argument(
+        "--variant", default="", help="a format of the cache or a way of running, where there are several"
+    )
     parser.add_argument("--program", default="", help="the engine's, if it is no Python package")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    engine = make_engine(arguments.checkpoint, arguments.threads, arguments.kv_cache_dtype, arguments.program)
+    engine = make_engine(arguments.checkpoint, arguments.threads, arguments.variant, arguments.program)
     prompts = Prompts(arguments.seed)
+    engine.prepare(1, 1024)
     engine.timed([prompts.tokens(600)], 4)  # first use: compile, allocate, page in the weights
-    figures: dict[str, float] = {}
-    for name in arguments.workloads:
-        figures |= measure(engine, prompts, name)
-    figures["peak memory, GiB"] = peak_memory_nbytes() / 2**30
-    sys.stdout.write(json.dumps(figures) + "\n")
+    tell({})
+    for line in sys.stdin:
+        tell(measure(engine, prompts, line.strip()))
+    tell({"peak memory, GiB": peak_memory_nbytes() / 2**30})
+
+
+def tell(figures: dict[str, float]) -> None:
+    sys.stdout.write(f"{json.dumps(figures)}\n")
+    sys.stdout.flush()

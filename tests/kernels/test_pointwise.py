@@ -78,6 +78,23 @@ def test_sums_are_torchs(kernels: NativeKernels, shape: tuple[int, int], dtype: 
     assert torch.equal(out, first + second)
 
 
+@every_dtype
+@every_shape
+def test_wider_numbers_are_torchs(kernels: NativeKernels, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    input = numbers(*shape, dtype=dtype)
+    input[0, 0] = torch.inf
+    out = torch.full(shape, torch.nan)
+    assert kernels.takes_widening(input, out)
+    kernels.widen(input, out)
+    assert torch.equal(out, input.float())
+
+
+def test_conversions_that_are_left_to_torch(kernels: NativeKernels) -> None:
+    narrow, wide = torch.zeros(4, 4, dtype=torch.bfloat16), torch.zeros(4, 4)
+    for input, out in ((narrow, narrow), (narrow, wide[:2]), (narrow.T, wide), (wide.long(), wide)):
+        assert not kernels.takes_widening(input, out)
+
+
 def test_sums_that_are_left_to_torch(kernels: NativeKernels) -> None:
     first = torch.zeros(4, 6)
     for second in (torch.zeros(6), torch.zeros(4, 6).double(), torch.zeros(6, 4).T):

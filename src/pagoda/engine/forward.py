@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Sequenced
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from pagoda.cache.pool import PagePool
@@ -48,8 +49,8 @@ class Computed:
 
 
 def _are_finite(logits: torch.Tensor) -> list[bool]:
-    """Of each row; its maximum is NaN if anything in it is."""
-    found: list[bool] = logits.amax(dim=-1).isfinite().tolist()
+    """Of each row; its maximum is NaN if anything in it is. Through numpy, since torch wakes threads for it."""
+    found: list[bool] = np.isfinite(logits.numpy().max(axis=-1)).tolist()
     return found
 
 

@@ -315,6 +315,21 @@ class NativeKernels(Kernels):
             torch.get_num_threads(),
         )
 
+    def takes_widening(self, input: torch.Tensor, out: torch.Tensor) -> bool:
+        return (
+            input.dtype in self._told.numbers
+            and out.dtype is torch.float32
+            and input.shape == out.shape
+            and input.is_cpu
+            and input.is_contiguous()
+            and out.is_contiguous()
+        )
+
+    def widen(self, input: torch.Tensor, out: torch.Tensor) -> None:
+        """out = input in fp32, of tensors that `takes_widening` takes."""
+        number = self._told.numbers[input.dtype]
+        self._kernels.widen(input.data_ptr(), out.data_ptr(), out.numel(), number, torch.get_num_threads())
+
     def multiply_heads(self, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         num_rows, num_heads, depth = input.shape
         head_stride, depth_stride, column_stride = weight.stride()

@@ -136,8 +136,10 @@ class Model:
     ) -> torch.Tensor:
         """Run packed sequences end to end: `token_ids` and `positions` are int64 [rows].
 
-        Only the rows in `logit_rows` (int64 [n]) go through the output head. Returns fp32 logits [n, vocabulary].
+        Only the rows in `logit_rows` (int64 [n], ascending) go through the output head. Returns fp32 logits
+        [n, vocabulary].
         """
+        all_rows = len(logit_rows) == len(token_ids)
         with in_flight(step):
             if self._decoder is not None:
                 hidden = step.encoder.hidden if step.encoder else None
@@ -146,7 +148,7 @@ class Model:
                 input_ids=token_ids[None],
                 position_ids=(positions + self._position_offset)[None],
                 use_cache=False,
-                logits_to_keep=logit_rows,
+                logits_to_keep=0 if all_rows else logit_rows,  # 0 is Hugging Face's word for all
             )
         return output.logits[0].float()  # type: ignore[no-any-return]
 

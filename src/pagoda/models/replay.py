@@ -37,6 +37,7 @@ _UNREPEATABLE_TAGS = {
 # These hand numbers to Python past the dispatcher.
 _LEAKS = {"tolist", "numpy", "__array__", "__dlpack__"}
 _ALLOCATIONS = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"}
+_CONVERSIONS = {torch.ops.aten.to.dtype, torch.ops.aten._to_copy.default}
 # Where the compiled module takes page tables, and where `store` takes the flags of sequences.
 _TABLES, _FINITE = 3, 4
 
@@ -210,15 +211,18 @@ class _Recorder(TorchDispatchMode):
         if sources & self._varying:
             self._varying |= places
             places = set()
-        run = self._sum(func, args, kwargs, made) or _again(func, args, kwargs, fresh, made)
+        run = self._own(func, args, kwargs, made) or _again(func, args, kwargs, fresh, made)
         self._runs.append((run, places))
 
-    def _sum(self, func: Any, args: Any, kwargs: Any, made: list[torch.Tensor]) -> Run | None:
-        """The sum of a residual: the one operation of torch that most layers have left."""
-        if func is not torch.ops.aten.add.Tensor or kwargs or not isinstance(args[1], torch.Tensor):
-            return None
-        first, second = args
-        return (lambda: self._kernels.add(first, second, made[0])) if self._kernels.takes_sum(first, second) else None
+    def _own(self, func: Any, args: Any, kwargs: Any, made: list[torch.Tensor]) -> Run | None:
+        """By our kernels, whose threads wait for work: the sums of residuals, and logits that are made fp32."""
+        kernels = self._kernels
+        if func is torch.ops.aten.add.Tensor and not kwargs and isinstance(args[1], torch.Tensor):
+            first, second = args
+            return (lambda: kernels.add(first, second, made[0])) if kernels.takes_sum(first, second) else None
+        if func in _CONVERSIONS and kernels.takes_widening(args[0], made[0]):
+            return lambda: kernels.widen(args[0], made[0])
+        return None
 
 
 class _NoLeaks(TorchFunctionMode):
