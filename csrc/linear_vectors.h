@@ -104,21 +104,6 @@ inline void write_quad(uint8_t* data, Number number, Quad values) {
     write_row(data, number, reinterpret_cast<const float*>(&values), kQuadColumns);
 }
 
-// As a tensor would hold them.
-inline Quad rounded(Quad values, Number number) {
-    uint8_t numbers[sizeof(Quad)];
-    write_quad(numbers, number, values);
-    return read_quad(numbers, number);
-}
-
-inline Quad silu_of(Quad values) {
-    float wide[kLanes]{};
-    *reinterpret_cast<UnalignedQuad*>(wide) = values;
-    const Floats results = silu(load(wide));
-    store(wide, results);
-    return *reinterpret_cast<UnalignedQuad*>(wide);
-}
-
 // Numbers behind the last whole vector, followed by zeros.
 struct Rest {
     alignas(64) uint8_t bytes[kVectorNbytes];
@@ -183,20 +168,30 @@ inline Results<kRows, kQuads> multiply(const LinearCall& call, const uint8_t* we
     return results;
 }
 
-// Of two weights, each result is rounded as if it were written and read again.
+// gates = silu(gates) * ups, each rounded as if it were written and read again.
+template <int kRows, int kQuads>
+inline void gate(Results<kRows, kQuads>& gates, const Results<kRows, kQuads>& ups, Number number) {
+    constexpr int64_t kCount = kRows * kQuads * kQuadColumns, kWhole = (kCount + kLanes - 1) / kLanes * kLanes;
+    alignas(64) float values[kWhole]{}, others[kWhole];
+    __builtin_memcpy(values, &gates, sizeof(gates));
+    __builtin_memcpy(others, &ups, sizeof(ups));
+    round_to(number, values, kCount);
+    round_to(number, others, kCount);
+    for (int64_t i = 0; i < kWhole; i += kLanes) store(values + i, silu(load(values + i)));
+    round_to(number, values, kCount);
+    for (int64_t i = 0; i < kCount; i++) values[i] *= others[i];
+    __builtin_memcpy(&gates, values, sizeof(gates));
+}
+
 template <class Words, int kRows, int kQuads, Asked kAsked>
 void compute(const LinearCall& call, int64_t row, int64_t column, const Asking& asking) {
     const int64_t nbytes = number_nbytes(call.number);
-    const auto gates = multiply<Words, kRows, kQuads, kAsked>(call, call.weight, row, column, asking);
-    Results<kRows, kQuads> ups;
-    if (call.up) ups = multiply<Words, kRows, kQuads, kAsked>(call, call.up, row, column, asking);
+    auto results = multiply<Words, kRows, kQuads, kAsked>(call, call.weight, row, column, asking);
+    if (call.up) gate(results, multiply<Words, kRows, kQuads, kAsked>(call, call.up, row, column, asking), call.number);
     for (int i = 0; i < kRows; i++)
         for (int quad = 0; quad < kQuads; quad++) {
             const int64_t first = column + quad * kQuadColumns;
-            Quad result = gates.quads[i][quad];
-            if (call.up)
-                result = rounded(silu_of(rounded(result, call.number)), call.number) *
-                         rounded(ups.quads[i][quad], call.number);
+            Quad result = results.quads[i][quad];
             if (call.bias) result += read_quad(call.bias + first * nbytes, call.number);
             write_quad(call.out + ((row + i) * call.columns + first) * nbytes, call.number, result);
         }
@@ -227,7 +222,7 @@ template <class Words, int kQuads>
 void compute_columns(const LinearCall& call, int64_t first_column, int64_t last_column) {
     constexpr int kMost = most_rows<Words>(kQuads), kColumns = kQuads * kQuadColumns;
     const int64_t stride = call.depth * number_nbytes(call.number), num_turns = (call.rows + kMost - 1) / kMost;
-    const int64_t num_asking = num_turns <= kQuadColumns ? num_turns : 1;
+    const int64_t num_asking = num_turns < kQuadColumns ? num_turns : kQuadColumns;
     const bool comes_unasked = stride >= kLongNbytes && num_turns == 1 && kVectorNbytes == kLineNbytes;
     const Asked further = comes_unasked ? Asked::none : Asked::second;
     const Asked asked = kColumns * stride <= kFewNbytes ? Asked::first : further;
