@@ -128,10 +128,10 @@ struct Results {
 // Which cache weights are asked for to be in, if any.
 enum class Asked { none, first, second };
 
-// The lines that are asked for while some columns are read, one after the other as they lie in memory: the first is
-// `ahead` of the columns' own, and the next follows where a column of a quad has a step.
+// The lines that are asked for while some columns are read, from `line` on as they lie in memory: the next follows where
+// a column of a quad has a step.
 struct Asking {
-    int64_t ahead;
+    const uint8_t* line;
     int64_t steps[kQuadColumns];
 };
 
@@ -141,7 +141,7 @@ inline Results<kRows, kQuads> multiply(const LinearCall& call, const uint8_t* we
     const int64_t stride = call.depth * number_nbytes(call.number), whole = stride / kVectorNbytes * kVectorNbytes;
     const uint8_t* input = call.input + row * stride;
     weight += column * stride;
-    const uint8_t* line = weight + asking.ahead;
+    const uint8_t* line = asking.line;
     Floats sums[kRows][kQuads][kQuadColumns]{};
     for (int64_t offset = 0; offset < whole; offset += kVectorNbytes) {
         typename Words::Right left[kRows];
@@ -184,10 +184,10 @@ inline void gate(Results<kRows, kQuads>& gates, const Results<kRows, kQuads>& up
 }
 
 template <class Words, int kRows, int kQuads, Asked kAsked>
-void compute(const LinearCall& call, int64_t row, int64_t column, const Asking& asking) {
+void compute(const LinearCall& call, int64_t row, int64_t column, const Asking& asking, const Asking& up) {
     const int64_t nbytes = number_nbytes(call.number);
     auto results = multiply<Words, kRows, kQuads, kAsked>(call, call.weight, row, column, asking);
-    if (call.up) gate(results, multiply<Words, kRows, kQuads, kAsked>(call, call.up, row, column, asking), call.number);
+    if (call.up) gate(results, multiply<Words, kRows, kQuads, kAsked>(call, call.up, row, column, up), call.number);
     for (int i = 0; i < kRows; i++)
         for (int quad = 0; quad < kQuads; quad++) {
             const int64_t first = column + quad * kQuadColumns;
@@ -199,25 +199,25 @@ void compute(const LinearCall& call, int64_t row, int64_t column, const Asking& 
 
 template <class Words, int kRows, int kQuads>
 void compute_some_rows(const LinearCall& call, int64_t row, int64_t count, int64_t column, Asked asked,
-                       const Asking& asking) {
+                       const Asking& asking, const Asking& up) {
     if constexpr (kRows > 1)
         if (count < kRows)
-            return compute_some_rows<Words, kRows - 1, kQuads>(call, row, count, column, asked, asking);
+            return compute_some_rows<Words, kRows - 1, kQuads>(call, row, count, column, asked, asking, up);
     switch (asked) {
-        case Asked::none: return compute<Words, kRows, kQuads, Asked::none>(call, row, column, asking);
-        case Asked::first: return compute<Words, kRows, kQuads, Asked::first>(call, row, column, asking);
-        case Asked::second: return compute<Words, kRows, kQuads, Asked::second>(call, row, column, asking);
+        case Asked::none: return compute<Words, kRows, kQuads, Asked::none>(call, row, column, asking, up);
+        case Asked::first: return compute<Words, kRows, kQuads, Asked::first>(call, row, column, asking, up);
+        case Asked::second: return compute<Words, kRows, kQuads, Asked::second>(call, row, column, asking, up);
     }
 }
 
 // Weights of some columns that stay in the first cache beside those that are read.
-constexpr int64_t kFewNbytes = 15 << 10;
+constexpr int64_t kFewNbytes = 16 << 10;
 // A column that the processor reads ahead in by itself.
 constexpr int64_t kLongNbytes = 8 << 10;
 
 // Rows meet some columns in a few turns. The weights of the next columns, which follow without a gap, are asked for in
-// equal shares while they do, or in the first turn of many. Long columns that are read once, a line at a time, come
-// faster unasked.
+// equal shares while they do. Of two weights that are read once, each asks for the other's, which is read next. Long
+// columns that are read once, a line at a time, come faster unasked.
 template <class Words, int kQuads>
 void compute_columns(const LinearCall& call, int64_t first_column, int64_t last_column) {
     constexpr int kMost = most_rows<Words>(kQuads), kColumns = kQuads * kQuadColumns;
@@ -228,17 +228,23 @@ void compute_columns(const LinearCall& call, int64_t first_column, int64_t last_
     const Asked asked = kColumns * stride <= kFewNbytes ? Asked::first : further;
     for (int64_t begin = first_column; begin < last_column; begin += kColumns) {
         const int64_t column = begin + kColumns < last_column ? begin : last_column - kColumns;
-        Asking asking{kColumns * stride, {}};
+        const int64_t next = column + kColumns;
+        Asking asking{call.weight + next * stride, {}}, up{call.up + next * stride, {}};
+        if (num_turns == 1 && call.up) {
+            up.line = asking.line;
+            asking.line = call.up + column * stride;
+        }
         for (int64_t turn = 0; turn < num_turns; turn++) {
             const int64_t row = call.rows * turn / num_turns, count = call.rows * (turn + 1) / num_turns - row;
             int64_t num_steps = 0;
             for (int j = 0; j < kQuadColumns; j++) {
-                asking.steps[j] = j % num_asking == turn ? kLineNbytes : 0;
+                asking.steps[j] = up.steps[j] = j % num_asking == turn ? kLineNbytes : 0;
                 num_steps += asking.steps[j] != 0;
             }
             const Asked now = turn < num_asking ? asked : Asked::none;
-            compute_some_rows<Words, kMost, kQuads>(call, row, count, column, now, asking);
-            asking.ahead += num_steps * kQuads * stride;
+            compute_some_rows<Words, kMost, kQuads>(call, row, count, column, now, asking, up);
+            asking.line += num_steps * kQuads * stride;
+            up.line += num_steps * kQuads * stride;
         }
     }
 }
@@ -251,9 +257,11 @@ template <class Words>
 void compute_numbers(const LinearCall& call, int64_t first_column, int64_t last_column) {
     constexpr int kColumns = 2 * kQuadColumns;
     const int64_t nbytes = kColumns * call.depth * number_nbytes(call.number);
-    const bool stays = nbytes <= kFewNbytes, both_stay = (call.up ? 2 : 1) * nbytes <= kFewNbytes;
+    const int num_kept = call.up ? 2 : 1;
+    const bool stays = nbytes <= kFewNbytes, all_stay = num_kept * nbytes <= kFewNbytes;
+    const bool half_stays = !stays && nbytes / 2 <= kFewNbytes && call.rows <= most_rows<Words>(1);
     const bool are_few = call.rows <= (stays ? kFewTurns : kFewDeepTurns) * most_rows<Words>(2);
-    if (are_few && both_stay == stays && last_column - first_column >= kColumns)
+    if (are_few && all_stay == stays && !half_stays && last_column - first_column >= kColumns)
         return compute_columns<Words, 2>(call, first_column, last_column);
     compute_columns<Words, 1>(call, first_column, last_column);
 }
