@@ -292,6 +292,7 @@ def test_sigterm_lets_streams_finish() -> None:
         server.join()
     logged = [json.loads(line) for line in server.lines if '"path":"/v1/completions"' in line]
     assert [(each["status"], each["method"]) for each in logged] == [(200, "POST")]
+    assert not [line for line in server.lines if "leaked" in line], "the compiled module was let go of"
 
 
 def test_what_does_not_finish_in_time_is_cut() -> None:

@@ -78,7 +78,10 @@ def serve(service: Service, listener: socket.socket) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD)
-    server.run(sockets=[listener])
+    try:
+        server.run(sockets=[listener])
+    finally:
+        gc.unfreeze()  # or the compiled module would be told of at exit as still in use
 
 
 def _config(service: Service, connections: Connections) -> uvicorn.Config:
