@@ -19,7 +19,7 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pagoda import LLM
+from pagoda import LLM, __version__
 from pagoda.errors import ConfigError
 from pagoda.server import pulse
 from pagoda.server import reader as reader_module
@@ -52,6 +52,14 @@ def test_health_and_ready(server: Running) -> None:
     assert server.get("/ready").status_code == 200
     assert server.get("/nothing").json()["error"]["type"] == "not_found_error"
     assert server.post("/health").status_code == 405
+    assert server.get("/version").json() == {"version": __version__}
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/ready"])
+def test_a_head_is_what_a_get_would_begin_with(server: Running, path: str) -> None:
+    looked, read = httpx2.head(server.url + path, timeout=MOST_SECONDS), server.get(path)
+    assert looked.status_code == read.status_code == 200
+    assert (looked.headers["content-length"], looked.content) == (read.headers["content-length"], b"")
 
 
 def test_it_is_not_ready_while_prompts_are_not_read(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         ("GET", "/v1/kv/events", kv.events),
         ("GET", "/health", operation.health),
         ("GET", "/ready", operation.ready),
+        ("GET", "/version", operation.version),
         ("GET", "/metrics", operation.metrics),
         ("POST", "/reset_prefix_cache", operation.reset_prefix_cache),
         ("POST", "/flush_cache", operation.reset_prefix_cache),
@@ -114,7 +115,10 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     app.add_api_route("/v1/responses/compact", responses.compact, methods=["POST"], include_in_schema=False)
     webpage = Webpage()
     for path, page in (("/", webpage.index), ("/dashboard/{name}", webpage.file)):
-        app.add_api_route(path, page, methods=["GET"], response_model=None, include_in_schema=False)
+        app.add_api_route(path, page, methods=["GET", "HEAD"], response_model=None, include_in_schema=False)
+    # Those who only look whether somebody is there.
+    for path, handler in (("/health", operation.health), ("/ready", operation.ready)):
+        app.add_api_route(path, handler, methods=["HEAD"], response_model=None, include_in_schema=False)
 
 
 async def _on_pagoda_error(request: Request, error: Exception) -> Response:

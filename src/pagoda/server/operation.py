@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pagoda import __version__
 from pagoda.cache.cache import CacheStats
 from pagoda.errors import HttpError
 from pagoda.server.pulse import Pulse
@@ -40,6 +41,10 @@ class Operation:
         if (trouble := self._pulse.trouble) is not None:
             raise HttpError(503, trouble, code="stuck")
         return await self.health()
+
+    async def version(self) -> Response:
+        """Of Pagoda."""
+        return json_response({"version": __version__})
 
     async def metrics(self, request: Request) -> Response:
         """For Prometheus."""
