@@ -229,11 +229,9 @@ void compute_columns(const LinearCall& call, int64_t first_column, int64_t last_
     for (int64_t begin = first_column; begin < last_column; begin += kColumns) {
         const int64_t column = begin + kColumns < last_column ? begin : last_column - kColumns;
         const int64_t next = column + kColumns;
-        Asking asking{call.weight + next * stride, {}}, up{call.up + next * stride, {}};
-        if (num_turns == 1 && call.up) {
-            up.line = asking.line;
-            asking.line = call.up + column * stride;
-        }
+        Asking asking{call.weight + next * stride, {}}, up = asking;
+        if (call.up && num_turns == 1) asking.line = call.up + column * stride;
+        if (call.up && num_turns > 1) up.line = call.up + next * stride;
         for (int64_t turn = 0; turn < num_turns; turn++) {
             const int64_t row = call.rows * turn / num_turns, count = call.rows * (turn + 1) / num_turns - row;
             int64_t num_steps = 0;
