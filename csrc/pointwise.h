@@ -1,5 +1,5 @@
-// What models compute between matrix products: the norm of a row, a gated activation, sums, numbers made
-// wider, the rotation of heads.
+// What models compute between matrix products: the norm of a row, a gated activation, sums, wider numbers, the rotation
+// of heads.
 //
 // Results are rounded where the plain torch expressions round (kernels/reference.py), so that a model computes what it
 // was trained to. Every row is computed by itself, in an order that depends on its width alone.

@@ -14,6 +14,7 @@ reported at the end. Figures are written to a file as they come. Nothing else ma
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -24,6 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import psutil
@@ -40,7 +42,7 @@ PR_SET_CHILD_SUBREAPER = 36
 # Seconds in which processes end after they were asked to.
 GRACE = 10
 
-Results = dict[str, dict[str, list[float]]]
+Results = dict[str, list[dict[str, float]]]  # of each engine the figures of each round, as many as there are
 
 
 class EngineError(Exception):
@@ -58,7 +60,7 @@ def run_engine(name: str, path: str, arguments: argparse.Namespace, seed: int) -
     with tempfile.TemporaryFile("w+") as said:
         pipe = subprocess.PIPE
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=said, text=True, env=environment)
-        limit = threading.Timer(arguments.limit, process.kill)
+        limit = threading.Timer(arguments.limit, end_children)  # those, too, keep the pipe open
         limit.start()
         try:
             yield answer(process)
@@ -100,10 +102,12 @@ def end_children() -> None:
     """
     children = psutil.Process().children(recursive=True)
     for child in children:
-        child.terminate()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.terminate()
     _, alive = psutil.wait_procs(children, GRACE)
     for child in alive:
-        child.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
     psutil.wait_procs(alive)
 
 
@@ -145,48 +149,56 @@ def is_faster_lower(metric: str) -> bool:
 
 
 def against_best(results: Results, metric: str) -> list[float]:
-    """For each round how many times as fast as the best peer, in whatever variant, Pagoda with its defaults is."""
-    own = results["pagoda"].get(metric, [])
-    others = (figures for name, figures in results.items() if not name.startswith("pagoda"))
-    peers = [figures[metric] for figures in others if metric in figures]
-    if not peers or not is_speed(metric):
+    """For each round how many times as fast as the best peer, in whatever variant, Pagoda with its defaults is.
+
+    Rounds in which either has no figure are left out.
+    """
+    if not is_speed(metric):
         return []
-    best = min if is_faster_lower(metric) else max
-    ratios = [mine / best(theirs) for mine, *theirs in zip(own, *peers, strict=False)]
-    return [1 / ratio for ratio in ratios] if is_faster_lower(metric) else ratios
+    peers = [rounds for name, rounds in results.items() if not name.startswith("pagoda")]
+    ratios = []
+    for mine, *others in zip(results["pagoda"], *peers, strict=False):
+        theirs = [figures[metric] for figures in others if metric in figures]
+        if theirs and metric in mine:
+            ratios.append(min(theirs) / mine[metric] if is_faster_lower(metric) else mine[metric] / max(theirs))
+    return ratios
+
+
+def values(rounds: list[dict[str, float]], metric: str) -> list[float]:
+    return [figures[metric] for figures in rounds if metric in figures]
 
 
 def table(results: Results) -> str:
     """One line per figure, one column per engine: median (lowest to highest); and Pagoda beside its best peer."""
-    metrics = list(dict.fromkeys(metric for figures in results.values() for metric in figures))
+    metrics = list(dict.fromkeys(metric for rounds in results.values() for figures in rounds for metric in figures))
     heads = [*results, "pagoda to the best peer"]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for metric in metrics:
-        cells = [figures.get(metric, []) for figures in results.values()]
+        cells = [values(rounds, metric) for rounds in results.values()]
         shown = [spread(each, ".3g") for each in [*cells, against_best(results, metric)]]
         lines.append(f"| {metric} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
 
-def spread(values: list[float], form: str) -> str:
-    if not values:
+def spread(found: list[float], form: str) -> str:
+    if not found:
         return "-"
-    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+    return f"{statistics.median(found):{form}} ({min(found):{form}} to {max(found):{form}})"
 
 
 def plot(results: Results, path: Path) -> None:
     """How many times as fast as the slowest engine each one is, by workload."""
     from matplotlib import pyplot as plt
 
-    metrics = [metric for metric in results["pagoda"] if is_speed(metric)]
+    metrics = [metric for metric in dict.fromkeys(chain(*results["pagoda"])) if is_speed(metric)]
     figure, axes = plt.subplots(figsize=(9, 0.7 * len(metrics) + 1.2), layout="constrained")
     height = 0.8 / len(results)
-    for row, (name, figures) in enumerate(results.items()):
+    for row, (name, rounds) in enumerate(results.items()):
         speeds = {}
         for place, metric in enumerate(metrics):
-            medians = [statistics.median(each[metric]) for each in results.values() if metric in each]
-            if metric in figures:
-                own = statistics.median(figures[metric])
+            medians = [statistics.median(found) for each in results.values() if (found := values(each, metric))]
+            if found := values(rounds, metric):
+                own = statistics.median(found)
                 speeds[place + row * height] = max(medians) / own if is_faster_lower(metric) else own / min(medians)
         axes.barh(list(speeds), list(speeds.values()), height, label=name)
     axes.set_yticks([place + 0.4 - height / 2 for place in range(len(metrics))], metrics)
@@ -215,14 +227,14 @@ def main() -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     own = ["pagoda", *(f"pagoda {format}" for format in arguments.formats)]
     engines = dict.fromkeys(own, sys.executable) | dict(peer.split("=", 1) for peer in arguments.peer)
-    results: Results = {name: {} for name in engines}
+    results: Results = {name: [] for name in engines}
     failures = []
     for round in range(arguments.rounds):
         for name in in_turn(list(engines), round):
+            results[name].append({})
             try:
                 for figures in run_engine(name, engines[name], arguments, round):
-                    for metric, value in figures.items():
-                        results[name].setdefault(metric, []).append(value)
+                    results[name][-1] |= figures
                     if arguments.json:
                         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
                     print(f"round {round + 1}: {name} {json.dumps(figures)}", file=sys.stderr, flush=True)

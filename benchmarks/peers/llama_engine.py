@@ -54,14 +54,17 @@ class Llama:
         return min(first for first, _ in times) - start, max(last for _, last in times) - start
 
     def _complete(self, prompt: list[int], max_tokens: int) -> tuple[float, float]:
-        """When the first and the last token came."""
+        """When the first token came, and the end: tokens that are no whole character come late or never."""
         settings = {"n_predict": max_tokens, "ignore_eos": True, "top_k": 1, "stream": True, "return_tokens": True}
         body = json.dumps({"prompt": prompt, "cache_prompt": True, **settings}).encode()
         request = urllib.request.Request(f"{self._address}/completion", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request) as answer:
             events = (json.loads(line[6:]) for line in answer if line.startswith(b"data: "))
-            times = [time.perf_counter() for event in events if event.get("tokens")]
-        return times[0], times[-1]
+            times = [(time.perf_counter(), len(event.get("tokens") or ())) for event in events]
+        first, num_tokens = next(each for each in times if each[1])
+        if num_tokens > 1:
+            raise RuntimeError("llama-server held the first token back; its time is unknown.")
+        return first, times[-1][0]
 
     def _wait(self) -> None:
         while True:

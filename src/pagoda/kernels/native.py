@@ -294,15 +294,11 @@ class NativeKernels(Kernels):
         )
         return out
 
+    def _are_plain(self, *tensors: torch.Tensor) -> bool:
+        return all(each.dtype in self._told.numbers and each.is_cpu and each.is_contiguous() for each in tensors)
+
     def takes_sum(self, first: torch.Tensor, second: torch.Tensor) -> bool:
-        return (
-            first.shape == second.shape
-            and first.dtype is second.dtype
-            and first.dtype in self._told.numbers
-            and first.is_cpu
-            and first.is_contiguous()
-            and second.is_contiguous()
-        )
+        return first.shape == second.shape and first.dtype is second.dtype and self._are_plain(first, second)
 
     def add(self, first: torch.Tensor, second: torch.Tensor, out: torch.Tensor) -> None:
         """out = first + second, of tensors that `takes_sum` takes and one like them."""
@@ -316,14 +312,7 @@ class NativeKernels(Kernels):
         )
 
     def takes_widening(self, input: torch.Tensor, out: torch.Tensor) -> bool:
-        return (
-            input.dtype in self._told.numbers
-            and out.dtype is torch.float32
-            and input.shape == out.shape
-            and input.is_cpu
-            and input.is_contiguous()
-            and out.is_contiguous()
-        )
+        return out.dtype is torch.float32 and input.shape == out.shape and self._are_plain(input, out)
 
     def widen(self, input: torch.Tensor, out: torch.Tensor) -> None:
         """out = input in fp32, of tensors that `takes_widening` takes."""

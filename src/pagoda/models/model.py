@@ -136,7 +136,7 @@ class Model:
     ) -> torch.Tensor:
         """Run packed sequences end to end: `token_ids` and `positions` are int64 [rows].
 
-        Only the rows in `logit_rows` (int64 [n], ascending) go through the output head. Returns fp32 logits
+        Only the rows in `logit_rows` (int64 [n], ascending, none twice) go through the output head. Returns fp32 logits
         [n, vocabulary].
         """
         all_rows = len(logit_rows) == len(token_ids)
