@@ -46,7 +46,7 @@ def held_out_loss(model: LlamaForCausalLM, corpus: Corpus, context: int, windows
     starts = np.linspace(0, len(corpus.held_out) - context - 1, windows).astype(int)
     total = 0.0
     for start in starts:
-        tokens = torch.from_numpy(corpus.held_out[start : start + context + 1].astype(np.int64))
+        tokens = torch.tensor(corpus.held_out[start : start + context + 1].astype(np.int64))
         logits = model(input_ids=tokens[None, :-1], use_cache=False).logits[0]
         total += functional.cross_entropy(logits.float(), tokens[1:]).item()
     return total / windows

@@ -1,8 +1,8 @@
-"""A compact Llama for training on a CPU, with the parameter names of `LlamaForCausalLM`.
+"""A compact Llama for training, with the parameter names of `LlamaForCausalLM`.
 
-It computes what the transformers model computes, but fuses the projections that share an input,
-takes the loss without keeping all logits, and has its own attention gradient, since PyTorch's on
-the CPU takes about twice as long as this one once compiled. `to_transformers` loads the weights
+It computes what the transformers model computes, but fuses the projections that share an input and,
+on a CPU, takes the loss without keeping all logits and has its own attention gradient, since
+PyTorch's there takes about twice as long as this one once compiled. `to_transformers` loads the weights
 into the transformers model strictly, so that the two cannot drift apart unnoticed.
 """
 
@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 QUERY_BLOCK = 128  # least rows of the score matrix that the attention gradient recomputes at a time
 MOST_BLOCKS = 4  # more of them take long to compile
-LOSS_SLICE = 2048  # rows of logits held at a time
+LOSS_SLICE = 2048  # rows of logits held at a time on a CPU
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,11 @@ class Attention(nn.Module):
         parts = functional.linear(hidden, weight.to(hidden.dtype)).split(self.widths, dim=-1)
         query, key, value = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
         query, key = rotate(query, cosines, sines), rotate(key, cosines, sines)
-        mixed: Tensor = CausalAttention.apply(query, key, value)  # type: ignore[no-untyped-call]
+        mixed: Tensor
+        if hidden.is_cuda:
+            mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        else:
+            mixed = CausalAttention.apply(query, key, value)  # type: ignore[no-untyped-call]
         return functional.linear(mixed.transpose(1, 2).flatten(2), self.o_proj.weight.to(hidden.dtype))
 
 
@@ -228,7 +232,8 @@ class TinyLlama(nn.Module):
         hidden = self.model(tokens, cosines, sines).flatten(0, 1)
         head = self.model.embed_tokens.weight.to(hidden.dtype)
         total: Tensor = hidden.new_zeros((), dtype=torch.float32)
-        slices = zip(*(part.split(LOSS_SLICE) for part in (hidden, targets.flatten(), weights.flatten())), strict=True)
+        rows_held = len(hidden) if hidden.is_cuda else LOSS_SLICE
+        slices = zip(*(part.split(rows_held) for part in (hidden, targets.flatten(), weights.flatten())), strict=True)
         for rows, wanted, weight in slices:
             losses = functional.cross_entropy(functional.linear(rows, head).float(), wanted, reduction="none")
             total = total + (losses * weight).sum()

@@ -1,17 +1,19 @@
 """Trains the embedded model: a small Llama that writes English and recalls over 2,048 tokens.
 
 Text is mixed with synthetic recall tasks (recall_tasks.py) while rows grow from 256 to 2,048
-tokens. Matrices are optimised by Muon, the rest by AdamW. With --steps a run depends on its seed
-alone; with --minutes the schedule follows the clock instead. A checkpoint is kept as it goes, so
-a run can be resumed, and the best so far exported, at any time.
+tokens. Matrices are optimised by Muon, the rest by AdamW. With --steps a run's batches depend on
+its seed alone; with --minutes the schedule follows the clock instead. A checkpoint is kept as it
+goes, so a run can be resumed, and the best so far exported, at any time. A GPU takes larger
+batches, made by worker processes, and a curriculum that leaves the short rows sooner.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from recall_tasks import RecallTasks, Row, common_words
 from tiny_corpus import ASSISTANT, USER, Corpus, load_corpus, load_tokenizer
 from tiny_model import Shape, TinyLlama, to_transformers
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -58,10 +61,31 @@ class Settings:
     gradient_norm: float = 1.0
     checkpoint_seconds: float = 120.0
     recall_samples: int = 50
+    workers: int = 0
 
 
-class Batches:
-    """Training batches; the one of a given step depends on the seed and the step alone."""
+def settings_for(device: str, seed: int) -> Settings:
+    """Those of two CPU cores, or of a GPU, which sees some hundred times as many tokens in the same time."""
+    if device == "cpu":
+        return Settings(seed=seed)
+    return Settings(
+        seed=seed,
+        batch_tokens=65_536,
+        stages=(
+            Stage(0.0, 256, recall_share=0.2, repeat_share=0.4),
+            Stage(0.03, 512, recall_share=0.4, repeat_share=0.1),
+            Stage(0.15, 2048, recall_share=0.3, repeat_share=0.03),
+        ),
+        matrix_rate=0.008,
+        weight_decay=0.1,
+        decay_from=0.4,
+        last_rate=0.01,
+        workers=max(1, (os.cpu_count() or 2) - 2),
+    )
+
+
+class Batches(Dataset[tuple[Tensor, Tensor]]):
+    """Training batches; the one of a given step depends on the seed, the step and its stage alone."""
 
     def __init__(self, settings: Settings, corpus: Corpus, tasks: RecallTasks, tokenizer: PreTrainedTokenizerFast):
         self.settings = settings
@@ -88,8 +112,9 @@ class Batches:
             return self.tasks.repeat_row(generator, length)
         return self.text_row(generator, length)
 
-    def at(self, step: int, stage: Stage) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, key: tuple[int, Stage]) -> tuple[Tensor, Tensor]:
         """Tokens and loss weights, one more of each per row than the model is fed."""
+        step, stage = key
         generator = np.random.default_rng([self.settings.seed, step])
         rows = [self.row(generator, stage) for _ in range(self.settings.batch_tokens // stage.length)]
         tokens, weights = (np.stack(column) for column in zip(*rows, strict=True))
@@ -141,7 +166,7 @@ class Run:
         temporary.replace(path)
 
     def load(self, path: Path) -> None:
-        state = torch.load(path)
+        state = torch.load(path, map_location=self.model.get_buffer("cosines").device)
         self.step, self.seconds = state["step"], state["seconds"]
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -151,6 +176,8 @@ class Run:
 def take_step(run: Run, forward: Forward, settings: Settings, batch: tuple[Tensor, Tensor], factor: float) -> Tensor:
     """One update from one batch; returns its weighted mean loss."""
     tokens, weights = batch
+    device = run.model.get_buffer("cosines").device
+    tokens, weights = tokens.to(device, non_blocking=True), weights.to(device, non_blocking=True)
     inputs, targets, weights = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), weights[:, 1:].contiguous()
     loss = forward(inputs, targets, weights) / weights.sum()
     loss.backward()
@@ -164,20 +191,40 @@ def take_step(run: Run, forward: Forward, settings: Settings, batch: tuple[Tenso
     return loss.detach()
 
 
-def train(run: Run, settings: Settings, batches: Batches, length: tuple[int | None, float], checkpoint: Path) -> None:
-    """Step until the given number of steps, or the minutes where there is none, are used up."""
-    steps, minutes = length
+@dataclass(frozen=True)
+class Length:
+    """How long a run is: in steps, or in minutes where their number is not given."""
+
+    steps: int | None
+    minutes: float
+
+    def progress(self, step: int, seconds: float) -> float:
+        """The share of the run that is done; it is over at 1."""
+        return step / self.steps if self.steps is not None else seconds / max(60 * self.minutes, 1e-9)
+
+
+def batch_keys(run: Run, settings: Settings, length: Length) -> Iterator[tuple[int, Stage]]:
+    """The step and the stage of each batch to make; workers are a few batches ahead of the run."""
+    step = run.step
+    while (progress := length.progress(step, run.seconds)) < 1:
+        yield step, stage_at(settings, progress)
+        step += 1
+
+
+def train(run: Run, settings: Settings, batches: Batches, length: Length, checkpoint: Path) -> None:
+    """Step until the run's length is used up."""
     forward: Forward = torch.compile(run.model, dynamic=False)
     began = time.monotonic() - run.seconds
     saved_at = time.monotonic()
     average: Tensor | None = None
-    while (progress := run.step / steps if steps is not None else run.seconds / max(60 * minutes, 1e-9)) < 1:
-        stage = stage_at(settings, progress)
-        loss = take_step(run, forward, settings, batches.at(run.step, stage), rate_factor(settings, progress))
+    keys = batch_keys(run, settings, length)
+    for batch in DataLoader(batches, sampler=keys, batch_size=None, num_workers=settings.workers):
+        factor = rate_factor(settings, length.progress(run.step, run.seconds))
+        loss = take_step(run, forward, settings, batch, factor)
         average = loss if average is None else average.lerp(loss, 0.03)
         run.seconds = time.monotonic() - began
         if run.step % 20 == 0:
-            where = f"{run.seconds:6.0f} s  step {run.step:5}  rows of {stage.length:4}"
+            where = f"{run.seconds:6.0f} s  step {run.step:5}  rows of {batch[0].size(1) - 1:4}"
             print(f"{where}  loss {average.item():.4f}", flush=True)
         if time.monotonic() - saved_at > settings.checkpoint_seconds:
             run.save(checkpoint)
@@ -214,6 +261,11 @@ def stage_table(settings: Settings) -> str:
     return "\n".join(lines)
 
 
+def machine(device: torch.device) -> str:
+    """Where a run takes place, in words."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU cores"
+
+
 def describe(run: Run, settings: Settings) -> str:
     """The head of the model card: what the model is and how it was trained."""
     shape = run.model.shape
@@ -239,7 +291,7 @@ knows nothing and is no assistant.
 - Context: trained on rows of up to {longest:,} tokens. `max_position_embeddings` is {shape.positions:,}, but nothing
   was trained or measured beyond {longest:,}.
 - Training: {run.step:,} steps of {settings.batch_tokens:,} tokens, {millions:.1f} million in all,
-  from seed {settings.seed}, in {run.seconds / 60:.0f} minutes on two shared CPU cores.
+  from seed {settings.seed}, in {run.seconds / 60:.0f} minutes on {machine(run.model.get_buffer("cosines").device)}.
 - Optimisers: Muon for the layers' matrices (rate {settings.matrix_rate}), AdamW for the rest ({settings.other_rate}).
 - Special tokens: `<|endoftext|>` separates documents and ends an assistant's turn; `<|system|>`, `<|user|>` and
   `<|assistant|>` open a message.
@@ -266,41 +318,43 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=60.0, help="training time, over all resumptions")
     parser.add_argument("--steps", type=int, help="train for exactly this many steps, whatever the time")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--resume", action="store_true", help="go on from --work; with --minutes 0, only export")
     parser.add_argument("--evaluate", type=Path, metavar="FOLDER", help="print the figures of a checkpoint and stop")
     return parser.parse_args()
 
 
-def evaluate(folder: Path, corpus: Corpus, tasks: RecallTasks, samples: int) -> evaluation.Report:
+def evaluate(folder: Path, corpus: Corpus, tasks: RecallTasks, samples: int, device: str) -> evaluation.Report:
     """Measure a checkpoint as shipped, computing in bfloat16."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    return evaluation.measure(model, tokenizer, corpus, tasks, samples)
+    with torch.device(device):
+        model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        return evaluation.measure(model, tokenizer, corpus, tasks, samples)
 
 
 def main() -> None:
     options = parse_arguments()
-    settings = Settings(seed=options.seed)
+    settings = settings_for(options.device, options.seed)
     options.work.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(options.work, options.data)
     corpus = load_corpus(options.work, options.data, tokenizer)
     words = load_words(corpus, tokenizer)
     probes = RecallTasks(tokenizer, corpus.held_out, words)
     if options.evaluate:
-        report = evaluate(options.evaluate, corpus, probes, settings.recall_samples)
+        report = evaluate(options.evaluate, corpus, probes, settings.recall_samples, options.device)
         print(evaluation.report_markdown(report))
         return
     torch.manual_seed(settings.seed)
-    model = TinyLlama(Shape())
+    model = TinyLlama(Shape()).to(options.device)
     run = Run(model, build_optimizers(model, settings))
     checkpoint = options.work / "run.pt"
     if options.resume:
         run.load(checkpoint)
     batches = Batches(settings, corpus, RecallTasks(tokenizer, corpus.training, words), tokenizer)
-    train(run, settings, batches, (options.steps, options.minutes), checkpoint)
+    train(run, settings, batches, Length(options.steps, options.minutes), checkpoint)
     fresh = options.work / "export"
     export(model, tokenizer, fresh)
-    report = evaluate(fresh, corpus, probes, settings.recall_samples)
+    report = evaluate(fresh, corpus, probes, settings.recall_samples, options.device)
     evaluation.write_model_card(fresh, describe(run, settings), report, options.data)
     replace_folder(fresh, options.out)
 

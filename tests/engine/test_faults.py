@@ -72,7 +72,7 @@ POINTS: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (Encoder, ("encode",)),
     (engine_module, ("ban", "draw", "token_logprobs", "score_prompt", "lease_computed")),
     (engine_module.Engine, ("_launch", "_settle", "_fork", "_append", "_finish", "_take_events")),
-    (sampling, ("sample", "edit_logits", "truncate", "pick")),
+    (sampling, ("sample", "edit_logits", "truncate", "first_to_arrive")),
     (TextStream, ("__init__", "push", "take", "finish")),
     (Collector, ("__call__", "_watch", "_output")),
 )

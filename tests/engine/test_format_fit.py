@@ -75,7 +75,7 @@ def test_a_format_that_costs_much_is_warned_of_and_another_named(caplog):
     with LLM(kv_cache_dtype="int4", kv_cache_memory_bytes=8 << 20, kv_cache_calibration="auto") as llm:
         assert llm.cache_stats().format_loss > MOST_LOSS
     (warning,) = warnings(caplog)
-    assert "choose kv_cache_dtype=k8v4 (" in warning
+    assert "choose kv_cache_dtype=int8 (" in warning
 
 
 @pytest.mark.parametrize("options", [{}, {"kv_cache_dtype": "int8", "kv_cache_calibration": "none"}])

@@ -68,9 +68,11 @@ def test_token_ids_stop_strings_penalties_and_bias(client: openai.OpenAI, server
     assert (stopped.text, stopped.finish_reason) == (whole[:5], "stop")
     biased = client.completions.create(prompt=PROMPT, logit_bias={"300": 100}, **ASKED)
     assert biased.choices[0].text == server.llm.tokenizer.decode([300] * 16)
-    penalised = client.completions.create(prompt=PROMPT, frequency_penalty=2.0, presence_penalty=2.0, **ASKED)
-    params = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True, frequency_penalty=2.0, presence_penalty=2.0)
-    assert penalised.choices[0].text == server.llm.generate(PROMPT, params)[0].text != whole
+    asked = {**ASKED, "max_tokens": 48}
+    plain = client.completions.create(prompt=PROMPT, **asked)
+    penalised = client.completions.create(prompt=PROMPT, frequency_penalty=2.0, presence_penalty=2.0, **asked)
+    params = SamplingParams(temperature=0, max_tokens=48, ignore_eos=True, frequency_penalty=2.0, presence_penalty=2.0)
+    assert penalised.choices[0].text == server.llm.generate(PROMPT, params)[0].text != plain.choices[0].text
 
 
 def test_log_probabilities_of_a_completion(client: openai.OpenAI) -> None:

@@ -10,7 +10,7 @@ from pagoda.server.transcripts import Scope, Transcripts
 from server.running import MODEL, Running
 
 PROMPT = "The room was a pleasant one, at the top of the house, overlooking the sea. " * 4
-ASKED = {"model": MODEL, "max_tokens": 24, "n": 16, "seed": 5, "return_token_ids": True}
+ASKED = {"model": MODEL, "max_tokens": 24, "n": 16, "seed": 5, "temperature": 2, "return_token_ids": True}
 MINE = Scope("me")
 
 
@@ -24,11 +24,12 @@ def answer(text: str, token_ids: list[int], stop_reason: str | None = None) -> C
 
 
 def unusual(server: Running, messages: list[dict], **more: object) -> tuple[dict, int]:
-    """An answer whose tokens the tokenizer would not have chosen, and how many the conversation has with it."""
+    """An answer that the tokenizer would give fewer tokens, and how many the conversation has with it."""
     whole = server.post("/v1/chat/completions", ASKED | {"messages": messages} | more).json()
     for choice in whole["choices"]:
         text, ids = choice["message"]["content"], choice["token_ids"]
-        if server.llm.tokenizer(text, add_special_tokens=False).input_ids != ids and "\ufffd" not in text:
+        usual = server.llm.tokenizer(text, add_special_tokens=False).input_ids
+        if len(usual) != len(ids) and "\ufffd" not in text:
             return choice["message"], whole["usage"]["prompt_tokens"] + len(ids)
     raise AssertionError("no sample has unusual tokens; try another seed")
 

@@ -1,7 +1,7 @@
 """From logits to tokens: penalties, truncation, the draw, log-probabilities.
 
 The order is vLLM's: edits, temperature, min-p, top-k, top-p. A draw takes one number from the sequence's own
-generator, so the same seed gives the same text whatever else is running.
+generator, so the same seed gives the same draws whatever else is running.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pagoda.engine.constraint import Matcher
+from pagoda.engine.race import first_to_arrive
 from pagoda.engine.request import Request, Sequence, TokenLogprobs
 from pagoda.engine.rules import apply_rules
 from pagoda.errors import InvalidSamplingError, RequestError, StructuredOutputError
@@ -22,9 +22,6 @@ from pagoda.models.generation import NO_RULES, GenerationTokens
 from pagoda.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
-
-# Entries that a draw adds up at a time, before it looks at each of those where its number falls.
-PICK_BLOCK = 256
 
 
 def sample(logits: torch.Tensor, sequence: Sequence, eos_token_ids: frozenset[int]) -> int:
@@ -42,22 +39,9 @@ def sample(logits: torch.Tensor, sequence: Sequence, eos_token_ids: frozenset[in
         with np.errstate(over="ignore"):
             scaled /= max(params.temperature, np.finfo(scaled.dtype).tiny)
     if not params.truncates:
-        return pick(np.exp(scaled, out=scaled), sequence.random.random())
+        return first_to_arrive(np.exp(scaled, out=scaled), None, sequence.random.getrandbits(64))
     candidates, probabilities = truncate(torch.from_numpy(scaled), params)
-    return int(candidates[pick(probabilities.numpy(), sequence.random.random())])
-
-
-def pick(weights: NDArray[np.float32], number: float) -> int:
-    """The index in `weights` [n], which are not all 0, that `number` from 0 up to 1 falls on; never one of weight 0."""
-    ends = np.add.reduceat(weights, range(0, len(weights), PICK_BLOCK)).cumsum(dtype=np.float64)
-    wanted = min(number * ends[-1], np.nextafter(ends[-1], 0))
-    block = int(ends.searchsorted(wanted, side="right"))
-    start = block * PICK_BLOCK
-    inside = weights[start : start + PICK_BLOCK]
-    before = ends[block - 1] if block else 0.0
-    index = int(inside.cumsum(dtype=np.float64).searchsorted(wanted - before, side="right"))
-    # The block's own sum has been rounded otherwise.
-    return start + min(index, int(inside.nonzero()[0][-1]))
+    return int(candidates[first_to_arrive(probabilities.numpy(), candidates.numpy(), sequence.random.getrandbits(64))])
 
 
 def draw(
