@@ -6,7 +6,7 @@ of the engine's loop; does not know where its results are awaited.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from pagoda.engine.engine import TokenEvent
@@ -17,7 +17,10 @@ from pagoda.text import TextStream
 
 
 class Collector:
-    """Turns the events of one request into text, chunks and the final output, on the engine's thread."""
+    """Turns the events of one request into text, chunks and the final output, on the engine's thread.
+
+    Text has the special tokens that are `shown`, though it may have no others.
+    """
 
     def __init__(
         self,
@@ -25,11 +28,13 @@ class Collector:
         tokenizer: Any,
         on_chunk: Callable[[StreamChunk | RequestError], None] | None = None,
         on_end: Callable[[RequestOutput | RequestError], None] | None = None,
+        shown: Collection[int] = (),
     ) -> None:
         self._request = request
         self._tokenizer = tokenizer
         self._on_chunk = on_chunk
         self._on_end = on_end
+        self._shown = shown
         self._streams: dict[int, TextStream] = {}
         self._has_ended = False
         if tokenizer is not None:
@@ -93,6 +98,7 @@ class Collector:
                 params.stop_strings,
                 params.include_stop_str_in_output,
                 params.skip_special_tokens,
+                self._shown,
             )
         return self._streams[sample.index].push(token, may_stop=sample.num_output_tokens >= params.min_tokens)
 

@@ -6,11 +6,11 @@ character that several of them share, or by whole runs of such bytes, all of whi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import takewhile
 from typing import Any
 
-from pagoda.tokenizing import decode
+from pagoda.tokenizing import decode, special_tokens
 
 # What `decode` gives for bytes that do not (yet) make a character.
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -32,18 +32,27 @@ class Detokenizer:
 
     A window of tokens is decoded: the context, which begins and ends between characters and has been given out, and the
     pending tokens after it. Of the text of the window, `_given` has been given out.
+
+    Special tokens may be skipped, but for those that are `shown`.
     """
 
-    def __init__(self, tokenizer: Any, prompt: Sequence[int], skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        prompt: Sequence[int],
+        skip_special_tokens: bool = True,
+        shown: Collection[int] = (),
+    ) -> None:
         self._tokenizer = tokenizer
-        self._skip_special_tokens = skip_special_tokens
-        self._skipped: set[int] = set()
+        # The tokenizer skips all special tokens or none, so with some that are shown the others are kept from it.
+        self._skip_special_tokens = skip_special_tokens and not shown
+        self._skipped = special_tokens(tokenizer) - set(shown) if skip_special_tokens and shown else set[int]()
         self._window: list[int] = []
         self._num_context = 0
         self._middle = 0  # where the context can be cut
         self._text = self._context_text = self._given = ""
         self._prompt_rest = ""  # what the prompt alone shows of a character that it may have begun
-        self._begin(self._end_of(prompt))
+        self._begin(self._end_of([token for token in prompt if token not in self._skipped] if shown else prompt))
 
     def push(self, token: int) -> str:
         """Add a token; returns the text that it settles."""

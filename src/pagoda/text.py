@@ -5,7 +5,7 @@ Knows pieces of text and how they come of tokens. Does not know requests or samp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from pagoda.detokenizer import REPLACEMENT, Detokenizer
@@ -23,8 +23,9 @@ class TextStream:
         stop: Sequence[str] = (),
         include_stop: bool = False,
         skip_special_tokens: bool = True,
+        shown: Collection[int] = (),
     ) -> None:
-        self._detokenizer = Detokenizer(tokenizer, prompt, skip_special_tokens)
+        self._detokenizer = Detokenizer(tokenizer, prompt, skip_special_tokens, shown)
         self._stop = tuple(stop)
         self._include_stop = include_stop
         self._settled: list[str] = []

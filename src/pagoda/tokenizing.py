@@ -36,3 +36,9 @@ def decode(tokenizer: Any, token_ids: Sequence[int], skip_special_tokens: bool =
             f"The tokenizer fails at the text of these tokens ({error!r}); ask for token ids alone."
         ) from error
     return text
+
+
+def special_tokens(tokenizer: Any) -> set[int]:
+    """The ids that `decode` can leave out."""
+    added = tokenizer.added_tokens_decoder
+    return {*tokenizer.all_special_ids, *(token_id for token_id, token in added.items() if token.special)}

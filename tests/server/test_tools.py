@@ -1,9 +1,8 @@
-"""Tool calls: formats of chat templates read back, whole and piece by piece; calls and JSON that are asked for."""
+"""Tool calls over HTTP: those that the model may make, and those that are asked for; JSON that is asked for."""
 
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -11,25 +10,13 @@ import anthropic
 import openai
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import BaseModel
 from transformers import AddedToken, AutoTokenizer
 
 from pagoda import LLM
 from pagoda.llm import EMBEDDED_MODEL
+from pagoda.server.replies.dialects import HERMES, LLAMA3, MISTRAL, Dialect
 from pagoda.server.strict_calls import strict_form
-from pagoda.server.tools import (
-    HERMES,
-    LLAMA3,
-    MISTRAL,
-    ToolCall,
-    ToolFormat,
-    ToolParser,
-    find_format,
-    forced_format,
-    read_calls,
-)
 from pagoda.structured.compiler import GrammarCompiler
 from server.running import MODEL, Running, running
 from server.scripted import scripted_model
@@ -43,97 +30,7 @@ SCHEMA = {
 }
 FUNCTION = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
 OTHER = {"type": "function", "function": {"name": "tide", "parameters": {**SCHEMA, "description": "Of the sea."}}}
-WEATHER = ToolCall("weather", '{"place": "Dover"}')
 AS_CALL = '{"name": "weather", "arguments": {"place": "Dover", "days": 3}}'
-AS_JSON = '{"name": "weather", "arguments": {"place": "Dover"}}'
-TEXTS = [
-    (HERMES, f"Let me see.<tool_call>\n{AS_JSON}\n</tool_call>", "Let me see.", [WEATHER]),
-    (HERMES, f"<tool_call>{AS_JSON}</tool_call>\n<tool_call>{AS_JSON}</tool_call>", "", [WEATHER, WEATHER]),
-    (HERMES, "<tool_call>nonsense</tool_call> and on", "<tool_call>nonsense</tool_call> and on", []),
-    (HERMES, "a < b <tool", "a < b <tool", []),
-    (HERMES, f"x<tool_call>{AS_JSON}", "x", [WEATHER]),
-    (MISTRAL, f"[TOOL_CALLS] [{AS_JSON}, {AS_JSON}]", "", [WEATHER, WEATHER]),
-    (MISTRAL, f"[{AS_JSON}, {AS_JSON}]", "", [WEATHER, WEATHER]),
-    (MISTRAL, "[TOOL is not", "[TOOL is not", []),
-    (MISTRAL, "[TOOL_CALLS] is not", "[TOOL_CALLS] is not", []),
-    (MISTRAL, "[" * 5000, "[" * 5000, []),
-    (
-        HERMES,
-        '<tool_call>{"name": "f", "arguments": "x"}</tool_call>',
-        '<tool_call>{"name": "f", "arguments": "x"}</tool_call>',
-        [],
-    ),
-    (
-        HERMES,
-        '<tool_call>{"name": "f", "arguments": [5]}</tool_call>',
-        '<tool_call>{"name": "f", "arguments": [5]}</tool_call>',
-        [],
-    ),
-    (LLAMA3, '{"name": "weather", "parameters": {"place": "Dover"}}', "", [WEATHER]),
-    (LLAMA3, f"<|python_tag|>{AS_JSON}; {AS_JSON}", "", [WEATHER, WEATHER]),
-    (LLAMA3, '{"colour": "red"}', '{"colour": "red"}', []),
-    (LLAMA3, "Just words {really}.", "Just words {really}.", []),
-]
-
-
-def read(format: ToolFormat, pieces: list[str]) -> tuple[str, list[ToolCall]]:
-    parser = ToolParser(format)
-    results = [parser.push(piece) for piece in pieces] + [parser.push("", is_last=True)]
-    return "".join(each.text for each in results), [call for each in results for call in each.calls]
-
-
-@pytest.mark.parametrize(("format", "text", "shown", "calls"), TEXTS)
-def test_calls_are_read_back(format: ToolFormat, text: str, shown: str, calls: list[ToolCall]) -> None:
-    assert read(format, [text]) == (shown, calls)
-    assert read(format, list(text)) == (shown, calls)
-
-
-def test_calls_beyond_the_most_are_left_out() -> None:
-    parser = ToolParser(HERMES, most_calls=1)
-    text = f"<tool_call>{AS_JSON}</tool_call>" * 2
-    pieces = [parser.push(each) for each in text] + [parser.push("", is_last=True)]
-    assert [call for each in pieces for call in each.calls] == [WEATHER]
-    assert parser.num_calls == 1
-
-
-def test_ids_are_those_that_templates_take() -> None:
-    text = f"[TOOL_CALLS] [{AS_JSON}, {AS_JSON}]"
-    first, second = ToolParser(MISTRAL).push(text, is_last=True).calls
-    assert first.call_id.isalnum()
-    assert len(first.call_id) == 9
-    assert first.call_id != second.call_id
-    forced = forced_format("{{ tools }} [TOOL_CALLS]")
-    assert len(ToolParser(forced).push(AS_JSON, is_last=True).calls[0].call_id) == 9
-    assert ToolParser(HERMES, "toolu_").push(f"<tool_call>{AS_JSON}", is_last=True).calls[0].call_id[:6] == "toolu_"
-
-
-@given(st.sampled_from(TEXTS), st.lists(st.integers(0, 80), max_size=6))
-def test_however_text_is_cut_the_calls_are_the_same(case: tuple, cuts: list[int]) -> None:
-    format, text, shown, calls = case
-    places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    pieces = [text[start:stop] for start, stop in pairwise(places)]
-    assert read(format, pieces) == (shown, calls)
-
-
-@given(st.sampled_from([HERMES, MISTRAL, LLAMA3]), st.text())
-def test_what_is_no_call_is_text(format: ToolFormat, text: str) -> None:
-    if format.start not in text and read_calls(text) is None:
-        assert read(format, list(text)) == (text, [])
-
-
-@pytest.mark.parametrize(
-    ("template", "format"),
-    [
-        ("{% for t in tools %}<tool_call>{% endfor %}", HERMES),
-        ("{{ tools }} [TOOL_CALLS]", MISTRAL),
-        ("{{ tools }} <|python_tag|>", LLAMA3),
-        ("{{ tools }} <tool_call><function=", None),
-        ("{{ messages }} <tool_call>", None),
-        ("{{ tools }}", None),
-    ],
-)
-def test_the_format_is_known_by_the_template(template: str, format: ToolFormat | None) -> None:
-    assert find_format(template) == format
 
 
 @pytest.fixture
@@ -163,8 +60,11 @@ def test_a_call_that_is_asked_for_is_made(client: openai.OpenAI, choice: object)
         for choice in chunk.choices
         for delta in choice.delta.tool_calls or []
     ]
-    assert [delta.function.name for delta in deltas] == [call.function.name]
-    assert deltas[0].function.arguments == call.function.arguments
+    first, *rest = deltas
+    assert (first.index, first.function.name, first.function.arguments) == (0, call.function.name, "")
+    assert {(delta.index, delta.id, delta.function.name) for delta in rest} == {(0, None, None)}
+    assert rest
+    assert "".join(delta.function.arguments for delta in rest) == call.function.arguments
 
 
 def test_calls_in_the_other_apis(client: openai.OpenAI, server: Running) -> None:
@@ -287,9 +187,9 @@ def test_a_mark_that_is_a_token_cannot_be_spelled_in_others() -> None:
     assert logits[plain.encode("x", add_special_tokens=False)[0]] == 0
 
 
-@pytest.mark.parametrize("format", [LLAMA3, MISTRAL, None])
-def test_calls_without_marks_on_both_sides_are_left_alone(format: ToolFormat | None) -> None:
-    assert strict_form([FUNCTION], {"weather"}, format, None) is None
+@pytest.mark.parametrize("dialect", [LLAMA3, MISTRAL, None])
+def test_calls_without_marks_on_both_sides_are_left_alone(dialect: Dialect | None) -> None:
+    assert strict_form([FUNCTION], {"weather"}, dialect, None) is None
 
 
 class Place(BaseModel):

@@ -17,8 +17,8 @@ from pagoda.chat.renderer import ChatRenderer, takes_tools
 from pagoda.errors import HttpError
 from pagoda.prompts import PromptReader, ReadPrompt
 from pagoda.sampling_params import StructuredOutputs
+from pagoda.server.replies.style import ReplyStyle, style_of
 from pagoda.server.strict_calls import strict_form
-from pagoda.server.tools import find_format
 from pagoda.server.transcripts import Known, Scope, Transcripts
 from pagoda.tokenizing import encode
 
@@ -76,13 +76,15 @@ class Conversation:
 class ReadConversation:
     """The prompt, and how many of its tokens come before each mark; the marks are in order.
 
-    In `scope` the answer is remembered, for when it comes back. It has the `form`, unless another one is asked for.
+    In `scope` the answer is remembered, for when it comes back. It has the `form`, unless another one is asked for, and
+    is written in the `style` of the template.
     """
 
     prompt: ReadPrompt
     breakpoints: tuple[Breakpoint, ...]
     scope: Scope | None = None
     form: StructuredOutputs | None = None
+    style: ReplyStyle = field(default_factory=ReplyStyle)
 
 
 class ConversationReader:
@@ -133,8 +135,9 @@ class ConversationReader:
         ]
         if conversation.ttl_seconds is not None:
             marks.append((len(token_ids), conversation.ttl_seconds))
-        form = strict_form(conversation.tools, conversation.strict_tools, find_format(template), tokenizer)
-        return ReadConversation(ReadPrompt(text, token_ids), _breakpoints(marks), scope, form)
+        style = style_of(template, text, tokenizer)
+        form = strict_form(conversation.tools, conversation.strict_tools, style.dialect, tokenizer)
+        return ReadConversation(ReadPrompt(text, token_ids), _breakpoints(marks), scope, form, style)
 
     def _recalled(self, scope: Scope | None, text: str) -> list[Known]:
         nothing = Known(0, ())

@@ -10,6 +10,9 @@ from pagoda.errors import HttpError
 from pagoda.sampling_params import StructuredOutputs
 
 ANY_OBJECT = {"type": "object"}
+NOTHING: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+# What a schema may have that says nothing of an object's properties.
+SAYS_NOTHING = frozenset({"type", "properties", "required", "title", "description", "$schema", "$defs"})
 
 
 def json_form(schema: Mapping[str, Any] | None) -> StructuredOutputs:
@@ -41,7 +44,7 @@ def call_schema(functions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _call_schema(function: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Stands at `place` in the whole schema, and references in the parameters go where these stand then."""
     try:
-        parameters = json.dumps({**ANY_OBJECT, **(function.get("parameters") or {})})
+        parameters = json.dumps({**ANY_OBJECT, **_parameters(function)})
     except RecursionError as error:
         raise HttpError(400, "The parameters of a tool are nested too deeply.", param="tools") from error
     # Within a text the quotes would be escaped.
@@ -52,3 +55,9 @@ def _call_schema(function: Mapping[str, Any], place: str) -> dict[str, Any]:
         "required": ["name", "arguments"],
         "additionalProperties": False,
     }
+
+
+def _parameters(function: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A function that names no parameters takes none, unless its schema says what else an object may have."""
+    given = function.get("parameters") or NOTHING
+    return {**given, **NOTHING} if given.get("properties") == {} and given.keys() <= SAYS_NOTHING else given

@@ -51,13 +51,17 @@ async def _for_ever() -> None:
 
 @dataclass(frozen=True)
 class Work:
-    """One prompt to continue. The answer of one with a `scope` is a turn that may come back."""
+    """One prompt to continue. The answer of one with a `scope` is a turn that may come back.
+
+    Its text has those special tokens that are `shown`.
+    """
 
     prompt: ReadPrompt
     params: SamplingParams
     constraint: Constraint | None = None
     breakpoints: tuple[Breakpoint, ...] = ()
     scope: Scope | None = None
+    shown: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ class Service:
         constraint = await self._constraint(form, param, origin) if form else None
         least = self.options.min_cacheable_tokens
         breakpoints = tuple(each for each in read.breakpoints if each.num_tokens >= least)
-        return Work(read.prompt, params, constraint, breakpoints, read.scope)
+        return Work(read.prompt, params, constraint, breakpoints, read.scope, read.style.shown_tokens)
 
     async def _constraint(self, form: StructuredOutputs, param: str, origin: Origin) -> Constraint | None:
         """What holds an output to `form`; one that is known already waits for no other."""
@@ -263,10 +267,10 @@ class Service:
     def _collector(self, call: Call, answer: Answer, index: int) -> Collector:
         assert self._outbox is not None
         put = partial(self._outbox.put, answer, index)
-        request, tokenizer = answer.requests[index], self.llm.tokenizer
-        return (
-            Collector(request, tokenizer, on_chunk=put) if call.streams else Collector(request, tokenizer, on_end=put)
-        )
+        request, tokenizer, shown = answer.requests[index], self.llm.tokenizer, call.works[index].shown
+        if call.streams:
+            return Collector(request, tokenizer, on_chunk=put, shown=shown)
+        return Collector(request, tokenizer, on_end=put, shown=shown)
 
     def _seconds_left(self, origin: Origin) -> float | None:
         """Until the answer is of no use any more, None if it always is. Raises HttpError 504."""

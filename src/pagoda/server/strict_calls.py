@@ -13,40 +13,41 @@ from typing import Any
 
 from pagoda.sampling_params import StructuredOutputs
 from pagoda.server.forms import ANY_OBJECT, call_schema
-from pagoda.server.tools import ToolFormat
+from pagoda.server.replies.dialects import Dialect
 from pagoda.structured.source import WHITESPACE
 
 
 def strict_form(
-    tools: Sequence[Mapping[str, Any]], strict: Collection[str], format: ToolFormat | None, tokenizer: Any
+    tools: Sequence[Mapping[str, Any]], strict: Collection[str], dialect: Dialect | None, tokenizer: Any
 ) -> StructuredOutputs | None:
     """Text in which every call is one of `tools`, in the words of chat templates; arguments of those whose names are in
     `strict` fit their schemas. None if calls of this format cannot be held to that."""
-    if not strict or format is None or not format.end:
+    if not strict or dialect is None or not dialect.end:
         return None
     functions = [tool["function"] for tool in tools]
     known = [each if each["name"] in strict else {**each, "parameters": ANY_OBJECT} for each in functions]
     schema = {**call_schema(known), "x-guidance": {"whitespace_pattern": WHITESPACE}}
-    return StructuredOutputs(grammar=_grammar(format, json.dumps(schema), tokenizer.added_tokens_decoder))
+    return StructuredOutputs(grammar=_grammar(dialect, json.dumps(schema), tokenizer.added_tokens_decoder))
 
 
-def _grammar(format: ToolFormat, schema: str, added_tokens: Mapping[int, Any]) -> str:
+def _grammar(dialect: Dialect, schema: str, added_tokens: Mapping[int, Any]) -> str:
     """A mark may be just text, or a token of its own, which is none in llguidance's eyes. Text must not spell such a
     token, since it would be read as the mark all the same.
 
     Other tokens that were added to the vocabulary and show in the text, such as `<think>`, may stand anywhere.
     """
+    start = dialect.starts[0]
     ids = {token.content: token_id for token_id, token in added_tokens.items()}
-    is_token = format.start in ids
-    begins = f"TEXT <[{ids[format.start]}]>" if is_token else "opened"
-    ends = f"<[{ids[format.end]}]>" if format.end in ids else json.dumps(format.end)
+    is_token = start in ids
+    begins = f"TEXT <[{ids[start]}]>" if is_token else "opened"
+    ends = f"<[{ids[dialect.end]}]>" if dialect.end in ids else json.dumps(dialect.end)
     shown = [
         str(token_id)
         for token_id, token in added_tokens.items()
-        if not token.special and token.content not in (format.start, format.end)
+        if not token.special and token.content not in (start, dialect.end)
     ]
     others = f" | TEXT <[{','.join(shown)}]>" if shown else ""
-    mark = re.escape(format.start).replace("/", r"\/")
+    mark = re.escape(start).replace("/", r"\/")
     lines = [
         "%llguidance {}",
         f"start: (call{others})* TEXT",
@@ -56,5 +57,5 @@ def _grammar(format: ToolFormat, schema: str, added_tokens: Mapping[int, Any]) -
         r"GAP: /[ \n]?/",
     ]
     if not is_token:
-        lines.append(f"opened[lazy]: TEXT {json.dumps(format.start)}")
+        lines.append(f"opened[lazy]: TEXT {json.dumps(start)}")
     return "\n".join(lines)

@@ -14,15 +14,16 @@ from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server import sse
 from pagoda.server.anthropic.prompt import conversation_of
 from pagoda.server.anthropic.schema import CountBody, MessagesBody, ToolChoiceTool
-from pagoda.server.anthropic.writer import LateError, MessageEvents, MessageShape, blocks
+from pagoda.server.anthropic.writer import LateError, MessageEvents, MessageShape, content_of
 from pagoda.server.asked import Asked
 from pagoda.server.conversation import Conversation, ConversationReader
 from pagoda.server.fingerprint import Fingerprint, History, Section, missed_tokens
 from pagoda.server.forms import call_form, check_choice, json_form
 from pagoda.server.record import Record
+from pagoda.server.replies.pieces import ToolCall
+from pagoda.server.replies.reader import ReplyReader, Terms, read_sample
 from pagoda.server.sampling import checked
 from pagoda.server.service import Call, Service, new_id
-from pagoda.server.tools import Pieces, new_parser
 from pagoda.server.transcripts import Scope
 from pagoda.server.wire import json_response, origin_of, request_id_of, scope_of, tenant_of
 
@@ -51,11 +52,7 @@ class Messages:
         service.check_room(origin.tenant, "messages")
         scope = scope_of(request, body.cache_salt)
         asked = await service.read(partial(self._read, scope=scope), body, "messages", origin.tenant)
-        parser = None
-        if body.tools and (body.tool_choice is None or body.tool_choice.type != "none"):
-            template = self._conversations.template(asked.conversation)
-            is_single = body.tool_choice is not None and body.tool_choice.disable_parallel_tool_use
-            parser = new_parser(template, _must_call(body), "toolu_", 1 if is_single else None)
+        terms = _terms(body, asked)
         form_param = "tools" if _must_call(body) else "output_config"
         call = Call(
             call_id=new_id("msg_"),
@@ -70,14 +67,14 @@ class Messages:
         self._history.remember(call.origin.tenant.name, call.call_id, asked.fingerprint)
         shape = MessageShape(call.call_id, body, service.llm.engine.max_model_len, diagnose)
         if body.stream:
-            events = MessageEvents(shape, parser).all(answer)
+            events = MessageEvents(shape, ReplyReader(asked.read.style, terms)).all(answer)
             return sse.EventStream(answer, events, LateError(request_id_of(request)))
         outputs = await sse.finish(answer, request)
         sample = outputs[0].outputs[0]
-        pieces = Pieces(sample.text) if parser is None else parser.push(sample.text, is_last=True)
-        content = blocks(pieces) if body.max_tokens else []
-        message = shape.message(content, Record.of(answer.requests))
-        return json_response(message | shape.stop(sample, outputs[0], bool(pieces.calls)))
+        blocks = read_sample(sample, asked.read.style, terms) if body.max_tokens else []
+        message = shape.message([content_of(block) for block in blocks], Record.of(answer.requests))
+        called = any(isinstance(block, ToolCall) for block in blocks)
+        return json_response(message | shape.stop(sample, outputs[0], called))
 
     async def count_tokens(self, body: CountBody, request: Request) -> Response:
         """How many tokens a conversation has; nothing is computed."""
@@ -127,6 +124,20 @@ def _miss(previous: Fingerprint, fingerprint: Fingerprint, record: Record) -> di
 
 def _must_call(body: MessagesBody) -> bool:
     return body.tool_choice is not None and body.tool_choice.type in ("any", "tool")
+
+
+def _terms(body: MessagesBody, asked: Asked) -> Terms:
+    """What the model may write: calls of the tools that it is given, if it may call any."""
+    choice = body.tool_choice
+    may_call = choice is None or choice.type != "none"
+    is_single = choice is not None and choice.type != "none" and choice.disable_parallel_tool_use
+    return Terms(
+        tools=asked.conversation.tools if may_call else (),
+        is_forced=_must_call(body),
+        is_form=asked.params.structured_outputs is not None,
+        id_prefix="toolu_",
+        most_calls=1 if is_single else None,
+    )
 
 
 def _form(body: MessagesBody, conversation: Conversation) -> StructuredOutputs | None:

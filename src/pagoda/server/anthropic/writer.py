@@ -16,7 +16,11 @@ from pagoda.server.anthropic.prompt import TTL_SECONDS
 from pagoda.server.anthropic.schema import MessagesBody
 from pagoda.server.errors import error_body
 from pagoda.server.record import Record
-from pagoda.server.tools import Pieces, ToolCall, ToolParser
+from pagoda.server.replies.pieces import Arguments, Block, CallEnd, CallStart, Piece, Text, Thought, ToolCall
+from pagoda.server.replies.reader import ReplyReader, is_cut
+
+# Clients send it back with the thought; nobody here checks it.
+SIGNATURE = "cGFnb2Rh"
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,14 @@ class MessageShape:
     def stop(self, sample: CompletionOutput, output: RequestOutput, called: bool) -> dict[str, Any]:
         """Why it ended."""
         sequence = sample.stop_reason if isinstance(sample.stop_reason, str) else None
-        if called:
-            reason = "tool_use"
-        elif sequence is not None:
-            reason = "stop_sequence"
-        elif sample.finish_reason is FinishReason.LENGTH:
+        if sample.finish_reason is FinishReason.LENGTH:
             is_full = len(output.prompt_token_ids) + len(sample.token_ids) >= self.max_model_len
             is_wanted = len(sample.token_ids) >= self.body.max_tokens
             reason = "model_context_window_exceeded" if is_full and not is_wanted else "max_tokens"
+        elif called:
+            reason = "tool_use"
+        elif sequence is not None:
+            reason = "stop_sequence"
         else:
             reason = "end_turn"
         return {"stop_reason": reason, "stop_sequence": sequence}
@@ -61,13 +65,12 @@ class MessageShape:
 
 @dataclass
 class MessageEvents:
-    """Writes the events of one answer: blocks begin and end as text and calls come."""
+    """Writes the events of one answer: blocks begin and end as thoughts, text and calls come."""
 
     shape: MessageShape
-    parser: ToolParser | None
+    reader: ReplyReader
     _index: int = 0
-    _is_open: bool = False
-    _called: bool = False
+    _open_type: str = ""
     _lines: list[bytes] = field(default_factory=list)
 
     async def all(self, answer: Answer) -> AsyncIterator[bytes]:
@@ -82,7 +85,7 @@ class MessageEvents:
         output = answer.outputs[0]
         assert output is not None
         self._close()
-        stop = self.shape.stop(output.outputs[0], output, self._called)
+        stop = self.shape.stop(output.outputs[0], output, self.reader.num_calls > 0)
         self._say("message_delta", delta=stop, usage=usage(Record.of(answer.requests)))
         self._say("message_stop")
         yield self._taken()
@@ -92,31 +95,46 @@ class MessageEvents:
         self._say("ping")
 
     def _add(self, chunk: StreamChunk) -> None:
-        is_last = chunk.finish_reason is not None
-        pieces = Pieces(chunk.text) if self.parser is None else self.parser.push(chunk.text, is_last)
-        if pieces.text:
-            if not self._is_open:
-                self._open({"type": "text", "text": "", "citations": None})
-            self._delta({"type": "text_delta", "text": pieces.text})
-        for call in pieces.calls:
+        reason = chunk.finish_reason
+        for piece in self.reader.push(chunk.text, reason is not None, is_cut(reason, chunk.stop_reason)):
+            self._add_piece(piece)
+
+    def _add_piece(self, piece: Piece) -> None:
+        match piece:
+            case Text(text):
+                self._open_as({"type": "text", "text": "", "citations": None})
+                self._delta({"type": "text_delta", "text": text})
+            case Thought(text):
+                self._open_as({"type": "thinking", "thinking": "", "signature": ""})
+                self._delta({"type": "thinking_delta", "thinking": text})
+            case CallStart():
+                self._close()
+                self._open(_tool_use(ToolCall(piece.name, "{}", piece.call_id)))
+            case Arguments(text):
+                self._delta({"type": "input_json_delta", "partial_json": text})
+            case CallEnd():
+                self._close()
+
+    def _open_as(self, block: dict[str, Any]) -> None:
+        """Go on with a block of the same type, or begin one."""
+        if self._open_type != block["type"]:
             self._close()
-            self._called = True
-            self._open({**_tool_use(call), "input": {}})
-            self._delta({"type": "input_json_delta", "partial_json": call.arguments})
-            self._close()
+            self._open(block)
 
     def _open(self, block: dict[str, Any]) -> None:
         self._say("content_block_start", index=self._index, content_block=block)
-        self._is_open = True
+        self._open_type = block["type"]
 
     def _delta(self, delta: dict[str, Any]) -> None:
         self._say("content_block_delta", index=self._index, delta=delta)
 
     def _close(self) -> None:
-        if self._is_open:
+        if self._open_type == "thinking":
+            self._delta({"type": "signature_delta", "signature": SIGNATURE})
+        if self._open_type:
             self._say("content_block_stop", index=self._index)
             self._index += 1
-            self._is_open = False
+            self._open_type = ""
 
     def _say(self, kind: str, **fields: Any) -> None:
         self._lines.append(sse.named({"type": kind, **fields}))
@@ -155,9 +173,15 @@ def usage(record: Record) -> dict[str, Any]:
     }
 
 
-def blocks(pieces: Pieces) -> list[dict[str, Any]]:
-    text = [{"type": "text", "text": pieces.text, "citations": None}] if pieces.text else []
-    return text + [_tool_use(call) for call in pieces.calls]
+def content_of(block: Block) -> dict[str, Any]:
+    """A block in the words of the API."""
+    match block:
+        case Text(text):
+            return {"type": "text", "text": text, "citations": None}
+        case Thought(text):
+            return {"type": "thinking", "thinking": text, "signature": SIGNATURE}
+        case ToolCall():
+            return _tool_use(block)
 
 
 def _tool_use(call: ToolCall) -> dict[str, Any]:

@@ -14,16 +14,17 @@ from starlette.responses import Response
 from pagoda.chat.messages import read_arguments
 from pagoda.engine.request import TokenLogprobs
 from pagoda.errors import HttpError
-from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
+from pagoda.outputs import CompletionOutput, RequestOutput
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server import sse
 from pagoda.server.answer import Answer
 from pagoda.server.conversation import Conversation, ConversationReader, Part, ReadConversation, Turn
 from pagoda.server.forms import call_form, check_choice, json_form
 from pagoda.server.json_shape import check_arguments
+from pagoda.server.openai.chat_writer import SampleDeltas, end_of, message_of
 from pagoda.server.openai.marks import kept, ttl_of
 from pagoda.server.openai.parameters import sampling_params
-from pagoda.server.openai.projection import chat_logprobs, finish_reason, identity_of, late_error, usage
+from pagoda.server.openai.projection import chat_logprobs, identity_of, late_error, usage
 from pagoda.server.openai.schema import (
     ChatBody,
     JsonObjectFormat,
@@ -35,26 +36,24 @@ from pagoda.server.openai.schema import (
     Tool,
 )
 from pagoda.server.record import Record
+from pagoda.server.replies.pieces import ToolCall
+from pagoda.server.replies.reader import ReplyReader, Terms, read_sample
+from pagoda.server.replies.style import ReplyStyle
 from pagoda.server.service import Call, Service, new_id
 from pagoda.server.token_text import TokenTexts
-from pagoda.server.tools import Pieces, ToolCall, ToolFormat, ToolParser, find_format, forced_format
 from pagoda.server.transcripts import Scope
 from pagoda.server.wire import json_response, origin_of, scope_of
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """What the answer to one call looks like; tool calls are read, so many at most, if there is a format for them."""
+    """What the answer to one call looks like, and what its samples may have in them."""
 
     identity: dict[str, Any]
     num_top: int
     returns_ids: bool
-    calls: ToolFormat | None
-    most_calls: int | None
-
-    def parser(self) -> ToolParser | None:
-        """For one sample, if its text may have tool calls."""
-        return None if self.calls is None else ToolParser(self.calls, most_calls=self.most_calls)
+    style: ReplyStyle
+    terms: Terms
 
 
 class ChatCompletions:
@@ -89,8 +88,8 @@ class ChatCompletions:
             identity=identity_of(call.call_id, "chat.completion", body.model),
             num_top=body.top_logprobs or 0,
             returns_ids=body.return_token_ids,
-            calls=self._call_format(body, conversation),
-            most_calls=1 if body.parallel_tool_calls is False else None,
+            style=read.style,
+            terms=_terms(body, conversation, params),
         )
         answer = service.submit(call)
         if body.stream:
@@ -114,24 +113,14 @@ class ChatCompletions:
             }
         )
 
-    def _call_format(self, body: ChatBody, conversation: Conversation) -> ToolFormat | None:
-        if not body.tools or body.tool_choice == "none":
-            return None
-        template = self._conversations.template(conversation)
-        return find_format(template) if body.tool_choice in (None, "auto") else forced_format(template)
-
     def _choice(self, sample: CompletionOutput, shape: _Shape) -> dict[str, Any]:
-        parser = shape.parser()
-        pieces = Pieces(sample.text) if parser is None else parser.push(sample.text, is_last=True)
-        text, calls = pieces.text, pieces.calls
-        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
-        if calls:
-            message |= {"content": text or None, "tool_calls": [_tool_call(call) for call in calls]}
+        blocks = read_sample(sample, shape.style, shape.terms)
+        num_calls = sum(isinstance(block, ToolCall) for block in blocks)
         return {
             "index": sample.index,
-            "message": message,
+            "message": message_of(blocks),
             "logprobs": self._logprobs(sample.logprobs, shape),
-            "finish_reason": "tool_calls" if calls else finish_reason(sample.finish_reason),
+            "finish_reason": end_of(sample.finish_reason, num_calls),
             "stop_reason": sample.stop_reason,
             **({"token_ids": sample.token_ids} if shape.returns_ids else {}),
         }
@@ -145,15 +134,15 @@ class ChatCompletions:
         identity = {**shape.identity, "object": "chat.completion.chunk"}
         wants_usage = body.stream_options is not None and body.stream_options.include_usage
         more = {"usage": None} if wants_usage else {}
-        samples: dict[int, ToolParser | None] = {}
+        samples: dict[int, SampleDeltas] = {}
         async for news in answer:
             events = []
             for _, chunk in news:
                 if chunk.index not in samples:
-                    samples[chunk.index] = shape.parser()
-                    start = _delta(chunk.index, {"role": "assistant", "content": "", "refusal": None})
-                    events.append(sse.data({**identity, "choices": [start], **more}))
-                choices = self._deltas(chunk, samples[chunk.index], shape)
+                    samples[chunk.index] = SampleDeltas(chunk.index, ReplyReader(shape.style, shape.terms))
+                    events.append(sse.data({**identity, "choices": [samples[chunk.index].first()], **more}))
+                ids = {"token_ids": chunk.token_ids} if shape.returns_ids else {}
+                choices = samples[chunk.index].of(chunk, self._logprobs(chunk.logprobs, shape), ids)
                 events += [sse.data({**identity, "choices": [choice], **more}) for choice in choices]
             if events:
                 yield b"".join(events)
@@ -162,26 +151,6 @@ class ChatCompletions:
                 {**identity, "choices": [], "usage": usage(Record.of(answer.requests), body.prompt_cache_options)}
             )
         yield sse.DONE
-
-    def _deltas(self, chunk: StreamChunk, parser: ToolParser | None, shape: _Shape) -> list[dict[str, Any]]:
-        """What a chunk adds to its choice: text, calls, the end."""
-        pieces, first_call = Pieces(chunk.text), 0
-        if parser is not None:
-            first_call = parser.num_calls
-            pieces = parser.push(chunk.text, is_last=chunk.finish_reason is not None)
-        logprobs = self._logprobs(chunk.logprobs, shape)
-        ids = {"token_ids": chunk.token_ids} if shape.returns_ids else {}
-        has_news = bool(pieces.text or logprobs or ids)
-        deltas = [_delta(chunk.index, {"content": pieces.text}, logprobs) | ids] if has_news else []
-        deltas += [
-            _delta(chunk.index, {"tool_calls": [{"index": number, **_tool_call(call)}]})
-            for number, call in enumerate(pieces.calls, start=first_call)
-        ]
-        if chunk.finish_reason is not None:
-            called = parser is not None and parser.num_calls > 0
-            deltas.append(_delta(chunk.index, {}))
-            deltas[-1]["finish_reason"] = "tool_calls" if called else finish_reason(chunk.finish_reason)
-        return deltas
 
 
 def conversation_of(body: ChatBody) -> Conversation:
@@ -240,6 +209,16 @@ def _params(body: ChatBody, conversation: Conversation, defaults: SamplingParams
     return sampling_params(body, defaults, max_tokens=most, logprobs=logprobs, structured_outputs=form)
 
 
+def _terms(body: ChatBody, conversation: Conversation, params: SamplingParams) -> Terms:
+    """What the model may write: calls of the tools that it is given, if it may call any."""
+    return Terms(
+        tools=() if body.tool_choice == "none" else conversation.tools,
+        is_forced=body.tool_choice not in (None, "none", "auto"),
+        is_form=params.structured_outputs is not None,
+        most_calls=1 if body.parallel_tool_calls is False else None,
+    )
+
+
 def _form(body: ChatBody, conversation: Conversation) -> StructuredOutputs | None:
     wanted = body.response_format
     form = None
@@ -271,15 +250,3 @@ def _check(body: ChatBody) -> None:
         raise HttpError(
             400, "continue_final_message needs the last message to be the assistant's.", param="continue_final_message"
         )
-
-
-def _tool_call(call: ToolCall) -> dict[str, Any]:
-    return {
-        "id": call.call_id,
-        "type": "function",
-        "function": {"name": call.name, "arguments": call.arguments},
-    }
-
-
-def _delta(index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
-    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}

@@ -26,10 +26,10 @@ from pagoda.server.openai.responses_prompt import conversation_of
 from pagoda.server.openai.responses_schema import JsonObjectFormat, JsonSchemaFormat, NamedFunction, ResponseBody
 from pagoda.server.openai.responses_writer import ResponseShape, ResponseWriter
 from pagoda.server.record import Record
+from pagoda.server.replies.reader import ReplyReader, Terms
 from pagoda.server.sampling import checked
 from pagoda.server.service import Call, Service, new_id
 from pagoda.server.token_text import TokenTexts
-from pagoda.server.tools import new_parser
 from pagoda.server.transcripts import Scope
 from pagoda.server.wire import json_response, origin_of, scope_of, tenant_of
 
@@ -78,11 +78,7 @@ class Responses:
         earlier = self._earlier(origin.tenant.name, body.previous_response_id)
         read = partial(self._read, earlier=earlier, scope=scope_of(request, body.cache_salt))
         asked = await service.read(read, body, "input", origin.tenant)
-        parser = None
-        if body.tools and body.tool_choice != "none":
-            template = self._conversations.template(asked.conversation)
-            most_calls = 1 if body.parallel_tool_calls is False else None
-            parser = new_parser(template, not _is_free(body), "call_", most_calls)
+        reader = ReplyReader(asked.read.style, _terms(body, asked), is_whole=not body.stream)
         call = Call(
             call_id=new_id("resp_"),
             origin=origin,
@@ -96,13 +92,13 @@ class Responses:
             call.call_id, int(time()), body, asked.conversation, asked.fingerprint, origin.tenant.name
         )
         writer = ResponseWriter(
-            shape, parser, self._logprobs, partial(self._diagnostics, shape), partial(self._keep, shape)
+            shape, reader, self._logprobs, partial(self._diagnostics, shape), partial(self._keep, shape)
         )
         if body.stream:
             return sse.EventStream(answer, writer.events(answer), writer.late_error)
         outputs = await sse.finish(answer, request)
         sample = outputs[0].outputs[0]
-        writer.add(sample.text, sample.logprobs, sample.finish_reason)
+        writer.add(sample)
         return json_response(writer.finish(outputs[0], answer))
 
     def _read(self, body: ResponseBody, earlier: tuple[Turn, ...], scope: Scope) -> Asked:
@@ -196,6 +192,16 @@ def _is_prewarm(body: ResponseBody) -> bool:
 def _is_free(body: ResponseBody) -> bool:
     """Whether the model need not call a tool."""
     return body.tool_choice in (None, "none", "auto")
+
+
+def _terms(body: ResponseBody, asked: Asked) -> Terms:
+    """What the model may write: calls of the tools that it is given, if it may call any."""
+    return Terms(
+        tools=() if body.tool_choice == "none" else asked.conversation.tools,
+        is_forced=not _is_free(body),
+        is_form=asked.params.structured_outputs is not None,
+        most_calls=1 if body.parallel_tool_calls is False else None,
+    )
 
 
 def _form(body: ResponseBody, conversation: Conversation) -> StructuredOutputs | None:

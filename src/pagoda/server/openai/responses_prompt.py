@@ -20,7 +20,7 @@ from pagoda.server.openai.responses_schema import (
     MessageItem,
     ResponseBody,
 )
-from pagoda.server.tools import ToolCall
+from pagoda.server.replies.pieces import ToolCall
 
 
 def conversation_of(body: ResponseBody, earlier: Sequence[Turn]) -> Conversation:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import time
 from typing import Any
 
 from pagoda.engine.request import FinishReason, TokenLogprobs
 from pagoda.errors import HttpError
-from pagoda.outputs import RequestOutput
+from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
 from pagoda.server import sse
 from pagoda.server.answer import Answer
 from pagoda.server.conversation import Conversation, Turn
@@ -19,8 +19,9 @@ from pagoda.server.openai.marks import TTL_SECONDS, Options, num_written
 from pagoda.server.openai.responses_prompt import answer_turn
 from pagoda.server.openai.responses_schema import NamedFunction, ResponseBody
 from pagoda.server.record import Record
+from pagoda.server.replies.pieces import Arguments, CallEnd, CallStart, Piece, Text, Thought, ToolCall
+from pagoda.server.replies.reader import ReplyReader, is_cut
 from pagoda.server.service import new_id
-from pagoda.server.tools import Pieces, ToolCall, ToolParser
 
 
 @dataclass(frozen=True)
@@ -88,22 +89,22 @@ class ResponseWriter:
     """Turns text as it comes into output items, and into the events that tell of them."""
 
     shape: ResponseShape
-    parser: ToolParser | None
+    reader: ReplyReader
     read_logprobs: Callable[[Sequence[TokenLogprobs] | None, int], list[dict[str, Any]]]
     diagnose: Callable[[Record], dict[str, Any] | None]
     keep: Callable[[dict[str, Any], tuple[Turn, ...]], None]
     _items: list[dict[str, Any]] = field(default_factory=list)
     _lines: list[bytes] = field(default_factory=list)
-    _calls: list[ToolCall] = field(default_factory=list)
+    _logprobs: list[dict[str, Any]] = field(default_factory=list)
     _sequence: int = 0
-    _has_message: bool = False
+    _is_open: bool = False
 
     async def events(self, answer: Answer) -> AsyncIterator[bytes]:
         for kind in ("created", "in_progress"):
             self._say(f"response.{kind}", response=self.shape.response("in_progress"))
         async for news in answer:
             for _, chunk in news:
-                self.add(chunk.text, chunk.logprobs, chunk.finish_reason)
+                self.add(chunk)
             yield self._taken()
         output = answer.outputs[0]
         assert output is not None
@@ -118,20 +119,31 @@ class ResponseWriter:
         self._say("response.failed", response=self.shape.response("failed", output=self._items, error=failure))
         return self._taken()
 
-    def add(self, text: str, logprobs: Sequence[TokenLogprobs] | None, end: FinishReason | None) -> None:
-        """More of the text; `end` says why it is the last."""
-        is_last = end is not None
-        pieces = Pieces(text) if self.parser is None else self.parser.push(text, is_last)
-        shown = self.read_logprobs(logprobs, self.shape.body.top_logprobs or 0)
-        if pieces.text or shown:
-            self._add_text(pieces.text, shown)
-        for call in pieces.calls:
-            self._close_message()
-            self._add_call(call)
-        if is_last:
-            if not self._items and not self._is_prewarm:
-                self._add_text("", [])
-            self._close_message("incomplete" if end is FinishReason.LENGTH else "completed")
+    def add(self, news: StreamChunk | CompletionOutput) -> None:
+        """More of the answer, or all of it."""
+        reason = news.finish_reason
+        self._logprobs += self.read_logprobs(news.logprobs, self.shape.body.top_logprobs or 0)
+        for piece in self.reader.push(news.text, reason is not None, is_cut(reason, news.stop_reason)):
+            self._add_piece(piece)
+        if reason is not None:
+            has_text = self._is_open and self._items[-1]["type"] == "message"
+            if has_text if self._items else not self._is_prewarm:
+                self._add_text("")
+            self._close("incomplete" if reason is FinishReason.LENGTH else "completed")
+
+    def _add_piece(self, piece: Piece) -> None:
+        match piece:
+            case Text(text):
+                self._add_text(text)
+            case Thought(text):
+                self._add_thought(text)
+            case CallStart():
+                self._open_call(piece)
+            case Arguments(text):
+                self._items[-1]["arguments"] += text
+                self._say("response.function_call_arguments.delta", **self._item_place, delta=text)
+            case CallEnd(is_whole):
+                self._close("completed" if is_whole else "incomplete")
 
     def finish(self, output: RequestOutput, answer: Answer) -> dict[str, Any]:
         """The whole response."""
@@ -147,7 +159,7 @@ class ResponseWriter:
             usage=usage(record, self.shape.body.prompt_cache_options),
             prompt_cache_diagnostics=self.diagnose(record),
         )
-        self.keep(response, (answer_turn(self._text, self._calls),) if self._items else ())
+        self.keep(response, (self._turn,) if self._items else ())
         return response
 
     @property
@@ -156,52 +168,77 @@ class ResponseWriter:
         return options is not None and options.prewarm
 
     @property
-    def _text(self) -> str:
-        """All that was said so far."""
-        return "".join(item["content"][0]["text"] for item in self._items if item["type"] == "message")
+    def _turn(self) -> Turn:
+        """What was answered, for those that go on from it."""
+        text, thought = self._contents("message"), self._contents("reasoning")
+        calls = [
+            ToolCall(item["name"], item["arguments"], item["call_id"])
+            for item in self._items
+            if item["type"] == "function_call" and item["status"] == "completed"
+        ]
+        turn = answer_turn(text, calls)
+        return replace(turn, more={**turn.more, "reasoning_content": thought}) if thought else turn
 
-    def _add_text(self, text: str, logprobs: list[dict[str, Any]]) -> None:
-        if not self._has_message:
-            self._has_message = True
-            part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-            item = {"id": new_id("msg_"), "type": "message", "role": "assistant", "status": "in_progress"}
-            self._items.append({**item, "content": []})
-            self._say("response.output_item.added", output_index=self._index, item=self._items[-1])
-            self._items[-1]["content"] = [part]
-            self._say("response.content_part.added", **self._place, part=part)
-        part = self._items[-1]["content"][0]
+    def _contents(self, kind: str) -> str:
+        return "".join(item["content"][0]["text"] for item in self._items if item["type"] == kind)
+
+    def _add_text(self, text: str) -> None:
+        """Log-probabilities that came before, of what was no text, go along."""
+        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        self._open_as({"id": new_id("msg_"), "type": "message", "role": "assistant"}, part)
+        part, logprobs = self._items[-1]["content"][0], self._logprobs
+        self._logprobs = []
         part["text"] += text
         part["logprobs"] += logprobs
         if text or logprobs:
             self._say("response.output_text.delta", **self._place, delta=text, logprobs=logprobs)
 
-    def _close_message(self, status: str = "completed") -> None:
-        if not self._has_message:
-            return
-        self._has_message = False
-        item = self._items[-1]
-        part = item["content"][0]
-        item["status"] = status
-        self._say("response.output_text.done", **self._place, text=part["text"], logprobs=part["logprobs"])
-        self._say("response.content_part.done", **self._place, part=part)
-        self._say("response.output_item.done", output_index=self._index, item=item)
+    def _add_thought(self, text: str) -> None:
+        part = {"type": "reasoning_text", "text": ""}
+        self._open_as({"id": new_id("rs_"), "type": "reasoning", "summary": []}, part)
+        self._items[-1]["content"][0]["text"] += text
+        self._say("response.reasoning_text.delta", **self._place, delta=text)
 
-    def _add_call(self, call: ToolCall) -> None:
-        self._calls.append(call)
-        item = {
-            "id": new_id("fc_"),
-            "type": "function_call",
-            "call_id": call.call_id,
-            "name": call.name,
-            "arguments": "",
-            "status": "in_progress",
-        }
+    def _open_as(self, item: dict[str, Any], part: dict[str, Any]) -> None:
+        """Go on with an item of the same type, or begin one."""
+        if self._is_open and self._items[-1]["type"] == item["type"]:
+            return
+        self._close()
+        self._open({**item, "status": "in_progress", "content": []})
+        self._items[-1]["content"] = [part]
+        self._say("response.content_part.added", **self._place, part=part)
+
+    def _open_call(self, call: CallStart) -> None:
+        self._close()
+        item = {"id": new_id("fc_"), "type": "function_call", "call_id": call.call_id, "name": call.name}
+        self._open({**item, "arguments": "", "status": "in_progress"})
+
+    def _open(self, item: dict[str, Any]) -> None:
+        self._is_open = True
         self._items.append(item)
-        place = {"item_id": item["id"], "output_index": self._index}
         self._say("response.output_item.added", output_index=self._index, item=item)
-        item |= {"arguments": call.arguments, "status": "completed"}
-        self._say("response.function_call_arguments.delta", **place, delta=call.arguments)
-        self._say("response.function_call_arguments.done", **place, name=call.name, arguments=call.arguments)
+
+    def _close(self, status: str = "completed") -> None:
+        """End the item that is open, if one is."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        item = self._items[-1]
+        item["status"] = status
+        match item["type"]:
+            case "function_call":
+                if status == "completed":
+                    fields = {"name": item["name"], "arguments": item["arguments"]}
+                    self._say("response.function_call_arguments.done", **self._item_place, **fields)
+            case "message":
+                part = item["content"][0]
+                texts = {"text": part["text"], "logprobs": part["logprobs"]}
+                self._say("response.output_text.done", **self._place, **texts)
+                self._say("response.content_part.done", **self._place, part=part)
+            case "reasoning":
+                part = item["content"][0]
+                self._say("response.reasoning_text.done", **self._place, text=part["text"])
+                self._say("response.content_part.done", **self._place, part=part)
         self._say("response.output_item.done", output_index=self._index, item=item)
 
     @property
@@ -209,8 +246,12 @@ class ResponseWriter:
         return len(self._items) - 1
 
     @property
+    def _item_place(self) -> dict[str, Any]:
+        return {"item_id": self._items[-1]["id"], "output_index": self._index}
+
+    @property
     def _place(self) -> dict[str, Any]:
-        return {"item_id": self._items[-1]["id"], "output_index": self._index, "content_index": 0}
+        return {**self._item_place, "content_index": 0}
 
     def _say(self, kind: str, **fields: Any) -> None:
         self._lines.append(sse.named({"type": kind, "sequence_number": self._sequence, **fields}))

@@ -1,0 +1,160 @@
+"""JSON as models write it, read while it comes and passed on as JSON that every client reads.
+
+Control characters in strings and backslashes that escape nothing are escaped; all else has to be JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Any
+
+from pagoda.server.replies.tape import Reading, Tape, more, skip
+
+MOST_DEPTH = 100
+# Of numbers that others can read too.
+LITERAL = re.compile(r"-?(?:0|[1-9][0-9]{0,307})(?:\.[0-9]{1,400})?(?:[eE][+-]?[0-9]{1,3})?|true|false|null")
+WORD = re.compile(r"[-+.0-9A-Za-z]*")
+SPACE = re.compile(r"[ \t\r\n]*")
+PLAIN = re.compile(r'[^"\\\x00-\x1f]*')
+HEX = re.compile(r"[0-9a-fA-F]{4}")
+CLOSING = {"{": "}", "[": "]"}
+
+Say = Callable[[str], None]
+
+
+class Found(Enum):
+    """What came of reading: all of it, or its beginning and then no more, or something else."""
+
+    WHOLE = auto()
+    CUT = auto()
+    WRONG = auto()
+
+
+class Wants(Enum):
+    """What may come next in JSON."""
+
+    VALUE = auto()
+    VALUE_OR_END = auto()
+    KEY = auto()
+    KEY_OR_END = auto()
+    COLON = auto()
+    COMMA_OR_END = auto()
+
+
+def read_value(tape: Tape, say: Say) -> Reading[Found]:
+    """Say one value, as it comes."""
+    closing: list[str] = []
+    wants = Wants.VALUE
+    while True:
+        start = tape.place
+        yield from skip(tape, SPACE)
+        if closing:
+            say(tape.text[start : tape.place])
+        if not tape.next:
+            return Found.CUT
+        found, wants = yield from _read_token(tape, say, wants, closing)
+        if found is not Found.WHOLE or (wants is Wants.COMMA_OR_END and not closing):
+            return found
+
+
+def read_json(tape: Tape) -> Reading[tuple[Found, Any]]:
+    """One value, decoded; None unless it is whole."""
+    pieces: list[str] = []
+    found = yield from read_value(tape, pieces.append)
+    return found, json.loads("".join(pieces)) if found is Found.WHOLE else None
+
+
+def parsed(text: str) -> Any:
+    """JSON with line breaks in strings allowed. Raises ValueError for what is none."""
+    try:
+        return json.loads(text, strict=False, parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _read_token(tape: Tape, say: Say, wants: Wants, closing: list[str]) -> Reading[tuple[Found, Wants]]:
+    """Say one token; `closing` are the brackets that have to be closed, the last first."""
+    character = tape.next
+    takes_value = wants in (Wants.VALUE, Wants.VALUE_OR_END)
+    takes_end = wants in (Wants.VALUE_OR_END, Wants.KEY_OR_END, Wants.COMMA_OR_END)
+    found, then = Found.WHOLE, Wants.COMMA_OR_END
+    if character == '"' and (takes_value or wants in (Wants.KEY, Wants.KEY_OR_END)):
+        found = yield from _read_string(tape, say)
+        return found, Wants.COMMA_OR_END if takes_value else Wants.COLON
+    if takes_value and character in CLOSING and len(closing) < MOST_DEPTH:
+        closing.append(CLOSING[character])
+        then = Wants.KEY_OR_END if character == "{" else Wants.VALUE_OR_END
+    elif takes_end and character == closing[-1]:
+        closing.pop()
+    elif wants is Wants.COMMA_OR_END and character == ",":
+        then = Wants.KEY if closing[-1] == "}" else Wants.VALUE
+    elif wants is Wants.COLON and character == ":":
+        then = Wants.VALUE
+    elif takes_value:
+        return (yield from _read_literal(tape, say)), then
+    else:
+        return Found.WRONG, then
+    say(character)
+    tape.place += 1
+    return found, then
+
+
+def _read_literal(tape: Tape, say: Say) -> Reading[Found]:
+    start = tape.place
+    yield from skip(tape, WORD)
+    word = tape.text[start : tape.place]
+    if LITERAL.fullmatch(word) is None:
+        return Found.CUT if tape.has_ended else Found.WRONG
+    say(word)
+    return Found.WHOLE
+
+
+def _read_string(tape: Tape, say: Say) -> Reading[Found]:
+    say('"')
+    tape.place += 1
+    while True:
+        yield from _say_plain(tape, say)
+        character = tape.next
+        if not character:
+            return Found.CUT
+        if character == '"':
+            say('"')
+            tape.place += 1
+            return Found.WHOLE
+        if character != "\\":
+            say(json.dumps(character)[1:-1])
+            tape.place += 1
+        elif not (yield from _read_escape(tape, say)):
+            return Found.CUT
+
+
+def _say_plain(tape: Tape, say: Say) -> Reading[None]:
+    while True:
+        found = PLAIN.match(tape.text, tape.place)
+        assert found is not None
+        if found[0]:
+            say(found[0])
+        tape.place = found.end()
+        if tape.next or not (yield from more(tape)):
+            return
+
+
+def _read_escape(tape: Tape, say: Say) -> Reading[bool]:
+    """Say an escape; False if the text ends in it."""
+    while len(tape.text) < tape.place + (6 if tape.text[tape.place + 1 : tape.place + 2] == "u" else 2):
+        if not (yield from more(tape)):
+            tape.place = len(tape.text)
+            return False
+    escaped = tape.text[tape.place + 1]
+    is_unicode = escaped == "u" and HEX.match(tape.text, tape.place + 2) is not None
+    length = 6 if is_unicode else 2 if escaped in '"\\/bfnrt' else 1
+    say("\\\\" if length == 1 else tape.text[tape.place : tape.place + length])
+    tape.place += length
+    return True
