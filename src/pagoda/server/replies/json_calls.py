@@ -17,6 +17,7 @@ from pagoda.server.replies.tape import Reading, Tape, skip, starts
 
 # What stands between the calls of one block: blanks, and what makes a list of them.
 SEPARATORS = re.compile(r"[\s,;\[\]]*")
+BLANKS = re.compile(r"[\s,;]*")
 COMMAS = re.compile(r"[\s,]*")
 FENCES = ("```json", "```")
 
@@ -24,15 +25,18 @@ ARGUMENTS = ("arguments", "parameters")
 KEYS = frozenset({"name", "id", "type", "function", *ARGUMENTS})
 
 
-def read_block(tape: Tape, out: Output, start: str = "", end: str = "") -> Reading[None]:
-    """Calls up to `end`, or as many as there are. A mark that begins another block is passed over."""
-    marks = [mark for mark in (start, end) if mark]
+def read_block(tape: Tape, out: Output, start: str, end: str = "") -> Reading[None]:
+    """Calls up to `end`, or as many as there are. The mark `start` of another block is passed over."""
+    marks = (start, end) if end else (start,)
     while True:
-        yield from skip(tape, SEPARATORS)
-        mark = (yield from starts(tape, *marks)) if marks else ""
-        if mark and mark == start:
-            continue
-        if mark or tape.next != "{" or (yield from read_call(tape, out)) is not Found.WHOLE:
+        yield from skip(tape, BLANKS)
+        mark = yield from starts(tape, *marks)
+        if tape.next == "{" and not mark:
+            if (yield from read_call(tape, out)) is not Found.WHOLE:
+                return
+        elif tape.next in ("[", "]") and not mark:
+            tape.place += 1
+        elif mark != start:
             return
 
 
@@ -71,21 +75,29 @@ def read_bare(tape: Tape, out: Output, names: Collection[str], is_usual: bool) -
     start, before, num_tried = tape.place, out.hold(), out.num_tried
     if is_usual:
         out.release()
-    yield from skip(tape, SEPARATORS)
-    while (yield from starts(tape, *FENCES)) or tape.next == "{":
-        yield from skip(tape, SEPARATORS)
-        found = (yield from read_call(tape, out, names)) if tape.next == "{" else Found.WRONG
-        if (tape.has_ended and found is not Found.WHOLE) or found is Found.WRONG:
-            break
-        yield from skip(tape, SEPARATORS)
-        if (yield from starts(tape, "```")):
-            yield from skip(tape, SEPARATORS)
-    has_calls = out.num_begun > before.num_begun
-    is_all = tape.has_ended and (has_calls or (tape.is_cut and out.num_tried > num_tried))
-    if not is_all and not (is_usual and has_calls):
+    found = yield from _read_all(tape, out, names)
+    is_known = out.num_tried > num_tried or is_usual
+    if found is Found.WRONG:
+        is_read = is_usual and out.num_begun > before.num_begun
+    else:
+        is_read = out.num_begun > before.num_begun or (found is Found.CUT and tape.was_cut and is_known)
+    if not is_read:
         out.rewind(before)
         tape.place = start
     out.release()
+
+
+def _read_all(tape: Tape, out: Output, names: Collection[str]) -> Reading[Found]:
+    """Calls up to the end of the text, each of which may stand in a fence."""
+    while True:
+        yield from skip(tape, SEPARATORS)
+        if (yield from starts(tape, *FENCES)):
+            yield from skip(tape, SEPARATORS)
+        if tape.next != "{":
+            return Found.WHOLE if tape.has_ended else Found.WRONG
+        found = yield from read_call(tape, out, names)
+        if found is not Found.WHOLE:
+            return found
 
 
 @dataclass

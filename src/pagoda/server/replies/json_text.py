@@ -19,6 +19,7 @@ LITERAL = re.compile(r"-?(?:0|[1-9][0-9]{0,307})(?:\.[0-9]{1,400})?(?:[eE][+-]?[
 WORD = re.compile(r"[-+.0-9A-Za-z]*")
 SPACE = re.compile(r"[ \t\r\n]*")
 PLAIN = re.compile(r'[^"\\\x00-\x1f]*')
+OPEN_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
 HEX = re.compile(r"[0-9a-fA-F]{4}")
 CLOSING = {"{": "}", "[": "]"}
 
@@ -148,7 +149,7 @@ def _say_plain(tape: Tape, say: Say) -> Reading[None]:
 
 def _read_escape(tape: Tape, say: Say) -> Reading[bool]:
     """Say an escape; False if the text ends in it."""
-    while len(tape.text) < tape.place + (6 if tape.text[tape.place + 1 : tape.place + 2] == "u" else 2):
+    while OPEN_ESCAPE.fullmatch(tape.text, tape.place):
         if not (yield from more(tape)):
             tape.place = len(tape.text)
             return False

@@ -33,7 +33,7 @@ def read_mistral(tape: Tape, out: Output, _: GivenTools) -> Reading[None]:
     yield from starts(tape, MISTRAL_START)
     yield from skip(tape)
     if tape.next in ("{", "["):
-        yield from read_block(tape, out)
+        yield from read_block(tape, out, MISTRAL_START)
         return
     name, mark = yield from _read_to(tape, MISTRAL_ARGUMENTS, MISTRAL_ID, "{")
     if mark == MISTRAL_ID:

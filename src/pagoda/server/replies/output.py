@@ -112,7 +112,7 @@ class Output:
 
     def finish(self) -> None:
         """There is nothing more; a reply of blanks alone is shown as it is."""
-        if self._last is None and self._space:
+        if self._last is None and self._space and not self.num_tried:
             self._add(Text(self._space))
         self._held_from = None
 

@@ -122,9 +122,10 @@ def _read_value(tape: Tape, end: str, following: tuple[str, ...]) -> Reading[str
         found = tape.text.find(end, searched)
         if found < 0:
             searched = max(start, len(tape.text) - len(end) + 1)
-            if (yield from more(tape)):
-                continue
-            return None
+            if not (yield from more(tape)):
+                tape.place = len(tape.text)
+                return None
+            continue
         tape.place = found + len(end)
         yield from skip(tape)
         has_ended = tape.has_ended

@@ -65,7 +65,10 @@ def skip(tape: Tape, pattern: re.Pattern[str] = SPACE) -> Reading[None]:
 
 
 def starts(tape: Tape, *marks: str) -> Reading[str]:
-    """Take off the longest of `marks` that comes next, and return it; "" if none does."""
+    """Take off the longest of `marks` that comes next, and return it; "" if none does.
+
+    The beginning of one at which the text was cut off is taken off too.
+    """
     longest = max(map(len, marks))
     while True:
         rest = tape.text[tape.place : tape.place + longest]
@@ -73,7 +76,7 @@ def starts(tape: Tape, *marks: str) -> Reading[str]:
         if not may_become or not (yield from more(tape)):
             break
     found = max((mark for mark in marks if rest.startswith(mark)), key=len, default="")
-    tape.place += len(found)
+    tape.place += len(rest) if may_become and tape.is_cut else len(found)
     return found
 
 

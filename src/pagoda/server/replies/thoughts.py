@@ -41,5 +41,6 @@ def read_thought(tape: Tape, out: Output, marks: ThoughtMarks, is_open: bool) ->
     has_started = yield from starts(tape, marks.start)
     if has_started or is_open:
         yield from until(tape, (marks.end,), out.think)
-    else:
+        yield from skip(tape)
+    elif not tape.was_cut:
         tape.place = start
