@@ -102,6 +102,57 @@ def calling():
         yield server
 
 
+def said_by(server: Running, body: dict, tool: dict, forces: bool) -> list[tuple[str, str]]:
+    """Why each API's answer ends, and all that it says, whole and as a stream."""
+    found = []
+    function = {"type": "function", "function": {**tool, "parameters": SCHEMA}}
+    chat = body | {"tools": [function]} | ({"tool_choice": "required"} if forces else {})
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="x", max_retries=0) as client:
+        choice = client.chat.completions.create(**chat).choices[0]
+        found.append((choice.finish_reason, str(choice.message.content or "") + str(choice.message.tool_calls or "")))
+        chunks = [chunk.choices[0] for chunk in client.chat.completions.create(**chat, stream=True)]
+        found.append((chunks[-1].finish_reason, "".join(chunk.delta.content or "" for chunk in chunks)))
+        asked = {"model": MODEL, "input": "Weather?", "max_output_tokens": body["max_tokens"]}
+        asked |= {"tools": [{"type": "function", **tool, "parameters": SCHEMA}]}
+        asked |= {"tool_choice": "required"} if forces else {}
+        response = client.responses.create(**asked)
+        calls = [item for item in response.output if item.type == "function_call"]
+        found.append((response.incomplete_details.reason, response.output_text + str(calls or "")))
+        *_, last = client.responses.create(**asked, stream=True)
+        found.append((last.response.incomplete_details.reason, last.response.output_text))
+        assert last.type == "response.incomplete"
+    with anthropic.Anthropic(base_url=server.url, api_key="x", max_retries=0) as other:
+        asked = (
+            body | {"tools": [{**tool, "input_schema": SCHEMA}]} | ({"tool_choice": {"type": "any"}} if forces else {})
+        )
+        message = other.messages.create(**asked)
+        found.append((message.stop_reason, "".join(str(block) for block in message.content)))
+        with other.messages.stream(**asked) as stream:
+            final = stream.get_final_message()
+        found.append((final.stop_reason, "".join(block.text for block in final.content if block.type == "text")))
+    return found
+
+
+ENDS = ["length", "length", "max_output_tokens", "max_output_tokens", "max_tokens", "max_tokens"]
+
+
+@pytest.mark.parametrize("max_tokens", [1, 4, 8, 12])
+def test_a_call_that_is_cut_leaves_nothing_in_the_text(server: Running, calling: Running, max_tokens: int) -> None:
+    body = {"model": MODEL, "messages": MESSAGES, "max_tokens": max_tokens}
+    tool = {"name": "weather_at_the_sea", "strict": True}
+    assert said_by(server, body, tool, forces=True) == [(end, "") for end in ENDS]
+    if max_tokens > 2:  # as many as the mark has
+        assert said_by(calling, body, tool, forces=False) == [(end, "") for end in ENDS]
+
+
+@pytest.mark.parametrize("parameters", [None, {}, {"type": "object", "properties": {}}])
+def test_a_tool_without_parameters_is_called_with_none(server: Running, parameters: dict | None) -> None:
+    function = {"name": "now"} if parameters is None else {"name": "now", "parameters": parameters}
+    body = {"model": MODEL, "messages": MESSAGES, "tools": [{"type": "function", "function": function}]}
+    answer = server.post("/v1/chat/completions", body | {"tool_choice": "required"}).json()["choices"][0]
+    assert answer["message"]["tool_calls"][0]["function"] == {"name": "now", "arguments": "{}"}
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_calls_of_strict_tools_fit_their_schemas(calling: Running, seed: int) -> None:
     tool = {"name": "weather", "strict": True}

@@ -115,11 +115,32 @@ def test_what_has_no_marks_is_text(dialect: Dialect, text: str, size: int) -> No
         assert read(text, ReplyStyle(dialect, THINK), TERMS, size) == ([Text(text)] if text else [])
 
 
-@given(st.sampled_from(DIALECTS), st.text(st.sampled_from('<tool_cal/>{}[]"name,:\n= TOOL_CALLS|`')), st.booleans())
-def test_any_text_comes_to_an_end(dialect: Dialect, text: str, is_cut: bool) -> None:
-    assert read(text, ReplyStyle(dialect, THINK), TERMS, 1, is_cut) == read(
-        text, ReplyStyle(dialect, THINK), TERMS, 3, is_cut
-    )
+FRAGMENTS = (
+    *sorted({mark for dialect in DIALECTS for mark in (*dialect.starts, *dialect.marks)}),
+    *("<function=weather>", "<parameter=place>", "</parameter>", "</function>", "```json\n", "```", "</think>"),
+    *(
+        AS_JSON,
+        '{"name": "weather", "arguments": ',
+        '{"place": "',
+        '"}',
+        "}",
+        "[",
+        "]",
+        "weather",
+        "functions.weather:0",
+    ),
+    *("function", "analysis", "commentary to=functions.weather json", "Fog.", " ", "\n", "<", "{", '"', "\\"),
+)
+
+
+@given(st.sampled_from(DIALECTS), st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join), st.booleans())
+def test_any_markup_is_read_alike_however_it_comes(dialect: Dialect, text: str, is_cut: bool) -> None:
+    style, size = ReplyStyle(dialect, THINK), len(text) + 1
+    blocks = read(text, style, TERMS, size, is_cut)
+    assert read(text, style, TERMS, 1, is_cut) == read(text, style, TERMS, 3, is_cut) == blocks
+    for call in read(text, style, TERMS, None, is_cut):
+        if isinstance(call, ToolCall):
+            assert isinstance(json.loads(call.arguments), dict)
 
 
 def test_arguments_are_given_as_they_are_written() -> None:

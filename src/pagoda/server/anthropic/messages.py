@@ -20,7 +20,7 @@ from pagoda.server.conversation import Conversation, ConversationReader
 from pagoda.server.fingerprint import Fingerprint, History, Section, missed_tokens
 from pagoda.server.forms import call_form, check_choice, json_form
 from pagoda.server.record import Record
-from pagoda.server.replies.pieces import ToolCall
+from pagoda.server.replies.pieces import Thought, ToolCall
 from pagoda.server.replies.reader import ReplyReader, Terms, read_sample
 from pagoda.server.sampling import checked
 from pagoda.server.service import Call, Service, new_id
@@ -65,14 +65,17 @@ class Messages:
         answer = service.submit(call)
         diagnose = self._diagnosis(call, body, asked.fingerprint)
         self._history.remember(call.origin.tenant.name, call.call_id, asked.fingerprint)
-        shape = MessageShape(call.call_id, body, service.llm.engine.max_model_len, diagnose)
+        shape = MessageShape(call.call_id, body, asked.read.style, service.llm.engine.max_model_len, diagnose)
         if body.stream:
             events = MessageEvents(shape, ReplyReader(asked.read.style, terms)).all(answer)
             return sse.EventStream(answer, events, LateError(request_id_of(request)))
         outputs = await sse.finish(answer, request)
         sample = outputs[0].outputs[0]
         blocks = read_sample(sample, asked.read.style, terms) if body.max_tokens else []
-        message = shape.message([content_of(block) for block in blocks], Record.of(answer.requests))
+        has_thought = any(isinstance(block, Thought) for block in blocks)
+        num_thought_tokens = shape.style.num_thought_tokens(sample.token_ids) if has_thought else 0
+        content = [content_of(block) for block in blocks]
+        message = shape.message(content, Record.of(answer.requests), num_thought_tokens)
         called = any(isinstance(block, ToolCall) for block in blocks)
         return json_response(message | shape.stop(sample, outputs[0], called))
 

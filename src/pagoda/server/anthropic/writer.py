@@ -18,6 +18,7 @@ from pagoda.server.errors import error_body
 from pagoda.server.record import Record
 from pagoda.server.replies.pieces import Arguments, Block, CallEnd, CallStart, Piece, Text, Thought, ToolCall
 from pagoda.server.replies.reader import ReplyReader, is_cut
+from pagoda.server.replies.style import ReplyStyle
 
 # Clients send it back with the thought; nobody here checks it.
 SIGNATURE = "cGFnb2Rh"
@@ -29,10 +30,11 @@ class MessageShape:
 
     message_id: str
     body: MessagesBody
+    style: ReplyStyle
     max_model_len: int
     diagnose: Callable[[Record], dict[str, Any] | None]
 
-    def message(self, content: Sequence[dict[str, Any]], record: Record) -> dict[str, Any]:
+    def message(self, content: Sequence[dict[str, Any]], record: Record, num_thought_tokens: int = 0) -> dict[str, Any]:
         return {
             "id": self.message_id,
             "type": "message",
@@ -44,7 +46,7 @@ class MessageShape:
             "stop_details": None,
             "container": None,
             "diagnostics": self.diagnose(record),
-            "usage": usage(record),
+            "usage": usage(record, num_thought_tokens),
         }
 
     def stop(self, sample: CompletionOutput, output: RequestOutput, called: bool) -> dict[str, Any]:
@@ -86,9 +88,14 @@ class MessageEvents:
         assert output is not None
         self._close()
         stop = self.shape.stop(output.outputs[0], output, self.reader.num_calls > 0)
-        self._say("message_delta", delta=stop, usage=usage(Record.of(answer.requests)))
+        self._say(
+            "message_delta", delta=stop, usage=usage(Record.of(answer.requests), self._num_thought_tokens(output))
+        )
         self._say("message_stop")
         yield self._taken()
+
+    def _num_thought_tokens(self, output: RequestOutput) -> int:
+        return self.shape.style.num_thought_tokens(output.outputs[0].token_ids) if self.reader.has_thought else 0
 
     def _begin(self, answer: Answer) -> None:
         self._say("message_start", message=self.shape.message((), Record.of(answer.requests)))
@@ -154,7 +161,7 @@ class LateError:
         return sse.named(error_body("/v1/messages", error, self.request_id))
 
 
-def usage(record: Record) -> dict[str, Any]:
+def usage(record: Record, num_thought_tokens: int = 0) -> dict[str, Any]:
     """Cached tokens, read and written, are not counted among the input's."""
     return {
         "input_tokens": record.num_computed - record.num_written,
@@ -165,7 +172,7 @@ def usage(record: Record) -> dict[str, Any]:
             "ephemeral_1h_input_tokens": record.num_written_for(TTL_SECONDS["1h"]),
         },
         "output_tokens": record.num_output_tokens,
-        "output_tokens_details": {"thinking_tokens": 0},
+        "output_tokens_details": {"thinking_tokens": num_thought_tokens},
         "server_tool_use": {"web_search_requests": 0, "web_fetch_requests": 0},
         "service_tier": "standard",
         "inference_geo": "not_available",

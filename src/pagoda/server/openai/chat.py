@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,7 +36,7 @@ from pagoda.server.openai.schema import (
     Tool,
 )
 from pagoda.server.record import Record
-from pagoda.server.replies.pieces import ToolCall
+from pagoda.server.replies.pieces import Block, Thought, ToolCall
 from pagoda.server.replies.reader import ReplyReader, Terms, read_sample
 from pagoda.server.replies.style import ReplyStyle
 from pagoda.server.service import Call, Service, new_id
@@ -104,17 +104,30 @@ class ChatCompletions:
 
     def _whole(self, output: RequestOutput, answer: Answer, body: ChatBody, shape: _Shape) -> Response:
         """Beside the event loop: log-probabilities of many samples take a while."""
+        replies = [read_sample(sample, shape.style, shape.terms) for sample in output.outputs]
+        thinking = [
+            sample
+            for sample, blocks in zip(output.outputs, replies, strict=True)
+            if any(isinstance(block, Thought) for block in blocks)
+        ]
+        pairs = zip(output.outputs, replies, strict=True)
         return json_response(
             {
                 **shape.identity,
-                "choices": [self._choice(sample, shape) for sample in output.outputs],
-                "usage": usage(Record.of(answer.requests), body.prompt_cache_options),
+                "choices": [self._choice(sample, blocks, shape) for sample, blocks in pairs],
+                "usage": self._usage(answer, body, shape, thinking),
                 "service_tier": "default",
             }
         )
 
-    def _choice(self, sample: CompletionOutput, shape: _Shape) -> dict[str, Any]:
-        blocks = read_sample(sample, shape.style, shape.terms)
+    def _usage(
+        self, answer: Answer, body: ChatBody, shape: _Shape, thinking: Sequence[CompletionOutput]
+    ) -> dict[str, Any]:
+        """`thinking` are the samples that begin with a thought."""
+        num_thought_tokens = sum(shape.style.num_thought_tokens(sample.token_ids) for sample in thinking)
+        return usage(Record.of(answer.requests), body.prompt_cache_options, num_thought_tokens)
+
+    def _choice(self, sample: CompletionOutput, blocks: list[Block], shape: _Shape) -> dict[str, Any]:
         num_calls = sum(isinstance(block, ToolCall) for block in blocks)
         return {
             "index": sample.index,
@@ -147,9 +160,10 @@ class ChatCompletions:
             if events:
                 yield b"".join(events)
         if wants_usage:
-            yield sse.data(
-                {**identity, "choices": [], "usage": usage(Record.of(answer.requests), body.prompt_cache_options)}
-            )
+            output = answer.outputs[0]
+            assert output is not None
+            thinking = [sample for sample in output.outputs if samples[sample.index].has_thought]
+            yield sse.data({**identity, "choices": [], "usage": self._usage(answer, body, shape, thinking)})
         yield sse.DONE
 
 

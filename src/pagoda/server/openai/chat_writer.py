@@ -37,6 +37,10 @@ class SampleDeltas:
         self._reader = reader
         self._num_begun = 0
 
+    @property
+    def has_thought(self) -> bool:
+        return self._reader.has_thought
+
     def first(self) -> dict[str, Any]:
         return self._choice({"role": "assistant", "content": "", "refusal": None})
 

@@ -33,7 +33,7 @@ def identity_of(call_id: str, kind: str, model: str) -> dict[str, Any]:
     }
 
 
-def usage(record: Record, options: Options = None) -> dict[str, Any]:
+def usage(record: Record, options: Options = None, num_thought_tokens: int = 0) -> dict[str, Any]:
     """Cached tokens are counted in the prompt's; hits and misses in DeepSeek's words beside them."""
     return {
         "prompt_tokens": record.num_prompt_tokens,
@@ -45,7 +45,7 @@ def usage(record: Record, options: Options = None) -> dict[str, Any]:
         },
         "prompt_cache_hit_tokens": record.num_read,
         "prompt_cache_miss_tokens": record.num_computed,
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": num_thought_tokens},
         "kv": record.kv(),
     }
 

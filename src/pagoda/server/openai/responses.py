@@ -89,7 +89,13 @@ class Responses:
         )
         answer = service.submit(call)
         shape = ResponseShape(
-            call.call_id, int(time()), body, asked.conversation, asked.fingerprint, origin.tenant.name
+            response_id=call.call_id,
+            created=int(time()),
+            body=body,
+            conversation=asked.conversation,
+            fingerprint=asked.fingerprint,
+            tenant=origin.tenant.name,
+            style=asked.read.style,
         )
         writer = ResponseWriter(
             shape, reader, self._logprobs, partial(self._diagnostics, shape), partial(self._keep, shape)

@@ -21,6 +21,7 @@ from pagoda.server.openai.responses_schema import NamedFunction, ResponseBody
 from pagoda.server.record import Record
 from pagoda.server.replies.pieces import Arguments, CallEnd, CallStart, Piece, Text, Thought, ToolCall
 from pagoda.server.replies.reader import ReplyReader, is_cut
+from pagoda.server.replies.style import ReplyStyle
 from pagoda.server.service import new_id
 
 
@@ -34,6 +35,7 @@ class ResponseShape:
     conversation: Conversation
     fingerprint: Fingerprint
     tenant: str
+    style: ReplyStyle
 
     def response(self, status: str, **more: Any) -> dict[str, Any]:
         body = self.body
@@ -156,11 +158,14 @@ class ResponseWriter:
             output=self._items,
             completed_at=int(time()),
             incomplete_details={"reason": "max_output_tokens"} if is_cut else None,
-            usage=usage(record, self.shape.body.prompt_cache_options),
+            usage=usage(record, self.shape.body.prompt_cache_options, self._num_thought_tokens(output)),
             prompt_cache_diagnostics=self.diagnose(record),
         )
         self.keep(response, (self._turn,) if self._items else ())
         return response
+
+    def _num_thought_tokens(self, output: RequestOutput) -> int:
+        return self.shape.style.num_thought_tokens(output.outputs[0].token_ids) if self.reader.has_thought else 0
 
     @property
     def _is_prewarm(self) -> bool:
@@ -262,7 +267,7 @@ class ResponseWriter:
         return b"".join(lines)
 
 
-def usage(record: Record, options: Options) -> dict[str, Any]:
+def usage(record: Record, options: Options, num_thought_tokens: int) -> dict[str, Any]:
     """Cached tokens are counted in the input's."""
     details: dict[str, Any] = {
         "cached_tokens": record.num_read,
@@ -277,7 +282,7 @@ def usage(record: Record, options: Options) -> dict[str, Any]:
         "input_tokens": record.num_prompt_tokens,
         "input_tokens_details": details,
         "output_tokens": record.num_output_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": num_thought_tokens},
         "total_tokens": record.num_prompt_tokens + record.num_output_tokens,
         "kv": record.kv(),
     }

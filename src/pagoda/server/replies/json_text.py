@@ -1,6 +1,7 @@
 """JSON as models write it, read while it comes and passed on as JSON that every client reads.
 
-Control characters in strings and backslashes that escape nothing are escaped; all else has to be JSON.
+Control characters in strings and backslashes that escape nothing are escaped, and blanks stand where Python puts them;
+all else has to be JSON.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ SPACE = re.compile(r"[ \t\r\n]*")
 PLAIN = re.compile(r'[^"\\\x00-\x1f]*')
 OPEN_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
 HEX = re.compile(r"[0-9a-fA-F]{4}")
+SPACED = {",": ", ", ":": ": "}
 CLOSING = {"{": "}", "[": "]"}
 
 Say = Callable[[str], None]
@@ -50,10 +52,7 @@ def read_value(tape: Tape, say: Say) -> Reading[Found]:
     closing: list[str] = []
     wants = Wants.VALUE
     while True:
-        start = tape.place
         yield from skip(tape, SPACE)
-        if closing:
-            say(tape.text[start : tape.place])
         if not tape.next:
             return Found.CUT
         found, wants = yield from _read_token(tape, say, wants, closing)
@@ -102,7 +101,7 @@ def _read_token(tape: Tape, say: Say, wants: Wants, closing: list[str]) -> Readi
         return (yield from _read_literal(tape, say)), then
     else:
         return Found.WRONG, then
-    say(character)
+    say(SPACED.get(character, character))
     tape.place += 1
     return found, then
 

@@ -38,6 +38,7 @@ class Output:
         self.num_calls = 0  # whole ones
         self.num_begun = 0  # but for those that were taken back
         self.num_tried = 0
+        self.has_thought = False
         self._id_prefix, self._id_length = id_prefix, id_length
         self._most_calls = most_calls
         self._is_whole = is_whole
@@ -69,6 +70,7 @@ class Output:
         if shown:
             self._space = text[len(shown) :]
             self._add(Thought(shown))
+            self.has_thought = True
         elif self._last is Thought:
             self._space = text
 

@@ -52,6 +52,10 @@ class ReplyReader:
         """Whole ones, so far."""
         return self._output.num_calls
 
+    @property
+    def has_thought(self) -> bool:
+        return self._output.has_thought
+
     def push(self, text: str, is_last: bool = False, is_cut: bool = False) -> list[Piece]:
         """More of the text: what it settles. The last of it may be cut, so that the model had more to say."""
         tape = self._tape

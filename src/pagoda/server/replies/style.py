@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ from pagoda.server.replies.thoughts import ThoughtMarks, find_thoughts, has_open
 @dataclass(frozen=True)
 class ReplyStyle:
     """`hidden` marks are special tokens, which no client is shown; `shown_tokens` are their ids, since they have to
-    stand in the text all the same. The reply `is_thinking` from the start where the prompt has opened a thought.
+    stand in the text all the same. The reply `is_thinking` from the start where the prompt has opened a thought, which
+    the token `thought_end` ends, if there is one for that.
     """
 
     dialect: Dialect | None = None
@@ -20,6 +22,13 @@ class ReplyStyle:
     is_thinking: bool = False
     hidden: tuple[str, ...] = ()
     shown_tokens: frozenset[int] = frozenset()
+    thought_end: int | None = None
+
+    def num_thought_tokens(self, token_ids: Sequence[int]) -> int:
+        """How many tokens of a reply that begins with a thought belong to it; 0 if that cannot be told."""
+        if self.thought_end is None:
+            return 0
+        return token_ids.index(self.thought_end) + 1 if self.thought_end in token_ids else len(token_ids)
 
 
 def style_of(template: str, prompt: str, tokenizer: Any) -> ReplyStyle:
@@ -27,15 +36,14 @@ def style_of(template: str, prompt: str, tokenizer: Any) -> ReplyStyle:
     dialect, thoughts = find_dialect(template), find_thoughts(template)
     marks = set() if dialect is None else {*dialect.starts, *dialect.marks}
     marks |= set() if thoughts is None else {thoughts.start, thoughts.end}
-    special = {
-        token.content: token_id
-        for token_id, token in tokenizer.added_tokens_decoder.items()
-        if token.special and token.content in marks
-    }
+    added = tokenizer.added_tokens_decoder
+    ids = {token.content: token_id for token_id, token in added.items() if token.content in marks}
+    special = {mark: token_id for mark, token_id in ids.items() if added[token_id].special}
     return ReplyStyle(
         dialect=dialect,
         thoughts=thoughts,
         is_thinking=thoughts is not None and has_opened(thoughts, prompt),
         hidden=tuple(special),
         shown_tokens=frozenset(special.values()),
+        thought_end=None if thoughts is None else ids.get(thoughts.end),
     )
