@@ -7,6 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pagoda.detokenizer import LONGEST_CHARACTER, REPLACEMENT, Detokenizer
+from pagoda.tokenizing import special_tokens
 from tokenizer_kinds import KINDS, CleaningTokenizer
 
 # Letters, words and spaces, then accents composed and combined, CJK, emoji, joined ones, flags, ligatures, Thai,
@@ -172,3 +173,18 @@ class TestContradictions:
         odd, tokens = CleaningTokenizer(kinds["word_piece"]), kinds["word_piece"].encode(text)
         expected = odd.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert "".join(pieces(odd, [], tokens)).replace(" ", "") == expected.replace(" ", "")
+
+
+@pytest.mark.parametrize("name", KINDS)
+@given(text=texts, place=st.integers(0, 12))
+def test_special_tokens_are_shown_one_by_one(kinds, name, text, place):
+    kind = kinds[name]
+    special = special_tokens(kind.tokenizer)
+    shown = {token for token in special if kind.tokenizer.convert_ids_to_tokens(token) == "<end>"}
+    assume(shown)
+    tokens = kind.encode(text)
+    left = [[token for token in part if token not in special - shown] for part in (tokens[:place], tokens[place:])]
+    expected = pieces(kind.tokenizer, *left, skip_special_tokens=False)
+    detokenizer = Detokenizer(kind.tokenizer, tokens[:place], shown=shown)
+    found = [*map(detokenizer.push, tokens[place:]), detokenizer.finish()]
+    assert "".join(found) == "".join(expected)
