@@ -181,7 +181,8 @@ def test_special_tokens_are_shown_one_by_one(kinds, name, text, place):
     kind = kinds[name]
     special = special_tokens(kind.tokenizer)
     shown = {token for token in special if kind.tokenizer.convert_ids_to_tokens(token) == "<end>"}
-    assume(shown)
+    if not shown:
+        pytest.skip("no special tokens")
     tokens = kind.encode(text)
     left = [[token for token in part if token not in special - shown] for part in (tokens[:place], tokens[place:])]
     expected = pieces(kind.tokenizer, *left, skip_special_tokens=False)
