@@ -122,6 +122,8 @@ class Output:
         """What is certain and new."""
         held_from = self._num_taken + len(self._pieces) if self._held_from is None else self._held_from
         num_certain = held_from - self._num_taken
+        if not num_certain:
+            return []
         taken, self._pieces = self._pieces[:num_certain], self._pieces[num_certain:]
         self._num_taken += num_certain
         return joined(taken)
