@@ -15,7 +15,7 @@ from transformers import AddedToken, AutoTokenizer
 
 from pagoda import LLM
 from pagoda.llm import EMBEDDED_MODEL
-from pagoda.server.replies.dialects import HERMES, LLAMA3, MISTRAL, Dialect
+from pagoda.server.replies.dialects import HARMONY, HERMES, LLAMA3, Dialect
 from pagoda.server.strict_calls import strict_form
 from pagoda.structured.compiler import GrammarCompiler
 from server.running import MODEL, Running, running
@@ -238,8 +238,8 @@ def test_a_mark_that_is_a_token_cannot_be_spelled_in_others() -> None:
     assert logits[plain.encode("x", add_special_tokens=False)[0]] == 0
 
 
-@pytest.mark.parametrize("dialect", [LLAMA3, MISTRAL, None])
-def test_calls_without_marks_on_both_sides_are_left_alone(dialect: Dialect | None) -> None:
+@pytest.mark.parametrize("dialect", [LLAMA3, HARMONY, None])
+def test_calls_that_no_mark_tells_from_text_are_left_alone(dialect: Dialect | None) -> None:
     assert strict_form([FUNCTION], {"weather"}, dialect, None) is None
 
 

@@ -34,17 +34,17 @@ def check_choice(tools: Sequence[str], name: str | None) -> None:
         raise HttpError(400, f"tool_choice names no tool; there are: {', '.join(tools)}.", param="tool_choice")
 
 
-def call_schema(functions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of a call of one of `functions`, which are in the words of chat templates."""
+def call_schema(functions: Sequence[Mapping[str, Any]], place: str = "#") -> dict[str, Any]:
+    """Of a call of one of `functions`, which are in the words of chat templates, at `place` in the whole schema."""
     if len(functions) == 1:
-        return _call_schema(functions[0], "#")
-    return {"anyOf": [_call_schema(each, f"#/anyOf/{place}") for place, each in enumerate(functions)]}
+        return _call_schema(functions[0], place)
+    return {"anyOf": [_call_schema(each, f"{place}/anyOf/{index}") for index, each in enumerate(functions)]}
 
 
 def _call_schema(function: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Stands at `place` in the whole schema, and references in the parameters go where these stand then."""
     try:
-        parameters = json.dumps({**ANY_OBJECT, **_parameters(function)})
+        parameters = json.dumps({**ANY_OBJECT, **parameters_of(function)})
     except RecursionError as error:
         raise HttpError(400, "The parameters of a tool are nested too deeply.", param="tools") from error
     # Within a text the quotes would be escaped.
@@ -57,7 +57,7 @@ def _call_schema(function: Mapping[str, Any], place: str) -> dict[str, Any]:
     }
 
 
-def _parameters(function: Mapping[str, Any]) -> Mapping[str, Any]:
+def parameters_of(function: Mapping[str, Any]) -> Mapping[str, Any]:
     """A function that names no parameters takes none, unless its schema says what else an object may have."""
     given = function.get("parameters") or NOTHING
     return {**given, **NOTHING} if given.get("properties") == {} and given.keys() <= SAYS_NOTHING else given

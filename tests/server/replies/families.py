@@ -14,12 +14,15 @@ from typing import Any
 from pagoda.chat.template import Rendering, Templates
 from pagoda.server.replies.dialects import (
     DEEPSEEK,
+    DEEPSEEK_FENCED,
     GLM,
     HARMONY,
     HERMES,
     KIMI,
     LLAMA3,
     MISTRAL,
+    MISTRAL_IDS,
+    MISTRAL_NAMES,
     XML,
     Dialect,
     find_dialect,
@@ -68,8 +71,8 @@ GLM_CALLS = (
 )
 LLAMA_CALLS = EACH + '{"name": "{{ function.name }}", "parameters": {{ function.arguments | tojson }}}; {% endfor %}'
 MISTRAL_LIST = f"[TOOL_CALLS] [{EACH}{NAMED_JSON}{{{{ '' if loop.last else ', ' }}}}{{% endfor %}}]"
-MISTRAL_NAMES = EACH + "[TOOL_CALLS]{{ function.name }}[ARGS]{{ function.arguments | tojson }}{% endfor %}"
-MISTRAL_IDS = (
+NAMED_CALLS = EACH + "[TOOL_CALLS]{{ function.name }}[ARGS]{{ function.arguments | tojson }}{% endfor %}"
+IDENTIFIED_CALLS = (
     EACH + "[TOOL_CALLS]{{ function.name }}[CALL_ID]{{ call.id }}[ARGS]{{ function.arguments | tojson }}{% endfor %}"
 )
 DEEPSEEK_FENCES = (
@@ -162,9 +165,9 @@ FAMILIES = {
         ("glm", GLM_CALLS, GLM),
         ("llama", LLAMA_CALLS + "{# <|python_tag|> #}", LLAMA3),
         ("mistral", MISTRAL_LIST, MISTRAL),
-        ("mistral-names", MISTRAL_NAMES, MISTRAL),
-        ("mistral-ids", MISTRAL_IDS, MISTRAL),
-        ("deepseek-v3", DEEPSEEK_FENCES, DEEPSEEK),
+        ("mistral-names", NAMED_CALLS, MISTRAL_NAMES),
+        ("mistral-ids", IDENTIFIED_CALLS, MISTRAL_IDS),
+        ("deepseek-v3", DEEPSEEK_FENCES, DEEPSEEK_FENCED),
         ("deepseek-v3.1", DEEPSEEK_PLAIN, DEEPSEEK),
         ("kimi", KIMI_CALLS, KIMI),
         ("gpt-oss", HARMONY_CALLS, HARMONY),
@@ -182,8 +185,8 @@ PUBLISHED = {
     "meta-llama-Llama-3.2-3B-Instruct": LLAMA3,
     "meta-llama-Llama-3.3-70B-Instruct": LLAMA3,
     "mistralai-Mistral-Nemo-Instruct-2407": MISTRAL,
-    "Mistral-Small-3.2-24B-Instruct-2506": MISTRAL,
-    "mistralai-Ministral-3-14B-Reasoning-2512": MISTRAL,
+    "Mistral-Small-3.2-24B-Instruct-2506": MISTRAL_IDS,
+    "mistralai-Ministral-3-14B-Reasoning-2512": MISTRAL_NAMES,
     "deepseek-ai-DeepSeek-V3.1": DEEPSEEK,
     "GLM-4.6": GLM,
     "GLM-4.7-Flash": GLM,

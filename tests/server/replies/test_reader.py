@@ -223,6 +223,13 @@ def test_thoughts_come_apart(text: str, is_thinking: bool, blocks: list[Any]) ->
     assert read(text, style, TERMS) == read(text, style, TERMS, size=1) == blocks
 
 
+def test_a_special_token_that_begins_calls_ends_a_thought() -> None:
+    style = ReplyStyle(MISTRAL, KNOWN[1], is_thinking=True, hidden=("[TOOL_CALLS]",))
+    text = f"Fog?[TOOL_CALLS] [{AS_JSON}]"
+    assert read(text, style, TERMS) == read(text, style, TERMS, size=1) == [Thought("Fog?"), WEATHER]
+    assert read(text, ReplyStyle(MISTRAL, KNOWN[1], is_thinking=True), TERMS) == [Thought(text)]
+
+
 def test_replies_of_a_form_have_no_thoughts() -> None:
     style = ReplyStyle(HERMES, THINK, is_thinking=True)
     assert read('{"a": 1}', style, Terms(is_form=True)) == say('{"a": 1}')

@@ -6,7 +6,7 @@ import pytest
 from transformers import AddedToken, AutoTokenizer
 
 from pagoda.llm import EMBEDDED_MODEL
-from pagoda.server.replies.dialects import LLAMA3, MISTRAL
+from pagoda.server.replies.dialects import LLAMA3, MISTRAL_NAMES
 from pagoda.server.replies.pieces import Text, ToolCall
 from pagoda.server.replies.style import style_of
 from pagoda.text import TextStream
@@ -22,7 +22,7 @@ def test_calls_are_read_whether_their_marks_are_special_or_not(is_special: bool)
     marks = [AddedToken(each, special=is_special) for each in ("[TOOL_CALLS]", "[ARGS]", "</think>")]
     tokenizer.add_tokens([*marks, AddedToken("[OTHER]", special=True)])
     style = style_of(TEMPLATE, "Hello<think>\n", tokenizer)
-    assert (style.dialect, style.is_thinking) == (MISTRAL, True)
+    assert (style.dialect, style.is_thinking) == (MISTRAL_NAMES, True)
     assert set(style.hidden) == ({"[TOOL_CALLS]", "[ARGS]", "</think>"} if is_special else set())
     assert len(style.shown_tokens) == len(style.hidden)
     tokens = tokenizer.encode(TEXT, add_special_tokens=False)

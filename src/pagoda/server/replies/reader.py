@@ -84,7 +84,10 @@ def _read(tape: Tape, out: Output, style: ReplyStyle, terms: Terms) -> Reading[N
         yield from read_forced(tape, out)
     elif not terms.is_form:
         if style.thoughts is not None and style.dialect is not HARMONY:
-            yield from read_thought(tape, out, style.thoughts, style.is_thinking)
+            # Models may go on from a thought to calls; special tokens can begin nothing else.
+            starts = () if style.dialect is None else style.dialect.starts
+            ends = [mark for mark in starts if mark in style.hidden]
+            yield from read_thought(tape, out, style.thoughts, style.is_thinking, ends)
         if tools.names:
             is_bare = style.dialect is not None and style.dialect.is_bare
             yield from read_bare(tape, out, tools.names, is_bare)

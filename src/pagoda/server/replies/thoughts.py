@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pagoda.server.replies.output import Output
@@ -34,13 +35,16 @@ def has_opened(marks: ThoughtMarks, prompt: str) -> bool:
     return prompt.rstrip().endswith(marks.start)
 
 
-def read_thought(tape: Tape, out: Output, marks: ThoughtMarks, is_open: bool) -> Reading[None]:
-    """The thought that a reply begins with, if it does."""
+def read_thought(
+    tape: Tape, out: Output, marks: ThoughtMarks, is_open: bool, ends: Sequence[str] = ()
+) -> Reading[None]:
+    """The thought that a reply begins with, if it does. One of `ends` ends it as well, and stays on the tape."""
     start = tape.place
     yield from skip(tape)
     has_started = yield from starts(tape, marks.start)
     if has_started or is_open:
-        yield from until(tape, (marks.end,), out.think)
+        mark = yield from until(tape, (marks.end, *ends), out.think)
+        tape.place -= len(mark) if mark in ends else 0
         yield from skip(tape)
     elif not tape.was_cut:
         tape.place = start

@@ -33,7 +33,7 @@ class GivenTools:
         root = self._parameters.get(name, {})
         properties = root.get("properties")
         schema = properties.get(key) if isinstance(properties, Mapping) else None
-        kinds = frozenset(_kinds(schema, root, MOST_REFERENCES))
+        kinds = frozenset(kinds_of(schema, root))
         if kinds == {"string"}:
             return json.dumps(text, ensure_ascii=False)
         try:
@@ -45,12 +45,12 @@ class GivenTools:
         return json.dumps(value, ensure_ascii=False)
 
 
-def _kinds(schema: Any, root: Mapping[str, Any], most_references: int) -> Sequence[str]:
-    """The types that a schema allows, as far as it names them; none if it may allow all."""
+def kinds_of(schema: Any, root: Mapping[str, Any], most_references: int = MOST_REFERENCES) -> Sequence[str]:
+    """The types that a schema within `root` allows, as far as it names them; none if it may allow all."""
     if not isinstance(schema, Mapping) or not most_references:
         return ()
     if isinstance(schema.get("$ref"), str):
-        return _kinds(_target(schema["$ref"], root), root, most_references - 1)
+        return kinds_of(_target(schema["$ref"], root), root, most_references - 1)
     named = schema.get("type")
     if isinstance(named, str):
         return (named,)
@@ -60,7 +60,7 @@ def _kinds(schema: Any, root: Mapping[str, Any], most_references: int) -> Sequen
     if isinstance(values, list):
         return [KINDS.get(type(value), "null") for value in values]
     choices = schema.get("anyOf", schema.get("oneOf"))
-    found = [_kinds(each, root, most_references - 1) for each in choices] if isinstance(choices, list) else []
+    found = [kinds_of(each, root, most_references - 1) for each in choices] if isinstance(choices, list) else []
     return [kind for kinds in found for kind in kinds] if all(found) else ()
 
 
