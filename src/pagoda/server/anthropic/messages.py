@@ -70,8 +70,8 @@ class Messages:
         self._history.remember(call.origin.tenant.name, call.call_id, asked.fingerprint)
         shape = MessageShape(call.call_id, body, service.llm.engine.max_model_len, diagnose)
         if body.stream:
-            events = MessageEvents(shape, parser).all(answer)
-            return sse.EventStream(answer, events, LateError(request_id_of(request)))
+            events = MessageEvents(shape, parser)
+            return sse.EventStream(answer, events.all(answer), LateError(request_id_of(request)), events.beat)
         outputs = await sse.finish(answer, request)
         sample = outputs[0].outputs[0]
         pieces = Pieces(sample.text) if parser is None else parser.push(sample.text, is_last=True)

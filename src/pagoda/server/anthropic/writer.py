@@ -73,7 +73,7 @@ class MessageEvents:
     async def all(self, answer: Answer) -> AsyncIterator[bytes]:
         is_begun = False
         async for news in answer:
-            if not is_begun:
+            if news and not is_begun:
                 is_begun = True
                 self._begin(answer)
             for _, chunk in news:
@@ -86,6 +86,10 @@ class MessageEvents:
         self._say("message_delta", delta=stop, usage=usage(Record.of(answer.requests)))
         self._say("message_stop")
         yield self._taken()
+
+    def beat(self) -> bytes:
+        """That the answer is still being made."""
+        return sse.named({"type": "ping"})
 
     def _begin(self, answer: Answer) -> None:
         self._say("message_start", message=self.shape.message((), Record.of(answer.requests)))

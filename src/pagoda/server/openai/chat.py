@@ -155,8 +155,7 @@ class ChatCompletions:
                     events.append(sse.data({**identity, "choices": [start], **more}))
                 choices = self._deltas(chunk, samples[chunk.index], shape)
                 events += [sse.data({**identity, "choices": [choice], **more}) for choice in choices]
-            if events:
-                yield b"".join(events)
+            yield b"".join(events)
         if wants_usage:
             yield sse.data(
                 {**identity, "choices": [], "usage": usage(Record.of(answer.requests), body.prompt_cache_options)}
@@ -219,6 +218,8 @@ def _turn(message: Message, ttl: str) -> Turn:
             for arguments in [read_arguments(call.function.arguments)]
         ]
     more |= {name: value for name in ("name", "tool_call_id") if (value := getattr(message, name)) is not None}
+    if thoughts := message.reasoning_content or message.reasoning:
+        more["reasoning_content"] = thoughts
     role = "system" if message.role == "developer" else message.role
     return Turn(role, _parts(message, ttl), more)
 
