@@ -64,7 +64,12 @@ class EmptyPromptError(RequestError):
 
 
 class PromptTooLongError(RequestError):
-    """The prompt does not fit the model's context or the page pool."""
+    """The prompt does not fit the model's context or the page pool: it has `num_tokens` or more, of `max_tokens`."""
+
+    def __init__(self, message: str, num_tokens: int, max_tokens: int) -> None:
+        super().__init__(message)
+        self.num_tokens = num_tokens
+        self.max_tokens = max_tokens
 
 
 class TokenOutOfRangeError(RequestError):

@@ -118,7 +118,9 @@ class PromptReader:
             if num_tokens > self._max_tokens:
                 raise PromptTooLongError(
                     f"The prompt has {len(text)} characters, of which the first {start + len(piece)} are more than "
-                    f"{self._max_tokens} tokens already; shorten it."
+                    f"{self._max_tokens} tokens already; shorten it.",
+                    num_tokens=num_tokens,
+                    max_tokens=self._max_tokens,
                 )
 
     def _decoder_tokens(self, prompt: Prompt | None) -> tuple[str | None, list[int]]:

@@ -42,7 +42,8 @@ def test_other_fields_are_kept_in_order():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "read"), [('{"a": 1}', {"a": 1}), ({"a": 1}, {"a": 1}), ("a: 1", "a: 1"), ("[1]", "[1]"), ("", "")]
+    ("arguments", "read"),
+    [('{"a": 1}', {"a": 1}), ({"a": 1}, {"a": 1}), ("a: 1", "a: 1"), ("[1]", "[1]"), ("", {}), (" null", {})],
 )
 def test_calls_have_arguments_as_templates_want_them(arguments, read):
     call = CALL | {"function": {"name": "f", "arguments": arguments}}

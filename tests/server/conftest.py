@@ -20,6 +20,19 @@ def session_server(llm):
         yield server
 
 
+@pytest.fixture(scope="session")
+def strict_session_server(llm):
+    with running(llm, strict_fields=True) as server:
+        yield server
+
+
+@pytest.fixture
+def strict(strict_session_server: Running):
+    """A server that ignores nothing."""
+    yield strict_session_server
+    strict_session_server.wait_until_idle()
+
+
 @pytest.fixture
 def server(session_server: Running):
     """The server, with nothing in its cache; afterwards nothing is in flight."""

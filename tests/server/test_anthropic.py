@@ -161,7 +161,7 @@ def test_each_turn_computes_only_its_new_tokens(client: anthropic.Anthropic) -> 
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "messages.0.content.0"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "txt": "x"}]}]}, "messages.0.content.0.t"),
         ({"temperature": 1.5}, "temperature"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
+        ({"thinking": {"type": "deep"}}, "thinking"),
         ({"stop_sequences": [""]}, "stop"),
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "x"}}, "tool_choice"),
@@ -184,16 +184,16 @@ def test_each_turn_computes_only_its_new_tokens(client: anthropic.Anthropic) -> 
         ),
     ],
 )
-def test_a_wrong_field_is_named(server: Running, change: dict, name: str) -> None:
-    before = server.llm.cache_stats()
+def test_a_wrong_field_is_named(strict: Running, change: dict, name: str) -> None:
+    before = strict.llm.cache_stats()
     body = {"model": MODEL, "max_tokens": 4, "messages": MESSAGES} | change
-    answer = server.post("/v1/messages", {key: value for key, value in body.items() if value is not None})
+    answer = strict.post("/v1/messages", {key: value for key, value in body.items() if value is not None})
     assert answer.status_code == 400, answer.text
     error = answer.json()
     assert (error["type"], error["error"]["type"]) == ("error", "invalid_request_error")
     assert name in error["error"]["message"]
     assert error["request_id"] == answer.headers["request-id"]
-    assert server.llm.cache_stats() == before
+    assert strict.llm.cache_stats() == before
 
 
 def test_errors_of_the_client(client: anthropic.Anthropic) -> None:

@@ -1,17 +1,23 @@
-"""Every curl of docs/server.md, as a reader would type it."""
+"""Every curl of docs/server.md, as a reader would type it, and the clients of docs/clients.md that are installed."""
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from server.running import MOST_SECONDS, Running
+from server.running import MODEL, MOST_SECONDS, Running
 
-DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "server.md"
+DOCS = Path(__file__).parent.parent.parent / "docs"
+DOCUMENT = DOCS / "server.md"
+CLIENTS = re.findall(
+    r"^```python\n(.*?)^```", (DOCS / "clients.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+)
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMANDS = [
     command.strip()
@@ -38,3 +44,20 @@ def test_a_curl_is_answered(server: Running, command: str) -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=MOST_SECONDS)
     assert done.returncode == (ENDED_BY_READER if is_endless else 0), done.stdout + done.stderr
     assert done.stdout
+
+
+def imported(code: str) -> set[str]:
+    """The packages that an example needs."""
+    nodes = list(ast.walk(ast.parse(code)))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.partition(".")[0] for name in names}
+
+
+def test_clients_that_are_installed_run(server: Running) -> None:
+    runnable = [code for code in CLIENTS if all(map(find_spec, imported(code)))]
+    assert len(runnable) >= 2
+    for code in runnable:
+        exec(
+            compile(code.replace("http://localhost:8000", server.url).replace("qwen", MODEL), "clients.md", "exec"), {}
+        )

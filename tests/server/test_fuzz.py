@@ -39,10 +39,13 @@ NAUGHTY = [
 ]
 
 
-@pytest.fixture(scope="module")
-def short():
+@pytest.fixture(scope="module", params=[False, True], ids=["lenient", "strict"])
+def short(request: pytest.FixtureRequest):
     """A server whose sequences are so short that any request ends soon."""
-    with LLM(kv_cache_memory_bytes=8 << 20, num_threads=1, max_model_len=96) as llm, running(llm) as server:
+    with (
+        LLM(kv_cache_memory_bytes=8 << 20, num_threads=1, max_model_len=96) as llm,
+        running(llm, strict_fields=request.param) as server,
+    ):
         yield server
 
 

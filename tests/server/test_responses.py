@@ -148,6 +148,6 @@ def test_calls_and_their_results_are_read(client: openai.OpenAI, server: Running
         ({"colour": 1}, "colour"),
     ],
 )
-def test_a_wrong_field_is_named(server: Running, change: dict, param: str) -> None:
-    answer = server.post("/v1/responses", {"model": MODEL, "input": "x"} | change)
+def test_a_wrong_field_is_named(strict: Running, change: dict, param: str) -> None:
+    answer = strict.post("/v1/responses", {"model": MODEL, "input": "x"} | change)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text

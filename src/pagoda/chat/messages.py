@@ -34,7 +34,9 @@ def read_conversation(messages: Any, which: str = "") -> list[Message]:
 
 
 def read_arguments(text: str) -> Any:
-    """Arguments of a call as templates want them: an object if it is one."""
+    """Arguments of a call as templates want them: an object if it is one, or nothing."""
+    if text.strip() in ("", "null"):
+        return {}
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

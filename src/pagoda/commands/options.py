@@ -132,6 +132,11 @@ SERVER_OPTIONS = (
     _option("tenants", "a TOML file of API keys and what each may have", type=Path, metavar="FILE"),
     _option("allow_no_api_key", "let other machines in without a key", action="store_true"),
     _option("chat_template", "a Jinja file that replaces the tokenizer's chat template", type=Path, metavar="FILE"),
+    _option(
+        "strict_fields",
+        "refuse what means nothing here, instead of ignoring and naming it",
+        action="store_true",
+    ),
     _option("min_cacheable_tokens", "ignore marks before so many tokens of a prompt", type=int, metavar="N"),
     _option("max_queued_requests", "answer 429 when so many wait", type=int, metavar="N"),
     _option("max_body_bytes", "refuse longer bodies, such as 8MiB", type=size, metavar="SIZE"),

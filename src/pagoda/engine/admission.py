@@ -74,5 +74,7 @@ class Admission:
             limit = ("what other tenants have not reserved", ", raise kv_cache_memory_bytes or lower their page_quota")
         raise PromptTooLongError(
             f"The prompt has {num_tokens} tokens and must leave room for one more within {longest} ({limit[0]}); "
-            f"shorten it{limit[1]}."
+            f"shorten it{limit[1]}.",
+            num_tokens=num_tokens,
+            max_tokens=longest,
         )

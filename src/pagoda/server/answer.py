@@ -19,6 +19,7 @@ from pagoda.outputs import RequestOutput, StreamChunk
 from pagoda.server.errors import failed
 
 MOST_TOKENS_AT_ONCE = 256
+QUIET_SECONDS = 2.0  # after which whoever reads an answer is told that there is nothing new
 
 News = StreamChunk | RequestOutput | Exception
 
@@ -26,7 +27,8 @@ News = StreamChunk | RequestOutput | Exception
 class Answer:
     """The news of several requests. Used on the event loop's thread only.
 
-    Iterating gives lists of (request, chunk), in the order of the call's prompts. `outputs` are complete at the end.
+    Iterating gives lists of (request, chunk), in the order of the call's prompts, and an empty one where nothing comes
+    for a while. `outputs` are complete at the end.
     """
 
     def __init__(self, requests: list[Request], cancel: Callable[[], None], on_end: Callable[[Answer], None]) -> None:
@@ -69,10 +71,15 @@ class Answer:
 
     async def __aiter__(self) -> AsyncIterator[list[tuple[int, StreamChunk]]]:
         """Raises HttpError if a request fails; what came before is given first."""
+        events = asyncio.get_running_loop()
         while True:
+            timer = events.call_later(QUIET_SECONDS, self._news.set)
             await self._news.wait()
+            timer.cancel()
             self._news.clear()
             pending, self._pending = self._pending, {}
+            if not pending:
+                yield []
             for portion in _portions(pending):
                 yield portion
                 await asyncio.sleep(0)

@@ -64,9 +64,11 @@ def create_app(service: Service) -> FastAPI:
             Exception: _on_bug,
         },
     )
-    app.router.route_class = body_route(service.reader)
+    app.router.route_class = body_route(service.reader, service.options.strict_fields)
     _add_routes(app, service)
     _name_models(app, service.names)
+    if not service.options.strict_fields:
+        _allow_more_fields(app)
     return app
 
 
@@ -76,6 +78,12 @@ def _name_models(app: FastAPI, names: Sequence[str]) -> None:
         field = schema.get("properties", {}).get("model")
         if field is not None:
             field["enum"] = list(names)
+
+
+def _allow_more_fields(app: FastAPI) -> None:
+    """Say in the app's document that bodies may have what means nothing here."""
+    for schema in app.openapi()["components"]["schemas"].values():
+        schema.pop("additionalProperties", None)
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:

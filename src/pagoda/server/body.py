@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Any, TypeVar
 
 from annotated_types import MaxLen
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
+
+from pagoda.server.leniency import without_unknown
 
 Item = TypeVar("Item")
 
@@ -34,11 +36,11 @@ Entries = Annotated[dict[str, Item], SIZE_CHECK]
 
 
 class Body(BaseModel):
-    """Values are taken as they are: no text for a number, no unknown field."""
+    """Values are taken as they are: no text for a number. Unknown fields are left out, or refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
-    def check_size(cls, value: Any) -> Any:
-        return _check_size(value)
+    def prepare(cls, value: Any, info: ValidationInfo) -> Any:
+        return without_unknown(cls, _check_size(value), info.context)

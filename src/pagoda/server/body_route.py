@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from pagoda.errors import HttpError
 from pagoda.server.json_shape import check_shape
+from pagoda.server.leniency import HEADER, IgnoredLog, Leniency
 from pagoda.server.reader import Reader
 from pagoda.server.wire import tenant_of
 
@@ -29,8 +30,9 @@ SMALL_NBYTES = 64 << 10  # what takes some milliseconds at most
 MOST_PYTHON_NBYTES = 1 << 20  # read by Python's own reader, in which time no other thread moves
 
 
-def body_route(reader: Reader) -> type[APIRoute]:
-    """The kind of route that reads bodies so."""
+def body_route(reader: Reader, is_strict: bool) -> type[APIRoute]:
+    """The kind of route that reads bodies so; unless it `is_strict`, what means nothing here is left out and named."""
+    log = IgnoredLog()
 
     class BodyRoute(APIRoute):
         def get_route_handler(self) -> Handler:
@@ -41,7 +43,13 @@ def body_route(reader: Reader) -> type[APIRoute]:
             read = partial(_read, reader, TypeAdapter(kind))
 
             async def read_and_handle(request: Request) -> Response:
-                return await handle(await read(request))
+                leniency = None if is_strict else Leniency()
+                request.state.leniency = leniency
+                response = await handle(await read(request, leniency))
+                if leniency is not None and leniency.names:
+                    log.tell(leniency.names)
+                    response.headers[HEADER] = leniency.header
+                return response
 
             return read_and_handle
 
@@ -63,11 +71,11 @@ class _ReadRequest(Request):
         return self._value
 
 
-async def _read(reader: Reader, adapter: TypeAdapter[Any], request: Request) -> Request:
+async def _read(reader: Reader, adapter: TypeAdapter[Any], request: Request, leniency: Leniency | None) -> Request:
     content = await _content(request)
     if not content or not _is_json(request.headers.get("content-type", "")):
         return _ReadRequest(request, content)  # FastAPI says what is missing
-    read = partial(_value, adapter, content)
+    read = partial(_value, adapter, content, leniency)
     value = read() if len(content) <= SMALL_NBYTES else await reader.run(tenant_of(request).name, read)
     return _ReadRequest(request, b"as it was read", value)
 
@@ -85,12 +93,12 @@ def _is_json(content_type: str) -> bool:
     return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
-def _value(adapter: TypeAdapter[Any], content: bytes) -> Any:
+def _value(adapter: TypeAdapter[Any], content: bytes, leniency: Leniency | None) -> Any:
     """Raises HttpError, or RequestValidationError as FastAPI would."""
     check_shape(content)
     value = _parsed(content)
     try:
-        return adapter.validate_python(value)
+        return adapter.validate_python(value, context=leniency)
     except ValidationError as error:
         errors = [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)]
         raise RequestValidationError(errors, body=value) from error

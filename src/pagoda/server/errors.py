@@ -13,6 +13,7 @@ from pagoda.errors import (
     InvalidSamplingError,
     OutOfPagesError,
     PagodaError,
+    PromptTooLongError,
     StructuredOutputError,
 )
 from pagoda.server.jsons import to_json
@@ -73,6 +74,11 @@ def refused(error: PagodaError, prompt_param: str | None = None) -> HttpError:
         return error
     if isinstance(error, EngineClosedError):
         return HttpError(503, "The server is shutting down; try another one.", code="shutting_down")
+    if isinstance(error, PromptTooLongError):
+        # In the words that clients look for, of both APIs: they shorten a conversation then.
+        sizes = f"prompt is too long: {error.num_tokens} tokens > {error.max_tokens} maximum"
+        limit = f"This model's maximum context length is {error.max_tokens} tokens"
+        return HttpError(400, f"{sizes}. {limit}. {error}", param=prompt_param, code="context_length_exceeded")
     # Messages about sampling begin with the field.
     param = str(error).split(" ", 1)[0] if isinstance(error, InvalidSamplingError) else prompt_param
     return HttpError(400, str(error), param=param, code=type(error).__name__)
@@ -92,13 +98,13 @@ def failed(error: Exception) -> HttpError:
 def invalid_field(errors: Sequence[Mapping[str, Any]], body: Any) -> HttpError:
     """What pydantic found in a body, as an answer that names the first wrong field."""
     errors = errors[:MOST_ERRORS]
-    start = _field_name(errors[0]["loc"], body)
+    names = [_field_name(each, body) for each in errors]
     # Of the branches of a union the one that got furthest is meant.
-    first = max(
-        (each for each in errors if _field_name(each["loc"], body).startswith(start)),
-        key=lambda each: _field_name(each["loc"], body).count("."),
+    first, name = max(
+        (pair for pair in zip(errors, names, strict=True) if pair[1].startswith(names[0])),
+        key=lambda pair: pair[1].count("."),
     )
-    param = _field_name(first["loc"], body) or None
+    param = name or None
     message = str(first["msg"])
     if first["type"] == "extra_forbidden":
         message = "There is no such field; check its spelling, or leave it out."
@@ -111,17 +117,30 @@ def _shortened(text: str) -> str:
     return text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + "…"
 
 
-def _field_name(location: Sequence[str | int], body: Any) -> str:
-    """The path of a field in `body`. A location has the branches of unions in it as well, which no body has."""
+def _field_name(error: Mapping[str, Any], body: Any) -> str:
+    """The path of a wrong field in `body`. A location has the branches of unions in it as well, which no body has."""
+    location = error["loc"]
     if location[0] != "body":
         return str(location[-1])
-    names, value = [], body
-    for part in location[1:]:
-        if isinstance(value, Mapping) and part in value:
-            value = value[str(part)]
-        elif isinstance(value, Sequence) and isinstance(part, int) and part < len(value):
-            value = value[part]
-        elif part != location[-1] or not isinstance(value, Mapping):  # a field that is missing is the last
-            continue
-        names.append(str(part))
-    return ".".join(names)
+    return ".".join(_path(location[1:], body, error["type"] == "missing") or ())
+
+
+def _path(location: Sequence[str | int], value: Any, is_missing: bool) -> list[str] | None:
+    """The parts of `location` that lead through `value`: as many as possible, and the last one if any way leads there.
+
+    A branch may be called as a field that is there: a part of type `text` has a `text`. None if there is no way.
+    """
+    if not location:
+        return []
+    part, rest = location[0], location[1:]
+    without = _path(rest, value, is_missing)
+    if isinstance(value, Mapping) and part in value:
+        inside = _path(rest, value[str(part)], is_missing)
+    elif isinstance(value, Sequence) and not isinstance(value, str) and isinstance(part, int) and part < len(value):
+        inside = _path(rest, value[part], is_missing)
+    elif is_missing and not rest and isinstance(value, Mapping):
+        inside = []
+    else:
+        return without
+    found = [str(part), *(inside or ())]
+    return without if without is not None and len(without) >= len(found) else found

@@ -36,6 +36,7 @@ class ServerOptions:
     send_timeout_seconds: how long a client may leave an answer unread, longer than it takes at 32 KiB/s.
     keep_alive_timeout_seconds: how long a connection stays open between requests.
     stream_interval_seconds: tokens of a stream are sent at most so often, but for the first and the last.
+    strict_fields: what means nothing here is refused, instead of ignored and named.
     min_cacheable_tokens: marks before so many tokens of a prompt are ignored, as vendors do.
     request_timeout_seconds: requests that take longer end; None waits for ever.
     drain_timeout_seconds: how long requests in flight may go on after SIGTERM.
@@ -61,6 +62,7 @@ class ServerOptions:
     send_timeout_seconds: float = 60.0
     keep_alive_timeout_seconds: int = 75
     stream_interval_seconds: float = 0.05
+    strict_fields: bool = False
     min_cacheable_tokens: int = 0
     request_timeout_seconds: float | None = None
     drain_timeout_seconds: float = 30.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from time import monotonic
 from typing import Any
 
 from starlette.requests import Request
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 DONE = b"data: [DONE]\n\n"
+COMMENT = b": nothing new yet\n\n"
+SILENT_SECONDS = 6.0  # that a stream may be without an event, so that nobody takes it for dead
 
 
 def data(value: Any) -> bytes:
@@ -35,11 +38,19 @@ def named(value: Any) -> bytes:
 class EventStream(StreamingResponse):
     """Writes `events`; whatever ends it, also a client that has gone, cancels what is left of `answer`.
 
-    `on_error` writes an error that comes after the first event.
+    An event may be empty; `beat` writes one where there was none for a while. `on_error` writes an error that comes
+    after the first event.
     """
 
-    def __init__(self, answer: Answer, events: AsyncIterator[bytes], on_error: Callable[[HttpError], bytes]) -> None:
-        super().__init__(_guarded(events, on_error), headers=HEADERS, media_type="text/event-stream")
+    def __init__(
+        self,
+        answer: Answer,
+        events: AsyncIterator[bytes],
+        on_error: Callable[[HttpError], bytes],
+        beat: Callable[[], bytes] = lambda: COMMENT,
+    ) -> None:
+        guarded = _guarded(_audible(events, beat), on_error)
+        super().__init__(guarded, headers=HEADERS, media_type="text/event-stream")
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,6 +58,17 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._answer.cancel()
+
+
+async def _audible(events: AsyncIterator[bytes], beat: Callable[[], bytes]) -> AsyncIterator[bytes]:
+    """The events that are not empty, and a `beat` where there were only such for a while."""
+    last = monotonic()
+    async for event in events:
+        if not event and monotonic() - last >= SILENT_SECONDS:
+            event = beat()  # noqa: PLW2901 - in its place
+        if event:
+            last = monotonic()
+            yield event
 
 
 async def _guarded(events: AsyncIterator[bytes], on_error: Callable[[HttpError], bytes]) -> AsyncIterator[bytes]:

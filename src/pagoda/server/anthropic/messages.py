@@ -67,8 +67,8 @@ class Messages:
         self._history.remember(call.origin.tenant.name, call.call_id, asked.fingerprint)
         shape = MessageShape(call.call_id, body, asked.read.style, service.llm.engine.max_model_len, diagnose)
         if body.stream:
-            events = MessageEvents(shape, ReplyReader(asked.read.style, terms)).all(answer)
-            return sse.EventStream(answer, events, LateError(request_id_of(request)))
+            events = MessageEvents(shape, ReplyReader(asked.read.style, terms))
+            return sse.EventStream(answer, events.all(answer), LateError(request_id_of(request)), events.beat)
         outputs = await sse.finish(answer, request)
         sample = outputs[0].outputs[0]
         blocks = read_sample(sample, asked.read.style, terms) if body.max_tokens else []

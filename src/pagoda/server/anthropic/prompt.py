@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pagoda.errors import HttpError
@@ -12,6 +14,7 @@ from pagoda.server.anthropic.schema import (
     CountBody,
     Message,
     TextBlock,
+    ThinkingBlock,
     Tool,
     ToolResultBlock,
     ToolUseBlock,
@@ -20,13 +23,16 @@ from pagoda.server.conversation import Conversation, Part, Turn
 
 TTL_SECONDS = {"5m": 300.0, "1h": 3600.0}
 MAX_BREAKPOINTS = 4
+# Coding agents tell who is billed before their instructions, in other words in every session: no part of the prompt.
+BILLING = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n*")
 
 
 def conversation_of(body: CountBody) -> Conversation:
     """Raises HttpError for what contradicts itself."""
     turns: list[Turn] = []
-    if body.system:
-        turns.append(Turn("system", _texts(body.system)))
+    instructions = _instructions(body.system) if body.system else ()
+    if instructions:
+        turns.append(Turn("system", instructions))
     for message in body.messages:
         turns += _turns(message)
     if body.cache_control is not None:
@@ -71,14 +77,24 @@ def _turns(message: Message) -> list[Turn]:
     return turns
 
 
+def _instructions(system: str | Sequence[TextBlock]) -> tuple[Part, ...]:
+    """The system prompt, without what is said of billing."""
+    parts = (Part(system),) if isinstance(system, str) else tuple(_part(block) for block in system)
+    told = (replace(part, text=BILLING.sub("", part.text, count=1)) for part in parts)
+    return tuple(after for before, after in zip(parts, told, strict=True) if after.text or not before.text)
+
+
 def _assistant(blocks: Sequence[Block]) -> Turn:
-    """Text, then the calls of tools. What the model thought is not shown to it again."""
+    """Text, then the calls of tools. What the model thought is shown to it again by templates that do so."""
     uses = [block for block in blocks if isinstance(block, ToolUseBlock)]
     calls = [{"id": use.id, "type": "function", "function": {"name": use.name, "arguments": use.input}} for use in uses]
     marks = [use.cache_control for use in uses if use.cache_control is not None]
     shown = [block for block in blocks if block.type not in ("tool_use", "thinking", "redacted_thinking")]
     parts = tuple(_part(block) for block in shown)
-    return Turn("assistant", parts, {"tool_calls": calls} if calls else {}, _ttl(marks[-1]) if marks else None)
+    thoughts = "\n".join(block.thinking for block in blocks if isinstance(block, ThinkingBlock) and block.thinking)
+    more: dict[str, Any] = {"tool_calls": calls} if calls else {}
+    more |= {"reasoning_content": thoughts} if thoughts else {}
+    return Turn("assistant", parts, more, _ttl(marks[-1]) if marks else None)
 
 
 def _result(block: ToolResultBlock) -> Turn:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from pagoda.server.body import Body, Items
+from pagoda.server.leniency import FORGETTING, replacing, skipping
 
 
 class CacheControl(Body):
@@ -21,6 +22,13 @@ class TextBlock(Body):
     citations: list[Any] | None = None  # as answers have them; without effect
 
 
+def _text_block(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+Texts = Annotated[Items[TextBlock], replacing(("text",), _text_block)]
+
+
 class ToolUseBlock(Body):
     type: Literal["tool_use"]
     id: str
@@ -33,13 +41,13 @@ class ToolUseBlock(Body):
 class ToolResultBlock(Body):
     type: Literal["tool_result"]
     tool_use_id: str
-    content: str | Items[TextBlock] | None = None
+    content: str | Texts | None = None
     is_error: bool | None = None
     cache_control: CacheControl | None = None
 
 
 class ThinkingBlock(Body):
-    """Of an earlier answer; chat templates do not show it again."""
+    """Of an earlier answer, for templates that show it again."""
 
     type: Literal["thinking"]
     thinking: str
@@ -56,9 +64,12 @@ Block = Annotated[
 ]
 
 
+BLOCK_KINDS = ("text", "tool_use", "tool_result", "thinking", "redacted_thinking")
+
+
 class Message(Body):
     role: Literal["user", "assistant", "system"]
-    content: str | Items[Block]
+    content: str | Annotated[Items[Block], replacing(BLOCK_KINDS, _text_block)]
 
 
 class Tool(Body):
@@ -71,7 +82,7 @@ class Tool(Body):
     cache_control: CacheControl | None = None
     strict: bool | None = None
     input_examples: Items[dict[str, Any]] | None = None
-    eager_input_streaming: bool | None = None  # without effect: a call is sent when it is complete
+    eager_input_streaming: bool | None = None  # without effect: arguments are always sent as they come
 
 
 class ToolChoiceAuto(Body):
@@ -106,10 +117,11 @@ class Diagnostics(Body):
 
 
 class Thinking(Body):
-    """Only as far as it asks for nothing that is not there."""
+    """Whether to think goes to templates that can be told; how long is up to the model."""
 
-    type: Literal["disabled", "adaptive"]
-    display: Literal["summarized", "omitted"] | None = None
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: int | None = Field(None, ge=0)
+    display: Annotated[Literal["summarized", "omitted"] | None, FORGETTING] = None
 
 
 class JsonFormat(Body):
@@ -119,7 +131,7 @@ class JsonFormat(Body):
 
 class OutputConfig(Body):
     format: JsonFormat | None = None
-    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None  # without effect
+    effort: Annotated[Literal["low", "medium", "high", "xhigh", "max"] | None, FORGETTING] = None
 
 
 class CountBody(Body):
@@ -127,8 +139,8 @@ class CountBody(Body):
 
     model: str
     messages: Items[Message] = Field(min_length=1)
-    system: str | Items[TextBlock] | None = None
-    tools: Items[Tool] | None = None
+    system: str | Texts | None = None
+    tools: Annotated[Items[Tool], skipping("custom", default="custom")] | None = None
     tool_choice: ToolChoice | None = None
     cache_control: CacheControl | None = None
     thinking: Thinking | None = None
@@ -146,7 +158,7 @@ class MessagesBody(CountBody):
     diagnostics: Diagnostics | None = None
     # Without effect here.
     metadata: Metadata | None = None
-    service_tier: Literal["auto", "standard_only"] | None = None
+    service_tier: Annotated[Literal["auto", "standard_only"] | None, FORGETTING] = None
     # Ours, as in OpenAI's API
     seed: int | None = None
     ignore_eos: bool = False

@@ -78,7 +78,7 @@ class MessageEvents:
     async def all(self, answer: Answer) -> AsyncIterator[bytes]:
         is_begun = False
         async for news in answer:
-            if not is_begun:
+            if news and not is_begun:
                 is_begun = True
                 self._begin(answer)
             for _, chunk in news:
@@ -96,6 +96,10 @@ class MessageEvents:
 
     def _num_thought_tokens(self, output: RequestOutput) -> int:
         return self.shape.style.num_thought_tokens(output.outputs[0].token_ids) if self.reader.has_thought else 0
+
+    def beat(self) -> bytes:
+        """That the answer is still being made."""
+        return sse.named({"type": "ping"})
 
     def _begin(self, answer: Answer) -> None:
         self._say("message_start", message=self.shape.message((), Record.of(answer.requests)))

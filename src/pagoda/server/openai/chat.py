@@ -157,8 +157,7 @@ class ChatCompletions:
                 ids = {"token_ids": chunk.token_ids} if shape.returns_ids else {}
                 choices = samples[chunk.index].of(chunk, self._logprobs(chunk.logprobs, shape), ids)
                 events += [sse.data({**identity, "choices": [choice], **more}) for choice in choices]
-            if events:
-                yield b"".join(events)
+            yield b"".join(events)
         if wants_usage:
             output = answer.outputs[0]
             assert output is not None
@@ -202,6 +201,8 @@ def _turn(message: Message, ttl: str) -> Turn:
             for arguments in [read_arguments(call.function.arguments)]
         ]
     more |= {name: value for name in ("name", "tool_call_id") if (value := getattr(message, name)) is not None}
+    if thoughts := message.reasoning_content or message.reasoning:
+        more["reasoning_content"] = thoughts
     role = "system" if message.role == "developer" else message.role
     return Turn(role, _parts(message, ttl), more)
 

@@ -101,7 +101,7 @@ class Responses:
             shape, reader, self._logprobs, partial(self._diagnostics, shape), partial(self._keep, shape)
         )
         if body.stream:
-            return sse.EventStream(answer, writer.events(answer), writer.late_error)
+            return sse.EventStream(answer, writer.events(answer), writer.late_error, writer.beat)
         outputs = await sse.finish(answer, request)
         sample = outputs[0].outputs[0]
         writer.add(sample)

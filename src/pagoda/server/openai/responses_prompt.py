@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from pagoda.chat.messages import read_arguments
 from pagoda.server.conversation import Conversation, Part, Turn
 from pagoda.server.json_shape import check_arguments
 from pagoda.server.openai.marks import kept, ttl_of
@@ -18,6 +18,7 @@ from pagoda.server.openai.responses_schema import (
     InputItem,
     InputText,
     MessageItem,
+    ReasoningItem,
     ResponseBody,
 )
 from pagoda.server.replies.pieces import ToolCall
@@ -39,8 +40,15 @@ def input_turns(body: ResponseBody) -> list[Turn]:
         return [Turn("user", (Part(body.input),))]
     turns: list[Turn] = []
     ttl = "30m" if body.prompt_cache_options is None else body.prompt_cache_options.ttl
+    thoughts = ""
     for item in body.input:
+        if isinstance(item, ReasoningItem):
+            thoughts = item.text
+            continue
         _append(turns, item, ttl)
+        if thoughts and turns[-1].role == "assistant":
+            turns[-1] = replace(turns[-1], more={**turns[-1].more, "reasoning_content": thoughts})
+        thoughts = ""
     return turns
 
 
@@ -79,11 +87,7 @@ def _part(content: Content, ttl: str) -> Part:
 
 
 def _call(name: str, arguments: str, call_id: str) -> dict[str, Any]:
-    try:
-        value = json.loads(arguments)
-    except (ValueError, RecursionError):
-        value = arguments
-    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": value}}
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": read_arguments(arguments)}}
 
 
 def _tool(tool: FunctionTool) -> dict[str, Any]:

@@ -7,7 +7,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from pagoda.server.body import SIZE_CHECK, Body, Items
-from pagoda.server.openai.schema import CacheBreakpoint, StreamOptions
+from pagoda.server.leniency import FORGETTING, replacing, skipping
+from pagoda.server.openai.schema import (
+    CacheBreakpoint,
+    Effort,
+    Retention,
+    ServiceTier,
+    StreamOptions,
+    Verbosity,
+)
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
@@ -30,23 +38,28 @@ class Refusal(Body):
     refusal: str
 
 
+def _text_part(text: str) -> dict[str, Any]:
+    return {"type": "input_text", "text": text}
+
+
 Content = Annotated[InputText | OutputText | Refusal, Field(discriminator="type")]
+Contents = Annotated[Items[Content], replacing(("input_text", "output_text", "refusal"), _text_part)]
 
 
 class MessageItem(Body):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | Items[Content]
+    content: str | Contents
     id: str | None = None
     status: Status | None = None
-    phase: Literal["commentary", "final_answer"] | None = None
+    phase: Annotated[Literal["commentary", "final_answer"] | None, FORGETTING] = None
 
 
 class FunctionCallItem(Body):
     type: Literal["function_call"]
     call_id: str
     name: str
-    arguments: str
+    arguments: str = "{}"
     id: str | None = None
     status: Status | None = None
 
@@ -54,13 +67,13 @@ class FunctionCallItem(Body):
 class FunctionCallOutputItem(Body):
     type: Literal["function_call_output"]
     call_id: str
-    output: str | Items[InputText]
+    output: str | Annotated[Items[InputText], replacing(("input_text",), _text_part)]
     id: str | None = None
     status: Status | None = None
 
 
 class ReasoningItem(Body):
-    """Of an earlier answer; chat templates do not show it again."""
+    """Of an earlier answer, for templates that show it again."""
 
     type: Literal["reasoning"]
     id: str | None = None
@@ -69,6 +82,12 @@ class ReasoningItem(Body):
     encrypted_content: str | None = None
     status: Status | None = None
 
+    @property
+    def text(self) -> str:
+        """What was thought, as far as it can be read."""
+        parts = (part for part in self.content or () if isinstance(part, dict))
+        return "\n".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+
 
 def _kind(item: Any) -> str:
     """The type of an input item; messages need not have one."""
@@ -76,6 +95,7 @@ def _kind(item: Any) -> str:
     return str(kind)
 
 
+ITEM_KINDS = ("message", "function_call", "function_call_output", "reasoning")
 InputItem = Annotated[
     Annotated[MessageItem, Tag("message")]
     | Annotated[FunctionCallItem, Tag("function_call")]
@@ -119,17 +139,20 @@ TextFormat = Annotated[PlainFormat | JsonObjectFormat | JsonSchemaFormat, Field(
 
 class TextConfig(Body):
     format: TextFormat | None = None
-    verbosity: Literal["low", "medium", "high"] | None = None  # without effect
+    verbosity: Verbosity = None  # without effect
+
+
+Summary = Annotated[Literal["auto", "concise", "detailed"] | None, FORGETTING]
 
 
 class Reasoning(Body):
     """Without effect: what a model thinks is part of its text."""
 
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    context: Literal["auto", "current_turn", "all_turns"] | None = None
+    effort: Effort = None
+    context: Annotated[Literal["auto", "current_turn", "all_turns"] | None, FORGETTING] = None
     mode: str | None = None
-    generate_summary: Literal["auto", "concise", "detailed"] | None = None
-    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Summary = None
+    summary: Summary = None
 
 
 Metadata = Annotated[
@@ -137,6 +160,9 @@ Metadata = Annotated[
     Field(max_length=16),
     SIZE_CHECK,
 ]
+
+
+Included = Annotated[Literal["message.output_text.logprobs", "reasoning.encrypted_content"] | None, FORGETTING]
 
 
 class CacheOptions(Body):
@@ -148,31 +174,31 @@ class CacheOptions(Body):
 
 class ResponseBody(Body):
     model: str
-    input: str | Items[InputItem]
+    input: str | Annotated[Items[InputItem], skipping(*ITEM_KINDS, default="message")]
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    include: Items[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
+    include: Items[Included] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     text: TextConfig | None = None
-    tools: Items[FunctionTool] | None = None
+    tools: Annotated[Items[FunctionTool], skipping("function")] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
     parallel_tool_calls: bool | None = None
     previous_response_id: str | None = None
     store: bool | None = None
     prompt_cache_key: str | None = None
     prompt_cache_options: CacheOptions | None = None
-    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
+    prompt_cache_retention: Retention = None
     background: Literal[False] | None = None
-    truncation: Literal["disabled"] | None = None
+    truncation: Annotated[Literal["disabled"] | None, FORGETTING] = None
     # Without effect here.
     reasoning: Reasoning | None = None
     max_tool_calls: int | None = Field(None, ge=1)
     metadata: Metadata | None = None
-    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"] | None = None
+    service_tier: ServiceTier = None
     safety_identifier: str | None = None
     user: str | None = None
     # Ours, as in the other APIs

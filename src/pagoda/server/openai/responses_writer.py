@@ -114,6 +114,11 @@ class ResponseWriter:
         self._say(f"response.{response['status']}", response=response)
         yield self._taken()
 
+    def beat(self) -> bytes:
+        """That the response is still being made."""
+        self._say("response.in_progress", response=self.shape.response("in_progress", output=self._items))
+        return self._taken()
+
     def late_error(self, error: HttpError) -> bytes:
         """A response that failed after it had begun."""
         body = error_body("", error, "")["error"]

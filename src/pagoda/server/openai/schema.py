@@ -1,7 +1,7 @@
 """Bodies of OpenAI's completions and chat completions, with vLLM's extensions.
 
 Fields of the API that change nothing here are accepted and named so; those that would change the answer and cannot be
-honoured are refused by name, as are fields that do not exist.
+honoured are refused by name. Fields that do not exist, and content that no model of text reads, are left out.
 """
 
 from __future__ import annotations
@@ -11,8 +11,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from pagoda.server.body import Body, Entries, Items, TokenIds
+from pagoda.server.leniency import FORGETTING, replacing, skipping
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+Retention = Annotated[Literal["in_memory", "24h"] | None, FORGETTING]
+ServiceTier = Annotated[Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"] | None, FORGETTING]
+Effort = Annotated[Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None, FORGETTING]
+Verbosity = Annotated[Literal["low", "medium", "high"] | None, FORGETTING]
 MAX_STOP = 64
 
 
@@ -48,7 +53,7 @@ class Sampling(Body):
     # Without effect: they are for billing and routing.
     user: str | None = None
     prompt_cache_key: str | None = None
-    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
+    prompt_cache_retention: Retention = None
     # vLLM's
     top_k: int | None = Field(None, ge=-1)
     min_p: float | None = Field(None, ge=0, le=1)
@@ -83,24 +88,37 @@ class RefusalPart(Body):
     refusal: str
 
 
+def _text_part(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+Content = Annotated[
+    Items[Annotated[TextPart | RefusalPart, Field(discriminator="type")]],
+    replacing(("text", "refusal"), _text_part),
+]
+
+
 class FunctionCall(Body):
     name: str
-    arguments: str
+    arguments: str = "{}"
 
 
 class ToolCall(Body):
-    id: str
+    id: str = ""
     type: Literal["function"] = "function"
     function: FunctionCall
 
 
 class Message(Body):
     role: Role
-    content: str | Items[Annotated[TextPart | RefusalPart, Field(discriminator="type")]] | None = None
+    content: str | Content | None = None
     name: str | None = None
-    tool_calls: Items[ToolCall] | None = None
+    tool_calls: Annotated[Items[ToolCall], skipping("function", default="function")] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
+    # What the model thought, by the names that servers give it: for templates that show it again.
+    reasoning_content: str | None = None
+    reasoning: str | None = None
     # As answers have them; without effect.
     annotations: list[Any] | None = None
     audio: None = None
@@ -157,7 +175,7 @@ class ChatBody(Sampling):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    tools: Items[Tool] | None = None
+    tools: Annotated[Items[Tool], skipping("function")] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
@@ -165,11 +183,11 @@ class ChatBody(Sampling):
     # Without effect here.
     metadata: Entries[str] | None = None
     store: bool | None = None
-    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"] | None = None
+    service_tier: ServiceTier = None
     safety_identifier: str | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    verbosity: Literal["low", "medium", "high"] | None = None
-    modalities: Items[Literal["text"]] | None = None
+    reasoning_effort: Effort = None
+    verbosity: Verbosity = None
+    modalities: Items[Annotated[Literal["text"] | None, FORGETTING]] | None = None
     # vLLM's
     add_generation_prompt: bool = True
     continue_final_message: bool = False
