@@ -97,5 +97,14 @@ def test_calls_that_do_not_fit_may_not(held: Held, call: tuple) -> None:
     assert not held.accepts(held.family.reply((call,))[1])
 
 
+@pytest.mark.parametrize(
+    "parameters", [{"properties": 5}, {"properties": {"a": {"enum": 5}}, "required": 5}, {"type": 5}]
+)
+def test_schemas_that_are_none_make_a_grammar_all_the_same(held: Held, parameters: dict) -> None:
+    """It is refused where it is compiled, if what is wrong in it matters."""
+    tool = {"type": "function", "function": {"name": "weather", "parameters": parameters}}
+    assert strict_form([tool], {"weather"}, held.family.dialect, held.tokenizer) is not None
+
+
 def test_text_is_free(held: Held) -> None:
     assert held.accepts('Just {"name": "weather"} < [words]\n\nand more.')

@@ -91,6 +91,8 @@ class _Grammar:
             return self._sequence(words, {Slot.CALL: self._json(call_schema(functions))})
         if Slot.CALLS in words:
             items = call_schema(functions, "#/items")
+            for each in items.get("anyOf", [items]):
+                each["properties"]["id"] = {"type": "string"}  # as templates show them
             return self._sequence(words, {Slot.CALLS: self._json({"type": "array", "items": items, "minItems": 1})})
         return " | ".join(self._call(function) for function in functions)
 
@@ -106,9 +108,10 @@ class _Grammar:
     def _pairs(self, parameters: Mapping[str, Any]) -> str:
         """Arguments in the order of their schema; any where it names none."""
         properties = parameters.get("properties")
-        if properties is None:
+        if not isinstance(properties, Mapping):
             return f"({self._pair('KEY', None, parameters)})*"
-        required = parameters.get("required", ())
+        named = parameters.get("required")
+        required = named if isinstance(named, list) else []
         pairs = [
             f"({self._pair(json.dumps(key), schema, parameters)}){'' if key in required else '?'}"
             for key, schema in properties.items()
@@ -163,4 +166,4 @@ def _choices(schema: Any) -> list[str]:
     if not isinstance(schema, Mapping):
         return []
     values = schema.get("enum", [schema["const"]] if "const" in schema else [])
-    return [value for value in values if isinstance(value, str)]
+    return [value for value in values if isinstance(value, str)] if isinstance(values, list) else []

@@ -90,6 +90,8 @@ REPLIES: list[tuple[Dialect, str, list[Any]]] = [
     (HERMES, f"{AS_JSON}\n{AS_JSON}", [WEATHER, WEATHER]),
     (HERMES, f"{AS_JSON}\nThat is all.", say(f"{AS_JSON}\nThat is all.")),
     (HERMES, '{"colour": "red"}', say('{"colour": "red"}')),
+    (HERMES, '{"name": ["weather"], "arguments": {}}', say('{"name": ["weather"], "arguments": {}}')),
+    (HERMES, '{"name": {}, "function": 5}', say('{"name": {}, "function": 5}')),
     (HERMES, '```python\n{"name": 1}\n```', say('```python\n{"name": 1}\n```')),
 ]
 

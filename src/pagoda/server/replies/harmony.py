@@ -7,6 +7,7 @@ start of the first. The header may name a channel and, in front of it or behind,
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from pagoda.server.replies.json_text import Found, read_value
 from pagoda.server.replies.output import Output
@@ -26,15 +27,18 @@ def read_harmony(tape: Tape, out: Output, tools: GivenTools) -> Reading[None]:
     """All messages; text that is none is shown."""
     while not tape.has_ended:
         tape.forget()
-        mark = yield from starts(tape, START, CHANNEL, TO, *ENDS)
-        if mark in ENDS:
-            continue
-        if not mark:
-            mark = yield from until(tape, (START, CHANNEL, *ENDS), out.say)
+        mark = yield from starts(tape, TO, *MARKS)
+        if mark in (TO, START, CHANNEL):
             tape.place -= len(mark)
-            continue
-        tape.place -= len(mark)
-        yield from _read_message(tape, out, tools)
+            yield from _read_message(tape, out, tools)
+        elif not mark:
+            yield from _say_all(tape, out.say)
+
+
+def _say_all(tape: Tape, say: Callable[[str], None]) -> Reading[None]:
+    """What comes before the next mark, which stays on the tape."""
+    mark = yield from until(tape, MARKS, say)
+    tape.place -= len(mark)
 
 
 def _read_message(tape: Tape, out: Output, tools: GivenTools) -> Reading[None]:
@@ -48,8 +52,7 @@ def _read_message(tape: Tape, out: Output, tools: GivenTools) -> Reading[None]:
     elif channel is not None and channel[1] == "analysis":
         out.think("\n")
         say = out.think
-    mark = yield from until(tape, (*ENDS, START, CHANNEL), say)
-    tape.place -= len(mark)
+    yield from _say_all(tape, say)
 
 
 def _read_call(tape: Tape, out: Output, name: str) -> Reading[None]:

@@ -141,7 +141,11 @@ def _read_member(tape: Tape, out: Output, call: _Members, key: str) -> Reading[F
 
 
 def _may_be_call(fields: Mapping[str, Any], names: Collection[str]) -> bool:
-    return fields.keys() <= KEYS and ("name" not in fields or fields["name"] in names)
+    return fields.keys() <= KEYS and ("name" not in fields or _is_one_of(fields["name"], names))
+
+
+def _is_one_of(name: Any, names: Collection[str]) -> bool:
+    return isinstance(name, str) and name in names
 
 
 def _say_members(fields: Mapping[str, Any], out: Output, names: Collection[str] | None) -> Found:
@@ -152,7 +156,7 @@ def _say_members(fields: Mapping[str, Any], out: Output, names: Collection[str] 
     elif isinstance(inner, str):
         fields = {"name": inner, **fields}
     name, arguments = fields.get("name"), _arguments(fields)
-    is_sure = names is None or (name in names and any(key in fields for key in ARGUMENTS))
+    is_sure = names is None or (_is_one_of(name, names) and any(key in fields for key in ARGUMENTS))
     if not isinstance(name, str) or arguments is None or not is_sure:
         return Found.WRONG
     out.begin(name)
