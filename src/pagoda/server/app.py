@@ -55,6 +55,7 @@ def create_app(service: Service) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # they would load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # to whatever name the header Host has
         middleware=[Middleware(Gate, service=service)],
         exception_handlers={
             HttpError: _on_pagoda_error,
@@ -123,12 +124,12 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
 async def _on_pagoda_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PagodaError)
-    return error_response(request.url.path, refused(error), request_id_of(request))
+    return _refusal(request, refused(error))
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return error_response(request.url.path, invalid_field(error.errors(), error.body), request_id_of(request))
+    return _refusal(request, invalid_field(error.errors(), error.body))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -138,11 +139,18 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         message = f"There is nothing at {request.url.path}."
     elif error.status_code == 405:
         message = f"{request.method} is not possible at {request.url.path}."
-    return error_response(request.url.path, HttpError(error.status_code, message), request_id_of(request))
+    return _refusal(request, HttpError(error.status_code, message))
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
+    """Answered around the gate, which adds nothing to it."""
     logger.error("Request %s failed", request_id_of(request), exc_info=error)
-    return error_response(
-        request.url.path, HttpError(500, "The server failed; its log says why."), request_id_of(request)
-    )
+    response = _refusal(request, HttpError(500, "The server failed; its log says why."))
+    response.headers.update(request.state.shared_headers)
+    return response
+
+
+def _refusal(request: Request, error: HttpError) -> Response:
+    """The log line of the request has the reason too."""
+    request.state.refusal = error.message
+    return error_response(request.url.path, error, request_id_of(request))

@@ -65,6 +65,7 @@ class Origin:
     """Who calls, how long the answer is of use, and the headers that say to which trace it belongs.
 
     The request came at `arrival`, on the monotonic clock. `until_gone` returns when the client closes the connection.
+    `on_answer` is told of what is answered, for the log.
     """
 
     tenant: Tenant
@@ -72,6 +73,7 @@ class Origin:
     headers: Mapping[str, str] = field(default_factory=dict)
     arrival: float = field(default_factory=monotonic)
     until_gone: Callable[[], Awaitable[None]] = _for_ever
+    on_answer: Callable[[Answer], None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,7 @@ class Service:
         except PagodaError as error:
             raise refused(error) from error
         self._answers[answer] = call
+        call.origin.on_answer(answer)
         self._set_deadline(answer, seconds)
         return answer
 

@@ -39,8 +39,8 @@ def request_id_of(request: Request) -> str:
 
 def origin_of(request: Request) -> Origin:
     """Who asks, and how. Raises HttpError for nonsense."""
-    gone = partial(until_gone, request)
-    return Origin(tenant_of(request), _timeout_of(request), request.headers, request.state.started, gone)
+    gone, note = partial(until_gone, request), partial(setattr, request.state, "answer")
+    return Origin(tenant_of(request), _timeout_of(request), request.headers, request.state.started, gone, note)
 
 
 async def until_gone(request: Request) -> None:
