@@ -8,19 +8,34 @@ from typing import Any
 
 from pagoda.errors import HttpError
 from pagoda.sampling_params import StructuredOutputs
+from pagoda.structured.schema import lenient, unenforced
 
 ANY_OBJECT = {"type": "object"}
 
 
-def json_form(schema: Mapping[str, Any] | None) -> StructuredOutputs:
-    """JSON of a schema, or any object."""
-    return StructuredOutputs(json_object=True) if schema is None else StructuredOutputs(json=dict(schema))
+def json_form(schema: Mapping[str, Any] | None, strict_param: str | None = None) -> StructuredOutputs:
+    """JSON of a schema, or any object. What of a schema cannot be enforced (`unenforced` names it) is left out.
+
+    Raises HttpError for a schema that has such, if the field `strict_param` says that it is strict.
+    """
+    if schema is None:
+        return StructuredOutputs(json_object=True)
+    if strict_param is None:
+        return StructuredOutputs(json=lenient(schema))
+    if names := unenforced(schema):
+        raise HttpError(
+            400,
+            f"A strict schema has {', '.join(names)}, which cannot be enforced; leave that out, or leave strict out.",
+            param=strict_param,
+        )
+    return StructuredOutputs(json=dict(schema))
 
 
 def call_form(tools: Sequence[Mapping[str, Any]], name: str | None) -> StructuredOutputs:
     """A call of the tool `name`, or of any; `tools` are in the words of chat templates."""
     functions = [tool["function"] for tool in tools if name in (None, tool["function"]["name"])]
-    return StructuredOutputs(json=call_schema(functions))
+    is_strict = any(function.get("strict") for function in functions)
+    return json_form(call_schema(functions), "tools" if is_strict else None)
 
 
 def check_choice(tools: Sequence[str], name: str | None) -> None:

@@ -158,12 +158,12 @@ class Service:
         Raises HttpError if that cannot be had, which the field `form_param` asks for, else the tools.
         """
         form, param = params.structured_outputs or read.form, form_param if params.structured_outputs else "tools"
-        constraint = await self._constraint(form, param, origin) if form else None
+        constraint = await self.constraint(form, param, origin) if form else None
         least = self.options.min_cacheable_tokens
         breakpoints = tuple(each for each in read.breakpoints if each.num_tokens >= least)
         return Work(read.prompt, params, constraint, breakpoints, read.scope)
 
-    async def _constraint(self, form: StructuredOutputs, param: str, origin: Origin) -> Constraint | None:
+    async def constraint(self, form: StructuredOutputs, param: str, origin: Origin) -> Constraint | None:
         """What holds an output to `form`; one that is known already waits for no other."""
         tenant = origin.tenant
         known = await self.read(partial(self.llm.grammars.find, tenant=tenant.name), form, param, tenant)

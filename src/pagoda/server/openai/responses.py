@@ -202,7 +202,7 @@ def _form(body: ResponseBody, conversation: Conversation) -> StructuredOutputs |
     wanted = None if body.text is None else body.text.format
     form = None
     if isinstance(wanted, JsonSchemaFormat):
-        form = json_form(wanted.schema_)
+        form = json_form(wanted.schema_, "text" if wanted.strict else None)
     elif isinstance(wanted, JsonObjectFormat):
         form = json_form(None)
     if _is_free(body):

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from pagoda.server.body import Body, Entries, Items, TokenIds
+from pagoda.server.openai.guided import Guided
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 MAX_STOP = 64
@@ -31,7 +32,7 @@ class PromptCacheOptions(Body):
     ttl: Literal["30m"] = "30m"
 
 
-class Sampling(Body):
+class Sampling(Guided):
     """What completions and chat completions have in common."""
 
     model: str
@@ -141,6 +142,7 @@ class TextFormat(Body):
 
 class JsonObjectFormat(Body):
     type: Literal["json_object"]
+    schema_: dict[str, Any] | None = Field(None, alias="schema")  # llama.cpp's
 
 
 class JsonSchemaFormat(Body):
