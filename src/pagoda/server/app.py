@@ -20,6 +20,7 @@ from pagoda.server.anthropic.messages import Messages
 from pagoda.server.body_route import body_route
 from pagoda.server.conversation import ConversationReader
 from pagoda.server.errors import error_response, invalid_field, refused
+from pagoda.server.examples import add_examples
 from pagoda.server.gate import Gate
 from pagoda.server.kv import Kv
 from pagoda.server.openai.chat import ChatCompletions
@@ -68,6 +69,7 @@ def create_app(service: Service) -> FastAPI:
     app.router.route_class = body_route(service.reader)
     _add_routes(app, service)
     _name_models(app, service.names)
+    add_examples(app.openapi(), service.names[0])
     return app
 
 
@@ -114,8 +116,13 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     for method, path, handler in routes:
         app.add_api_route(path, handler, methods=[method], response_model=None, responses=ERRORS)
     app.add_api_route("/v1/responses/compact", responses.compact, methods=["POST"], include_in_schema=False)
-    webpage = Webpage()
-    for path, page in (("/", webpage.index), ("/dashboard/{name}", webpage.file)):
+    dashboard, reference = Webpage("dashboard"), Webpage("reference")
+    for path, page in (
+        ("/", dashboard.index),
+        ("/dashboard/{name}", dashboard.file),
+        ("/docs", reference.index),
+        ("/docs/{name}", reference.file),
+    ):
         app.add_api_route(path, page, methods=["GET", "HEAD"], response_model=None, include_in_schema=False)
     # Those who only look whether somebody is there.
     for path, handler in (("/health", operation.health), ("/ready", operation.ready)):
