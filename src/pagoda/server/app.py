@@ -25,6 +25,7 @@ from pagoda.server.gate import Gate
 from pagoda.server.kv import Kv
 from pagoda.server.openai.chat import ChatCompletions
 from pagoda.server.openai.completions import Completions
+from pagoda.server.openai.embeddings import Embeddings
 from pagoda.server.openai.responses import Responses
 from pagoda.server.operation import Operation
 from pagoda.server.service import Service
@@ -92,6 +93,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     routes = (
         ("POST", "/v1/completions", Completions(service, texts).create),
         ("POST", "/v1/chat/completions", ChatCompletions(service, conversations, texts).create),
+        ("POST", "/v1/embeddings", Embeddings(service).create),
         ("POST", "/v1/responses", responses.create),
         ("GET", "/v1/responses/{response_id}", responses.retrieve),
         ("DELETE", "/v1/responses/{response_id}", responses.delete),

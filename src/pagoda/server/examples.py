@@ -11,6 +11,7 @@ HELLO = [{"role": "user", "content": "Where is the harbour?"}]
 EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "/v1/completions": {"model": "", "prompt": "The sea was calm and", "max_tokens": 8},
     "/v1/chat/completions": {"model": "", "messages": HELLO, "max_tokens": 8},
+    "/v1/embeddings": {"model": "", "input": ["The sea was calm.", "A storm came up."]},
     "/v1/responses": {"model": "", "input": "Where is the harbour?", "max_output_tokens": 8},
     "/v1/messages": {"model": "", "messages": HELLO, "max_tokens": 8},
     "/v1/messages/count_tokens": {"model": "", "messages": HELLO},

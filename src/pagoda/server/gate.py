@@ -137,6 +137,7 @@ def _log(scope: Scope, request_id: str, status: int, seconds: float) -> None:
     tenant, answer, reason = state.get("tenant"), state.get("answer"), state.get("refusal")
     if tenant is not None and tenant.name:
         fields["tenant"] = tenant.name
+    fields |= state.get("counts", {})
     if answer is not None:
         fields |= _counts(answer)
         reason = reason or answer.error

@@ -170,7 +170,7 @@ class Service:
         if known is not None:
             return known
         try:
-            return await self._compiling.compile(form, tenant.name, origin.until_gone, self._seconds_left(origin))
+            return await self._compiling.compile(form, tenant.name, origin.until_gone, self.seconds_left(origin))
         except PagodaError as error:
             raise refused(error, param) from error
 
@@ -202,7 +202,7 @@ class Service:
         """Hand a call to the engine. Raises HttpError, before anything has happened, if it is not accepted."""
         assert self._outbox is not None, "start() was not called"
         self.check_room(call.origin.tenant, call.param, len(call.works), call.num_samples)
-        seconds = self._seconds_left(call.origin)
+        seconds = self.seconds_left(call.origin)
         requests = [self._request(call, index, work) for index, work in enumerate(call.works)]
         answer = Answer(requests, cancel=lambda: self._cancel(requests), on_end=self._ended)
         try:
@@ -271,7 +271,7 @@ class Service:
             Collector(request, tokenizer, on_chunk=put) if call.streams else Collector(request, tokenizer, on_end=put)
         )
 
-    def _seconds_left(self, origin: Origin) -> float | None:
+    def seconds_left(self, origin: Origin) -> float | None:
         """Until the answer is of no use any more, None if it always is. Raises HttpError 504."""
         limits = (origin.timeout_seconds, self.options.request_timeout_seconds)
         limit = min((each for each in limits if each is not None), default=None)
