@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pagoda.server.forms import call_form, json_form, left_out
 from pagoda.structured.source import MAX_SOURCE_LENGTH
 from server.running import MODEL, Running
 
@@ -165,3 +166,9 @@ def test_what_is_not_enforced_is_told_once(server: Running, caplog: pytest.LogCa
     for _ in range(3):
         written(server, "/v1/chat/completions", {**CHAT, "guided_json": schema})
     assert [each for each in caplog.messages if "Unimplemented" in each] == ['json: Unimplemented keys: ["not"].']
+
+
+def test_what_is_left_out_of_a_form_can_be_told() -> None:
+    tools = [{"type": "function", "function": {"name": name, "parameters": UNHELD}} for name in ("f", "g")]
+    assert left_out(json_form(UNHELD)) == left_out(call_form(tools, None)) == left_out(call_form(tools, "g")) == ["not"]
+    assert left_out(json_form(COLOURS)) == left_out(json_form(None)) == left_out(None) == []

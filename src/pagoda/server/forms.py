@@ -31,6 +31,11 @@ def json_form(schema: Mapping[str, Any] | None, strict_param: str | None = None)
     return StructuredOutputs(json=dict(schema))
 
 
+def left_out(form: StructuredOutputs | None) -> list[str]:
+    """The keywords of the form's schema that the output is not held to."""
+    return [] if form is None else unenforced(form.json)
+
+
 def call_form(tools: Sequence[Mapping[str, Any]], name: str | None) -> StructuredOutputs:
     """A call of the tool `name`, or of any; `tools` are in the words of chat templates."""
     functions = [tool["function"] for tool in tools if name in (None, tool["function"]["name"])]

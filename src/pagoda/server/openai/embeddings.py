@@ -11,6 +11,7 @@ from base64 import b64encode
 from collections import Counter, defaultdict
 from collections.abc import Coroutine
 from functools import partial
+from time import monotonic
 from typing import Any, Literal
 
 import torch
@@ -28,7 +29,7 @@ from pagoda.server.wire import json_response, origin_of
 
 MOST_INPUTS = 2048  # as OpenAI has it
 MOST_WAITING = 32  # calls of one tenant
-PIECE_TOKENS = 128  # always, since rounding depends on it
+PIECE_TOKENS = 64  # always, since rounding depends on it
 NOTHING = SamplingParams(max_tokens=0)
 
 
@@ -135,7 +136,10 @@ class Embeddings:
             embedding = await self._between_steps(partial(embedder.begin, token_ids, pooling))
             vector: torch.Tensor | None = None
             while vector is None:
+                started = monotonic()
                 vector = await self._between_steps(partial(embedding.advance, PIECE_TOKENS))
+                if self._service.in_flight:  # requests that run have as much time again
+                    await asyncio.sleep(monotonic() - started)
         if not torch.isfinite(vector).all():
             raise HttpError(500, "The model gave NaN or infinity for a text.", code="engine_error")
         return vector

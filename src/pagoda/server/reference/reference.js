@@ -21,7 +21,7 @@ function typeOf(schema) {
     return [element("a", { href: `#${anchor("schema", name)}`, text: shownName(name) })];
   }
   const choices = schema.anyOf ?? schema.oneOf;
-  if (choices !== undefined) return choices.flatMap((each, index) => (index ? [" or ", ...typeOf(each)] : typeOf(each)));
+  if (choices !== undefined) return choices.flatMap((each, index) => [...(index ? [" or "] : []), ...typeOf(each)]);
   if (schema.const !== undefined) return [JSON.stringify(schema.const)];
   if (schema.enum !== undefined) return [schema.enum.map((each) => JSON.stringify(each)).join(" or ")];
   if (schema.type === "array") return ["list of ", ...(schema.items ? typeOf(schema.items) : ["anything"])];
@@ -62,7 +62,8 @@ function curl(method, path, example) {
 }
 
 function routeOf(method, path, operation, schemas) {
-  const title = element("h3", { id: anchor(method, path) }, element("span", { class: "method", text: method.toUpperCase() }), path);
+  const label = element("span", { class: "method", text: method.toUpperCase() });
+  const title = element("h3", { id: anchor(method, path) }, label, path);
   const made = element("section", {}, title, element("p", { text: operation.description ?? "" }));
   const body = operation.requestBody?.content?.[JSON_KIND];
   if (body !== undefined) {
@@ -90,7 +91,8 @@ function show(described) {
   }
   for (const [name, schema] of Object.entries(schemas)) {
     const title = element("h3", { id: anchor("schema", name), text: shownName(name) });
-    byId("schemas").append(element("section", {}, title, element("p", { text: schema.description ?? "" }), fieldsOf(schema)));
+    const about = element("p", { text: schema.description ?? "" });
+    byId("schemas").append(element("section", {}, title, about, fieldsOf(schema)));
   }
   if (location.hash) byId(location.hash.slice(1))?.scrollIntoView();
 }
