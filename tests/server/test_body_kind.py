@@ -54,7 +54,13 @@ def test_a_compressed_body_is_refused_in_words(server: Running, path: str, encod
     headers = {"content-type": "application/json", "content-encoding": encoding}
     answer = server.post(path, content=gzip.compress(BODY), headers=headers)
     assert answer.status_code == 415
-    assert f"content-encoding {encoding}" in answer.json()["error"]["message"]
+    assert f"compressed ({encoding})" in answer.json()["error"]["message"]
+
+
+def test_a_compressed_body_is_known_by_its_looks_too(server: Running) -> None:
+    for headers in ({"content-type": "application/json"}, {}):
+        answer = server.post("/v1/completions", content=gzip.compress(BODY), headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_encoding")
 
 
 def test_a_body_that_is_as_it_is_may_say_so(server: Running) -> None:

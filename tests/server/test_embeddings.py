@@ -13,6 +13,7 @@ import torch
 
 from pagoda import LLM
 from pagoda.engine import embedding
+from pagoda.server.openai import embeddings
 from server.running import MODEL, MOST_SECONDS, Running, pages_in_use, running, wait_until
 
 TEXTS = ["The sea was calm.", "A storm came up in the night, and the ship was lost."]
@@ -116,3 +117,12 @@ def test_a_deadline_ends_it(llm: LLM) -> None:
         answer = server.post("/v1/embeddings", {"model": MODEL, "input": [TEXTS[1] * 50] * 400}, headers=headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
         assert server.post("/v1/embeddings", {"model": MODEL, "input": "a"}).status_code == 200
+
+
+def test_calls_do_not_gather_without_end(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "MOST_WAITING", 1)
+    long = [TEXTS[1] * 50] * 20
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda _: server.post("/v1/embeddings", {"model": MODEL, "input": long}), range(4)))
+    assert {answer.status_code for answer in answers} == {200, 429}
+    assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 429)

@@ -172,3 +172,12 @@ def test_what_is_left_out_of_a_form_can_be_told() -> None:
     tools = [{"type": "function", "function": {"name": name, "parameters": UNHELD}} for name in ("f", "g")]
     assert left_out(json_form(UNHELD)) == left_out(call_form(tools, None)) == left_out(call_form(tools, "g")) == ["not"]
     assert left_out(json_form(COLOURS)) == left_out(json_form(None)) == left_out(None) == []
+
+
+def test_a_strict_tool_is_none_of_the_others(server: Running) -> None:
+    tools = [
+        {"type": "function", "function": {"name": "f", "parameters": COLOURS, "strict": True}},
+        {"type": "function", "function": {"name": "g", "parameters": UNHELD}},
+    ]
+    answer = server.post("/v1/chat/completions", {**CHAT, "tools": tools, "tool_choice": "required"})
+    assert answer.status_code == 200, answer.text

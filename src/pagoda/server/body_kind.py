@@ -10,16 +10,19 @@ from collections.abc import Mapping
 
 from pagoda.errors import HttpError
 
+GZIP = b"\x1f\x8b"
 OF_BROWSERS = ("origin", "sec-fetch-site", "referer")
 
 
 def check_kind(headers: Mapping[str, str], content: bytes) -> None:
     """Raises HttpError 415 for what is no JSON text as it stands."""
-    encoding = headers.get("content-encoding", "identity")
-    if encoding.strip().lower() not in ("", "identity"):
+    encoding = headers.get("content-encoding", "").strip().lower()
+    if content.startswith(GZIP):
+        encoding = encoding or "gzip"
+    if encoding not in ("", "identity"):
         raise HttpError(
             415,
-            f"The body has content-encoding {encoding}, which is not read; send it as it is, without that header.",
+            f"The body is compressed ({encoding}), which is not read; send it as it is, without content-encoding.",
             param="content-encoding",
             code="unsupported_encoding",
         )

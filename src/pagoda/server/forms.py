@@ -14,7 +14,7 @@ ANY_OBJECT = {"type": "object"}
 
 
 def json_form(schema: Mapping[str, Any] | None, strict_param: str | None = None) -> StructuredOutputs:
-    """JSON of a schema, or any object. What of a schema cannot be enforced (`unenforced` names it) is left out.
+    """JSON of a schema, or any object. What of a schema cannot be enforced is left out (see `left_out`).
 
     Raises HttpError for a schema that has such, if the field `strict_param` says that it is strict.
     """
@@ -22,12 +22,7 @@ def json_form(schema: Mapping[str, Any] | None, strict_param: str | None = None)
         return StructuredOutputs(json_object=True)
     if strict_param is None:
         return StructuredOutputs(json=lenient(schema))
-    if names := unenforced(schema):
-        raise HttpError(
-            400,
-            f"A strict schema has {', '.join(names)}, which cannot be enforced; leave that out, or leave strict out.",
-            param=strict_param,
-        )
+    _check_strict(schema, strict_param)
     return StructuredOutputs(json=dict(schema))
 
 
@@ -39,8 +34,10 @@ def left_out(form: StructuredOutputs | None) -> list[str]:
 def call_form(tools: Sequence[Mapping[str, Any]], name: str | None) -> StructuredOutputs:
     """A call of the tool `name`, or of any; `tools` are in the words of chat templates."""
     functions = [tool["function"] for tool in tools if name in (None, tool["function"]["name"])]
-    is_strict = any(function.get("strict") for function in functions)
-    return json_form(call_schema(functions), "tools" if is_strict else None)
+    for function in functions:
+        if function.get("strict"):
+            _check_strict(function.get("parameters"), "tools")
+    return json_form(call_schema(functions))
 
 
 def check_choice(tools: Sequence[str], name: str | None) -> None:
@@ -49,6 +46,16 @@ def check_choice(tools: Sequence[str], name: str | None) -> None:
         raise HttpError(400, "tool_choice needs tools.", param="tool_choice")
     if name is not None and name not in tools:
         raise HttpError(400, f"tool_choice names no tool; there are: {', '.join(tools)}.", param="tool_choice")
+
+
+def _check_strict(schema: Mapping[str, Any] | None, param: str) -> None:
+    """Raises HttpError for what cannot be enforced."""
+    if names := unenforced(schema):
+        raise HttpError(
+            400,
+            f"A strict schema has {', '.join(names)}, which cannot be enforced; leave that out, or leave strict out.",
+            param=param,
+        )
 
 
 def call_schema(functions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
