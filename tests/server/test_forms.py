@@ -92,6 +92,7 @@ def test_any_object_is_a_form_of_a_completion(server: Running) -> None:
         ({"structured_outputs": {"json": COLOURS, "regex": "a"}}, "structured_outputs"),
         ({"structured_outputs": {}}, "structured_outputs"),
         ({"structured_outputs": {"json": "{"}}, "structured_outputs"),
+        ({"structured_outputs": {"json": {"not": {}}}}, "structured_outputs"),
         ({"structured_outputs": {"regex": "("}}, "structured_outputs"),
         ({"guided_json": "3"}, "guided_json"),
         ({"guided_regex": "("}, "guided_regex"),

@@ -80,6 +80,7 @@ SEALED = {"type": "object", "properties": {"a": WHOLE}, "unevaluatedProperties":
         (PATTERN, [{}, {"x_a": 1, "x_b": 2}], [{"y": 1}, {"x_a": "x"}]),
         (DEPENDENT, [{}, {"b": 1}, {"a": 1, "b": 1}], [{"a": 1}]),
         (SEALED, [{}, {"a": 1}], [{"b": 1}]),
+        ({"type": "object", "properties": {"a": {"not": {}}, "b": WHOLE}}, [{}, {"b": 1}], [{"a": 1}]),
         ({"type": "array", "items": WHOLE, "uniqueItems": False}, [[1, 1]], [["x"]]),
         ({"type": "object", "properties": {"not": WHOLE, "if": TEXT}}, [{"not": 1, "if": "x"}], [{"not": "x"}]),
         ({"enum": [{"not": 1}, {"format": "x"}]}, [{"not": 1}, {"format": "x"}], [{}]),

@@ -66,6 +66,8 @@ def enforceable(schema: Any) -> Any:
     if not isinstance(schema, Mapping):
         return schema
     found = {name: _within(name, value, enforceable) for name, value in schema.items() if name not in NOTHING}
+    if found.get("not") in ({}, True):  # as some libraries say "never"
+        return False
     if isinstance(found.get("format"), str) and found["format"] not in FORMATS:
         del found["format"]
     if found.get("uniqueItems") is False:
