@@ -65,6 +65,7 @@ class Origin:
     """Who calls, how long the answer is of use, and the headers that say to which trace it belongs.
 
     The request came at `arrival`, on the monotonic clock. `until_gone` returns when the client closes the connection.
+    `on_answer` is told of what is answered, for the log.
     """
 
     tenant: Tenant
@@ -72,6 +73,7 @@ class Origin:
     headers: Mapping[str, str] = field(default_factory=dict)
     arrival: float = field(default_factory=monotonic)
     until_gone: Callable[[], Awaitable[None]] = _for_ever
+    on_answer: Callable[[Answer], None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -156,19 +158,19 @@ class Service:
         Raises HttpError if that cannot be had, which the field `form_param` asks for, else the tools.
         """
         form, param = params.structured_outputs or read.form, form_param if params.structured_outputs else "tools"
-        constraint = await self._constraint(form, param, origin) if form else None
+        constraint = await self.constraint(form, param, origin) if form else None
         least = self.options.min_cacheable_tokens
         breakpoints = tuple(each for each in read.breakpoints if each.num_tokens >= least)
         return Work(read.prompt, params, constraint, breakpoints, read.scope)
 
-    async def _constraint(self, form: StructuredOutputs, param: str, origin: Origin) -> Constraint | None:
+    async def constraint(self, form: StructuredOutputs, param: str, origin: Origin) -> Constraint | None:
         """What holds an output to `form`; one that is known already waits for no other."""
         tenant = origin.tenant
         known = await self.read(partial(self.llm.grammars.find, tenant=tenant.name), form, param, tenant)
         if known is not None:
             return known
         try:
-            return await self._compiling.compile(form, tenant.name, origin.until_gone, self._seconds_left(origin))
+            return await self._compiling.compile(form, tenant.name, origin.until_gone, self.seconds_left(origin))
         except PagodaError as error:
             raise refused(error, param) from error
 
@@ -200,7 +202,7 @@ class Service:
         """Hand a call to the engine. Raises HttpError, before anything has happened, if it is not accepted."""
         assert self._outbox is not None, "start() was not called"
         self.check_room(call.origin.tenant, call.param, len(call.works), call.num_samples)
-        seconds = self._seconds_left(call.origin)
+        seconds = self.seconds_left(call.origin)
         requests = [self._request(call, index, work) for index, work in enumerate(call.works)]
         answer = Answer(requests, cancel=lambda: self._cancel(requests), on_end=self._ended)
         try:
@@ -208,6 +210,7 @@ class Service:
         except PagodaError as error:
             raise refused(error) from error
         self._answers[answer] = call
+        call.origin.on_answer(answer)
         self._set_deadline(answer, seconds)
         return answer
 
@@ -268,7 +271,7 @@ class Service:
             Collector(request, tokenizer, on_chunk=put) if call.streams else Collector(request, tokenizer, on_end=put)
         )
 
-    def _seconds_left(self, origin: Origin) -> float | None:
+    def seconds_left(self, origin: Origin) -> float | None:
         """Until the answer is of no use any more, None if it always is. Raises HttpError 504."""
         limits = (origin.timeout_seconds, self.options.request_timeout_seconds)
         limit = min((each for each in limits if each is not None), default=None)

@@ -14,6 +14,7 @@ from typing import Any
 from pagoda.sampling_params import StructuredOutputs
 from pagoda.server.forms import ANY_OBJECT, call_schema
 from pagoda.server.tools import ToolFormat
+from pagoda.structured.schema import enforceable
 from pagoda.structured.source import WHITESPACE
 
 
@@ -27,7 +28,7 @@ def strict_form(
     functions = [tool["function"] for tool in tools]
     known = [each if each["name"] in strict else {**each, "parameters": ANY_OBJECT} for each in functions]
     schema = {**call_schema(known), "x-guidance": {"whitespace_pattern": WHITESPACE}}
-    return StructuredOutputs(grammar=_grammar(format, json.dumps(schema), tokenizer.added_tokens_decoder))
+    return StructuredOutputs(grammar=_grammar(format, json.dumps(enforceable(schema)), tokenizer.added_tokens_decoder))
 
 
 def _grammar(format: ToolFormat, schema: str, added_tokens: Mapping[int, Any]) -> str:

@@ -18,13 +18,13 @@ from pagoda.server.anthropic.writer import LateError, MessageEvents, MessageShap
 from pagoda.server.asked import Asked
 from pagoda.server.conversation import Conversation, ConversationReader
 from pagoda.server.fingerprint import Fingerprint, History, Section, missed_tokens
-from pagoda.server.forms import call_form, check_choice, json_form
+from pagoda.server.forms import call_form, check_choice, json_form, left_out
 from pagoda.server.record import Record
 from pagoda.server.sampling import checked
 from pagoda.server.service import Call, Service, new_id
 from pagoda.server.tools import Pieces, new_parser
 from pagoda.server.transcripts import Scope
-from pagoda.server.wire import json_response, origin_of, request_id_of, scope_of, tenant_of
+from pagoda.server.wire import ignore, json_response, origin_of, request_id_of, scope_of, tenant_of
 
 REASONS = {
     Section.MODEL: "model_changed",
@@ -51,6 +51,7 @@ class Messages:
         service.check_room(origin.tenant, "messages")
         scope = scope_of(request, body.cache_salt)
         asked = await service.read(partial(self._read, scope=scope), body, "messages", origin.tenant)
+        ignore(request, left_out(asked.params.structured_outputs))
         parser = None
         if body.tools and (body.tool_choice is None or body.tool_choice.type != "none"):
             template = self._conversations.template(asked.conversation)
