@@ -20,6 +20,7 @@ from pagoda.server.anthropic.messages import Messages
 from pagoda.server.body_route import body_route
 from pagoda.server.conversation import ConversationReader
 from pagoda.server.errors import error_response, invalid_field, refused
+from pagoda.server.failures import Failures
 from pagoda.server.gate import Gate
 from pagoda.server.kv import Kv
 from pagoda.server.openai.chat import ChatCompletions
@@ -55,7 +56,7 @@ def create_app(service: Service) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # they would load scripts from elsewhere
         redoc_url=None,
-        middleware=[Middleware(Gate, service=service)],
+        middleware=[Middleware(Failures, service=service), Middleware(Gate, service=service)],
         exception_handlers={
             HttpError: _on_pagoda_error,
             PagodaError: _on_pagoda_error,
