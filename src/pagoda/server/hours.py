@@ -72,7 +72,7 @@ class Track:
         sample = Sample(
             time=now,
             seconds=seconds,
-            tokens_per_second=(num_tokens - self._num_tokens_before) / seconds,
+            tokens_per_second=max(num_tokens - self._num_tokens_before, 0) / seconds,
             requests_per_second=self._num_ended / seconds,
             waiting=waiting,
             running=len(in_flight) - waiting,
