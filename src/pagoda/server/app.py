@@ -21,6 +21,7 @@ from pagoda.server.body_route import body_route
 from pagoda.server.conversation import ConversationReader
 from pagoda.server.errors import error_response, invalid_field, refused
 from pagoda.server.examples import add_examples
+from pagoda.server.failures import Failures
 from pagoda.server.gate import Gate
 from pagoda.server.kv import Kv
 from pagoda.server.openai.chat import ChatCompletions
@@ -58,7 +59,7 @@ def create_app(service: Service) -> FastAPI:
         docs_url=None,  # they would load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,  # to whatever name the header Host has
-        middleware=[Middleware(Gate, service=service)],
+        middleware=[Middleware(Failures, service=service), Middleware(Gate, service=service)],
         exception_handlers={
             HttpError: _on_pagoda_error,
             PagodaError: _on_pagoda_error,

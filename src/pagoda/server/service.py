@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import monotonic, time
@@ -28,7 +28,8 @@ from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server.answer import Answer, Outbox
 from pagoda.server.compiling import Compiling
 from pagoda.server.conversation import ReadConversation
-from pagoda.server.errors import refused
+from pagoda.server.errors import CLIENT_GONE, failed, refused
+from pagoda.server.hours import Hours
 from pagoda.server.metrics import Metrics
 from pagoda.server.options import ServerOptions
 from pagoda.server.quotas import Quotas, check_limit
@@ -114,6 +115,8 @@ class Service:
         self._answers: dict[Answer, Call] = {}
         self._deadlines: dict[Answer, asyncio.TimerHandle] = {}
         self.recent = Recent()
+        self.hours = Hours()
+        self._sampling: asyncio.Task[None] | None = None
         self.transcripts = None if llm.tokenizer is None else Transcripts(llm.tokenizer, llm.engine.model.eos_token_ids)
         self._compiling = Compiling(llm.grammars)
         # Beside each other tokenizers of two languages would change each other's.
@@ -126,9 +129,12 @@ class Service:
         """On the event loop that handlers run on."""
         self._outbox = Outbox(asyncio.get_running_loop(), self.options.stream_interval_seconds)
         self._stop_observing = self.llm.loop.observe(self._outbox.flush)
+        self._sampling = asyncio.create_task(self.hours.run(self._requests_in_flight))
 
     def stop(self) -> None:
         self._stop_observing()
+        if self._sampling is not None:
+            self._sampling.cancel()
         for name in self.reader.close():
             logger.warning("What tenant %r sent is still being read; the server ends without it.", name)
         self._compiling.close()
@@ -198,6 +204,12 @@ class Service:
         check_limit(tenant, num_samples, sum(other.num_samples for other in mine), param, retry_after)
         self._quotas.check_queue(tenant, num_prompts, self._waiting_by_tenant(), param, retry_after)
 
+    def count_error(self, tenant: str | None, status: int) -> None:
+        """A request was refused or failed; None if nobody knows whose it was."""
+        self.metrics.count_error(status)
+        if status != CLIENT_GONE:
+            self.hours.add_error(tenant)
+
     def submit(self, call: Call) -> Answer:
         """Hand a call to the engine. Raises HttpError, before anything has happened, if it is not accepted."""
         assert self._outbox is not None, "start() was not called"
@@ -227,12 +239,15 @@ class Service:
         for answer in list(self._answers):
             answer.fail(HttpError(503, "The server is shutting down and the time to finish has passed.", code="cut"))
 
+    def _requests_in_flight(self) -> Iterator[tuple[str, Request]]:
+        """With their tenants."""
+        for answer, call in self._answers.items():
+            for request in answer.requests:
+                yield call.origin.tenant.name, request
+
     def _waiting_by_tenant(self) -> Counter[str]:
         return Counter(
-            request.tenant
-            for answer in self._answers
-            for request in answer.requests
-            if request.metrics.first_scheduled is None
+            tenant for tenant, request in self._requests_in_flight() if request.metrics.first_scheduled is None
         )
 
     def _retry_after(self) -> int:
@@ -299,6 +314,9 @@ class Service:
             self.metrics.count(answer)
             self._remember(call, answer)
             self.recent.add(call.origin.tenant.name, answer.requests)
+            self.hours.add(call.origin.tenant.name, answer.requests)
+            if call.streams and answer.error is not None:  # others' statuses say it
+                self.count_error(call.origin.tenant.name, failed(answer.error).status)
             for request in answer.requests:
                 self.on_end(request, call.origin.headers)
 
