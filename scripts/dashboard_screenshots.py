@@ -22,7 +22,7 @@ from playwright.sync_api import Page, sync_playwright
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 MODEL = "pagoda-tiny"
-SECONDS = 45
+SECONDS = 240  # so that the last hours have something to show
 RULES = "You are the librarian of a small town by the sea. Answer kindly and briefly; name the book and its shelf. " * 4
 HOUSE = "The room was a pleasant one, at the top of the house, overlooking the sea, on which the moon was shining. " * 5
 SUBJECTS = ("sea stories", "maps of the coast", "a book of birds", "songs", "old letters")
@@ -39,8 +39,8 @@ class Traffic:
 
     def __enter__(self) -> Traffic:
         self._post("/v1/kv/pin", {"messages": [{"role": "system", "content": RULES}], "ttl_seconds": 1800})
-        self._post("/v1/kv/pin", {"prompt": HOUSE, "ttl_seconds": 240})
-        self._post("/v1/kv/pin", {"prompt": "A list of all ships that left the harbour. " * 12, "ttl_seconds": 120})
+        self._post("/v1/kv/pin", {"prompt": HOUSE, "ttl_seconds": 900})
+        self._post("/v1/kv/pin", {"prompt": "A list of all ships that left the harbour. " * 12, "ttl_seconds": 420})
         for thread in self._threads:
             thread.start()
         return self
@@ -78,6 +78,7 @@ def talk(page: Page) -> None:
     """Two turns in the playground, and an open branch of the tree."""
     page.click("#playground summary")
     page.fill("#chat-temperature", "0.4")
+    page.fill("#chat-tokens", "64")
     page.click("#playground summary")
     for turn, question in enumerate(TURNS):
         page.fill("#chat-message", question)

@@ -207,13 +207,16 @@ def test_a_tenant_has_a_limited_number_of_leases(cache, monkeypatch):
     assert [lease(cache, range(n)).granted for n in (4, 8, 12, 8)] == [True, True, False, True]
 
 
-def test_leases_are_told(cache, clock):
+def test_leases_are_told(cache, clock, monkeypatch):
     store(cache, range(6))
     lease(cache, range(6), ttl=10)
     clock.now = 3
     info = cache.leases()[0]
     assert (info.tenant, info.num_tokens, info.nbytes, info.ttl_seconds) == ("", 6, 2 * PAGE_NBYTES, 10)
     assert (info.expires_in_seconds, info.age_seconds) == (7, 3)
+    assert info.first_tokens == tuple(range(6))
+    monkeypatch.setattr(module, "SHOWN_TOKENS", 4)
+    assert cache.leases()[0].first_tokens == tuple(range(4))
 
 
 def test_broken_counts_of_leases_are_noticed(cache):

@@ -207,3 +207,13 @@ def test_who_does_not_read_is_left(impatient: Running, monkeypatch: pytest.Monke
         wait_until(lambda: impatient.service.in_flight)
         impatient.wait_until_idle()
         assert b"[DONE]" not in client.receive()
+
+
+@pytest.mark.parametrize("lines", [(), ("Host: localhost", "Host: localhost"), ("X-Host: localhost",)])
+@pytest.mark.parametrize("path", ["/", "/v1/models", "/nowhere"])
+def test_a_request_names_its_host_once(server: Running, path: str, lines: tuple[str, ...]) -> None:
+    with Client(server.url) as client:
+        client.send("\r\n".join([f"GET {path} HTTP/1.1", *lines, "", ""]).encode())
+        answer = client.receive()
+    assert status(answer) == 400
+    assert b"the header Host" in answer

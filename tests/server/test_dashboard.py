@@ -1,4 +1,4 @@
-"""The files of the dashboard over HTTP; what they do in a browser is in test_dashboard_browser.py."""
+"""The files of the dashboard over HTTP; what they do in a browser is in the folder dashboard."""
 
 from __future__ import annotations
 

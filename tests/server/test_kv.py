@@ -77,6 +77,8 @@ def test_a_pin_computes_and_keeps(server: Running) -> None:
     lease = server.get("/v1/kv/status").json()["leases"][0]
     assert 0 < lease["expires_in_seconds"] <= 60
     assert lease["tokens"] == pinned["tokens"]
+    assert STORY.startswith(lease["text"])
+    assert len(lease["text"]) > 40
     usage = server.post("/v1/completions", SHORT).json()["usage"]
     assert usage["prompt_tokens_details"]["cached_tokens"] == pinned["tokens"] - 1
     messages = [{"role": "user", "content": STORY}]

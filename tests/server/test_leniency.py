@@ -14,6 +14,7 @@ QUESTION = {"role": "user", "content": "Where is the harbour?"}
 CHAT = {"model": MODEL, "max_tokens": 2, "messages": [QUESTION]}
 RESPONSE = {"model": MODEL, "max_output_tokens": 2, "input": "Where is the harbour?"}
 FUNCTION = {"name": "weather", "parameters": {"type": "object"}}
+LOOSE = {"type": "object", "not": {"required": ["x"]}}
 LONG = "You are the keeper of a lighthouse, and know the sea. " * 30
 
 
@@ -198,3 +199,21 @@ def test_names_are_bounded_and_logged_once(caplog: pytest.LogCaptureFixture) -> 
         log.tell(("colour",))
         log.tell(("colour", "shape"))
     assert [record.args for record in caplog.records] == [("'colour'",), ("'shape'",)]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (
+            "/v1/chat/completions",
+            CHAT | {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": LOOSE}}},
+        ),
+        ("/v1/completions", {"model": MODEL, "prompt": "a", "max_tokens": 2, "guided_json": LOOSE}),
+        ("/v1/messages", CHAT | {"output_config": {"format": {"type": "json_schema", "schema": LOOSE}}}),
+        ("/v1/responses", RESPONSE | {"text": {"format": {"type": "json_schema", "name": "x", "schema": LOOSE}}}),
+    ],
+)
+def test_what_of_a_schema_is_not_enforced_is_named(server: Running, path: str, body: dict) -> None:
+    answer = server.post(path, body)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers[HEADER] == "not"

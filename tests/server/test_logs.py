@@ -99,3 +99,51 @@ def test_a_failure_has_the_id_that_the_log_has(
     assert answer.status_code == 500
     assert f"Request {request_id} failed" in caplog.messages
     assert server.post(path, body, headers={"x-request-id": "mine"}).headers[header] == "mine"
+
+
+def fields_of(caplog: pytest.LogCaptureFixture, path: str) -> dict:
+    """Of the line of the only request to `path`, which is written after the answer."""
+    deadline = time.monotonic() + MOST_SECONDS
+    while time.monotonic() < deadline:
+        found = [each.fields for each in caplog.records if getattr(each, "fields", {}).get("path") == path]
+        if found:
+            return found[0]
+        time.sleep(0.005)
+    raise AssertionError("nothing was logged")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+def test_a_line_counts_tokens(server: Running, caplog: pytest.LogCaptureFixture, path: str, stream: bool) -> None:
+    body = {"model": MODEL, "messages": HELLO, "max_tokens": 3, "temperature": 0}
+    server.post(path, body)
+    caplog.set_level(logging.INFO, "pagoda.access")
+    assert server.post(path, {**body, "stream": stream}).status_code == 200
+    fields = fields_of(caplog, path)
+    assert fields["prompt_tokens"] > fields["cached_tokens"] > 0
+    assert 0 < fields["generated_tokens"] <= 3
+    assert "reason" not in fields
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "reason"),
+    [
+        ("/v1/chat/completions", {"model": MODEL, "messages": HELLO, "max_tokens": "x"}, "max_tokens: "),
+        ("/v1/messages", {"model": "other", "messages": HELLO, "max_tokens": 1}, "The model 'other' is not served"),
+        ("/nowhere", {}, "There is nothing at /nowhere."),
+    ],
+)
+def test_a_refusal_says_why(
+    server: Running, caplog: pytest.LogCaptureFixture, path: str, body: dict, reason: str
+) -> None:
+    caplog.set_level(logging.INFO, "pagoda.access")
+    server.post(path, body)
+    fields = fields_of(caplog, path)
+    assert fields["reason"].startswith(reason)
+    assert "prompt_tokens" not in fields
+
+
+def test_a_refusal_at_the_gate_says_why(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "pagoda.access")
+    server.get("/v1/models", headers={"origin": "https://evil.example"})
+    assert "--allowed-origins" in fields_of(caplog, "/v1/models")["reason"]

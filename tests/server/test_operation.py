@@ -357,3 +357,20 @@ def test_slow_readers_get_every_token_once(server: Running) -> None:
                 if len(text) < 200:
                     time.sleep(0.02)
     assert text == whole
+
+
+@pytest.mark.parametrize("path", ["/v1/completions/", "/v1/chat/completions/", "/health/", "/v1/kv/status/", "/docs/"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_slash_leads_nowhere_else(llm: LLM, path: str, method: str) -> None:
+    """A redirect would go to whatever name the request came under."""
+    with running(llm, api_key=("key",)) as server:
+        headers = {"host": "evil.example", "x-api-key": "key"}
+        answer = httpx2.request(method, server.url + path, headers=headers, follow_redirects=False)
+    assert answer.status_code == 404
+    assert "location" not in answer.headers
+
+
+def test_somebody_who_only_looks_is_answered(server: Running) -> None:
+    for path in ("/", "/health", "/ready"):
+        answer = httpx2.head(server.url + path)
+        assert (answer.status_code, answer.content) == (200, b"")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,9 @@ def test_a_chat_template_is_read_once(tmp_path: Path) -> None:
 def test_a_key_that_no_header_can_have_is_refused(key: str) -> None:
     with pytest.raises(ConfigError, match="API key"):
         ServerOptions(api_key=(key,))
+
+
+@pytest.mark.parametrize("origin", ["chat.example", "https://chat.example/", "https://Chat.example", "https://", ""])
+def test_an_origin_is_as_browsers_send_it(origin: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(repr(origin))):
+        ServerOptions(allowed_origins=(origin,))

@@ -18,10 +18,11 @@ from pagoda.cache.accounts import Account
 from pagoda.cache.base import CacheGroup, resumable
 from pagoda.cache.coverage import Coverage, CoverPlan, Prefix
 from pagoda.cache.namespace import Namespace
-from pagoda.cache.radix import TOKEN_NBYTES, common_tokens
+from pagoda.cache.radix import TOKEN_NBYTES, common_tokens, key_tokens
 
 MOST_LEASES = 1024  # of one tenant: each costs memory of its own, and time at every hit
 SPARE_ENTRIES = 64
+SHOWN_TOKENS = 24
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,13 @@ class LeaseResult:
 
 @dataclass(frozen=True)
 class LeaseInfo:
-    """A live lease, for people who look. `nbytes` counts pages that other leases keep as well."""
+    """A live lease, for people who look. `nbytes` counts pages that other leases keep as well.
+
+    `first_tokens` are the first `SHOWN_TOKENS` of what it keeps.
+    """
 
     tenant: str
+    first_tokens: tuple[int, ...]
     num_tokens: int
     nbytes: int
     expires_in_seconds: float
@@ -164,6 +169,7 @@ class Leases:
         return [
             LeaseInfo(
                 tenant=lease.namespace.tenant,
+                first_tokens=tuple(key_tokens(lease.prefix.key[: SHOWN_TOKENS * TOKEN_NBYTES])),
                 num_tokens=lease.prefix.num_tokens,
                 nbytes=self._nbytes([coverage.num_pages for coverage in lease.coverages]),
                 expires_in_seconds=lease.expires_at - now,

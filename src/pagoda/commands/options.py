@@ -131,6 +131,12 @@ SERVER_OPTIONS = (
     ),
     _option("tenants", "a TOML file of API keys and what each may have", type=Path, metavar="FILE"),
     _option("allow_no_api_key", "let other machines in without a key", action="store_true"),
+    _option(
+        "allowed_origins",
+        "web pages that may call beside those of this machine, as https://chat.example; * is any",
+        nargs="+",
+        metavar="ORIGIN",
+    ),
     _option("chat_template", "a Jinja file that replaces the tokenizer's chat template", type=Path, metavar="FILE"),
     _option(
         "strict_fields",

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from pagoda.errors import UnsupportedModelError
 from pagoda.kernels.base import AttentionRule
 from pagoda.layouts.latent import LATENT_FAMILIES
 from pagoda.layouts.spec import CacheSpec
@@ -151,6 +152,21 @@ class Model:
                 logits_to_keep=0 if all_rows else logit_rows,  # 0 is Hugging Face's word for all
             )
         return output.logits[0].float()  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def hidden_states(self, token_ids: torch.Tensor, positions: torch.Tensor, step: PagedStep) -> torch.Tensor:
+        """What the last layer and the norm behind it make of each token, fp32 [rows, width]; as `forward` otherwise.
+
+        Not for models with an encoder.
+        """
+        body = self.network.base_model
+        if body is self.network:
+            raise UnsupportedModelError(f"A {self.config.model_type} model does not tell its hidden states.")
+        with in_flight(step):
+            output = body(
+                input_ids=token_ids[None], position_ids=(positions + self._position_offset)[None], use_cache=False
+            )
+        return output[0][0].float()  # type: ignore[no-any-return]
 
 
 def _leave_alone(network: Any) -> None:

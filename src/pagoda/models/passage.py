@@ -81,17 +81,26 @@ class Passage:
             ]
         )
 
+    @torch.inference_mode()
+    def hidden_states(self, token_ids: torch.Tensor, num_before: int) -> torch.Tensor:
+        """fp32 [tokens, width] of tokens behind `num_before` others, which were computed before."""
+        step, positions = self._step(len(token_ids), num_before, PagedStep)
+        return self._model.hidden_states(token_ids, positions, step)
+
     def _run(
         self, token_ids: torch.Tensor, num_before: int, rows: torch.Tensor, make_step: type[Step]
     ) -> tuple[torch.Tensor, Step]:
         """Tokens behind `num_before` others."""
-        count = len(token_ids)
+        step, positions = self._step(len(token_ids), num_before, make_step)
+        return self._model.forward(token_ids, positions, rows, step).float(), step
+
+    def _step(self, count: int, num_before: int, make_step: type[Step]) -> tuple[Step, torch.Tensor]:
+        """For `count` tokens behind `num_before` others, and their positions."""
         length = num_before + count
         views = (_view(-(-length // self._page_tokens), length, count),) * len(self._model.spec.groups)
         states = None if self._states is None else StepStates(self._states, _view(1, length, count), [()])
         step = make_step(self._kernels, self._sites, views, states)
-        positions = torch.arange(self._position + num_before, self._position + length)
-        return self._model.forward(token_ids, positions, rows, step).float(), step
+        return step, torch.arange(self._position + num_before, self._position + length)
 
 
 def _view(num_pages: int, length: int, num_new: int) -> GroupView:

@@ -16,7 +16,7 @@ from time import monotonic
 from pagoda.engine.request import Request
 from pagoda.errors import HttpError
 from pagoda.outputs import RequestOutput, StreamChunk
-from pagoda.server.errors import failed
+from pagoda.server.errors import CLIENT_GONE, failed
 
 MOST_TOKENS_AT_ONCE = 256
 QUIET_SECONDS = 2.0  # after which whoever reads an answer is told that there is nothing new
@@ -67,7 +67,7 @@ class Answer:
     def cancel(self) -> None:
         """Nobody wants the rest."""
         if not self.has_ended:
-            self.fail(HttpError(499, "The client has gone.", code="client_gone"))
+            self.fail(HttpError(CLIENT_GONE, "The client has gone.", code="client_gone"))
 
     async def __aiter__(self) -> AsyncIterator[list[tuple[int, StreamChunk]]]:
         """Raises HttpError if a request fails; what came before is given first."""

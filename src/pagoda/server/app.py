@@ -20,10 +20,13 @@ from pagoda.server.anthropic.messages import Messages
 from pagoda.server.body_route import body_route
 from pagoda.server.conversation import ConversationReader
 from pagoda.server.errors import error_response, invalid_field, refused
+from pagoda.server.examples import add_examples
+from pagoda.server.failures import Failures
 from pagoda.server.gate import Gate
 from pagoda.server.kv import Kv
 from pagoda.server.openai.chat import ChatCompletions
 from pagoda.server.openai.completions import Completions
+from pagoda.server.openai.embeddings import Embeddings
 from pagoda.server.openai.responses import Responses
 from pagoda.server.operation import Operation
 from pagoda.server.service import Service
@@ -55,7 +58,8 @@ def create_app(service: Service) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # they would load scripts from elsewhere
         redoc_url=None,
-        middleware=[Middleware(Gate, service=service)],
+        redirect_slashes=False,  # to whatever name the header Host has
+        middleware=[Middleware(Failures, service=service), Middleware(Gate, service=service)],
         exception_handlers={
             HttpError: _on_pagoda_error,
             PagodaError: _on_pagoda_error,
@@ -67,6 +71,7 @@ def create_app(service: Service) -> FastAPI:
     app.router.route_class = body_route(service.reader, service.options.strict_fields)
     _add_routes(app, service)
     _name_models(app, service.names)
+    add_examples(app.openapi(), service.names[0])
     if not service.options.strict_fields:
         _allow_more_fields(app)
     return app
@@ -97,6 +102,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     routes = (
         ("POST", "/v1/completions", Completions(service, texts).create),
         ("POST", "/v1/chat/completions", ChatCompletions(service, conversations, texts).create),
+        ("POST", "/v1/embeddings", Embeddings(service).create),
         ("POST", "/v1/responses", responses.create),
         ("GET", "/v1/responses/{response_id}", responses.retrieve),
         ("DELETE", "/v1/responses/{response_id}", responses.delete),
@@ -121,8 +127,13 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     for method, path, handler in routes:
         app.add_api_route(path, handler, methods=[method], response_model=None, responses=ERRORS)
     app.add_api_route("/v1/responses/compact", responses.compact, methods=["POST"], include_in_schema=False)
-    webpage = Webpage()
-    for path, page in (("/", webpage.index), ("/dashboard/{name}", webpage.file)):
+    dashboard, reference = Webpage("dashboard"), Webpage("reference")
+    for path, page in (
+        ("/", dashboard.index),
+        ("/dashboard/{name}", dashboard.file),
+        ("/docs", reference.index),
+        ("/docs/{name}", reference.file),
+    ):
         app.add_api_route(path, page, methods=["GET", "HEAD"], response_model=None, include_in_schema=False)
     # Those who only look whether somebody is there.
     for path, handler in (("/health", operation.health), ("/ready", operation.ready)):
@@ -131,12 +142,12 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
 async def _on_pagoda_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PagodaError)
-    return error_response(request.url.path, refused(error), request_id_of(request))
+    return _refusal(request, refused(error))
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return error_response(request.url.path, invalid_field(error.errors(), error.body), request_id_of(request))
+    return _refusal(request, invalid_field(error.errors(), error.body))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -146,11 +157,18 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         message = f"There is nothing at {request.url.path}."
     elif error.status_code == 405:
         message = f"{request.method} is not possible at {request.url.path}."
-    return error_response(request.url.path, HttpError(error.status_code, message), request_id_of(request))
+    return _refusal(request, HttpError(error.status_code, message))
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
+    """Answered around the gate, which adds nothing to it."""
     logger.error("Request %s failed", request_id_of(request), exc_info=error)
-    return error_response(
-        request.url.path, HttpError(500, "The server failed; its log says why."), request_id_of(request)
-    )
+    response = _refusal(request, HttpError(500, "The server failed; its log says why."))
+    response.headers.update(request.state.shared_headers)
+    return response
+
+
+def _refusal(request: Request, error: HttpError) -> Response:
+    """The log line of the request has the reason too."""
+    request.state.refusal = error.message
+    return error_response(request.url.path, error, request_id_of(request))

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from pagoda.errors import HttpError
+from pagoda.server.body_kind import check_kind
 from pagoda.server.json_shape import check_shape
 from pagoda.server.leniency import HEADER, IgnoredLog, Leniency
 from pagoda.server.reader import Reader
@@ -26,6 +27,7 @@ from pagoda.server.wire import tenant_of
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
+JSON_KIND = (b"content-type", b"application/json")
 SMALL_NBYTES = 64 << 10  # what takes some milliseconds at most
 MOST_PYTHON_NBYTES = 1 << 20  # read by Python's own reader, in which time no other thread moves
 
@@ -57,10 +59,11 @@ def body_route(reader: Reader, is_strict: bool) -> type[APIRoute]:
 
 
 class _ReadRequest(Request):
-    """A request whose body has been read: FastAPI finds the value, which it takes as it is."""
+    """A request whose body has been read: FastAPI finds the value, which it takes as it is, whatever it was called."""
 
     def __init__(self, request: Request, content: bytes, value: Any = None) -> None:
-        super().__init__(request.scope, request.receive)
+        headers = [JSON_KIND, *(each for each in request.scope["headers"] if each[0] != JSON_KIND[0])]
+        super().__init__({**request.scope, "headers": headers}, request.receive)
         self._content = content
         self._value = value
 
@@ -73,8 +76,9 @@ class _ReadRequest(Request):
 
 async def _read(reader: Reader, adapter: TypeAdapter[Any], request: Request, leniency: Leniency | None) -> Request:
     content = await _content(request)
-    if not content or not _is_json(request.headers.get("content-type", "")):
+    if not content:
         return _ReadRequest(request, content)  # FastAPI says what is missing
+    check_kind(request.headers, content)
     read = partial(_value, adapter, content, leniency)
     value = read() if len(content) <= SMALL_NBYTES else await reader.run(tenant_of(request).name, read)
     return _ReadRequest(request, b"as it was read", value)
@@ -86,11 +90,6 @@ async def _content(request: Request) -> bytes:
         return b"".join([piece async for piece in request.stream()])
     except ClientDisconnect as error:
         raise HttpError(499, "The client has gone.", code="client_gone") from error
-
-
-def _is_json(content_type: str) -> bool:
-    kind = content_type.partition(";")[0].strip().lower()
-    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 def _value(adapter: TypeAdapter[Any], content: bytes, leniency: Leniency | None) -> Any:
@@ -110,5 +109,8 @@ def _parsed(content: bytes) -> Any:
         if len(content) > MOST_PYTHON_NBYTES:
             return orjson.loads(content)
         return json.loads(content.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise HttpError(400, f"The body is not valid JSON at {where}: {error.msg}.") from error
     except (ValueError, RecursionError) as error:
         raise HttpError(400, f"The body is not valid JSON: {error}.") from error

@@ -106,6 +106,8 @@ class Connection(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self.parser.get_http_version() == "1.1" and [name for name, _ in self.headers].count(b"host") != 1:
+            raise HttpError(400, "HTTP/1.1 needs the header Host, once; send it.")
         self._coming.begin_body(self.loop.time())
         super().on_headers_complete()
         self._cycles.append(self.cycle)

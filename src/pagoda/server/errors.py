@@ -21,6 +21,7 @@ from pagoda.server.jsons import to_json
 MOST_CHARACTERS = 2000  # of a message or of a field's name: what is told has texts of the client's in it
 MOST_ERRORS = 100  # of one body, among which the first is looked for
 ANTHROPIC_PATHS = ("/v1/messages",)
+CLIENT_GONE = 499  # nobody is answered so; it tells who has hung up from what has failed
 
 ANTHROPIC_TYPES = {
     400: "invalid_request_error",

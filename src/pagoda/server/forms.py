@@ -8,6 +8,7 @@ from typing import Any
 
 from pagoda.errors import HttpError
 from pagoda.sampling_params import StructuredOutputs
+from pagoda.structured.schema import lenient, unenforced
 
 ANY_OBJECT = {"type": "object"}
 NOTHING: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -15,15 +16,31 @@ NOTHING: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalPro
 SAYS_NOTHING = frozenset({"type", "properties", "required", "title", "description", "$schema", "$defs"})
 
 
-def json_form(schema: Mapping[str, Any] | None) -> StructuredOutputs:
-    """JSON of a schema, or any object."""
-    return StructuredOutputs(json_object=True) if schema is None else StructuredOutputs(json=dict(schema))
+def json_form(schema: Mapping[str, Any] | None, strict_param: str | None = None) -> StructuredOutputs:
+    """JSON of a schema, or any object. What of a schema cannot be enforced is left out (see `left_out`).
+
+    Raises HttpError for a schema that has such, if the field `strict_param` says that it is strict.
+    """
+    if schema is None:
+        return StructuredOutputs(json_object=True)
+    if strict_param is None:
+        return StructuredOutputs(json=lenient(schema))
+    _check_strict(schema, strict_param)
+    return StructuredOutputs(json=dict(schema))
+
+
+def left_out(form: StructuredOutputs | None) -> list[str]:
+    """The keywords of the form's schema that the output is not held to."""
+    return [] if form is None else unenforced(form.json)
 
 
 def call_form(tools: Sequence[Mapping[str, Any]], name: str | None) -> StructuredOutputs:
     """A call of the tool `name`, or of any; `tools` are in the words of chat templates."""
     functions = [tool["function"] for tool in tools if name in (None, tool["function"]["name"])]
-    return StructuredOutputs(json=call_schema(functions))
+    for function in functions:
+        if function.get("strict"):
+            _check_strict(function.get("parameters"), "tools")
+    return json_form(call_schema(functions))
 
 
 def check_choice(tools: Sequence[str], name: str | None) -> None:
@@ -32,6 +49,16 @@ def check_choice(tools: Sequence[str], name: str | None) -> None:
         raise HttpError(400, "tool_choice needs tools.", param="tool_choice")
     if name is not None and name not in tools:
         raise HttpError(400, f"tool_choice names no tool; there are: {', '.join(tools)}.", param="tool_choice")
+
+
+def _check_strict(schema: Mapping[str, Any] | None, param: str) -> None:
+    """Raises HttpError for what cannot be enforced."""
+    if names := unenforced(schema):
+        raise HttpError(
+            400,
+            f"A strict schema has {', '.join(names)}, which cannot be enforced; leave that out, or leave strict out.",
+            param=param,
+        )
 
 
 def call_schema(functions: Sequence[Mapping[str, Any]], place: str = "#") -> dict[str, Any]:

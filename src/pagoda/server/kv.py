@@ -11,7 +11,7 @@ import asyncio
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import blake2b
 from time import monotonic, time
 from typing import Annotated, Any, TypeVar
@@ -47,6 +47,7 @@ SECONDS_BETWEEN_EVENTS = 0.5
 MOST_SHOWN_PAGES = 20_000
 MOST_BRANCHES = 1000
 SHOWN_TOKENS = 48
+MOST_TEXTS = 2048
 
 
 class PinBody(Body):
@@ -66,6 +67,7 @@ class Kv:
     def __init__(self, service: Service, conversations: ConversationReader) -> None:
         self._service = service
         self._conversations = conversations
+        self._text = lru_cache(MOST_TEXTS)(self._decoded)  # leases are told of twice a second, and seldom new
 
     async def status(self, request: Request) -> Response:
         """Pages by group and state, hit rates, bytes, leases, requests in flight; of a tenant its own."""
@@ -111,8 +113,8 @@ class Kv:
         return StreamingResponse(self._events(tenant_of(request)), headers=sse.HEADERS, media_type="text/event-stream")
 
     async def _events(self, tenant: Tenant) -> AsyncIterator[bytes]:
-        number, num_ended, shown = 0, 0, [b""]
-        past = self._service.recent.of(_whose(tenant))
+        number, num_ended, num_samples, shown = 0, 0, 0, [b""]
+        past, hours = self._service.recent.of(_whose(tenant)), self._service.hours.of(_whose(tenant))
         while not self._service.is_draining:
             status = await self._status(tenant)
             pages = await self._pages() if self._sees_all(tenant) else []
@@ -122,7 +124,8 @@ class Kv:
             else:
                 status["changed_pages"] = [_changes(*pair) for pair in zip(shown, pages, strict=True)]
             status["recent"] = past.since(num_ended)
-            shown, num_ended = pages, past.num_ended
+            status["hours"] = hours.since(num_samples)
+            shown, num_ended, num_samples = pages, past.num_ended, hours.num_kept
             yield f"id: {number}\n".encode() + sse.named({"type": kind, "number": number, **status})
             number += 1
             await asyncio.sleep(SECONDS_BETWEEN_EVENTS)
@@ -143,7 +146,7 @@ class Kv:
             "format_loss": stats.format_loss,
             "constants": engine.fit.digest,
             "cache": _counts_of_all(stats) if sees_all else _counts_of(service.recent.of(tenant.name)),
-            "leases": [_lease(each) for each in sorted(own, key=lambda each: each.expires_in_seconds)],
+            "leases": [self._lease(each) for each in sorted(own, key=lambda each: each.expires_in_seconds)],
             "requests": self._requests(tenant),
         }
 
@@ -221,7 +224,6 @@ class Kv:
         ]
 
     def _shown_branch(self, branch: Branch) -> dict[str, Any]:
-        tokenizer = self._service.llm.tokenizer
         return {
             "id": blake2b(branch.first_key, digest_size=8).hexdigest(),
             "start": branch.start,
@@ -230,10 +232,27 @@ class Kv:
             "hits": branch.num_hits,
             "in_use": branch.num_in_use,
             "leased": branch.num_leased,
-            "text": None if tokenizer is None else decode(tokenizer, branch.first_tokens),
+            "text": self._decoded(tuple(branch.first_tokens)),
             "hidden": branch.num_hidden,
             "children": [self._shown_branch(child) for child in branch.children],
         }
+
+    def _lease(self, info: LeaseInfo) -> dict[str, Any]:
+        return {
+            "tenant": info.tenant,
+            "text": self._text(info.first_tokens),
+            "tokens": info.num_tokens,
+            "bytes": info.nbytes,
+            "expires_in_seconds": info.expires_in_seconds,
+            "age_seconds": info.age_seconds,
+            "ttl_seconds": info.ttl_seconds,
+            "hits": info.num_hits,
+        }
+
+    def _decoded(self, tokens: tuple[int, ...]) -> str | None:
+        """The beginning of a text, None if nobody can tell."""
+        tokenizer = self._service.llm.tokenizer
+        return None if tokenizer is None else decode(tokenizer, list(tokens))
 
     @property
     def _stride(self) -> int:
@@ -270,15 +289,3 @@ def _counts_of(past: Past) -> dict[str, Any]:
 def _changes(before: bytes, after: bytes) -> list[list[int]]:
     """Pages that are something else now, as (page, state)."""
     return [[page, new] for page, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
-
-
-def _lease(info: LeaseInfo) -> dict[str, Any]:
-    return {
-        "tenant": info.tenant,
-        "tokens": info.num_tokens,
-        "bytes": info.nbytes,
-        "expires_in_seconds": info.expires_in_seconds,
-        "age_seconds": info.age_seconds,
-        "ttl_seconds": info.ttl_seconds,
-        "hits": info.num_hits,
-    }

@@ -1,7 +1,7 @@
-"""What tells requests of this machine's own programs from those that web pages make.
+"""What tells requests to this machine's own name from those to another name that leads here.
 
-A page from elsewhere can have its own name lead to this machine (DNS rebinding), or post here from another origin: its
-requests come from this machine too, but the browser says in headers under which name, and for whom.
+A page from elsewhere can have its own name lead to this machine (DNS rebinding): its requests come from this machine
+too, and its browser takes the answers for its own, but says in a header under which name it asks.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from pagoda.errors import HttpError
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
 
-PLACE = r"(?P<host>\[[0-9a-f:.]+\]|[^\s:/@\[\]]+)(:\d*)?"
-HOST = re.compile(PLACE, re.IGNORECASE)
-ORIGIN = re.compile(f"https?://{PLACE}", re.IGNORECASE)
+HOST = re.compile(r"(?P<host>\[[0-9a-f:.]+\]|[^\s:/@\[\]]+)(:\d*)?", re.IGNORECASE)
 
 
 def is_loopback(host: str) -> bool:
@@ -30,15 +28,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def check_names(headers: Headers) -> None:
-    """Raises HttpError 403 for a request to another name than this machine's, or from a page of another."""
-    for name, form in (("host", HOST), ("origin", ORIGIN)):
-        for value in headers.getlist(name):
-            found = form.fullmatch(value)
-            if found is None or not is_loopback(found["host"].strip("[]")):
-                raise HttpError(
-                    403,
-                    f"Without API keys only this machine is served, and the header {name} does not name it; "
-                    "ask for localhost or 127.0.0.1, or start the server with --api-key.",
-                    code="not_loopback",
-                )
+def check_host(headers: Headers) -> None:
+    """Raises HttpError 403 for a request to another name than this machine's."""
+    for value in headers.getlist("host"):
+        found = HOST.fullmatch(value)
+        if found is None or not is_loopback(found["host"].strip("[]")):
+            raise HttpError(
+                403,
+                "Without API keys only this machine is served, and the header host does not name it; "
+                "ask for localhost or 127.0.0.1, or start the server with --api-key.",
+                code="not_loopback",
+            )

@@ -73,6 +73,11 @@ class Metrics:
         )
         self._preemptions = self._counter("num_preemptions", "Requests sent back to wait for want of pages.")
         self._successes = self._counter("request_success", "Requests that ended, by reason.", "finished_reason")
+        self._errors = self._counter(
+            "request_errors",
+            "Requests that were refused or failed, by HTTP status; 499 is a client that left.",
+            "status",
+        )
         self._ttft = self._histogram("time_to_first_token_seconds", "From arrival to the first token.", LATENCY_BUCKETS)
         self._inter_token = self._histogram("inter_token_latency_seconds", "Between two tokens.", TOKEN_BUCKETS)
         self._e2e = self._histogram("e2e_request_latency_seconds", "From arrival to the last token.", LATENCY_BUCKETS)
@@ -89,6 +94,10 @@ class Metrics:
         """An answer has ended."""
         for request in answer.requests:
             self._count(request, failed=answer.error is not None)
+
+    def count_error(self, status: int) -> None:
+        """A request was refused or failed."""
+        self._of(self._errors, str(status)).inc()
 
     def render(self, stats: CacheStats, running: int, waiting: int) -> bytes:
         """All of it, in Prometheus' text format."""

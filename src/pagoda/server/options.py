@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from pagoda.errors import ConfigError
 from pagoda.server.loopback import is_loopback
 
 LOG_FORMATS = ("text", "json")
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/A-Z]+")
 POSITIVE = (
     "max_queued_requests",
     "max_body_bytes",
@@ -29,6 +31,7 @@ class ServerOptions:
     api_key: keys that are served; with none, only this machine is, unless `allow_no_api_key`.
     admin_api_key: keys of admins, who may also reset the cache; without any, and without tenants, every key is one.
     tenants: a TOML file that maps keys to tenants.
+    allowed_origins: web pages that may call beside those of this machine, as https://chat.example; "*" is any.
     max_queued_requests: beyond so many waiting ones, the answer is 429.
     max_body_bytes: longer bodies are refused; 8 MiB are the text of a million tokens and more.
     max_connections: so many are open at once, fewer if descriptors are short; beyond that idle ones are closed.
@@ -55,6 +58,7 @@ class ServerOptions:
     admin_api_key: tuple[str, ...] = ()
     tenants: Path | None = None
     allow_no_api_key: bool = False
+    allowed_origins: tuple[str, ...] = ()
     max_queued_requests: int = 1024
     max_body_bytes: int = 8 << 20
     max_connections: int = 2048
@@ -96,11 +100,20 @@ class ServerOptions:
             raise ConfigError("kv_events_replay_endpoint needs kv_events_endpoint.")
         if not all(key and key.isascii() for key in (*self.api_key, *self.admin_api_key)):
             raise ConfigError("An API key is empty or not ASCII, as headers are; leave it out or give another.")
+        self._check_origins()
         if not (self.has_keys or self.allow_no_api_key or is_loopback(self.host)):
             raise ConfigError(
                 f"host is {self.host}, where other machines can reach the server, and there is no API key; give "
                 "--api-key or --tenants, or say --allow-no-api-key."
             )
+
+    def _check_origins(self) -> None:
+        for origin in self.allowed_origins:
+            if origin != "*" and not ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"allowed_origins has {origin!r}; give what browsers send, such as https://chat.example or "
+                    "http://10.0.0.7:3000, in small letters and without a path, or *."
+                )
 
     @cached_property
     def chat_template_text(self) -> str | None:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import monotonic, time
@@ -28,7 +28,8 @@ from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server.answer import Answer, Outbox
 from pagoda.server.compiling import Compiling
 from pagoda.server.conversation import ReadConversation
-from pagoda.server.errors import refused
+from pagoda.server.errors import CLIENT_GONE, failed, refused
+from pagoda.server.hours import Hours
 from pagoda.server.metrics import Metrics
 from pagoda.server.options import ServerOptions
 from pagoda.server.quotas import Quotas, check_limit
@@ -69,6 +70,7 @@ class Origin:
     """Who calls, how long the answer is of use, and the headers that say to which trace it belongs.
 
     The request came at `arrival`, on the monotonic clock. `until_gone` returns when the client closes the connection.
+    `on_answer` is told of what is answered, for the log.
     """
 
     tenant: Tenant
@@ -76,6 +78,7 @@ class Origin:
     headers: Mapping[str, str] = field(default_factory=dict)
     arrival: float = field(default_factory=monotonic)
     until_gone: Callable[[], Awaitable[None]] = _for_ever
+    on_answer: Callable[[Answer], None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,8 @@ class Service:
         self._answers: dict[Answer, Call] = {}
         self._deadlines: dict[Answer, asyncio.TimerHandle] = {}
         self.recent = Recent()
+        self.hours = Hours()
+        self._sampling: asyncio.Task[None] | None = None
         self.transcripts = None if llm.tokenizer is None else Transcripts(llm.tokenizer, llm.engine.model.eos_token_ids)
         self._compiling = Compiling(llm.grammars)
         # Beside each other tokenizers of two languages would change each other's.
@@ -128,9 +133,12 @@ class Service:
         """On the event loop that handlers run on."""
         self._outbox = Outbox(asyncio.get_running_loop(), self.options.stream_interval_seconds)
         self._stop_observing = self.llm.loop.observe(self._outbox.flush)
+        self._sampling = asyncio.create_task(self.hours.run(self._requests_in_flight))
 
     def stop(self) -> None:
         self._stop_observing()
+        if self._sampling is not None:
+            self._sampling.cancel()
         for name in self.reader.close():
             logger.warning("What tenant %r sent is still being read; the server ends without it.", name)
         self._compiling.close()
@@ -160,19 +168,19 @@ class Service:
         Raises HttpError if that cannot be had, which the field `form_param` asks for, else the tools.
         """
         form, param = params.structured_outputs or read.form, form_param if params.structured_outputs else "tools"
-        constraint = await self._constraint(form, param, origin) if form else None
+        constraint = await self.constraint(form, param, origin) if form else None
         least = self.options.min_cacheable_tokens
         breakpoints = tuple(each for each in read.breakpoints if each.num_tokens >= least)
         return Work(read.prompt, params, constraint, breakpoints, read.scope, read.style.shown_tokens)
 
-    async def _constraint(self, form: StructuredOutputs, param: str, origin: Origin) -> Constraint | None:
+    async def constraint(self, form: StructuredOutputs, param: str, origin: Origin) -> Constraint | None:
         """What holds an output to `form`; one that is known already waits for no other."""
         tenant = origin.tenant
         known = await self.read(partial(self.llm.grammars.find, tenant=tenant.name), form, param, tenant)
         if known is not None:
             return known
         try:
-            return await self._compiling.compile(form, tenant.name, origin.until_gone, self._seconds_left(origin))
+            return await self._compiling.compile(form, tenant.name, origin.until_gone, self.seconds_left(origin))
         except PagodaError as error:
             raise refused(error, param) from error
 
@@ -200,11 +208,17 @@ class Service:
         check_limit(tenant, num_samples, sum(other.num_samples for other in mine), param, retry_after)
         self._quotas.check_queue(tenant, num_prompts, self._waiting_by_tenant(), param, retry_after)
 
+    def count_error(self, tenant: str | None, status: int) -> None:
+        """A request was refused or failed; None if nobody knows whose it was."""
+        self.metrics.count_error(status)
+        if status != CLIENT_GONE:
+            self.hours.add_error(tenant)
+
     def submit(self, call: Call) -> Answer:
         """Hand a call to the engine. Raises HttpError, before anything has happened, if it is not accepted."""
         assert self._outbox is not None, "start() was not called"
         self.check_room(call.origin.tenant, call.param, len(call.works), call.num_samples)
-        seconds = self._seconds_left(call.origin)
+        seconds = self.seconds_left(call.origin)
         requests = [self._request(call, index, work) for index, work in enumerate(call.works)]
         answer = Answer(requests, cancel=lambda: self._cancel(requests), on_end=self._ended)
         try:
@@ -212,6 +226,7 @@ class Service:
         except PagodaError as error:
             raise refused(error) from error
         self._answers[answer] = call
+        call.origin.on_answer(answer)
         self._set_deadline(answer, seconds)
         return answer
 
@@ -228,12 +243,15 @@ class Service:
         for answer in list(self._answers):
             answer.fail(HttpError(503, "The server is shutting down and the time to finish has passed.", code="cut"))
 
+    def _requests_in_flight(self) -> Iterator[tuple[str, Request]]:
+        """With their tenants."""
+        for answer, call in self._answers.items():
+            for request in answer.requests:
+                yield call.origin.tenant.name, request
+
     def _waiting_by_tenant(self) -> Counter[str]:
         return Counter(
-            request.tenant
-            for answer in self._answers
-            for request in answer.requests
-            if request.metrics.first_scheduled is None
+            tenant for tenant, request in self._requests_in_flight() if request.metrics.first_scheduled is None
         )
 
     def _retry_after(self) -> int:
@@ -272,7 +290,7 @@ class Service:
             return Collector(request, tokenizer, on_chunk=put, shown=shown)
         return Collector(request, tokenizer, on_end=put, shown=shown)
 
-    def _seconds_left(self, origin: Origin) -> float | None:
+    def seconds_left(self, origin: Origin) -> float | None:
         """Until the answer is of no use any more, None if it always is. Raises HttpError 504."""
         limits = (origin.timeout_seconds, self.options.request_timeout_seconds)
         limit = min((each for each in limits if each is not None), default=None)
@@ -300,6 +318,9 @@ class Service:
             self.metrics.count(answer)
             self._remember(call, answer)
             self.recent.add(call.origin.tenant.name, answer.requests)
+            self.hours.add(call.origin.tenant.name, answer.requests)
+            if call.streams and answer.error is not None:  # others' statuses say it
+                self.count_error(call.origin.tenant.name, failed(answer.error).status)
             for request in answer.requests:
                 self.on_end(request, call.origin.headers)
 

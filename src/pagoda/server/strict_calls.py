@@ -16,6 +16,7 @@ from pagoda.server.forms import ANY_OBJECT, call_schema, parameters_of
 from pagoda.server.replies.dialects import Dialect
 from pagoda.server.replies.shapes import CallShape, Slot, Words
 from pagoda.server.replies.tools import kinds_of
+from pagoda.structured.schema import enforceable
 from pagoda.structured.source import WHITESPACE
 
 TERMINALS = {Slot.GAP: "GAP", Slot.NUMBER: "NUMBER", Slot.ID: "ID"}
@@ -145,7 +146,7 @@ class _Grammar:
     def _json(self, schema: Any) -> str:
         name = f"json{len(self._rules)}"
         spaced = {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}} if isinstance(schema, Mapping) else schema
-        self._rules.append(f"{name}: %json {json.dumps(spaced)}")
+        self._rules.append(f"{name}: %json {json.dumps(enforceable(spaced))}")
         return name
 
     def _sequence(self, words: Words, slots: Mapping[Slot, str]) -> str:

@@ -1,4 +1,4 @@
-"""The dashboard's files, as they are in the package: a fixed list, so that no path leads anywhere else."""
+"""The files of a page, as they are in the package: a fixed list, so that no path leads anywhere else."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-FOLDER = Path(__file__).parent / "dashboard"
 INDEX = "index.html"
 MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -39,12 +38,11 @@ class _File:
 
 
 class Webpage:
-    """The handlers of `/` and `/dashboard/`; the data on the page comes from `/v1/kv`."""
+    """The handlers of the page in `folder`, beside this file; its data comes from elsewhere in the API."""
 
-    def __init__(self) -> None:
-        self._files = {
-            path.name: _read(path) for path in sorted(FOLDER.iterdir()) if path.suffix in MEDIA_TYPES and path.is_file()
-        }
+    def __init__(self, folder: str) -> None:
+        paths = sorted((Path(__file__).parent / folder).iterdir())
+        self._files = {path.name: _read(path) for path in paths if path.suffix in MEDIA_TYPES and path.is_file()}
 
     async def index(self, request: Request) -> Response:
         """The page itself."""

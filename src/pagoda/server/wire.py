@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from starlette.responses import Response
 
 from pagoda.errors import HttpError
 from pagoda.server.jsons import to_json
+from pagoda.server.leniency import Leniency
 from pagoda.server.service import Origin
 from pagoda.server.tenants import Tenant
 from pagoda.server.transcripts import Scope
@@ -39,8 +41,16 @@ def request_id_of(request: Request) -> str:
 
 def origin_of(request: Request) -> Origin:
     """Who asks, and how. Raises HttpError for nonsense."""
-    gone = partial(until_gone, request)
-    return Origin(tenant_of(request), _timeout_of(request), request.headers, request.state.started, gone)
+    gone, note = partial(until_gone, request), partial(setattr, request.state, "answer")
+    return Origin(tenant_of(request), _timeout_of(request), request.headers, request.state.started, gone, note)
+
+
+def ignore(request: Request, names: Iterable[str]) -> None:
+    """Let the answer's header name what of a request has no effect; a strict server has no such header."""
+    leniency: Leniency | None = request.state.leniency
+    if leniency is not None:
+        for name in names:
+            leniency.leave_out(name)
 
 
 async def until_gone(request: Request) -> None:

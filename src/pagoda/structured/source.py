@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from pagoda.errors import StructuredOutputError
 from pagoda.sampling_params import StructuredOutputs
+from pagoda.structured.schema import enforceable
 
 # Many agents' tools together have less; what is longer costs more to send around than it is worth.
 MAX_SOURCE_LENGTH = 256 << 10
@@ -43,15 +44,23 @@ def _text(wanted: StructuredOutputs) -> str:
     return wanted.regex or wanted.grammar or '{"type": "object"}'
 
 
-def _schema(given: Any) -> str:
+def read_schema(given: Any) -> dict[str, Any]:
+    """Raises StructuredOutputError for what is no JSON object, nor the text of one."""
     try:
         schema = json.loads(given) if isinstance(given, str) else dict(given)
-        text = json.dumps(schema)
     except (TypeError, ValueError, RecursionError) as error:
         raise StructuredOutputError(f"json is not a JSON schema: {error}.") from error
     if not isinstance(schema, dict):
         raise StructuredOutputError("json is not a JSON schema: give an object.")
-    return text
+    return schema
+
+
+def _schema(given: Any) -> str:
+    schema = read_schema(given)
+    try:
+        return json.dumps(enforceable(schema))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise StructuredOutputError(f"json is not a JSON schema: {error}.") from error
 
 
 def one_line(message: str) -> str:

@@ -18,14 +18,14 @@ from pagoda.server.anthropic.writer import LateError, MessageEvents, MessageShap
 from pagoda.server.asked import Asked
 from pagoda.server.conversation import Conversation, ConversationReader
 from pagoda.server.fingerprint import Fingerprint, History, Section, missed_tokens
-from pagoda.server.forms import call_form, check_choice, json_form
+from pagoda.server.forms import call_form, check_choice, json_form, left_out
 from pagoda.server.record import Record
 from pagoda.server.replies.pieces import Thought, ToolCall
 from pagoda.server.replies.reader import ReplyReader, Terms, read_sample
 from pagoda.server.sampling import checked
 from pagoda.server.service import Call, Service, new_id
 from pagoda.server.transcripts import Scope
-from pagoda.server.wire import json_response, origin_of, request_id_of, scope_of, tenant_of
+from pagoda.server.wire import ignore, json_response, origin_of, request_id_of, scope_of, tenant_of
 
 REASONS = {
     Section.MODEL: "model_changed",
@@ -52,6 +52,7 @@ class Messages:
         service.check_room(origin.tenant, "messages")
         scope = scope_of(request, body.cache_salt)
         asked = await service.read(partial(self._read, scope=scope), body, "messages", origin.tenant)
+        ignore(request, left_out(asked.params.structured_outputs))
         terms = _terms(body, asked)
         form_param = "tools" if _must_call(body) else "output_config"
         call = Call(

@@ -1,10 +1,12 @@
-// Charts of values by time of day: a dot for each request, a line for the last 20 together.
+// Charts of the last requests by time of day: a dot for each, a line for the last 20 together.
 
 import { byId, element, setAttribute, setText } from "./dom.js";
 import { History, medians, share, trailing } from "./history.js";
-import { clockTime } from "./words.js";
+import { Plot } from "./plot.js";
+import { linear, logarithmic } from "./scale.js";
+import { clockTime, compact } from "./words.js";
 
-const MARGIN = { left: 46, right: 10, top: 8, bottom: 18 };
+const LEFT = 46;
 const LEAST_SECONDS = 60;
 const MOST_SECONDS = 900;
 const short = (value) => value.toFixed(value < 10 ? 1 : 0);
@@ -13,13 +15,13 @@ export class Charts {
   #history = new History();
   #now = 0;
   #charts = [
-    new Chart("Time to first token", "ms", { format: short, tick: String, summary: "median" }),
-    new Chart("Decoding", "tokens/s", { format: short, tick: String, summary: "median" }),
+    new Chart("Time to first token", "ms", { format: short, tick: compact, summary: "median", scale: logarithmic }),
+    new Chart("Decoding", "tokens/s", { format: short, tick: compact, summary: "median", scale: logarithmic }),
     new Chart("Cached part of prompts", "%", {
       format: (value) => short(100 * value),
       tick: (value) => String(100 * value),
       summary: "together",
-      most: 1,
+      scale: () => linear(1),
     }),
   ];
 
@@ -55,15 +57,17 @@ export class Charts {
 class Chart {
   #canvas = element("canvas", { role: "img" });
   #latest = element("span", { class: "latest" });
+  #plot = new Plot(this.#canvas, LEFT);
   #title;
   #unit;
   #options;
 
   constructor(title, unit, options) {
     this.#title = title;
-    this.#unit = unit;
     this.#options = options;
-    const heading = element("h3", {}, title, element("small", { text: ` ${unit}, by time of day` }), this.#latest);
+    this.#unit = options.scale === logarithmic ? `${unit}, logarithmic` : unit;
+    const heading = element("h3", {}, element("span", {}, title, element("small", { text: ` ${this.#unit}` })));
+    heading.append(this.#latest);
     this.root = element("article", { class: "chart" }, heading, element("div", {}, this.#canvas));
   }
 
@@ -71,17 +75,10 @@ class Chart {
     const seen = (point) => point.time >= times.first;
     const [dots, trend] = [points.filter(seen), line.filter(seen)];
     this.#describe(dots, trend);
-    const box = this.#canvas.parentElement;
-    const [width, height] = [box.clientWidth, box.clientHeight];
-    if (!width || !height) return;
-    const context = fresh(this.#canvas, width, height);
-    const ticks = ticksUpTo(this.#options.most ?? Math.max(...dots.map((point) => point.value), 0));
-    const [wide, high] = [width - MARGIN.left - MARGIN.right, height - MARGIN.top - MARGIN.bottom];
-    const x = (time) => MARGIN.left + (wide * (time - times.first)) / (times.last - times.first);
-    const y = (value) => MARGIN.top + high * (1 - value / ticks.at(-1));
-    drawAxes(context, { width, height, ticks, times, x, y, tick: this.#options.tick });
-    drawDots(context, dots, x, y);
-    drawLine(context, trend, x, y);
+    const scale = this.#options.scale(dots.map((point) => point.value), this.#plot.mostTicks);
+    if (!this.#plot.begin({ times, scale, tick: this.#options.tick, clock: clockTime })) return;
+    this.#plot.dots(dots, (point) => (point.isFilled ? "--hit" : "--miss"));
+    this.#plot.line(trend);
   }
 
   #describe(dots, trend) {
@@ -91,69 +88,4 @@ class Chart {
     setText(this.#latest, values);
     setAttribute(this.#canvas, "aria-label", `${this.#title} in ${this.#unit}: ${values}`);
   }
-}
-
-const property = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
-
-/** The context of a canvas of so many CSS pixels, empty. Its size is only set anew when it has changed. */
-function fresh(canvas, width, height) {
-  const ratio = devicePixelRatio;
-  const [wide, high] = [Math.round(width * ratio), Math.round(height * ratio)];
-  if (canvas.width !== wide || canvas.height !== high) Object.assign(canvas, { width: wide, height: high });
-  const context = canvas.getContext("2d");
-  context.setTransform(ratio, 0, 0, ratio, 0, 0);
-  context.clearRect(0, 0, width, height);
-  context.font = `11px ${getComputedStyle(canvas).fontFamily}`;
-  return context;
-}
-
-/** 0 and round numbers, up to one that is not below `most`. */
-function ticksUpTo(most) {
-  if (!(most > 0)) return [0, 1];
-  const power = 10 ** Math.floor(Math.log10(most / 2));
-  const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((each) => each * 2 >= most * 0.999) ?? most;
-  const ticks = [0, step];
-  while (ticks.at(-1) < most * 0.999) ticks.push(step * ticks.length);
-  return ticks.map((tick) => Number(tick.toPrecision(6)));
-}
-
-function drawAxes(context, { width, height, ticks, times, x, y, tick }) {
-  context.strokeStyle = property("--line");
-  context.fillStyle = property("--muted");
-  context.lineWidth = 1;
-  context.textAlign = "right";
-  context.textBaseline = "middle";
-  for (const value of ticks) {
-    const at = Math.round(y(value)) + 0.5;
-    context.beginPath();
-    context.moveTo(MARGIN.left, at);
-    context.lineTo(width - MARGIN.right, at);
-    context.stroke();
-    context.fillText(tick(value), MARGIN.left - 6, at);
-  }
-  context.textBaseline = "alphabetic";
-  const labels = [[times.first, "left"], [(times.first + times.last) / 2, "center"], [times.last, "right"]];
-  for (const [time, align] of labels) {
-    context.textAlign = align;
-    context.fillText(clockTime(time), x(time), height - 4);
-  }
-}
-
-function drawDots(context, points, x, y) {
-  context.lineWidth = 1.25;
-  for (const point of points) {
-    context.beginPath();
-    context.arc(x(point.time), y(point.value), 2.5, 0, 2 * Math.PI);
-    context.fillStyle = context.strokeStyle = property(point.isHit ? "--hit" : "--miss");
-    if (point.isHit) context.fill();
-    else context.stroke();
-  }
-}
-
-function drawLine(context, points, x, y) {
-  context.strokeStyle = property("--text");
-  context.lineWidth = 1.5;
-  context.beginPath();
-  for (const point of points) context.lineTo(x(point.time), y(point.value));
-  context.stroke();
 }

@@ -1,10 +1,11 @@
-// Texts that begin alike, cut to where they part: pages end anywhere, so siblings often share their first words.
+// Texts that begin alike, without what they share: pages end anywhere, so siblings often share their first words.
 
-const LEAST_CUT = 16;
+const LEAST_LEFT_OUT = 16;
 const LEAST_SHOWN = 24;
+const BEGINNING = 16;
 
-/** Each of `texts` from where no other is like it any more. */
-export function distinct(texts) {
+/** Each of `texts` from where no other is like it any more; before that its beginning, if nothing above it says that. */
+export function distinct(texts, { withBeginning }) {
   const sorted = [...texts].sort();
   // What a text shares with any other, it shares with a neighbour in order.
   const shared = new Map();
@@ -14,7 +15,7 @@ export function distinct(texts) {
     shared.set(text, Math.max(shared.get(text) ?? 0, length));
     shared.set(next, Math.max(shared.get(next) ?? 0, length));
   });
-  return texts.map((text) => from(text, shared.get(text)));
+  return texts.map((text) => shortened(text, shared.get(text), withBeginning ? beginningOf(text) : ""));
 }
 
 function commonLength(first, second) {
@@ -23,8 +24,13 @@ function commonLength(first, second) {
   return length;
 }
 
-function from(text, start) {
-  const latest = Math.min(start, text.length - LEAST_SHOWN);
-  const cut = text.lastIndexOf(" ", latest) + 1;
-  return cut < LEAST_CUT ? text : `… ${text.slice(cut)}`;
+function beginningOf(text) {
+  const end = text.lastIndexOf(" ", BEGINNING);
+  return `${text.slice(0, end > 0 ? end : BEGINNING)} `;
+}
+
+function shortened(text, numShared, beginning) {
+  const latest = Math.min(numShared, text.length - LEAST_SHOWN);
+  const from = text.lastIndexOf(" ", latest) + 1;
+  return from - beginning.length < LEAST_LEFT_OUT ? text : `${beginning}… ${text.slice(from)}`;
 }

@@ -14,9 +14,9 @@ export class History {
     this.ended = [...before, ...event.recent].slice(-MOST_REMEMBERED);
   }
 
-  /** Points of one number of each request; those that were mostly cached are `isHit`. */
+  /** Points of one number of each request; those that were mostly cached are filled. */
   points(of) {
-    const points = this.ended.map((each) => ({ time: each.time, value: of(each), isHit: share([each]) > 0.5 }));
+    const points = this.ended.map((each) => ({ time: each.time, value: of(each), isFilled: share([each]) > 0.5 }));
     return points.filter((point) => point.value !== null);
   }
 }

@@ -4,6 +4,7 @@ import { KeyNeeded } from "./api.js";
 import { Charts } from "./charts.js";
 import { byId, element, reconcile, setAttribute, setText } from "./dom.js";
 import { Feed } from "./feed.js";
+import { Hours } from "./hours.js";
 import { KeyDialog } from "./key.js";
 import { Leases } from "./leases.js";
 import { updateMemory } from "./memory.js";
@@ -11,12 +12,14 @@ import { Pages } from "./pages.js";
 import { Playground } from "./playground.js";
 import { updateRequests } from "./requests.js";
 import { Tree } from "./tree.js";
+import { partsOf, updateUsage } from "./usage.js";
 import { bytes, clockTime, count, percent } from "./words.js";
 
 const root = document.documentElement;
 const pages = new Pages();
 const leases = new Leases();
 const charts = new Charts();
+const hours = new Hours();
 const tree = new Tree(() => root.dataset.connection === "live");
 const playground = new Playground((error) => error instanceof KeyNeeded && dialog.ask());
 const dialog = new KeyDialog(() => feed.retry());
@@ -27,6 +30,8 @@ function onEvent(event) {
   pages.update(event);
   leases.update(event);
   charts.update(event);
+  hours.update(event);
+  updateUsage(event);
   updateMemory(event);
   updateRequests(event);
 }
@@ -62,10 +67,8 @@ function showHeader(event) {
 
 /** What one tenant is not told, since others have a part in it. */
 function figuresOfAll({ cache, groups, memory }) {
-  const total = groups.reduce((sum, group) => sum + group.total, 0);
-  const free = groups.reduce((sum, group) => sum + group.free, 0);
   return [
-    ["Pages filled", total ? percent((total - free) / total) : "none"],
+    ...partsOf(groups).map(({ title, share }) => [title, percent(share)]),
     ["Evicted pages", count(cache.evicted_pages)],
     ["Process", bytes(memory.process)],
   ];

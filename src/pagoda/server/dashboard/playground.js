@@ -1,12 +1,17 @@
 // A chat that streams. The whole conversation goes along with every message, so later turns find the earlier cached.
 
 import { events, json, request } from "./api.js";
+import { Conversation } from "./conversation.js";
 import { byId, element, setText } from "./dom.js";
 import { count, seconds } from "./words.js";
 
+const NAMES = { user: "You", assistant: "Model" };
+const SETTINGS = ["model", "temperature", "tokens", "system"];
+
 export class Playground {
-  #messages = [];
+  #conversation = new Conversation();
   #abort = null;
+  #isLeaving = false;
   #list = byId("conversation");
   #message = byId("chat-message");
   #onKeyNeeded;
@@ -24,17 +29,40 @@ export class Playground {
     });
     byId("chat-stop").addEventListener("click", () => this.#abort?.abort());
     byId("chat-clear").addEventListener("click", () => this.#clear());
+    // What a page that goes away breaks off has not failed.
+    addEventListener("pagehide", () => {
+      this.#save();
+      this.#isLeaving = true;
+    });
+    addEventListener("pageshow", () => {
+      this.#isLeaving = false;
+    });
+    this.#restore();
   }
 
-  /** Ask which models there are. */
+  /** Ask which models there are; the one that was chosen stays. */
   async loadModels() {
     const { data } = await json("v1/models");
-    byId("chat-model").replaceChildren(...data.map((model) => element("option", { text: model.id })));
+    const list = byId("chat-model");
+    const chosen = list.value || this.#conversation.settings.model;
+    list.replaceChildren(...data.map((model) => element("option", { text: model.id })));
+    if (data.some(({ id }) => id === chosen)) list.value = chosen;
+  }
+
+  #restore() {
+    const { turns, settings } = this.#conversation;
+    for (const name of SETTINGS) if (settings[name]) byId(`chat-${name}`).value = settings[name];
+    for (const turn of turns) this.#mark(this.#add(turn), turn);
+    this.#list.scrollTop = this.#list.scrollHeight;
+  }
+
+  #save() {
+    this.#conversation.save(Object.fromEntries(SETTINGS.map((name) => [name, byId(`chat-${name}`).value])));
   }
 
   #clear() {
     this.#abort?.abort();
-    this.#messages = [];
+    this.#conversation.clear();
     this.#list.replaceChildren();
     this.#say("");
     this.#message.focus();
@@ -43,53 +71,53 @@ export class Playground {
   async #send() {
     const content = this.#message.value.trim();
     if (this.#abort !== null || !content) return;
+    const { turns } = this.#conversation;
+    const [asked, answer] = [{ role: "user", content }, { role: "assistant", content: "", note: "stopped", cut: "" }];
     this.#message.value = "";
-    this.#messages.push({ role: "user", content });
-    this.#add("You", content);
-    const answer = this.#add("Model", "");
+    turns.push(asked);
+    this.#add(asked);
+    const body = this.#body();
+    turns.push(answer);
+    const shown = this.#add(answer);
     this.#setBusy(new AbortController());
     this.#say("Answering");
     try {
-      await this.#stream(answer);
+      await this.#stream(body, answer, shown);
       this.#say("Answered");
     } catch (error) {
-      this.#failed(error, answer, content);
+      this.#failed(error, answer, asked);
     } finally {
       this.#setBusy(null);
+      this.#change(() => this.#mark(shown, answer));
+      if (!this.#isLeaving) this.#save();
     }
   }
 
-  async #stream(answer) {
-    const sent = performance.now();
-    const message = { role: "assistant", content: "" };
+  async #stream(body, answer, shown) {
+    const times = { sent: performance.now(), first: null, last: null };
     const { signal } = this.#abort;
-    const times = { sent, first: null, last: null };
-    const messages = this.#messages;
     let usage = null;
-    try {
-      const response = await request("v1/chat/completions", { body: this.#body(), signal });
-      for await (const event of events(response)) {
-        if (event.error) throw new Error(event.error.message);
-        usage = event.usage ?? usage;
-        const piece = event.choices[0]?.delta.content ?? "";
-        if (!piece) continue;
-        times.last = performance.now();
-        times.first ??= times.last;
-        message.content += piece;
-        this.#change(() => answer.text.append(piece));
-      }
-    } finally {
-      // What was stopped is still what was said.
-      if (message.content) messages.push(message);
+    let reason = null;
+    for await (const event of events(await request("v1/chat/completions", { body, signal }))) {
+      if (event.error) throw new Error(event.error.message);
+      usage = event.usage ?? usage;
+      reason = event.choices[0]?.finish_reason ?? reason;
+      const piece = event.choices[0]?.delta.content ?? "";
+      if (!piece) continue;
+      times.last = performance.now();
+      times.first ??= times.last;
+      answer.content += piece;
+      this.#change(() => shown.text.append(piece));
     }
-    if (usage !== null) this.#change(() => setText(answer.cost, costs(usage, times)));
+    answer.note = usage === null ? "" : costs(usage, times);
+    if (reason === "length") answer.cut = cutBy(usage?.completion_tokens, body.max_tokens);
   }
 
   #body() {
     const system = byId("chat-system").value.trim();
     return {
       model: byId("chat-model").value,
-      messages: [...(system ? [{ role: "system", content: system }] : []), ...this.#messages],
+      messages: [...(system ? [{ role: "system", content: system }] : []), ...this.#conversation.messages],
       temperature: Number(byId("chat-temperature").value),
       max_tokens: Number(byId("chat-tokens").value),
       stream: true,
@@ -97,17 +125,18 @@ export class Playground {
     };
   }
 
-  #failed(error, answer, content) {
+  /** What was stopped is still what was said. */
+  #failed(error, answer, asked) {
     if (error.name === "AbortError") {
-      setText(answer.cost, "stopped");
       this.#say("Stopped");
       return;
     }
-    setText(answer.cost, "failed");
+    answer.note = "failed";
     this.#say(error.message);
     // A message that nobody answered is to be sent again, and not twice.
-    if (this.#messages.at(-1)?.role === "user") this.#messages.pop();
-    this.#message.value ||= content;
+    const { turns } = this.#conversation;
+    if (!answer.content && turns.at(-1) === answer) turns.splice(turns.indexOf(asked));
+    this.#message.value ||= asked.content;
     this.#onKeyNeeded(error);
   }
 
@@ -121,12 +150,20 @@ export class Playground {
     setText(byId("chat-status"), text);
   }
 
-  #add(who, content) {
+  #add({ role, content }) {
     const text = element("p", { class: "said", text: content });
+    const cut = element("p", { class: "cut", hidden: "" });
     const cost = element("p", { class: "note" });
-    this.#list.append(element("li", { class: who.toLowerCase() }, element("h3", { text: who }), text, cost));
+    const name = NAMES[role];
+    this.#list.append(element("li", { class: name.toLowerCase() }, element("h3", { text: name }), text, cut, cost));
     this.#list.scrollTop = this.#list.scrollHeight;
-    return { text, cost };
+    return { text, cut, cost };
+  }
+
+  #mark({ cut, cost }, turn) {
+    cut.hidden = !turn.cut;
+    setText(cut, turn.cut ?? "");
+    setText(cost, turn.note ?? "");
   }
 
   /** Whoever reads the end of the conversation goes on reading the end. */
@@ -135,6 +172,11 @@ export class Playground {
     action();
     if (isAtEnd) this.#list.scrollTop = this.#list.scrollHeight;
   }
+}
+
+function cutBy(generated, most) {
+  if (generated < most) return `… cut off after ${count(generated)} tokens: the context is full`;
+  return `… cut off after ${count(most)} tokens, the most that the settings allow`;
 }
 
 function costs(usage, times) {

@@ -133,7 +133,8 @@ function namespaceBranch(root, index) {
 
 function* branchRows(branches, { open, level, parent, hidden }) {
   const size = branches.length + (hidden ? 1 : 0);
-  const excerpts = distinct(branches.map(shown));
+  const areRoots = branches.some(({ start }) => start === 0);
+  const excerpts = distinct(branches.map(shown), { withBeginning: areRoots });
   for (const [index, branch] of branches.entries()) {
     const key = `${parent}/${branch.id}`;
     const isLeaf = branch.children.length === 0 && !branch.hidden;

@@ -9,6 +9,9 @@ const compactly = new Intl.NumberFormat("en-US", { notation: "compact", maximumF
 /** Where there is little room. */
 export const short = (number) => (number < 100_000 ? count(number) : compactly.format(number));
 
+/** Where there is less. */
+export const compact = (number) => (number < 10_000 ? String(number) : compactly.format(number));
+
 export function bytes(number) {
   let unit = 0;
   while (number >= 1024 && unit < UNITS.length - 1) {
@@ -18,7 +21,10 @@ export function bytes(number) {
   return `${number < 10 && unit > 0 ? number.toFixed(1) : Math.round(number)} ${UNITS[unit]}`;
 }
 
-export const percent = (share) => `${(100 * share).toFixed(share > 0.1 && share < 0.9995 ? 1 : 0)} %`;
+export function percent(share) {
+  if (share > 0 && share < 0.005) return "< 1 %"; // nothing is 0 %
+  return `${(100 * share).toFixed(share > 0.1 && share < 0.9995 ? 1 : 0)} %`;
+}
 
 export function seconds(number) {
   if (number < 1) return `${Math.round(number * 1000)} ms`;
@@ -36,6 +42,14 @@ export function countdown(number) {
 }
 
 export const clockTime = (time) => new Date(time * 1000).toLocaleTimeString("en-GB");
+export const clockMinutes = (time) => clockTime(time).slice(0, 5);
+
+/** 14:35:10, 27 Nov 14:35: with the day where it is not within so many hours that nobody doubts it. */
+export function until(time, now) {
+  if (time - now < 12 * 3600) return clockTime(time);
+  const day = new Date(time * 1000).toLocaleDateString("en-GB", { day: "numeric", month: "short" });
+  return `${day} ${clockMinutes(time)}`;
+}
 
 export function median(numbers) {
   const sorted = [...numbers].sort((first, second) => first - second);

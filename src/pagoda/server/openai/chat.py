@@ -19,9 +19,10 @@ from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server import sse
 from pagoda.server.answer import Answer
 from pagoda.server.conversation import Conversation, ConversationReader, Part, ReadConversation, Turn
-from pagoda.server.forms import call_form, check_choice, json_form
+from pagoda.server.forms import call_form, check_choice, json_form, left_out
 from pagoda.server.json_shape import check_arguments
 from pagoda.server.openai.chat_writer import SampleDeltas, end_of, message_of
+from pagoda.server.openai.guided import guided_form, guided_param
 from pagoda.server.openai.marks import kept, ttl_of
 from pagoda.server.openai.parameters import sampling_params
 from pagoda.server.openai.projection import chat_logprobs, identity_of, late_error, usage
@@ -42,7 +43,7 @@ from pagoda.server.replies.style import ReplyStyle
 from pagoda.server.service import Call, Service, new_id
 from pagoda.server.token_text import TokenTexts
 from pagoda.server.transcripts import Scope
-from pagoda.server.wire import json_response, origin_of, scope_of
+from pagoda.server.wire import ignore, json_response, origin_of, scope_of
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,9 @@ class ChatCompletions:
         conversation, params, read = await service.read(
             partial(self._read, scope=scope), body, "messages", origin.tenant
         )
-        form_param = "response_format" if body.tool_choice in (None, "none", "auto") else "tools"
+        ignore(request, left_out(params.structured_outputs))
+        is_free = body.tool_choice in (None, "none", "auto")
+        form_param = (guided_param(body) or "response_format") if is_free else "tools"
         call = Call(
             call_id=new_id("chatcmpl-"),
             origin=origin,
@@ -235,16 +238,18 @@ def _terms(body: ChatBody, conversation: Conversation, params: SamplingParams) -
 
 
 def _form(body: ChatBody, conversation: Conversation) -> StructuredOutputs | None:
-    wanted = body.response_format
-    form = None
+    wanted, form = body.response_format, guided_form(body)
+    field = guided_param(body) or "response_format"
+    if form is not None and isinstance(wanted, JsonSchemaFormat | JsonObjectFormat):
+        raise HttpError(400, f"response_format and {field} contradict; give one of them.", param=field)
     if isinstance(wanted, JsonSchemaFormat):
-        form = json_form(wanted.json_schema.schema_)
+        form = json_form(wanted.json_schema.schema_, "response_format" if wanted.json_schema.strict else None)
     elif isinstance(wanted, JsonObjectFormat):
-        form = json_form(None)
+        form = json_form(wanted.schema_)
     if body.tool_choice in (None, "none", "auto"):
         return form
     if form is not None:
-        raise HttpError(400, "response_format and a tool_choice that asks for a call contradict.", param="tool_choice")
+        raise HttpError(400, f"{field} and a tool_choice that asks for a call contradict.", param="tool_choice")
     return call_form(conversation.tools, _chosen(body))
 
 

@@ -17,13 +17,15 @@ from pagoda.prompts import Prompt, ReadPrompt
 from pagoda.server import sse
 from pagoda.server.answer import Answer
 from pagoda.server.body import MOST_TOKENS
+from pagoda.server.forms import left_out
+from pagoda.server.openai.guided import guided_form, guided_param
 from pagoda.server.openai.parameters import sampling_params
 from pagoda.server.openai.projection import completion_logprobs, finish_reason, identity_of, late_error, usage
 from pagoda.server.openai.schema import CompletionBody
 from pagoda.server.record import Record
 from pagoda.server.service import Call, Service, Work, new_id
 from pagoda.server.token_text import TokenTexts
-from pagoda.server.wire import json_response, origin_of, tenant_of
+from pagoda.server.wire import ignore, json_response, origin_of
 from pagoda.tokenizing import decode
 
 MAX_PROMPTS = 1024
@@ -47,17 +49,25 @@ class Completions:
         if body.stream_options is not None and not body.stream:
             raise HttpError(400, "stream_options needs stream to be true.", param="stream_options")
         echoed = body.logprobs if body.echo else None
+        form = guided_form(body)
+        ignore(request, left_out(form))
         params = sampling_params(
-            body, service.default_params, max_tokens=body.max_tokens, logprobs=body.logprobs, prompt_logprobs=echoed
+            body,
+            service.default_params,
+            max_tokens=body.max_tokens,
+            logprobs=body.logprobs,
+            prompt_logprobs=echoed,
+            structured_outputs=form,
         )
-        tenant = tenant_of(request)
-        service.check_room(tenant, "prompt", len(prompts), len(prompts) * params.n)
-        read = await service.read(self._read, prompts, "prompt", tenant)
+        origin = origin_of(request)
+        service.check_room(origin.tenant, "prompt", len(prompts), len(prompts) * params.n)
+        read = await service.read(self._read, prompts, "prompt", origin.tenant)
         _check_size(sum(len(each.token_ids) for each in read), echoed)
+        constraint = await service.constraint(form, guided_param(body) or "", origin) if form else None
         call = Call(
             call_id=new_id("cmpl-"),
-            origin=origin_of(request),
-            works=[Work(each, params) for each in read],
+            origin=origin,
+            works=[Work(each, params, constraint) for each in read],
             param="prompt",
             streams=bool(body.stream),
             cache_salt=body.cache_salt or "",

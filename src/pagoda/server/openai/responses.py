@@ -18,7 +18,7 @@ from pagoda.server import sse
 from pagoda.server.asked import Asked
 from pagoda.server.conversation import Conversation, ConversationReader, Turn
 from pagoda.server.fingerprint import Fingerprint, History, Section, missed_tokens, plain
-from pagoda.server.forms import call_form, check_choice, json_form
+from pagoda.server.forms import call_form, check_choice, json_form, left_out
 from pagoda.server.jsons import to_json
 from pagoda.server.latest import Latest
 from pagoda.server.openai.projection import chat_logprobs
@@ -31,7 +31,7 @@ from pagoda.server.sampling import checked
 from pagoda.server.service import Call, Service, new_id
 from pagoda.server.token_text import TokenTexts
 from pagoda.server.transcripts import Scope
-from pagoda.server.wire import json_response, origin_of, scope_of, tenant_of
+from pagoda.server.wire import ignore, json_response, origin_of, scope_of, tenant_of
 
 MOST_STORED = 1024
 MOST_STORED_NBYTES = 64 << 20
@@ -78,6 +78,7 @@ class Responses:
         earlier = self._earlier(origin.tenant.name, body.previous_response_id)
         read = partial(self._read, earlier=earlier, scope=scope_of(request, body.cache_salt))
         asked = await service.read(read, body, "input", origin.tenant)
+        ignore(request, left_out(asked.params.structured_outputs))
         reader = ReplyReader(asked.read.style, _terms(body, asked), is_whole=not body.stream)
         call = Call(
             call_id=new_id("resp_"),
@@ -214,7 +215,7 @@ def _form(body: ResponseBody, conversation: Conversation) -> StructuredOutputs |
     wanted = None if body.text is None else body.text.format
     form = None
     if isinstance(wanted, JsonSchemaFormat):
-        form = json_form(wanted.schema_)
+        form = json_form(wanted.schema_, "text" if wanted.strict else None)
     elif isinstance(wanted, JsonObjectFormat):
         form = json_form(None)
     if _is_free(body):

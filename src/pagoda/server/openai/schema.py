@@ -12,6 +12,7 @@ from pydantic import Field
 
 from pagoda.server.body import Body, Entries, Items, TokenIds
 from pagoda.server.leniency import FORGETTING, replacing, skipping
+from pagoda.server.openai.guided import Guided
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 Retention = Annotated[Literal["in_memory", "24h"] | None, FORGETTING]
@@ -36,7 +37,7 @@ class PromptCacheOptions(Body):
     ttl: Literal["30m"] = "30m"
 
 
-class Sampling(Body):
+class Sampling(Guided):
     """What completions and chat completions have in common."""
 
     model: str
@@ -159,6 +160,7 @@ class TextFormat(Body):
 
 class JsonObjectFormat(Body):
     type: Literal["json_object"]
+    schema_: dict[str, Any] | None = Field(None, alias="schema")  # llama.cpp's
 
 
 class JsonSchemaFormat(Body):

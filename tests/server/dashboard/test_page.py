@@ -1,77 +1,20 @@
-"""The dashboard in a real browser: a Chromium that is installed already, or the tests are skipped."""
+"""The page in a real browser: what its panels show, and what they do when the server or the key is another."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx2
-import pytest
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from pagoda import LLM
 from pagoda.cache.pages import ShownState
+from server.dashboard.browsing import BOOK, SHIPS, STORY, call, complete, open_live
 from server.running import MODEL, MOST_SECONDS, Running, running, unhurried, wait_until
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-MOST_MS = 1000 * MOST_SECONDS
-expect.set_options(timeout=MOST_MS)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed; CHROMIUM names one")
-
-STORY = "The room was a pleasant one, at the top of the house, overlooking the sea. " * 4
-SHIPS = " I looked out and saw the ships." * 4
-BOOK = " She sat down and read a book." * 4
 SCRIPT = "<script>document.title = 'taken over'</script><img src=x onerror=alert(1)>"
 STATES = ("free", "open", "in-use", "idle", "leased")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=MOST_MS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def problems() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def page(browser: Browser, problems: list[str]) -> Iterator[Page]:
-    """An empty page; `problems` are what goes wrong on it."""
-    page = browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme="light")
-    page.set_default_timeout(MOST_MS)
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("requestfailed", lambda request: problems.append(f"{request.url}: {request.failure}"))
-    yield page
-    page.close()
-
-
-@pytest.fixture
-def live(server: Running, page: Page, problems: list[str]) -> Iterator[Page]:
-    """The dashboard of `server`, connected; nothing may go wrong on it."""
-    open_live(page, server.url)
-    yield page
-    page.goto("about:blank")
-    assert [each for each in problems if "net::ERR_ABORTED" not in each] == []
-
-
-def open_live(page: Page, url: str) -> None:
-    page.goto(url)
-    expect(page.locator("#connection")).to_have_text("Live")
-
-
-def complete(server: Running, prompt: str, headers: dict[str, str] | None = None, **more: Any) -> None:
-    asked = {"model": MODEL, "prompt": prompt, "max_tokens": 2, **more}
-    assert server.post("/v1/completions", asked, headers=headers).is_success
 
 
 def shown_counts(page: Page) -> list[int]:
@@ -83,7 +26,7 @@ def test_the_page_fits_a_laptop(live: Page) -> None:
     expect(live).to_have_title("Pagoda")
     size = live.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
     assert size == [1440, 900]
-    for panel in ("pages", "memory", "leases", "tree", "requests", "charts", "playground"):
+    for panel in ("pages", "memory", "leases", "tree", "hours", "requests", "charts", "playground"):
         box = live.locator(f"#{panel}-panel").bounding_box()
         assert box["height"] > 80
         assert box["y"] + box["height"] <= 900
@@ -148,7 +91,7 @@ def test_a_request_appears_and_goes(server: Running, live: Page) -> None:
     expect(rows).to_have_count(0)
     expect(live.locator("#no-requests")).to_be_visible()
     charts = live.locator("#charts canvas")
-    expect(charts.first).to_have_attribute("aria-label", re.compile("Time to first token in ms: median"))
+    expect(charts.first).to_have_attribute("aria-label", re.compile("Time to first token in ms.*: median"))
     expect(charts.nth(1)).to_have_attribute("aria-label", re.compile("last [0-9.]+"))
 
 
@@ -177,61 +120,71 @@ def test_the_tree_opens_by_keyboard_and_stays_open(server: Running, live: Page) 
 
 
 def test_texts_that_begin_alike_are_cut_to_where_they_part(live: Page) -> None:
+    def distinct(texts: list[str], with_beginning: bool) -> list[str]:
+        return list(call(live, "excerpt", "distinct", texts, {"withBeginning": with_beginning}))
+
     start = "The room was a pleasant one, "
     texts = [start + "at the top of the house and large", start + "at an end of the road and small", "Another text"]
-    distinct = "(texts) => import('/dashboard/excerpt.js').then((module) => module.distinct(texts))"
-    expected = ["… the top of the house and large", "… an end of the road and small", "Another text"]
-    assert live.evaluate(distinct, texts) == expected
-    assert live.evaluate(distinct, ["The same text twice over"] * 2) == ["The same text twice over"] * 2
-    assert live.evaluate(distinct, []) == []
+    ends = ["… the top of the house and large", "… an end of the road and small"]
+    assert distinct(texts, False) == [*ends, "Another text"]
+    assert distinct(texts, True) == [*(f"The room was a {end}" for end in ends), "Another text"]
+    for with_beginning in (False, True):
+        assert distinct(["The same text twice over"] * 2, with_beginning) == ["The same text twice over"] * 2
+        assert distinct([], with_beginning) == []
+    unbroken = ["x" * 60 + " and the first of two ends", "x" * 60 + " and the second of two ends"]
+    assert [each[:20] for each in distinct(unbroken, True)] == ["x" * 16 + " … a"] * 2
+
+
+def test_rows_of_the_tree_begin_as_prompts_do(server: Running, live: Page) -> None:
+    for end in ("of the house, where nobody had been for years. ", "of the hill, from which the sea was seen. "):
+        complete(server, "The room was a pleasant one, at the top " + end * 4)
+    rows = live.locator("#tree .text")
+    expect(rows).to_have_count(2)
+    for text in rows.all_inner_texts():
+        assert text.startswith("The room was a … ")
 
 
 def test_times_are_written_as_people_do(live: Page) -> None:
-    countdown = "(times) => import('/dashboard/words.js').then((module) => times.map(module.countdown))"
-    written = ["0:00", "0:01", "1:05", "1:00:00", "2 d 3:04:05"]
-    assert live.evaluate(countdown, [-1, 0.2, 65, 3600, 2 * 86400 + 3 * 3600 + 4 * 60 + 5]) == written
+    written = {-1: "0:00", 0.2: "0:01", 65: "1:05", 3600: "1:00:00", 2 * 86400 + 3 * 3600 + 4 * 60 + 5: "2 d 3:04:05"}
+    assert {seconds: call(live, "words", "countdown", seconds) for seconds in written} == written
+    now = 1_795_702_451
+    assert call(live, "words", "until", now + 60, now) == call(live, "words", "clockTime", now + 60)
+    assert re.fullmatch(r"\d+ \w+ \d\d:\d\d", call(live, "words", "until", now + 86_400, now))
 
 
-def test_leases_count_down(server: Running, live: Page) -> None:
+def test_shares_that_are_not_0_do_not_say_so(live: Page) -> None:
+    written = {0: "0 %", 0.001: "< 1 %", 0.02: "2 %", 0.548: "54.8 %", 1: "100 %"}
+    assert {share: call(live, "words", "percent", share) for share in written} == written
+
+
+def test_leases_say_of_what_and_until_when(server: Running, live: Page) -> None:
+    expect(live.locator("#no-leases")).to_be_visible()
     server.post("/v1/kv/pin", {"model": MODEL, "prompt": STORY, "ttl_seconds": 599})
-    left = live.locator("#leases td.left b")
+    row = live.locator("#leases tr")
+    expect(row.locator(".text")).to_have_text(re.compile("^The room was a pleasant one"))
+    expect(row.locator(".left span").first).to_have_text(re.compile(r"^until \d\d:\d\d:\d\d$"))
+    expect(row.locator(".tenant")).to_be_hidden()
+    left = row.locator(".left b")
     expect(left).to_have_text(re.compile(r"^\d:\d\d$"))
     first = left.inner_text()
     wait_until(lambda: left.inner_text() < first)
 
 
-def test_the_playground_streams_and_later_turns_hit(server: Running, live: Page) -> None:
-    live.locator("#playground summary").click()
-    live.fill("#chat-system", STORY)
-    live.fill("#chat-tokens", "8")
-    costs = live.locator("#conversation .model .note")
-    for turn, text in enumerate(("Tell me of the sea.", "And of the house?")):
-        live.fill("#chat-message", text)
-        live.press("#chat-message", "Enter")
-        expect(costs.nth(turn)).to_contain_text("computed · first after")
-    assert costs.first.inner_text().startswith("0 cached")
-    assert int(costs.nth(1).inner_text().split(" cached")[0]) > 60
-    expect(live.locator("#conversation .said").nth(2)).to_have_text("And of the house?")
-    live.click("#chat-clear")
-    expect(live.locator("#conversation li")).to_have_count(0)
-
-
-def test_an_answer_can_be_stopped(server: Running, live: Page) -> None:
-    def go_on(route: Route) -> None:
-        """Without an end of its own."""
-        route.continue_(post_data=json.dumps(json.loads(route.request.post_data or "") | {"ignore_eos": True}))
-
-    live.route("**/v1/chat/completions", go_on)
-    live.locator("#playground summary").click()
-    live.fill("#chat-tokens", "3000")
-    live.fill("#chat-message", "Tell me everything.")
-    with unhurried(server.llm):
-        live.click("#chat-send")
-        expect(live.locator("#conversation .said").nth(1)).not_to_be_empty()
-        live.click("#chat-stop")
-        expect(live.locator("#chat-status")).to_have_text("Stopped")
-        expect(live.locator("#chat-send")).to_be_enabled()
-        server.wait_until_idle()
+def test_a_full_looking_cache_says_what_is_in_use(server: Running, live: Page) -> None:
+    for number in range(3):
+        complete(server, f"{number} {STORY}")
+    server.wait_until_idle()
+    group = server.llm.cache_stats().groups[0]
+    assert group.idle > 0
+    expect(live.locator("[data-part=in-use] dd")).to_have_text("0 · 0 %")
+    parts = {"idle": group.idle, "free": group.free}
+    for name, pages in parts.items():
+        expect(live.locator(f"[data-part={name}] dd")).to_have_text(re.compile(f"^{pages:,} · "))
+    widths = {name: live.locator(f"#usage-bar .{name}").bounding_box()["width"] for name in parts}
+    assert abs(widths["idle"] / widths["free"] - group.idle / group.free) < 0.1 * group.idle / group.free
+    assert live.locator("#usage-bar .in-use").evaluate("(node) => node.clientWidth") == 0
+    for title in ("Pages in use", "Pages idle", "Pages free"):
+        assert title in live.inner_text("#figures")
 
 
 def test_markup_in_prompts_is_text(server: Running, live: Page) -> None:
@@ -303,7 +256,7 @@ def test_a_tenant_sees_how_many_pages_there_are_and_an_admin_which(
             expect(page.locator("#groups h3")).to_contain_text(f"{llm.cache_stats().groups[0].total} pages")
             expect(page.locator("#memory")).to_contain_text("all pages")
             expect(page.locator("#figures")).to_contain_text("Hit rate")
-            for place in ("#groups canvas", "#groups .legend", "#memory-bar"):
+            for place in ("#groups canvas", "#groups .legend", "#usage-bar"):
                 expect(page.locator(place)).to_be_visible(visible=sees_all)
             expect(page.locator("#pages-note")).to_be_visible(visible=not sees_all)
             assert ("Evicted pages" in page.inner_text("#figures")) == sees_all
