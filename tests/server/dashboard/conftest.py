@@ -11,8 +11,9 @@ from server.dashboard.browsing import CHROMIUM, MOST_MS, open_live
 from server.running import Running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Not for longer: while it is open, Playwright's event loop runs in the thread of all tests."""
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed; CHROMIUM names one")
     with sync_playwright() as playwright:
