@@ -19,6 +19,7 @@ from pagoda.prompts import PromptReader, ReadPrompt
 from pagoda.sampling_params import StructuredOutputs
 from pagoda.server.replies.style import ReplyStyle, style_of
 from pagoda.server.strict_calls import strict_form
+from pagoda.server.thinking import template_arguments
 from pagoda.server.transcripts import Known, Scope, Transcripts
 from pagoda.tokenizing import encode
 
@@ -49,6 +50,7 @@ class Conversation:
     """All that a chat template is given.
 
     `tool_ttls` marks the ends of tools, by their index. With `continues` the last turn goes on instead of a new one.
+    `thinking` and `effort` are told to templates that ask for them, unless `arguments` do so.
     All of it is to be kept for `ttl_seconds`, if that is given; of the marks the last `most_marks` count. Calls of
     `strict_tools` have to fit their schemas.
     """
@@ -60,6 +62,8 @@ class Conversation:
     continues: bool = False
     adds_generation_prompt: bool = True
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    thinking: bool | None = None
+    effort: str | None = None
     ttl_seconds: float | None = None
     most_marks: int = 4
 
@@ -112,6 +116,8 @@ class ConversationReader:
     def read(self, conversation: Conversation, scope: Scope | None = None) -> ReadConversation:
         """What was written in `scope` keeps its tokens. Raises ChatTemplateError if the template refuses it."""
         template = self.template(conversation)
+        told = template_arguments(template, conversation.thinking, conversation.effort)
+        conversation = replace(conversation, arguments={**told, **conversation.arguments})
         text = self._render(conversation, template, None)
         self._reader.check_text(text)
         tokenizer, has_marks = self._reader.need_tokenizer(), bool(conversation.ttls)

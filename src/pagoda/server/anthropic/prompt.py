@@ -46,6 +46,8 @@ def conversation_of(body: CountBody) -> Conversation:
         strict_tools=frozenset(tool.name for tool in tools if tool.strict and may_call),
         tool_ttls={index: _ttl(mark) for index, mark in marks.items()},
         continues=body.messages[-1].role == "assistant",
+        thinking=None if body.thinking is None else body.thinking.is_asked,
+        effort=None if body.output_config is None else body.output_config.effort,
     )
     _check_breakpoints(conversation.ttls)
     return conversation

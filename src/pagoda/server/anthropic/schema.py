@@ -123,6 +123,11 @@ class Thinking(Body):
     budget_tokens: int | None = Field(None, ge=0)
     display: Annotated[Literal["summarized", "omitted"] | None, FORGETTING] = None
 
+    @property
+    def is_asked(self) -> bool | None:
+        """None leaves it to the model."""
+        return None if self.type == "adaptive" else self.type == "enabled"
+
 
 class JsonFormat(Body):
     type: Literal["json_schema"]

@@ -180,6 +180,7 @@ def conversation_of(body: ChatBody) -> Conversation:
         continues=body.continue_final_message,
         adds_generation_prompt=body.add_generation_prompt,
         arguments=body.chat_template_kwargs or {},
+        effort=body.reasoning_effort,
         **kept(body.prompt_cache_options),
     )
 

@@ -32,7 +32,13 @@ def conversation_of(body: ResponseBody, earlier: Sequence[Turn]) -> Conversation
     turns += [*earlier, *input_turns(body)]
     tools = tuple(_tool(tool) for tool in body.tools or ())
     strict = frozenset(tool.name for tool in body.tools or () if tool.strict and body.tool_choice != "none")
-    return Conversation(turns=tuple(turns), tools=tools, strict_tools=strict, **kept(body.prompt_cache_options))
+    return Conversation(
+        turns=tuple(turns),
+        tools=tools,
+        strict_tools=strict,
+        effort=None if body.reasoning is None else body.reasoning.effort,
+        **kept(body.prompt_cache_options),
+    )
 
 
 def input_turns(body: ResponseBody) -> list[Turn]:

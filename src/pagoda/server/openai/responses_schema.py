@@ -146,7 +146,7 @@ Summary = Annotated[Literal["auto", "concise", "detailed"] | None, FORGETTING]
 
 
 class Reasoning(Body):
-    """Without effect: what a model thinks is part of its text."""
+    """How hard to think goes to templates that ask; the rest is without effect."""
 
     effort: Effort = None
     context: Annotated[Literal["auto", "current_turn", "all_turns"] | None, FORGETTING] = None

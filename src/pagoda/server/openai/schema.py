@@ -187,9 +187,9 @@ class ChatBody(Sampling):
     store: bool | None = None
     service_tier: ServiceTier = None
     safety_identifier: str | None = None
-    reasoning_effort: Effort = None
     verbosity: Verbosity = None
     modalities: Items[Annotated[Literal["text"] | None, FORGETTING]] | None = None
+    reasoning_effort: Effort = None  # for templates that ask
     # vLLM's
     add_generation_prompt: bool = True
     continue_final_message: bool = False
