@@ -17,6 +17,7 @@ from pagoda.chat.renderer import ChatRenderer, takes_tools
 from pagoda.errors import HttpError
 from pagoda.prompts import PromptReader, ReadPrompt
 from pagoda.sampling_params import StructuredOutputs
+from pagoda.server.forms import check_strict
 from pagoda.server.replies.style import ReplyStyle, style_of
 from pagoda.server.strict_calls import strict_form
 from pagoda.server.thinking import template_arguments
@@ -142,6 +143,9 @@ class ConversationReader:
         if conversation.ttl_seconds is not None:
             marks.append((len(token_ids), conversation.ttl_seconds))
         style = style_of(template, text, tokenizer)
+        for tool in conversation.tools:
+            if tool["function"]["name"] in conversation.strict_tools:
+                check_strict(tool["function"].get("parameters"), "tools")
         form = strict_form(conversation.tools, conversation.strict_tools, style.dialect, tokenizer)
         return ReadConversation(ReadPrompt(text, token_ids), _breakpoints(marks), scope, form, style)
 

@@ -11,6 +11,7 @@ from pagoda.sampling_params import StructuredOutputs
 from pagoda.structured.schema import lenient, unenforced
 
 ANY_OBJECT = {"type": "object"}
+LOOSENER = "x-guidance"  # llguidance's options, within the schema
 NOTHING: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 # What a schema may have that says nothing of an object's properties.
 SAYS_NOTHING = frozenset({"type", "properties", "required", "title", "description", "$schema", "$defs"})
@@ -25,7 +26,7 @@ def json_form(schema: Mapping[str, Any] | None, strict_param: str | None = None)
         return StructuredOutputs(json_object=True)
     if strict_param is None:
         return StructuredOutputs(json=lenient(schema))
-    _check_strict(schema, strict_param)
+    check_strict(schema, strict_param)
     return StructuredOutputs(json=dict(schema))
 
 
@@ -37,9 +38,6 @@ def left_out(form: StructuredOutputs | None) -> list[str]:
 def call_form(tools: Sequence[Mapping[str, Any]], name: str | None) -> StructuredOutputs:
     """A call of the tool `name`, or of any; `tools` are in the words of chat templates."""
     functions = [tool["function"] for tool in tools if name in (None, tool["function"]["name"])]
-    for function in functions:
-        if function.get("strict"):
-            _check_strict(function.get("parameters"), "tools")
     return json_form(call_schema(functions))
 
 
@@ -51,9 +49,12 @@ def check_choice(tools: Sequence[str], name: str | None) -> None:
         raise HttpError(400, f"tool_choice names no tool; there are: {', '.join(tools)}.", param="tool_choice")
 
 
-def _check_strict(schema: Mapping[str, Any] | None, param: str) -> None:
-    """Raises HttpError for what cannot be enforced."""
-    if names := unenforced(schema):
+def check_strict(schema: Mapping[str, Any] | None, param: str) -> None:
+    """Raises HttpError for what cannot be enforced, and for what would have it enforced loosely."""
+    names = unenforced(schema)
+    if LOOSENER in (schema or ()):
+        names.append(LOOSENER)
+    if names:
         raise HttpError(
             400,
             f"A strict schema has {', '.join(names)}, which cannot be enforced; leave that out, or leave strict out.",

@@ -24,6 +24,15 @@ from pydantic import (
 
 logger = logging.getLogger(__name__)
 
+# Fields that ask for the form of an answer: a body without them refuses them, since the answer would be another one.
+FORMS = frozenset(
+    (
+        "response_format",
+        "output_format",
+        "structured_outputs",
+        *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+    )
+)
 MOST_NAMES = 32
 MOST_NAME_CHARACTERS = 64
 MOST_NAMES_LOGGED = 1024
@@ -63,7 +72,7 @@ class Leniency:
     @property
     def header(self) -> str:
         """The names as a header can have them."""
-        return ", ".join(ascii(name)[1:-1] for name in self._names)
+        return ", ".join(ascii(name)[1:-1][:MOST_NAME_CHARACTERS] for name in self._names)
 
 
 class IgnoredLog:
@@ -88,7 +97,7 @@ def without_unknown(kind: type[BaseModel], value: Any, leniency: Any) -> Any:
     if not isinstance(leniency, Leniency) or not isinstance(value, dict):
         return value
     known, never_null = _fields(kind)
-    unknown = value.keys() - known
+    unknown = {name for name in value.keys() - known if name not in FORMS or not value[name]}
     nulls = {name for name in never_null if name in value and value[name] is None}
     if not unknown and not nulls:
         return value
@@ -124,6 +133,17 @@ def _forget(value: Any, read: ValidatorFunctionWrapHandler, info: ValidationInfo
 FORGETTING = WrapValidator(_forget)
 
 
+def _drop(value: Any, read: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    if value is None or not isinstance(info.context, Leniency):
+        return read(value)
+    info.context.leave_out(str(info.field_name))
+    return None
+
+
+# Of a field of answers that is null here, and is no part of a prompt where others gave them.
+DROPPING = WrapValidator(_drop)
+
+
 def skipping(*kinds: str, default: str | None = None) -> BeforeValidator:
     """Of a list, items of other types than `kinds` are skipped; `default` is the type of one that says none."""
 
@@ -154,21 +174,32 @@ def replacing(kinds: tuple[str, ...], text_of: Callable[[str], Mapping[str, Any]
             if kind is None or kind in kinds:
                 kept.append(part)
                 continue
-            info.context.leave_out(f"{info.field_name}.{kind}")
             text = _plain_text(part)
-            if text is not None or kind in MEDIA:
-                kept.append(text_of(f"[{kind} left out: this model reads text only]" if text is None else text))
+            if text is None:
+                info.context.leave_out(f"{info.field_name}.{kind}")
+                text = f"[{kind} left out: this model reads text only]" if kind in MEDIA else None
+            if text is not None:
+                kept.append(text_of(text))
         return kept
 
     return BeforeValidator(replace)
 
 
-def _plain_text(part: Mapping[str, Any]) -> str | None:
-    """Of a document of text, which needs no more than its text."""
-    source = part.get("source")
-    if not isinstance(source, Mapping) or source.get("type") != "text" or not isinstance(source.get("data"), str):
+def _plain_text(part: Any) -> str | None:
+    """Of what is text all the same: a part by another API's name, a document of text, what a search has found."""
+    if isinstance(part, str):
+        return part
+    if isinstance(part, list):
+        texts = [text for each in part if (text := _plain_text(each)) is not None]
+        return "\n".join(texts) if texts else None
+    if not isinstance(part, Mapping):
         return None
-    return str(source["data"])
+    if isinstance(part.get("text"), str):
+        return str(part["text"])
+    source = part.get("source")
+    if isinstance(source, Mapping):
+        return _plain_text(source.get({"text": "data", "content": "content"}.get(str(source.get("type")), "")))
+    return _plain_text(part["content"]) if part.get("type") == "search_result" and "content" in part else None
 
 
 def _kind(item: Any, default: str | None = None) -> str | None:

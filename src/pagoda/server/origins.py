@@ -41,7 +41,7 @@ class Origins:
         origins = headers.getlist("origin")
         if ANY in self._named or (origins and all(map(self._allows, origins))):
             return
-        if self._is_alone and origins:
+        if self._is_keyless and origins and (self._is_alone or not all(_is_of(each, headers) for each in origins)):
             raise _refused("the header origin does not name it")
         if self._is_keyless and not is_page and headers.get("sec-fetch-site", "").lower() == "cross-site":
             raise _refused("the header sec-fetch-site says that a page from elsewhere asks")
@@ -78,6 +78,11 @@ class Origins:
             return True
         found = OWN.fullmatch(origin)
         return self._has_own and found is not None and is_loopback(found["six"] or found["host"])
+
+
+def _is_of(origin: str, headers: Headers) -> bool:
+    """Whether the page is the server's own, by the name that the request came under."""
+    return origin.lower().partition("://")[2] == headers.get("host", "").lower()
 
 
 def is_preflight(method: str, headers: Headers) -> bool:

@@ -46,11 +46,12 @@ def origin_of(request: Request) -> Origin:
 
 
 def ignore(request: Request, names: Iterable[str]) -> None:
-    """Let the answer's header name what of a request has no effect; a strict server has no such header."""
+    """Let the answer's header name what of a schema has no effect. Raises HttpError where the server is strict."""
     leniency: Leniency | None = request.state.leniency
-    if leniency is not None:
-        for name in names:
-            leniency.leave_out(name)
+    for name in names:
+        if leniency is None:
+            raise HttpError(400, f"The schema has {name}, which cannot be enforced; leave that out.", param=name)
+        leniency.leave_out(name)
 
 
 async def until_gone(request: Request) -> None:

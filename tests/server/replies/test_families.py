@@ -75,8 +75,10 @@ def test_a_call_that_is_forced_is_json_in_every_dialect(family: Family) -> None:
     name, arguments = CALLS[0]
     text = json.dumps({"name": name, "arguments": arguments})
     assert calls_in(read(text, style, terms)) == calls_in(read(text, style, terms, size=1)) == CALLS[:1]
-    for end in range(len(text)):
+    for end in range(len(text) - 1):
         assert read(text[:end], style, terms, is_cut=True) == read(text[:end], style, terms, 1, True) == []
+    # Its arguments are all there.
+    assert calls_in(read(text[:-1], style, terms, is_cut=True)) == CALLS[:1]
 
 
 @FAMILY

@@ -57,6 +57,9 @@ def test_a_beginning_is_cut(text: str, size: int, data: st.DataObject) -> None:
         ('{"t": "a\nb\tc\x01"}', {"t": "a\nb\tc\x01"}),
         (r'"\d+ \. C:\Users \x41 \u12"', r"\d+ \. C:\Users \x41 \u12"),
         (r'"\ud83d\ude42 \u00e9 \" \\"', '🙂 é " \\'),
+        (r'["\ud83d", "\ude42 \ud83d\n", "\ud83d\ud83d\ude42"]', ["\ufffd", "\ufffd \ufffd\n", "\ufffd🙂"]),
+        ("[True, False, None,]", [True, False, None]),
+        ('{"a": [1, ], }', {"a": [1]}),
         ('"</tool_call>"', "</tool_call>"),
     ],
 )
@@ -70,8 +73,8 @@ def test_strings_are_mended(text: str, value: object, size: int) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("nonsense ", "{'a': 1}", "{1: 2}", '{"a" 1}', '{"a": }', '{"a": 1,}', "[1 2]", "[1,]", "}", "]", ","),
-        *("{]", '["a"}', "NaN ", "Infinity ", "True ", "01 ", "+1 ", "1. ", "1e9999 ", "9" * 5000 + " ", "[" * 5000),
+        *("nonsense ", "{'a': 1}", "{1: 2}", '{"a" 1}', '{"a": }', "[1 2]", "[,]", "}", "]", ","),
+        *("{]", '["a"}', "NaN ", "Infinity ", "true1 ", "01 ", "+1 ", "1. ", "1e9999 ", "9" * 5000 + " ", "[" * 5000),
     ],
 )
 def test_what_is_no_json_is_refused(text: str) -> None:

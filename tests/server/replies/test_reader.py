@@ -232,6 +232,26 @@ def test_a_special_token_that_begins_calls_ends_a_thought() -> None:
     assert read(text, ReplyStyle(MISTRAL, KNOWN[1], is_thinking=True), TERMS) == [Thought(text)]
 
 
+@pytest.mark.parametrize("size", [None, 1])
+def test_prose_about_marks_is_no_call(size: int | None) -> None:
+    for text in ("Use `<function=weather>` tags.", "The tag <tool_call>weather is one."):
+        assert read(text, ReplyStyle(find_dialect("<function=<parameter=")), TERMS, size) == say(text)
+
+
+@pytest.mark.parametrize("size", [None, 1])
+def test_a_template_of_single_calls_gets_one(size: int | None) -> None:
+    calls = f"{AS_JSON}; {AS_JSON}"
+    style = ReplyStyle(find_dialect("<|python_tag|>"), is_single=True)
+    assert read(calls, style, TERMS, size) == [WEATHER]
+
+
+@pytest.mark.parametrize("size", [None, 1])
+def test_numbers_that_no_json_can_say_are_text(size: int | None) -> None:
+    text = "<tool_call><function=weather><parameter=n>1e999</parameter></function></tool_call>"
+    style = ReplyStyle(find_dialect("<function=<parameter="))
+    assert read(text, style, TERMS, size) == [ToolCall("weather", '{"n": "1e999"}')]
+
+
 def test_replies_of_a_form_have_no_thoughts() -> None:
     style = ReplyStyle(HERMES, THINK, is_thinking=True)
     assert read('{"a": 1}', style, Terms(is_form=True)) == say('{"a": 1}')
@@ -252,7 +272,7 @@ def test_channels_are_thoughts_text_and_calls(size: int | None) -> None:
     style = ReplyStyle(find_dialect("<|channel|><|message|>"))
     thought, look, fog = Thought("Fog?\nRain?"), Text("I look."), Text("Fog.")
     assert read(HARMONY_TEXT, style, TERMS, size) == [thought, look, WEATHER, fog]
-    assert read(HARMONY_TEXT, style, Terms(), size) == [thought, Text('I look.{"place": "Dover"}Fog.')]
+    assert read(HARMONY_TEXT, style, Terms(), size) == [thought, Text('I look.\n{"place": "Dover"}\nFog.')]
     assert read("No channels.", style, TERMS, size) == say("No channels.")
 
 

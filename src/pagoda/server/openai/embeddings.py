@@ -110,7 +110,8 @@ class Embeddings:
             await asyncio.wait((wanted, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if wanted.done():
                 return wanted.result()
-            self._service.seconds_left(origin)
+            if not gone.done():
+                raise HttpError(504, "The answer took longer than it was wanted for.", code="timeout")
             raise HttpError(499, "The client has gone.", code="client_gone")
         except PagodaError as error:
             raise refused(error, "model") from error

@@ -217,7 +217,7 @@ def _form(body: ResponseBody, conversation: Conversation) -> StructuredOutputs |
     if isinstance(wanted, JsonSchemaFormat):
         form = json_form(wanted.schema_, "text" if wanted.strict else None)
     elif isinstance(wanted, JsonObjectFormat):
-        form = json_form(None)
+        form = json_form(wanted.schema_)
     if _is_free(body):
         return form
     if form is not None:

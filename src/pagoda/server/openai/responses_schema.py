@@ -101,7 +101,11 @@ InputItem = Annotated[
     | Annotated[FunctionCallItem, Tag("function_call")]
     | Annotated[FunctionCallOutputItem, Tag("function_call_output")]
     | Annotated[ReasoningItem, Tag("reasoning")],
-    Discriminator(_kind),
+    Discriminator(
+        _kind,
+        custom_error_type="unknown_item",
+        custom_error_message="There is no such type of item; leave it out.",
+    ),
 ]
 
 
@@ -124,6 +128,7 @@ class PlainFormat(Body):
 
 class JsonObjectFormat(Body):
     type: Literal["json_object"]
+    schema_: dict[str, Any] | None = Field(None, alias="schema")  # llama.cpp's
 
 
 class JsonSchemaFormat(Body):

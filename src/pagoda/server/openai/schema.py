@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from pagoda.server.body import Body, Entries, Items, TokenIds
-from pagoda.server.leniency import FORGETTING, replacing, skipping
+from pagoda.server.leniency import DROPPING, FORGETTING, replacing, skipping
 from pagoda.server.openai.guided import Guided
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -75,7 +75,7 @@ class CompletionBody(Sampling):
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool | None = False
     best_of: int | None = None
-    suffix: None = None
+    suffix: Literal[""] | None = None
 
 
 class TextPart(Body):
@@ -122,8 +122,8 @@ class Message(Body):
     reasoning: str | None = None
     # As answers have them; without effect.
     annotations: list[Any] | None = None
-    audio: None = None
-    function_call: None = None
+    audio: Annotated[None, DROPPING] = None
+    function_call: Annotated[None, DROPPING] = None
 
 
 class FunctionDefinition(Body):
@@ -136,6 +136,9 @@ class FunctionDefinition(Body):
 class Tool(Body):
     type: Literal["function"]
     function: FunctionDefinition
+
+
+Tools = Annotated[Items[Tool], skipping("function")]
 
 
 class NamedFunction(Body):
@@ -177,7 +180,7 @@ class ChatBody(Sampling):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    tools: Annotated[Items[Tool], skipping("function")] | None = None
+    tools: Tools | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
@@ -202,7 +205,7 @@ class TokenizeBody(Body):
     model: str | None = None
     prompt: str | None = None
     messages: Items[Message] | None = Field(None, min_length=1)
-    tools: Items[Tool] | None = None
+    tools: Tools | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool = True
     return_token_strs: bool = False

@@ -52,6 +52,8 @@ def _read_message(tape: Tape, out: Output, tools: GivenTools) -> Reading[None]:
     elif channel is not None and channel[1] == "analysis":
         out.think("\n")
         say = out.think
+    else:
+        out.part()
     yield from _say_all(tape, say)
 
 

@@ -49,7 +49,7 @@ def read_call(tape: Tape, out: Output, names: Collection[str] | None = None) -> 
     tape.place += 1
     found = yield from _read_members(tape, out, call, names)
     if call.has_begun:
-        out.end(found is Found.WHOLE)
+        out.end(found is Found.WHOLE or (found is Found.CUT and call.has_arguments))
     elif found is Found.WHOLE:
         found = _say_members(call.fields, out, names)
     if found is Found.WRONG and out.num_begun == num_begun:
@@ -106,6 +106,7 @@ class _Members:
 
     fields: dict[str, Any] = field(default_factory=dict)
     has_begun: bool = False
+    has_arguments: bool = False  # all of them
 
 
 def _read_members(tape: Tape, out: Output, call: _Members, names: Collection[str] | None) -> Reading[Found]:
@@ -135,7 +136,9 @@ def _read_member(tape: Tape, out: Output, call: _Members, key: str) -> Reading[F
     if key in ARGUMENTS and tape.next == "{" and isinstance(name, str) and not call.has_begun:
         call.has_begun = True
         out.begin(name)
-        return (yield from read_value(tape, out.argue))
+        found = yield from read_value(tape, out.argue)
+        call.has_arguments = found is Found.WHOLE
+        return found
     found, call.fields[key] = yield from read_json(tape)
     return found
 

@@ -1,7 +1,8 @@
 """JSON as models write it, read while it comes and passed on as JSON that every client reads.
 
-Control characters in strings and backslashes that escape nothing are escaped, and blanks stand where Python puts them;
-all else has to be JSON.
+Control characters in strings and backslashes that escape nothing are escaped, halves of surrogate pairs replaced;
+Python's words, and commas at the end of a list or an object, are read as what they mean, and blanks stand where Python
+puts them. All else has to be JSON.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import re
 from collections.abc import Callable
 from enum import Enum, auto
+from math import isfinite
 from typing import Any
 
 from pagoda.server.replies.tape import Reading, Tape, more, skip
@@ -22,7 +24,12 @@ SPACE = re.compile(r"[ \t\r\n]*")
 PLAIN = re.compile(r'[^"\\\x00-\x1f]*')
 OPEN_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
 HEX = re.compile(r"[0-9a-fA-F]{4}")
-SPACED = {",": ", ", ":": ": "}
+HALF = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+PAIR = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
+OPEN_PAIR = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}(?:\\(?:u(?:[dD](?:[c-fC-F][0-9a-fA-F]?)?)?)?)?")
+PAIR_CHARACTERS = 12
+AS_JSON = {"True": "true", "False": "false", "None": "null"}
+SPACED = {":": ": "}
 CLOSING = {"{": "}", "[": "]"}
 
 Say = Callable[[str], None]
@@ -41,8 +48,9 @@ class Wants(Enum):
 
     VALUE = auto()
     VALUE_OR_END = auto()
-    KEY = auto()
     KEY_OR_END = auto()
+    NEXT_VALUE = auto()  # after a comma
+    NEXT_KEY = auto()
     COLON = auto()
     COMMA_OR_END = auto()
 
@@ -64,15 +72,27 @@ def read_json(tape: Tape) -> Reading[tuple[Found, Any]]:
     """One value, decoded; None unless it is whole."""
     pieces: list[str] = []
     found = yield from read_value(tape, pieces.append)
-    return found, json.loads("".join(pieces)) if found is Found.WHOLE else None
+    if found is not Found.WHOLE:
+        return found, None
+    try:
+        return found, parsed("".join(pieces))
+    except ValueError:
+        return Found.WRONG, None
 
 
 def parsed(text: str) -> Any:
-    """JSON with line breaks in strings allowed. Raises ValueError for what is none."""
+    """JSON with line breaks in strings allowed. Raises ValueError for what is none, and for what no JSON can say."""
     try:
-        return json.loads(text, strict=False, parse_constant=_refuse)
+        return json.loads(text, strict=False, parse_constant=_refuse, parse_float=_finite)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not isfinite(value):
+        _refuse(number)
+    return value
 
 
 def _refuse(constant: str) -> Any:
@@ -82,10 +102,12 @@ def _refuse(constant: str) -> Any:
 def _read_token(tape: Tape, say: Say, wants: Wants, closing: list[str]) -> Reading[tuple[Found, Wants]]:
     """Say one token; `closing` are the brackets that have to be closed, the last first."""
     character = tape.next
-    takes_value = wants in (Wants.VALUE, Wants.VALUE_OR_END)
-    takes_end = wants in (Wants.VALUE_OR_END, Wants.KEY_OR_END, Wants.COMMA_OR_END)
+    takes_value = wants in (Wants.VALUE, Wants.VALUE_OR_END, Wants.NEXT_VALUE)
+    takes_end = wants not in (Wants.VALUE, Wants.COLON)
     found, then = Found.WHOLE, Wants.COMMA_OR_END
-    if character == '"' and (takes_value or wants in (Wants.KEY, Wants.KEY_OR_END)):
+    if wants in (Wants.NEXT_VALUE, Wants.NEXT_KEY) and character != closing[-1]:
+        say(", ")
+    if character == '"' and (takes_value or wants in (Wants.NEXT_KEY, Wants.KEY_OR_END)):
         found = yield from _read_string(tape, say)
         return found, Wants.COMMA_OR_END if takes_value else Wants.COLON
     if takes_value and character in CLOSING and len(closing) < MOST_DEPTH:
@@ -94,7 +116,8 @@ def _read_token(tape: Tape, say: Say, wants: Wants, closing: list[str]) -> Readi
     elif takes_end and character == closing[-1]:
         closing.pop()
     elif wants is Wants.COMMA_OR_END and character == ",":
-        then = Wants.KEY if closing[-1] == "}" else Wants.VALUE
+        tape.place += 1
+        return found, Wants.NEXT_KEY if closing[-1] == "}" else Wants.NEXT_VALUE
     elif wants is Wants.COLON and character == ":":
         then = Wants.VALUE
     elif takes_value:
@@ -110,9 +133,9 @@ def _read_literal(tape: Tape, say: Say) -> Reading[Found]:
     start = tape.place
     yield from skip(tape, WORD)
     word = tape.text[start : tape.place]
-    if LITERAL.fullmatch(word) is None:
+    if word not in AS_JSON and LITERAL.fullmatch(word) is None:
         return Found.CUT if tape.has_ended else Found.WRONG
-    say(word)
+    say(AS_JSON.get(word, word))
     return Found.WHOLE
 
 
@@ -152,6 +175,16 @@ def _read_escape(tape: Tape, say: Say) -> Reading[bool]:
         if not (yield from more(tape)):
             tape.place = len(tape.text)
             return False
+    if HALF.match(tape.text, tape.place):
+        while len(tape.text) < tape.place + PAIR_CHARACTERS and (yield from more(tape)):
+            pass
+        if OPEN_PAIR.fullmatch(tape.text, tape.place):
+            tape.place = len(tape.text)
+            return False
+        pair = PAIR.match(tape.text, tape.place)
+        say("\\ufffd" if pair is None else pair[0])
+        tape.place += PAIR_CHARACTERS // 2 if pair is None else PAIR_CHARACTERS
+        return True
     escaped = tape.text[tape.place + 1]
     is_unicode = escaped == "u" and HEX.match(tape.text, tape.place + 2) is not None
     length = 6 if is_unicode else 2 if escaped in '"\\/bfnrt' else 1

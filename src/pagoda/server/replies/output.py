@@ -61,6 +61,11 @@ class Output:
         if text:
             self._add(Text(text))
 
+    def part(self) -> None:
+        """What is said next is a text of its own."""
+        if self._last is Text:
+            self._add(Text("\n"))
+
     def think(self, text: str) -> None:
         """A thought, without the blanks around it."""
         if self._last is not Thought:

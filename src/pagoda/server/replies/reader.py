@@ -42,7 +42,8 @@ class ReplyReader:
 
     def __init__(self, style: ReplyStyle, terms: Terms, is_whole: bool = False) -> None:
         id_length = None if style.dialect is None else style.dialect.id_length
-        self._output = Output(terms.id_prefix, id_length, terms.most_calls, is_whole)
+        most_calls = 1 if style.is_single else terms.most_calls
+        self._output = Output(terms.id_prefix, id_length, most_calls, is_whole)
         self._tape = Tape()
         self._reading = _read(self._tape, self._output, style, terms)
         next(self._reading, None)

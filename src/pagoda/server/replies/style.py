@@ -9,12 +9,15 @@ from typing import Any
 from pagoda.server.replies.dialects import Dialect, find_dialect
 from pagoda.server.replies.thoughts import ThoughtMarks, find_thoughts, has_opened
 
+# In the words with which templates of Llama 3 refuse a turn of several calls.
+SINGLE = "only supports single tool-calls"
+
 
 @dataclass(frozen=True)
 class ReplyStyle:
     """`hidden` marks are special tokens, which no client is shown; `shown_tokens` are their ids, since they have to
     stand in the text all the same. The reply `is_thinking` from the start where the prompt has opened a thought, which
-    the token `thought_end` ends, if there is one for that.
+    the token `thought_end` ends, if there is one for that. With `is_single` the template takes turns of one call only.
     """
 
     dialect: Dialect | None = None
@@ -23,6 +26,7 @@ class ReplyStyle:
     hidden: tuple[str, ...] = ()
     shown_tokens: frozenset[int] = frozenset()
     thought_end: int | None = None
+    is_single: bool = False
 
     def num_thought_tokens(self, token_ids: Sequence[int]) -> int:
         """How many tokens of a reply that begins with a thought belong to it; 0 if that cannot be told."""
@@ -46,4 +50,5 @@ def style_of(template: str, prompt: str, tokenizer: Any) -> ReplyStyle:
         hidden=tuple(special),
         shown_tokens=frozenset(special.values()),
         thought_end=None if thoughts is None else ids.get(thoughts.end),
+        is_single=SINGLE in template,
     )

@@ -82,23 +82,27 @@ def _read_pairs(tape: Tape, out: Output, tools: GivenTools) -> Reading[None]:
 
 
 class _Call:
-    """A call whose arguments come one by one."""
+    """A call whose arguments come one by one. Before the first of them, or its end, it may be text as well."""
 
     def __init__(self, out: Output, tools: GivenTools, name: str) -> None:
         self._out, self._tools, self._name = out, tools, name
         self._has_arguments = False
-        out.begin(name)
 
     def add(self, key: str, text: str) -> None:
+        if not self._has_arguments:
+            self._out.begin(self._name)
         value = self._tools.value(self._name, key, text)
         start = ", " if self._has_arguments else "{"
         self._has_arguments = True
         self._out.argue(f"{start}{json.dumps(key, ensure_ascii=False)}: {value}")
 
     def end(self, is_whole: bool = True) -> bool:
+        if is_whole and not self._has_arguments:
+            self._out.begin(self._name)
         if is_whole:
             self._out.argue("}" if self._has_arguments else "{}")
-        self._out.end(is_whole)
+        if is_whole or self._has_arguments:
+            self._out.end(is_whole)
         return is_whole
 
 
