@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -52,6 +53,12 @@ def history(**more: object) -> dict:
             "cache_control, id, timestamp",
         ),
         ("/v1/chat/completions", history(function_call=None, audio=None), None),
+        (
+            "/v1/chat/completions",
+            history(function_call={"name": "f", "arguments": "{}"}, audio={"id": "x"}),
+            "audio, function_call",
+        ),
+        ("/tokenize", {"messages": [QUESTION], "tools": [{"type": "web_search"}]}, "tools.web_search"),
         (
             "/v1/chat/completions",
             history(tool_calls=[call("{}") | {"index": 0, "extra_content": {}}]),
@@ -170,6 +177,97 @@ def test_a_long_prompt_is_refused_in_words_that_clients_know(server: Running) ->
     message = server.post("/v1/messages", body).json()["error"]["message"]
     assert message.startswith("prompt is too long: ")
     assert " tokens > 4096 maximum" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("/v1/chat/completions", [{"type": "input_text", "text": "The sea."}]),
+        ("/v1/chat/completions", [{"type": "output_text", "text": "The sea.", "annotations": []}]),
+        ("/v1/responses", [{"type": "text", "text": "The sea."}]),
+        ("/v1/messages", [{"type": "input_text", "text": "The sea."}]),
+        ("/v1/messages", [{"type": "search_result", "source": "x", "content": [{"type": "text", "text": "The sea."}]}]),
+        ("/v1/messages", [{"type": "document", "source": {"type": "content", "content": "The sea."}}]),
+    ],
+)
+def test_text_by_another_name_is_read(server: Running, path: str, content: list) -> None:
+    computed = []
+    for each in ("The sea.", content):
+        message = {"role": "user", "content": each}
+        body = RESPONSE | {"input": [message]} if path == "/v1/responses" else CHAT | {"messages": [message]}
+        answer = server.post(path, body | {"cache_salt": str(len(computed))})
+        assert HEADER not in answer.headers
+        computed.append(answer.json()["usage"]["kv"]["computed"])
+    assert computed[0] == computed[1]
+
+
+def test_what_other_tools_gave_stays_in_the_history(server: Running) -> None:
+    def tokens(*items: dict) -> int:
+        body = RESPONSE | {"input": [QUESTION, *items, QUESTION], "cache_salt": items[0]["type"]}
+        return server.post("/v1/responses", body).json()["usage"]["input_tokens"]
+
+    call = {"type": "function_call", "call_id": "1", "name": "patch", "arguments": '{"input": "a"}'}
+    result = {"type": "function_call_output", "call_id": "1", "output": "It is done."}
+    other = {"type": "custom_tool_call", "call_id": "1", "name": "patch", "input": "a"}
+    assert tokens(other, result | {"type": "custom_tool_call_output"}) == tokens(call, result)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", RESPONSE | {"response_format": {"type": "json_object"}}),
+        ("/v1/responses", RESPONSE | {"guided_regex": "a"}),
+        ("/v1/messages", CHAT | {"output_format": {"type": "json_schema"}}),
+        ("/v1/messages", CHAT | {"structured_outputs": {"regex": "a"}}),
+        ("/v1/completions", {"model": MODEL, "prompt": "a", "response_format": {"type": "json_object"}}),
+    ],
+)
+def test_a_form_that_is_not_known_there_is_refused(server: Running, path: str, body: dict) -> None:
+    assert server.post(path, body).status_code == 400
+    (name,) = body.keys() & {"response_format", "guided_regex", "output_format", "structured_outputs"}
+    assert server.post(path, body | {name: None}).status_code == 200
+
+
+@pytest.mark.parametrize("choice", [None, "forced"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
+@pytest.mark.parametrize("odd", [{"not": {"required": ["x"]}}, {"x-guidance": {"lenient": True}}])
+def test_strict_tools_are_strict_everywhere(server: Running, path: str, choice: str | None, odd: dict) -> None:
+    schema = {"type": "object", **odd}
+    function = {"name": "weather", "strict": True}
+    tool, body, forced = {
+        "/v1/chat/completions": ({"type": "function", "function": function | {"parameters": schema}}, CHAT, "required"),
+        "/v1/messages": (function | {"input_schema": schema}, CHAT, {"type": "any"}),
+        "/v1/responses": ({"type": "function", **function, "parameters": schema}, RESPONSE, "required"),
+    }[path]
+    answer = server.post(path, body | {"tools": [tool]} | ({} if choice is None else {"tool_choice": forced}))
+    assert answer.status_code == 400
+    assert f"A strict schema has {next(iter(odd))}" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", CHAT | {"messages": [{"role": "system", "content": "BILLING"}, QUESTION]}),
+        ("/v1/chat/completions", CHAT | {"messages": [{"role": "developer", "content": "BILLING"}, QUESTION]}),
+        ("/v1/responses", RESPONSE | {"input": [{"role": "developer", "content": "BILLING"}, QUESTION]}),
+        ("/v1/messages", CHAT | {"messages": [{"role": "system", "content": "BILLING"}, QUESTION]}),
+    ],
+)
+def test_what_is_said_of_billing_is_left_out_of_all_instructions(server: Running, path: str, body: dict) -> None:
+    told = json.loads(json.dumps(body).replace("BILLING", "  X-Anthropic-Billing-Header: a=1;\\nBe brief."))
+    plain = json.loads(json.dumps(body).replace("BILLING", "Be brief."))
+    counts = [
+        server.post(path, each | {"cache_salt": str(number)}).json()["usage"]["kv"]["computed"]
+        for number, each in enumerate((told, plain))
+    ]
+    assert counts[0] == counts[1]
+
+
+def test_a_strict_server_refuses_what_it_cannot_enforce(strict: Running) -> None:
+    body = CHAT | {"response_format": {"type": "json_object", "schema": LOOSE}}
+    answer = strict.post("/v1/chat/completions", body)
+    assert answer.status_code == 400
+    assert "not" in answer.json()["error"]["message"]
 
 
 class Inner(Body):

@@ -140,6 +140,10 @@ def test_an_open_server_does_nothing_for_pages_from_elsewhere(llm: LLM) -> None:
     with running(llm, host="0.0.0.0", allow_no_api_key=True) as server:
         headers = {"origin": "https://evil.example", "sec-fetch-site": "cross-site"}
         assert server.post("/reset_prefix_cache", headers=headers).status_code == 403
+        # Browsers leave the second one out where the server is no https.
+        assert server.post("/reset_prefix_cache", headers={"origin": "http://evil.example"}).status_code == 403
+        own = {"origin": "http://box.example:8000", "host": "box.example:8000"}
+        assert server.post("/reset_prefix_cache", headers=own).status_code == 200
 
 
 SCRIPT = """async ([url, body]) => {

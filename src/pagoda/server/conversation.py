@@ -6,6 +6,7 @@ rendering it once more with marks in the text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,9 +21,13 @@ from pagoda.sampling_params import StructuredOutputs
 from pagoda.server.forms import check_strict
 from pagoda.server.replies.style import ReplyStyle, style_of
 from pagoda.server.strict_calls import strict_form
+from pagoda.server.template_words import call_id_length, complete_tool, with_ids
 from pagoda.server.thinking import template_arguments
 from pagoda.server.transcripts import Known, Scope, Transcripts
 from pagoda.tokenizing import encode
+
+# Coding agents tell who is billed before their instructions, in other words in every session: no part of the prompt.
+BILLING = re.compile(r"\A\s*x-anthropic-billing-header:[^\n]*\n*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -175,10 +180,11 @@ class ConversationReader:
         tools = [
             _marked_tool(tool, marks.new(conversation.tool_ttls[index]))
             if marks is not None and index in conversation.tool_ttls
-            else dict(tool)
-            for index, tool in enumerate(conversation.tools)
+            else tool
+            for index, tool in enumerate(complete_tool(each, template) for each in conversation.tools)
         ]
-        messages = [_message(turn, marks) for turn in conversation.turns]
+        id_length = call_id_length(template)
+        messages = [with_ids(_message(turn, marks), id_length) for turn in conversation.turns]
         options = ChatOptions(
             chat_template=template,
             add_generation_prompt=conversation.adds_generation_prompt and not conversation.continues,
@@ -198,6 +204,12 @@ class ConversationReader:
         between = encode(self._reader.need_tokenizer(), text[start:end], add_special_tokens=False).input_ids
         pairs = zip(between, token_ids[len(known) :], strict=False)
         return len(known) + next((place for place, (left, right) in enumerate(pairs) if left != right), len(between))
+
+
+def instructions(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """A system prompt, without what is said of billing."""
+    told = (replace(part, text=BILLING.sub("", part.text, count=1)) for part in parts)
+    return tuple(after for before, after in zip(parts, told, strict=True) if after.text or not before.text)
 
 
 def _num_before(offsets: Sequence[tuple[int, int]], end: int) -> int:

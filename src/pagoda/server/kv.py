@@ -32,7 +32,7 @@ from pagoda.server.body import Body, Items, TokenIds
 from pagoda.server.conversation import Conversation, ConversationReader, ReadConversation
 from pagoda.server.metrics import group_names
 from pagoda.server.openai.chat import tools_of, turns_of
-from pagoda.server.openai.schema import Message, Tool
+from pagoda.server.openai.schema import Message, Tools
 from pagoda.server.recent import Past
 from pagoda.server.record import Record
 from pagoda.server.service import Call, Service, Work, new_id
@@ -56,7 +56,7 @@ class PinBody(Body):
     model: str
     prompt: str | TokenIds | None = None
     messages: Items[Message] | None = Field(None, min_length=1)
-    tools: Items[Tool] | None = None
+    tools: Tools | None = None
     ttl_seconds: float = Field(gt=0, le=30 * 24 * 3600)
     cache_salt: str | None = None
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from pagoda.errors import HttpError
@@ -19,20 +17,17 @@ from pagoda.server.anthropic.schema import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from pagoda.server.conversation import Conversation, Part, Turn
+from pagoda.server.conversation import Conversation, Part, Turn, instructions
 
 TTL_SECONDS = {"5m": 300.0, "1h": 3600.0}
 MAX_BREAKPOINTS = 4
-# Coding agents tell who is billed before their instructions, in other words in every session: no part of the prompt.
-BILLING = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n*")
 
 
 def conversation_of(body: CountBody) -> Conversation:
     """Raises HttpError for what contradicts itself."""
     turns: list[Turn] = []
-    instructions = _instructions(body.system) if body.system else ()
-    if instructions:
-        turns.append(Turn("system", instructions))
+    if body.system and (parts := instructions(_texts(body.system))):
+        turns.append(Turn("system", parts))
     for message in body.messages:
         turns += _turns(message)
     if body.cache_control is not None:
@@ -68,6 +63,8 @@ def _check_breakpoints(ttls: Sequence[float]) -> None:
 
 def _turns(message: Message) -> list[Turn]:
     """A message as turns: results of tools are turns of their own."""
+    if message.role == "system":
+        return [Turn("system", instructions(_contents(message.content)))]
     if isinstance(message.content, str):
         return [Turn(message.role, (Part(message.content),))]
     if message.role == "assistant":
@@ -77,13 +74,6 @@ def _turns(message: Message) -> list[Turn]:
     if texts or not turns:
         turns.append(Turn(message.role, tuple(_part(block) for block in texts)))
     return turns
-
-
-def _instructions(system: str | Sequence[TextBlock]) -> tuple[Part, ...]:
-    """The system prompt, without what is said of billing."""
-    parts = (Part(system),) if isinstance(system, str) else tuple(_part(block) for block in system)
-    told = (replace(part, text=BILLING.sub("", part.text, count=1)) for part in parts)
-    return tuple(after for before, after in zip(parts, told, strict=True) if after.text or not before.text)
 
 
 def _assistant(blocks: Sequence[Block]) -> Turn:
@@ -103,6 +93,10 @@ def _result(block: ToolResultBlock) -> Turn:
     parts = _texts(block.content or "")
     turn = Turn("tool", parts, {"tool_call_id": block.tool_use_id})
     return turn if block.cache_control is None else _marked(turn, _ttl(block.cache_control))
+
+
+def _contents(content: str | Sequence[Block]) -> tuple[Part, ...]:
+    return (Part(content),) if isinstance(content, str) else tuple(_part(block) for block in content)
 
 
 def _texts(content: str | list[TextBlock]) -> tuple[Part, ...]:

@@ -18,7 +18,7 @@ from pagoda.outputs import CompletionOutput, RequestOutput
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server import sse
 from pagoda.server.answer import Answer
-from pagoda.server.conversation import Conversation, ConversationReader, Part, ReadConversation, Turn
+from pagoda.server.conversation import Conversation, ConversationReader, Part, ReadConversation, Turn, instructions
 from pagoda.server.forms import call_form, check_choice, json_form, left_out
 from pagoda.server.json_shape import check_arguments
 from pagoda.server.openai.chat_writer import SampleDeltas, end_of, message_of
@@ -208,7 +208,8 @@ def _turn(message: Message, ttl: str) -> Turn:
     if thoughts := message.reasoning_content or message.reasoning:
         more["reasoning_content"] = thoughts
     role = "system" if message.role == "developer" else message.role
-    return Turn(role, _parts(message, ttl), more)
+    parts = _parts(message, ttl)
+    return Turn(role, instructions(parts) if role == "system" else parts, more)
 
 
 def _parts(message: Message, ttl: str) -> tuple[Part, ...]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from pagoda.chat.messages import read_arguments
-from pagoda.server.conversation import Conversation, Part, Turn
+from pagoda.server.conversation import Conversation, Part, Turn, instructions
 from pagoda.server.json_shape import check_arguments
 from pagoda.server.openai.marks import kept, ttl_of
 from pagoda.server.openai.responses_schema import (
@@ -69,7 +69,8 @@ def _append(turns: list[Turn], item: InputItem, ttl: str) -> None:
     match item:
         case MessageItem():
             role = "system" if item.role == "developer" else item.role
-            turns.append(Turn(role, _parts(item.content, ttl)))
+            parts = _parts(item.content, ttl)
+            turns.append(Turn(role, instructions(parts) if role == "system" else parts))
         case FunctionCallOutputItem():
             turns.append(Turn("tool", _parts(item.output, ttl), {"tool_call_id": item.call_id}))
         case FunctionCallItem():

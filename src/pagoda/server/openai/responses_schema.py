@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo
 
 from pagoda.server.body import SIZE_CHECK, Body, Items
-from pagoda.server.leniency import FORGETTING, replacing, skipping
+from pagoda.server.leniency import FORGETTING, Leniency, replacing, skipping
 from pagoda.server.openai.schema import (
     CacheBreakpoint,
     Effort,
@@ -95,6 +96,26 @@ def _kind(item: Any) -> str:
     return str(kind)
 
 
+def _as_functions(items: Any, info: ValidationInfo) -> Any:
+    """Calls of tools that are no functions, and what came of them, as if they were: their words are in the history."""
+    if not isinstance(info.context, Leniency) or not isinstance(items, list):
+        return items
+    return [_as_function(item) if isinstance(item, dict) else item for item in items]
+
+
+def _as_function(item: dict[str, Any]) -> dict[str, Any]:
+    call_id, kind = item.get("call_id"), item.get("type")
+    if kind in ("custom_tool_call_output", "local_shell_call_output", "shell_call_output"):
+        return {"type": "function_call_output", "call_id": call_id, "output": item.get("output")}
+    if kind == "custom_tool_call":
+        arguments = json.dumps({"input": item.get("input")})
+        return {"type": "function_call", "call_id": call_id, "name": item.get("name"), "arguments": arguments}
+    if kind in ("local_shell_call", "shell_call"):
+        arguments = json.dumps(item.get("action"))
+        return {"type": "function_call", "call_id": call_id, "name": "shell", "arguments": arguments}
+    return item
+
+
 ITEM_KINDS = ("message", "function_call", "function_call_output", "reasoning")
 InputItem = Annotated[
     Annotated[MessageItem, Tag("message")]
@@ -179,7 +200,7 @@ class CacheOptions(Body):
 
 class ResponseBody(Body):
     model: str
-    input: str | Annotated[Items[InputItem], skipping(*ITEM_KINDS, default="message")]
+    input: str | Annotated[Items[InputItem], skipping(*ITEM_KINDS, default="message"), BeforeValidator(_as_functions)]
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
