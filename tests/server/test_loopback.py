@@ -68,7 +68,10 @@ def test_names_of_this_machine_are_answered(server: Running, headers: dict[str, 
     assert server.get("/v1/kv/tree", headers=headers).status_code == 200
 
 
-@pytest.mark.parametrize("options", [{"api_key": ("key",)}, {"host": "0.0.0.0", "allow_no_api_key": True}])
+OPEN = {"host": "0.0.0.0", "allow_no_api_key": True, "allowed_origins": ("https://chat.example",)}
+
+
+@pytest.mark.parametrize("options", [{"api_key": ("key",)}, OPEN])
 def test_who_serves_others_may_have_any_name(llm: LLM, options: dict) -> None:
     with running(llm, **options) as server:
         headers = {"host": "inference.example", "origin": "https://chat.example", "x-api-key": "key"}
