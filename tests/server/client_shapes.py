@@ -1,7 +1,9 @@
 """What the requests of real clients look like: their fields, blocks and headers, with words of our own.
 
-Each is as its client sent it when it was recorded, by name and version. `session` stands for all that differs between
-two sessions with the same instructions and tools; a conversation of two turns has a call of a tool in between.
+Each is as its client sent it when it was recorded, by name and version. Those without a version (Continue and Cline,
+Open WebUI) were not recorded: they are written from what is known of these programs. `session` stands for all that
+differs between two sessions with the same instructions and tools; a conversation of two turns has a call of a tool in
+between.
 """
 
 from __future__ import annotations

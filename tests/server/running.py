@@ -19,6 +19,15 @@ from pagoda.server.service import Service
 from pagoda.server.tenants import Tenants
 
 MODEL = "pagoda-tiny"
+TENANTS = """
+[tenants.a]
+api_key = "a"
+[tenants.b]
+api_key = "b"
+[tenants.operator]
+api_key = "operator"
+is_admin = true
+"""
 MOST_SECONDS = 120  # that anything takes: machines are busy, and may stand still for a while
 STEP_SECONDS = 0.05
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 
@@ -18,7 +19,8 @@ OTHER_KINDS = ("application/x-www-form-urlencoded", "text/plain", "text/plain;ch
 def test_json_is_json_whatever_a_program_calls_it(server: Running, kind: str) -> None:
     """As `curl -d` does."""
     headers = {"content-type": kind} if kind else {}
-    assert server.post("/v1/completions", content=b" \n" + BODY, headers=headers).status_code == 200
+    for before in (b" \n", codecs.BOM_UTF8):
+        assert server.post("/v1/completions", content=before + BODY, headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize("path", PATHS)

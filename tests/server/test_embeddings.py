@@ -111,6 +111,14 @@ def test_numbers_that_are_none_are_an_error(server: Running, monkeypatch: pytest
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "engine_error")
 
 
+def test_whoever_waits_is_told_of_the_time_and_not_of_having_gone(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.service, "seconds_left", lambda _: 0.001)
+    answer = server.post("/v1/embeddings", {"model": MODEL, "input": [[5] * 4000] * 4})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+
+
 def test_a_deadline_ends_it(llm: LLM) -> None:
     with running(llm) as server:
         headers = {"x-request-timeout": "0.05"}

@@ -15,19 +15,10 @@ from pagoda.engine.request import Request, RequestMetrics, Sequence, new_request
 from pagoda.sampling_params import SamplingParams
 from pagoda.server import hours as hours_module
 from pagoda.server.hours import KEPT_SECONDS, MOST_SAMPLES, SAMPLE_SECONDS, Hours, Sample
-from server.running import MODEL, MOST_SECONDS, Running, running, unhurried, wait_until
+from server.running import MODEL, MOST_SECONDS, TENANTS, Running, running, unhurried, wait_until
 
 SHORT = {"model": MODEL, "prompt": "The sea was", "max_tokens": 2, "ignore_eos": True}
 STATUSES = ("400", "401", "404", "429", "499", "500", "503", "504")
-TENANTS = """
-[tenants.a]
-api_key = "a"
-[tenants.b]
-api_key = "b"
-[tenants.operator]
-api_key = "operator"
-is_admin = true
-"""
 
 
 def request(num_generated: int = 0, ttft_seconds: float | None = None, is_scheduled: bool = True) -> Request:

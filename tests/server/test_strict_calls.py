@@ -22,6 +22,8 @@ SCHEMA = {
         "days": {"type": "integer", "minimum": 1, "maximum": 9},
         "note": {"type": "string"},
         "near": {"type": "array", "items": PLACE},
+        "nights": {"$ref": "#/properties/days"},
+        "never": False,
     },
     "required": ["place", "days"],
     "additionalProperties": False,
@@ -33,7 +35,7 @@ TOOLS = [
     {"type": "function", "function": {"name": "now"}},
 ]
 SOME = {"place": "Dover", "days": 3}
-ALL = {**SOME, "note": "It's 5 < 6,\nor so.", "near": [{"name": "Sea"}]}
+ALL = {**SOME, "note": "It's 5 < 6,\nor so.", "near": [{"name": "Sea"}], "nights": 4}
 FITTING = [
     (("weather", SOME),),
     (("weather", ALL), ("tide", {"free": "Well."})),
@@ -44,6 +46,8 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("weather", {"place": "Dover", "days": 30}),
     ("weather", {"place": "Dover"}),
     ("weather", {**SOME, "near": [{"name": "Bath"}]}),
+    ("weather", {**SOME, "nights": 30}),
+    ("weather", {**SOME, "never": 1}),
     ("rain", SOME),
     ("now", {"place": "Dover"}),
 ]
@@ -92,7 +96,9 @@ def test_calls_that_fit_may_be_written(held: Held, calls: tuple) -> None:
     assert held.accepts("Let me see: " + text)
 
 
-@pytest.mark.parametrize("call", WRONG, ids=["enum", "maximum", "required", "reference", "name", "none"])
+@pytest.mark.parametrize(
+    "call", WRONG, ids=["enum", "maximum", "required", "reference", "property", "false", "name", "none"]
+)
 def test_calls_that_do_not_fit_may_not(held: Held, call: tuple) -> None:
     assert not held.accepts(held.family.reply((call,))[1])
 

@@ -16,17 +16,8 @@ from pagoda.server.conversation import Conversation
 from pagoda.server.fingerprint import MOST_REMEMBERED, Fingerprint, History
 from pagoda.server.options import ServerOptions
 from pagoda.server.tenants import Tenants
-from server.running import MODEL, Running, running
+from server.running import MODEL, TENANTS, Running, running
 
-TENANTS = """
-[tenants.a]
-api_key = "a"
-[tenants.b]
-api_key = "b"
-[tenants.operator]
-api_key = "operator"
-is_admin = true
-"""
 STORY = "The room was a pleasant one, at the top of the house, overlooking the sea. " * 4
 A, B, OPERATOR = ({"x-api-key": key} for key in ("a", "b", "operator"))
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from pagoda.structured.schema import FORMATS, MOST_DEPENDENTS, UNENFORCED, enforceable, lenient, unenforced
+from pagoda.structured.schema import FORMATS, MOST_DEPENDENTS, UNENFORCED, enforceable, lenient, rebased, unenforced
 
 TEXT, WHOLE = {"type": "string"}, {"type": "integer"}
 TOKENIZER = LLTokenizer("byte")
@@ -64,6 +64,9 @@ def test_other_formats_are_annotations(format: str) -> None:
 OBJECT = {"type": "object", "additionalProperties": WHOLE}
 LISTED = {**OBJECT, "propertyNames": {"type": "string", "enum": ["a", "b"]}, "required": ["b"]}
 KNOWN = {**LISTED, "properties": {"a": TEXT}}
+# As pydantic writes a dict whose keys are an Enum's.
+NAMES = {"enum": ["a", "b"], "title": "Name", "type": "string"}
+REFERRED = {**LISTED, "propertyNames": {"$ref": "#/$defs/Name"}, "$defs": {"Name": NAMES}}
 PATTERN = {**OBJECT, "propertyNames": {"pattern": "^x_[a-z]+$"}}
 DEPENDENT = {"type": "object", "properties": {"a": WHOLE, "b": WHOLE}, "dependentRequired": {"a": ["b"]}}
 SEALED = {"type": "object", "properties": {"a": WHOLE}, "unevaluatedProperties": False}
@@ -76,6 +79,8 @@ SEALED = {"type": "object", "properties": {"a": WHOLE}, "unevaluatedProperties":
         ({**OBJECT, "propertyNames": True}, [{"any": 1}], [{"any": "x"}]),
         (LISTED, [{"b": 1}, {"a": 2, "b": 1}], [{}, {"a": 1}, {"b": 1, "c": 1}, {"b": "x"}]),
         (KNOWN, [{"a": "x", "b": 1}], [{"a": 1, "b": 1}]),
+        (REFERRED, [{"b": 1}, {"a": 2, "b": 1}], [{}, {"b": 1, "c": 1}]),
+        ({"type": "object", "properties": {"a": {**WHOLE, "format": None}}}, [{"a": 1}], [{"a": "x"}]),
         ({**LISTED, "additionalProperties": False, "required": []}, [{}], [{"a": 1}]),
         (PATTERN, [{}, {"x_a": 1, "x_b": 2}], [{"y": 1}, {"x_a": "x"}]),
         (DEPENDENT, [{}, {"b": 1}, {"a": 1, "b": 1}], [{"a": 1}]),
@@ -88,7 +93,10 @@ SEALED = {"type": "object", "properties": {"a": WHOLE}, "unevaluatedProperties":
 )
 def test_what_can_be_said_otherwise_is_enforced(schema: dict[str, Any], good: list[Any], bad: list[Any]) -> None:
     assert unenforced(schema) == []
-    for nested, wrap in ((schema, lambda value: value), ({"type": "array", "items": schema}, lambda value: [value])):
+    for nested, wrap in (
+        (schema, lambda value: value),
+        ({"type": "array", "items": rebased(schema, "#/items")}, lambda value: [value]),
+    ):
         for value in good:
             assert allows(nested, wrap(value)), value
         for value in bad:
@@ -133,3 +141,17 @@ def test_what_is_left_is_told_by_name(schema: dict[str, Any], names: list[str]) 
 def test_what_is_no_schema_is_left_to_be_refused(value: Any) -> None:
     enforceable(value)
     unenforced(value)
+
+
+def test_references_lead_where_they_led() -> None:
+    data = {"const": {"$ref": "#/x"}, "enum": [{"$ref": "#/x"}], "default": {"$ref": "#"}}
+    schema = {
+        "$ref": "#",
+        "properties": {"$ref": {"$ref": "#/$defs/a"}, "b": data, "c": {"$ref": "https://x.example#/y"}},
+        "$defs": {"a": {"anyOf": [{"$ref": "#/properties/b"}]}},
+    }
+    assert rebased(schema, "#/here") == {
+        "$ref": "#/here",
+        "properties": {"$ref": {"$ref": "#/here/$defs/a"}, "b": data, "c": {"$ref": "https://x.example#/y"}},
+        "$defs": {"a": {"anyOf": [{"$ref": "#/here/properties/b"}]}},
+    }

@@ -6,6 +6,7 @@ anywhere without asking first, a form or plain text, is never taken for JSON.
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 
 from pagoda.errors import HttpError
@@ -44,4 +45,4 @@ def _is_json(content_type: str) -> bool:
 
 
 def _looks_like_json(content: bytes) -> bool:
-    return content.lstrip()[:1] in (b"{", b"[")
+    return content.removeprefix(BOM_UTF8).lstrip()[:1] in (b"{", b"[")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pagoda.errors import HttpError
 from pagoda.sampling_params import StructuredOutputs
-from pagoda.structured.schema import lenient, unenforced
+from pagoda.structured.schema import GUIDANCE, lenient, rebased, unenforced
 
 ANY_OBJECT = {"type": "object"}
-LOOSENER = "x-guidance"  # llguidance's options, within the schema
 NOTHING: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 # What a schema may have that says nothing of an object's properties.
 SAYS_NOTHING = frozenset({"type", "properties", "required", "title", "description", "$schema", "$defs"})
@@ -52,8 +50,8 @@ def check_choice(tools: Sequence[str], name: str | None) -> None:
 def check_strict(schema: Mapping[str, Any] | None, param: str) -> None:
     """Raises HttpError for what cannot be enforced, and for what would have it enforced loosely."""
     names = unenforced(schema)
-    if LOOSENER in (schema or ()):
-        names.append(LOOSENER)
+    if GUIDANCE in (schema or ()):
+        names.append(GUIDANCE)
     if names:
         raise HttpError(
             400,
@@ -72,11 +70,9 @@ def call_schema(functions: Sequence[Mapping[str, Any]], place: str = "#") -> dic
 def _call_schema(function: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Stands at `place` in the whole schema, and references in the parameters go where these stand then."""
     try:
-        parameters = json.dumps({**ANY_OBJECT, **parameters_of(function)})
+        arguments = rebased({**ANY_OBJECT, **parameters_of(function)}, f"{place}/properties/arguments")
     except RecursionError as error:
         raise HttpError(400, "The parameters of a tool are nested too deeply.", param="tools") from error
-    # Within a text the quotes would be escaped.
-    arguments = json.loads(parameters.replace('"$ref": "#', f'"$ref": "{place}/properties/arguments'))
     return {
         "type": "object",
         "properties": {"name": {"const": function["name"]}, "arguments": arguments},

@@ -298,12 +298,12 @@ class Service:
             return None
         left = origin.arrival + limit - monotonic()
         if left <= 0:
-            raise _too_late()
+            raise too_late()
         return left
 
     def _set_deadline(self, answer: Answer, seconds: float | None) -> None:
         if seconds is not None:
-            self._deadlines[answer] = asyncio.get_running_loop().call_later(seconds, answer.fail, _too_late())
+            self._deadlines[answer] = asyncio.get_running_loop().call_later(seconds, answer.fail, too_late())
 
     def _cancel(self, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -331,7 +331,8 @@ class Service:
                     self.transcripts.remember(work.scope, work.prompt, sample)
 
 
-def _too_late() -> HttpError:
+def too_late() -> HttpError:
+    """The answer of a request whose time is over."""
     return HttpError(504, "The request was not done in the time it was given.", code="deadline_exceeded")
 
 

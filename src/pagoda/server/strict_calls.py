@@ -16,11 +16,14 @@ from pagoda.server.forms import ANY_OBJECT, call_schema, parameters_of
 from pagoda.server.replies.dialects import Dialect
 from pagoda.server.replies.shapes import CallShape, Slot, Words
 from pagoda.server.replies.tools import kinds_of
-from pagoda.structured.schema import enforceable
+from pagoda.structured.schema import enforceable, rebased
 from pagoda.structured.source import WHITESPACE
 
 TERMINALS = {Slot.GAP: "GAP", Slot.NUMBER: "NUMBER", Slot.ID: "ID"}
 ANYTHING = r"/(.|\n)*/"
+
+ROOT = "parameters"
+ROOT_PLACE = f"#/$defs/{ROOT}"
 
 
 def strict_form(
@@ -116,6 +119,7 @@ class _Grammar:
         pairs = [
             f"({self._pair(json.dumps(key), schema, parameters)}){'' if key in required else '?'}"
             for key, schema in properties.items()
+            if schema is not False
         ]
         return " ".join(pairs) or '""'
 
@@ -130,8 +134,7 @@ class _Grammar:
                 return f"{before} {self._bare(words[place + 1 :])}"
             value = "(" + " | ".join(map(json.dumps, choices)) + ")"
         else:
-            shared = {name: root[name] for name in ("$defs", "definitions") if name in root}
-            value = self._json({**shared, **schema} if isinstance(schema, Mapping) else schema)
+            value = self._json(_apart(schema, root))
         return f"{before} {value} {self._sequence(words[place + 1 :], {})}"
 
     def _bare(self, words: Words) -> str:
@@ -160,6 +163,13 @@ class _Grammar:
 
 def _escaped(mark: str) -> str:
     return re.escape(mark).replace("/", r"\/")
+
+
+def _apart(schema: Any, root: Mapping[str, Any]) -> Any:
+    """A schema within `root` as a whole one, which has all of `root` for its references."""
+    if not isinstance(schema, Mapping):
+        return schema
+    return {**rebased(schema, ROOT_PLACE), "$defs": {ROOT: rebased(root, ROOT_PLACE)}}
 
 
 def _choices(schema: Any) -> list[str]:

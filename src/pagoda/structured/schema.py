@@ -63,18 +63,43 @@ APPLIED = ("$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "pattern
 
 def enforceable(schema: Any) -> Any:
     """The same schema with as much of it as llguidance enforces."""
+    return _enforceable(schema, schema)
+
+
+def target(reference: str, root: Any) -> Any:
+    """What a reference within the schema `root` points at; None if there is nothing."""
+    found = root
+    for step in reference.removeprefix("#").strip("/").split("/"):
+        found = found.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(found, Mapping) else None
+    return found
+
+
+def rebased(schema: Any, place: str) -> Any:
+    """A whole schema as it stands at `place` in another one: its references lead where they led."""
     if not isinstance(schema, Mapping):
         return schema
-    found = {name: _within(name, value, enforceable) for name, value in schema.items() if name not in NOTHING}
+    found = {name: _within(name, value, lambda inner: rebased(inner, place)) for name, value in schema.items()}
+    reference = found.get("$ref")
+    return {**found, "$ref": place + reference[1:]} if isinstance(reference, str) and reference[:1] == "#" else found
+
+
+def _enforceable(schema: Any, root: Any) -> Any:
+    if not isinstance(schema, Mapping):
+        return schema
+    found = {
+        name: _within(name, value, lambda inner: _enforceable(inner, root))
+        for name, value in schema.items()
+        if name not in NOTHING
+    }
     if found.get("not") in ({}, True):  # as some libraries say "never"
         return False
-    if isinstance(found.get("format"), str) and found["format"] not in FORMATS:
+    if "format" in found and not (isinstance(found["format"], str) and found["format"] in FORMATS):
         del found["format"]
     if found.get("uniqueItems") is False:
         del found["uniqueItems"]
     if found.get("unevaluatedProperties") is False and not any(name in found for name in APPLIED):
         found.setdefault("additionalProperties", found.pop("unevaluatedProperties"))
-    found = _with_names(found) if "propertyNames" in found else found
+    found = _with_names(found, root) if "propertyNames" in found else found
     return _with_dependents(found) if "dependentRequired" in found else found
 
 
@@ -111,9 +136,13 @@ def _unenforced(schema: Any) -> Iterator[str]:
         yield from _unenforced(each)
 
 
-def _with_names(schema: dict[str, Any]) -> dict[str, Any]:
+def _with_names(schema: dict[str, Any], root: Any) -> dict[str, Any]:
     """The names of properties said by properties, where that says the same."""
     names, rest = schema["propertyNames"], {name: value for name, value in schema.items() if name != "propertyNames"}
+    if isinstance(names, Mapping) and isinstance(names.get("$ref"), str):
+        named = target(names["$ref"], root)
+        names = {**named, **names} if isinstance(named, Mapping) else names
+        names = {name: value for name, value in names.items() if name not in ("$ref", "title", "description")}
     if names is True or names in ({}, ANY_NAME):
         return rest
     known, others = rest.get("properties", {}), rest.get("additionalProperties", True)

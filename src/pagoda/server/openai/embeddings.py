@@ -24,7 +24,7 @@ from pagoda.prompts import Prompt
 from pagoda.sampling_params import SamplingParams
 from pagoda.server.body import MOST_TOKENS, Body, Items, TokenIds
 from pagoda.server.errors import refused
-from pagoda.server.service import Origin, Service
+from pagoda.server.service import Origin, Service, too_late
 from pagoda.server.wire import json_response, origin_of
 
 MOST_INPUTS = 2048  # as OpenAI has it
@@ -111,7 +111,7 @@ class Embeddings:
             if wanted.done():
                 return wanted.result()
             if not gone.done():
-                raise HttpError(504, "The answer took longer than it was wanted for.", code="timeout")
+                raise too_late()
             raise HttpError(499, "The client has gone.", code="client_gone")
         except PagodaError as error:
             raise refused(error, "model") from error

@@ -23,8 +23,9 @@ from pagoda.server.jsons import to_json
 from pagoda.server.latest import Latest
 from pagoda.server.openai.projection import chat_logprobs
 from pagoda.server.openai.responses_prompt import conversation_of
-from pagoda.server.openai.responses_schema import JsonObjectFormat, JsonSchemaFormat, NamedFunction, ResponseBody
+from pagoda.server.openai.responses_schema import JsonSchemaFormat, NamedFunction, ResponseBody
 from pagoda.server.openai.responses_writer import ResponseShape, ResponseWriter
+from pagoda.server.openai.schema import JsonObjectFormat
 from pagoda.server.record import Record
 from pagoda.server.replies.reader import ReplyReader, Terms
 from pagoda.server.sampling import checked

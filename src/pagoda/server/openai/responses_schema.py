@@ -12,9 +12,11 @@ from pagoda.server.leniency import FORGETTING, Leniency, replacing, skipping
 from pagoda.server.openai.schema import (
     CacheBreakpoint,
     Effort,
+    JsonObjectFormat,
     Retention,
     ServiceTier,
     StreamOptions,
+    TextFormat,
     Verbosity,
 )
 
@@ -143,15 +145,6 @@ class NamedFunction(Body):
     name: str
 
 
-class PlainFormat(Body):
-    type: Literal["text"]
-
-
-class JsonObjectFormat(Body):
-    type: Literal["json_object"]
-    schema_: dict[str, Any] | None = Field(None, alias="schema")  # llama.cpp's
-
-
 class JsonSchemaFormat(Body):
     type: Literal["json_schema"]
     name: str
@@ -160,11 +153,11 @@ class JsonSchemaFormat(Body):
     strict: bool | None = None
 
 
-TextFormat = Annotated[PlainFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+Format = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
 class TextConfig(Body):
-    format: TextFormat | None = None
+    format: Format | None = None
     verbosity: Verbosity = None  # without effect
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pagoda.server.replies.json_text import parsed
+from pagoda.structured.schema import target
 
 MOST_REFERENCES = 16
 # How Python writes what JSON writes in lower case: templates show the model values of either kind.
@@ -50,7 +51,7 @@ def kinds_of(schema: Any, root: Mapping[str, Any], most_references: int = MOST_R
     if not isinstance(schema, Mapping) or not most_references:
         return ()
     if isinstance(schema.get("$ref"), str):
-        return kinds_of(_target(schema["$ref"], root), root, most_references - 1)
+        return kinds_of(target(schema["$ref"], root), root, most_references - 1)
     named = schema.get("type")
     if isinstance(named, str):
         return (named,)
@@ -62,14 +63,6 @@ def kinds_of(schema: Any, root: Mapping[str, Any], most_references: int = MOST_R
     choices = schema.get("anyOf", schema.get("oneOf"))
     found = [kinds_of(each, root, most_references - 1) for each in choices] if isinstance(choices, list) else []
     return [kind for kinds in found for kind in kinds] if all(found) else ()
-
-
-def _target(reference: str, root: Mapping[str, Any]) -> Any:
-    """What a reference within the schema points at; None if there is nothing."""
-    found: Any = root
-    for step in reference.removeprefix("#").strip("/").split("/"):
-        found = found.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(found, Mapping) else None
-    return found
 
 
 def _fits(value: Any, kinds: frozenset[str]) -> bool:
