@@ -29,8 +29,9 @@ from time import process_time
 import numpy as np
 
 from pagoda.cache.cache import Cache, NoBytes
-from pagoda.cache.group import PageGroup
-from pagoda.cache.rule import KeepAll
+from pagoda.cache.groups.pages import PageGroup
+from pagoda.cache.groups.rule import KeepAll
+from pagoda.cache.inspector import Inspector
 from pagoda.registry import lookup, names
 
 VOCABULARY = 150_000
@@ -102,7 +103,7 @@ class Bench:
             self._evict_batch()
 
     def _fill(self, until_free: int) -> None:
-        while self.cache.stats().groups[0].free > until_free:
+        while Inspector(self.cache).stats().groups[0].free > until_free:
             self._run(next(self.prompts))
 
     def _insert_batch(self) -> None:
@@ -140,11 +141,11 @@ class Bench:
     def _evict_batch(self) -> None:
         """Make room for a sequence that wants a batch of pages from a full cache, and keep it."""
         sequence = self.cache.attach(self.cache.match("", [], limit=0), 0)
-        evicted = self.cache.stats().evicted_pages
+        evicted = Inspector(self.cache).stats().evicted_pages
         start = process_time()
         self.cache.reserve(sequence, self.setup.batch_pages * self.setup.page_tokens)
         spent = process_time() - start
-        self._note("evict", spent, self.cache.stats().evicted_pages - evicted)
+        self._note("evict", spent, Inspector(self.cache).stats().evicted_pages - evicted)
 
     def _note(self, step: str, seconds: float, num_pages: int) -> None:
         self.row.micros[step].append(1e6 * seconds / num_pages)

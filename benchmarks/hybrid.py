@@ -27,9 +27,10 @@ from typing import Any
 
 from pagoda.cache.cache import Cache, CacheGroup, NoBytes
 from pagoda.cache.eviction.lru import LRU
-from pagoda.cache.group import PageGroup
-from pagoda.cache.rule import KeepAll
-from pagoda.cache.state import SnapshotRule, StateGroup
+from pagoda.cache.groups.pages import PageGroup
+from pagoda.cache.groups.rule import KeepAll
+from pagoda.cache.groups.state import SnapshotRule, StateGroup
+from pagoda.cache.inspector import Inspector
 from pagoda.engine.memory import MIN_INTERVAL_TOKENS, WINDOW_SHARE
 from pagoda.layouts.config import spec_from_config
 from pagoda.layouts.spec import CacheSpec
@@ -167,8 +168,8 @@ def replay(groups: list[CacheGroup], workload: Workload) -> Replayed:
             assert reserved, "the pool is too small for one sequence"
             cache.commit(sequence, tokens, end)
         cache.release(sequence, tokens)
-    stats = cache.stats()
-    return Replayed(stats.hit_tokens, stats.queried_tokens, groups[0].counts.idle)
+    stats = Inspector(cache).stats()
+    return Replayed(stats.hit_tokens, stats.queried_tokens, groups[0].holdings.counts.idle)
 
 
 def hybrid_groups(spec: CacheSpec, num_pages: int, share: float) -> list[CacheGroup]:

@@ -62,7 +62,7 @@ def main() -> None:
     stored = allocated = whole_context = exact = 0
     while engine.has_work:
         engine.step()
-        stats = engine.cache_stats()
+        stats = engine.inspector.stats()
         running = [r for r in submitted if any(s.phase is Phase.RUNNING for s in r.sequences)]
         stored += stats.tokens_stored
         allocated += stats.token_slots_allocated
@@ -72,7 +72,7 @@ def main() -> None:
     print(f"| pages of {arguments.block_size} tokens | {stored / allocated:.2%} |")
     print(f"| contiguous, the model's context of {engine.max_model_len} each | {stored / whole_context:.2%} |")
     print(f"| contiguous, the final length known beforehand | {stored / exact:.2%} |")
-    engine.check_integrity()
+    engine.inspector.check_integrity()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import random
 
 from transformers import Gemma3TextConfig
 
-from pagoda.cache.rule import window_pages
+from pagoda.cache.groups.rule import window_pages
 from pagoda.config import EngineConfig
 from pagoda.engine.engine import Engine
 from pagoda.engine.request import new_request
@@ -57,7 +57,7 @@ def main() -> None:
     tokens = 0
     while engine.has_work:
         engine.step()
-        for sequence in engine._cache._sequences:
+        for sequence in engine._cache.sequences:
             tokens = sequence.num_tokens
             if tokens >= arguments.tokens:
                 most = [max(old, len(table.held)) for old, table in zip(most, sequence.tables, strict=True)]

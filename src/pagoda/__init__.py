@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pagoda.cache.cache import CacheStats as CacheStats
+    from pagoda.cache.inspector import CacheStats as CacheStats
     from pagoda.config import EngineConfig as EngineConfig
     from pagoda.engine.request import FinishReason as FinishReason
     from pagoda.llm import LLM as LLM

@@ -80,6 +80,9 @@ class TenantShare:
         return max(self.page_quota, self.lease_budget)
 
 
+NO_TENANTS: Mapping[str, TenantShare] = {}
+
+
 def share_of(share: float, num_pages: int) -> int:
     """Whole pages of a share."""
     return int(share * num_pages + 1e-6)  # 0.29 of 100 are 29

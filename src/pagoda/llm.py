@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pagoda.cache.cache import CacheStats
+from pagoda.cache.inspector import CacheStats
 from pagoda.chat.messages import read_conversation, read_conversations
 from pagoda.chat.options import ChatOptions
 from pagoda.chat.renderer import ChatRenderer
@@ -208,11 +208,11 @@ class LLM:
 
     def check_integrity(self) -> None:
         """Raise IntegrityError if the cache's bookkeeping contradicts itself."""
-        self.loop.call(self.engine.check_integrity).result()
+        self.loop.call(self.engine.inspector.check_integrity).result()
 
     def cache_stats(self) -> CacheStats:
         """Pages by state, hits and evictions."""
-        stats: CacheStats = self.loop.call(self.engine.cache_stats).result()
+        stats: CacheStats = self.loop.call(self.engine.inspector.stats).result()
         return stats
 
     def reset_prefix_cache(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pagoda.cache.lease import LeaseResult
+from pagoda.cache.leases import LeaseResult
 from pagoda.engine.request import FinishReason, RequestMetrics, TokenLogprobs
 
 

@@ -4,10 +4,11 @@ import pytest
 
 from pagoda.cache.cache import Cache, NoBytes
 from pagoda.cache.eviction.lru import LRU
-from pagoda.cache.group import PageGroup
-from pagoda.cache.namespace import Namespace
-from pagoda.cache.pages import PageCounts
-from pagoda.cache.rule import KeepAll
+from pagoda.cache.groups.pages import PageGroup
+from pagoda.cache.groups.rule import KeepAll
+from pagoda.cache.holdings.allocator import PageCounts
+from pagoda.cache.inspector import Inspector
+from pagoda.cache.prefix.namespace import Namespace
 from pagoda.errors import OutOfPagesError
 
 PAGE_TOKENS = 4
@@ -126,19 +127,19 @@ class TestAdmission:
         store(cache, [9, 9, 9, 9])
         hit = cache.match("", [9, 9, 9, 9], limit=3)
         pinned = run(cache, [9, 9, 9, 9, 8])
-        before = cache.stats()
+        before = Inspector(cache).stats()
         with pytest.raises(OutOfPagesError):
             cache.attach(hit, 4)
-        assert cache.stats() == before
+        assert Inspector(cache).stats() == before
         cache.release(pinned)
-        cache.check_integrity()
+        Inspector(cache).check_integrity()
 
     def test_reserving_in_one_group_only_never_happens(self):
         cache = make_cache(4, 2)
         sequence = run(cache, range(4))
-        before = cache.stats()
+        before = Inspector(cache).stats()
         assert not cache.reserve(sequence, 8)
-        assert cache.stats() == before
+        assert Inspector(cache).stats() == before
 
 
 class TestPagesBeingWritten:
@@ -147,30 +148,30 @@ class TestPagesBeingWritten:
     def test_the_next_page_of_a_waiting_prompt_is_the_one_its_twin_writes(self):
         cache = make_cache(8)
         running = run(cache, range(12), num_written=5)
-        assert cache.next_page(match(cache, range(12)), range(12)) == cache.page_being_written(running, range(12))
+        assert cache.missing_key(match(cache, range(12)), range(12)) == cache.written_key(running, range(12))
 
     def test_a_cold_prompt_waits_for_the_first_page(self):
         cache = make_cache(8)
         running = run(cache, range(12), num_written=0)
-        assert cache.next_page(match(cache, range(12)), range(12)) == cache.page_being_written(running, range(12))
+        assert cache.missing_key(match(cache, range(12)), range(12)) == cache.written_key(running, range(12))
 
     @pytest.mark.parametrize("other", [[0, 1, 2, 3, 9, 9, 9, 9], [9, 1, 2, 3, 4, 5, 6, 7]])
     def test_other_tokens_are_another_page(self, other):
         cache = make_cache(8)
         running = run(cache, range(8), num_written=5)
-        assert cache.next_page(match(cache, other), other) != cache.page_being_written(running, range(8))
+        assert cache.missing_key(match(cache, other), other) != cache.written_key(running, range(8))
 
     def test_another_namespace_is_another_page(self):
         cache = make_cache(8)
         running = run(cache, range(8), num_written=5)
         hit = match(cache, range(8), namespace="salt")
-        assert cache.next_page(hit, range(8)) != cache.page_being_written(running, range(8))
+        assert cache.missing_key(hit, range(8)) != cache.written_key(running, range(8))
 
     def test_a_rest_that_does_not_fill_a_page_stands_for_nothing(self):
         cache = make_cache(8)
         running = run(cache, range(7), num_written=5)
-        assert cache.next_page(match(cache, range(7)), range(7)) is None
-        assert cache.page_being_written(running, range(7)) is None
+        assert cache.missing_key(match(cache, range(7)), range(7)) is None
+        assert cache.written_key(running, range(7)) is None
 
 
 class TestStats:
@@ -178,7 +179,7 @@ class TestStats:
         cache = make_cache(8)
         store(cache, range(8))
         cache.attach(cache.match("", range(8), limit=7), 8)
-        stats = cache.stats()
+        stats = Inspector(cache).stats()
         assert (stats.hit_tokens, stats.queried_tokens, stats.hit_rate) == (7, 16, 7 / 16)
 
     def test_shared_pages_count_once(self):
@@ -186,10 +187,10 @@ class TestStats:
         run(cache, range(8))
         run(cache, range(6))
         # Two pages of the first, and the copy of the second's last two tokens.
-        assert (cache.stats().tokens_stored, cache.stats().token_slots_allocated) == (10, 12)
+        assert (Inspector(cache).stats().tokens_stored, Inspector(cache).stats().token_slots_allocated) == (10, 12)
 
     def test_an_unused_cache_wastes_nothing(self):
-        stats = make_cache(8).stats()
+        stats = Inspector(make_cache(8)).stats()
         assert (stats.utilization, stats.hit_rate) == (1.0, 0.0)
         assert stats.groups == (PageCounts(total=8, free=8, open=0, in_use=0, idle=0),)
 

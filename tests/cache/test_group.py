@@ -6,10 +6,12 @@ import pytest
 
 from pagoda.cache.eviction.base import EvictionPolicy
 from pagoda.cache.eviction.lru import LRU
-from pagoda.cache.group import PageActions, PageGroup
-from pagoda.cache.pages import PageCounts
-from pagoda.cache.radix import token_key
-from pagoda.cache.rule import KeepAll
+from pagoda.cache.groups.base import PageActions
+from pagoda.cache.groups.pages import PageGroup
+from pagoda.cache.groups.rule import KeepAll
+from pagoda.cache.holdings.allocator import PageCounts
+from pagoda.cache.prefix.held import Reason
+from pagoda.cache.prefix.keys import token_key
 from pagoda.errors import IntegrityError, OutOfPagesError
 
 PAGE_TOKENS = 4
@@ -33,7 +35,7 @@ def group():
 
 def held(group, tokens, namespace=""):
     """How many leading tokens the group holds."""
-    return group.matched_tokens(group.match(namespace, token_key(tokens)))
+    return group.match(namespace, token_key(tokens)).num_tokens
 
 
 def start(group, tokens, num_hit=0, namespace=""):
@@ -78,9 +80,9 @@ class TestSharing:
     def test_two_writers_of_one_page_end_with_one_page(self, group):
         first, second = start(group, [0]), start(group, [0])
         grow(group, first, range(PAGE_TOKENS))
-        assert group.counts == PageCounts(total=16, free=14, open=1, in_use=1, idle=0)
+        assert group.holdings.counts == PageCounts(total=16, free=14, open=1, in_use=1, idle=0)
         grow(group, second, range(PAGE_TOKENS))
-        assert group.counts == PageCounts(total=16, free=15, open=0, in_use=1, idle=0)
+        assert group.holdings.counts == PageCounts(total=16, free=15, open=0, in_use=1, idle=0)
         assert first.pages == second.pages
 
     def test_namespaces_do_not_share(self, group):
@@ -92,7 +94,7 @@ class TestSharing:
         table = start(group, range(8))
         assert held(group, range(8)) == 0
         group.release(table, range(8))
-        assert group.counts.free == group.counts.total
+        assert group.holdings.counts.free == group.holdings.counts.total
 
 
 class TestTails:
@@ -109,13 +111,13 @@ class TestTails:
     def test_a_tail_that_the_tree_holds_already_is_freed(self, group):
         cache(group, range(8))
         cache(group, range(6))
-        assert group.counts.idle == 2
+        assert group.holdings.counts.idle == 2
 
     @pytest.mark.parametrize("longer", [range(7), range(8)])
     def test_a_longer_page_takes_the_place_of_a_tail(self, group, longer):
         cache(group, range(6))
         cache(group, longer)
-        assert group.counts.idle == 2
+        assert group.holdings.counts.idle == 2
         assert held(group, range(8)) == len(longer)
 
     def test_tails_that_differ_stand_side_by_side(self, group):
@@ -132,7 +134,7 @@ class TestFork:
     def test_a_fork_shares_every_page(self, group):
         table = start(group, range(6))
         assert group.fork(table).pages == table.pages
-        assert group.counts == PageCounts(total=16, free=14, open=1, in_use=1, idle=0)
+        assert group.holdings.counts == PageCounts(total=16, free=14, open=1, in_use=1, idle=0)
 
     def test_the_first_to_write_copies_the_open_page_and_the_last_keeps_it(self, group):
         table = start(group, range(6))
@@ -158,7 +160,7 @@ class TestFork:
         table = start(group, range(6))
         twin = group.fork(table)
         group.release(table, range(6))
-        assert group.counts == PageCounts(total=16, free=14, open=1, in_use=1, idle=0)
+        assert group.holdings.counts == PageCounts(total=16, free=14, open=1, in_use=1, idle=0)
         group.release(twin, range(6))
         assert held(group, range(6)) == 6
 
@@ -174,19 +176,19 @@ class TestReserve:
         group = make_group(num_pages=3)
         cache(group, range(4))
         table = start(group, [9])
-        before = (group.counts, list(table.pages), held(group, range(4)))
+        before = (group.holdings.counts, list(table.pages), held(group, range(4)))
         with pytest.raises(OutOfPagesError, match="3 pages are needed and 2 can be had"):
             group.reserve(table, 3 * PAGE_TOKENS)
-        assert (group.counts, list(table.pages), held(group, range(4))) == before
+        assert (group.holdings.counts, list(table.pages), held(group, range(4))) == before
 
     def test_attaching_without_a_page_for_the_copy_changes_nothing(self):
         group = make_group(num_pages=2)
         cache(group, range(8))
         match = group.match("", token_key(range(8)))
-        before = group.counts
+        before = group.holdings.counts
         with pytest.raises(OutOfPagesError):
             group.attach("", match, 6)
-        assert group.counts == before
+        assert group.holdings.counts == before
         assert held(group, range(8)) == 8
 
     def test_the_source_of_a_copy_is_not_evicted_for_it(self):
@@ -252,50 +254,50 @@ class TestEviction:
         cache(group, range(8))
         sibling = [0, 1, 2, 3, 9, 9, 9, 9]
         group.release(start(group, sibling, num_hit=4), sibling)
-        assert group.counts.idle == 3
+        assert group.holdings.counts.idle == 3
         start(group, [7] * 12)
-        assert group.counts == PageCounts(total=3, free=0, open=0, in_use=3, idle=0)
-        assert group.num_evictions == 3
+        assert group.holdings.counts == PageCounts(total=3, free=0, open=0, in_use=3, idle=0)
+        assert group.holdings.num_evicted(Reason.ROOM) == 3
 
     def test_reset_forgets_idle_pages_only(self, group):
         start(group, range(4))
         cache(group, [*range(4), 7, 7, 7, 7])
-        assert group.reset() == 1
+        assert group.holdings.evict_all(Reason.RESET) == 1
         assert held(group, [*range(4), 7, 7, 7, 7]) == 4
 
     def test_the_list_of_candidates_stays_in_proportion_to_the_pages(self, group):
         cache(group, range(4))
         for _ in range(1000):
             group.release(start(group, range(4), num_hit=4), range(4))
-        assert len(group.accounts.shared.idle._entries) < 100
+        assert len(group.holdings.accounts.shared.idle._entries) < 100
 
 
 class TestForgetting:
     def test_pages_in_doubt_are_freed_at_once(self, group):
         group.release(start(group, range(10)), range(10), keep=False)
-        assert group.counts.free == group.counts.total
+        assert group.holdings.counts.free == group.holdings.counts.total
 
     def test_what_others_built_on_pages_in_doubt_goes_too(self, group):
         table = start(group, range(8))
         longer = [*range(8), 9, 9, 9, 9, 8]
         group.release(start(group, longer, num_hit=8), longer)
         group.release(table, range(8), keep=False)
-        assert group.counts.free == group.counts.total
+        assert group.holdings.counts.free == group.holdings.counts.total
 
     def test_pages_in_doubt_that_another_sequence_uses_stay_until_it_ends(self, group):
         first = start(group, range(8))
         second = start(group, range(8), num_hit=8)
         group.release(first, range(8), keep=False)
-        assert group.counts.in_use == 2
+        assert group.holdings.counts.in_use == 2
         group.release(second, range(8), keep=False)
-        assert group.counts.free == group.counts.total
+        assert group.holdings.counts.free == group.holdings.counts.total
 
     def test_a_namespace_without_pages_is_forgotten(self, group):
         for number in range(100):
             cache(group, range(6), namespace=f"salt {number}")
             held(group, range(6), namespace=f"other salt {number}")
-            group.reset()
-        assert len(group._tree._roots) == 0
+            group.holdings.evict_all(Reason.RESET)
+        assert len(group.prefixes.tree._roots) == 0
 
 
 class TestIntegrity:
@@ -306,7 +308,7 @@ class TestIntegrity:
 
     def test_a_page_missing_from_the_tree_is_noticed(self, group):
         cache(group, range(4))
-        group._tree.remove(next(group._tree.nodes()))
+        group.prefixes.tree.remove(next(group.prefixes.tree.nodes()))
         with pytest.raises(IntegrityError, match="name different pages"):
             group.check_integrity([])
 

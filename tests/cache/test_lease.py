@@ -2,15 +2,16 @@
 
 import pytest
 
-from pagoda.cache import lease as module
+from pagoda.cache import leases as module
 from pagoda.cache.cache import Cache, NoBytes
-from pagoda.cache.cross import CrossGroup
 from pagoda.cache.eviction.lru import LRU
-from pagoda.cache.group import PageGroup
-from pagoda.cache.lease import SPARE_ENTRIES, Breakpoint
-from pagoda.cache.namespace import Namespace
-from pagoda.cache.rule import KeepAll
-from pagoda.cache.state import SnapshotRule, StateGroup
+from pagoda.cache.groups.cross import CrossGroup
+from pagoda.cache.groups.pages import PageGroup
+from pagoda.cache.groups.rule import KeepAll
+from pagoda.cache.groups.state import SnapshotRule, StateGroup
+from pagoda.cache.inspector import Inspector
+from pagoda.cache.leases import SPARE_ENTRIES, Breakpoint
+from pagoda.cache.prefix.namespace import Namespace
 from pagoda.config import TenantShare
 from pagoda.errors import IntegrityError
 from pagoda.layouts.spec import Reach
@@ -60,11 +61,11 @@ def flood(cache, namespace=NAMESPACE):
 
 
 def lease(cache, tokens, ttl=10, namespace=NAMESPACE):
-    return cache.lease(namespace, list(tokens), Breakpoint(len(tokens), ttl))
+    return cache.leases.grant(namespace, list(tokens), Breakpoint(len(tokens), ttl))
 
 
 def held(cache, tokens, namespace=NAMESPACE):
-    cache.check_integrity()
+    Inspector(cache).check_integrity()
     return cache.match(namespace, list(tokens), len(tokens)).num_tokens
 
 
@@ -100,10 +101,10 @@ def test_a_tail_is_kept_by_the_page_that_its_own_sequence_fills(cache):
 def test_a_lease_moves_on_to_the_page_that_takes_the_place_of_a_short_one(cache):
     store(cache, range(6))
     lease(cache, range(6))
-    assert cache.stats().groups[0].leased == 2
+    assert Inspector(cache).stats().groups[0].leased == 2
     store(cache, range(8))
-    assert cache.stats().groups[0].idle == 2
-    assert cache.stats().groups[0].leased == 2
+    assert Inspector(cache).stats().groups[0].idle == 2
+    assert Inspector(cache).stats().groups[0].leased == 2
     flood(cache)
     assert held(cache, range(8)) == 8
 
@@ -114,7 +115,7 @@ def test_two_tails_in_one_page_are_one_page(cache):
     assert lease(cache, range(6)).new_nbytes == 0
     assert lease(cache, range(6)).num_new_tokens == 0
     store(cache, range(8))
-    assert cache.stats().groups[0].leased == 2
+    assert Inspector(cache).stats().groups[0].leased == 2
     assert held(cache, range(8)) == 8
 
 
@@ -133,7 +134,7 @@ def test_the_budget_counts_pages_once_and_those_to_come(cache):
     refused = lease(cache, range(100, 116))
     assert (refused.granted, refused.new_nbytes, refused.expires_at) == (False, 0, None)
     assert lease(cache, range(100, 112)).granted
-    assert len(cache.leases()) == 3
+    assert len(Inspector(cache).leases()) == 3
 
 
 def test_a_refresh_never_shortens(cache, clock):
@@ -150,18 +151,18 @@ def test_a_hit_refreshes_leases_it_reaches(cache, clock):
     lease(cache, range(12), ttl=10)
     clock.now = 5
     store(cache, [*range(8), 50])
-    assert {info.num_tokens: (info.expires_in_seconds, info.num_hits) for info in cache.leases()} == {
+    assert {info.num_tokens: (info.expires_in_seconds, info.num_hits) for info in Inspector(cache).leases()} == {
         4: (10, 1),
         12: (5, 0),
     }
     clock.now = 10
-    assert [info.num_tokens for info in cache.leases()] == [4]
+    assert [info.num_tokens for info in Inspector(cache).leases()] == [4]
 
 
 def test_leased_pages_are_not_available(cache):
     store(cache, range(32))
     lease(cache, range(32))
-    assert cache.stats().groups[0].available == 8
+    assert Inspector(cache).stats().groups[0].available == 8
     assert not cache.can_attach(cache.match(NAMESPACE, list(range(100, 136)), 0), 36)
     # Going on from what is leased takes no available page for it.
     assert cache.can_attach(cache.match(NAMESPACE, list(range(32)), 32), 32)
@@ -176,20 +177,20 @@ def test_pages_in_doubt_break_leases_over_them_and_no_others(cache):
     reader = run(cache, range(4))
     doubted = run(cache, range(12))
     cache.release(doubted, list(range(12)), keep=False)
-    cache.check_integrity()
-    assert sorted(info.num_tokens for info in cache.leases()) == [4, 8]
+    Inspector(cache).check_integrity()
+    assert sorted(info.num_tokens for info in Inspector(cache).leases()) == [4, 8]
     assert held(cache, range(8)) == 4
     cache.release(reader, list(range(4)))
-    assert cache.stats().doubted_pages == 2
+    assert Inspector(cache).stats().doubted_pages == 2
 
 
 def test_reset_ends_leases(cache):
     store(cache, range(8))
     lease(cache, range(12))
     assert cache.reset() == 2
-    assert (cache.leases(), cache.stats().reset_pages) == ([], 2)
+    assert (Inspector(cache).leases(), Inspector(cache).stats().reset_pages) == ([], 2)
     store(cache, range(12))
-    assert cache.stats().groups[0].leased == 0
+    assert Inspector(cache).stats().groups[0].leased == 0
 
 
 def test_what_ended_before_its_time_is_forgotten(cache):
@@ -198,7 +199,7 @@ def test_what_ended_before_its_time_is_forgotten(cache):
         lease(cache, range(8))
         cache.reset()
         store(cache, range(8))
-    assert len(cache._leases._ends) <= SPARE_ENTRIES + 2
+    assert len(cache.leases._ends) <= SPARE_ENTRIES + 2
 
 
 def test_a_tenant_has_a_limited_number_of_leases(cache, monkeypatch):
@@ -211,21 +212,21 @@ def test_leases_are_told(cache, clock, monkeypatch):
     store(cache, range(6))
     lease(cache, range(6), ttl=10)
     clock.now = 3
-    info = cache.leases()[0]
+    info = Inspector(cache).leases()[0]
     assert (info.tenant, info.num_tokens, info.nbytes, info.ttl_seconds) == ("", 6, 2 * PAGE_NBYTES, 10)
     assert (info.expires_in_seconds, info.age_seconds) == (7, 3)
     assert info.first_tokens == tuple(range(6))
     monkeypatch.setattr(module, "SHOWN_TOKENS", 4)
-    assert cache.leases()[0].first_tokens == tuple(range(4))
+    assert Inspector(cache).leases()[0].first_tokens == tuple(range(4))
 
 
 def test_broken_counts_of_leases_are_noticed(cache):
     store(cache, range(8))
     lease(cache, range(8))
-    node = next(iter(cache._groups[0]._tree.nodes()))
+    node = next(iter(cache.groups[0].prefixes.tree.nodes()))
     node.num_leases += 1
     with pytest.raises(IntegrityError, match="leases"):
-        cache.check_integrity()
+        Inspector(cache).check_integrity()
 
 
 class TestTenants:
@@ -257,23 +258,23 @@ class TestTenants:
 
     def test_idle_pages_of_others_fill_an_unused_share_until_it_is_wanted(self, cache):
         flood(cache)
-        assert cache.stats().groups[0].free == 0
+        assert Inspector(cache).stats().groups[0].free == 0
         store(cache, range(32), Namespace(tenant="a"))
         assert held(cache, range(32), Namespace(tenant="a")) == 32
 
     def test_a_tenant_revokes_only_its_own_leases(self, cache):
         lease(cache, range(4), namespace=Namespace(tenant="b"))
-        assert not cache.revoke_lease(Namespace(tenant="a"))
-        assert cache.revoke_lease(Namespace(tenant="b"))
-        assert not cache.revoke_lease(Namespace(tenant="b"))
-        assert cache.stats().revoked_leases == 1
+        assert not cache.leases.revoke(Namespace(tenant="a"))
+        assert cache.leases.revoke(Namespace(tenant="b"))
+        assert not cache.leases.revoke(Namespace(tenant="b"))
+        assert Inspector(cache).stats().revoked_leases == 1
 
     def test_not_while_others_pin_more_than_their_share(self, cache):
         lease(cache, range(4), namespace=Namespace(tenant="b"))
         sequence = run(cache, range(4))
-        assert not cache.revoke_lease(Namespace(tenant="b"))
+        assert not cache.leases.revoke(Namespace(tenant="b"))
         cache.release(sequence, list(range(4)))
-        assert cache.revoke_lease(Namespace(tenant="b"))
+        assert cache.leases.revoke(Namespace(tenant="b"))
 
     def test_leased_pages_leave_others_what_they_may_have(self, clock):
         tenants = {"a": TenantShare(lease_budget=1 / 3), "b": TenantShare(page_quota=1 / 3)}
@@ -283,7 +284,7 @@ class TestTenants:
         run(cache, range(100, 132), own)
         run(cache, range(200, 232))  # the sixteen pages that are nobody's are in use, or idle and to be had
         assert not lease(cache, range(16), namespace=own).granted
-        cache.check_integrity()
+        Inspector(cache).check_integrity()
 
 
 class TestWindows:
@@ -297,7 +298,7 @@ class TestWindows:
         assert held(cache, range(40)) == 0
         sequence = run(cache, [*range(80), 5])
         result = lease(cache, range(40))
-        assert (result.granted, result.resume_tokens, cache.leases()) == (False, 0, [])
+        assert (result.granted, result.resume_tokens, Inspector(cache).leases()) == (False, 0, [])
         cache.release(sequence, [*range(80), 5])
         assert lease(cache, range(80)).granted
 
@@ -326,7 +327,7 @@ class TestStates:
         run(cache, range(12))
         assert lease(cache, range(6)) == lease(cache, range(6))
         assert not lease(cache, range(6)).granted
-        assert cache.leases() == []
+        assert Inspector(cache).leases() == []
 
     def test_going_on_from_a_leased_state_takes_only_a_slot_for_its_copy(self, clock):
         groups = [PageGroup(40, 4, LRU(), KeepAll()), StateGroup(2, LRU(), SnapshotRule(None, 4))]
@@ -335,7 +336,7 @@ class TestStates:
         hit = cache.match(NAMESPACE, list(range(12)), 11)
         assert hit.num_tokens == lease(cache, range(12)).resume_tokens == 11
         running = cache.attach(hit, 12)
-        cache.check_integrity()
+        Inspector(cache).check_integrity()
         # The state is leased and the other slot in use: nobody else can start.
         assert not cache.can_attach(hit, 0)
         cache.release(running, list(range(12)))
@@ -356,7 +357,7 @@ def test_the_output_of_an_encoder_is_kept_with_the_tokens_that_depend_on_it(cloc
     assert lease(cache, range(8), namespace=leased).new_nbytes == 2 * PAGE_NBYTES + 2 * 7
     for each in others:
         store(cache, range(8), each)
-    cache.check_integrity()
+    Inspector(cache).check_integrity()
     assert [outputs.match(each, b"").entry is not None for each in (leased, *others)] == [True, False, True, True]
     clock.now = 10
     store(cache, range(8), others[0])

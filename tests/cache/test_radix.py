@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from pagoda.cache.radix import LINEAR_SCAN_CHILDREN, PrefixTree, token_key
+from pagoda.cache.prefix.keys import token_key
+from pagoda.cache.prefix.tree import LINEAR_SCAN_CHILDREN, PrefixTree
 
 PAGE_TOKENS = 4
 

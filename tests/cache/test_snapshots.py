@@ -2,9 +2,9 @@
 
 import pytest
 
-from pagoda.cache import snapshots
-from pagoda.cache.radix import token_key
-from pagoda.cache.snapshots import Snapshots
+from pagoda.cache.prefix import snapshots
+from pagoda.cache.prefix.keys import token_key
+from pagoda.cache.prefix.snapshots import Snapshots
 
 
 class SameForAll:

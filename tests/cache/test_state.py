@@ -6,10 +6,11 @@ import pytest
 
 from pagoda.cache.cache import Cache, NoBytes
 from pagoda.cache.eviction.lru import LRU
-from pagoda.cache.group import PageGroup
-from pagoda.cache.pages import Milestones
-from pagoda.cache.rule import KeepAll
-from pagoda.cache.state import SnapshotRule, StateGroup
+from pagoda.cache.groups.pages import PageGroup
+from pagoda.cache.groups.rule import KeepAll
+from pagoda.cache.groups.state import SnapshotRule, StateGroup
+from pagoda.cache.groups.table import ResumePoints
+from pagoda.cache.inspector import Inspector
 from pagoda.errors import OutOfPagesError
 
 PAGE_TOKENS = 4
@@ -29,7 +30,7 @@ def run(cache: Cache, prompt: list[int], answer: list[int]) -> int:
         assert cache.reserve(sequence, end - sequence.num_tokens)
         cache.commit(sequence, tokens, end)
     cache.release(sequence, tokens)
-    cache.check_integrity()
+    Inspector(cache).check_integrity()
     return hit.num_tokens
 
 
@@ -40,14 +41,14 @@ def tokens(start: int, count: int) -> list[int]:
 @pytest.mark.parametrize(
     ("interval", "start", "stop", "milestones", "points"),
     [
-        (None, 0, 30, Milestones(), []),
-        (None, 0, 30, Milestones(prompt_tokens=30), [29]),
-        (None, 0, 20, Milestones(prompt_tokens=30), []),
-        (None, 0, 30, Milestones(branch_tokens=11, prompt_tokens=30), [8, 29]),
-        (None, 8, 30, Milestones(branch_tokens=11, prompt_tokens=30), [29]),
-        (10, 0, 30, Milestones(), [10, 20, 30]),
-        (10, 10, 12, Milestones(), []),
-        (10, 19, 20, Milestones(branch_tokens=20), [20]),
+        (None, 0, 30, ResumePoints(), []),
+        (None, 0, 30, ResumePoints(prompt_tokens=30), [29]),
+        (None, 0, 20, ResumePoints(prompt_tokens=30), []),
+        (None, 0, 30, ResumePoints(branch_tokens=11, prompt_tokens=30), [8, 29]),
+        (None, 8, 30, ResumePoints(branch_tokens=11, prompt_tokens=30), [29]),
+        (10, 0, 30, ResumePoints(), [10, 20, 30]),
+        (10, 10, 12, ResumePoints(), []),
+        (10, 19, 20, ResumePoints(branch_tokens=20), [20]),
     ],
 )
 def test_where_states_are_copied(interval, start, stop, milestones, points):
@@ -95,4 +96,4 @@ def test_a_copy_that_finds_no_room_is_not_made():
     cache.release(first, tokens(0, 20))
     assert cache.match("", tokens(0, 20), 20).num_tokens == 20
     cache.release(second)
-    cache.check_integrity()
+    Inspector(cache).check_integrity()

@@ -5,9 +5,9 @@ import random
 import pytest
 
 from pagoda.cache.eviction.base import EvictionPolicy
-from pagoda.cache.group import PageGroup
-from pagoda.cache.radix import token_key
-from pagoda.cache.rule import KeepAll
+from pagoda.cache.groups.pages import PageGroup
+from pagoda.cache.groups.rule import KeepAll
+from pagoda.cache.prefix.keys import token_key
 from pagoda.errors import OutOfPagesError
 from pagoda.registry import REGISTRY, lookup
 
@@ -23,7 +23,7 @@ def make_group(name):
 
 def start(group, tokens):
     match = group.match("", token_key(tokens))
-    table, _ = group.attach("", match, group.matched_tokens(match))
+    table, _ = group.attach("", match, match.num_tokens)
     try:
         group.reserve(table, len(tokens) - table.num_tokens)
     except OutOfPagesError:
@@ -49,7 +49,7 @@ def test_every_idle_page_can_be_had(name):
         tokens = [first // 3, first % 3, 0, 0, *range(4)]
         group.release(start(group, tokens), tokens)
     start(group, [99] * NUM_PAGES * PAGE_TOKENS)
-    assert group.counts.free == group.counts.idle == 0
+    assert group.holdings.counts.free == group.holdings.counts.idle == 0
 
 
 @every_policy

@@ -20,11 +20,14 @@ from transformers import PreTrainedTokenizerFast
 from oracle.families import build_tiny
 from pagoda import LLM, RequestOutput, SamplingParams, StreamChunk
 from pagoda.cache.cache import Cache
-from pagoda.cache.cross import CrossGroup
-from pagoda.cache.group import PageGroup
-from pagoda.cache.lease import Breakpoint
+from pagoda.cache.groups.cross import CrossGroup
+from pagoda.cache.groups.pages import PageGroup
+from pagoda.cache.groups.prefixes import Prefixes
+from pagoda.cache.groups.state import StateGroup
+from pagoda.cache.holdings.holdings import Holdings
+from pagoda.cache.leases import Breakpoint, Leases
 from pagoda.cache.pool import PagePool
-from pagoda.cache.state import StateGroup
+from pagoda.cache.tenants import Tenants
 from pagoda.collector import Collector
 from pagoda.engine import engine as engine_module
 from pagoda.engine import sampling
@@ -42,30 +45,23 @@ SECONDS = 60
 # Full attention, windows beside it, recurrent layers beside it, an encoder; too little memory for all at once.
 MEMORY_NBYTES = {"llama": 12 << 14, "gemma3_text": 100_000, "jamba": 120_000, "bart": 320_000}
 
-GROUP_CALLS = ("match", "attach_cost", "attach", "reserve_cost", "reserve", "commit", "fork", "release", "next_page")
+GROUP_CALLS = ("match", "attach_cost", "attach", "reserve_cost", "reserve", "commit", "fork", "release", "plan_lease")
 POINTS: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (Scheduler, ("schedule", "fork", "remove", "_release", "_preempt", "_start", "_advance")),
     (
         Cache,
         (
-            *(
-                "match",
-                "whole_pages",
-                "can_attach",
-                "attach",
-                "reserve",
-                "commit",
-                "fork",
-                "release",
-                "expire",
-                "lease",
-            ),
-            *("next_page", "page_being_written", "revoke_lease", "is_in_the_way", "share_account", "_perform"),
+            *("match", "whole_pages", "can_attach", "attach", "reserve", "commit", "fork", "release", "_perform"),
+            *("missing_key", "written_key"),
         ),
     ),
-    (PageGroup, (*GROUP_CALLS, "page_being_written", "resumable", "growth_cost", "lease_plan")),
-    (StateGroup, (*GROUP_CALLS, "resumable", "lease_plan")),
-    (CrossGroup, (*GROUP_CALLS, "lease_plan")),
+    (Leases, ("expire", "grant", "revoke")),
+    (Tenants, ("can_free_pages_for", "share_account")),
+    (Holdings, ("allocate", "use", "leave", "evict", "make_evictable")),
+    (PageGroup, (*GROUP_CALLS, "resumable", "growth_cost")),
+    (Prefixes, ("missing_key", "written_key", "insert", "leave")),
+    (StateGroup, (*GROUP_CALLS, "resumable")),
+    (CrossGroup, GROUP_CALLS),
     (PagePool, ("prepare", "copy")),
     (Forward, ("read", "run")),
     (Model, ("forward",)),
@@ -197,7 +193,7 @@ def run(llm: LLM) -> list[RequestOutput | RequestError]:
     callers = [Ends(request, llm.tokenizer, streams=number % 2 == 1) for number, request in enumerate(requests)]
     llm.loop.submit(requests, [caller.collector for caller in callers])
     ends = [caller.wait() for caller in callers]
-    llm.loop.call(llm.engine.check_integrity).result(SECONDS)
+    llm.loop.call(llm.engine.inspector.check_integrity).result(SECONDS)
     assert not llm.engine.has_work
     assert all(caller.ends.empty() for caller in callers), "a caller heard two ends"
     assert [(each.open, each.in_use) for each in llm.cache_stats().groups] == [(0, 0)] * len(llm.cache_stats().groups)

@@ -11,7 +11,8 @@ from transformers import Gemma3TextConfig, LlamaConfig
 
 from oracle.families import build_tiny
 from pagoda import LLM, FinishReason, SamplingParams
-from pagoda.cache.lease import Breakpoint
+from pagoda.cache.leases import Breakpoint
+from pagoda.cache.prefix.held import Reason
 from pagoda.collector import Collector
 from pagoda.config import EngineConfig, TenantShare
 from pagoda.engine.engine import Engine
@@ -78,7 +79,7 @@ class Served:
             self.engine.add(request)
         while self.engine.has_work:
             self.engine.step()
-        self.engine.check_integrity()
+        self.engine.inspector.check_integrity()
         return requests
 
     def flood(self, num_prompts: int = 12, **options: Any) -> None:
@@ -87,7 +88,7 @@ class Served:
 
     @property
     def num_evicted(self) -> int:
-        return self.engine.cache_stats().evicted_pages
+        return self.engine.inspector.stats().evicted_pages
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:
@@ -110,7 +111,7 @@ def test_a_leased_prompt_survives_a_flood_to_the_token_and_no_longer_than_its_ti
     assert [result.granted for result in first.lease_results] == [True]
     assert served.run(prompt(length)).sequences[0].output_tokens == first.sequences[0].output_tokens
     served.now = 299.9
-    assert [info.num_tokens for info in served.engine.leases()] == [length]
+    assert [info.num_tokens for info in served.engine.inspector.leases()] == [length]
     served.flood()
     assert served.run([*prompt(length), 5]).num_cached_tokens == length
     served.now += 300.0
@@ -127,13 +128,13 @@ def test_a_breakpoint_inside_a_prompt_is_kept_to_the_token(mixed: Model, cut: in
     assert first.lease_results[0].granted
     for seed in range(1000, 2000):
         served.run(prompt(100, seed), max_tokens=2)
-        evicted = [group.num_evictions for group in served.engine._cache._groups]
+        evicted = [group.holdings.num_evicted(Reason.ROOM) for group in served.engine._cache.groups]
         if min(evicted) >= 20:  # what was used first goes first, and is well among these
             break
     assert served.run([*asked[:cut], 5, 6, 7]).num_cached_tokens == cut
-    assert served.engine.leases()[0].num_hits == 1
+    assert served.engine.inspector.leases()[0].num_hits == 1
     served.now = 300.0
-    assert served.engine.leases() == []
+    assert served.engine.inspector.leases() == []
 
 
 def test_leases_say_what_they_hold(model: Model) -> None:
@@ -147,21 +148,21 @@ def test_leases_say_what_they_hold(model: Model) -> None:
     served.now = 10.0
     again = served.run([*prompt(90), 5], breakpoints=breakpoints(91))
     assert (again.lease_results[0].num_new_tokens, again.lease_results[0].new_nbytes) == (1, PAGE_NBYTES)
-    infos = {info.num_tokens: info for info in served.engine.leases()}
+    infos = {info.num_tokens: info for info in served.engine.inspector.leases()}
     assert infos[90].nbytes == 6 * PAGE_NBYTES
     assert (infos[90].num_hits, infos[90].expires_in_seconds, infos[90].age_seconds) == (1, 3600.0, 10.0)
     assert infos[20].expires_in_seconds == 60.0
-    stats = served.engine.cache_stats()
+    stats = served.engine.inspector.stats()
     assert (stats.num_leases, stats.groups[0].leased) == (3, 7)
     assert served.engine.reset_prefix_cache() > 0
-    assert (served.engine.leases(), served.engine.cache_stats().groups[0].idle) == ([], 0)
+    assert (served.engine.inspector.leases(), served.engine.inspector.stats().groups[0].idle) == ([], 0)
 
 
 def test_a_lease_beyond_the_budget_is_not_granted(model: Model) -> None:
     served = Served(model, 16 * PAGE_NBYTES)
     first = served.run(prompt(150), breakpoints=breakpoints(128, 129))
     assert [result.granted for result in first.lease_results] == [True, False]
-    assert [info.num_tokens for info in served.engine.leases()] == [128]
+    assert [info.num_tokens for info in served.engine.inspector.leases()] == [128]
 
 
 def test_leases_give_way_to_a_long_prompt_of_their_own_tenant(model: Model) -> None:
@@ -169,7 +170,7 @@ def test_leases_give_way_to_a_long_prompt_of_their_own_tenant(model: Model) -> N
     served.run(prompt(120), breakpoints=breakpoints(120))
     long = served.run(prompt(240, seed=1), max_tokens=16)
     assert (long.error, long.sequences[0].num_output_tokens) == (None, 16)
-    assert (served.engine.cache_stats().revoked_leases, served.engine.leases()) == (1, [])
+    assert (served.engine.inspector.stats().revoked_leases, served.engine.inspector.leases()) == (1, [])
 
 
 @pytest.mark.parametrize("length", [1, 16, 40])

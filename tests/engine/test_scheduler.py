@@ -11,15 +11,18 @@ from hypothesis import strategies as st
 
 from pagoda.cache.cache import Cache, NoBytes
 from pagoda.cache.eviction.lru import LRU
-from pagoda.cache.group import PageGroup
-from pagoda.cache.lease import Breakpoint
-from pagoda.cache.rule import KeepAll
+from pagoda.cache.groups.pages import PageGroup
+from pagoda.cache.groups.rule import KeepAll
+from pagoda.cache.inspector import Inspector
+from pagoda.cache.leases import Breakpoint
 from pagoda.config import TenantShare
 from pagoda.engine import division
+from pagoda.engine.batch import Batch
 from pagoda.engine.breakpoints import lease_computed
 from pagoda.engine.division import DECODE_TOKENS, SLICE_TOKENS, TURN_SLICES
 from pagoda.engine.request import Phase, Request, RequestMetrics, Sequence
-from pagoda.engine.scheduler import Plan, Scheduler
+from pagoda.engine.request import Sequence as Planned
+from pagoda.engine.scheduler import Scheduler
 from pagoda.engine.waiting import PRESENT_TOKENS
 from pagoda.sampling_params import SamplingParams
 
@@ -60,10 +63,10 @@ class Loop:
         request.sequences.append(sequence)
         return sequence
 
-    def step(self) -> Plan:
+    def step(self) -> dict[Planned, int]:
         """One step of the engine, checking what holds for every plan."""
         self.num_steps += 1
-        plan = self.scheduler.schedule()
+        plan = counts(self.scheduler.schedule())
         assert sum(plan.values()) <= self.budget
         assert all(num_tokens > 0 for num_tokens in plan.values())
         assert set(plan) <= set(self.scheduler.running)
@@ -74,7 +77,7 @@ class Loop:
         for sequence in [sequence for sequence in plan if sequence.num_uncomputed == 0]:
             self.complete(sequence)
         assert len(self.scheduler.running) <= self.max_num_seqs
-        self.cache.check_integrity()
+        Inspector(self.cache).check_integrity()
         return plan
 
     def complete(self, sequence: Sequence) -> None:
@@ -97,7 +100,12 @@ class Loop:
         return sum(request.metrics.num_computed_tokens for request in self.requests)
 
 
-def planned(plan: Plan) -> dict[str, int]:
+def counts(batch: Batch) -> dict[Planned, int]:
+    """How many tokens of each sequence are computed."""
+    return {chunk.sequence: len(chunk.tokens) for chunk in batch.chunks}
+
+
+def planned(plan: dict[Planned, int]) -> dict[str, int]:
     """Tokens per request id."""
     return {sequence.request.request_id: num_tokens for sequence, num_tokens in plan.items()}
 
@@ -303,7 +311,7 @@ class TestRemove:
         loop.scheduler.remove(sequence)
         assert sequence.phase is Phase.FINISHED
         assert not loop.scheduler.has_work
-        loop.cache.check_integrity()
+        Inspector(loop.cache).check_integrity()
 
     def test_a_waiting_sequence_can_be_removed(self):
         loop = Loop(max_num_seqs=1)
@@ -388,7 +396,7 @@ def test_every_request_finishes_whatever_arrives(arrivals, num_pages, budget, sh
             request.params.max_tokens
         ] * request.params.n
     loop.cache.reset()
-    assert loop.cache.stats().groups[0].free == num_pages
+    assert Inspector(loop.cache).stats().groups[0].free == num_pages
 
 
 SHARES = {"half": TenantShare(page_quota=0.5, lease_budget=0.25), "quarter": TenantShare(lease_budget=0.25)}
@@ -530,7 +538,7 @@ class TestFairness:
         assert 0.5 < served["a"] / served["b"] < 2
 
 
-def by_tenant(plan: Plan) -> dict[str, list[int]]:
+def by_tenant(plan: dict[Planned, int]) -> dict[str, list[int]]:
     """How many tokens are planned for the sequences of each tenant."""
     found: dict[str, list[int]] = {}
     for sequence, num_tokens in plan.items():
@@ -725,7 +733,7 @@ class TestFailures:
 
         monkeypatch.setattr(loop.cache, name, call)
 
-    @pytest.mark.parametrize("name", ["match", "reserve", "page_being_written"])
+    @pytest.mark.parametrize("name", ["match", "reserve", "written_key"])
     def test_others_are_planned(self, monkeypatch, name):
         loop = Loop(budget=8)
         first = loop.add(range(12), max_tokens=4)
@@ -733,11 +741,11 @@ class TestFailures:
             loop.step()
         loop.add(range(100, 104), max_tokens=4)
         self.failing_for(loop, monkeypatch, name, first)
-        plan = loop.scheduler.schedule()
+        plan = counts(loop.scheduler.schedule())
         assert list(loop.scheduler.failed) == first.sequences
         assert set(planned(plan)) == {"1"}
         loop.scheduler.remove(first.sequences[0], keep_pages=False)
-        loop.cache.check_integrity()
+        Inspector(loop.cache).check_integrity()
 
     def test_a_release_that_raises_is_tried_again(self, monkeypatch):
         loop = Loop()
@@ -746,10 +754,10 @@ class TestFailures:
         monkeypatch.setattr(loop.cache, "release", lambda *_: 1 // 0)
         loop.scheduler.remove(first.sequences[0])
         monkeypatch.undo()
-        assert loop.cache.stats().groups[0].in_use
+        assert Inspector(loop.cache).stats().groups[0].in_use
         loop.add([100])
         loop.run()
-        assert not loop.cache.stats().groups[0].in_use
+        assert not Inspector(loop.cache).stats().groups[0].in_use
 
 
 class TestTenants:
@@ -797,12 +805,15 @@ class TestTenants:
         loop = Loop(num_pages=16)
         loop.add(range(32), breakpoints=(Breakpoint(16, 100.0), Breakpoint(32, 10.0)))
         loop.run()
-        assert loop.cache.stats().num_leases == 2
+        assert Inspector(loop.cache).stats().num_leases == 2
         long = loop.add(range(100, 140), max_tokens=2)
         loop.run()
         assert long.metrics.num_preemptions == 0
         # The lease that expires first is in the way of the 42 tokens; the other is not.
-        assert (loop.cache.stats().revoked_leases, [each.num_tokens for each in loop.cache.leases()]) == (1, [16])
+        assert (
+            Inspector(loop.cache).stats().revoked_leases,
+            [each.num_tokens for each in Inspector(loop.cache).leases()],
+        ) == (1, [16])
 
     def test_a_lease_of_what_it_goes_on_from_gives_way_last(self):
         loop = Loop(num_pages=16)
@@ -812,8 +823,8 @@ class TestTenants:
         long = loop.add([*range(16), *range(200, 236)], max_tokens=2)
         loop.run()
         assert long.num_cached_tokens == 16
-        left = [(each.num_tokens, each.ttl_seconds) for each in loop.cache.leases()]
-        assert (loop.cache.stats().revoked_leases, left) == (1, [(16, 10.0)])
+        left = [(each.num_tokens, each.ttl_seconds) for each in Inspector(loop.cache).leases()]
+        assert (Inspector(loop.cache).stats().revoked_leases, left) == (1, [(16, 10.0)])
 
     def test_leases_stay_while_another_sequence_will_end(self):
         loop = Loop(num_pages=16)
@@ -824,7 +835,7 @@ class TestTenants:
         waiting = loop.add(range(200, 224), max_tokens=2)
         loop.run()
         assert waiting.sequences[0].num_output_tokens == 2
-        assert loop.cache.stats().revoked_leases == 0
+        assert Inspector(loop.cache).stats().revoked_leases == 0
 
     def test_leases_give_way_to_a_sequence_that_grows(self):
         loop = Loop(num_pages=16)
@@ -834,7 +845,7 @@ class TestTenants:
         loop.run()
         assert growing.sequences[0].num_output_tokens == 40
         assert growing.metrics.num_preemptions == 0
-        assert loop.cache.stats().revoked_leases == 1
+        assert Inspector(loop.cache).stats().revoked_leases == 1
 
     def test_leases_end_on_time(self):
         loop = Loop(num_pages=16)
@@ -843,4 +854,4 @@ class TestTenants:
         loop.now = 10.0
         loop.add(range(100, 160))
         loop.run()
-        assert (loop.cache.stats().revoked_leases, loop.cache.stats().num_leases) == (0, 0)
+        assert (Inspector(loop.cache).stats().revoked_leases, Inspector(loop.cache).stats().num_leases) == (0, 0)

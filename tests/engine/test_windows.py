@@ -10,7 +10,7 @@ from transformers import Gemma3TextConfig, Llama4TextConfig, MistralConfig
 
 from engine.greedy import NEW_TOKENS, generated, tokens
 from pagoda import LLM, SamplingParams
-from pagoda.cache.rule import window_pages
+from pagoda.cache.groups.rule import window_pages
 from pagoda.models.build import random_network
 from pagoda.models.model import Model
 
@@ -79,7 +79,7 @@ def window_tables(llm: LLM) -> list[tuple[int, int, int]]:
     """Window, tokens and pages held of every running sequence in groups that have a window."""
     return [
         (geometry.group.span, table.num_tokens, len(table.held))
-        for sequence in llm.engine._cache._sequences
+        for sequence in llm.engine._cache.sequences
         for geometry, table in zip(llm.engine.memory.geometries, sequence.tables, strict=True)
         if geometry.group.span is not None
     ]

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2
 
 from pagoda import LLM
-from pagoda.cache.pages import ShownState
+from pagoda.cache.holdings.allocator import ShownState
 from server.running import MODEL, MOST_SECONDS, Running, running
 
 STORY = "The room was a pleasant one, at the top of the house, overlooking the sea. " * 4

@@ -10,8 +10,9 @@ import pytest
 import zmq
 
 from pagoda import LLM, SamplingParams
-from pagoda.cache.namespace import Namespace
-from pagoda.cache.radix import Node, Root, token_key
+from pagoda.cache.prefix.keys import token_key
+from pagoda.cache.prefix.namespace import Namespace
+from pagoda.cache.prefix.tree import Node, Root
 from pagoda.errors import ConfigError
 from pagoda.server.kv_events import END_OF_REPLAY, BlockHashes, KvEvents
 from server.running import MOST_SECONDS
@@ -84,7 +85,7 @@ def llm() -> Iterator[LLM]:
 @pytest.fixture
 def events(llm: LLM) -> Iterator[KvEvents]:
     events = KvEvents("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", "kv", PAGE_TOKENS)
-    llm.loop.call(lambda: llm.engine.watch(events)).result()
+    llm.loop.call(lambda: llm.engine.inspector.watch(events)).result()
     stop = llm.loop.observe(events.flush)
     yield events
     stop()

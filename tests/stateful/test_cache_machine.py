@@ -16,10 +16,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from pagoda.cache.cache import Cache, CachedSequence
 from pagoda.cache.eviction.base import EvictionPolicy
 from pagoda.cache.eviction.lru import LRU
-from pagoda.cache.group import PageGroup
-from pagoda.cache.namespace import Namespace
-from pagoda.cache.radix import NO_PAGE, Node, token_key
-from pagoda.cache.rule import KeepAll, KeepRule, window_pages
+from pagoda.cache.groups.pages import PageGroup
+from pagoda.cache.groups.rule import KeepAll, KeepRule, window_pages
+from pagoda.cache.inspector import Inspector
+from pagoda.cache.prefix.held import NO_PAGE, Reason
+from pagoda.cache.prefix.keys import token_key
+from pagoda.cache.prefix.namespace import Namespace
+from pagoda.cache.prefix.tree import Node
 from pagoda.config import TenantShare
 from pagoda.errors import OutOfPagesError
 from pagoda.layouts.attention import AttentionLayout
@@ -188,19 +191,19 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule()
     def reset(self) -> None:
-        idle = sum(group.counts.idle for group in self.groups)
+        idle = sum(group.holdings.counts.idle for group in self.groups)
         assert self.cache.reset() == idle
-        assert all(group.counts.idle == 0 for group in self.groups)
+        assert all(group.holdings.counts.idle == 0 for group in self.groups)
         for held, shape, group in zip(self.held, self.shapes, self.groups, strict=True):
             held.is_exact = shape.rule.span is None  # what windows have left behind goes, too
             held.must = [self.whole_pages(live, shape) for live in self.live]
-            self.evictions[self.groups.index(group)] = group.num_evictions
+            self.evictions[self.groups.index(group)] = group.holdings.num_evicted(Reason.ROOM)
 
     # What holds after every step
 
     @invariant()
     def bookkeeping_agrees(self) -> None:
-        self.cache.check_integrity()
+        Inspector(self.cache).check_integrity()
         for index, group in enumerate(self.groups):
             size = group.page_tokens
             open_pages, sealed = set(), set()
@@ -209,7 +212,7 @@ class CacheMachine(RuleBasedStateMachine):
                 assert table.num_tokens == live.stored
                 sealed.update(set(table.pages[: live.stored // size]) - {NO_PAGE})
                 open_pages.update(table.pages[live.stored // size :])
-            counts = group.counts
+            counts = group.holdings.counts
             assert (len(open_pages), len(sealed)) == (counts.open, counts.in_use)
             assert counts.free + counts.open + counts.in_use + counts.idle == counts.total
 
@@ -237,7 +240,7 @@ class CacheMachine(RuleBasedStateMachine):
     @invariant()
     def a_page_in_the_tree_holds_the_tokens_of_its_key(self) -> None:
         for group, store in zip(self.groups, self.stores, strict=True):
-            for node in group._tree.nodes():
+            for node in group.prefixes.tree.nodes():
                 if node.page != NO_PAGE:
                     assert token_key([token for token in store.pages[node.page] if token >= 0]).startswith(node.key)
 
@@ -247,8 +250,8 @@ class CacheMachine(RuleBasedStateMachine):
             self.end(live, keep=True)
         self.bookkeeping_agrees()
         self.cache.reset()
-        assert all(group.counts.free == group.counts.total for group in self.groups)
-        assert all(group._tree.num_nodes == 0 for group in self.groups)
+        assert all(group.holdings.counts.free == group.holdings.counts.total for group in self.groups)
+        assert all(group.prefixes.tree.num_nodes == 0 for group in self.groups)
 
     # The model
 
@@ -271,7 +274,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     def end(self, live: Live, keep: bool) -> None:
         has_own_tail = [
-            group._allocator.references(table.pages[live.stored // group.page_tokens]) == 1
+            group.holdings.allocator.references(table.pages[live.stored // group.page_tokens]) == 1
             for group, table in zip(self.groups, live.cached.tables, strict=True)
             if live.stored % group.page_tokens
         ]
@@ -288,7 +291,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     def check_hit(self, namespace: Namespace, tokens: list[int], limit: int, num_tokens: int) -> None:
         for index, group in enumerate(self.groups):
-            self.held[index].is_exact &= group.num_evictions == self.evictions[index]
+            self.held[index].is_exact &= group.holdings.num_evicted(Reason.ROOM) == self.evictions[index]
         most = self.resumable(min(longest(held.may, namespace, tokens) for held in self.held), limit)
         assert num_tokens <= most
         if self.share and all(held.is_exact for held in self.held):
@@ -305,8 +308,8 @@ class CacheMachine(RuleBasedStateMachine):
 
     def snapshot(self) -> object:
         return (
-            [group.counts for group in self.groups],
-            [{node.page: node.key for node in group._tree.nodes()} for group in self.groups],
+            [group.holdings.counts for group in self.groups],
+            [{node.page: node.key for node in group.prefixes.tree.nodes()} for group in self.groups],
             [[(table.num_tokens, list(table.pages)) for table in live.cached.tables] for live in self.live],
             [[list(page) for page in store.pages] for store in self.stores],
         )

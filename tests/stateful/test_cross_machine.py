@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from pagoda.cache.cache import Cache, CachedSequence, NoBytes
-from pagoda.cache.cross import CrossGroup, CrossTable
 from pagoda.cache.eviction.lru import LRU
-from pagoda.cache.group import PageGroup
-from pagoda.cache.lease import Breakpoint
-from pagoda.cache.namespace import Namespace
-from pagoda.cache.rule import KeepAll
+from pagoda.cache.groups.cross import CrossGroup, CrossTable
+from pagoda.cache.groups.pages import PageGroup
+from pagoda.cache.groups.rule import KeepAll
+from pagoda.cache.inspector import Inspector
+from pagoda.cache.leases import Breakpoint
+from pagoda.cache.prefix.held import Reason
+from pagoda.cache.prefix.namespace import Namespace
 
 PAGE_TOKENS = 4
 POISON = ("nothing", -1)
@@ -119,12 +121,12 @@ class CrossMachine(RuleBasedStateMachine):
     @rule()
     def reset(self) -> None:
         self.cache.reset()
-        assert self.outputs.counts.idle == 0
+        assert self.outputs.holdings.counts.idle == 0
         self.kept &= {live.namespace for live in self.live}
 
     @invariant()
     def bookkeeping_agrees(self) -> None:
-        self.cache.check_integrity()
+        Inspector(self.cache).check_integrity()
 
     @invariant()
     def everybody_reads_what_was_made_of_its_input(self) -> None:
@@ -143,9 +145,9 @@ class CrossMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         for live in list(self.live):
             self.end(live, keep=True)
-        self.cache.check_integrity()
+        Inspector(self.cache).check_integrity()
         self.cache.reset()
-        assert self.outputs.counts.free == self.outputs.counts.total
+        assert self.outputs.holdings.counts.free == self.outputs.holdings.counts.total
 
     def pick(self, which: int) -> Live:
         return self.live[which % len(self.live)]
@@ -158,9 +160,9 @@ class CrossMachine(RuleBasedStateMachine):
         """A new sequence with room for its prompt, if it can be had."""
         hit = self.cache.match(namespace, tokens, len(tokens) - 1)
         self.check_hit(namespace, tokens, hit.num_tokens, hit.num_encoder_tokens)
-        before = self.outputs.counts
+        before = self.outputs.holdings.counts
         if not self.cache.can_attach(hit, len(tokens) - hit.num_tokens):
-            assert self.outputs.counts == before
+            assert self.outputs.holdings.counts == before
             return None
         live = Live(self.cache.attach(hit, len(tokens)), namespace, tokens)
         assert self.cache.reserve(live.cached, len(tokens) - hit.num_tokens)
@@ -181,7 +183,7 @@ class CrossMachine(RuleBasedStateMachine):
         assert num_encoder_tokens in (0, namespace.num_encoder_tokens)
         if not self.share:
             assert num_tokens == num_encoder_tokens == 0
-        elif namespace in self.kept and not self.outputs.num_evictions:
+        elif namespace in self.kept and not self.outputs.holdings.num_evicted(Reason.ROOM):
             assert num_encoder_tokens == namespace.num_encoder_tokens
         shared = (common(tokens, each) for each in self.decoded.get(namespace, ()))
         assert num_tokens <= max(shared, default=0), "tokens of another input were hit"
@@ -220,11 +222,11 @@ class LeasedOutputs(TightOutputs):
     @rule(which=st.integers(0, 1000), ttl=st.integers(1, 9))
     def lease(self, which: int, ttl: int) -> None:
         live = self.pick(which)
-        before = self.outputs.counts
-        if self.cache.lease(live.namespace, live.tokens, Breakpoint(len(live.tokens), ttl)).granted:
+        before = self.outputs.holdings.counts
+        if self.cache.leases.grant(live.namespace, live.tokens, Breakpoint(len(live.tokens), ttl)).granted:
             self.leased[live.namespace] = max(self.now + ttl, self.leased.get(live.namespace, 0.0))
         else:
-            assert self.outputs.counts == before
+            assert self.outputs.holdings.counts == before
 
     @rule(seconds=st.integers(1, 6))
     def pass_time(self, seconds: int) -> None:
@@ -237,16 +239,16 @@ class LeasedOutputs(TightOutputs):
 
     @invariant()
     def leased_outputs_are_held(self) -> None:
-        self.cache.expire()
+        self.cache.leases.expire()
         self.leased = {name: end for name, end in self.leased.items() if end > self.now}
         for namespace in self.leased:
             assert self.outputs.match(namespace, b"").entry is not None
-        assert bool(self.cache.leases()) >= bool(self.leased)
+        assert bool(Inspector(self.cache).leases()) >= bool(self.leased)
 
     def end(self, live: Live, keep: bool) -> None:
         super().end(live, keep)
         if not keep:  # decoder pages in doubt end leases of the same tokens
-            names = {each.namespace for each in self.cache._leases}
+            names = {each.namespace for each in self.cache.leases}
             self.leased = {name: end for name, end in self.leased.items() if name in names}
 
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from pagoda.cache.cache import Hit
-from pagoda.cache.lease import Breakpoint
-from pagoda.cache.namespace import Namespace
-from pagoda.cache.radix import NO_PAGE
+from pagoda.cache.inspector import Inspector
+from pagoda.cache.leases import Breakpoint
+from pagoda.cache.prefix.held import NO_PAGE
+from pagoda.cache.prefix.namespace import Namespace
 from pagoda.config import TenantShare
 from pagoda.layouts.spec import Reach
 from stateful.test_cache_machine import NAMESPACES, CacheMachine, EveryThird, GroupShape, LastPageFirst, Live, window
@@ -47,7 +48,7 @@ class LeaseMachine(CacheMachine):
         super().__init__()
         self.promises: list[Promise] = []
         for group in self.groups:  # whoever evicts, nobody loses what is within its share
-            group.accounts.next_idle = self.watched(group.accounts, group.accounts.next_idle)
+            group.holdings.accounts.next_idle = self.watched(group.holdings.accounts, group.holdings.accounts.next_idle)
 
     # What callers do
 
@@ -72,11 +73,11 @@ class LeaseMachine(CacheMachine):
 
     @rule(namespace=st.sampled_from(NAMESPACES))
     def revoke(self, namespace: Namespace) -> None:
-        before = {(each.tenant, each.num_tokens, each.expires_in_seconds) for each in self.cache.leases()}
-        accounts = self.groups[0].accounts
+        before = {(each.tenant, each.num_tokens, each.expires_in_seconds) for each in Inspector(self.cache).leases()}
+        accounts = self.groups[0].holdings.accounts
         own = {each for each in before if accounts.of(Namespace(tenant=each[0])) is accounts.of(namespace)}
         live = self.keys_of_live()
-        revoked = self.cache.revoke_lease(namespace)
+        revoked = self.cache.leases.revoke(namespace)
         assert not revoked or own
         if revoked:
             first = min(own, key=lambda each: each[2])
@@ -111,25 +112,25 @@ class LeaseMachine(CacheMachine):
     @invariant()
     def budgets_hold(self) -> None:
         for group in self.groups:
-            for account in group.accounts.all:
+            for account in group.holdings.accounts.all:
                 assert account.num_leased <= account.lease_limit
-            unreserved = group.counts.total - sum(account.reserved for account in group.accounts.all)
-            for account in group.accounts.all:
-                others = [each for each in group.accounts.all if each is not account]
+            unreserved = group.holdings.counts.total - sum(account.reserved for account in group.holdings.accounts.all)
+            for account in group.holdings.accounts.all:
+                others = [each for each in group.holdings.accounts.all if each is not account]
                 over = sum(max(each.num_pinned - each.reserved, 0) for each in others)
-                if group.accounts.has_shares:
+                if group.holdings.accounts.has_shares:
                     own = account.reserved - account.num_pinned
-                    assert group.available_to(account) == unreserved - over + own
-                    assert group.available_to(account) >= max(own, 0)
+                    assert group.holdings.available_to(account) == unreserved - over + own
+                    assert group.holdings.available_to(account) >= max(own, 0)
                 else:
-                    counts = group.counts
-                    assert group.available_to(account) == counts.free + counts.idle - counts.leased
+                    counts = group.holdings.counts
+                    assert group.holdings.available_to(account) == counts.free + counts.idle - counts.leased
 
     # The model
 
     @property
     def keeps_all(self) -> bool:
-        return all(group.keeps_all for group in self.groups)
+        return all(group.prefixes.keeps_all for group in self.groups)
 
     def current(self) -> list[Promise]:
         """Those that have not ended, whatever the cache says."""
@@ -139,16 +140,16 @@ class LeaseMachine(CacheMachine):
         ]
 
     def keys_of_live(self) -> set[tuple[Namespace, tuple[int, ...]]]:
-        self.cache.expire()
-        return {(each.namespace, tuple(memoryview(each.prefix.key).cast("i"))) for each in self.cache._leases}
+        self.cache.leases.expire()
+        return {(each.namespace, tuple(memoryview(each.prefix.key).cast("i"))) for each in self.cache.leases}
 
     def lease(self, namespace: Namespace, tokens: list[int], ttl: int, live: Live | None) -> None:
         hit = self.cache.match(namespace, tokens, len(tokens))
         held = len(tokens) if hit.num_tokens == len(tokens) else self.cache.whole_pages(hit).num_tokens
-        before = (self.snapshot(), self.cache.leases())
-        result = self.cache.lease(namespace, tokens, Breakpoint(len(tokens), ttl))
+        before = (self.snapshot(), Inspector(self.cache).leases())
+        result = self.cache.leases.grant(namespace, tokens, Breakpoint(len(tokens), ttl))
         if not result.granted:
-            assert (self.snapshot(), self.cache.leases()) == before
+            assert (self.snapshot(), Inspector(self.cache).leases()) == before
             return
         assert result.expires_at is not None and result.expires_at >= self.now + ttl
         old = next((each for each in self.promises if (each.namespace, each.tokens) == (namespace, tokens)), None)
@@ -164,7 +165,7 @@ class LeaseMachine(CacheMachine):
 
     def end(self, live: Live, keep: bool) -> None:
         is_alone = all(
-            group._allocator.references(table.pages[live.stored // group.page_tokens]) == 1
+            group.holdings.allocator.references(table.pages[live.stored // group.page_tokens]) == 1
             for group, table in zip(self.groups, live.cached.tables, strict=True)
             if live.stored % group.page_tokens
         )
@@ -173,7 +174,7 @@ class LeaseMachine(CacheMachine):
             left = self.keys_of_live()
             self.promises = [each for each in self.promises if (each.namespace, tuple(each.tokens)) in left]
         # A short page is not kept beside a node of its tokens whose own page has gone from behind a window.
-        has_gaps = any(node.page == NO_PAGE for group in self.groups for node in group._tree.nodes())
+        has_gaps = any(node.page == NO_PAGE for group in self.groups for node in group.prefixes.tree.nodes())
         for promise in self.current() if not has_gaps else ():
             if promise.live is live and keep and (is_alone or live.stored // 12 > len(promise.tokens) // 12):
                 # The last page had been open; now it is there to be kept.

@@ -12,11 +12,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from pagoda.cache.cache import Cache, CachedSequence, NoBytes
 from pagoda.cache.eviction.lru import LRU
-from pagoda.cache.group import PageGroup
-from pagoda.cache.lease import Breakpoint
-from pagoda.cache.radix import token_key
-from pagoda.cache.rule import KeepAll
-from pagoda.cache.state import SnapshotRule, StateGroup
+from pagoda.cache.groups.pages import PageGroup
+from pagoda.cache.groups.rule import KeepAll
+from pagoda.cache.groups.state import SnapshotRule, StateGroup
+from pagoda.cache.inspector import Inspector
+from pagoda.cache.leases import Breakpoint
+from pagoda.cache.prefix.keys import token_key
 
 POISON = (-1,)
 PAGE_TOKENS = 4
@@ -127,12 +128,12 @@ class StateMachine(RuleBasedStateMachine):
     @rule()
     def reset(self) -> None:
         self.cache.reset()
-        assert self.states.counts.idle == 0
+        assert self.states.holdings.counts.idle == 0
         self.kept.clear()
 
     @invariant()
     def bookkeeping_agrees(self) -> None:
-        self.cache.check_integrity()
+        Inspector(self.cache).check_integrity()
 
     @invariant()
     def every_state_has_seen_its_tokens(self) -> None:
@@ -144,15 +145,15 @@ class StateMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_snapshot_has_seen_the_tokens_it_is_found_by(self) -> None:
-        for snapshot in self.states._snapshots:
+        for snapshot in self.states.snapshots:
             assert token_key(self.store.slots[snapshot.page]) == snapshot.key
 
     def teardown(self) -> None:
         for live in list(self.live):
             self.end(live, keep=True)
-        self.cache.check_integrity()
+        Inspector(self.cache).check_integrity()
         self.cache.reset()
-        assert self.states.counts.free == self.states.counts.total
+        assert self.states.holdings.counts.free == self.states.holdings.counts.total
 
     def pick(self, which: int) -> Live:
         return self.live[which % len(self.live)]
@@ -175,7 +176,7 @@ class StateMachine(RuleBasedStateMachine):
         return True
 
     def is_alone(self, live: Live) -> bool:
-        return self.states._allocator.references(live.cached.tables[-1].pages[0]) == 1
+        return self.states.holdings.allocator.references(live.cached.tables[-1].pages[0]) == 1
 
     def end(self, live: Live, keep: bool) -> None:
         is_alone = self.is_alone(live)
@@ -183,7 +184,7 @@ class StateMachine(RuleBasedStateMachine):
         self.live.remove(live)
         self.is_exact &= keep
         if not keep:
-            assert not self.states.match(live.namespace, token_key(live.tokens[: live.stored]))
+            assert not self.states.match(live.namespace, token_key(live.tokens[: live.stored])).snapshots
         if keep and is_alone:
             self.kept.add((live.namespace, tuple(live.tokens[: live.stored])))
 
@@ -191,9 +192,9 @@ class StateMachine(RuleBasedStateMachine):
         assert num_tokens <= limit
         if not self.share:
             assert num_tokens == 0
-        self.is_exact &= self.cache.stats().evicted_pages == 0
+        self.is_exact &= Inspector(self.cache).stats().evicted_pages == 0
         if self.is_exact:
-            held = self.pages.matched_tokens(self.pages.match(namespace, token_key(tokens[:limit])))
+            held = self.pages.match(namespace, token_key(tokens[:limit])).num_tokens
             found = [seen for name, seen in self.kept if name == namespace and tuple(tokens[: len(seen)]) == seen]
             assert num_tokens >= max((len(seen) for seen in found if len(seen) <= held), default=0)
 
@@ -248,7 +249,7 @@ class LeasedStates(TightStates):
         live = self.pick(which)
         tokens = live.tokens[: max(live.stored - cut, 0)]
         if tokens:
-            result = self.cache.lease(live.namespace, tokens, Breakpoint(len(tokens), ttl))
+            result = self.cache.leases.grant(live.namespace, tokens, Breakpoint(len(tokens), ttl))
             if result.granted:
                 is_whole = self.hit(live.namespace, tokens) >= result.resume_tokens
                 promise = Promise(live, tokens, result.resume_tokens, self.now + ttl, is_whole)
@@ -260,8 +261,8 @@ class LeasedStates(TightStates):
 
     @invariant()
     def leased_states_are_held(self) -> None:
-        self.cache.expire()
-        live = {(each.namespace, each.prefix.key) for each in self.cache._leases}
+        self.cache.leases.expire()
+        live = {(each.namespace, each.prefix.key) for each in self.cache.leases}
         self.promises = [each for each in self.promises if self.now < each.ends_at]
         for promise in self.promises:
             assert (promise.live.namespace, token_key(promise.tokens)) in live
@@ -277,7 +278,7 @@ class LeasedStates(TightStates):
         is_alone = self.is_alone(live)
         super().end(live, keep)
         if not keep:
-            left = {(each.namespace, each.prefix.key) for each in self.cache._leases}
+            left = {(each.namespace, each.prefix.key) for each in self.cache.leases}
             self.promises = [each for each in self.promises if (each.live.namespace, token_key(each.tokens)) in left]
         for promise in self.promises:
             promise.is_whole |= keep and is_alone and promise.live is live

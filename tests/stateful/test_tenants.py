@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from pagoda.cache.cache import Cache, CachedSequence, NoBytes
 from pagoda.cache.eviction.lru import LRU
-from pagoda.cache.group import PageGroup
-from pagoda.cache.lease import Breakpoint
-from pagoda.cache.namespace import Namespace
-from pagoda.cache.rule import KeepAll
-from pagoda.cache.state import SnapshotRule, StateGroup
+from pagoda.cache.groups.pages import PageGroup
+from pagoda.cache.groups.rule import KeepAll
+from pagoda.cache.groups.state import SnapshotRule, StateGroup
+from pagoda.cache.inspector import Inspector
+from pagoda.cache.leases import Breakpoint
+from pagoda.cache.prefix.namespace import Namespace
 from pagoda.config import TenantShare
 from pagoda.errors import OutOfPagesError
 from pagoda.layouts.spec import Reach
@@ -55,7 +56,7 @@ class Client:
         cached, known = self.live[which]
         if kind == "lease" and cached.num_tokens:
             num_tokens = number % cached.num_tokens + 1
-            result = self.cache.lease(self.namespace, known, Breakpoint(num_tokens, 1e9))
+            result = self.cache.leases.grant(self.namespace, known, Breakpoint(num_tokens, 1e9))
             return result.granted, result.num_new_tokens
         if kind == "grow":
             return self.grow(which, [*known, *tokens])
@@ -86,7 +87,7 @@ class Client:
         return True
 
     def look(self) -> None:
-        accounts = [group.accounts.of(self.namespace) for group in self.cache._groups]
+        accounts = [group.holdings.accounts.of(self.namespace) for group in self.cache.groups]
         self.has_been_over |= any(account.num_held > account.reserved for account in accounts)
 
 
@@ -117,12 +118,12 @@ def test_a_tenant_within_its_share_is_as_if_alone(make, steps: list) -> None:
     for operation, noise in steps:
         for namespace, each in noise:
             loud[namespace].do(each)
-            beside.cache.check_integrity()
+            Inspector(beside.cache).check_integrity()
         expected = alone.do(operation)
         if alone.has_been_over:
             return
         assert beside.do(operation) == expected
-        beside.cache.check_integrity()
+        Inspector(beside.cache).check_integrity()
 
 
 def test_the_others_do_fill_the_cache() -> None:

@@ -5,24 +5,23 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from pagoda.cache.cache import CachedSequence
-from pagoda.cache.cross import Entry
+from pagoda.cache.groups.cross import Entry
+from pagoda.cache.sequence import CachedSequence
 from pagoda.kernels.base import GroupView
 
 
 def build_views(sequences: Sequence[CachedSequence], num_new_tokens: Sequence[int]) -> tuple[GroupView, ...]:
     """One view per layer group; sequence s adds `num_new_tokens[s]` tokens, whose pages must be reserved."""
     new_tokens = np.asarray(num_new_tokens, dtype=np.int32)
-    stored = np.asarray([sequence.num_tokens for sequence in sequences], dtype=np.int32)
     query_starts = torch.from_numpy(_starts(new_tokens))
-    context_lengths = torch.from_numpy(stored + new_tokens)
     views = []
     for group in range(len(sequences[0].tables)):
         tables = [np.frombuffer(sequence.tables[group].pages, dtype=np.int32) for sequence in sequences]
         page_starts = _starts(np.asarray([len(table) for table in tables], dtype=np.int32))
         indices = torch.from_numpy(np.concatenate(tables))
-        lengths = context_lengths if sequences[0].tables[group].grows else _lengths(sequences, group)
-        views.append(GroupView(indices, torch.from_numpy(page_starts), query_starts, lengths))
+        lengths = [each.tables[group].num_slots_after(new) for each, new in zip(sequences, num_new_tokens, strict=True)]
+        context_lengths = torch.tensor(lengths, dtype=torch.int32)
+        views.append(GroupView(indices, torch.from_numpy(page_starts), query_starts, context_lengths))
     return tuple(views)
 
 
@@ -37,10 +36,6 @@ def build_encoder_view(entries: Sequence[Entry]) -> GroupView:
 def build_cuts(sequences: Sequence[CachedSequence]) -> list[list[tuple[int, int]]]:
     """Where the recurrent state of each sequence is copied on the way through its new tokens: (after, to slot)."""
     return [[(tokens - each.num_tokens, slot) for tokens, slot in each.tables[-1].cuts] for each in sequences]
-
-
-def _lengths(sequences: Sequence[CachedSequence], group: int) -> torch.Tensor:
-    return torch.tensor([sequence.tables[group].num_tokens for sequence in sequences], dtype=torch.int32)
 
 
 def _starts(counts: np.ndarray) -> np.ndarray:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from pagoda.cache.cache import CacheStats
-from pagoda.cache.pages import PageCounts
+from pagoda.cache.holdings.allocator import PageCounts
+from pagoda.cache.inspector import CacheStats
 from pagoda.llm import LLM
 from pagoda.outputs import RequestOutput
 from pagoda.units import format_nbytes, format_rate, format_seconds

@@ -57,7 +57,7 @@ def _publish(service: Service, options: ServerOptions) -> Callable[[], None]:
     page_tokens = engine.memory.geometries[0].page_tokens if engine.memory.geometries else 0
     endpoints = (options.kv_events_endpoint, options.kv_events_replay_endpoint)
     events = KvEvents(*endpoints, options.kv_events_topic, page_tokens)
-    loop.call(lambda: engine.watch(events)).result()
+    loop.call(lambda: engine.inspector.watch(events)).result()
     loop.observe(events.flush)
     return events.close
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isfinite
 
 from pagoda.cache.cache import Cache
-from pagoda.cache.lease import Breakpoint
+from pagoda.cache.leases import Breakpoint
 from pagoda.engine.request import Sequence
 from pagoda.errors import BreakpointError
 
@@ -38,4 +38,4 @@ def lease_computed(cache: Cache, sequence: Sequence) -> None:
         assert sequence.cached is not None
         if each.num_tokens > sequence.cached.num_tokens:
             break
-        request.lease_results.append(cache.lease(request.namespace, request.prompt, each))
+        request.lease_results.append(cache.leases.grant(request.namespace, request.prompt, each))

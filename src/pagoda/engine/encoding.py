@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from pagoda.cache.cross import CrossTable, Entry
+from pagoda.cache.groups.cross import CrossTable, Entry
 from pagoda.cache.view import build_encoder_view
 from pagoda.engine.request import Sequence
 from pagoda.models.attention import EncoderTokens

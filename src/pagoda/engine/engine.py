@@ -9,18 +9,16 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from time import monotonic, sleep
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from pagoda.cache.cache import CacheStats
-from pagoda.cache.lease import Breakpoint, LeaseInfo
-from pagoda.cache.outline import Outline
-from pagoda.cache.radix import Watcher
+from pagoda.cache.inspector import Inspector
+from pagoda.cache.leases import Breakpoint
 from pagoda.config import EngineConfig
 from pagoda.engine.admission import Admission
+from pagoda.engine.batch import Batch, Chunk
 from pagoda.engine.breakpoints import check_breakpoints, lease_computed
 from pagoda.engine.fit_store import FitStore
 from pagoda.engine.format_fit import CalibrationText, fit_format
@@ -29,7 +27,7 @@ from pagoda.engine.memory import plan_memory
 from pagoda.engine.pools import make_cache, make_pools
 from pagoda.engine.request import FinishReason, Phase, Request, Sequence
 from pagoda.engine.sampling import ban, draw, stop_token_ids, token_logprobs
-from pagoda.engine.scheduler import Plan, Scheduler
+from pagoda.engine.scheduler import Scheduler
 from pagoda.engine.scoring import max_scored_tokens, score_prompt
 from pagoda.errors import (
     NonFiniteCacheError,
@@ -62,7 +60,8 @@ class TokenEvent(NamedTuple):
 class Engine:
     """Generates tokens for many requests over one paged, prefix-shared cache. Leases run by `clock`.
 
-    Formats of few bits are fitted to the model with what `calibration` reads.
+    Formats of few bits are fitted to the model with what `calibration` reads. What there is to see of the cache is
+    shown by `inspector`, on the thread that steps.
     """
 
     def __init__(
@@ -92,6 +91,7 @@ class Engine:
         )
         store = FitStore(config.environment.cache_folder)
         self.fit = fit_format(model, kernels, self.memory, calibration, store)
+        self.inspector = Inspector(self._cache, self.fit.loss)
         self._forward = Forward(model, kernels, self.memory, pools, self.fit.constants)
         self._config = config
         self._seeds = random.Random(config.seed)
@@ -153,43 +153,20 @@ class Engine:
 
         What raises for one request ends that one. If it raises all the same, what came of it is told by `fail_all`.
         """
-        plan = self._schedule()
+        batch = self._schedule()
         try:
-            computed = self._launch(plan)
+            computed = self._launch(batch)
             if computed is not None:
-                self._settle(plan, computed)
+                self._settle(batch, computed)
         except Exception as error:
-            logger.exception("A step of %d sequences failed", len(plan))
-            self._fail(plan, RequestError(f"The step that this request was in failed: {error!r}"))
+            logger.exception("A step of %d sequences failed", len(batch))
+            self._fail(batch.sequences, RequestError(f"The step that this request was in failed: {error!r}"))
         return self._take_events()
 
     def fail_all(self, error: Exception) -> list[TokenEvent]:
         """End every request with `error`."""
         self._fail([s for request in list(self._requests.values()) for s in request.sequences], error)
         return self._take_events()
-
-    def check_integrity(self) -> None:
-        """Raise IntegrityError if the cache's bookkeeping contradicts itself."""
-        self._cache.check_integrity()
-
-    def cache_stats(self) -> CacheStats:
-        return replace(self._cache.stats(), format_loss=self.fit.loss)
-
-    def leases(self) -> list[LeaseInfo]:
-        """Every live lease."""
-        return self._cache.leases()
-
-    def watch(self, watcher: Watcher) -> None:
-        """Tell `watcher` which pages can be hit; on the engine's thread."""
-        self._cache.watch(watcher)
-
-    def page_states(self, stride: int = 1) -> list[bytes]:
-        """What every page of each group is, or one in `stride`."""
-        return self._cache.page_states(stride)
-
-    def outline(self, most: int, most_tokens: int, tenant: str | None = None) -> list[Outline]:
-        """Up to `most` branches of the prefix tree of a tenant, or of all (None), each with its first `most_tokens`."""
-        return self._cache.outline(most, most_tokens, tenant)
 
     def reset_prefix_cache(self) -> int:
         """Forget every page that no running sequence uses; returns how many."""
@@ -199,40 +176,40 @@ class Engine:
         events, self._events = self._events, []
         return events
 
-    def _schedule(self) -> Plan:
+    def _schedule(self) -> Batch:
         """What to compute; those for whom that raises end."""
         held, self._held = self._held, []
         for sequence in held:
             if sequence.phase is not Phase.FINISHED:
                 self._contain(sequence, self._release)
-        plan = self._scheduler.schedule()
+        batch = self._scheduler.schedule()
         for sequence, error in self._scheduler.failed.items():
             logger.error("Scheduling request %s failed", sequence.request.request_id, exc_info=error)
             self._fail([sequence], RequestError(f"This request could not be scheduled: {error!r}"))
-        if not plan and self._held:
+        if not batch and self._held:
             sleep(HELD_SECONDS)
-        elif not plan and not self._scheduler.failed:
+        elif not batch and not self._scheduler.failed:
             self._refuse_next()
         now = monotonic()
-        for sequence, num_tokens in plan.items():
-            metrics = sequence.request.metrics
+        for chunk in batch.chunks:
+            metrics = chunk.sequence.request.metrics
             metrics.first_scheduled = metrics.first_scheduled or now
-            metrics.num_computed_tokens += num_tokens
-        return _unfinished(plan)
+            metrics.num_computed_tokens += len(chunk.tokens)
+        return batch.unfinished()
 
-    def _launch(self, plan: Plan) -> Computed | None:
+    def _launch(self, batch: Batch) -> Computed | None:
         """Run the model, if there is anything to compute; those whose encoder input could not be read end."""
-        new_inputs = self._forward.read(plan)
+        new_inputs = self._forward.read(batch)
         for sequence, error in new_inputs.failed.items():
             self._fail([sequence], RequestError(f"The model's encoder failed: {error!r}"))
-        left = _unfinished(plan)
+        left = batch.unfinished()
         return self._forward.run(left, new_inputs) if left else None
 
-    def _settle(self, plan: Plan, computed: Computed) -> None:
-        """Take over what was computed, and draw the next tokens."""
+    def _settle(self, batch: Batch, computed: Computed) -> None:
+        """Decide how many tokens of each chunk count, commit them, and draw the next ones."""
         self._fail_broken(computed)
-        for sequence, num_tokens in _unfinished(plan).items():
-            self._contain(sequence, self._commit, num_tokens)
+        for chunk in batch.unfinished().chunks:
+            self._contain(chunk.sequence, self._commit, self._accepted_tokens(chunk))
         for sequence, logits in computed.prompt_logits.items():
             self._contain(sequence, score_prompt, logits)
         ban(computed.logits, computed.complete, self.model.generation)
@@ -246,9 +223,13 @@ class Engine:
                 self._contain(sequence, self._end_prompt)
         self._sample([(sequence, row) for sequence, row in complete if sequence.phase is Phase.RUNNING])
 
+    def _accepted_tokens(self, chunk: Chunk) -> int:
+        """How many tokens of its sequence are computed for good once a chunk is: all that it had."""
+        return chunk.stop
+
     def _commit(self, sequence: Sequence, num_tokens: int) -> None:
         assert sequence.cached is not None
-        self._cache.commit(sequence.cached, sequence.tokens, sequence.cached.num_tokens + num_tokens)
+        self._cache.commit(sequence.cached, sequence.tokens, num_tokens)
         lease_computed(self._cache, sequence)
 
     def _end_prompt(self, sequence: Sequence) -> None:
@@ -388,8 +369,3 @@ class Engine:
         sequence.matcher = None if request.constraint is None else request.constraint.new()
         request.sequences.append(sequence)
         return sequence
-
-
-def _unfinished(plan: Plan) -> Plan:
-    """What is left of a plan when requests have ended since."""
-    return {sequence: num_tokens for sequence, num_tokens in plan.items() if sequence.phase is not Phase.FINISHED}

@@ -1,4 +1,4 @@
-"""One forward pass over a plan: packs the tokens, builds the views, runs the model.
+"""One forward pass over a batch: packs the tokens, builds the views, runs the model.
 
 Knows the model, the kernels and the page pools. Does not know why these sequences were chosen or what becomes of the
 logits.
@@ -15,11 +15,10 @@ import torch
 
 from pagoda.cache.pool import PagePool
 from pagoda.cache.view import build_cuts, build_views
+from pagoda.engine.batch import Batch
 from pagoda.engine.encoding import NewInputs, read_new_inputs
 from pagoda.engine.memory import MemoryPlan
 from pagoda.engine.request import Sequence
-from pagoda.engine.scheduler import Plan
-from pagoda.engine.scoring import positions_to_score
 from pagoda.formats.constants import KeyConstants
 from pagoda.kernels.base import Kernels, LayerPages
 from pagoda.layouts.spec import SiteSlot
@@ -86,42 +85,52 @@ class Forward:
         states = memory.states
         self._states = None if states is None else typed_states(states.geometry, pools[-1].pages, model.dtype)
 
-    def read(self, plan: Plan) -> NewInputs:
+    def read(self, batch: Batch) -> NewInputs:
         """What the encoder of the model makes of inputs that are new in this step."""
-        return read_new_inputs(self._model.encoder, self._cross_group, plan)
+        return read_new_inputs(self._model.encoder, self._cross_group, batch.sequences)
 
-    def run(self, plan: Plan, new_inputs: NewInputs) -> Computed:
-        """Compute the planned tokens of every sequence; their pages must be reserved, and their inputs read."""
-        tokens: list[int] = []
-        positions: list[int] = []
-        complete: list[Sequence] = []
-        rows: list[int] = []
-        complete_rows: list[int] = []  # of `rows`, like `scored_rows`
-        scored_rows: dict[Sequence, slice] = {}
-        for sequence, num_tokens in plan.items():
-            assert sequence.cached is not None
-            start = sequence.cached.num_tokens
-            if to_score := positions_to_score(sequence, start, num_tokens):
-                scored_rows[sequence] = slice(len(rows), len(rows) + len(to_score))
-                rows += [len(tokens) + position - start for position in to_score]
-            tokens += sequence.tokens[start : start + num_tokens]
-            positions += range(start, start + num_tokens)
-            if start + num_tokens == len(sequence.tokens):
-                complete.append(sequence)
-                complete_rows.append(len(rows))
-                rows.append(len(tokens) - 1)
-        cached = [sequence.cached for sequence in plan if sequence.cached is not None]
-        views = build_views(cached, list(plan.values()))
+    def run(self, batch: Batch, new_inputs: NewInputs) -> Computed:
+        """Compute the tokens of every chunk; their pages must be reserved, and their inputs read."""
+        rows = _Rows(batch)
+        cached = [each.cached for each in batch.sequences if each.cached is not None]
+        views = build_views(cached, [len(chunk.tokens) for chunk in batch.chunks])
         states = None if self._states is None else StepStates(self._states, views[-1], build_cuts(cached))
         encoder_tokens = new_inputs.tokens()
         step = PagedStep(self._kernels, self._sites, views, states, encoder_tokens)
         # A step that moves states on cannot be run twice, as proving a recording takes.
-        is_decode = len(tokens) == len(rows) == len(plan) and states is None and encoder_tokens is None
+        is_decode = len(rows.tokens) == len(rows.wanted) == len(batch) and states is None and encoder_tokens is None
         forward = self._decode_steps.forward if is_decode else self._model.forward
-        logits = forward(torch.tensor(tokens), torch.tensor(positions), torch.tensor(rows, dtype=torch.long), step)
-        broken = [sequence for sequence, finite in zip(plan, step.finite.tolist(), strict=True) if not finite]
+        wanted = torch.tensor(rows.wanted, dtype=torch.long)
+        logits = forward(torch.tensor(rows.tokens), torch.tensor(rows.positions), wanted, step)
+        broken = [each for each, finite in zip(batch.sequences, step.finite.tolist(), strict=True) if not finite]
         broken += new_inputs.broken(encoder_tokens)
-        if not scored_rows:
-            return Computed(complete, logits, broken)
-        prompt_logits = {sequence: logits[rows] for sequence, rows in scored_rows.items()}
-        return Computed(complete, logits[complete_rows], broken, prompt_logits)
+        if not rows.scored:
+            return Computed(rows.complete, logits, broken)
+        prompt_logits = {sequence: logits[found] for sequence, found in rows.scored.items()}
+        return Computed(rows.complete, logits[rows.drawn], broken, prompt_logits)
+
+
+class _Rows:
+    """The chunks of a batch end to end: `tokens`, `positions`, and which rows are `wanted`.
+
+    Of the wanted ones `drawn` are those of `complete` sequences, and `scored` has those that tell of prompts.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.tokens: list[int] = []
+        self.positions: list[int] = []
+        self.wanted: list[int] = []
+        self.complete: list[Sequence] = []
+        self.drawn: list[int] = []
+        self.scored: dict[Sequence, slice] = {}
+        for sequence, start, tokens, scored, drawn in batch.chunks:
+            first = len(self.tokens)
+            if scored:
+                self.scored[sequence] = slice(len(self.wanted), len(self.wanted) + len(scored))
+                self.wanted += [first + row for row in scored]
+            self.tokens += tokens
+            self.positions += range(start, start + len(tokens))
+            for row in drawn:
+                self.complete.append(sequence)
+                self.drawn.append(len(self.wanted))
+                self.wanted.append(first + row)

@@ -6,7 +6,7 @@ import logging
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from pagoda.cache.rule import window_pages
+from pagoda.cache.groups.rule import window_pages
 from pagoda.config import DEFAULT_KV_CACHE_NBYTES, DEFAULT_KV_CACHE_SHARE, EngineConfig
 from pagoda.engine.page_formats import choose_geometries
 from pagoda.errors import ConfigError

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pagoda.cache.base import CacheGroup
 from pagoda.cache.cache import Cache, NoBytes, PageStore
-from pagoda.cache.cross import CrossGroup
-from pagoda.cache.group import PageGroup
+from pagoda.cache.groups.base import CacheGroup
+from pagoda.cache.groups.cross import CrossGroup
+from pagoda.cache.groups.pages import PageGroup
+from pagoda.cache.groups.rule import KeepAll
+from pagoda.cache.groups.state import SnapshotRule, StateGroup
 from pagoda.cache.pool import PagePool
-from pagoda.cache.rule import KeepAll
-from pagoda.cache.state import SnapshotRule, StateGroup
 from pagoda.config import EngineConfig
 from pagoda.engine.memory import LEDGER_PAGES, MemoryPlan
 from pagoda.errors import ConfigError

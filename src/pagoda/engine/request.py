@@ -10,9 +10,9 @@ from functools import cached_property
 from time import monotonic
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from pagoda.cache.cache import CachedSequence
-from pagoda.cache.lease import Breakpoint, LeaseResult
-from pagoda.cache.namespace import Namespace
+from pagoda.cache.leases import Breakpoint, LeaseResult
+from pagoda.cache.prefix.namespace import Namespace
+from pagoda.cache.sequence import CachedSequence
 from pagoda.models.generation import NO_RULES, Rules
 from pagoda.sampling_params import SamplingParams
 

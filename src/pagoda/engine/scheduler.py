@@ -5,11 +5,7 @@ running prefills, then waiting requests in order of arrival, all within one toke
 youngest sequence whose pages can help is sent back to wait; its pages stay hittable, so little is computed again.
 
 Whose prompts come first is said by `turns.py`, after what tenants have been served (`waiting.py`); while several are
-present steps are short (`division.py`). One that runs more sequences than its share of the seats gives way to one that
-runs fewer (`seats.py`). Whoever waits for a seat holds up its own tenant alone. Where tenants have shares of the pages,
-so does one that waits for pages, and while it waits others start only from what is left of their own shares, which it
-could never have. One that holds fewer tokens than others, for its weight, does not wait: theirs give way. A tenant's
-leases end early rather than keep its own sequences waiting.
+present steps are short (`division.py`). Who may start beside the others, and who gives way, is said by `fairness.py`.
 
 What raises for one sequence is noted and the others are planned. Integers only, no tensors.
 """
@@ -17,23 +13,21 @@ What raises for one sequence is noted and the others are planned. Integers only,
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
-from pagoda.cache.cache import Cache, CachedSequence, Hit
-from pagoda.cache.namespace import Namespace
-from pagoda.cache.radix import common_tokens, token_key
+from pagoda.cache.cache import Cache
+from pagoda.cache.prefix.keys import common_tokens, token_key
+from pagoda.cache.sequence import CachedSequence, Hit
+from pagoda.engine.batch import Batch, make_batch
 from pagoda.engine.division import Division
+from pagoda.engine.fairness import Fairness
 from pagoda.engine.request import Phase, Sequence
-from pagoda.engine.seats import Seats
 from pagoda.engine.turns import Turns
 from pagoda.engine.waiting import Waiting
 
 logger = logging.getLogger(__name__)
-
-Plan = dict[Sequence, int]
 
 # How many waiting sequences are looked at for tokens that they share with the next one.
 MAX_COMPARED = 32
@@ -44,15 +38,14 @@ class _Round:
     """One call of `schedule`: what is planned, and what stands in the way of those who wait.
 
     `left` is what is left of the token budget; what encoders have to read counts, as `encoded`. `being_written` stands
-    for pages that running prefills are about to write. Accounts of `held_up` namespaces lack pages; `is_full` stops
-    everybody.
+    for pages that running prefills are about to write. Those of `held_up` lack pages; `is_full` stops everybody.
     """
 
-    plan: Plan
+    plan: dict[Sequence, int]
     left: int
     division: Division
     being_written: set[object] = field(default_factory=set)
-    held_up: list[Namespace] = field(default_factory=list)
+    held_up: list[Sequence] = field(default_factory=list)
     encoded: int = 0
     is_full: bool = False
 
@@ -64,6 +57,12 @@ class _Round:
     def budget(self, tenant: str) -> int:
         """What may still be planned of the prompts of `tenant`."""
         return min(self.left, self.division.limit(tenant))
+
+    def encode(self, sequence: Sequence, num_tokens: int) -> None:
+        """An encoder reads so many tokens for `sequence` as well."""
+        self.encoded += num_tokens
+        self.left -= num_tokens
+        self.division.take(sequence.request.tenant, num_tokens)
 
     def take_out(self, sequence: Sequence) -> None:
         self.left += self.plan.pop(sequence, 0)
@@ -84,12 +83,12 @@ class Scheduler:
         weights: Mapping[str, float] | None = None,
     ) -> None:
         self._cache = cache
-        self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
         self._max_scored_tokens = max_scored_tokens or max_num_batched_tokens
         self.waiting = Waiting(weights, max_num_batched_tokens)
         self._turns = Turns(self.waiting, max_num_batched_tokens)
         self.running: list[Sequence] = []
+        self._fairness = Fairness(cache, self.waiting, self.running, max_num_seqs, max_num_batched_tokens)
         self.failed: dict[Sequence, Exception] = {}
         self._num_planned = 0
         self._unreleased: list[tuple[CachedSequence, list[int]]] = []
@@ -99,13 +98,13 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.enter(sequence.request.tenant, self._active_tenants())
+        self.waiting.enter(sequence.request.tenant, self._fairness.active_tenants)
         self.waiting.append(sequence)
 
     def fork(self, sequence: Sequence, twins: list[Sequence]) -> None:
         """Let `twins` run on from where `sequence` stands, sharing its pages; those without a seat wait for one."""
         assert sequence.cached is not None
-        room = max(self._seats(sequence).num_free, 0)
+        room = max(self._fairness.seats_for(sequence).num_free, 0)
         for twin in twins[:room]:
             twin.cached = self._cache.fork(sequence.cached)
             twin.phase = Phase.RUNNING
@@ -122,11 +121,11 @@ class Scheduler:
             self.waiting.remove(sequence)
         sequence.phase = Phase.FINISHED
 
-    def schedule(self) -> Plan:
-        """Tokens to compute per sequence, with room for them reserved. Empty only if nothing can advance."""
+    def schedule(self) -> Batch:
+        """What to compute next, with room for it reserved. Empty only if nothing can advance."""
         self.failed = {}
         self._release_again()
-        self._cache.expire()
+        self._cache.leases.expire()
         wanted = self._turns.wanted(self.running)
         step = _Round({}, self._max_num_batched_tokens, self._turns.divide(wanted))
         # Decodes first: a long prefill must not stall those who are already reading.
@@ -139,7 +138,7 @@ class Scheduler:
         for tenant in wanted.with_prompts:
             self._schedule_prompts(tenant, step)
         self._turns.charge(step.plan, self.running, wanted)
-        return step.plan
+        return make_batch(step.plan.items())
 
     def _schedule_prompts(self, tenant: str, step: _Round) -> None:
         """Plan the prompts of one tenant: those that run, then those that wait."""
@@ -166,7 +165,7 @@ class Scheduler:
         """Plan a running sequence, unless it is held, or was sent back meanwhile."""
         if sequence.is_held:
             return True
-        budget = self._room_for(sequence, budget, step.plan)
+        budget = self._room_for(sequence, budget, step)
         if sequence.phase is Phase.RUNNING and budget > 0:
             self._advance(sequence, min(sequence.num_uncomputed, budget), step)
         return True
@@ -175,11 +174,10 @@ class Scheduler:
         """Plan a running sequence, sending back the youngest ones until its pages can be had."""
         assert sequence.cached is not None
         while not self._cache.reserve(sequence.cached, num_tokens):
-            victim = self._victim(sequence, num_tokens)
-            if victim is sequence and self._revoke_lease(sequence):
+            victim = self._fairness.victim_of(sequence, num_tokens)
+            if victim is sequence and self._fairness.revoke_lease(sequence):
                 continue
-            step.take_out(victim)
-            self._preempt(victim)
+            self._send_back(victim, step)
             if victim is sequence:
                 return
         self._plan(sequence, num_tokens, step)
@@ -189,17 +187,12 @@ class Scheduler:
         self._num_planned += 1
         sequence.last_planned = self._num_planned
 
-    def _victim(self, sequence: Sequence, num_tokens: int) -> Sequence:
-        """The youngest whose pages `sequence` can have; itself, if there is no other."""
-        assert sequence.cached is not None
-        return next(
-            other
-            for other in reversed(self.running)
-            if other is sequence
-            or (other.cached is not None and self._cache.is_in_the_way(other.cached, sequence.cached, num_tokens))
-        )
+    def _send_back(self, victim: Sequence, step: _Round) -> None:
+        step.take_out(victim)
+        self._preempt(victim)
 
     def _preempt(self, sequence: Sequence) -> None:
+        """Let a running sequence wait again, before the others of its tenant."""
         self.running.remove(sequence)
         self._release(sequence, keep_pages=True)
         sequence.phase = Phase.WAITING
@@ -215,11 +208,11 @@ class Scheduler:
         """
         if sequence.is_held:
             return True
-        if any(self._cache.share_account(sequence.request.namespace, each) for each in step.held_up):
+        if self._fairness.waits_behind(sequence, step.held_up):
             return False
-        room = self._room_for(sequence, budget, step.plan)
+        room = self._room_for(sequence, budget, step)
         hit = self._cache.match(sequence.request.namespace, sequence.tokens, limit=sequence.num_resumable)
-        can_share = not sequence.num_unscored and self._cache.next_page(hit, sequence.tokens) in step.being_written
+        can_share = not sequence.num_unscored and self._cache.missing_key(hit, sequence.tokens) in step.being_written
         if can_share or room <= 0:
             return True
         if not self._cache.resumes_anywhere:
@@ -228,12 +221,10 @@ class Scheduler:
         to_encode = sequence.request.namespace.num_encoder_tokens - hit.num_encoder_tokens
         if step.encoded and to_encode >= budget:
             return False
-        fitting = self._fitting(sequence, hit, only_share=bool(step.held_up))
-        if fitting is not None and self._seats(sequence).has_room(sequence):
+        fitting = self._fairness.fitting(sequence, hit, only_share=bool(step.held_up))
+        if fitting is not None and self._fairness.seats_for(sequence).has_room(sequence):
             self._start(sequence, fitting, room, step)
-            step.encoded += to_encode
-            step.left -= to_encode
-            step.division.take(sequence.request.tenant, to_encode)
+            step.encode(sequence, to_encode)
             return True
         made_room = self._free_pages(sequence, step) if fitting is None else self._free_seats(sequence, step)
         return made_room and self._admit(sequence, step, budget)
@@ -243,48 +234,24 @@ class Scheduler:
 
         If not, it holds up the others.
         """
-        if not step.held_up and (self._revoke_lease(sequence) or self._displace(sequence, step)):
-            return True
-        step.held_up.append(sequence.request.namespace)
-        step.is_full = not self._cache.has_shares
-        return False
-
-    def _displace(self, sequence: Sequence, step: _Round) -> bool:
-        """Send one back that holds tokens beyond its tenant's share of them, if `sequence` would be within its own."""
-        if not self._cache.has_shares:
-            return False
-        held = Counter({sequence.request.tenant: len(sequence.tokens)})
-        for each in self.running:
-            held[each.request.tenant] += len(each.tokens)
-        weights = {tenant: self.waiting.weight(tenant) for tenant in held}
-        share = held.total() / sum(weights.values())
-        if held[sequence.request.tenant] > share * weights[sequence.request.tenant]:
-            return False
-        beyond = {tenant for tenant in held if held[tenant] > share * weights[tenant]}
-        for victim in reversed(self.running):
-            if victim.request.tenant in beyond and self._cache.is_beyond_share(victim.request.namespace):
-                step.take_out(victim)
-                self._preempt(victim)
+        if not step.held_up:
+            if self._fairness.revoke_lease(sequence):
                 return True
+            if (victim := self._fairness.victim_for_pages(sequence)) is not None:
+                self._send_back(victim, step)
+                return True
+        step.held_up.append(sequence)
+        step.is_full = not self._cache.tenants.have_shares
         return False
 
     def _free_seats(self, sequence: Sequence, step: _Round) -> bool:
         """Whether sequences of tenants that have more than their share were sent back for one that waits."""
-        while not (seats := self._seats(sequence)).has_room(sequence):
+        while not (seats := self._fairness.seats_for(sequence)).has_room(sequence):
             victim = seats.victim(sequence)
             if victim is None:
                 return False
-            step.take_out(victim)
-            self._preempt(victim)
+            self._send_back(victim, step)
         return True
-
-    def _revoke_lease(self, sequence: Sequence) -> bool:
-        """End a lease of the sequence's own tenant, if only leases can keep its only sequence from its pages."""
-        namespace = sequence.request.namespace
-        others = (each.request.namespace for each in self.running if each is not sequence)
-        if any(self._cache.share_account(other, namespace) for other in others):
-            return False
-        return self._cache.revoke_lease(namespace, sequence.tokens)
 
     def _start(self, sequence: Sequence, fitting: Hit, budget: int, step: _Round) -> None:
         """Run a waiting sequence from what the cache holds of it, for which there is room."""
@@ -305,14 +272,14 @@ class Scheduler:
     def _note_writing(self, sequence: Sequence, step: _Round) -> bool:
         """Others may wait for the page that `sequence` writes."""
         assert sequence.cached is not None
-        step.being_written |= {self._cache.page_being_written(sequence.cached, sequence.tokens)} - {None}
+        step.being_written |= {self._cache.written_key(sequence.cached, sequence.tokens)} - {None}
         return True
 
-    def _room_for(self, sequence: Sequence, budget: int, plan: Plan) -> int:
+    def _room_for(self, sequence: Sequence, budget: int, step: _Round) -> int:
         """What a sequence may have of `budget`: less if its prompt is to be scored, as logits are large."""
         if not sequence.num_unscored:
             return budget
-        scored = sum(num_tokens for each, num_tokens in plan.items() if each.num_unscored)
+        scored = sum(num_tokens for each, num_tokens in step.plan.items() if each.num_unscored)
         return min(budget, self._max_scored_tokens - scored)
 
     def _parting_from_others(self, sequence: Sequence, hit: Hit) -> Hit:
@@ -322,34 +289,6 @@ class Scheduler:
         same = (each for each in islice(others, MAX_COMPARED) if each.request.namespace == sequence.request.namespace)
         shared = max((common_tokens(key, token_key(each.tokens)) for each in same), default=0)
         return hit._replace(branch_tokens=max(hit.branch_tokens, shared))
-
-    def _fitting(self, sequence: Sequence, hit: Hit, only_share: bool) -> Hit | None:
-        """The hit, or its whole pages, if all known tokens fit; running sequences keep room for a page each.
-
-        With `only_share` they must fit into what is left of the tenant's own share.
-        """
-        step_tokens, running = self._max_num_batched_tokens, [each.request.namespace for each in self.running]
-        for candidate in (hit, self._cache.whole_pages(hit)):
-            num_new_tokens = len(sequence.tokens) - candidate.num_tokens
-            if not only_share and self._cache.can_attach(candidate, num_new_tokens, step_tokens, running):
-                return candidate
-            if self._cache.has_shares and self._cache.can_attach_within_share(
-                candidate, num_new_tokens, step_tokens, num_running=self._num_running_beside(sequence)
-            ):
-                return candidate
-        return None
-
-    def _num_running_beside(self, sequence: Sequence) -> int:
-        """Running sequences that pay from the same share."""
-        namespace = sequence.request.namespace
-        return sum(self._cache.share_account(each.request.namespace, namespace) for each in self.running)
-
-    def _seats(self, sequence: Sequence) -> Seats:
-        active = self._active_tenants() | {sequence.request.tenant}
-        return Seats(self._max_num_seqs, self.running, {tenant: self.waiting.weight(tenant) for tenant in active})
-
-    def _active_tenants(self) -> set[str]:
-        return {each.request.tenant for each in self.running} | self.waiting.tenants
 
     def _release(self, sequence: Sequence, keep_pages: bool) -> None:
         if sequence.cached is not None:

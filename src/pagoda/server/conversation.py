@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
-from pagoda.cache.lease import Breakpoint
+from pagoda.cache.leases import Breakpoint
 from pagoda.chat.options import ChatOptions
 from pagoda.chat.renderer import ChatRenderer, takes_tools
 from pagoda.errors import HttpError

@@ -21,9 +21,9 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from pagoda.cache.cache import CacheStats
-from pagoda.cache.lease import Breakpoint, LeaseInfo
-from pagoda.cache.outline import Branch, Outline
+from pagoda.cache.inspector import CacheStats
+from pagoda.cache.leases import Breakpoint, LeaseInfo
+from pagoda.cache.prefix.outline import Branch, Outline
 from pagoda.errors import HttpError
 from pagoda.machine import resident_memory_nbytes
 from pagoda.sampling_params import SamplingParams
@@ -77,7 +77,7 @@ class Kv:
         """The prefix tree: those of `limit` branches first that saved most."""
         tenant = tenant_of(request)
         whose = _whose(tenant)
-        found = await self._ask(lambda: self._service.llm.engine.outline(limit, SHOWN_TOKENS, whose))
+        found = await self._ask(lambda: self._service.llm.engine.inspector.outline(limit, SHOWN_TOKENS, whose))
         roots = await self._service.read(self._shown_outlines, found, "limit", tenant)
         return json_response({"roots": roots, "page_tokens": self._page_tokens})
 
@@ -133,7 +133,7 @@ class Kv:
     async def _status(self, tenant: Tenant) -> dict[str, Any]:
         service, sees_all = self._service, self._sees_all(tenant)
         engine = service.llm.engine
-        stats, leases = await self._ask(lambda: (engine.cache_stats(), engine.leases()))
+        stats, leases = await self._ask(lambda: (engine.inspector.stats(), engine.inspector.leases()))
         own = [each for each in leases if _whose(tenant) in (None, each.tenant)]
         return {
             "time": time(),
@@ -191,7 +191,7 @@ class Kv:
 
     async def _pages(self) -> list[bytes]:
         stride = self._stride
-        return await self._ask(lambda: self._service.llm.engine.page_states(stride))
+        return await self._ask(lambda: self._service.llm.engine.inspector.page_states(stride))
 
     async def _ask(self, function: Callable[[], Result]) -> Result:
         """Ask the engine between two steps."""

@@ -17,7 +17,9 @@ from typing import Any
 import msgspec
 import zmq
 
-from pagoda.cache.radix import NO_PAGE, TOKEN_NBYTES, Node, Root, key_tokens
+from pagoda.cache.prefix.held import NO_PAGE, Reason
+from pagoda.cache.prefix.keys import TOKEN_NBYTES, key_tokens
+from pagoda.cache.prefix.tree import Node, Root
 from pagoda.errors import ConfigError
 
 DEVICE = "GPU"  # what routers call the tier that attention reads, whatever the device is
@@ -96,7 +98,7 @@ class KvEvents:
             }
         )
 
-    def removed(self, node: Node) -> None:
+    def removed(self, node: Node, reason: Reason) -> None:  # noqa: ARG002
         if len(node.key) == self._page_tokens * TOKEN_NBYTES:
             event = {"type": "BlockRemoved", "block_hashes": [self._number(node)], "medium": DEVICE}
             self._events.append(event)

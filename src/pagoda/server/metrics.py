@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pagoda.cache.cache import CacheStats
+from pagoda.cache.inspector import CacheStats
 from pagoda.engine.engine import Engine
 from pagoda.engine.request import FinishReason, Request
 from pagoda.layouts.spec import LayerGroup

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pagoda import __version__
-from pagoda.cache.cache import CacheStats
+from pagoda.cache.inspector import CacheStats
 from pagoda.errors import HttpError
 from pagoda.server.pulse import Pulse
 from pagoda.server.service import Service
@@ -57,7 +57,7 @@ class Operation:
 
     async def stats(self) -> CacheStats:
         """Of the cache, as of now or, while a long step runs, of a moment ago."""
-        future = asyncio.wrap_future(self._service.llm.loop.call(self._service.llm.engine.cache_stats))
+        future = asyncio.wrap_future(self._service.llm.loop.call(self._service.llm.engine.inspector.stats))
         done, _ = await asyncio.wait([future], timeout=STATS_SECONDS)
         if done:
             self._stats = future.result()

@@ -17,7 +17,7 @@ from time import monotonic, time
 from typing import TypeVar
 from uuid import uuid4
 
-from pagoda.cache.lease import Breakpoint
+from pagoda.cache.leases import Breakpoint
 from pagoda.collector import Collector
 from pagoda.engine.constraint import Constraint
 from pagoda.engine.request import Request, new_request

@@ -9,7 +9,7 @@ import httpx2
 from playwright.sync_api import Page, expect
 
 from pagoda import LLM
-from pagoda.cache.pages import ShownState
+from pagoda.cache.holdings.allocator import ShownState
 from server.dashboard.browsing import BOOK, SHIPS, STORY, call, complete, open_live
 from server.running import MODEL, MOST_SECONDS, Running, running, unhurried, wait_until
 
@@ -45,7 +45,7 @@ def test_the_map_has_the_counts_of_the_status(server: Running, live: Page) -> No
     assert painted(live, "--idle") * free == painted(live, "--free") * idle > 0
     assert painted(live, "--leased") > 0
     assert f"{group['total']} pages" in live.inner_text("#groups h3")
-    states = server.llm.engine.page_states(1)[0]
+    states = server.llm.engine.inspector.page_states(1)[0]
     live.focus("#groups canvas")
     for state in (ShownState.FREE, ShownState.IDLE, ShownState.LEASED):
         live.keyboard.press("Home")

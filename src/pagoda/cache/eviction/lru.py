@@ -1,11 +1,10 @@
 """Least recently used."""
 
-from pagoda.cache.eviction.base import EvictionPolicy
-from pagoda.cache.radix import Node
+from pagoda.cache.eviction.base import EvictionPolicy, Usage
 
 
 class LRU(EvictionPolicy):
-    """The page whose last user left, or whose last hit came, longest ago goes first."""
+    """What was left, or hit, longest ago goes first."""
 
-    def priority(self, node: Node) -> int:
-        return node.last_used
+    def priority(self, usage: Usage) -> int:
+        return usage.last_used

@@ -7,28 +7,18 @@ tables and counts. Imports neither torch nor formats, so a simulator can run it 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
-from pagoda.cache.accounts import Account
-from pagoda.cache.coverage import CoverPlan, Prefix
 from pagoda.cache.eviction.base import EvictionPolicy
-from pagoda.cache.namespace import Namespace
-from pagoda.cache.outline import Outline, outline
-from pagoda.cache.pages import NOWHERE, Milestones, PageCounts, PageTable
-from pagoda.cache.radix import NO_PAGE, TOKEN_NBYTES, Node, PrefixMatch, Watcher, token_key
-from pagoda.cache.rule import KeepRule, window_pages
-from pagoda.cache.shared import SharedPages
-from pagoda.config import TenantShare
-
-
-class PageActions(NamedTuple):
-    """What must happen to the bytes: `fresh` pages hold nothing yet, then each copy is (from, to)."""
-
-    fresh: list[int]
-    copies: list[tuple[int, int]]
-
-
-NO_TENANTS: Mapping[str, TenantShare] = {}
+from pagoda.cache.groups.base import NO_ACTIONS, PageActions
+from pagoda.cache.groups.prefixes import Prefixes
+from pagoda.cache.groups.rule import KeepRule, window_pages
+from pagoda.cache.groups.table import NOWHERE, PageTable, ResumePoints
+from pagoda.cache.holdings.leased_pages import HoldPlan, Prefix
+from pagoda.cache.prefix.held import NO_PAGE
+from pagoda.cache.prefix.keys import TOKEN_NBYTES, token_key
+from pagoda.cache.prefix.namespace import Namespace
+from pagoda.cache.prefix.tree import Node, PrefixMatch
+from pagoda.config import NO_TENANTS, TenantShare
 
 
 class PageGroup:
@@ -38,6 +28,8 @@ class PageGroup:
     evicted though others continue them. With `share` off no page ever enters the tree: every match is empty and
     released pages are free at once.
     """
+
+    snapshots = None
 
     def __init__(
         self,
@@ -49,54 +41,22 @@ class PageGroup:
         tenants: Mapping[str, TenantShare] = NO_TENANTS,
     ) -> None:
         self.page_tokens = page_tokens
-        self.resumes_anywhere = True
-        self.holds_prefixes = True
-        self.keeps_all = rule.span is None
         self._rule = rule
         self._share = share
-        self._pages = SharedPages(num_pages, page_tokens, policy, self.keeps_all, share, tenants)
-        self.accounts = self._pages.accounts
-        self.leases = self._pages.leases
-        self._allocator = self._pages.allocator
-        self._tree = self._pages.tree
-
-    @property
-    def num_evictions(self) -> int:
-        return self._pages.num_evictions
-
-    @property
-    def num_doubted(self) -> int:
-        return self._pages.num_doubted
-
-    def watch(self, watcher: Watcher) -> None:
-        self._pages.watcher = watcher
-
-    @property
-    def counts(self) -> PageCounts:
-        return self._allocator.counts
-
-    def page_states(self, stride: int) -> bytes:
-        return self._allocator.page_states(stride)
-
-    def outline(self, most: int, most_tokens: int, tenant: str | None) -> list[Outline]:
-        """The prefix tree for people to look at."""
-        return outline(self._tree, self._allocator, most, most_tokens, tenant)
-
-    def available_to(self, account: Account) -> int:
-        return self._allocator.available_to(account)
+        self.prefixes = Prefixes(num_pages, page_tokens, policy, rule.span is None, share, tenants)
+        self.holdings = self.prefixes.holdings
 
     def match(self, namespace: Namespace, key: bytes) -> PrefixMatch:
         """What was stored of the tokens in `key` (`token_key`), to the token; `resumable` says what is left of it."""
-        return self._tree.match(self._tree.root(namespace), key)
-
-    def matched_tokens(self, match: PrefixMatch) -> int:
-        return len(match.path) * self.page_tokens + match.partial_tokens
+        tree = self.prefixes.tree
+        return tree.match(tree.root(namespace), key)
 
     def resumable(self, match: PrefixMatch, num_tokens: int) -> int:
         """The deepest point up to `num_tokens` of `match` before which all is held that later tokens need."""
+        num_tokens = min(num_tokens, match.num_tokens)
         while True:
             num_tokens = self._rule.resumable_tokens(num_tokens)
-            if self.keeps_all:
+            if self.prefixes.keeps_all:
                 return num_tokens
             nodes = [*match.path, match.partial][: -(-num_tokens // self.page_tokens)]
             indices = range(len(nodes) - 1, self._first_page(num_tokens) - 1, -1)
@@ -111,7 +71,7 @@ class PageGroup:
         A page that tokens are copied from counts too, since it cannot be evicted for its own copy.
         """
         nodes = [*match.path, match.partial][self._first_page(num_tokens) : -(-num_tokens // self.page_tokens)]
-        idle = sum(node is not None and not self._allocator.is_pinned(node.page) for node in nodes)
+        idle = sum(node is not None and not self.holdings.allocator.is_pinned(node.page) for node in nodes)
         return idle + (num_tokens % self.page_tokens > 0)
 
     def growth_cost(self, num_tokens: int, num_new_tokens: int, step_tokens: int) -> int:
@@ -124,33 +84,31 @@ class PageGroup:
         most = window_pages(self._rule.span, size, min(step_tokens, num_new_tokens))
         return min(growth, max(most - held + self._first_page(num_tokens), 0))
 
-    def spare_pages(self, num_sequences: int) -> int:
-        """Pages to leave free so that so many running sequences can grow."""
-        return num_sequences
-
     def attach(
-        self, namespace: Namespace, match: PrefixMatch, num_tokens: int, milestones: Milestones = NOWHERE
+        self, namespace: Namespace, match: PrefixMatch, num_tokens: int, points: ResumePoints = NOWHERE
     ) -> tuple[PageTable, PageActions]:
         """A page table that starts with the first `num_tokens` of a fresh `match`, which must be `resumable`.
 
         Whole pages are shared; tokens of a further page are to be copied into an open page. Raises OutOfPagesError,
         changing nothing, if there is no page for them.
         """
-        account = self.accounts.of(namespace)
-        self._pages.check_available(self.attach_cost(match, num_tokens), account)
+        holdings = self.holdings
+        account = holdings.account_of(namespace)
+        holdings.check_available(self.attach_cost(match, num_tokens), account)
         whole, rest = divmod(num_tokens, self.page_tokens)
         path, first = match.path[:whole], self._first_page(num_tokens)
-        node = (path[-1] if path else self._tree.root(namespace)) if self._share else None
-        table = PageTable(account, node, first, milestones)
-        self._pages.tick()
+        node = (path[-1] if path else self.prefixes.tree.root(namespace)) if self._share else None
+        table = PageTable(account, node, first, points)
+        holdings.tick()
         try:
-            for each in path[first:]:
-                self._pages.take(each)
+            shared = path[first:]
+            holdings.use(shared)
+            table.pages.extend([each.page for each in shared])
+            for each in shared:
                 each.num_hits += 1
-                table.pages.append(each.page)
             table.num_tokens = whole * self.page_tokens
             if not rest:
-                return table, PageActions([], [])
+                return table, NO_ACTIONS
             source = match.path[whole] if whole < len(match.path) else match.partial
             assert source is not None
             copy = self._copy_open(table, source)
@@ -171,12 +129,12 @@ class PageGroup:
         Raises OutOfPagesError, changing nothing, if the pages cannot be had.
         """
         must_copy = self._must_copy(table)
-        pages = self._pages.allocate(self.reserve_cost(table, num_tokens), table.account)
+        pages = self.holdings.allocate(self.reserve_cost(table, num_tokens), table.account)
         copies = []
         if must_copy:
             shared = table.pages[-1]
             copies.append((shared, pages[0]))
-            self._pages.drop(shared)
+            self.prefixes.leave(shared)
             table.pages[-1] = pages[0]
         table.pages.extend(pages[must_copy:])
         return PageActions(pages, copies)
@@ -192,14 +150,14 @@ class PageGroup:
         size = self.page_tokens * TOKEN_NBYTES
         for index in range(first, last):
             page = table.pages[index]
-            self._allocator.seal(page)
+            self.holdings.allocator.seal(page)
             if table.node is not None:
                 start = (index - first) * size
-                table.node = self._pages.insert(table.node, keys[start : start + size], page)
+                table.node = self.prefixes.insert(table.node, keys[start : start + size], page)
                 table.pages[index] = table.node.page
         table.num_tokens = num_tokens
-        if not self.keeps_all:
-            branch = table.milestones.branch_tokens
+        if not self.prefixes.keeps_all:
+            branch = table.resume_points.branch_tokens
             self._move_window(table, range(self._first_page(branch), -(-branch // self.page_tokens)))
 
     def fork(self, table: PageTable) -> PageTable:
@@ -207,11 +165,11 @@ class PageGroup:
 
         Pages that are reserved but not written stay with the first.
         """
-        twin = PageTable(table.account, table.node, table.num_dropped, table.milestones)
+        twin = PageTable(table.account, table.node, table.num_dropped, table.resume_points)
         twin.num_tokens = table.num_tokens
         twin.pages = table.pages[: -(-table.num_tokens // self.page_tokens)]
         for page in twin.held:
-            self._allocator.retain(page)
+            self.holdings.allocator.retain(page)
         return twin
 
     def release(self, table: PageTable, tokens: Sequence[int] = (), keep: bool = True) -> None:
@@ -220,31 +178,17 @@ class PageGroup:
         They stay hittable until evicted, an open page by those of its tokens that are written; without `keep` they go
         now.
         """
-        self._pages.tick()
+        self.holdings.tick()
         if keep and tokens:
             self._keep_tail(table, tokens)
         while len(table.pages) > table.num_dropped:
-            self._pages.drop(table.pages.pop())
+            self.prefixes.leave(table.pages.pop())
         if not keep and table.node is not None:
-            self._pages.forget(table.node)
+            self.prefixes.forget(table.node)
         del table.pages[:]
         table.num_tokens = table.num_dropped = 0
 
-    def next_page(self, namespace: Namespace, match: PrefixMatch, tokens: Sequence[int]) -> object | None:
-        """What stands for the first page that `match` lacks of `tokens`: equal for two callers that would compute the
-        same.
-
-        None if the rest of `tokens` does not fill a page.
-        """
-        start = len(match.path) * self.page_tokens
-        return self._page_at(namespace, match.path[-1] if match.path else None, tokens, start)
-
-    def page_being_written(self, namespace: Namespace, table: PageTable, tokens: Sequence[int]) -> object | None:
-        """`next_page` as a running sequence sees it: the page that `tokens` will fill next."""
-        start = table.num_tokens // self.page_tokens * self.page_tokens
-        return None if table.node is None else self._page_at(namespace, table.node, tokens, start)
-
-    def lease_plan(self, namespace: Namespace, match: PrefixMatch, prefix: Prefix) -> CoverPlan:
+    def plan_lease(self, namespace: Namespace, match: PrefixMatch, prefix: Prefix) -> HoldPlan:
         """The pages of a fresh `match` that are needed to resume within `prefix`, and those of it that are not held.
 
         A page with some of the last tokens is not held; it must have all of them.
@@ -252,37 +196,31 @@ class PageGroup:
         path, size = match.path, self.page_tokens * TOKEN_NBYTES
         first = self._first_page(prefix.page_tokens)
         nodes = [node for node in path[first:] if node.page != NO_PAGE]
-        parent = path[-1] if path else self._tree.root(namespace)
+        parent = path[-1] if path else self.prefixes.tree.root(namespace)
         runs = [prefix.key[at : at + size] for at in range(len(path) * size, len(prefix.key), size)]
         partial = match.partial
         if len(runs) == 1 and partial is not None and partial.page != NO_PAGE and partial.key.startswith(runs[0]):
-            return CoverPlan(self.accounts.of(namespace), [*nodes, partial], parent)
-        return CoverPlan(self.accounts.of(namespace), nodes, parent if runs else None, runs)
-
-    def reset(self) -> int:
-        """Evict every idle page, none of which may be leased; returns how many."""
-        return self._pages.reset()
+            return HoldPlan(self.holdings.account_of(namespace), [*nodes, partial], parent)
+        return HoldPlan(self.holdings.account_of(namespace), nodes, parent if runs else None, runs)
 
     def check_integrity(self, tables: Sequence[PageTable]) -> None:
         """Raise IntegrityError unless counts, tree and the given (all live) tables agree."""
-        self._pages.check_integrity(tables)
+        users = [0] * self.holdings.counts.total
+        for table in tables:
+            for page in table.held:
+                users[page] += 1
+        self.prefixes.check_integrity(users)
 
     def _copy_open(self, table: PageTable, source: Node) -> PageActions:
         """Append an open page that is to begin with the bytes of `source`."""
         source.num_hits += 1
-        self._pages.take(source)  # not to be evicted to make room for its own copy
+        self.holdings.use((source,))  # not to be evicted to make room for its own copy
         try:
-            page = self._pages.allocate(1, table.account)[0]
+            page = self.holdings.allocate(1, table.account)[0]
         finally:
-            self._pages.drop(source.page)
+            self.holdings.leave(source)
         table.pages.append(page)
         return PageActions([page], [(source.page, page)])
-
-    def _page_at(self, namespace: Namespace, node: Node | None, tokens: Sequence[int], start: int) -> object | None:
-        stop = start + self.page_tokens
-        if stop > len(tokens):
-            return None
-        return namespace, node if start else None, token_key(tokens[start:stop])
 
     def _first_page(self, num_tokens: int) -> int:
         """The first page that a sequence of so many tokens keeps: what later ones need, and its last sealed page."""
@@ -292,19 +230,19 @@ class PageGroup:
         """Drop pages that are behind the window now, those at indices `used` as if they had just been used."""
         first = self._first_page(table.num_tokens)
         for index in range(table.num_dropped, first):
-            self._pages.drop(table.pages[index], is_used=index in used)
+            self.prefixes.leave(table.pages[index], is_used=index in used)
             table.pages[index] = NO_PAGE
             table.num_dropped = index + 1
 
     def _must_copy(self, table: PageTable) -> bool:
-        return table.num_tokens % self.page_tokens > 0 and self._allocator.references(table.pages[-1]) > 1
+        return table.num_tokens % self.page_tokens > 0 and self.holdings.allocator.references(table.pages[-1]) > 1
 
     def _keep_tail(self, table: PageTable, tokens: Sequence[int]) -> None:
         """Seal an open page short, unless somebody else writes it or the tree has its tokens already."""
         whole, rest = divmod(table.num_tokens, self.page_tokens)
-        if table.node is None or not rest or self._allocator.references(table.pages[whole]) > 1:
+        if table.node is None or not rest or self.holdings.allocator.references(table.pages[whole]) > 1:
             return
         key = token_key(tokens[table.num_tokens - rest : table.num_tokens])
-        if self._tree.closest(table.node, key)[1] < rest:
-            self._allocator.seal(table.pages[whole])
-            self._pages.add(table.node, key, table.pages[whole])
+        if self.prefixes.tree.closest(table.node, key)[1] < rest:
+            self.holdings.allocator.seal(table.pages[whole])
+            self.prefixes.add(table.node, key, table.pages[whole])

@@ -1,32 +1,19 @@
-"""Whether the bookkeeping of a page group agrees with itself and with the page tables in use."""
+"""Whether a prefix tree agrees with itself and with the page tables in use."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from pagoda.cache.pages import PageAllocator, PageTable
-from pagoda.cache.radix import NO_PAGE, Node, PrefixTree
+from pagoda.cache.prefix.held import NO_PAGE
+from pagoda.cache.prefix.tree import Node, PrefixTree
 from pagoda.errors import IntegrityError
 
 
-def check_group(
-    tables: Sequence[PageTable],
-    allocator: PageAllocator,
-    tree: PrefixTree,
-    nodes: Mapping[int, Node],
-    keeps_all: bool,
-) -> None:
-    """Raise IntegrityError unless counts, the tree, the index of its `nodes` by page, and all live `tables` agree."""
-    users = [0] * allocator.counts.total
-    for table in tables:
-        for page in table.held:
-            users[page] += 1
-    allocator.check_integrity(users)
+def check_tree(tree: PrefixTree, nodes: Sequence[Node | None], users: Sequence[int], keeps_all: bool) -> None:
+    """Raise IntegrityError unless the tree and the index of its `nodes` by page agree, and `users` of each page."""
     held = [node for node in tree.nodes() if node.page != NO_PAGE]
-    if len(held) != len(nodes) or any(nodes.get(node.page) is not node for node in held):
+    if len(held) != sum(node is not None for node in nodes) or any(nodes[node.page] is not node for node in held):
         raise IntegrityError("The prefix tree and the page index name different pages.")
-    if allocator.counts.idle != sum(users[node.page] == 0 for node in held):
-        raise IntegrityError("A sealed page without a user is not in the prefix tree: nobody can ever hit it.")
     for node in tree.nodes():
         if node.page == NO_PAGE:
             _check_gap(node, keeps_all)

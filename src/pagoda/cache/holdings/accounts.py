@@ -8,13 +8,13 @@ pages go; neither tokens nor page tables.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 
 from pagoda.cache.eviction.base import EvictionPolicy
-from pagoda.cache.idle import IdlePages
-from pagoda.cache.namespace import Namespace
-from pagoda.cache.radix import Node
+from pagoda.cache.holdings.idle import IdleOrder
+from pagoda.cache.prefix.held import Held
+from pagoda.cache.prefix.namespace import Namespace
 from pagoda.config import DEFAULT_LEASE_SHARE, TenantShare, check_tenants, share_of
 from pagoda.errors import IntegrityError
 
@@ -24,7 +24,7 @@ class Account:
 
     __slots__ = ("idle", "lease_limit", "num_held", "num_leased", "num_pinned", "reserved")
 
-    def __init__(self, reserved: int, lease_limit: int, idle: IdlePages) -> None:
+    def __init__(self, reserved: int, lease_limit: int, idle: IdleOrder) -> None:
         self.reserved = reserved
         self.lease_limit = lease_limit
         self.idle = idle
@@ -41,23 +41,17 @@ class Account:
 class Accounts:
     """The accounts of one group of `num_pages` pages. Pages are told apart only if a tenant has a share."""
 
-    def __init__(
-        self,
-        num_pages: int,
-        tenants: Mapping[str, TenantShare],
-        policy: EvictionPolicy,
-        is_evictable: Callable[[Node], bool],
-    ) -> None:
+    def __init__(self, num_pages: int, tenants: Mapping[str, TenantShare], policy: EvictionPolicy) -> None:
         check_tenants(tenants)
         tickets = count()
         limit = 0 if tenants else share_of(DEFAULT_LEASE_SHARE, num_pages)
-        self.shared = Account(0, limit, IdlePages(policy, is_evictable, tickets))
+        self.shared = Account(0, limit, IdleOrder(policy, num_pages, tickets))
         self.has_shares = bool(tenants)
         self._tenants = {
             name: Account(
                 share_of(share.reserved, num_pages),
                 share_of(share.lease_budget, num_pages),
-                IdlePages(policy, is_evictable, tickets),
+                IdleOrder(policy, num_pages, tickets),
             )
             for name, share in tenants.items()
         }
@@ -100,13 +94,14 @@ class Accounts:
         """Pages that `account` can pin more: what is left of its own share, and of what is nobody's."""
         return self._unreserved - self._num_over + self.reserved_left(account)
 
-    def next_idle(self, asker: Account | None) -> Node | None:
-        """The idle page that goes first so that `asker` gets one; None for the asker lets any go.
+    def next_idle(self, asker: Account | None) -> Held | None:
+        """What goes first so that `asker` gets a page; None for the asker lets anything go.
 
-        Those go whose account holds more than its share, and the asker's own once it has all of its share.
+        Those lose theirs whose account holds more than its share, and the asker its own once it has all of its share.
         """
         if not self.has_shares:
-            return self.shared.idle.pop()
+            top = self.shared.idle.top()
+            return None if top is None else top[2]
         eligible = [
             account
             for account in self.all
@@ -114,10 +109,8 @@ class Accounts:
             or account.num_held > account.reserved
             or (account is asker and account.num_held == account.reserved)
         ]
-        tops = [(top, account) for account in eligible if (top := account.idle.top()) is not None]
-        if not tops:
-            return None
-        return min(tops, key=lambda each: each[0][:2])[1].idle.pop()
+        tops = [top for account in eligible if (top := account.idle.top()) is not None]
+        return min(tops, key=lambda top: top[:2])[2] if tops else None
 
     def check_integrity(self, held: Sequence[int], pinned: Sequence[int]) -> None:
         """Raise IntegrityError unless the accounts count the pages `held`, of which `pinned` cannot be had."""

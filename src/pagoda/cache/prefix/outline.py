@@ -1,18 +1,19 @@
 """The prefix tree as people look at it: runs of tokens that no prompt has parted in, and how often each was used.
 
-Only reads. Knows nodes and the allocator; text is the business of whoever has a tokenizer.
+Only reads. Knows nodes; text is the business of whoever has a tokenizer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
 
-from pagoda.cache.namespace import Namespace
-from pagoda.cache.pages import PageAllocator
-from pagoda.cache.radix import NO_PAGE, TOKEN_NBYTES, Node, PrefixTree, key_tokens
+from pagoda.cache.prefix.held import NO_PAGE
+from pagoda.cache.prefix.keys import TOKEN_NBYTES, key_tokens
+from pagoda.cache.prefix.namespace import Namespace
+from pagoda.cache.prefix.tree import Node, PrefixTree
 
 
 @dataclass
@@ -45,11 +46,11 @@ class Outline:
 
 
 def outline(
-    tree: PrefixTree, allocator: PageAllocator, most: int, most_tokens: int, tenant: str | None
+    tree: PrefixTree, is_used: Callable[[int], bool], most: int, most_tokens: int, tenant: str | None
 ) -> list[Outline]:
     """Up to `most` branches of all namespaces of a tenant, or of everybody (None), those first that saved most.
 
-    Each has its first `most_tokens`.
+    Each has its first `most_tokens`. Of a page is asked whether it `is_used` now.
     """
     roots = [(namespace, root) for namespace, root in tree.roots() if tenant in (None, namespace.tenant)]
     outlines = [Outline(namespace, []) for namespace, _ in roots]
@@ -71,7 +72,7 @@ def outline(
             continue
         num_shown += 1
         run = list(_run(node))
-        branch = _branch(run, start, allocator, most_tokens)
+        branch = _branch(run, start, is_used, most_tokens)
         (into.branches if isinstance(into, Outline) else into.children).append(branch)
         offer(run[-1], start + branch.num_tokens, branch)
     return [each for each in outlines if each.branches or each.num_hidden]
@@ -85,7 +86,7 @@ def _run(node: Node) -> Iterator[Node]:
         yield node
 
 
-def _branch(run: list[Node], start: int, allocator: PageAllocator, most_tokens: int) -> Branch:
+def _branch(run: list[Node], start: int, is_used: Callable[[int], bool], most_tokens: int) -> Branch:
     tokens = key_tokens(b"".join(node.key for node in run)[: most_tokens * TOKEN_NBYTES])
     held = [node for node in run if node.page != NO_PAGE]
     return Branch(
@@ -95,6 +96,6 @@ def _branch(run: list[Node], start: int, allocator: PageAllocator, most_tokens: 
         first_tokens=tokens,
         num_pages=len(held),
         num_hits=run[0].num_hits,
-        num_in_use=sum(allocator.references(node.page) > 0 for node in held),
+        num_in_use=sum(is_used(node.page) for node in held),
         num_leased=sum(node.num_leases > 0 for node in held),
     )

@@ -1,18 +1,14 @@
-"""Which pages of a pool are free, open or sealed, how many page tables use each, and the page table itself.
+"""Which pages of a pool are free, open or sealed, and how many page tables use each.
 
     free --allocate--> open --seal--> sealed, in use <--retain / release--> sealed, idle --free--> free
 
 Counts only: knows neither tokens nor bytes nor which prefix a page holds.
 """
 
-from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
 
-from pagoda.cache.accounts import Account, Accounts
-from pagoda.cache.radix import NO_PAGE, Node
+from pagoda.cache.holdings.accounts import Account, Accounts
 from pagoda.errors import IntegrityError
 
 
@@ -22,6 +18,10 @@ class PageState(IntEnum):
     FREE = 0
     OPEN = 1
     SEALED = 2
+
+
+# A byte each, which is compared faster than the name of a state.
+FREE, OPEN, SEALED = (int(state) for state in PageState)
 
 
 class ShownState(IntEnum):
@@ -49,54 +49,6 @@ class PageCounts:
     def available(self) -> int:
         """Pages that can be had without taking one from a sequence or a lease."""
         return self.free + self.idle - self.leased
-
-
-class Milestones(NamedTuple):
-    """Where others may want to resume.
-
-    After `branch_tokens` another sequence went its own way; the prompt ends after `prompt_tokens`. After each of
-    `breakpoints` a lease is to end.
-    """
-
-    branch_tokens: int = 0
-    prompt_tokens: int = 0
-    breakpoints: tuple[int, ...] = ()
-
-    @property
-    def is_asked_again(self) -> bool:
-        """Whether another sequence began with the whole prompt."""
-        return self.branch_tokens >= self.prompt_tokens - 1
-
-
-NOWHERE = Milestones()
-
-
-class PageTable:
-    """The pages of one sequence in one layer group.
-
-    The first `num_tokens // page_tokens` pages are sealed and stand on a path of the prefix tree that ends at `node`; a
-    further page, if any, is open. The first `num_dropped` lie behind the window and are NO_PAGE. Without prefix sharing
-    `node` is None. Its pages are those of `account`. A table `grows` by the tokens that a step adds, but for that of an
-    encoder's output.
-    """
-
-    __slots__ = ("account", "milestones", "node", "num_dropped", "num_tokens", "pages")
-    grows = True
-
-    def __init__(
-        self, account: Account, node: Node | None, num_dropped: int = 0, milestones: Milestones = NOWHERE
-    ) -> None:
-        self.account = account
-        self.node = node
-        self.num_tokens = 0
-        self.num_dropped = num_dropped
-        self.milestones = milestones
-        self.pages = array("i", [NO_PAGE] * num_dropped)
-
-    @property
-    def held(self) -> Sequence[int]:
-        """The pages it still has."""
-        return self.pages[self.num_dropped :]
 
 
 class PageAllocator:
@@ -139,36 +91,45 @@ class PageAllocator:
         shown = bytearray(self._states[::stride])
         pairs = zip(self._references[::stride], self._leased[::stride], strict=True)
         for index, (references, leased) in enumerate(pairs):
-            if shown[index] == PageState.SEALED and not references:
+            if shown[index] == SEALED and not references:
                 shown[index] = ShownState.LEASED if leased else ShownState.IDLE
         return bytes(shown)
 
     def references(self, page: int) -> int:
         return self._references[page]
 
-    def is_free(self, page: int) -> bool:
-        return self._states[page] == PageState.FREE
+    def is_used(self, page: int) -> bool:
+        """Whether some page table names it."""
+        return self._references[page] > 0
 
-    def allocate(self, account: Account | None = None) -> int:
-        """Take a free page as an open page with one user. Who has it matters only where tenants have shares."""
-        page = self._free.pop()
-        self._states[page] = PageState.OPEN
-        self._references[page] = 1
-        self._num_open += 1
+    def is_free(self, page: int) -> bool:
+        return self._states[page] == FREE
+
+    def allocate(self, num_pages: int, account: Account | None = None) -> list[int]:
+        """Take free pages as open pages with one user. Who has them matters only where tenants have shares."""
+        left = len(self._free) - num_pages
+        pages = self._free[left:]
+        pages.reverse()
+        del self._free[left:]
+        for page in pages:
+            self._states[page] = OPEN
+            self._references[page] = 1
+        self._num_open += num_pages
         if self._accounts is not None:
             assert account is not None
-            self._accounts.take(page, account)
-        return page
+            for page in pages:
+                self._accounts.take(page, account)
+        return pages
 
     def seal(self, page: int) -> None:
         """Make an open page immutable."""
-        assert self._states[page] == PageState.OPEN
-        self._states[page] = PageState.SEALED
+        assert self._states[page] == OPEN
+        self._states[page] = SEALED
         self._num_open -= 1
 
     def retain(self, page: int) -> None:
         """Add a user."""
-        assert self._states[page] != PageState.FREE
+        assert self._states[page] != FREE
         if self._references[page] == 0:
             self._num_idle -= 1
             if self._leased[page]:
@@ -188,7 +149,7 @@ class PageAllocator:
             self._num_leased += 1
         elif self._accounts is not None:
             self._accounts.unpin(page)
-        if self._states[page] == PageState.OPEN:
+        if self._states[page] == OPEN:
             self._num_open -= 1
             self._set_free(page)
         else:
@@ -197,13 +158,13 @@ class PageAllocator:
 
     def free(self, page: int) -> None:
         """Give an idle page back."""
-        assert self._states[page] == PageState.SEALED and self._references[page] == 0 and not self._leased[page]
+        assert self._states[page] == SEALED and self._references[page] == 0 and not self._leased[page]
         self._num_idle -= 1
         self._set_free(page)
 
     def lease(self, page: int) -> None:
         """From now on a sealed page is not available, even if nobody uses it."""
-        assert self._states[page] == PageState.SEALED and not self._leased[page]
+        assert self._states[page] == SEALED and not self._leased[page]
         self._leased[page] = True
         if self._references[page] == 0:
             self._num_leased += 1
@@ -230,13 +191,13 @@ class PageAllocator:
         for page, (state, references) in enumerate(zip(self._states, self._references, strict=True)):
             if references != users[page]:
                 raise IntegrityError(f"Page {page} counts {references} users but {users[page]} page tables name it.")
-            if references and state == PageState.FREE:
+            if references and state == FREE:
                 raise IntegrityError(f"Page {page} is free and in use.")
-            if not references and state == PageState.OPEN:
+            if not references and state == OPEN:
                 raise IntegrityError(f"Page {page} is open but nobody writes it.")
-        free = self._states.count(PageState.FREE)
-        idle = sum(s == PageState.SEALED and r == 0 for s, r in zip(self._states, self._references, strict=True))
-        found = (free, self._states.count(PageState.OPEN), idle)
+        free = self._states.count(FREE)
+        idle = sum(s == SEALED and r == 0 for s, r in zip(self._states, self._references, strict=True))
+        found = (free, self._states.count(OPEN), idle)
         if found != (len(self._free), self._num_open, self._num_idle) or len(set(self._free)) != free:
             raise IntegrityError(f"Pages (free, open, idle) are {found}; the counters say {self.counts}.")
         leased = sum(bool(self._leased[page]) for page, count in enumerate(users) if not count)
@@ -244,11 +205,11 @@ class PageAllocator:
             raise IntegrityError(f"{leased} idle pages are leased; the counter says {self._num_leased}.")
         if self._accounts is not None:
             pages = range(len(users))
-            held = [page for page in pages if self._states[page] != PageState.FREE]
+            held = [page for page in pages if self._states[page] != FREE]
             self._accounts.check_integrity(held, [page for page in pages if self.is_pinned(page)])
 
     def _set_free(self, page: int) -> None:
-        self._states[page] = PageState.FREE
+        self._states[page] = FREE
         self._free.append(page)
         if self._accounts is not None:
             self._accounts.give(page)

@@ -12,23 +12,31 @@ from hashlib import blake2b
 
 from sortedcontainers import SortedDict
 
-from pagoda.cache.namespace import Namespace
-from pagoda.cache.radix import TOKEN_NBYTES, Node
+from pagoda.cache.prefix.held import Held
+from pagoda.cache.prefix.keys import TOKEN_NBYTES
+from pagoda.cache.prefix.namespace import Namespace
 
 
-class Snapshot(Node):
-    """The state after the tokens in `key` lies in the slot `page`; `num_uses` sequences have resumed there."""
+class Snapshot(Held):
+    """The state after the tokens in `key` lies in the slot `page`.
 
-    __slots__ = ("namespace", "num_uses")
+    It `is_spent` once somebody has gone on from it, so that it is of use to a second one at most.
+    """
+
+    __slots__ = ("is_spent", "namespace")
 
     def __init__(self, namespace: Namespace, key: bytes, page: int) -> None:
-        super().__init__(None, key, page)
+        super().__init__(key, page)
         self.namespace = namespace
-        self.num_uses = 0
+        self.is_spent = False
 
     @property
     def num_tokens(self) -> int:
         return len(self.key) // TOKEN_NBYTES
+
+    @property
+    def recompute_tokens(self) -> int:
+        return self.num_tokens
 
 
 class Snapshots:

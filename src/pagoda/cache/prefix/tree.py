@@ -7,61 +7,39 @@ tokens. Knows neither torch nor bytes of pages; which pages are in use is the pa
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
-from sortedcontainers import SortedList
+from pagoda.cache.prefix.held import NO_PAGE, Held, Reason
+from pagoda.cache.prefix.keys import TOKEN_NBYTES, common_tokens
+from pagoda.cache.prefix.namespace import Namespace
+from pagoda.cache.prefix.siblings import Siblings
 
-from pagoda.cache.namespace import Namespace
-
-TOKEN_TYPE = "i"
-TOKEN_NBYTES = array(TOKEN_TYPE).itemsize
-
-# Of roots, and of nodes whose page was evicted while others continue them.
-NO_PAGE = -1
-
-# Up to this many children are scanned for the longest common prefix; more are kept in order and searched.
+# Up to this many children are scanned for the longest common prefix; among more it is searched for.
 LINEAR_SCAN_CHILDREN = 8
 
 
-def token_key(tokens: Sequence[int]) -> bytes:
-    """The key of a run of token ids."""
-    return array(TOKEN_TYPE, tokens).tobytes()
-
-
-def key_tokens(key: bytes) -> list[int]:
-    """The token ids of a key."""
-    tokens = array(TOKEN_TYPE)
-    tokens.frombytes(key)
-    return tokens.tolist()
-
-
-class Node:
+class Node(Held):
     """One sealed page under its parent's prefix.
 
     A key shorter than a page is the tail of an ended sequence: it has no children and is only ever copied from. Where
-    windows move on, a page may be evicted from under those that continue it: then `page` is NO_PAGE. `num_leases`
-    keep it, and so many sequences have begun with it.
+    windows move on, a page may be evicted from under those that continue it: then `page` is NO_PAGE. `num_tails` of the
+    children are tails, and `siblings` has the keys of all if they are many.
     """
 
-    __slots__ = ("children", "key", "last_used", "num_hits", "num_leases", "order", "page", "parent")
+    __slots__ = ("children", "num_tails", "parent", "siblings")
 
     def __init__(self, parent: Node | None, key: bytes, page: int) -> None:
+        super().__init__(key, page)
         self.parent = parent
-        self.key = key
-        self.page = page
-        self.last_used = 0
-        self.num_hits = 0
-        self.num_leases = 0
         self.children: dict[bytes, Node] = {}
-        self.order: SortedList[bytes] | None = None
+        self.num_tails = 0
+        self.siblings: Siblings | None = None
 
     @property
-    def pages(self) -> tuple[int, ...]:
-        """All pages that go when the node is evicted."""
-        return (self.page,)
+    def recompute_tokens(self) -> int:
+        return len(self.key) // TOKEN_NBYTES
 
 
 class Root(Node):
@@ -80,7 +58,7 @@ class Watcher(Protocol):
     def stored(self, node: Node) -> None:
         """From now on."""
 
-    def removed(self, node: Node) -> None:
+    def removed(self, node: Node, reason: Reason) -> None:
         """No longer."""
 
 
@@ -89,7 +67,7 @@ class Unwatched:
 
     def stored(self, node: Node) -> None: ...
 
-    def removed(self, node: Node) -> None: ...
+    def removed(self, node: Node, reason: Reason) -> None: ...
 
 
 class PrefixMatch(NamedTuple):
@@ -98,6 +76,15 @@ class PrefixMatch(NamedTuple):
     path: list[Node]
     partial: Node | None
     partial_tokens: int
+
+    @property
+    def num_tokens(self) -> int:
+        num_whole = len(self.path) * len(self.path[0].key) // TOKEN_NBYTES if self.path else 0
+        return num_whole + self.partial_tokens
+
+    @property
+    def num_encoder_tokens(self) -> int:
+        return 0
 
 
 class PrefixTree:
@@ -129,34 +116,45 @@ class PrefixTree:
 
     def closest(self, parent: Node, key: bytes) -> tuple[Node | None, int]:
         """The child of `parent` that shares the most leading tokens with `key`, and how many (none: None, 0)."""
-        if not parent.children:
+        children = parent.children
+        if not children:
             return None, 0
+        candidates: Iterable[bytes] = children
+        if len(children) > LINEAR_SCAN_CHILDREN:
+            if parent.siblings is None:
+                parent.siblings = Siblings(children)
+            candidates = (parent.siblings.closest(key),)
         best, best_tokens = None, 0
-        for candidate in _candidates(parent, key):
+        for candidate in candidates:
             tokens = common_tokens(candidate, key)
             if tokens > best_tokens:
-                best, best_tokens = parent.children[candidate], tokens
+                best, best_tokens = children[candidate], tokens
         return best, best_tokens
 
     def insert(self, parent: Node, key: bytes, page: int) -> Node:
         """Add a page below `parent`, which must not have a child of that key."""
-        assert 0 < len(key) <= self._key_nbytes and key not in parent.children
-        node = parent.children[key] = Node(parent, key, page)
-        if parent.order is not None:
-            parent.order.add(key)
-        if parent.parent is None:
+        children = parent.children
+        assert 0 < len(key) <= self._key_nbytes and key not in children
+        if not children and parent.parent is None:
             self._planted.add(parent)
+        node = children[key] = Node(parent, key, page)
+        if parent.siblings is not None:
+            parent.siblings.add(key)
+        if len(key) < self._key_nbytes:
+            parent.num_tails += 1
         self.num_nodes += 1
         return node
 
     def remove(self, node: Node) -> None:
         """Take a leaf out of the tree."""
-        assert node.parent is not None and not node.children
         parent = node.parent
+        assert parent is not None and not node.children
         del parent.children[node.key]
-        if parent.order is not None:
-            parent.order.remove(node.key)
-        if parent.parent is None and not parent.children:
+        if parent.siblings is not None:
+            parent.siblings.remove(node.key)
+        if len(node.key) < self._key_nbytes:
+            parent.num_tails -= 1
+        if not parent.children and parent.parent is None:
             self._planted.remove(parent)
         node.parent = None
         self.num_nodes -= 1
@@ -177,22 +175,3 @@ class PrefixTree:
             children = pending.pop().children.values()
             yield from children
             pending.extend(children)
-
-
-def common_tokens(left: bytes, right: bytes) -> int:
-    """How many leading tokens two keys share: the highest bit of their difference is in the first that differs."""
-    size = min(len(left), len(right))
-    difference = int.from_bytes(left[:size], "big") ^ int.from_bytes(right[:size], "big")
-    return (size - (difference.bit_length() + 7) // 8) // TOKEN_NBYTES
-
-
-def _candidates(node: Node, key: bytes) -> Iterable[bytes]:
-    """Child keys among which the longest common prefix with `key` is sure to be."""
-    if len(node.children) <= LINEAR_SCAN_CHILDREN:
-        return node.children
-    if node.order is None:
-        node.order = SortedList(node.children)
-    # In sorted order the longest common prefix stands next to where the key itself would stand.
-    position = node.order.bisect_left(key)
-    neighbours: list[bytes] = node.order[max(position - 1, 0) : position + 1]
-    return neighbours

@@ -1,8 +1,8 @@
 """Leases: promises that what is held of a prefix stays until a time.
 
-Knows when leases end, which prefix each is of, and asks every group to keep the pages (`coverage.py`). Once in force a
-lease cannot fail by what others do; it ends at its time, when its own tenant needs the pages more, when the cache is
-reset, or when its pages turn out to be in doubt.
+Knows when leases end, which prefix each is of, and asks every group to keep the pages. Once in force a lease cannot
+fail by what others do; it ends at its time, when its own tenant needs the pages more, when the cache is reset, or when
+its pages turn out to be in doubt.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any
 
-from pagoda.cache.accounts import Account
-from pagoda.cache.base import CacheGroup, resumable
-from pagoda.cache.coverage import Coverage, CoverPlan, Prefix
-from pagoda.cache.namespace import Namespace
-from pagoda.cache.radix import TOKEN_NBYTES, common_tokens, key_tokens
+from pagoda.cache.groups.base import CacheGroup, resumable
+from pagoda.cache.holdings.accounts import Account
+from pagoda.cache.holdings.leased_pages import HoldPlan, LeaseHold, Prefix
+from pagoda.cache.prefix.keys import TOKEN_NBYTES, common_tokens, key_tokens, token_key
+from pagoda.cache.prefix.namespace import Namespace
+from pagoda.cache.tenants import Tenants
 
 MOST_LEASES = 1024  # of one tenant: each costs memory of its own, and time at every hit
 SPARE_ENTRIES = 64
@@ -72,7 +73,7 @@ class Lease:
 
     namespace: Namespace
     prefix: Prefix
-    coverages: tuple[Coverage, ...]
+    holds: tuple[LeaseHold, ...]
     ttl_seconds: float
     created_at: float
     expires_at: float
@@ -83,9 +84,16 @@ class Lease:
 class Leases:
     """All leases over the groups of one cache."""
 
-    def __init__(self, groups: Sequence[CacheGroup], page_nbytes: Sequence[int], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        groups: Sequence[CacheGroup],
+        page_nbytes: Sequence[int],
+        tenants: Tenants,
+        clock: Callable[[], float],
+    ) -> None:
         self._groups = tuple(groups)
         self._page_nbytes = tuple(page_nbytes)
+        self._tenants = tenants
         self._clock = clock
         self._by_prefix: dict[Namespace, dict[bytes, Lease]] = {}
         self._ends: list[tuple[float, int, Lease]] = []  # one entry per lease, with a time at which it may end
@@ -98,15 +106,21 @@ class Leases:
         for leases in self._by_prefix.values():
             yield from leases.values()
 
-    def grant(self, namespace: Namespace, matches: Sequence[Any], key: bytes, wish: Breakpoint) -> LeaseResult:
-        """Lease the tokens in `key`, of which `matches` is what is held, or make an earlier lease of them last longer.
+    def grant(self, namespace: Namespace, tokens: Sequence[int], wish: Breakpoint) -> LeaseResult:
+        """Promise that what is held of the first tokens stays for a time; further ones as soon as they are written.
 
-        Changes nothing if some group's budget does not allow it, if nobody could resume, or beyond `MOST_LEASES`.
+        A page that is not full yet is kept once the sequence that writes it has filled it, or ended. Leasing the same
+        tokens again makes the promise last longer. Changes nothing if some group's budget does not allow it, if nobody
+        could resume, or beyond `MOST_LEASES`.
         """
+        assert wish.num_tokens <= len(tokens)
+        self.expire()
+        key = token_key(tokens[: wish.num_tokens])
+        matches = [group.match(namespace, key) for group in self._groups]
         now, old = self._clock(), self._by_prefix.get(namespace, {}).get(key)
         prefix = self._prefix(matches, key, wish.num_tokens)
         pairs = zip(self._groups, matches, strict=True)
-        plans = tuple(group.lease_plan(namespace, match, prefix) for group, match in pairs)
+        plans = tuple(group.plan_lease(namespace, match, prefix) for group, match in pairs)
         fits = prefix.state_tokens > 0 and self._fit(plans, old)
         if old is None and self._num_live_of(namespace) >= MOST_LEASES:
             fits = False
@@ -142,13 +156,16 @@ class Leases:
             else:
                 self._end(lease)
 
-    def revoke_first(self, namespace: Namespace, key: bytes) -> bool:
-        """End the lease that expires first of those that share an account with `namespace`; False if there is none.
+    def revoke(self, namespace: Namespace, tokens: Sequence[int] = ()) -> bool:
+        """End the lease that expires first of those that can be in the way of a sequence of `tokens`.
 
-        Those go last whose pages a sequence of the tokens in `key` uses itself.
+        Those go last whose pages it uses itself. False, and nothing changed, if its tenant has none, or if others pin
+        more than their shares: that passes.
         """
-        accounts = self._groups[0].accounts
-        own = [lease for lease in self if accounts.of(lease.namespace) is accounts.of(namespace)]
+        if self._tenants.others_are_beyond_share(namespace):
+            return False
+        key = token_key(tokens)
+        own = [lease for lease in self if self._tenants.share_account(lease.namespace, namespace)]
         if not own:
             return False
         self._end(min(own, key=lambda lease: (_is_within(lease, namespace, key), lease.expires_at)))
@@ -161,17 +178,19 @@ class Leases:
 
     def end_broken(self) -> None:
         """End what some group cannot keep any more."""
-        for lease in [each for each in self if any(coverage.is_broken for coverage in each.coverages)]:
+        for lease in [each for each in self if any(hold.is_broken for hold in each.holds)]:
             self._end(lease)
 
     def infos(self) -> list[LeaseInfo]:
+        """Every live lease."""
+        self.expire()
         now = self._clock()
         return [
             LeaseInfo(
                 tenant=lease.namespace.tenant,
                 first_tokens=tuple(key_tokens(lease.prefix.key[: SHOWN_TOKENS * TOKEN_NBYTES])),
                 num_tokens=lease.prefix.num_tokens,
-                nbytes=self._nbytes([coverage.num_pages for coverage in lease.coverages]),
+                nbytes=self._nbytes([hold.num_pages for hold in lease.holds]),
                 expires_in_seconds=lease.expires_at - now,
                 age_seconds=now - lease.created_at,
                 ttl_seconds=lease.ttl_seconds,
@@ -186,9 +205,9 @@ class Leases:
         The last page may not be sealed yet.
         """
         pairs = list(zip(self._groups, matches, strict=True))
-        pages = [(group, match) for group, match in pairs if group.holds_prefixes and group.resumes_anywhere]
-        states = [(group, match) for group, match in pairs if group.holds_prefixes and not group.resumes_anywhere]
-        held = min((group.matched_tokens(match) for group, match in pages), default=num_tokens)
+        pages = [(group, match) for group, match in pairs if group.prefixes is not None]
+        states = [(group, match) for group, match in pairs if group.snapshots is not None]
+        held = min((match.num_tokens for _, match in pages), default=num_tokens)
         point = resumable(pages, min(num_tokens - 1, held))
         if not states:
             # Behind windows nothing is left of a prefix where nobody can resume.
@@ -203,11 +222,11 @@ class Leases:
 
     def _num_live_of(self, namespace: Namespace) -> int:
         """How many leases share an account with `namespace`."""
-        return self._num_by_account[self._groups[0].accounts.of(namespace)]
+        return self._num_by_account[self._groups[0].holdings.account_of(namespace)]
 
     def _count(self, lease: Lease, change: int) -> None:
         self.num_live += change
-        self._num_by_account[self._groups[0].accounts.of(lease.namespace)] += change
+        self._num_by_account[self._groups[0].holdings.account_of(lease.namespace)] += change
 
     def _add_end(self, lease: Lease) -> None:
         """Leases that end before their time leave an entry; these are swept out when they are many."""
@@ -216,18 +235,18 @@ class Leases:
             self._ends = [each for each in self._ends if each[2].is_live]
             heapify(self._ends)
 
-    def _fit(self, plans: Sequence[CoverPlan], old: Lease | None) -> bool:
-        return all(group.leases.fits(plan, kept) for group, plan, kept in self._with_old(plans, old))
+    def _fit(self, plans: Sequence[HoldPlan], old: Lease | None) -> bool:
+        return all(group.holdings.leases.fits(plan, kept) for group, plan, kept in self._with_old(plans, old))
 
-    def _enter(self, namespace: Namespace, prefix: Prefix, plans: Sequence[CoverPlan], old: Lease | None) -> None:
+    def _enter(self, namespace: Namespace, prefix: Prefix, plans: Sequence[HoldPlan], old: Lease | None) -> None:
         """Keep what is planned, in place of what `old` kept."""
-        coverages = tuple(group.leases.keep(plan) for group, plan in zip(self._groups, plans, strict=True))
+        holds = tuple(group.holdings.leases.keep(plan) for group, plan in zip(self._groups, plans, strict=True))
         if old is not None:
             self._let_go(old)
-            old.prefix, old.coverages = prefix, coverages
+            old.prefix, old.holds = prefix, holds
             return
         now = self._clock()
-        lease = Lease(namespace, prefix, coverages, ttl_seconds=0.0, created_at=now, expires_at=now)
+        lease = Lease(namespace, prefix, holds, ttl_seconds=0.0, created_at=now, expires_at=now)
         self._by_prefix.setdefault(namespace, {})[prefix.key] = lease
         self._count(lease, 1)
 
@@ -242,14 +261,15 @@ class Leases:
                     break
         return num_tokens
 
-    def _new_nbytes(self, plans: Sequence[CoverPlan], old: Lease | None) -> int:
+    def _new_nbytes(self, plans: Sequence[HoldPlan], old: Lease | None) -> int:
         """Of pages that no lease covers yet."""
-        return self._nbytes([group.leases.cost(plan, kept) for group, plan, kept in self._with_old(plans, old)])
+        planned = self._with_old(plans, old)
+        return self._nbytes([group.holdings.leases.cost(plan, kept) for group, plan, kept in planned])
 
     def _with_old(
-        self, plans: Sequence[CoverPlan], old: Lease | None
-    ) -> Iterator[tuple[CacheGroup, CoverPlan, Coverage | None]]:
-        kept = (None,) * len(self._groups) if old is None else old.coverages
+        self, plans: Sequence[HoldPlan], old: Lease | None
+    ) -> Iterator[tuple[CacheGroup, HoldPlan, LeaseHold | None]]:
+        kept = (None,) * len(self._groups) if old is None else old.holds
         return zip(self._groups, plans, kept, strict=True)
 
     def _nbytes(self, num_pages: Sequence[int]) -> int:
@@ -265,8 +285,8 @@ class Leases:
         self._let_go(lease)
 
     def _let_go(self, lease: Lease) -> None:
-        for group, coverage in zip(self._groups, lease.coverages, strict=True):
-            group.leases.end(coverage)
+        for group, hold in zip(self._groups, lease.holds, strict=True):
+            group.holdings.leases.end(hold)
 
 
 def _is_within(lease: Lease, namespace: Namespace, key: bytes) -> bool:

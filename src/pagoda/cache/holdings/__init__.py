@@ -1,0 +1,1 @@
+"""Who uses, owns, leases and may evict the pages of one layer group."""

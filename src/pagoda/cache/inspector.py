@@ -1,0 +1,108 @@
+"""What people and programs may look at of a cache. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pagoda.cache.cache import Cache
+from pagoda.cache.groups.base import CacheGroup
+from pagoda.cache.groups.table import PageTable
+from pagoda.cache.holdings.allocator import PageCounts
+from pagoda.cache.leases import LeaseInfo
+from pagoda.cache.prefix.held import Reason
+from pagoda.cache.prefix.outline import Outline
+from pagoda.cache.prefix.tree import Watcher
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """A snapshot: `groups` has the page counts of each layer group. From `hit_tokens` on it counts since the start.
+
+    Pages were evicted to make room, forgotten on request (`reset_pages`), or because their content was in doubt.
+    `format_loss` is what the format of pages should cost in perplexity, as a share: None where that was not measured.
+    """
+
+    groups: tuple[PageCounts, ...]
+    tokens_stored: int
+    token_slots_allocated: int
+    hit_tokens: int
+    queried_tokens: int
+    evicted_pages: int
+    reset_pages: int = 0
+    doubted_pages: int = 0
+    revoked_leases: int = 0
+    num_leases: int = 0  # now
+    format_loss: float | None = None
+
+    @property
+    def utilization(self) -> float:
+        """Tokens held by running sequences / token slots of the pages allocated to them (group that keeps most)."""
+        return self.tokens_stored / self.token_slots_allocated if self.token_slots_allocated else 1.0
+
+    @property
+    def hit_rate(self) -> float:
+        return self.hit_tokens / self.queried_tokens if self.queried_tokens else 0.0
+
+
+class Inspector:
+    """Looks at `cache`, whose format was measured to cost `format_loss`."""
+
+    def __init__(self, cache: Cache, format_loss: float | None = None) -> None:
+        self._cache = cache
+        self._format_loss = format_loss
+
+    def stats(self) -> CacheStats:
+        cache = self._cache
+        cache.leases.expire()
+        tokens_stored, num_pages = _stored(cache.main, [each.tables[cache.main_index] for each in cache.sequences])
+        return CacheStats(
+            groups=tuple(group.holdings.counts for group in cache.groups),
+            tokens_stored=tokens_stored,
+            token_slots_allocated=num_pages * cache.main.page_tokens,
+            hit_tokens=cache.hit_tokens,
+            queried_tokens=cache.queried_tokens,
+            evicted_pages=self._num_evicted(Reason.ROOM),
+            reset_pages=self._num_evicted(Reason.RESET),
+            doubted_pages=self._num_evicted(Reason.DOUBT),
+            revoked_leases=cache.leases.num_revoked,
+            num_leases=cache.leases.num_live,
+            format_loss=self._format_loss,
+        )
+
+    def leases(self) -> list[LeaseInfo]:
+        """Every live lease."""
+        return self._cache.leases.infos()
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell `watcher` which pages of the group that keeps most can be hit, on the thread that changes them."""
+        if self._cache.main.prefixes is not None:
+            self._cache.main.prefixes.watch(watcher)
+
+    def page_states(self, stride: int = 1) -> list[bytes]:
+        """The `ShownState` of every page of each group, or of one in `stride`."""
+        return [group.holdings.allocator.page_states(stride) for group in self._cache.groups]
+
+    def outline(self, most: int, most_tokens: int, tenant: str | None = None) -> list[Outline]:
+        """Up to `most` branches of the prefix tree of a tenant, or of all (None), each with its first `most_tokens`."""
+        prefixes = self._cache.main.prefixes
+        return [] if prefixes is None else prefixes.outline(most, most_tokens, tenant)
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError unless free + open + in use + idle = total and every count is what the tables say."""
+        for index, group in enumerate(self._cache.groups):
+            group.check_integrity([sequence.tables[index] for sequence in self._cache.sequences])
+
+    def _num_evicted(self, reason: Reason) -> int:
+        return sum(group.holdings.num_evicted(reason) for group in self._cache.groups)
+
+
+def _stored(group: CacheGroup, tables: Iterable[PageTable]) -> tuple[int, int]:
+    """How many tokens running sequences hold in how many pages."""
+    size = group.page_tokens
+    stored = {
+        page: min(size, table.num_slots - index * size)
+        for table in tables
+        for index, page in enumerate(table.held, start=table.num_dropped)
+    }
+    return sum(max(tokens, 0) for tokens in stored.values()), len(stored)

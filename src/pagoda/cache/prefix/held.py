@@ -1,0 +1,57 @@
+"""What lies in pages and goes as one: a page of tokens, a snapshot of a state, the output of an encoder.
+
+Knows how it was used, which is all that an eviction policy is told, and who has leased it. Does not know what it is.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+# Of what has no page: roots, nodes whose page was evicted while others continue them, and what is gone.
+NO_PAGE = -1
+
+
+class Reason(StrEnum):
+    """Why pages were given up."""
+
+    ROOM = "room"  # somebody else needed them
+    SUPERSEDED = "superseded"  # a longer page holds the same tokens
+    DOUBT = "doubt"  # what is in them may be wrong
+    RESET = "reset"  # the cache was told to forget
+
+
+class Held:
+    """What `page`, and maybe others (`pages`), hold, found by `key`. NO_PAGE once it is gone.
+
+    Times are ticks of its group's clock. What `is_spent` has had its use, unless another sequence comes. `num_hits`
+    sequences have begun with it, and `num_leases` keep it. While it may be evicted, `idle_entry` is its place in the
+    order in which that happens.
+    """
+
+    __slots__ = ("first_used", "idle_entry", "key", "last_used", "num_hits", "num_leases", "page")
+
+    is_spent: bool = False
+
+    def __init__(self, key: bytes, page: int) -> None:
+        self.key = key
+        self.page = page
+        self.first_used = 0
+        self.last_used = 0
+        self.num_hits = 0
+        self.num_leases = 0
+        self.idle_entry: tuple[Any, int, Held] | None = None
+
+    @property
+    def pages(self) -> tuple[int, ...]:
+        """All pages that go when it is evicted."""
+        return (self.page,)
+
+    @property
+    def num_pages(self) -> int:
+        return len(self.pages)
+
+    @property
+    def recompute_tokens(self) -> int:
+        """How many tokens have to be computed if it is gone."""
+        raise NotImplementedError

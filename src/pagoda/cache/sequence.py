@@ -1,0 +1,56 @@
+"""One sequence over all layer groups: what it hits, its page tables, and what pages it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pagoda.cache.groups.base import CacheGroup
+from pagoda.cache.prefix.namespace import Namespace
+
+
+class Hit(NamedTuple):
+    """A match in every group, and the tokens all of them can resume from. Valid until the cache changes.
+
+    `branch_tokens` are known to some group: another sequence went its own way there. `num_encoder_tokens` are held of
+    the encoder's output. `key` is the tokens that were asked for.
+    """
+
+    namespace: Namespace
+    key: bytes
+    matches: tuple[Any, ...]
+    num_tokens: int
+    branch_tokens: int
+    num_encoder_tokens: int
+
+
+@dataclass(eq=False)
+class CachedSequence:
+    """The page tables of one sequence, one per group."""
+
+    namespace: Namespace
+    tables: tuple[Any, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens whose keys and values are in the pages, and which the states have seen."""
+        return int(self.tables[0].num_tokens)
+
+
+def attach_costs(
+    groups: Sequence[CacheGroup], hit: Hit, num_new_tokens: int, step_tokens: int | None = None
+) -> list[int]:
+    """Pages that it takes in each group to attach to `hit` and go on, so many tokens at a time (None: all at once)."""
+    step_tokens = num_new_tokens if step_tokens is None else step_tokens
+    return [
+        group.attach_cost(match, hit.num_tokens) + group.growth_cost(hit.num_tokens, num_new_tokens, step_tokens)
+        for group, match in zip(groups, hit.matches, strict=True)
+    ]
+
+
+def short_groups(groups: Sequence[CacheGroup], sequence: CachedSequence, num_tokens: int) -> Iterator[CacheGroup]:
+    """Those without the pages for `num_tokens` more."""
+    for group, table in zip(groups, sequence.tables, strict=True):
+        if group.reserve_cost(table, num_tokens) > group.holdings.available_to(table.account):
+            yield group

@@ -1,0 +1,74 @@
+"""What one step computes, as data: the scheduler makes it, everybody reads it and nobody changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pagoda.engine.request import Phase
+from pagoda.engine.request import Sequence as Sample
+
+
+class Chunk(NamedTuple):
+    """`tokens` of a sequence, the first of which is its token number `start`.
+
+    Logits are wanted of the rows `scored`, which tell how likely a prompt was, and then of `drawn`, after which tokens
+    are drawn. Both count from the first row of the chunk.
+    """
+
+    sequence: Sample
+    start: int
+    tokens: Sequence[int]
+    scored: range
+    drawn: range
+
+    @property
+    def stop(self) -> int:
+        """How many tokens of the sequence are computed after the step."""
+        return self.start + len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The chunks of a step, at most one of each sequence."""
+
+    chunks: tuple[Chunk, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.chunks)
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    @property
+    def sequences(self) -> list[Sample]:
+        return [chunk.sequence for chunk in self.chunks]
+
+    def unfinished(self) -> Batch:
+        """What is left of it where requests have ended since."""
+        left = tuple([chunk for chunk in self.chunks if chunk.sequence.phase is not Phase.FINISHED])
+        return self if len(left) == len(self.chunks) else Batch(left)
+
+
+def make_batch(planned: Iterable[tuple[Sample, int]]) -> Batch:
+    """The next so many tokens of each sequence, whose pages are reserved."""
+    return Batch(tuple([_chunk(sequence, num_tokens) for sequence, num_tokens in planned]))
+
+
+def _chunk(sequence: Sample, num_tokens: int) -> Chunk:
+    assert sequence.cached is not None
+    start = sequence.cached.num_tokens
+    tokens = sequence.tokens[start : start + num_tokens]
+    is_complete = start + num_tokens == len(sequence.tokens)
+    drawn = range(num_tokens - 1, num_tokens) if is_complete else range(0)
+    return Chunk(sequence, start, tokens, _rows_to_score(sequence, start, num_tokens), drawn)
+
+
+def _rows_to_score(sequence: Sample, start: int, num_tokens: int) -> range:
+    """A prompt is scored from its first token to its last; rows that are computed again are not scored again."""
+    if not sequence.num_unscored:
+        return range(0)
+    known = len(sequence.request.prompt_logprobs)
+    assert start <= known, "a hit goes no further than what is scored"
+    return range(known - start, max(min(num_tokens, known + sequence.num_unscored - start), known - start))
