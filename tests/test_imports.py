@@ -21,15 +21,20 @@ LEVELS = (
     ("outputs",),
     ("engine",),
     ("models",),
+    ("planning",),
     ("cache",),
     ("kernels",),
     ("formats",),
     ("layouts",),
     ("detokenizer", "text", "tokenizing"),
+    ("checkpoint",),
     ("checks", "config", "confined", "errors", "machine", "registry", "sampling_params", "units"),
 )
 LEVEL = {name: len(LEVELS) - number for number, names in enumerate(LEVELS) for name in names}
-ANALYSIS = {"analysis", "cache", "checks", "formats", "layouts", "config", "errors", "machine", "registry", "units"}
+ANALYSIS = {
+    *("analysis", "cache", "checkpoint", "checks", "config", "errors", "formats"),
+    *("layouts", "machine", "planning", "registry", "units"),
+}
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
 

@@ -16,7 +16,6 @@ import torch
 from pagoda.cache.pool import PagePool
 from pagoda.cache.view import build_cuts, build_views
 from pagoda.engine.encoding import NewInputs, read_new_inputs
-from pagoda.engine.memory import MemoryPlan
 from pagoda.engine.request import Sequence
 from pagoda.engine.scheduler import Plan
 from pagoda.engine.scoring import positions_to_score
@@ -27,6 +26,7 @@ from pagoda.models.attention import BoundSite, PagedStep
 from pagoda.models.model import Model
 from pagoda.models.replay import DecodeSteps
 from pagoda.models.states import StepStates, typed_states
+from pagoda.planning.memory import MemoryPlan
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 
+from pagoda.checkpoint.configuration import read_config
+from pagoda.checkpoint.directory import checkpoint_directory
+from pagoda.checkpoint.files import read_object
 from pagoda.errors import ConfigError
 from pagoda.models.attention import ATTENTION_NAME
 from pagoda.models.build import random_network
-from pagoda.models.configuration import check_family, make_config, read_config
-from pagoda.models.directory import checkpoint_directory
+from pagoda.models.configuration import check_family, make_config
 from pagoda.models.discovery import Discovered, discover
 from pagoda.models.failures import model_errors
-from pagoda.models.files import read_object
 from pagoda.models.generation import GenerationTokens
 from pagoda.models.model import Model
 from pagoda.models.placement import move_to_huge_pages

@@ -8,7 +8,7 @@ and configuration fit each other (`plausible.py`).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -18,28 +18,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from pagoda.errors import CorruptCheckpointError, ModelNotFoundError, UnsupportedModelError
+from pagoda.checkpoint.weights import FLOAT_NAMES, weight_files
+from pagoda.errors import CorruptCheckpointError, UnsupportedModelError
 from pagoda.models.attention import ATTENTION_NAME
 from pagoda.models.build import network_class
-from pagoda.models.directory import other_format
-from pagoda.models.files import file_beside, read_object
 from pagoda.models.own_attention import interface_name
 from pagoda.models.quiet import quiet
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-ENDINGS = (".safetensors", ".safetensors.index.json")
-# A name for each tensor; those with the most, a hundred thousand unfused experts, have tens of megabytes.
-MAX_INDEX_NBYTES = 64 << 20
-# A hundred bytes for each tensor, in each file and in all. What is read from them takes twenty times as much.
-MAX_HEADER_NBYTES = 16 << 20
-MAX_HEADERS_NBYTES = 64 << 20
-HEADER_LENGTH_NBYTES = 8
 MAX_NAME_LENGTH = 1024
 MAX_DIMENSIONS = 8
 # No tensor can have more numbers along one dimension, with or without any along the others.
 MAX_SIZE = 1 << 40
-FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOATS: dict[str, torch.dtype] = {name: getattr(torch, ours) for name, ours in FLOAT_NAMES.items()}
 OTHER_TYPES = {"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F8_E4M3", "F8_E5M2"}
 
 
@@ -104,16 +94,13 @@ class StoredWeights:
 @contextmanager
 def stored_weights(config_file: Path, values: Mapping[str, Any]) -> Iterator[StoredWeights]:
     """The weights beside `config_file`, which holds `values`; their files are open meanwhile."""
-    named = values.get("transformers_weights")
     with ExitStack() as stack:
-        main = _main_file(config_file.parent) if named is None else file_beside(config_file, named, ENDINGS)
-        files, index = _indexed(main) if main.suffix == ".json" else ([main], {})
+        files, index = weight_files(config_file, values)
         yield StoredWeights(config_file.parent, _tensors(files, index, stack))
 
 
 def _tensors(files: list[Path], index: Mapping[str, str], stack: ExitStack) -> dict[str, Any]:
     """The tensors in `files`. One that is in several is taken from where the index has it."""
-    _check_headers(files)
     tensors: dict[str, Any] = {}
     owners: dict[str, str] = {}
     for file in files:
@@ -133,55 +120,6 @@ def _open(file: Path, stack: ExitStack) -> Any:
         return stack.enter_context(safe_open(file, framework="pt", device="cpu", backend="mmap"))
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise CorruptCheckpointError(f"The weights in {file} cannot be read: {error}") from error
-
-
-def _main_file(directory: Path) -> Path:
-    """The file with all weights, or the index of several."""
-    found = next((directory / name for name in (SINGLE, INDEX) if (directory / name).is_file()), None)
-    if found is None:
-        raise _no_weights(directory)
-    return found
-
-
-def _indexed(index: Path) -> tuple[list[Path], dict[str, str]]:
-    """The files that an index names, and the name of the file with each tensor."""
-    names = read_object(index, MAX_INDEX_NBYTES).get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise CorruptCheckpointError(f"{index} has no weight_map, which names the file of every tensor.")
-    plain = [file_beside(index, name, (".safetensors",)) for name in _distinct(names.values())]
-    return sorted(plain), names
-
-
-def _distinct(names: Iterable[Any]) -> list[Any]:
-    """Each of them once; what is no name is left to who reads them."""
-    return list({repr(name): name for name in names}.values())
-
-
-def _no_weights(directory: Path) -> ModelNotFoundError:
-    if any(not file.name.startswith("adapter") for file in directory.glob("*.safetensors")):
-        return ModelNotFoundError(
-            f"{directory} has *.safetensors files, but neither {SINGLE} nor {INDEX}, which says what is in which."
-        )
-    return ModelNotFoundError(
-        f"{directory} has no *.safetensors file; Pagoda reads weights in that format only.{other_format(directory)}"
-    )
-
-
-def _check_headers(files: list[Path]) -> None:
-    """Refuse headers that take much more memory to read than those of any model."""
-    total = 0
-    for file in files:
-        try:
-            with file.open("rb") as stream:
-                nbytes = int.from_bytes(stream.read(HEADER_LENGTH_NBYTES), "little")
-        except OSError as error:
-            raise CorruptCheckpointError(f"The weights in {file} cannot be read: {error}") from error
-        total += nbytes
-        if nbytes > MAX_HEADER_NBYTES or total > MAX_HEADERS_NBYTES:
-            raise CorruptCheckpointError(
-                f"The weights in {file} cannot be read: they begin with a header of {nbytes} bytes, more than any "
-                "model has."
-            )
 
 
 def _check_tensor(file: Path, name: str, tensor: Any) -> None:
