@@ -10,7 +10,7 @@ import torch
 
 from models.checkpoints import edit, make_network, save
 from oracle import families
-from pagoda.errors import CorruptCheckpointError, ModelNotFoundError, UnsupportedModelError
+from pagoda.errors import CorruptCheckpointError, ModelError, ModelNotFoundError, UnsupportedModelError
 from pagoda.llm import EMBEDDED_MODEL
 from pagoda.models.attention import ATTENTION_NAME
 from pagoda.models.build import random_network
@@ -114,3 +114,33 @@ def test_what_cannot_be_known_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelNotFoundError, match=r"no \*\.safetensors file"):
         facts_from_checkpoint(tmp_path, MACHINE)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_hidden_layers": 10**12},
+        {"num_hidden_layers": -5},
+        {"num_hidden_layers": float("inf")},
+        {"num_hidden_layers": "many"},
+        {"num_attention_heads": "many"},
+        {"text_config": "none"},
+        {"text_config": {"num_hidden_layers": 10**12}},
+        {"layer_types": 5},
+        {"layer_types": [5]},
+        {"rope_scaling": "none"},
+        {"rope_scaling": {"type": "dynamic", "factor": "large"}},
+        {"max_position_embeddings": "long"},
+        {"per_layer_config": {"first": {}}},
+        {"vocab_size": ["many"]},
+        {"is_encoder_decoder": True, "encoder": {"relative_attention_num_buckets": 8}},
+    ],
+    ids=repr,
+)
+def test_nonsense_is_a_named_error_and_takes_no_memory(tmp_path, values):
+    with pytest.raises(ModelError):
+        facts_from_config(LLAMA | values, MACHINE)
+    directory = save(make_network(), tmp_path / "model")
+    edit(directory / "config.json", **values)
+    with pytest.raises(ModelError):
+        facts_from_checkpoint(directory, MACHINE)

@@ -17,8 +17,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
 )
 
+from pagoda.checkpoint.failures import described
 from pagoda.errors import CorruptCheckpointError, UnsupportedModelError
-from pagoda.models.failures import described
 from pagoda.models.quiet import quiet
 from pagoda.models.weights import FLOATS
 

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pagoda.checkpoint.plausible import MAX_LAYERS
 from pagoda.errors import UnsupportedModelError
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.base import Layout
@@ -107,6 +108,8 @@ def _layer_kinds(text: Mapping[str, Any]) -> list[str]:
     if text.get("hybrid_override_pattern"):  # a letter for each layer
         return [PATTERN_KINDS[letter] for letter in text["hybrid_override_pattern"]]
     count = first(text, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
+    if not 0 < count <= MAX_LAYERS:
+        raise UnsupportedModelError(f"config.json of {text.get('model_type')} has {count} layers, as no model has.")
     if text.get("no_rope_layers"):  # 1 where the layer has rotary embedding, and then it attends in chunks
         return ["chunked_attention" if rotary else "full_attention" for rotary in text["no_rope_layers"]]
     others = STATE_KIND_OF.get(text.get("model_type", ""))
