@@ -31,9 +31,9 @@ from pagoda.cache.groups.pages import PageGroup
 from pagoda.cache.groups.rule import KeepAll
 from pagoda.cache.groups.state import SnapshotRule, StateGroup
 from pagoda.cache.inspector import Inspector
-from pagoda.engine.memory import MIN_INTERVAL_TOKENS, WINDOW_SHARE
-from pagoda.layouts.config import spec_from_config
 from pagoda.layouts.spec import CacheSpec
+from pagoda.planning.memory import MIN_INTERVAL_TOKENS, WINDOW_SHARE
+from pagoda.planning.spec import spec_from_config
 
 TRACE = Path(__file__).parents[2] / "shared" / "data" / "traces" / "mooncake_conversation_trace.jsonl.gz"
 PAGE_TOKENS = 32

@@ -21,15 +21,23 @@ LEVELS = (
     ("outputs",),
     ("engine",),
     ("models",),
+    ("planning",),
     ("cache",),
     ("kernels",),
     ("formats",),
     ("layouts",),
     ("detokenizer", "text", "tokenizing"),
+    ("checkpoint",),
     ("checks", "config", "confined", "errors", "machine", "registry", "sampling_params", "units"),
 )
 LEVEL = {name: len(LEVELS) - number for number, names in enumerate(LEVELS) for name in names}
-ANALYSIS = {"analysis", "cache", "checks", "formats", "layouts", "config", "errors", "machine", "registry", "units"}
+ANALYSIS = {
+    *("analysis", "cache", "checkpoint", "checks", "config", "errors", "formats"),
+    *("layouts", "machine", "planning", "registry", "units"),
+}
+
+# Of the folders whose other files know none.
+WITH_TENSORS = {"pool", "view"}
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
 
@@ -85,8 +93,29 @@ def test_imports_point_down(path):
         "pagoda.formats.page",
         "pagoda.formats.plain",
         "pagoda.engine.scheduler",
+        "pagoda.planning.checkpoint",
+        "pagoda.planning.limits",
+        "pagoda.models.plain_tokenizer",
+        "pagoda.tokenizing",
     ],
 )
 def test_no_torch_is_loaded_where_there_are_no_tensors(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("folder", ["planning", "checkpoint", "layouts", "formats", "cache", "chat"])
+def test_bookkeeping_sizes_and_plans_load_no_torch(folder):
+    """Whole folders; of the cache all but the bytes of pages and what a step sees of them."""
+    files = (path for path in MODULES if owner(path) == folder and path.stem not in WITH_TENSORS)
+    modules = ["pagoda." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in files]
+    assert modules
+    code = f"""
+import sys
+from importlib import import_module
+for module in {modules}:
+    import_module(module)
+    if {{"torch", "transformers"}} & {{*sys.modules}}:
+        sys.exit(f"{{module}} loads torch or transformers")
+"""
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

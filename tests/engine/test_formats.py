@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import Gemma2Config
 
 from engine.tiny import VOCABULARY
 from pagoda import LLM, RequestOutput, SamplingParams
 from pagoda.errors import ConfigError
+from pagoda.models.loader import model_from_config
 from pagoda.models.model import Model
 from pagoda.registry import names
 
@@ -113,3 +115,34 @@ def test_coded_pages_hold_more_tokens_in_the_same_memory(model):
 def test_an_unknown_format_is_refused_with_those_there_are(model):
     with pytest.raises(ConfigError, match=r"no format named 'int3'.*fp32.*int8.*fp8_e4m3"):
         LLM(model, kv_cache_dtype="int3")
+
+
+@pytest.fixture(scope="module")
+def gemma() -> Model:
+    """Layers alternate between windows of 8 tokens and none."""
+    config = Gemma2Config(
+        vocab_size=200,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        sliding_window=8,
+        eos_token_id=None,
+        bos_token_id=None,
+        pad_token_id=0,
+    )
+    return model_from_config(config, dtype="bfloat16", seed=0)
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["bf16/int4", "int4/bf16", "fp8_e4m3/int4", "full=int4,sliding=k8v4"])
+def test_every_mixture_generates_the_same_cold_and_warm(gemma, kv_cache_dtype):
+    params = SamplingParams(temperature=0, max_tokens=20)
+    with LLM(
+        gemma, kv_cache_dtype=kv_cache_dtype, kv_cache_dtype_skip_layers=(1,), kv_cache_memory_bytes=1 << 22
+    ) as llm:
+        cold, warm = (llm.generate([list(range(40))], params)[0] for _ in range(2))
+        assert warm.num_cached_tokens == 39
+        assert warm.outputs[0].token_ids == cold.outputs[0].token_ids
+        llm.check_integrity()

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from models.checkpoints import SETTINGS, edit, make_network, save
+from pagoda.checkpoint.configuration import read_config
 from pagoda.errors import CorruptCheckpointError, ModelError, UnsupportedModelError
-from pagoda.models.configuration import read_config
 from pagoda.models.loader import load_config, load_model
 
 

@@ -11,10 +11,10 @@ from pagoda import LLM, SamplingParams
 from pagoda.errors import ConfigError
 from pagoda.formats.page import page_geometries
 from pagoda.formats.plain import BF16
-from pagoda.layouts.config import spec_from_config
 from pagoda.layouts.latent import LATENT_FAMILIES, LatentLayout
 from pagoda.models.latent import up_projections
 from pagoda.models.model import Model
+from pagoda.planning.spec import spec_from_config
 from pagoda.registry import names
 
 

@@ -10,12 +10,13 @@ import torch
 
 from models.checkpoints import edit, make_network, save
 from oracle.families import build_tiny, default_config
+from pagoda.checkpoint.plausible import check_values
+from pagoda.checkpoint.weights import Outline
 from pagoda.errors import CorruptCheckpointError
 from pagoda.models.build import build_network
 from pagoda.models.loader import load_model
-from pagoda.models.plausible import FewCalls, check_values, fitting
+from pagoda.models.plausible import FewCalls, fitting
 from pagoda.models.quiet import quiet
-from pagoda.models.weights import Outline
 
 FILE = Path("config.json")
 SMALL = Outline(num_tensors=21, num_elements=20_000, largest_size=64, largest_number=1)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import pytest
 from transformers import AutoConfig
 
-from pagoda.layouts.config import spec_from_config
 from pagoda.models.loader import examine
 from pagoda.models.positions import max_positions
 from pagoda.models.quiet import quiet
+from pagoda.planning.lengths import longest, plain_lengths
+from pagoda.planning.spec import spec_from_config
+from pagoda.planning.text_config import text_config
 
 LONG_FACTORS = {"short_factor": [1.0] * 48, "long_factor": [1.5] * 48}
 PUBLISHED = {
@@ -146,3 +148,4 @@ def test_a_published_configuration_loads_and_plans(name):
     found = examine(config)
     assert (found.spec.elements_per_token * 2, max_positions(config, 0)) == FACTS[name]
     assert spec_from_config(values) == found.spec
+    assert longest(plain_lengths(text_config(values)), 0) == FACTS[name][1]

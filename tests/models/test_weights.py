@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.checkpoints import edit, make_network, save, write_pickle
+from pagoda.checkpoint.weights import INDEX, SINGLE, Outline
 from pagoda.errors import CorruptCheckpointError, ModelError, ModelNotFoundError, UnsupportedModelError
 from pagoda.models.loader import load_model
-from pagoda.models.weights import INDEX, SINGLE, Outline
 
 NORM = "model.norm.weight"
 

@@ -28,7 +28,6 @@ from pagoda.config import Environment, engine_config
 from pagoda.engine.fit_store import FitStore
 from pagoda.engine.format_fit import Trial, calibration_text
 from pagoda.engine.key_constants import constants_for
-from pagoda.engine.page_formats import choose_geometries
 from pagoda.errors import ConfigError
 from pagoda.formats.page import PageGeometry
 from pagoda.kernels.dispatch import choose_kernels
@@ -36,6 +35,7 @@ from pagoda.llm import EMBEDDED_MODEL, LLM
 from pagoda.models.loader import load_model
 from pagoda.models.passage import Passage, can_run
 from pagoda.models.tokenizer import load_tokenizer
+from pagoda.planning.page_formats import choose_geometries
 from pagoda.sampling_params import SamplingParams
 
 Item = TypeVar("Item")
@@ -172,7 +172,7 @@ class Bench:
         return windows
 
     def _geometries(self, name: str) -> tuple[PageGeometry, ...]:
-        return choose_geometries(self.model, engine_config(kv_cache_dtype=name.removesuffix(NOT_FITTED)))
+        return choose_geometries(self.model.facts, engine_config(kv_cache_dtype=name.removesuffix(NOT_FITTED)))
 
     def _read_texts(
         self, exact: Passage, passages: list[Passage], results: list[FormatResult], console: Console

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from pagoda.config import EngineConfig
-from pagoda.engine.limits import TenantLimits
-from pagoda.engine.memory import MemoryPlan
 from pagoda.engine.sampling import stop_token_ids
 from pagoda.errors import (
     EmptyPromptError,
@@ -16,6 +14,8 @@ from pagoda.errors import (
 )
 from pagoda.models.encoder import EncoderInput
 from pagoda.models.model import Model
+from pagoda.planning.limits import TenantLimits
+from pagoda.planning.memory import MemoryPlan
 from pagoda.sampling_params import SamplingParams
 
 

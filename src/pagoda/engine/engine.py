@@ -23,7 +23,6 @@ from pagoda.engine.breakpoints import check_breakpoints, lease_computed
 from pagoda.engine.fit_store import FitStore
 from pagoda.engine.format_fit import CalibrationText, fit_format
 from pagoda.engine.forward import Computed, Forward
-from pagoda.engine.memory import plan_memory
 from pagoda.engine.pools import make_cache, make_pools
 from pagoda.engine.request import FinishReason, Phase, Request, Sequence
 from pagoda.engine.sampling import ban, draw, stop_token_ids, token_logprobs
@@ -40,6 +39,8 @@ from pagoda.kernels.base import Kernels
 from pagoda.models.determinism import check_determinism
 from pagoda.models.encoder import EncoderInput
 from pagoda.models.model import Model
+from pagoda.planning.facts import MachineFacts
+from pagoda.planning.memory import plan_memory
 from pagoda.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class Engine:
     ) -> None:
         self.model = model
         self.kernels = kernels
-        self.memory = plan_memory(model, config)
+        self.memory = plan_memory(model.facts, MachineFacts.measured(), config)
         model.fix_length(config.max_model_len)
         if config.deterministic:
             check_determinism(model, kernels)

@@ -20,7 +20,6 @@ import torch
 
 from pagoda.engine.fit_store import FitStore, Measured, key_of
 from pagoda.engine.key_constants import Constants, constants_for, digest_of
-from pagoda.engine.memory import MemoryPlan
 from pagoda.errors import ConfigError, RequestError
 from pagoda.formats.page import PageGeometry, page_geometries
 from pagoda.formats.plain import PlainFormat, own_format
@@ -29,6 +28,7 @@ from pagoda.layouts.spec import SiteSlot
 from pagoda.models.calibration import KeyStatistics, measure
 from pagoda.models.model import Model
 from pagoda.models.passage import Passage, can_run
+from pagoda.planning.memory import MemoryPlan
 from pagoda.registry import lookup
 from pagoda.tokenizing import encode
 

@@ -17,7 +17,6 @@ from pagoda.cache.pool import PagePool
 from pagoda.cache.view import build_cuts, build_views
 from pagoda.engine.batch import Batch
 from pagoda.engine.encoding import NewInputs, read_new_inputs
-from pagoda.engine.memory import MemoryPlan
 from pagoda.engine.request import Sequence
 from pagoda.formats.constants import KeyConstants
 from pagoda.kernels.base import Kernels, LayerPages
@@ -26,6 +25,7 @@ from pagoda.models.attention import BoundSite, PagedStep
 from pagoda.models.model import Model
 from pagoda.models.replay import DecodeSteps
 from pagoda.models.states import StepStates, typed_states
+from pagoda.planning.memory import MemoryPlan
 
 
 @dataclass(frozen=True)

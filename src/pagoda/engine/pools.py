@@ -12,11 +12,11 @@ from pagoda.cache.groups.rule import KeepAll
 from pagoda.cache.groups.state import SnapshotRule, StateGroup
 from pagoda.cache.pool import PagePool
 from pagoda.config import EngineConfig
-from pagoda.engine.memory import LEDGER_PAGES, MemoryPlan
 from pagoda.errors import ConfigError
 from pagoda.formats.page import PageGeometry
 from pagoda.formats.state import StateGeometry
 from pagoda.layouts.spec import Reach
+from pagoda.planning.memory import LEDGER_PAGES, MemoryPlan
 from pagoda.registry import lookup
 
 

@@ -1,7 +1,7 @@
 """What a whole model leaves behind: its layers sorted into groups that keep the same tokens.
 
 Knows layer groups and where each attention call of the model finds its own layer in them. Does not know bytes, pages or
-tensors; `layouts/config.py` derives a spec from a checkpoint's config, `models/discovery.py` from the model itself.
+tensors; `planning/spec.py` derives a spec from a checkpoint's config, `models/discovery.py` from the model itself.
 """
 
 from dataclasses import dataclass

@@ -17,10 +17,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
 )
 
-from pagoda.errors import CorruptCheckpointError, ModelNotFoundError, UnsupportedModelError
-from pagoda.models.directory import other_format
-from pagoda.models.failures import described
-from pagoda.models.files import read_object
+from pagoda.checkpoint.failures import described
+from pagoda.errors import CorruptCheckpointError, UnsupportedModelError
 from pagoda.models.quiet import quiet
 from pagoda.models.weights import FLOATS
 
@@ -34,16 +32,6 @@ STEERING = {
     *("output_attentions", "output_hidden_states", "return_dict", "use_return_dict"),
     *("num_labels", "id2label", "label2id", "problem_type"),
 }
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """The contents of config.json."""
-    file = directory / "config.json"
-    if not file.is_file():
-        raise ModelNotFoundError(
-            f"{directory} has no config.json, so it is not a Hugging Face checkpoint.{other_format(directory)}"
-        )
-    return read_object(file)
 
 
 def check_family(values: dict[str, Any], file: Path) -> None:

@@ -16,7 +16,6 @@ from pagoda.errors import CorruptCheckpointError, UnsupportedModelError
 from pagoda.kernels.base import AttentionRule
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.base import Layout
-from pagoda.layouts.config import KINDS_WITHOUT_CACHE, LAYER_KINDS, STATE_KINDS
 from pagoda.layouts.cross import CrossLayout
 from pagoda.layouts.latent import LatentLayout
 from pagoda.layouts.spec import CacheSpec, Reach, group_layers
@@ -24,6 +23,7 @@ from pagoda.models.build import Build, build_network
 from pagoda.models.decoder_config import decoder_config, num_decoder_layers
 from pagoda.models.encoder import check_encoder
 from pagoda.models.probe import ENCODER_PROBE_TOKENS, PROBE_NAME, PROBE_TOKENS, Call, MaskNote, Recording, record_calls
+from pagoda.planning.spec import KINDS_WITHOUT_CACHE, LAYER_KINDS, STATE_KINDS
 
 _REACHES = {
     frozenset({"causal_mask_function"}): Reach.FULL,

@@ -10,7 +10,6 @@ import copy
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from math import isqrt
 from typing import Any
 
 import torch
@@ -24,16 +23,11 @@ from pagoda.errors import (
     UnsupportedModelError,
 )
 from pagoda.machine import available_memory_nbytes
+from pagoda.planning.encoder import ENCODER_NAMES, SOUND_FAMILIES, longest_input
+from pagoda.planning.facts import EncoderFacts, MachineFacts
 
 DIGEST_NBYTES = 32
-# Families whose encoders read features of sound, always of one length.
-SOUND_FAMILIES = ("whisper",)
 FRAMES_PER_TOKEN = 2  # by a convolution of stride two
-# What transformers takes for the biases of two tokens: distances and buckets for all heads, and for each head the bias,
-# its copies and the scores.
-INDEX_NBYTES_PER_PAIR = 48
-BIAS_NBYTES_PER_PAIR = 16
-BIAS_SHARE = 0.25  # of the memory that is available
 # Families in which a token depends on more than its own request.
 _UNREPEATABLE = {
     "bigbird_pegasus": "once its encoder has read a short input, it attends in another way for good",
@@ -76,10 +70,12 @@ class Encoder:
     def max_tokens(self) -> int | None:
         """The longest output that the position encoding supports, or memory for it; None if neither sets a limit."""
         config = self._module.config
-        limit = getattr(config, "max_source_positions", None) or getattr(config, "max_position_embeddings", None)
-        if limit is None and getattr(config, "relative_attention_num_buckets", None):
-            limit = _affordable_tokens(config.num_heads)
-        return None if limit is None else int(limit)
+        sizes = {name: getattr(config, name, None) for name in ENCODER_NAMES}
+        return longest_input(sizes, MachineFacts(available_memory_nbytes()))
+
+    @property
+    def facts(self) -> EncoderFacts:
+        return EncoderFacts(self.reads_text, self.max_tokens)
 
     @property
     def feature_shape(self) -> tuple[int, int]:
@@ -128,13 +124,6 @@ class Encoder:
         hidden: torch.Tensor = self._module(**{self._module.main_input_name: values[None]}).last_hidden_state[0]
         assert len(hidden) == input.num_tokens, "an encoder made another number of tokens than it said"
         return hidden
-
-
-def _affordable_tokens(num_heads: int) -> int | None:
-    """How many tokens an encoder can read with T5's biases, of which transformers makes one for every two of them."""
-    available = available_memory_nbytes()
-    nbytes_per_pair = INDEX_NBYTES_PER_PAIR + num_heads * BIAS_NBYTES_PER_PAIR
-    return None if available is None else isqrt(int(available * BIAS_SHARE) // nbytes_per_pair)
 
 
 def check_encoder(config: Any) -> None:

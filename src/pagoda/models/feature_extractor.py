@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import WhisperFeatureExtractor
 
+from pagoda.checkpoint.failures import model_errors
+from pagoda.checkpoint.files import read_object
 from pagoda.errors import CorruptCheckpointError, UnsupportedModelError
-from pagoda.models.failures import model_errors
-from pagoda.models.files import read_object
 from pagoda.models.quiet import quiet
 
 # A table is made of the first two, and every sound is filled up to the product of the last two.

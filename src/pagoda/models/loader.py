@@ -13,18 +13,20 @@ from typing import Any
 
 import torch
 
+from pagoda.checkpoint.configuration import read_config
+from pagoda.checkpoint.directory import checkpoint_directory
+from pagoda.checkpoint.failures import model_errors
+from pagoda.checkpoint.files import read_object
+from pagoda.checkpoint.plausible import check_values
 from pagoda.errors import ConfigError
 from pagoda.models.attention import ATTENTION_NAME
 from pagoda.models.build import random_network
-from pagoda.models.configuration import check_family, make_config, read_config
-from pagoda.models.directory import checkpoint_directory
+from pagoda.models.configuration import check_family, make_config
 from pagoda.models.discovery import Discovered, discover
-from pagoda.models.failures import model_errors
-from pagoda.models.files import read_object
 from pagoda.models.generation import GenerationTokens
 from pagoda.models.model import Model
 from pagoda.models.placement import move_to_huge_pages
-from pagoda.models.plausible import FewCalls, check_values, fitting
+from pagoda.models.plausible import FewCalls, fitting
 from pagoda.models.selftest import self_test
 from pagoda.models.weights import stored_weights
 

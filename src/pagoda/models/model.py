@@ -32,6 +32,7 @@ from pagoda.models.positions import Rotation, max_positions, most_positions, pos
 from pagoda.models.quiet import quiet
 from pagoda.models.recurrent import attend_states
 from pagoda.models.time_steps import limit_time_steps
+from pagoda.planning.facts import ModelFacts
 
 # What has to be changed in a family before its packed forward is right.
 ADAPTERS: dict[str, Callable[[Any], None]] = {
@@ -121,6 +122,19 @@ class Model:
         other = copy.copy(self)
         other.generation = generation
         return other
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What a plan needs to know."""
+        return ModelFacts(
+            spec=self.spec,
+            dtype=str(self.dtype).removeprefix("torch."),
+            vocab_size=self.vocab_size,
+            max_model_len=self.max_model_len,
+            most_model_len=self.most_model_len,
+            encoder=None if self.encoder is None else self.encoder.facts,
+            weight_nbytes=self.weight_nbytes,
+        )
 
     @cached_property
     def num_parameters(self) -> int:

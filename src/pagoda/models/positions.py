@@ -12,8 +12,14 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from pagoda.errors import ConfigError
 from pagoda.models.decoder_config import decoder_config
-
-CHANGING_KINDS = ("dynamic", "longrope")
+from pagoda.planning.lengths import (
+    CHANGING_KINDS,
+    LENGTH_NAMES,
+    longest,
+    longest_asked_for,
+    rope_settings,
+    stable_length,
+)
 
 
 def position_offset(network: torch.nn.Module) -> int:
@@ -26,17 +32,12 @@ def position_offset(network: torch.nn.Module) -> int:
 
 def max_positions(config: Any, offset: int) -> int | None:
     """How many tokens a sequence has at most unless more are asked for, or None if the model sets no limit."""
-    text = decoder_config(config)
-    limits = [limit for rope in _rope_settings(text) if (limit := _stable_length(text, rope)) is not None]
-    return min([*limits, *_table_sizes(text, offset)], default=None)
+    return longest(_sizes(config), offset)
 
 
 def most_positions(config: Any, offset: int) -> int | None:
     """How many tokens may be asked for, with frequencies that are fixed for that; None if there is no limit."""
-    text = decoder_config(config)
-    factors = [float(rope["factor"]) for rope in _rope_settings(text) if rope.get("rope_type") == "dynamic"]
-    stretched = [int(size * max([1.0, *factors])) for size in _table_sizes(text, offset)]
-    return min(stretched, default=None)
+    return longest_asked_for(_sizes(config), offset)
 
 
 class Rotation:
@@ -66,9 +67,9 @@ class Rotation:
 
 def _deciding_length(config: Any, num_tokens: int) -> int | None:
     """Equal for two lengths whose frequencies are; None where nothing changes them."""
-    text = decoder_config(config)
-    for rope in _rope_settings(text):
-        stable = _stable_length(text, rope)
+    sizes = _sizes(config)
+    for rope in rope_settings(sizes):
+        stable = stable_length(sizes, rope)
         if stable is not None:
             longest = num_tokens if rope["rope_type"] == "dynamic" else stable + 1
             return longest if num_tokens > stable else stable
@@ -95,24 +96,6 @@ def _fixed(module: Any, kind: str, num_tokens: int, layer_type: str | None) -> s
     return "fixed"
 
 
-def _table_sizes(text_config: Any, offset: int) -> list[int]:
-    table = getattr(text_config, "max_target_positions", None) or getattr(text_config, "max_position_embeddings", None)
-    return [int(table) - offset] if table else []
-
-
-def _rope_settings(text_config: Any) -> list[dict[str, Any]]:
-    """The rotary settings of the model, one for all layers or one per kind of layer."""
-    settings = getattr(text_config, "rope_parameters", None) or {}
-    nested = [value for value in settings.values() if isinstance(value, dict)]
-    return nested or [settings]
-
-
-def _stable_length(text_config: Any, rope: dict[str, Any]) -> int | None:
-    """Up to which length the frequencies stay what they are for the shortest sequence.
-
-    `dynamic` and `longrope` change them for every token of a step as soon as one sequence is longer. Keys in the cache
-    would then disagree with new ones, and with what a sequence gets when it runs alone.
-    """
-    if rope.get("rope_type") not in CHANGING_KINDS:
-        return None
-    return int(rope.get("original_max_position_embeddings") or text_config.max_position_embeddings)
+def _sizes(config: Any) -> dict[str, Any]:
+    text = decoder_config(config)
+    return {name: getattr(text, name, None) for name in LENGTH_NAMES}

@@ -16,12 +16,12 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
+from pagoda.checkpoint.directory import checkpoint_directory
+from pagoda.checkpoint.failures import model_errors
+from pagoda.checkpoint.files import file_beside, read_object
 from pagoda.confined.errors import ConfinedError, FunctionError
 from pagoda.confined.pool import Confined
 from pagoda.errors import CorruptCheckpointError
-from pagoda.models.directory import checkpoint_directory
-from pagoda.models.failures import model_errors
-from pagoda.models.files import file_beside, read_object
 from pagoda.models.quiet import quiet
 from pagoda.models.tokenizer_file import check_growth, check_token_ids, check_vocabulary, is_plain
 

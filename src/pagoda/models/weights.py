@@ -7,61 +7,22 @@ and configuration fit each other (`plausible.py`).
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from math import prod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-from pagoda.errors import CorruptCheckpointError, ModelNotFoundError, UnsupportedModelError
+from pagoda.checkpoint.weights import FLOAT_NAMES, Outline, stored_tensors
+from pagoda.errors import CorruptCheckpointError
 from pagoda.models.attention import ATTENTION_NAME
 from pagoda.models.build import network_class
-from pagoda.models.directory import other_format
-from pagoda.models.files import file_beside, read_object
 from pagoda.models.own_attention import interface_name
 from pagoda.models.quiet import quiet
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-ENDINGS = (".safetensors", ".safetensors.index.json")
-# A name for each tensor; those with the most, a hundred thousand unfused experts, have tens of megabytes.
-MAX_INDEX_NBYTES = 64 << 20
-# A hundred bytes for each tensor, in each file and in all. What is read from them takes twenty times as much.
-MAX_HEADER_NBYTES = 16 << 20
-MAX_HEADERS_NBYTES = 64 << 20
-HEADER_LENGTH_NBYTES = 8
-MAX_NAME_LENGTH = 1024
-MAX_DIMENSIONS = 8
-# No tensor can have more numbers along one dimension, with or without any along the others.
-MAX_SIZE = 1 << 40
-FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-OTHER_TYPES = {"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F8_E4M3", "F8_E5M2"}
-
-
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Outline:
-    """How much there is: tensors, numbers in all, the longest dimension, and the largest number in a tensor's name."""
-
-    num_tensors: int
-    num_elements: int
-    largest_size: int
-    largest_number: int
-    shapes: Mapping[str, Shape] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, shapes: Mapping[str, Shape]) -> Outline:
-        numbers = (int(number) for name in shapes for number in re.findall(r"(?<![^.])\d{1,9}(?![^.])", name))
-        filled = [shape for shape in shapes.values() if prod(shape)]
-        sizes = (size for shape in filled for size in shape)
-        return cls(len(filled), sum(map(prod, filled)), max(sizes, default=0), max(numbers, default=0), shapes)
+FLOATS: dict[str, torch.dtype] = {name: getattr(torch, ours) for name, ours in FLOAT_NAMES.items()}
 
 
 class StoredWeights:
@@ -70,7 +31,7 @@ class StoredWeights:
     def __init__(self, directory: Path, tensors: Mapping[str, Any]) -> None:
         self._directory = directory
         self._tensors = tensors
-        self.outline = Outline.of({name: tuple(tensor.get_shape()) for name, tensor in tensors.items()})
+        self.outline = Outline.of_tensors(tensors)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -104,96 +65,8 @@ class StoredWeights:
 @contextmanager
 def stored_weights(config_file: Path, values: Mapping[str, Any]) -> Iterator[StoredWeights]:
     """The weights beside `config_file`, which holds `values`; their files are open meanwhile."""
-    named = values.get("transformers_weights")
-    with ExitStack() as stack:
-        main = _main_file(config_file.parent) if named is None else file_beside(config_file, named, ENDINGS)
-        files, index = _indexed(main) if main.suffix == ".json" else ([main], {})
-        yield StoredWeights(config_file.parent, _tensors(files, index, stack))
-
-
-def _tensors(files: list[Path], index: Mapping[str, str], stack: ExitStack) -> dict[str, Any]:
-    """The tensors in `files`. One that is in several is taken from where the index has it."""
-    _check_headers(files)
-    tensors: dict[str, Any] = {}
-    owners: dict[str, str] = {}
-    for file in files:
-        opened = _open(file, stack)
-        for name in opened.keys():  # noqa: SIM118 - not a dictionary
-            holder = index.get(name)
-            if name in owners and holder not in (owners[name], file.name):
-                raise CorruptCheckpointError(f"{file.parent} has {name:.200} in {owners[name]} and in {file.name}.")
-            if name not in owners or holder == file.name:
-                tensors[name], owners[name] = opened.get_slice(name), file.name
-                _check_tensor(file, name, tensors[name])
-    return tensors
-
-
-def _open(file: Path, stack: ExitStack) -> Any:
-    try:
-        return stack.enter_context(safe_open(file, framework="pt", device="cpu", backend="mmap"))
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        raise CorruptCheckpointError(f"The weights in {file} cannot be read: {error}") from error
-
-
-def _main_file(directory: Path) -> Path:
-    """The file with all weights, or the index of several."""
-    found = next((directory / name for name in (SINGLE, INDEX) if (directory / name).is_file()), None)
-    if found is None:
-        raise _no_weights(directory)
-    return found
-
-
-def _indexed(index: Path) -> tuple[list[Path], dict[str, str]]:
-    """The files that an index names, and the name of the file with each tensor."""
-    names = read_object(index, MAX_INDEX_NBYTES).get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise CorruptCheckpointError(f"{index} has no weight_map, which names the file of every tensor.")
-    plain = [file_beside(index, name, (".safetensors",)) for name in _distinct(names.values())]
-    return sorted(plain), names
-
-
-def _distinct(names: Iterable[Any]) -> list[Any]:
-    """Each of them once; what is no name is left to who reads them."""
-    return list({repr(name): name for name in names}.values())
-
-
-def _no_weights(directory: Path) -> ModelNotFoundError:
-    if any(not file.name.startswith("adapter") for file in directory.glob("*.safetensors")):
-        return ModelNotFoundError(
-            f"{directory} has *.safetensors files, but neither {SINGLE} nor {INDEX}, which says what is in which."
-        )
-    return ModelNotFoundError(
-        f"{directory} has no *.safetensors file; Pagoda reads weights in that format only.{other_format(directory)}"
-    )
-
-
-def _check_headers(files: list[Path]) -> None:
-    """Refuse headers that take much more memory to read than those of any model."""
-    total = 0
-    for file in files:
-        try:
-            with file.open("rb") as stream:
-                nbytes = int.from_bytes(stream.read(HEADER_LENGTH_NBYTES), "little")
-        except OSError as error:
-            raise CorruptCheckpointError(f"The weights in {file} cannot be read: {error}") from error
-        total += nbytes
-        if nbytes > MAX_HEADER_NBYTES or total > MAX_HEADERS_NBYTES:
-            raise CorruptCheckpointError(
-                f"The weights in {file} cannot be read: they begin with a header of {nbytes} bytes, more than any "
-                "model has."
-            )
-
-
-def _check_tensor(file: Path, name: str, tensor: Any) -> None:
-    """Refuse what the format allows and no network has."""
-    shape, stored_as = tensor.get_shape(), tensor.get_dtype()
-    if len(name) > MAX_NAME_LENGTH or len(shape) > MAX_DIMENSIONS or any(size > MAX_SIZE for size in shape):
-        raise CorruptCheckpointError(
-            f"{file} has {name!r:.200} with {len(shape)} dimensions ({', '.join(map(str, shape[:MAX_DIMENSIONS]))}); "
-            "no network has such a tensor."
-        )
-    if stored_as not in FLOATS and stored_as not in OTHER_TYPES:
-        raise UnsupportedModelError(f"{file} has {name} in {stored_as}; use a checkpoint in bf16, fp16 or fp32.")
+    with stored_tensors(config_file, values, "pt") as tensors:
+        yield StoredWeights(config_file.parent, tensors)
 
 
 def _check_report(directory: Path, report: dict[str, Any]) -> None:

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
-
 import pytest
 
+from oracle import families
 from pagoda.errors import UnsupportedModelError
 from pagoda.layouts.attention import AttentionLayout
-from pagoda.layouts.config import UNKNOWABLE, spec_from_config
 from pagoda.layouts.spec import Reach
 from pagoda.models.discovery import discover
 from pagoda.models.tiny import shrink
-
-_location = importlib.util.spec_from_file_location("families", Path(__file__).parents[1] / "oracle" / "families.py")
-assert _location is not None
-assert _location.loader is not None
-families: Any = importlib.util.module_from_spec(_location)
-_location.loader.exec_module(families)
+from pagoda.planning.spec import UNKNOWABLE, spec_from_config
+from planning.families import KNOWABLE
 
 FULL, SLIDING, CHUNKED = Reach.FULL, Reach.SLIDING, Reach.CHUNKED
-KNOWABLE = [
-    family
-    for family in (*families.FAMILIES, *families.ENCODER_DECODERS, *families.FORWARD_ONLY)
-    if family not in UNKNOWABLE
-]
-
 LLAMA = {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
 LLAMA_3_70B = LLAMA | {
     "hidden_size": 8192,
@@ -139,8 +123,3 @@ def test_the_configuration_and_the_model_agree(family):
 def test_the_other_families_are_refused_and_not_guessed(family):
     with pytest.raises(UnsupportedModelError):
         spec_from_config(shrink(families.default_config(family)).to_dict())
-
-
-def test_it_needs_neither_torch_nor_transformers():
-    program = "import sys, pagoda.layouts.config; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -11,24 +11,23 @@ from pagoda.formats.base import Format
 from pagoda.formats.mixed import mix
 from pagoda.formats.page import PageGeometry
 from pagoda.layouts.spec import CacheSpec, Reach
-from pagoda.models.model import Model
+from pagoda.planning.facts import ModelFacts
 from pagoda.registry import lookup
 
 # Torch's names of types, and vLLM's of the format that it takes for fp8.
 OTHER_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "fp8": "fp8_e4m3"}
 
 
-def choose_geometries(model: Model, config: EngineConfig) -> tuple[PageGeometry, ...]:
-    """The geometry of every layer group of `model`.
+def choose_geometries(facts: ModelFacts, config: EngineConfig) -> tuple[PageGeometry, ...]:
+    """The geometry of every layer group of a model.
 
     Raises ConfigError for a format that does not exist or cannot keep the model's keys and values.
     """
-    own = str(model.dtype).removeprefix("torch.")
-    named = _formats_by_reach(config.kv_cache_dtype, own)
-    skipped = _skipped_layers(model.spec, config.kv_cache_dtype_skip_layers)
+    named = _formats_by_reach(config.kv_cache_dtype, facts.dtype)
+    skipped = _skipped_layers(facts.spec, config.kv_cache_dtype_skip_layers)
     geometries = []
-    for index, group in enumerate(model.spec.groups):
-        others = tuple((layer, _format(own, own)) for layer in sorted(skipped[index]))
+    for index, group in enumerate(facts.spec.groups):
+        others = tuple((layer, _format(facts.dtype, facts.dtype)) for layer in sorted(skipped[index]))
         format = named[group.reach]
         if len(others) == len(group.layouts):  # then that is the format of the group
             format, others = others[0][1], ()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pagoda.checkpoint.directory import checkpoint_directory
 from pagoda.errors import ConfigError, ModelNotFoundError
-from pagoda.models.directory import checkpoint_directory
 from pagoda.models.loader import load_model
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pagoda.config import EngineConfig, TenantShare, share_of
-from pagoda.engine.memory import LEDGER_PAGES, MIN_SLOTS, MemoryPlan, group_capacity
 from pagoda.layouts.spec import Reach
+from pagoda.planning.memory import LEDGER_PAGES, MIN_SLOTS, MemoryPlan, group_capacity
 
 
 class TenantLimits:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pagoda.checkpoint.plausible import MAX_LAYERS
 from pagoda.errors import UnsupportedModelError
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.base import Layout
@@ -15,7 +16,8 @@ from pagoda.layouts.cross import CrossLayout
 from pagoda.layouts.latent import LATENT_FAMILIES, LatentLayout
 from pagoda.layouts.spec import CacheSpec, Reach, group_layers
 from pagoda.layouts.state import StateLayout
-from pagoda.layouts.state_config import state_layout
+from pagoda.planning.state_spec import state_layout
+from pagoda.planning.text_config import first, text_config
 
 LAYER_KINDS = {
     "full_attention": Reach.FULL,
@@ -46,12 +48,6 @@ STATE_KIND_OF = {
 FULL_LAYER_EVERY = {"gemma2": 2, "gemma3_text": 6, "gpt_oss": 2, "cohere2": 4, "vaultgemma": 2, "llama4_text": 4}
 # A window in the configuration of these families applies to all layers.
 WINDOW_EVERYWHERE = {"mistral", "mixtral", "phi3", "phimoe", "starcoder2"}
-# Sizes that published checkpoints of a family leave to its defaults.
-UNSAID = {
-    "gemma": {"head_dim": 256},
-    "gemma2": {"head_dim": 256},
-    "gemma3_text": {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256},
-}
 KV_HEADS = ("num_key_value_heads", "kv_n_heads", "num_kv_heads")
 UNKNOWABLE = {
     "diffllama": "it attends twice in every layer",
@@ -74,7 +70,7 @@ class _Layer:
 
 def spec_from_config(config: Mapping[str, Any]) -> CacheSpec:
     """The layer groups of the model that `config` (the contents of config.json) describes."""
-    text = _text_config(config)
+    text = text_config(config)
     _refuse_unknowable(text)
     kinds = _layer_kinds(text)
     attending = [(index, kind) for index, kind in enumerate(kinds) if kind not in KINDS_WITHOUT_TOKENS]
@@ -85,26 +81,6 @@ def spec_from_config(config: Mapping[str, Any]) -> CacheSpec:
         calls = [call for own in calls for call in (own, _cross_call(own[2]))]
         sources = [None] * len(calls)
     return replace(group_layers(calls, sources), states=_states(text, kinds))
-
-
-def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part about the decoder, where a configuration has several, with what the family leaves unsaid."""
-    text = config.get("text_config") or config
-    if config.get("is_encoder_decoder"):
-        text = config["decoder"] if isinstance(config.get("decoder"), dict) else _decoder_names(config)
-    return UNSAID.get(text.get("model_type", ""), {}) | (text.get("attn_config") or {}) | dict(text)
-
-
-def _decoder_names(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A configuration that tells of encoder and decoder side by side, with the decoder's sizes under plain names."""
-    found = {
-        "num_hidden_layers": config.get("decoder_layers")
-        or config.get("num_decoder_layers")
-        or config.get("num_layers"),
-        "num_attention_heads": config.get("decoder_attention_heads") or config.get("num_heads"),
-        "head_dim": config.get("d_kv"),
-    }
-    return dict(config) | found
 
 
 def _cross_call(own: Layout) -> tuple[Reach, int | None, Layout]:
@@ -131,7 +107,9 @@ def _layer_kinds(text: Mapping[str, Any]) -> list[str]:
         return [LEGACY_KINDS[kind] for kind in text["attention_layers"]]
     if text.get("hybrid_override_pattern"):  # a letter for each layer
         return [PATTERN_KINDS[letter] for letter in text["hybrid_override_pattern"]]
-    count = _first(text, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
+    count = first(text, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
+    if not 0 < count <= MAX_LAYERS:
+        raise UnsupportedModelError(f"config.json of {text.get('model_type')} has {count} layers, as no model has.")
     if text.get("no_rope_layers"):  # 1 where the layer has rotary embedding, and then it attends in chunks
         return ["chunked_attention" if rotary else "full_attention" for rotary in text["no_rope_layers"]]
     others = STATE_KIND_OF.get(text.get("model_type", ""))
@@ -200,14 +178,14 @@ def _layer(text: Mapping[str, Any], kind: str, index: int) -> _Layer:
 def _layout(sizes: Mapping[str, Any]) -> Layout:
     if sizes.get("kv_lora_rank"):
         return LatentLayout(sizes["kv_lora_rank"], sizes["qk_rope_head_dim"])
-    heads = _first(sizes, "num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads")
+    heads = first(sizes, "num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads")
     grouped = next((sizes[name] for name in KV_HEADS if sizes.get(name)), heads)
     if sizes.get("multi_query") and not sizes.get("new_decoder_architecture"):
         grouped = 1
     width = (
         sizes.get("attention_head_dim")
         or sizes.get("head_dim")
-        or _first(sizes, "hidden_size", "n_embd", "d_model") // heads
+        or first(sizes, "hidden_size", "n_embd", "d_model") // heads
     )
     return AttentionLayout(grouped, width, sizes.get("v_head_dim") or width)
 
@@ -217,11 +195,3 @@ def _sources(text: Mapping[str, Any], kinds: list[str]) -> list[int | None]:
     first_shared = len(kinds) - (text.get("num_kv_shared_layers") or 0)
     last_of_kind = {kind: index for index, kind in enumerate(kinds[:first_shared])}
     return [None if index < first_shared else last_of_kind[kind] for index, kind in enumerate(kinds)]
-
-
-def _first(sizes: Mapping[str, Any], *names: str) -> int:
-    """The size under the first of `names` that the configuration has."""
-    for name in names:
-        if sizes.get(name):
-            return int(sizes[name])
-    raise UnsupportedModelError(f"config.json of {sizes.get('model_type')} has none of: {', '.join(names)}.")

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 from pagoda.cache.groups.rule import window_pages
 from pagoda.config import DEFAULT_KV_CACHE_NBYTES, DEFAULT_KV_CACHE_SHARE, EngineConfig
-from pagoda.engine.page_formats import choose_geometries
 from pagoda.errors import ConfigError
 from pagoda.formats.page import PageGeometry
 from pagoda.formats.state import StateGeometry
 from pagoda.layouts.spec import Reach
-from pagoda.machine import available_memory_nbytes
-from pagoda.models.model import Model
+from pagoda.planning.facts import MachineFacts, ModelFacts
+from pagoda.planning.page_formats import choose_geometries
 
 logger = logging.getLogger(__name__)
 
@@ -81,36 +80,36 @@ class MemoryPlan:
         return pages + (self.states.nbytes if self.states else 0)
 
 
-def plan_memory(model: Model, config: EngineConfig) -> MemoryPlan:
+def plan_memory(facts: ModelFacts, machine: MachineFacts, config: EngineConfig) -> MemoryPlan:
     """Divide the budget into pages.
 
     Raises ConfigError if it is too small for one sequence, or max_model_len is more than the model takes.
     """
-    _check_length(model, config)
-    geometries = choose_geometries(model, config)
-    budget = config.kv_cache_memory_bytes or _default_budget()
-    states = _plan_states(model, config, geometries, budget)
+    _check_length(facts, config)
+    geometries = choose_geometries(facts, config)
+    budget = config.kv_cache_memory_bytes or _default_budget(machine)
+    states = _plan_states(facts, config, geometries, budget)
     left = budget - (states.nbytes if states else 0)
-    ratio = _encoder_ratio(model)
+    ratio = _encoder_ratio(facts)
     num_pages = _divide(geometries, left, config.max_num_batched_tokens, ratio)
     pools = tuple(zip(geometries, num_pages, strict=True))
     capacities = [group_capacity(*pool, config.max_num_batched_tokens) for pool in pools if not _is_cross(pool[0])]
     capacities = capacities or [LEDGER_PAGES * config.block_size]
     capacity = min((n for n in capacities if n is not None), default=None)
-    limits = (config.max_model_len or model.max_model_len, capacity)
+    limits = (config.max_model_len or facts.max_model_len, capacity)
     wanted = min((n for n in limits if n is not None), default=(*num_pages, LEDGER_PAGES)[0] * config.block_size)
-    if geometries and config.max_model_len is None and wanted == capacity != model.max_model_len:
+    if geometries and config.max_model_len is None and wanted == capacity != facts.max_model_len:
         logger.warning("The page pool holds %d tokens: sequences end there.", capacity)
     if wanted == capacity:
         limit = ("what the page pool holds", " or raise kv_cache_memory_bytes")
     else:
-        is_most = model.most_model_len is not None and wanted >= model.most_model_len
+        is_most = facts.most_model_len is not None and wanted >= facts.most_model_len
         limit = ("max_model_len", "" if is_most else " or raise max_model_len")
-    return MemoryPlan(geometries, num_pages, states, wanted, *limit, _max_encoder_len(model, pools))
+    return MemoryPlan(geometries, num_pages, states, wanted, *limit, _max_encoder_len(facts, pools))
 
 
-def _check_length(model: Model, config: EngineConfig) -> None:
-    wanted, most = config.max_model_len, model.most_model_len
+def _check_length(facts: ModelFacts, config: EngineConfig) -> None:
+    wanted, most = config.max_model_len, facts.most_model_len
     if wanted is not None and most is not None and wanted > most:
         raise ConfigError(f"max_model_len is {wanted} and the model takes at most {most} tokens; lower it.")
 
@@ -119,25 +118,25 @@ def _is_cross(geometry: PageGeometry) -> bool:
     return geometry.group.reach is Reach.ENCODER
 
 
-def _encoder_ratio(model: Model) -> float:
+def _encoder_ratio(facts: ModelFacts) -> float:
     """How many encoder tokens there may be for one of the decoder: as in the longest request, if that is limited."""
-    longest = None if model.encoder is None else model.encoder.max_tokens
-    if longest is None or model.max_model_len is None:
+    longest = None if facts.encoder is None else facts.encoder.max_tokens
+    if longest is None or facts.max_model_len is None:
         return 1.0
-    return max(longest / model.max_model_len, 1.0)
+    return max(longest / facts.max_model_len, 1.0)
 
 
-def _max_encoder_len(model: Model, pools: tuple[tuple[PageGeometry, int], ...]) -> int | None:
+def _max_encoder_len(facts: ModelFacts, pools: tuple[tuple[PageGeometry, int], ...]) -> int | None:
     """The longest encoder input, None without an encoder. Raises ConfigError if the encoder reads none so short."""
-    if model.encoder is None:
+    if facts.encoder is None:
         return None
     capacity = next(num_pages * geometry.page_tokens for geometry, num_pages in pools if _is_cross(geometry))
-    if not model.encoder.reads_text and capacity < (model.encoder.max_tokens or 0):
+    if not facts.encoder.reads_text and capacity < (facts.encoder.max_tokens or 0):
         raise ConfigError(
             f"kv_cache_memory_bytes gives {capacity} tokens of room to what the encoder reads, which is always "
-            f"{model.encoder.max_tokens}; raise it."
+            f"{facts.encoder.max_tokens}; raise it."
         )
-    return min(capacity, model.encoder.max_tokens or capacity)
+    return min(capacity, facts.encoder.max_tokens or capacity)
 
 
 def _divide(
@@ -165,12 +164,12 @@ def _divide(
 
 
 def _plan_states(
-    model: Model, config: EngineConfig, geometries: tuple[PageGeometry, ...], budget: int
+    facts: ModelFacts, config: EngineConfig, geometries: tuple[PageGeometry, ...], budget: int
 ) -> StatePlan | None:
     """Slots for running sequences and for snapshots; all of the budget where there are no pages."""
-    if not model.spec.states:
+    if not facts.spec.states:
         return None
-    geometry = StateGeometry(model.spec.states, model.dtype.itemsize)
+    geometry = StateGeometry(facts.spec.states, facts.number_nbytes)
     nbytes = geometry.page_nbytes
     if not geometries:
         num_slots, interval = budget // nbytes, PURE_INTERVAL_TOKENS
@@ -208,8 +207,7 @@ def group_capacity(geometry: PageGeometry, num_pages: int, step_tokens: int) -> 
     return num_pages * geometry.page_tokens
 
 
-def _default_budget() -> int:
-    available = available_memory_nbytes()
-    if available is None:
+def _default_budget(machine: MachineFacts) -> int:
+    if machine.available_nbytes is None:
         return DEFAULT_KV_CACHE_NBYTES
-    return min(DEFAULT_KV_CACHE_NBYTES, int(available * DEFAULT_KV_CACHE_SHARE))
+    return min(DEFAULT_KV_CACHE_NBYTES, int(machine.available_nbytes * DEFAULT_KV_CACHE_SHARE))

@@ -1,15 +1,13 @@
 """What a recurrent layer keeps, read from the dictionary in a checkpoint's config.json.
 
-Knows the four kinds of recurrence and the names families use for their sizes. `layouts/config.py` asks it; what a model
+Knows the four kinds of recurrence and the names families use for their sizes. `planning/spec.py` asks it; what a model
 really keeps is discovered from the model, and a test holds the two equal.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from pagoda.layouts.state import StateKind, StateLayout, StateTensor
-
-Sizes = Mapping[str, Any]
+from pagoda.planning.text_config import Sizes, first
 
 
 def state_layout(sizes: Sizes) -> StateLayout | None:
@@ -21,7 +19,7 @@ def state_layout(sizes: Sizes) -> StateLayout | None:
 def _selective_scan(sizes: Sizes) -> StateLayout:
     """Mamba (arXiv 2312.00752): every channel has a state of its own."""
     inner = _inner_width(sizes)
-    size, heads = _first(sizes, "state_size", "mamba_d_state"), sizes.get("n_mamba_heads")
+    size, heads = first(sizes, "state_size", "mamba_d_state"), sizes.get("n_mamba_heads")
     # Zamba splits the channels into heads.
     recurrent = (heads, inner // heads, size) if heads else (inner, size)
     return _layout((inner, _kernel_width(sizes)), recurrent)
@@ -29,9 +27,9 @@ def _selective_scan(sizes: Sizes) -> StateLayout:
 
 def _state_space_dual(sizes: Sizes) -> StateLayout:
     """Mamba-2 (arXiv 2405.21060): a state of [width, state size] for each head; B and C are convolved too."""
-    heads = _first(sizes, "mamba_num_heads", "mamba_n_heads", "n_mamba_heads", "num_heads")
-    groups = _first(sizes, "mamba_n_groups", "mamba_ngroups", "n_groups")
-    size = _first(sizes, "ssm_state_size", "mamba_d_state", "state_size")
+    heads = first(sizes, "mamba_num_heads", "mamba_n_heads", "n_mamba_heads", "num_heads")
+    groups = first(sizes, "mamba_n_groups", "mamba_ngroups", "n_groups")
+    size = first(sizes, "ssm_state_size", "mamba_d_state", "state_size")
     inner = heads * sizes["mamba_head_dim"] if sizes.get("mamba_head_dim") else _inner_width(sizes)
     return _layout((inner + 2 * groups * size, _kernel_width(sizes)), (heads, inner // heads, size))
 
@@ -64,15 +62,11 @@ def _layout(convolution: tuple[int, ...], recurrent: tuple[int, ...] | None) -> 
 
 def _inner_width(sizes: Sizes) -> int:
     stated = sizes.get("mamba_d_ssm") or (sizes.get("intermediate_size") if "expand" in sizes else None)
-    return int(stated or _first(sizes, "mamba_expand", "expand") * sizes["hidden_size"])
+    return int(stated or first(sizes, "mamba_expand", "expand") * sizes["hidden_size"])
 
 
 def _kernel_width(sizes: Sizes) -> int:
-    return _first(sizes, "mamba_d_conv", "conv_kernel", "linear_conv_kernel_dim")
-
-
-def _first(sizes: Sizes, *names: str) -> int:
-    return int(next(sizes[name] for name in names if name in sizes))
+    return first(sizes, "mamba_d_conv", "conv_kernel", "linear_conv_kernel_dim")
 
 
 _RECURRENCES: dict[str, Callable[[Sizes], StateLayout]] = {

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 from transformers import Gemma2Config, LlamaConfig
 
-from pagoda import LLM, SamplingParams
 from pagoda.config import EngineConfig
-from pagoda.engine.page_formats import choose_geometries
 from pagoda.errors import ConfigError
 from pagoda.models.loader import model_from_config
 from pagoda.models.model import Model
+from pagoda.planning.page_formats import choose_geometries
 
 SIZES = {
     "vocab_size": 200,
@@ -41,7 +40,7 @@ def chosen(model: Model, kv_cache_dtype: str = "auto", skipped: tuple[int | str,
     config = EngineConfig(kv_cache_dtype=kv_cache_dtype, kv_cache_dtype_skip_layers=skipped)
     return [
         [geometry.format_of(layer).name for layer in range(len(geometry.slots))]
-        for geometry in choose_geometries(model, config)
+        for geometry in choose_geometries(model.facts, config)
     ]
 
 
@@ -74,7 +73,7 @@ def test_formats_go_by_reach(gemma):
 
 def test_pages_take_the_bytes_of_their_layers(llama):
     some, none, all = (
-        choose_geometries(llama, EngineConfig(kv_cache_dtype=name, kv_cache_dtype_skip_layers=skipped))[0]
+        choose_geometries(llama.facts, EngineConfig(kv_cache_dtype=name, kv_cache_dtype_skip_layers=skipped))[0]
         for name, skipped in (("int8", (1,)), ("bf16", ()), ("int8", ()))
     )
     assert some.page_nbytes == (3 * all.page_nbytes + none.page_nbytes) // 4
@@ -101,15 +100,3 @@ def test_what_cannot_be_is_refused(llama, kv_cache_dtype, message):
 def test_a_layer_that_is_not_there_is_refused(llama, skipped):
     with pytest.raises(ConfigError, match="layers are 0 to 3, and full stands for all"):
         chosen(llama, "int8", skipped)
-
-
-@pytest.mark.parametrize("kv_cache_dtype", ["bf16/int4", "int4/bf16", "fp8_e4m3/int4", "full=int4,sliding=k8v4"])
-def test_every_mixture_generates_the_same_cold_and_warm(gemma, kv_cache_dtype):
-    params = SamplingParams(temperature=0, max_tokens=20)
-    with LLM(
-        gemma, kv_cache_dtype=kv_cache_dtype, kv_cache_dtype_skip_layers=(1,), kv_cache_memory_bytes=1 << 22
-    ) as llm:
-        cold, warm = (llm.generate([list(range(40))], params)[0] for _ in range(2))
-        assert warm.num_cached_tokens == 39
-        assert warm.outputs[0].token_ids == cold.outputs[0].token_ids
-        llm.check_integrity()

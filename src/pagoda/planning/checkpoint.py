@@ -1,0 +1,69 @@
+"""The facts of a checkpoint: from its config.json alone, and from a directory with what the headers of weights say.
+
+What a dictionary cannot tell is refused, never guessed. Whether Pagoda runs the family is found out when it is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pagoda.checkpoint.configuration import read_config
+from pagoda.checkpoint.directory import checkpoint_directory
+from pagoda.checkpoint.failures import model_errors
+from pagoda.checkpoint.plausible import check_values
+from pagoda.checkpoint.weights import FLOAT_NAMES, Outline, stored_tensors
+from pagoda.errors import CorruptCheckpointError
+from pagoda.planning.encoder import encoder_facts
+from pagoda.planning.facts import DTYPE_NBYTES, MachineFacts, ModelFacts
+from pagoda.planning.lengths import longest, longest_asked_for, plain_lengths, table_offset
+from pagoda.planning.spec import spec_from_config
+from pagoda.planning.text_config import Sizes, first, text_config
+
+# What transformers computes in where nothing says otherwise.
+USUAL_DTYPE = "float32"
+
+
+def facts_from_checkpoint(path: str | Path, machine: MachineFacts, dtype: str = "auto") -> ModelFacts:
+    """The facts of the checkpoint in a directory. `dtype` is "auto" (as stored) or the one to compute in."""
+    directory = checkpoint_directory(path)
+    file = directory / "config.json"
+    with model_errors(f"The configuration in {directory}"):
+        config = read_config(directory)
+        with stored_tensors(file, config, "np") as tensors:
+            check_values(config, Outline.of_tensors(tensors), file)
+            numbers = {name: tensor for name, tensor in tensors.items() if tensor.get_dtype() in FLOAT_NAMES}
+            count = Outline.of_tensors(numbers).num_elements
+            stored_as = next((FLOAT_NAMES[tensor.get_dtype()] for tensor in numbers.values()), USUAL_DTYPE)
+        is_stated = dtype != "auto" or _stated_dtype(config)
+        facts = facts_from_config(config, machine, dtype if is_stated else stored_as)
+        return replace(facts, weight_nbytes=count * facts.number_nbytes)
+
+
+def facts_from_config(config: Sizes, machine: MachineFacts, dtype: str = "auto") -> ModelFacts:
+    """The facts of the model that `config` (the contents of config.json) describes."""
+    with model_errors(f"The configuration of {config.get('model_type')!r:.100}"):
+        text = text_config(config)
+        # The tables of a decoder with an encoder have rows for tokens alone.
+        lengths, offset = plain_lengths(text), 0 if config.get("is_encoder_decoder") else table_offset(text)
+        return ModelFacts(
+            spec=spec_from_config(config),
+            dtype=_dtype(config, text) if dtype == "auto" else dtype,
+            vocab_size=first(text, "vocab_size"),
+            max_model_len=longest(lengths, offset),
+            most_model_len=longest_asked_for(lengths, offset),
+            encoder=encoder_facts(config, machine),
+        )
+
+
+def _dtype(config: Sizes, text: Sizes) -> str:
+    stated = _stated_dtype(config) or _stated_dtype(text) or USUAL_DTYPE
+    name = str(stated).removeprefix("torch.")
+    if name not in DTYPE_NBYTES:
+        raise CorruptCheckpointError(f"config.json of {text.get('model_type')} has dtype {stated!r:.100}.")
+    return name
+
+
+def _stated_dtype(config: Sizes) -> Any:
+    return config.get("dtype") or config.get("torch_dtype")
