@@ -15,7 +15,7 @@ from pagoda.cache.prefix.held import NO_PAGE, Reason
 from pagoda.cache.prefix.keys import TOKEN_NBYTES, token_key
 from pagoda.cache.prefix.namespace import Namespace
 from pagoda.cache.prefix.outline import Outline, outline
-from pagoda.cache.prefix.tree import Node, PrefixMatch, PrefixTree, Unwatched, Watcher
+from pagoda.cache.prefix.tree import Node, PrefixMatch, PrefixTree, Watcher
 from pagoda.config import TenantShare
 
 
@@ -39,7 +39,7 @@ class Prefixes:
         self.keeps_all = keeps_all
         self.tree = PrefixTree(page_tokens)
         self._page_tokens = page_tokens
-        self._watcher: Watcher = Unwatched()
+        self._watcher: Watcher | None = None
         self._nodes: list[Node | None] = [None] * num_pages  # by page
 
     def watch(self, watcher: Watcher) -> None:
@@ -127,7 +127,8 @@ class Prefixes:
 
     def removed(self, node: Node, reason: Reason) -> None:
         """Nodes without a page that lead nowhere go, and a parent may become the next to go."""
-        self._watcher.removed(node, reason)
+        if self._watcher is not None:
+            self._watcher.removed(node, reason)
         self._nodes[node.page] = None
         node.page = NO_PAGE
         while node.page == NO_PAGE and not node.children and node.parent is not None:
@@ -153,8 +154,10 @@ class Prefixes:
         """`node` below `parent` has a page now."""
         self._nodes[node.page] = node
         node.first_used = self.holdings.clock
-        self.holdings.leases.sealed(parent, node)
-        self._watcher.stored(node)
+        if self.holdings.leases.anchored:
+            self.holdings.leases.sealed(parent, node)
+        if self._watcher is not None:
+            self._watcher.stored(node)
 
     def _shorter(self, parent: Node, key: bytes) -> Node | None:
         """The tail below `parent` that holds the first tokens of `key` and nothing else."""

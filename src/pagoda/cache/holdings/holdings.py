@@ -83,13 +83,14 @@ class Holdings:
     def allocate(self, num_pages: int, account: Account) -> list[int]:
         """Open pages, evicting what is idle when short. Raises OutOfPagesError, changing nothing."""
         self.check_available(num_pages, account)
-        allocator = self.allocator
-        pages = allocator.allocate(min(num_pages, allocator.num_free), account)
-        # What may go for the next page depends on how many the account holds by then.
-        while (missing := num_pages - len(pages)) > 0:
-            evicted = self._evict_next(account, Reason.ROOM)
-            assert evicted, "nothing idle was offered for eviction"
-            pages += allocator.allocate(min(missing, allocator.num_free), account)
+        allocator, pages = self.allocator, []
+        # Where tenants have shares, what may go for a page depends on how many the account holds by then.
+        at_once = 1 if self.accounts.has_shares else num_pages
+        while len(pages) < num_pages:
+            while allocator.num_free < at_once:
+                evicted = self._evict_next(account, Reason.ROOM)
+                assert evicted, "nothing idle was offered for eviction"
+            pages += allocator.allocate(at_once, account)
         return pages
 
     def use(self, things: Iterable[Held]) -> None:
@@ -120,7 +121,9 @@ class Holdings:
     def make_evictable(self, held: Held) -> None:
         """Give it its place in the order of eviction, if it may go."""
         if self.is_evictable(held):
-            self.accounts.owner(held.page).idle.enter(held)
+            accounts = self.accounts
+            account = accounts.owner(held.page) if accounts.has_shares else accounts.shared
+            account.idle.enter(held)
 
     def evict(self, held: Held, reason: Reason) -> None:
         """Free what nobody uses or leases."""

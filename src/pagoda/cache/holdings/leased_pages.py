@@ -61,14 +61,17 @@ class LeaseHold:
 
 
 class LeasedPages:
-    """All leases over one group; `make_evictable` enters for eviction what may go. Without `share` nothing is held."""
+    """All leases over one group; `make_evictable` enters for eviction what may go. Without `share` nothing is held.
+
+    Those that await pages, or may get a longer one, are listed in `anchored` by the node above it.
+    """
 
     def __init__(self, allocator: PageAllocator, make_evictable: Callable[[Held], None], share: bool) -> None:
         self._share = share
         self._allocator = allocator
         self._make_evictable = make_evictable
         self._live: set[LeaseHold] = set()
-        self._anchored: dict[Node, list[LeaseHold]] = {}
+        self.anchored: dict[Node, list[LeaseHold]] = {}
 
     def cost(self, plan: HoldPlan, old: LeaseHold | None = None) -> int:
         """How many pages more would be leased, if this takes the place of `old`."""
@@ -106,7 +109,7 @@ class LeasedPages:
 
     def sealed(self, parent: Node, node: Node) -> None:
         """A page now stands at `node` below `parent`: it may be awaited, or hold more than a short one there."""
-        for hold in list(self._anchored.get(parent, ())) if self._anchored else ():
+        for hold in list(self.anchored.get(parent, ())):
             if hold.runs:
                 if node.key.startswith(hold.runs[0]):
                     self._advance(hold, node)
@@ -154,13 +157,13 @@ class LeasedPages:
         self._uncover(shorter, hold.account)
 
     def _anchor(self, hold: LeaseHold, anchor: Node | None) -> None:
-        if hold.anchor is not None and hold in (listed := self._anchored.get(hold.anchor, [])):
+        if hold.anchor is not None and hold in (listed := self.anchored.get(hold.anchor, [])):
             listed.remove(hold)
             if not listed:
-                del self._anchored[hold.anchor]
+                del self.anchored[hold.anchor]
         hold.anchor = anchor
         if anchor is not None:
-            self._anchored.setdefault(anchor, []).append(hold)
+            self.anchored.setdefault(anchor, []).append(hold)
 
     def _cover(self, held: Held, account: Account) -> None:
         held.num_leases += 1

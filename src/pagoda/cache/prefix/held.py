@@ -33,10 +33,10 @@ class Held:
 
     is_spent: bool = False
 
-    def __init__(self, key: bytes, page: int) -> None:
+    def __init__(self, key: bytes, page: int, first_used: int = 0) -> None:
         self.key = key
         self.page = page
-        self.first_used = 0
+        self.first_used = first_used
         self.last_used = 0
         self.num_hits = 0
         self.num_leases = 0

@@ -62,14 +62,6 @@ class Watcher(Protocol):
         """No longer."""
 
 
-class Unwatched:
-    """A watcher that looks away."""
-
-    def stored(self, node: Node) -> None: ...
-
-    def removed(self, node: Node, reason: Reason) -> None: ...
-
-
 class PrefixMatch(NamedTuple):
     """What the tree holds of a prompt: whole pages on `path`, then `partial_tokens` leading tokens of `partial`."""
 
