@@ -31,11 +31,11 @@ def serve(pipe: Connection, arguments: argparse.Namespace) -> None:
     from pagoda.commands.shapes import shape_config
     from pagoda.llm import EMBEDDED_MODEL
     from pagoda.models.loader import model_from_config
+    from pagoda.server.accepted.service import Service
     from pagoda.server.app import create_app
-    from pagoda.server.listener import listen
-    from pagoda.server.options import ServerOptions
-    from pagoda.server.service import Service
-    from pagoda.server.tenants import Tenants
+    from pagoda.server.entrance.listener import listen
+    from pagoda.server.ground.options import ServerOptions
+    from pagoda.server.ground.tenants import Tenants
 
     model: Any = None
     if arguments.shape != "embedded":

@@ -12,11 +12,11 @@ from typing import Any
 import httpx2
 
 from pagoda import LLM
-from pagoda.server.listener import listen
-from pagoda.server.options import ServerOptions
+from pagoda.server.accepted.service import Service
+from pagoda.server.entrance.listener import listen
+from pagoda.server.ground.options import ServerOptions
+from pagoda.server.ground.tenants import Tenants
 from pagoda.server.run import Server
-from pagoda.server.service import Service
-from pagoda.server.tenants import Tenants
 
 MODEL = "pagoda-tiny"
 TENANTS = """

@@ -16,24 +16,24 @@ from starlette.responses import Response
 
 from pagoda import __version__
 from pagoda.errors import HttpError, PagodaError
+from pagoda.server.accepted.service import Service
+from pagoda.server.accepted.wire import request_id_of
+from pagoda.server.answered.token_text import TokenTexts
 from pagoda.server.anthropic.messages import Messages
-from pagoda.server.body_route import body_route
-from pagoda.server.conversation import ConversationReader
-from pagoda.server.errors import error_response, invalid_field, refused
-from pagoda.server.examples import add_examples
-from pagoda.server.failures import Failures
-from pagoda.server.gate import Gate
-from pagoda.server.kv import Kv
+from pagoda.server.asked.conversation import ConversationReader
+from pagoda.server.entrance.body_route import body_route
+from pagoda.server.entrance.failures import Failures
+from pagoda.server.entrance.gate import Gate
+from pagoda.server.ground.errors import error_response, invalid_field, refused
 from pagoda.server.openai.chat import ChatCompletions
 from pagoda.server.openai.completions import Completions
 from pagoda.server.openai.embeddings import Embeddings
 from pagoda.server.openai.responses import Responses
-from pagoda.server.operation import Operation
-from pagoda.server.service import Service
-from pagoda.server.token_text import TokenTexts
-from pagoda.server.tokens import Tokens
-from pagoda.server.webpage import Webpage
-from pagoda.server.wire import request_id_of
+from pagoda.server.own.examples import add_examples
+from pagoda.server.own.kv import Kv
+from pagoda.server.own.operation import Operation
+from pagoda.server.own.tokens import Tokens
+from pagoda.server.own.webpage import Webpage
 
 logger = logging.getLogger(__name__)
 

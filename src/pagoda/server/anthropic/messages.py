@@ -11,21 +11,21 @@ from starlette.responses import Response
 
 from pagoda.errors import HttpError
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
-from pagoda.server import sse
+from pagoda.server.accepted.service import Call, Service, new_id
+from pagoda.server.accepted.wire import ignore, json_response, origin_of, request_id_of, scope_of, tenant_of
+from pagoda.server.answered import sse
+from pagoda.server.answered.record import Record
 from pagoda.server.anthropic.prompt import conversation_of
 from pagoda.server.anthropic.schema import CountBody, MessagesBody, ToolChoiceTool
 from pagoda.server.anthropic.writer import LateError, MessageEvents, MessageShape, content_of
-from pagoda.server.asked import Asked
-from pagoda.server.conversation import Conversation, ConversationReader
-from pagoda.server.fingerprint import Fingerprint, History, Section, missed_tokens
-from pagoda.server.forms import call_form, check_choice, json_form, left_out
-from pagoda.server.record import Record
+from pagoda.server.asked.asked import Asked
+from pagoda.server.asked.conversation import Conversation, ConversationReader
+from pagoda.server.asked.fingerprint import Fingerprint, History, Section, missed_tokens
+from pagoda.server.asked.forms import call_form, check_choice, json_form, left_out
+from pagoda.server.asked.sampling import checked
+from pagoda.server.asked.transcripts import Scope
 from pagoda.server.replies.pieces import Thought, ToolCall
 from pagoda.server.replies.reader import ReplyReader, Terms, read_sample
-from pagoda.server.sampling import checked
-from pagoda.server.service import Call, Service, new_id
-from pagoda.server.transcripts import Scope
-from pagoda.server.wire import ignore, json_response, origin_of, request_id_of, scope_of, tenant_of
 
 REASONS = {
     Section.MODEL: "model_changed",

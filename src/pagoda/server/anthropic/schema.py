@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pagoda.server.body import Body, Items
-from pagoda.server.leniency import FORGETTING, replacing, skipping
+from pagoda.server.asked.body import Body, Items
+from pagoda.server.asked.leniency import FORGETTING, replacing, skipping
 
 
 class CacheControl(Body):

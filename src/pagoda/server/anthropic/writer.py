@@ -10,12 +10,12 @@ from typing import Any
 from pagoda.engine.request import FinishReason
 from pagoda.errors import HttpError
 from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
-from pagoda.server import sse
-from pagoda.server.answer import Answer
+from pagoda.server.answered import sse
+from pagoda.server.answered.answer import Answer
+from pagoda.server.answered.record import Record
 from pagoda.server.anthropic.prompt import TTL_SECONDS
 from pagoda.server.anthropic.schema import MessagesBody
-from pagoda.server.errors import error_body
-from pagoda.server.record import Record
+from pagoda.server.ground.errors import error_body
 from pagoda.server.replies.pieces import Arguments, Block, CallEnd, CallStart, Piece, Text, Thought, ToolCall
 from pagoda.server.replies.reader import ReplyReader, is_cut
 from pagoda.server.replies.style import ReplyStyle

@@ -16,11 +16,23 @@ from pagoda.engine.request import TokenLogprobs
 from pagoda.errors import HttpError
 from pagoda.outputs import CompletionOutput, RequestOutput
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
-from pagoda.server import sse
-from pagoda.server.answer import Answer
-from pagoda.server.conversation import Conversation, ConversationReader, Part, ReadConversation, Turn, instructions
-from pagoda.server.forms import call_form, check_choice, json_form, left_out
-from pagoda.server.json_shape import check_arguments
+from pagoda.server.accepted.service import Call, Service, new_id
+from pagoda.server.accepted.wire import ignore, json_response, origin_of, scope_of
+from pagoda.server.answered import sse
+from pagoda.server.answered.answer import Answer
+from pagoda.server.answered.record import Record
+from pagoda.server.answered.token_text import TokenTexts
+from pagoda.server.asked.conversation import (
+    Conversation,
+    ConversationReader,
+    Part,
+    ReadConversation,
+    Turn,
+    instructions,
+)
+from pagoda.server.asked.forms import call_form, check_choice, json_form, left_out
+from pagoda.server.asked.json_shape import check_arguments
+from pagoda.server.asked.transcripts import Scope
 from pagoda.server.openai.chat_writer import SampleDeltas, end_of, message_of
 from pagoda.server.openai.guided import guided_form, guided_param
 from pagoda.server.openai.marks import kept, ttl_of
@@ -36,14 +48,9 @@ from pagoda.server.openai.schema import (
     TextPart,
     Tool,
 )
-from pagoda.server.record import Record
 from pagoda.server.replies.pieces import Block, Thought, ToolCall
 from pagoda.server.replies.reader import ReplyReader, Terms, read_sample
 from pagoda.server.replies.style import ReplyStyle
-from pagoda.server.service import Call, Service, new_id
-from pagoda.server.token_text import TokenTexts
-from pagoda.server.transcripts import Scope
-from pagoda.server.wire import ignore, json_response, origin_of, scope_of
 
 
 @dataclass(frozen=True)

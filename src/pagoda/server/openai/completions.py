@@ -14,18 +14,18 @@ from pagoda.engine.request import TokenLogprobs
 from pagoda.errors import HttpError
 from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
 from pagoda.prompts import Prompt, ReadPrompt
-from pagoda.server import sse
-from pagoda.server.answer import Answer
-from pagoda.server.body import MOST_TOKENS
-from pagoda.server.forms import left_out
+from pagoda.server.accepted.service import Call, Service, Work, new_id
+from pagoda.server.accepted.wire import ignore, json_response, origin_of
+from pagoda.server.answered import sse
+from pagoda.server.answered.answer import Answer
+from pagoda.server.answered.record import Record
+from pagoda.server.answered.token_text import TokenTexts
+from pagoda.server.asked.body import MOST_TOKENS
+from pagoda.server.asked.forms import left_out
 from pagoda.server.openai.guided import guided_form, guided_param
 from pagoda.server.openai.parameters import sampling_params
 from pagoda.server.openai.projection import completion_logprobs, finish_reason, identity_of, late_error, usage
 from pagoda.server.openai.schema import CompletionBody
-from pagoda.server.record import Record
-from pagoda.server.service import Call, Service, Work, new_id
-from pagoda.server.token_text import TokenTexts
-from pagoda.server.wire import ignore, json_response, origin_of
 from pagoda.tokenizing import decode
 
 MAX_PROMPTS = 1024

@@ -22,10 +22,10 @@ from pagoda.engine.embedding import Embedder, Pooling
 from pagoda.errors import HttpError, PagodaError
 from pagoda.prompts import Prompt
 from pagoda.sampling_params import SamplingParams
-from pagoda.server.body import MOST_TOKENS, Body, Items, TokenIds
-from pagoda.server.errors import refused
-from pagoda.server.service import Origin, Service, too_late
-from pagoda.server.wire import json_response, origin_of
+from pagoda.server.accepted.service import Origin, Service, too_late
+from pagoda.server.accepted.wire import json_response, origin_of
+from pagoda.server.asked.body import MOST_TOKENS, Body, Items, TokenIds
+from pagoda.server.ground.errors import refused
 
 MOST_INPUTS = 2048  # as OpenAI has it
 MOST_WAITING = 32  # calls of one tenant

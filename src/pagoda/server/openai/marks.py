@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from pagoda.server.answered.record import Record
 from pagoda.server.openai.responses_schema import CacheOptions
 from pagoda.server.openai.schema import CacheBreakpoint, PromptCacheOptions
-from pagoda.server.record import Record
 
 Options = PromptCacheOptions | CacheOptions | None
 

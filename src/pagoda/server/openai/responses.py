@@ -14,25 +14,25 @@ from starlette.responses import Response
 from pagoda.engine.request import TokenLogprobs
 from pagoda.errors import HttpError
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
-from pagoda.server import sse
-from pagoda.server.asked import Asked
-from pagoda.server.conversation import Conversation, ConversationReader, Turn
-from pagoda.server.fingerprint import Fingerprint, History, Section, missed_tokens, plain
-from pagoda.server.forms import call_form, check_choice, json_form, left_out
-from pagoda.server.jsons import to_json
-from pagoda.server.latest import Latest
+from pagoda.server.accepted.service import Call, Service, new_id
+from pagoda.server.accepted.wire import ignore, json_response, origin_of, scope_of, tenant_of
+from pagoda.server.answered import sse
+from pagoda.server.answered.latest import Latest
+from pagoda.server.answered.record import Record
+from pagoda.server.answered.token_text import TokenTexts
+from pagoda.server.asked.asked import Asked
+from pagoda.server.asked.conversation import Conversation, ConversationReader, Turn
+from pagoda.server.asked.fingerprint import Fingerprint, History, Section, missed_tokens, plain
+from pagoda.server.asked.forms import call_form, check_choice, json_form, left_out
+from pagoda.server.asked.sampling import checked
+from pagoda.server.asked.transcripts import Scope
+from pagoda.server.ground.jsons import to_json
 from pagoda.server.openai.projection import chat_logprobs
 from pagoda.server.openai.responses_prompt import conversation_of
 from pagoda.server.openai.responses_schema import JsonSchemaFormat, NamedFunction, ResponseBody
 from pagoda.server.openai.responses_writer import ResponseShape, ResponseWriter
 from pagoda.server.openai.schema import JsonObjectFormat
-from pagoda.server.record import Record
 from pagoda.server.replies.reader import ReplyReader, Terms
-from pagoda.server.sampling import checked
-from pagoda.server.service import Call, Service, new_id
-from pagoda.server.token_text import TokenTexts
-from pagoda.server.transcripts import Scope
-from pagoda.server.wire import ignore, json_response, origin_of, scope_of, tenant_of
 
 MOST_STORED = 1024
 MOST_STORED_NBYTES = 64 << 20

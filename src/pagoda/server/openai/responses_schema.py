@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo
 
-from pagoda.server.body import SIZE_CHECK, Body, Items
-from pagoda.server.leniency import FORGETTING, Leniency, replacing, skipping
+from pagoda.server.asked.body import SIZE_CHECK, Body, Items
+from pagoda.server.asked.leniency import FORGETTING, Leniency, replacing, skipping
 from pagoda.server.openai.schema import (
     CacheBreakpoint,
     Effort,

@@ -10,19 +10,19 @@ from typing import Any
 from pagoda.engine.request import FinishReason, TokenLogprobs
 from pagoda.errors import HttpError
 from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
-from pagoda.server import sse
-from pagoda.server.answer import Answer
-from pagoda.server.conversation import Conversation, Turn
-from pagoda.server.errors import error_body
-from pagoda.server.fingerprint import Fingerprint
+from pagoda.server.accepted.service import new_id
+from pagoda.server.answered import sse
+from pagoda.server.answered.answer import Answer
+from pagoda.server.answered.record import Record
+from pagoda.server.asked.conversation import Conversation, Turn
+from pagoda.server.asked.fingerprint import Fingerprint
+from pagoda.server.ground.errors import error_body
 from pagoda.server.openai.marks import TTL_SECONDS, Options, num_written
 from pagoda.server.openai.responses_prompt import answer_turn
 from pagoda.server.openai.responses_schema import NamedFunction, ResponseBody
-from pagoda.server.record import Record
 from pagoda.server.replies.pieces import Arguments, CallEnd, CallStart, Piece, Text, Thought, ToolCall
 from pagoda.server.replies.reader import ReplyReader, is_cut
 from pagoda.server.replies.style import ReplyStyle
-from pagoda.server.service import new_id
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pagoda.server.body import Body, Entries, Items, TokenIds
-from pagoda.server.leniency import DROPPING, FORGETTING, replacing, skipping
+from pagoda.server.asked.body import Body, Entries, Items, TokenIds
+from pagoda.server.asked.leniency import DROPPING, FORGETTING, replacing, skipping
 from pagoda.server.openai.guided import Guided
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]

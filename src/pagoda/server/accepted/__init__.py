@@ -1,0 +1,1 @@
+"""How a call is accepted: room, turns and time of its tenant."""
