@@ -41,7 +41,7 @@ class Told:
 
     text: str
     reason: FinishReason
-    requests: tuple[Any, ...] = ()
+    jobs: tuple[Any, ...] = ()
 
     @property
     def outputs(self) -> list[RequestOutput]:

@@ -19,6 +19,7 @@ from pagoda.server.ground.tenants import Tenants
 
 if TYPE_CHECKING:
     from pagoda.server.accepted.service import Service
+    from pagoda.server.backend.local import LocalBackend
 
 EMBEDDED_NAME = "pagoda-tiny"
 
@@ -36,29 +37,29 @@ def run(arguments: Namespace) -> int:
         stack.enter_context(listener)
         llm = stack.enter_context(load_llm(arguments, tenants=tenants.shares))
         from pagoda.server.accepted.service import Service
+        from pagoda.server.backend.local import LocalBackend
         from pagoda.server.run import serve
 
-        service = Service(llm, options, tenants, name)
-        stack.callback(_publish(service, options))
+        backend = LocalBackend(llm)
+        service = Service(backend, options, tenants, name)
+        stack.callback(_publish(backend, options))
         stack.callback(_trace(service, options))
         sys.stderr.write(f"Serving {service.names[0]} at http://{f'[{host}]' if ':' in host else host}:{port}\n")
         serve(service, listener)
     return 0
 
 
-def _publish(service: Service, options: ServerOptions) -> Callable[[], None]:
+def _publish(backend: LocalBackend, options: ServerOptions) -> Callable[[], None]:
     """Tell routers which pages are held, if that is wanted; what is returned ends it."""
     if options.kv_events_endpoint is None:
         return lambda: None
     _need("msgspec", "zmq", extra="events")
     from pagoda.server.watched.kv_events import KvEvents
 
-    engine, loop = service.llm.engine, service.llm.loop
-    page_tokens = engine.memory.geometries[0].page_tokens if engine.memory.geometries else 0
     endpoints = (options.kv_events_endpoint, options.kv_events_replay_endpoint)
-    events = KvEvents(*endpoints, options.kv_events_topic, page_tokens)
-    loop.call(lambda: engine.watch(events)).result()
-    loop.observe(events.flush)
+    events = KvEvents(*endpoints, options.kv_events_topic, backend.pages.page_tokens)
+    backend.watch(events)
+    backend.observe(events.flush)
     return events.close
 
 

@@ -92,16 +92,16 @@ def _allow_more_fields(app: FastAPI) -> None:
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
-    llm, options = service.llm, service.options
-    conversations = ConversationReader(llm.reader, llm.chats, options.chat_template_text, service.transcripts)
-    texts = None if llm.tokenizer is None else TokenTexts(llm.tokenizer)
+    texts = service.backend.texts
+    conversations = ConversationReader(texts, service.options.chat_template_text, service.transcripts)
+    names = None if texts.tokenizer is None else TokenTexts(texts.tokenizer)
     operation, tokens = Operation(service), Tokens(service, conversations)
     messages = Messages(service, conversations)
-    responses = Responses(service, conversations, texts)
+    responses = Responses(service, conversations, names)
     kv = Kv(service, conversations)
     routes = (
-        ("POST", "/v1/completions", Completions(service, texts).create),
-        ("POST", "/v1/chat/completions", ChatCompletions(service, conversations, texts).create),
+        ("POST", "/v1/completions", Completions(service, names).create),
+        ("POST", "/v1/chat/completions", ChatCompletions(service, conversations, names).create),
         ("POST", "/v1/embeddings", Embeddings(service).create),
         ("POST", "/v1/responses", responses.create),
         ("GET", "/v1/responses/{response_id}", responses.retrieve),

@@ -6,7 +6,8 @@ import pytest
 
 from pagoda.outputs import CompletionOutput
 from pagoda.prompts import ReadPrompt
-from pagoda.server.asked.transcripts import Scope, Transcripts
+from pagoda.server.asked.transcripts import Transcripts
+from pagoda.server.ground.messages import Scope
 from server.running import MODEL, Running
 
 PROMPT = "The room was a pleasant one, at the top of the house, overlooking the sea. " * 4

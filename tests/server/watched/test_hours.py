@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import httpx2
 import pytest
 
 from pagoda import LLM
-from pagoda.engine.request import Request, RequestMetrics, Sequence, new_request
-from pagoda.sampling_params import SamplingParams
+from pagoda.engine.request import RequestMetrics
 from pagoda.server.watched import hours as hours_module
 from pagoda.server.watched.hours import KEPT_SECONDS, MOST_SAMPLES, SAMPLE_SECONDS, Hours, Sample
 from server.running import MODEL, MOST_SECONDS, TENANTS, Running, running, unhurried, wait_until
@@ -21,19 +20,25 @@ SHORT = {"model": MODEL, "prompt": "The sea was", "max_tokens": 2, "ignore_eos":
 STATUSES = ("400", "401", "404", "429", "499", "500", "503", "504")
 
 
-def request(num_generated: int = 0, ttft_seconds: float | None = None, is_scheduled: bool = True) -> Request:
-    made = new_request("some", [1, 2, 3], SamplingParams())
-    made.metrics = RequestMetrics(
+@dataclass
+class Made:
+    """What is looked at of a job."""
+
+    metrics: RequestMetrics
+    num_output_tokens: int = 0
+
+
+def request(num_generated: int = 0, ttft_seconds: float | None = None, is_scheduled: bool = True) -> Any:
+    metrics = RequestMetrics(
         arrival=100.0,
         first_scheduled=100.0 if is_scheduled else None,
         first_token=None if ttft_seconds is None else 100.0 + ttft_seconds,
     )
-    made.sequences[:] = [Sequence(made, 0, [*made.prompt, *[7] * num_generated], Random(0))]
-    return made
+    return Made(metrics, num_generated)
 
 
-def generate(request: Request, num_tokens: int) -> None:
-    request.sequences[0].tokens.extend([7] * num_tokens)
+def generate(request: Made, num_tokens: int) -> None:
+    request.num_output_tokens += num_tokens
 
 
 def samples(hours: Hours, tenant: str | None = None) -> list[Sample]:

@@ -16,17 +16,18 @@ from threading import Event
 from pagoda.engine.constraint import Constraint
 from pagoda.errors import HttpError, RequestCancelledError
 from pagoda.sampling_params import StructuredOutputs
-from pagoda.structured.compiler import GrammarCompiler
+from pagoda.server.backend.base import Forms
+from pagoda.server.ground.errors import client_gone, too_late
 
 MOST_WAITING = 32  # of one tenant
 NUM_THREADS = 8  # which wait for the children that compile
 
 
 class Compiling:
-    """Over one compiler. Used on the event loop's thread only."""
+    """Over one backend's. Used on the event loop's thread only."""
 
-    def __init__(self, grammars: GrammarCompiler) -> None:
-        self._grammars = grammars
+    def __init__(self, forms: Forms) -> None:
+        self._forms = forms
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="pagoda-compiler")
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._waiting: Counter[str] = Counter()
@@ -59,8 +60,8 @@ class Compiling:
             compiled.cancel()
             gone.cancel()
         if gone.done():
-            raise HttpError(499, "The client has gone.", code="client_gone")
-        raise HttpError(504, "The request was not done in the time it was given.", code="deadline_exceeded")
+            raise client_gone()
+        raise too_late()
 
     def close(self) -> None:
         """Give up what is compiled, and compile no more."""
@@ -74,5 +75,5 @@ class Compiling:
         async with self._turns[tenant]:
             if self._is_closed.is_set():
                 raise RequestCancelledError("The server is shutting down.")
-            compile = partial(self._grammars.compile, form, tenant, is_wanted)
+            compile = partial(self._forms.compile, form, tenant, is_wanted)
             return await asyncio.get_running_loop().run_in_executor(self._threads, compile)

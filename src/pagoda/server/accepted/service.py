@@ -1,7 +1,7 @@
-"""Between the HTTP handlers and the engine: accepts requests or says why not, and knows those in flight.
+"""Between the HTTP handlers and a backend: accepts calls or says why not, and knows those in flight.
 
-Handlers run on an event loop, the engine in its own thread; nothing here waits for the engine but through an `Answer`.
-Text becomes tokens in threads of its own, since a long prompt takes longer than a step.
+Handlers run on an event loop, a backend in its own thread; nothing here waits for it but through an `Answer`. Text
+becomes tokens in threads of its own, since a long prompt takes longer than a step.
 """
 
 from __future__ import annotations
@@ -10,28 +10,23 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from time import monotonic, time
 from typing import TypeVar
-from uuid import uuid4
 
-from pagoda.cache.lease import Breakpoint
-from pagoda.collector import Collector
 from pagoda.engine.constraint import Constraint
-from pagoda.engine.request import Request, new_request
 from pagoda.errors import HttpError, PagodaError
-from pagoda.llm import LLM
-from pagoda.prompts import ReadPrompt
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server.accepted.compiling import Compiling
 from pagoda.server.accepted.quotas import Quotas, check_limit
 from pagoda.server.answered.answer import Answer, Outbox
 from pagoda.server.asked.conversation import ReadConversation
 from pagoda.server.asked.reader import Reader
-from pagoda.server.asked.transcripts import Scope, Transcripts
-from pagoda.server.ground.errors import CLIENT_GONE, failed, refused
+from pagoda.server.asked.transcripts import Transcripts
+from pagoda.server.backend.base import Backend
+from pagoda.server.ground.errors import CLIENT_GONE, failed, refused, too_late
+from pagoda.server.ground.messages import Call, Job, Origin, Work
 from pagoda.server.ground.options import ServerOptions
 from pagoda.server.ground.tenants import Tenant, Tenants
 from pagoda.server.watched.hours import Hours
@@ -46,85 +41,29 @@ Result = TypeVar("Result")
 READER_THREADS = 4  # of several tenants: what some of them send does not hold up the others
 
 
-async def _for_ever() -> None:
-    await asyncio.Event().wait()
-
-
-@dataclass(frozen=True)
-class Work:
-    """One prompt to continue. The answer of one with a `scope` is a turn that may come back.
-
-    Its text has those special tokens that are `shown`.
-    """
-
-    prompt: ReadPrompt
-    params: SamplingParams
-    constraint: Constraint | None = None
-    breakpoints: tuple[Breakpoint, ...] = ()
-    scope: Scope | None = None
-    shown: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Who calls, how long the answer is of use, and the headers that say to which trace it belongs.
-
-    The request came at `arrival`, on the monotonic clock. `until_gone` returns when the client closes the connection.
-    `on_answer` is told of what is answered, for the log.
-    """
-
-    tenant: Tenant
-    timeout_seconds: float | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    arrival: float = field(default_factory=monotonic)
-    until_gone: Callable[[], Awaitable[None]] = _for_ever
-    on_answer: Callable[[Answer], None] = lambda _: None
-
-
-@dataclass(frozen=True)
-class Call:
-    """What one HTTP request asks for, and for whom. `streams` wants chunks as they come.
-
-    `param` is the field that has the prompts.
-    """
-
-    call_id: str
-    origin: Origin
-    works: Sequence[Work]
-    param: str
-    streams: bool = False
-    cache_salt: str = ""
-
-    @property
-    def num_samples(self) -> int:
-        return sum(work.params.n for work in self.works)
-
-
 class Service:
-    """One engine for many clients."""
+    """One backend for many clients."""
 
-    def __init__(self, llm: LLM, options: ServerOptions, tenants: Tenants, model_name: str) -> None:
-        self.llm = llm
+    def __init__(self, backend: Backend, options: ServerOptions, tenants: Tenants, model_name: str) -> None:
+        self.backend = backend
         self.options = options
         self.names = options.served_model_name or (model_name,)
         self.tenants = tenants
         self._quotas = Quotas(options.max_queued_requests, tenants)
-        # Without a word of the checkpoint an answer goes on to the end of the context.
-        most_tokens = llm.engine.model.generation.sampling.get("max_tokens")
-        self.default_params = replace(llm.get_default_sampling_params(), max_tokens=most_tokens)
-        self.metrics = Metrics(self.names[0], llm.engine, options.metrics_compat)
+        self.metrics = Metrics(self.names[0], backend.pages, options.metrics_compat)
         self.started = time()
         self.is_draining = False
-        self.on_end: Callable[[Request, Mapping[str, str]], None] = lambda *_: None
+        self.on_end: Callable[[Job, Mapping[str, str]], None] = lambda *_: None
         self._answers: dict[Answer, Call] = {}
         self._deadlines: dict[Answer, asyncio.TimerHandle] = {}
         self.recent = Recent()
         self.hours = Hours()
         self._sampling: asyncio.Task[None] | None = None
-        self.transcripts = None if llm.tokenizer is None else Transcripts(llm.tokenizer, llm.engine.model.eos_token_ids)
-        self._compiling = Compiling(llm.grammars)
+        tokenizer = backend.texts.tokenizer
+        self.transcripts = None if tokenizer is None else Transcripts(tokenizer, backend.model.eos_token_ids)
+        self._compiling = Compiling(backend.forms)
         # Beside each other tokenizers of two languages would change each other's.
-        is_shared = tenants.are_several and llm.engine.model.encoder is None
+        is_shared = tenants.are_several and not backend.model.has_encoder
         self.reader = Reader(READER_THREADS if is_shared else 1)
         self._outbox: Outbox | None = None
         self._stop_observing: Callable[[], None] = lambda: None
@@ -132,8 +71,8 @@ class Service:
     def start(self) -> None:
         """On the event loop that handlers run on."""
         self._outbox = Outbox(asyncio.get_running_loop(), self.options.stream_interval_seconds)
-        self._stop_observing = self.llm.loop.observe(self._outbox.flush)
-        self._sampling = asyncio.create_task(self.hours.run(self._requests_in_flight))
+        self._stop_observing = self.backend.observe(self._outbox.flush)
+        self._sampling = asyncio.create_task(self.hours.run(self._jobs_in_flight))
 
     def stop(self) -> None:
         self._stop_observing()
@@ -149,7 +88,7 @@ class Service:
 
     @property
     def num_waiting(self) -> int:
-        """Requests that have not been scheduled yet."""
+        """Jobs that have not been scheduled yet."""
         return self._waiting_by_tenant().total()
 
     async def read(self, function: Callable[[Given], Result], given: Given, param: str, tenant: Tenant) -> Result:
@@ -176,7 +115,7 @@ class Service:
     async def constraint(self, form: StructuredOutputs, param: str, origin: Origin) -> Constraint | None:
         """What holds an output to `form`; one that is known already waits for no other."""
         tenant = origin.tenant
-        known = await self.read(partial(self.llm.grammars.find, tenant=tenant.name), form, param, tenant)
+        known = await self.read(partial(self.backend.forms.find, tenant=tenant.name), form, param, tenant)
         if known is not None:
             return known
         try:
@@ -215,18 +154,17 @@ class Service:
             self.hours.add_error(tenant)
 
     def submit(self, call: Call) -> Answer:
-        """Hand a call to the engine. Raises HttpError, before anything has happened, if it is not accepted."""
+        """Hand a call to the backend. Raises HttpError, before anything has happened, if it is not accepted."""
         assert self._outbox is not None, "start() was not called"
         self.check_room(call.origin.tenant, call.param, len(call.works), call.num_samples)
         seconds = self.seconds_left(call.origin)
-        requests = [self._request(call, index, work) for index, work in enumerate(call.works)]
-        answer = Answer(requests, cancel=lambda: self._cancel(requests), on_end=self._ended)
         try:
-            self.llm.loop.submit(requests, [self._collector(call, answer, index) for index in range(len(requests))])
+            run = self.backend.prepare(call)
+            answer = Answer(run.jobs, cancel=run.cancel, on_end=self._ended)
+            run.start(partial(self._outbox.put, answer))
         except PagodaError as error:
-            raise refused(error) from error
+            raise refused(error, call.param) from error
         self._answers[answer] = call
-        call.origin.on_answer(answer)
         self._set_deadline(answer, seconds)
         return answer
 
@@ -243,52 +181,18 @@ class Service:
         for answer in list(self._answers):
             answer.fail(HttpError(503, "The server is shutting down and the time to finish has passed.", code="cut"))
 
-    def _requests_in_flight(self) -> Iterator[tuple[str, Request]]:
+    def _jobs_in_flight(self) -> Iterator[tuple[str, Job]]:
         """With their tenants."""
         for answer, call in self._answers.items():
-            for request in answer.requests:
-                yield call.origin.tenant.name, request
+            for job in answer.jobs:
+                yield call.origin.tenant.name, job
 
     def _waiting_by_tenant(self) -> Counter[str]:
-        return Counter(
-            tenant for tenant, request in self._requests_in_flight() if request.metrics.first_scheduled is None
-        )
+        return Counter(tenant for tenant, job in self._jobs_in_flight() if job.metrics.first_scheduled is None)
 
     def _retry_after(self) -> int:
         """Seconds after which about half of what is in flight has ended."""
         return max(1, math.ceil(self.recent.mean_seconds / 2))
-
-    def _request(self, call: Call, index: int, work: Work) -> Request:
-        prompt, params = work.prompt, work.params
-        try:
-            if params.stop_strings:
-                self.llm.reader.need_tokenizer()
-            self.llm.engine.validate(
-                prompt.token_ids, params, prompt.encoder_input, call.origin.tenant.name, work.breakpoints
-            )
-        except PagodaError as error:
-            raise refused(error, call.param) from error
-        name = f"{call.call_id}-{index}"
-        request = new_request(
-            name,
-            prompt.token_ids,
-            params,
-            prompt.text,
-            call.cache_salt,
-            prompt.encoder_input,
-            tenant=call.origin.tenant.name,
-            breakpoints=work.breakpoints,
-        )
-        request.constraint = work.constraint
-        return request
-
-    def _collector(self, call: Call, answer: Answer, index: int) -> Collector:
-        assert self._outbox is not None
-        put = partial(self._outbox.put, answer, index)
-        request, tokenizer, shown = answer.requests[index], self.llm.tokenizer, call.works[index].shown
-        if call.streams:
-            return Collector(request, tokenizer, on_chunk=put, shown=shown)
-        return Collector(request, tokenizer, on_end=put, shown=shown)
 
     def seconds_left(self, origin: Origin) -> float | None:
         """Until the answer is of no use any more, None if it always is. Raises HttpError 504."""
@@ -305,10 +209,6 @@ class Service:
         if seconds is not None:
             self._deadlines[answer] = asyncio.get_running_loop().call_later(seconds, answer.fail, too_late())
 
-    def _cancel(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            self.llm.loop.cancel(request.request_id)
-
     def _ended(self, answer: Answer) -> None:
         deadline = self._deadlines.pop(answer, None)
         if deadline is not None:
@@ -317,24 +217,15 @@ class Service:
         if call is not None:
             self.metrics.count(answer)
             self._remember(call, answer)
-            self.recent.add(call.origin.tenant.name, answer.requests)
-            self.hours.add(call.origin.tenant.name, answer.requests)
+            self.recent.add(call.origin.tenant.name, answer.jobs)
+            self.hours.add(call.origin.tenant.name, answer.jobs)
             if call.streams and answer.error is not None:  # others' statuses say it
                 self.count_error(call.origin.tenant.name, failed(answer.error).status)
-            for request in answer.requests:
-                self.on_end(request, call.origin.headers)
+            for job in answer.jobs:
+                self.on_end(job, call.origin.headers)
 
     def _remember(self, call: Call, answer: Answer) -> None:
         for work, output in zip(call.works, answer.outputs, strict=True):
             if self.transcripts is not None and work.scope is not None and output is not None:
                 for sample in output.outputs:
                     self.transcripts.remember(work.scope, work.prompt, sample)
-
-
-def too_late() -> HttpError:
-    """The answer of a request whose time is over."""
-    return HttpError(504, "The request was not done in the time it was given.", code="deadline_exceeded")
-
-
-def new_id(prefix: str) -> str:
-    return f"{prefix}{uuid4().hex}"

@@ -11,10 +11,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pagoda.errors import HttpError
-from pagoda.server.accepted.service import Origin
+from pagoda.server.accepted.service import Service
+from pagoda.server.answered.answer import Answer
+from pagoda.server.answered.sse import until_gone
 from pagoda.server.asked.leniency import Leniency
-from pagoda.server.asked.transcripts import Scope
 from pagoda.server.ground.jsons import to_json
+from pagoda.server.ground.messages import Call, Origin, Scope
 from pagoda.server.ground.tenants import Tenant
 
 TIMEOUT_HEADER = "x-request-timeout"
@@ -41,8 +43,15 @@ def request_id_of(request: Request) -> str:
 
 def origin_of(request: Request) -> Origin:
     """Who asks, and how. Raises HttpError for nonsense."""
-    gone, note = partial(until_gone, request), partial(setattr, request.state, "answer")
-    return Origin(tenant_of(request), _timeout_of(request), request.headers, request.state.started, gone, note)
+    gone = partial(until_gone, request)
+    return Origin(tenant_of(request), _timeout_of(request), request.headers, request.state.started, gone)
+
+
+def submit(service: Service, call: Call, request: Request) -> Answer:
+    """Hand a call to the backend. The log line of the request will tell what came of it."""
+    answer = service.submit(call)
+    request.state.answer = answer
+    return answer
 
 
 def ignore(request: Request, names: Iterable[str]) -> None:
@@ -52,12 +61,6 @@ def ignore(request: Request, names: Iterable[str]) -> None:
         if leniency is None:
             raise HttpError(400, f"The schema has {name}, which cannot be enforced; leave that out.", param=name)
         leniency.leave_out(name)
-
-
-async def until_gone(request: Request) -> None:
-    """Returns when the client has closed the connection."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _timeout_of(request: Request) -> float | None:

@@ -1,6 +1,6 @@
-"""What comes of the requests of one call, as the event loop sees it, and how it gets there from the engine's thread.
+"""What comes of the jobs of one call, as the event loop sees it, and how it gets there from the backend's thread.
 
-A step's news of all requests cross over in one call, so the engine is disturbed once per step and not once per token,
+A step's news of all jobs cross over in one call, so the backend is disturbed once per step and not once per token,
 and less often where steps are short.
 News that nobody has taken yet are merged: a slow reader costs no more memory than its text. What has gathered is given
 in portions, between which others have their turn: to write log-probabilities takes a while.
@@ -9,31 +9,28 @@ in portions, between which others have their turn: to write log-probabilities ta
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from time import monotonic
 
-from pagoda.engine.request import Request
-from pagoda.errors import HttpError
 from pagoda.outputs import RequestOutput, StreamChunk
-from pagoda.server.ground.errors import CLIENT_GONE, failed
+from pagoda.server.ground.errors import client_gone, failed
+from pagoda.server.ground.messages import Job, News
 
 MOST_TOKENS_AT_ONCE = 256
 QUIET_SECONDS = 2.0  # after which whoever reads an answer is told that there is nothing new
 
-News = StreamChunk | RequestOutput | Exception
-
 
 class Answer:
-    """The news of several requests. Used on the event loop's thread only.
+    """The news of several jobs. Used on the event loop's thread only.
 
-    Iterating gives lists of (request, chunk), in the order of the call's prompts, and an empty one where nothing comes
+    Iterating gives lists of (job, chunk), in the order of the call's prompts, and an empty one where nothing comes
     for a while. `outputs` are complete at the end.
     """
 
-    def __init__(self, requests: list[Request], cancel: Callable[[], None], on_end: Callable[[Answer], None]) -> None:
-        self.requests = requests
-        self.outputs: list[RequestOutput | None] = [None] * len(requests)
+    def __init__(self, jobs: Sequence[Job], cancel: Callable[[], None], on_end: Callable[[Answer], None]) -> None:
+        self.jobs = jobs
+        self.outputs: list[RequestOutput | None] = [None] * len(jobs)
         self.error: Exception | None = None
         self._cancel = cancel
         self._on_end = on_end
@@ -45,7 +42,7 @@ class Answer:
         return self.error is not None or None not in self.outputs
 
     def put(self, index: int, news: News) -> None:
-        """News of the request `index`."""
+        """News of the job `index`."""
         if self.has_ended:
             return
         if isinstance(news, StreamChunk):
@@ -67,10 +64,10 @@ class Answer:
     def cancel(self) -> None:
         """Nobody wants the rest."""
         if not self.has_ended:
-            self.fail(HttpError(CLIENT_GONE, "The client has gone.", code="client_gone"))
+            self.fail(client_gone())
 
     async def __aiter__(self) -> AsyncIterator[list[tuple[int, StreamChunk]]]:
-        """Raises HttpError if a request fails; what came before is given first."""
+        """Raises HttpError if a job fails; what came before is given first."""
         events = asyncio.get_running_loop()
         while True:
             timer = events.call_later(QUIET_SECONDS, self._news.set)
@@ -91,7 +88,7 @@ class Answer:
                 return
 
     async def wait(self) -> list[RequestOutput]:
-        """All outputs. Raises HttpError if a request fails."""
+        """All outputs. Raises HttpError if a job fails."""
         while not self.has_ended:
             await self._news.wait()
             self._news.clear()
@@ -101,11 +98,11 @@ class Answer:
 
 
 class Outbox:
-    """Carries news from the engine's thread to an event loop, once per step and not more often than every
+    """Carries news from the backend's thread to an event loop, once per step and not more often than every
     `interval_seconds`.
 
     What begins or ends a sample does not wait, and takes all else along; every sample ends, so nothing stays behind.
-    Used on the engine's thread.
+    Used on the backend's thread.
     """
 
     def __init__(self, events: asyncio.AbstractEventLoop, interval_seconds: float) -> None:

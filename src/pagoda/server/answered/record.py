@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from pagoda.engine.request import Request
+from pagoda.server.ground.messages import Job
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Record:
     leases: tuple[Written, ...]
 
     @classmethod
-    def of(cls, requests: Sequence[Request]) -> Record:
-        """As of now; requests must have been scheduled."""
+    def of(cls, jobs: Sequence[Job]) -> Record:
+        """As of now; jobs must have been scheduled."""
         return cls(
-            num_prompt_tokens=sum(len(each.prompt) + each.namespace.num_encoder_tokens for each in requests),
-            num_read=sum((each.num_cached_tokens or 0) + each.num_cached_encoder_tokens for each in requests),
-            num_output_tokens=sum(sample.num_output_tokens for each in requests for sample in each.sequences),
-            leases=tuple(written for each in requests for written in _written(each)),
+            num_prompt_tokens=sum(len(each.prompt) + each.num_encoder_tokens for each in jobs),
+            num_read=sum((each.num_cached_tokens or 0) + each.num_cached_encoder_tokens for each in jobs),
+            num_output_tokens=sum(each.num_output_tokens for each in jobs),
+            leases=tuple(written for each in jobs for written in _written(each)),
         )
 
     @property
@@ -65,12 +65,12 @@ class Record:
         return {**read, "computed": self.num_computed, "leases": leases}
 
 
-def _written(request: Request) -> list[Written]:
-    """What each breakpoint of a request has brought: the part that was not read, nor is under an earlier one."""
-    read = request.num_cached_tokens or 0
-    points = [0, *(max(each.num_tokens, read) for each in request.breakpoints)]
+def _written(job: Job) -> list[Written]:
+    """What each breakpoint of a job has brought: the part that was not read, nor is under an earlier one."""
+    read = job.num_cached_tokens or 0
+    points = [0, *(max(each.num_tokens, read) for each in job.breakpoints)]
     written = []
-    for (start, stop), wish, result in zip(pairwise(points), request.breakpoints, request.lease_results, strict=False):
+    for (start, stop), wish, result in zip(pairwise(points), job.breakpoints, job.lease_results, strict=False):
         computed = max(stop - max(start, read), 0)
         num_written = min(computed, max(result.num_new_tokens, 0)) if result.granted else 0
         written.append(Written(wish.num_tokens, wish.ttl_seconds, result.granted, num_written))

@@ -14,7 +14,6 @@ from starlette.types import Receive, Scope, Send
 
 from pagoda.errors import HttpError
 from pagoda.outputs import RequestOutput
-from pagoda.server.accepted.wire import until_gone
 from pagoda.server.answered.answer import Answer
 from pagoda.server.ground.jsons import to_json
 
@@ -82,10 +81,16 @@ async def _guarded(events: AsyncIterator[bytes], on_error: Callable[[HttpError],
         yield on_error(HttpError(500, "The server failed while it wrote the answer."))
 
 
+async def until_gone(request: Request) -> None:
+    """Returns when the client has closed the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 async def finish(answer: Answer, request: Request) -> list[RequestOutput]:
     """The outputs of an answer that is not streamed. A client that goes away cancels it, and nobody is answered.
 
-    Raises HttpError if a request fails.
+    Raises HttpError if a job fails.
     """
     wanted = asyncio.ensure_future(answer.wait())
     gone = asyncio.ensure_future(until_gone(request))

@@ -11,8 +11,8 @@ from starlette.responses import Response
 
 from pagoda.errors import HttpError
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
-from pagoda.server.accepted.service import Call, Service, new_id
-from pagoda.server.accepted.wire import ignore, json_response, origin_of, request_id_of, scope_of, tenant_of
+from pagoda.server.accepted.service import Service
+from pagoda.server.accepted.wire import ignore, json_response, origin_of, request_id_of, scope_of, submit, tenant_of
 from pagoda.server.answered import sse
 from pagoda.server.answered.record import Record
 from pagoda.server.anthropic.prompt import conversation_of
@@ -23,7 +23,7 @@ from pagoda.server.asked.conversation import Conversation, ConversationReader
 from pagoda.server.asked.fingerprint import Fingerprint, History, Section, missed_tokens
 from pagoda.server.asked.forms import call_form, check_choice, json_form, left_out
 from pagoda.server.asked.sampling import checked
-from pagoda.server.asked.transcripts import Scope
+from pagoda.server.ground.messages import Call, Scope, new_id
 from pagoda.server.replies.pieces import Thought, ToolCall
 from pagoda.server.replies.reader import ReplyReader, Terms, read_sample
 
@@ -63,10 +63,10 @@ class Messages:
             streams=bool(body.stream),
             cache_salt=body.cache_salt or "",
         )
-        answer = service.submit(call)
+        answer = submit(service, call, request)
         diagnose = self._diagnosis(call, body, asked.fingerprint)
         self._history.remember(call.origin.tenant.name, call.call_id, asked.fingerprint)
-        shape = MessageShape(call.call_id, body, asked.read.style, service.llm.engine.max_model_len, diagnose)
+        shape = MessageShape(call.call_id, body, asked.read.style, service.backend.model.max_model_len, diagnose)
         if body.stream:
             events = MessageEvents(shape, ReplyReader(asked.read.style, terms))
             return sse.EventStream(answer, events.all(answer), LateError(request_id_of(request)), events.beat)
@@ -76,7 +76,7 @@ class Messages:
         has_thought = any(isinstance(block, Thought) for block in blocks)
         num_thought_tokens = shape.style.num_thought_tokens(sample.token_ids) if has_thought else 0
         content = [content_of(block) for block in blocks]
-        message = shape.message(content, Record.of(answer.requests), num_thought_tokens)
+        message = shape.message(content, Record.of(answer.jobs), num_thought_tokens)
         called = any(isinstance(block, ToolCall) for block in blocks)
         return json_response(message | shape.stop(sample, outputs[0], called))
 
@@ -89,7 +89,7 @@ class Messages:
 
     def _read(self, body: MessagesBody, scope: Scope) -> Asked:
         conversation = conversation_of(body)
-        params = _params(body, conversation, self._service.default_params)
+        params = _params(body, conversation, self._service.backend.model.default_params)
         read = self._conversations.read(conversation, scope)
         fingerprint = _fingerprint(conversation, body).with_tokens(len(read.prompt.token_ids))
         return Asked(conversation, params, read, fingerprint)

@@ -88,9 +88,7 @@ class MessageEvents:
         assert output is not None
         self._close()
         stop = self.shape.stop(output.outputs[0], output, self.reader.num_calls > 0)
-        self._say(
-            "message_delta", delta=stop, usage=usage(Record.of(answer.requests), self._num_thought_tokens(output))
-        )
+        self._say("message_delta", delta=stop, usage=usage(Record.of(answer.jobs), self._num_thought_tokens(output)))
         self._say("message_stop")
         yield self._taken()
 
@@ -102,7 +100,7 @@ class MessageEvents:
         return sse.named({"type": "ping"})
 
     def _begin(self, answer: Answer) -> None:
-        self._say("message_start", message=self.shape.message((), Record.of(answer.requests)))
+        self._say("message_start", message=self.shape.message((), Record.of(answer.jobs)))
         self._say("ping")
 
     def _add(self, chunk: StreamChunk) -> None:

@@ -14,15 +14,17 @@ from uuid import uuid4
 
 from pagoda.cache.lease import Breakpoint
 from pagoda.chat.options import ChatOptions
-from pagoda.chat.renderer import ChatRenderer, takes_tools
+from pagoda.chat.renderer import takes_tools
 from pagoda.errors import HttpError
-from pagoda.prompts import PromptReader, ReadPrompt
+from pagoda.prompts import ReadPrompt
 from pagoda.sampling_params import StructuredOutputs
 from pagoda.server.asked.forms import check_strict
 from pagoda.server.asked.strict_calls import strict_form
 from pagoda.server.asked.template_words import call_id_length, complete_tool, with_ids
 from pagoda.server.asked.thinking import template_arguments
-from pagoda.server.asked.transcripts import Known, Scope, Transcripts
+from pagoda.server.asked.transcripts import Known, Transcripts
+from pagoda.server.backend.base import Texts
+from pagoda.server.ground.messages import Scope
 from pagoda.server.replies.style import ReplyStyle, style_of
 from pagoda.tokenizing import encode
 
@@ -100,21 +102,14 @@ class ReadConversation:
 class ConversationReader:
     """Reads conversations for one model. `template` replaces the tokenizer's."""
 
-    def __init__(
-        self,
-        reader: PromptReader,
-        chats: ChatRenderer,
-        template: str | None = None,
-        transcripts: Transcripts | None = None,
-    ) -> None:
-        self._reader = reader
-        self._chats = chats
+    def __init__(self, texts: Texts, template: str | None = None, transcripts: Transcripts | None = None) -> None:
+        self._texts = texts
         self._template = template
         self._transcripts = transcripts
 
     def template(self, conversation: Conversation) -> str:
         """The Jinja source. Raises TokenizerRequiredError if there is none, HttpError if it cannot show the tools."""
-        template = self._chats.template(ChatOptions(chat_template=self._template, tools=conversation.tools))
+        template = self._texts.template(ChatOptions(chat_template=self._template, tools=conversation.tools))
         if conversation.tools and not takes_tools(template):
             raise HttpError(400, "The model's chat template takes no tools; leave them out.", param="tools")
         return template
@@ -125,8 +120,8 @@ class ConversationReader:
         told = template_arguments(template, conversation.thinking, conversation.effort)
         conversation = replace(conversation, arguments={**told, **conversation.arguments})
         text = self._render(conversation, template, None)
-        self._reader.check_text(text)
-        tokenizer, has_marks = self._reader.need_tokenizer(), bool(conversation.ttls)
+        self._texts.check_text(text)
+        tokenizer, has_marks = self._texts.need_tokenizer(), bool(conversation.ttls)
         turns = self._recalled(scope, text)
         start, known = turns[-1]
         needs_offsets = has_marks and tokenizer.is_fast
@@ -192,7 +187,7 @@ class ConversationReader:
             tools=tools,
             chat_template_kwargs=conversation.arguments,
         )
-        return self._chats.render(messages, options)
+        return self._texts.render(messages, options)
 
     def _num_tokens(self, text: str, token_ids: list[int], end: int, turns: Sequence[Known]) -> int:
         """How many tokens of `text` lie before the character `end`, or fewer where they are not the tokenizer's.
@@ -201,7 +196,7 @@ class ConversationReader:
         """
         before = (turn for turn in reversed(turns) if turn.num_characters <= end)
         start, known = next(turn for turn in before if token_ids[: len(turn.token_ids)] == list(turn.token_ids))
-        between = encode(self._reader.need_tokenizer(), text[start:end], add_special_tokens=False).input_ids
+        between = encode(self._texts.need_tokenizer(), text[start:end], add_special_tokens=False).input_ids
         pairs = zip(between, token_ids[len(known) :], strict=False)
         return len(known) + next((place for place, (left, right) in enumerate(pairs) if left != right), len(between))
 

@@ -17,16 +17,10 @@ from pagoda.detokenizer import REPLACEMENT
 from pagoda.outputs import CompletionOutput
 from pagoda.prompts import ReadPrompt
 from pagoda.server.answered.latest import Latest
+from pagoda.server.ground.messages import Scope
 
 MOST_REMEMBERED = 4096
 MOST_REMEMBERED_NBYTES = 64 << 20
-
-
-class Scope(NamedTuple):
-    """Whose texts these are: of others nothing is recalled."""
-
-    tenant: str
-    cache_salt: str = ""
 
 
 class Known(NamedTuple):

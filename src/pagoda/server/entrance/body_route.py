@@ -24,6 +24,7 @@ from pagoda.server.asked.json_shape import check_shape
 from pagoda.server.asked.leniency import HEADER, IgnoredLog, Leniency
 from pagoda.server.asked.reader import Reader
 from pagoda.server.entrance.body_kind import check_kind
+from pagoda.server.ground.errors import client_gone
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -89,7 +90,7 @@ async def _content(request: Request) -> bytes:
     try:
         return b"".join([piece async for piece in request.stream()])
     except ClientDisconnect as error:
-        raise HttpError(499, "The client has gone.", code="client_gone") from error
+        raise client_gone() from error
 
 
 def _value(adapter: TypeAdapter[Any], content: bytes, leniency: Leniency | None) -> Any:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pagoda.errors import HttpError
-from pagoda.server.accepted.service import Service, new_id
+from pagoda.server.accepted.service import Service
 from pagoda.server.answered.answer import Answer
 from pagoda.server.answered.record import Record
 from pagoda.server.entrance.bodies import Bodies, Body
@@ -20,6 +20,7 @@ from pagoda.server.entrance.origins import Origins, is_preflight
 from pagoda.server.entrance.pace import Pace
 from pagoda.server.ground.errors import error_response, id_header
 from pagoda.server.ground.loopback import check_host
+from pagoda.server.ground.messages import new_id
 from pagoda.server.ground.tenants import Tenant
 
 access = logging.getLogger("pagoda.access")
@@ -147,7 +148,7 @@ def _log(scope: Scope, request_id: str, status: int, seconds: float) -> None:
 
 
 def _counts(answer: Answer) -> dict[str, int]:
-    record = Record.of(answer.requests)
+    record = Record.of(answer.jobs)
     return {
         "prompt_tokens": record.num_prompt_tokens,
         "cached_tokens": record.num_read,

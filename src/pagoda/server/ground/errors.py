@@ -96,6 +96,16 @@ def failed(error: Exception) -> HttpError:
     return HttpError(status, str(error), code="engine_error")
 
 
+def client_gone() -> HttpError:
+    """What ends a request whose client has closed the connection."""
+    return HttpError(CLIENT_GONE, "The client has gone.", code="client_gone")
+
+
+def too_late() -> HttpError:
+    """The answer of a request whose time is over."""
+    return HttpError(504, "The request was not done in the time it was given.", code="deadline_exceeded")
+
+
 def invalid_field(errors: Sequence[Mapping[str, Any]], body: Any) -> HttpError:
     """What pydantic found in a body, as an answer that names the first wrong field."""
     errors = errors[:MOST_ERRORS]

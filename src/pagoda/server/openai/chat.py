@@ -16,8 +16,8 @@ from pagoda.engine.request import TokenLogprobs
 from pagoda.errors import HttpError
 from pagoda.outputs import CompletionOutput, RequestOutput
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
-from pagoda.server.accepted.service import Call, Service, new_id
-from pagoda.server.accepted.wire import ignore, json_response, origin_of, scope_of
+from pagoda.server.accepted.service import Service
+from pagoda.server.accepted.wire import ignore, json_response, origin_of, scope_of, submit
 from pagoda.server.answered import sse
 from pagoda.server.answered.answer import Answer
 from pagoda.server.answered.record import Record
@@ -32,7 +32,7 @@ from pagoda.server.asked.conversation import (
 )
 from pagoda.server.asked.forms import call_form, check_choice, json_form, left_out
 from pagoda.server.asked.json_shape import check_arguments
-from pagoda.server.asked.transcripts import Scope
+from pagoda.server.ground.messages import Call, Scope, new_id
 from pagoda.server.openai.chat_writer import SampleDeltas, end_of, message_of
 from pagoda.server.openai.guided import guided_form, guided_param
 from pagoda.server.openai.marks import kept, ttl_of
@@ -101,7 +101,7 @@ class ChatCompletions:
             style=read.style,
             terms=_terms(body, conversation, params),
         )
-        answer = service.submit(call)
+        answer = submit(service, call, request)
         if body.stream:
             return sse.EventStream(answer, self._events(answer, body, shape), late_error)
         outputs = await sse.finish(answer, request)
@@ -109,7 +109,7 @@ class ChatCompletions:
 
     def _read(self, body: ChatBody, scope: Scope) -> tuple[Conversation, SamplingParams, ReadConversation]:
         conversation = conversation_of(body)
-        params = _params(body, conversation, self._service.default_params)
+        params = _params(body, conversation, self._service.backend.model.default_params)
         return conversation, params, self._conversations.read(conversation, scope)
 
     def _whole(self, output: RequestOutput, answer: Answer, body: ChatBody, shape: _Shape) -> Response:
@@ -135,7 +135,7 @@ class ChatCompletions:
     ) -> dict[str, Any]:
         """`thinking` are the samples that begin with a thought."""
         num_thought_tokens = sum(shape.style.num_thought_tokens(sample.token_ids) for sample in thinking)
-        return usage(Record.of(answer.requests), body.prompt_cache_options, num_thought_tokens)
+        return usage(Record.of(answer.jobs), body.prompt_cache_options, num_thought_tokens)
 
     def _choice(self, sample: CompletionOutput, blocks: list[Block], shape: _Shape) -> dict[str, Any]:
         num_calls = sum(isinstance(block, ToolCall) for block in blocks)

@@ -9,19 +9,19 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pagoda.engine.request import Request as EngineRequest
 from pagoda.engine.request import TokenLogprobs
 from pagoda.errors import HttpError
 from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
 from pagoda.prompts import Prompt, ReadPrompt
-from pagoda.server.accepted.service import Call, Service, Work, new_id
-from pagoda.server.accepted.wire import ignore, json_response, origin_of
+from pagoda.server.accepted.service import Service
+from pagoda.server.accepted.wire import ignore, json_response, origin_of, submit
 from pagoda.server.answered import sse
 from pagoda.server.answered.answer import Answer
 from pagoda.server.answered.record import Record
 from pagoda.server.answered.token_text import TokenTexts
 from pagoda.server.asked.body import MOST_TOKENS
 from pagoda.server.asked.forms import left_out
+from pagoda.server.ground.messages import Call, Job, Work, new_id
 from pagoda.server.openai.guided import guided_form, guided_param
 from pagoda.server.openai.parameters import sampling_params
 from pagoda.server.openai.projection import completion_logprobs, finish_reason, identity_of, late_error, usage
@@ -53,7 +53,7 @@ class Completions:
         ignore(request, left_out(form))
         params = sampling_params(
             body,
-            service.default_params,
+            service.backend.model.default_params,
             max_tokens=body.max_tokens,
             logprobs=body.logprobs,
             prompt_logprobs=echoed,
@@ -73,25 +73,25 @@ class Completions:
             cache_salt=body.cache_salt or "",
         )
         identity = identity_of(call.call_id, "text_completion", body.model)
-        answer = service.submit(call)
+        answer = submit(service, call, request)
         if body.stream:
             return sse.EventStream(answer, self._events(answer, body, identity), late_error)
         outputs = await sse.finish(answer, request)
         return await asyncio.to_thread(self._whole, outputs, answer, body, identity)
 
     def _read(self, prompts: list[Prompt]) -> list[ReadPrompt]:
-        return [self._service.llm.reader.read(prompt) for prompt in prompts]
+        return [self._service.backend.texts.read(prompt) for prompt in prompts]
 
     def _whole(
         self, outputs: Sequence[RequestOutput], answer: Answer, body: CompletionBody, identity: dict[str, Any]
     ) -> Response:
         """Beside the event loop: log-probabilities of many samples take a while."""
         choices = [
-            self._choice(index * (body.n or 1) + sample.index, answer.requests[index], sample, body)
+            self._choice(index * (body.n or 1) + sample.index, answer.jobs[index], sample, body)
             for index, output in enumerate(outputs)
             for sample in output.outputs
         ]
-        return json_response({**identity, "choices": choices, "usage": usage(Record.of(answer.requests))})
+        return json_response({**identity, "choices": choices, "usage": usage(Record.of(answer.jobs))})
 
     async def _events(self, answer: Answer, body: CompletionBody, identity: dict[str, Any]) -> AsyncIterator[bytes]:
         lengths: dict[int, int] = {}  # characters sent of each choice
@@ -101,32 +101,32 @@ class Completions:
             events = []
             for index, chunk in news:
                 number = index * (body.n or 1) + chunk.index
-                choice = self._choice(number, answer.requests[index], chunk, body, lengths.get(number))
+                choice = self._choice(number, answer.jobs[index], chunk, body, lengths.get(number))
                 lengths[number] = lengths.get(number, 0) + len(choice["text"])
                 events.append(sse.data({**identity, "choices": [choice], **more}))
             yield b"".join(events)
         if wants_usage:
-            yield sse.data({**identity, "choices": [], "usage": usage(Record.of(answer.requests))})
+            yield sse.data({**identity, "choices": [], "usage": usage(Record.of(answer.jobs))})
         yield sse.DONE
 
     def _choice(
         self,
         number: int,
-        request: EngineRequest,
+        job: Job,
         news: CompletionOutput | StreamChunk,
         body: CompletionBody,
         num_sent: int | None = None,
     ) -> dict[str, Any]:
         """A choice, or more of one of which `num_sent` characters have been sent; the prompt comes first, if at all."""
         is_first = num_sent is None
-        before = self._prompt_text(request) if body.echo and is_first else ""
+        before = self._prompt_text(job) if body.echo and is_first else ""
         logprobs = self._logprobs(news.logprobs, news.token_ids, (num_sent or 0) + len(before))
-        if request.scores_prompt and is_first:
-            echoed = self._logprobs([None, *request.prompt_logprobs], request.prompt, 0)
+        if job.prompt_logprobs is not None and is_first:
+            echoed = self._logprobs([None, *job.prompt_logprobs], job.prompt, 0)
             logprobs = _joined(echoed, logprobs)
         ids = {"token_ids": list(news.token_ids)} if body.return_token_ids else {}
         if body.return_token_ids and is_first:
-            ids["prompt_token_ids"] = request.prompt
+            ids["prompt_token_ids"] = job.prompt
         return {
             "index": number,
             "text": before + news.text,
@@ -143,11 +143,11 @@ class Completions:
             return None
         return completion_logprobs(logprobs, token_ids, self._texts, offset)
 
-    def _prompt_text(self, request: EngineRequest) -> str:
+    def _prompt_text(self, job: Job) -> str:
         """The prompt as text, however it was given."""
-        if request.text is not None:
-            return request.text
-        return decode(self._service.llm.reader.need_tokenizer(), request.prompt)
+        if job.text is not None:
+            return job.text
+        return decode(self._service.backend.texts.need_tokenizer(), job.prompt)
 
 
 def _joined(first: dict[str, list[Any]] | None, second: dict[str, list[Any]] | None) -> dict[str, list[Any]] | None:

@@ -14,8 +14,8 @@ from starlette.responses import Response
 from pagoda.engine.request import TokenLogprobs
 from pagoda.errors import HttpError
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
-from pagoda.server.accepted.service import Call, Service, new_id
-from pagoda.server.accepted.wire import ignore, json_response, origin_of, scope_of, tenant_of
+from pagoda.server.accepted.service import Service
+from pagoda.server.accepted.wire import ignore, json_response, origin_of, scope_of, submit, tenant_of
 from pagoda.server.answered import sse
 from pagoda.server.answered.latest import Latest
 from pagoda.server.answered.record import Record
@@ -25,8 +25,8 @@ from pagoda.server.asked.conversation import Conversation, ConversationReader, T
 from pagoda.server.asked.fingerprint import Fingerprint, History, Section, missed_tokens, plain
 from pagoda.server.asked.forms import call_form, check_choice, json_form, left_out
 from pagoda.server.asked.sampling import checked
-from pagoda.server.asked.transcripts import Scope
 from pagoda.server.ground.jsons import to_json
+from pagoda.server.ground.messages import Call, Scope, new_id
 from pagoda.server.openai.projection import chat_logprobs
 from pagoda.server.openai.responses_prompt import conversation_of
 from pagoda.server.openai.responses_schema import JsonSchemaFormat, NamedFunction, ResponseBody
@@ -89,7 +89,7 @@ class Responses:
             streams=bool(body.stream),
             cache_salt=body.cache_salt or "",
         )
-        answer = service.submit(call)
+        answer = submit(service, call, request)
         shape = ResponseShape(
             response_id=call.call_id,
             created=int(time()),
@@ -111,7 +111,7 @@ class Responses:
 
     def _read(self, body: ResponseBody, earlier: tuple[Turn, ...], scope: Scope) -> Asked:
         conversation = conversation_of(body, earlier)
-        params = _params(body, conversation, self._service.default_params)
+        params = _params(body, conversation, self._service.backend.model.default_params)
         read = self._conversations.read(conversation, scope)
         fingerprint = Fingerprint.of(
             conversation,

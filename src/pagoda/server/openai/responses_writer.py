@@ -10,13 +10,13 @@ from typing import Any
 from pagoda.engine.request import FinishReason, TokenLogprobs
 from pagoda.errors import HttpError
 from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
-from pagoda.server.accepted.service import new_id
 from pagoda.server.answered import sse
 from pagoda.server.answered.answer import Answer
 from pagoda.server.answered.record import Record
 from pagoda.server.asked.conversation import Conversation, Turn
 from pagoda.server.asked.fingerprint import Fingerprint
 from pagoda.server.ground.errors import error_body
+from pagoda.server.ground.messages import new_id
 from pagoda.server.openai.marks import TTL_SECONDS, Options, num_written
 from pagoda.server.openai.responses_prompt import answer_turn
 from pagoda.server.openai.responses_schema import NamedFunction, ResponseBody
@@ -154,7 +154,7 @@ class ResponseWriter:
 
     def finish(self, output: RequestOutput, answer: Answer) -> dict[str, Any]:
         """The whole response."""
-        record = Record.of(answer.requests)
+        record = Record.of(answer.jobs)
         is_cut = output.outputs[0].finish_reason is FinishReason.LENGTH
         if self._is_prewarm:
             is_cut = False

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from functools import lru_cache, partial
 from hashlib import blake2b
 from time import monotonic, time
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import Query
 from pydantic import Field
@@ -27,21 +27,18 @@ from pagoda.cache.outline import Branch, Outline
 from pagoda.errors import HttpError
 from pagoda.machine import resident_memory_nbytes
 from pagoda.sampling_params import SamplingParams
-from pagoda.server.accepted.service import Call, Service, Work, new_id
-from pagoda.server.accepted.wire import json_response, origin_of, scope_of, tenant_of
+from pagoda.server.accepted.service import Service
+from pagoda.server.accepted.wire import json_response, origin_of, scope_of, submit, tenant_of
 from pagoda.server.answered import sse
 from pagoda.server.answered.record import Record
 from pagoda.server.asked.body import Body, Items, TokenIds
 from pagoda.server.asked.conversation import Conversation, ConversationReader, ReadConversation
-from pagoda.server.asked.transcripts import Scope
+from pagoda.server.ground.messages import Call, Job, Scope, Work, new_id
 from pagoda.server.ground.tenants import Tenant
 from pagoda.server.openai.chat import tools_of, turns_of
 from pagoda.server.openai.schema import Message, Tools
-from pagoda.server.watched.metrics import group_names
 from pagoda.server.watched.recent import Past
 from pagoda.tokenizing import decode
-
-Result = TypeVar("Result")
 
 SECONDS_BETWEEN_EVENTS = 0.5
 MOST_SHOWN_PAGES = 20_000
@@ -77,9 +74,9 @@ class Kv:
         """The prefix tree: those of `limit` branches first that saved most."""
         tenant = tenant_of(request)
         whose = _whose(tenant)
-        found = await self._ask(lambda: self._service.llm.engine.outline(limit, SHOWN_TOKENS, whose))
+        found = await asyncio.wrap_future(self._service.backend.inspector.outline(limit, SHOWN_TOKENS, whose))
         roots = await self._service.read(self._shown_outlines, found, "limit", tenant)
-        return json_response({"roots": roots, "page_tokens": self._page_tokens})
+        return json_response({"roots": roots, "page_tokens": self._service.backend.pages.page_tokens})
 
     async def pin(self, body: PinBody, request: Request) -> Response:
         """Compute a prompt and keep it for a time."""
@@ -94,10 +91,10 @@ class Kv:
             param="prompt",
             cache_salt=body.cache_salt or "",
         )
-        answer = service.submit(call)
+        answer = submit(service, call, request)
         await sse.finish(answer, request)
-        record = Record.of(answer.requests)
-        lease = answer.requests[0].lease_results[0]
+        record = Record.of(answer.jobs)
+        lease = answer.jobs[0].lease_results[0]
         return json_response(
             {
                 "granted": lease.granted,
@@ -132,8 +129,8 @@ class Kv:
 
     async def _status(self, tenant: Tenant) -> dict[str, Any]:
         service, sees_all = self._service, self._sees_all(tenant)
-        engine = service.llm.engine
-        stats, leases = await self._ask(lambda: (engine.cache_stats(), engine.leases()))
+        facts = service.backend.pages
+        stats, leases = await asyncio.wrap_future(service.backend.inspector.stats_and_leases())
         own = [each for each in leases if _whose(tenant) in (None, each.tenant)]
         return {
             "time": time(),
@@ -142,68 +139,44 @@ class Kv:
             "sees_all": sees_all,
             "groups": self._groups(stats, sees_all),
             "page_stride": self._stride,
-            "memory": {"pages": engine.memory.nbytes} | ({"process": resident_memory_nbytes()} if sees_all else {}),
+            "memory": {"pages": facts.nbytes} | ({"process": resident_memory_nbytes()} if sees_all else {}),
             "format_loss": stats.format_loss,
-            "constants": engine.fit.digest,
+            "constants": facts.constants,
             "cache": _counts_of_all(stats) if sees_all else _counts_of(service.recent.of(tenant.name)),
             "leases": [self._lease(each) for each in sorted(own, key=lambda each: each.expires_in_seconds)],
-            "requests": self._requests(tenant),
+            "requests": self._jobs(tenant),
         }
 
     def _sees_all(self, tenant: Tenant) -> bool:
         return tenant.is_admin or not self._service.tenants.are_several
 
     def _groups(self, stats: CacheStats, sees_all: bool) -> list[dict[str, Any]]:
-        memory = self._service.llm.engine.memory
-        sizes = [geometry.page_nbytes for geometry in memory.geometries] or [0]
-        if memory.states is not None:
-            sizes.append(memory.states.geometry.page_nbytes)
-        tokens = [geometry.page_tokens for geometry in memory.geometries] or [0]
-        names = group_names(self._service.llm.engine)
-        counts = [asdict(each) if sees_all else {"total": each.total} for each in stats.groups]
         return [
-            {"name": name, "format": format_name, "page_nbytes": nbytes, "page_tokens": page_tokens, **shown}
-            for (name, format_name), nbytes, page_tokens, shown in zip(
-                names, sizes, [*tokens, 1][: len(names)], counts, strict=True
-            )
+            {
+                "name": kind.name,
+                "format": kind.format_name,
+                "page_nbytes": kind.page_nbytes,
+                "page_tokens": kind.page_tokens,
+                **(asdict(counts) if sees_all else {"total": counts.total}),
+            }
+            for kind, counts in zip(self._service.backend.pages.kinds, stats.groups, strict=True)
         ]
 
-    def _requests(self, tenant: Tenant) -> list[dict[str, Any]]:
+    def _jobs(self, tenant: Tenant) -> list[dict[str, Any]]:
         """Those in flight, the oldest first."""
-        shown, now = [], monotonic()
-        for answer, call in self._service.in_flight.items():
-            if not (tenant.is_admin or call.origin.tenant is tenant):
-                continue
-            for each in answer.requests:
-                generated = sum(sample.num_output_tokens for sample in each.sequences)
-                shown.append(
-                    {
-                        "id": each.request_id,
-                        "state": "waiting" if each.metrics.first_scheduled is None else "running",
-                        "prompt_tokens": len(each.prompt),
-                        "cached_tokens": each.num_cached_tokens or 0,
-                        "output_tokens": generated,
-                        "seconds": now - each.metrics.arrival,
-                        "preemptions": each.metrics.num_preemptions,
-                    }
-                )
-        return shown
+        calls, now = self._service.in_flight.items(), monotonic()
+        own = (answer for answer, call in calls if tenant.is_admin or call.origin.tenant is tenant)
+        return [_shown_job(job, now) for answer in own for job in answer.jobs]
 
     async def _pages(self) -> list[bytes]:
-        stride = self._stride
-        return await self._ask(lambda: self._service.llm.engine.page_states(stride))
-
-    async def _ask(self, function: Callable[[], Result]) -> Result:
-        """Ask the engine between two steps."""
-        result: Result = await asyncio.wrap_future(self._service.llm.loop.call(function))
-        return result
+        return await asyncio.wrap_future(self._service.backend.inspector.page_states(self._stride))
 
     async def _read(self, body: PinBody, request: Request) -> ReadConversation:
         tenant = tenant_of(request)
         if (body.prompt is None) == (body.messages is None):
             raise HttpError(400, "Give prompt or messages, and not both.", param="prompt")
         if body.prompt is not None:
-            prompt = await self._service.read(self._service.llm.reader.read, body.prompt, "prompt", tenant)
+            prompt = await self._service.read(self._service.backend.texts.read, body.prompt, "prompt", tenant)
             return ReadConversation(prompt, ())
         read = partial(self._read_messages, scope=scope_of(request, body.cache_salt))
         return await self._service.read(read, body, "messages", tenant)
@@ -251,19 +224,25 @@ class Kv:
 
     def _decoded(self, tokens: tuple[int, ...]) -> str | None:
         """The beginning of a text, None if nobody can tell."""
-        tokenizer = self._service.llm.tokenizer
+        tokenizer = self._service.backend.texts.tokenizer
         return None if tokenizer is None else decode(tokenizer, list(tokens))
 
     @property
     def _stride(self) -> int:
         """One page in so many is shown."""
-        memory = self._service.llm.engine.memory
-        return -(-max(memory.num_pages, default=0) // MOST_SHOWN_PAGES) or 1
+        return -(-max(self._service.backend.pages.num_pages, default=0) // MOST_SHOWN_PAGES) or 1
 
-    @property
-    def _page_tokens(self) -> int:
-        geometries = self._service.llm.engine.memory.geometries
-        return geometries[0].page_tokens if geometries else 0
+
+def _shown_job(job: Job, now: float) -> dict[str, Any]:
+    return {
+        "id": job.job_id,
+        "state": "waiting" if job.metrics.first_scheduled is None else "running",
+        "prompt_tokens": len(job.prompt),
+        "cached_tokens": job.num_cached_tokens or 0,
+        "output_tokens": job.num_output_tokens,
+        "seconds": now - job.metrics.arrival,
+        "preemptions": job.metrics.num_preemptions,
+    }
 
 
 def _whose(tenant: Tenant) -> str | None:

@@ -24,12 +24,12 @@ class Operation:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._stats = service.llm.cache_stats()
-        self._pulse = Pulse(service.llm.loop, service.reader)
+        self._stats = service.backend.inspector.stats().result()
+        self._pulse = Pulse(service.backend, service.reader)
 
     async def health(self) -> Response:
         """200 while the engine runs; says what does not move."""
-        if not self._service.llm.loop.is_alive:
+        if not self._service.backend.is_alive:
             raise HttpError(503, "The engine has stopped; restart the server.", code="engine_stopped")
         trouble = self._pulse.trouble
         return json_response({"status": "ok"} | ({} if trouble is None else {"trouble": trouble}))
@@ -52,12 +52,12 @@ class Operation:
             self.check_admin(request)
         stats = await self.stats()
         waiting = self._service.num_waiting
-        running = sum(len(answer.requests) for answer in self._service.in_flight) - waiting
+        running = sum(len(answer.jobs) for answer in self._service.in_flight) - waiting
         return Response(self._service.metrics.render(stats, running, waiting), media_type=CONTENT_TYPE_LATEST)
 
     async def stats(self) -> CacheStats:
         """Of the cache, as of now or, while a long step runs, of a moment ago."""
-        future = asyncio.wrap_future(self._service.llm.loop.call(self._service.llm.engine.cache_stats))
+        future = asyncio.wrap_future(self._service.backend.inspector.stats())
         done, _ = await asyncio.wait([future], timeout=STATS_SECONDS)
         if done:
             self._stats = future.result()
@@ -79,7 +79,7 @@ class Operation:
     async def reset_prefix_cache(self, request: Request) -> Response:
         """Forget every page that no request uses."""
         self.check_admin(request)
-        count = await asyncio.wrap_future(self._service.llm.loop.call(self._service.llm.engine.reset_prefix_cache))
+        count = await asyncio.wrap_future(self._service.backend.reset())
         return json_response({"success": True, "pages": count})
 
     def check_admin(self, request: Request) -> None:
@@ -97,7 +97,7 @@ class Operation:
             "owned_by": "pagoda",
             "root": service.names[0],
             "parent": None,
-            "max_model_len": service.llm.engine.max_model_len,
+            "max_model_len": service.backend.model.max_model_len,
         }
 
 

@@ -32,11 +32,11 @@ class Tokens:
         ids = await self._service.read(self._read, body, "prompt", tenant_of(request))
         answer: dict[str, Any] = {
             "count": len(ids),
-            "max_model_len": self._service.llm.engine.max_model_len,
+            "max_model_len": self._service.backend.model.max_model_len,
             "tokens": ids,
         }
         if body.return_token_strs:
-            answer["token_strs"] = self._service.llm.reader.need_tokenizer().convert_ids_to_tokens(ids)
+            answer["token_strs"] = self._service.backend.texts.need_tokenizer().convert_ids_to_tokens(ids)
         return json_response(answer)
 
     async def detokenize(self, body: DetokenizeBody, request: Request) -> Response:
@@ -48,12 +48,12 @@ class Tokens:
 
     async def info(self) -> Response:
         """What kind of tokenizer it is."""
-        tokenizer = self._service.llm.reader.need_tokenizer()
+        tokenizer = self._service.backend.texts.need_tokenizer()
         return json_response(
             {
                 "tokenizer_class": type(tokenizer).__name__,
                 "vocab_size": len(tokenizer),
-                "model_max_length": self._service.llm.engine.max_model_len,
+                "model_max_length": self._service.backend.model.max_model_len,
                 "bos_token": tokenizer.bos_token,
                 "eos_token": tokenizer.eos_token,
                 "pad_token": tokenizer.pad_token,
@@ -63,16 +63,16 @@ class Tokens:
         )
 
     def _text(self, token_ids: list[int]) -> str:
-        size = self._service.llm.engine.model.vocab_size
+        size = self._service.backend.model.vocab_size
         wrong = next((token for token in token_ids if not 0 <= token < size), None)
         if wrong is not None:
             raise HttpError(400, f"Token id {wrong} is not in the vocabulary of {size} tokens.", param="tokens")
-        return decode(self._service.llm.reader.need_tokenizer(), token_ids)
+        return decode(self._service.backend.texts.need_tokenizer(), token_ids)
 
     def _read(self, body: TokenizeBody) -> list[int]:
-        tokenizer = self._service.llm.reader.need_tokenizer()
+        tokenizer = self._service.backend.texts.need_tokenizer()
         if body.prompt is not None:
-            self._service.llm.reader.check_text(body.prompt)
+            self._service.backend.texts.check_text(body.prompt)
             special = True if body.add_special_tokens is None else body.add_special_tokens
             return list(encode(tokenizer, body.prompt, add_special_tokens=special).input_ids)
         conversation = Conversation(

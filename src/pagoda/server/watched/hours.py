@@ -1,6 +1,6 @@
 """What the last hours were like: a sample every ten seconds, of each tenant and of all together.
 
-Kept in memory alone, and bounded: a time in which nothing happened leaves no sample. Knows requests; who may see which
+Kept in memory alone, and bounded: a time in which nothing happened leaves no sample. Knows jobs; who may see which
 samples is the business of `kv.py`.
 """
 
@@ -15,7 +15,7 @@ from math import ceil
 from time import monotonic, time
 from typing import Any
 
-from pagoda.engine.request import Request
+from pagoda.server.ground.messages import Job
 
 SAMPLE_SECONDS = 10.0
 KEPT_SECONDS = 6 * 3600.0
@@ -55,20 +55,20 @@ class Track:
     _num_tokens: int = 0  # ever, of requests that have ended
     _num_tokens_before: int = 0  # ever, of all requests, at the last sample
 
-    def add(self, request: Request) -> None:
+    def add(self, job: Job) -> None:
         """A request has ended."""
         self._num_ended += 1
-        self._num_tokens += _num_generated(request)
-        if request.metrics.ttft_seconds is not None:
-            self._ttft_seconds.append(request.metrics.ttft_seconds)
+        self._num_tokens += job.num_output_tokens
+        if job.metrics.ttft_seconds is not None:
+            self._ttft_seconds.append(job.metrics.ttft_seconds)
 
     def add_error(self) -> None:
         self._num_errors += 1
 
-    def take(self, now: float, seconds: float, in_flight: Sequence[Request]) -> None:
+    def take(self, now: float, seconds: float, in_flight: Sequence[Job]) -> None:
         """The sample of the last `seconds`."""
-        waiting = sum(request.metrics.first_scheduled is None for request in in_flight)
-        num_tokens = self._num_tokens + sum(map(_num_generated, in_flight))
+        waiting = sum(job.metrics.first_scheduled is None for job in in_flight)
+        num_tokens = self._num_tokens + sum(job.num_output_tokens for job in in_flight)
         sample = Sample(
             time=now,
             seconds=seconds,
@@ -103,11 +103,11 @@ class Hours:
         self._all = Track()
         self._of: defaultdict[str, Track] = defaultdict(Track)
 
-    def add(self, tenant: str, requests: Iterable[Request]) -> None:
+    def add(self, tenant: str, jobs: Iterable[Job]) -> None:
         """Requests of a tenant have ended."""
-        for request in requests:
-            self._all.add(request)
-            self._of[tenant].add(request)
+        for job in jobs:
+            self._all.add(job)
+            self._of[tenant].add(job)
 
     def add_error(self, tenant: str | None) -> None:
         """A request was refused or failed; None if nobody knows whose it was."""
@@ -119,16 +119,16 @@ class Hours:
         """Of a tenant, or of all (None)."""
         return self._all if tenant is None else self._of[tenant]
 
-    def take(self, now: float, seconds: float, in_flight: Iterable[tuple[str, Request]]) -> None:
+    def take(self, now: float, seconds: float, in_flight: Iterable[tuple[str, Job]]) -> None:
         """A sample of everything; those in flight come with their tenants."""
-        by_tenant: defaultdict[str, list[Request]] = defaultdict(list)
-        for tenant, request in in_flight:
-            by_tenant[tenant].append(request)
+        by_tenant: defaultdict[str, list[Job]] = defaultdict(list)
+        for tenant, job in in_flight:
+            by_tenant[tenant].append(job)
         for tenant in {*self._of, *by_tenant}:
             self._of[tenant].take(now, seconds, by_tenant[tenant])
-        self._all.take(now, seconds, [request for requests in by_tenant.values() for request in requests])
+        self._all.take(now, seconds, [job for jobs in by_tenant.values() for job in jobs])
 
-    async def run(self, in_flight: Callable[[], Iterable[tuple[str, Request]]]) -> None:
+    async def run(self, in_flight: Callable[[], Iterable[tuple[str, Job]]]) -> None:
         """Take samples until cancelled."""
         before = monotonic()
         while True:
@@ -136,10 +136,6 @@ class Hours:
             now = monotonic()
             self.take(time(), now - before, in_flight())
             before = now
-
-
-def _num_generated(request: Request) -> int:
-    return sum(sample.num_output_tokens for sample in request.sequences)
 
 
 def _p95(values: list[float]) -> float | None:

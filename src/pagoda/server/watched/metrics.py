@@ -6,20 +6,18 @@ Counts what requests have cost when they end, on the event loop's thread. What t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from pagoda.cache.cache import CacheStats
-from pagoda.engine.engine import Engine
-from pagoda.engine.request import FinishReason, Request
-from pagoda.layouts.spec import LayerGroup
+from pagoda.engine.request import FinishReason
 from pagoda.machine import resident_memory_nbytes
-
-if TYPE_CHECKING:
-    from pagoda.server.answered.answer import Answer
+from pagoda.server.answered.answer import Answer
+from pagoda.server.backend.facts import PageFacts
+from pagoda.server.ground.messages import Job
 
 PREFIX = "pagoda:"
 LABELS = ("model_name", "engine")
@@ -55,9 +53,9 @@ SHARED = frozenset(
 
 
 class Metrics:
-    """Counters and histograms of one engine."""
+    """Counters and histograms of one backend."""
 
-    def __init__(self, model_name: str, engine: Engine, compat: str | None) -> None:
+    def __init__(self, model_name: str, pages: PageFacts, compat: str | None) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._labels = (model_name, "0")
@@ -87,13 +85,13 @@ class Metrics:
         )
         self._prompt_length = self._histogram("request_prompt_tokens", "Tokens of a prompt.", LENGTH_BUCKETS)
         self._output_length = self._histogram("request_generation_tokens", "Tokens of an answer.", LENGTH_BUCKETS)
-        self._state = _CacheState(self._labels, engine)
+        self._state = _CacheState(self._labels, pages)
         self.registry.register(self._state)
 
     def count(self, answer: Answer) -> None:
         """An answer has ended."""
-        for request in answer.requests:
-            self._count(request, failed=answer.error is not None)
+        for job in answer.jobs:
+            self._count(job, failed=answer.error is not None)
 
     def count_error(self, status: int) -> None:
         """A request was refused or failed."""
@@ -105,20 +103,19 @@ class Metrics:
         text = generate_latest(self.registry)
         return text if self._compat is None else text + b"".join(_aliases(text, f"{self._compat}:".encode()))
 
-    def _count(self, request: Request, failed: bool) -> None:
-        metrics, cached = request.metrics, request.num_cached_tokens or 0
-        if request.num_cached_tokens is not None:
-            computed = len(request.prompt) - cached
-            self._of(self._prompt_tokens).inc(len(request.prompt))
+    def _count(self, job: Job, failed: bool) -> None:
+        metrics, cached = job.metrics, job.num_cached_tokens or 0
+        if job.num_cached_tokens is not None:
+            computed = len(job.prompt) - cached
+            self._of(self._prompt_tokens).inc(len(job.prompt))
             self._of(self._cached_tokens).inc(cached)
             self._of(self._by_source, "local_cache_hit").inc(cached)
             self._of(self._by_source, "local_compute").inc(computed)
             self._of(self._cached_by_source, "device").inc(cached)
             self._of(self._computed).observe(computed)
-            self._of(self._prompt_length).observe(len(request.prompt))
-        generated = sum(sample.num_output_tokens for sample in request.sequences)
-        self._of(self._generated_tokens).inc(generated)
-        self._of(self._output_length).observe(generated)
+            self._of(self._prompt_length).observe(len(job.prompt))
+        self._of(self._generated_tokens).inc(job.num_output_tokens)
+        self._of(self._output_length).observe(job.num_output_tokens)
         self._of(self._preemptions).inc(metrics.num_preemptions)
         for histogram, seconds in (
             (self._ttft, metrics.ttft_seconds),
@@ -130,9 +127,9 @@ class Metrics:
         inter_token = self._of(self._inter_token)
         for seconds in metrics.inter_token_seconds:
             inter_token.observe(seconds)
-        for sample in request.sequences:
-            reason = FinishReason.ABORT if failed else sample.finish_reason or FinishReason.ABORT
-            self._of(self._successes, FinishReason.ERROR if request.error else reason).inc()
+        for known in job.finish_reasons:
+            reason = FinishReason.ABORT if failed else known or FinishReason.ABORT
+            self._of(self._successes, FinishReason.ERROR if job.error else reason).inc()
 
     def _of(self, metric: Any, *labels: str) -> Any:
         return metric.labels(*self._labels, *labels)
@@ -149,9 +146,9 @@ class Metrics:
 class _CacheState(Collector):
     """What is true at the moment of a scrape, and what the cache has counted itself."""
 
-    def __init__(self, labels: tuple[str, ...], engine: Engine) -> None:
+    def __init__(self, labels: tuple[str, ...], facts: PageFacts) -> None:
         self._labels = labels
-        self._engine = engine
+        self._facts = facts
         self._stats: CacheStats | None = None
         self._requests = (0, 0)
 
@@ -167,7 +164,7 @@ class _CacheState(Collector):
         yield self._gauge("num_requests_running", "Requests that are being computed.", running)
         yield self._gauge("num_requests_waiting", "Requests that wait to be computed.", waiting)
         yield self._gauge("kv_cache_usage_perc", "Share of the pages in use, from 0 to 1.", used)
-        yield self._gauge("kv_cache_memory_bytes", "Memory of the page pools.", self._engine.memory.nbytes)
+        yield self._gauge("kv_cache_memory_bytes", "Memory of the page pools.", self._facts.nbytes)
         yield self._gauge("process_resident_memory_bytes", "Memory of the process.", resident_memory_nbytes())
         yield self._counter("prefix_cache_queries", "Tokens looked up in the cache.", stats.queried_tokens)
         yield self._counter("prefix_cache_hits", "Tokens found in the cache.", stats.hit_tokens)
@@ -184,7 +181,7 @@ class _CacheState(Collector):
     def _pages(self, stats: CacheStats) -> Metric:
         names = (*LABELS, "group", "format", "state")
         family = GaugeMetricFamily(f"{PREFIX}kv_pages", "Pages of a layer group, by state.", labels=names)
-        for (name, format_name), counts in zip(group_names(self._engine), stats.groups, strict=True):
+        for kind, counts in zip(self._facts.kinds, stats.groups, strict=True):
             for state, number in (
                 ("free", counts.free),
                 ("open", counts.open),
@@ -192,7 +189,7 @@ class _CacheState(Collector):
                 ("idle", counts.idle - counts.leased),
                 ("leased", counts.leased),
             ):
-                family.add_metric((*self._labels, name, format_name, state), number)
+                family.add_metric((*self._labels, kind.name, kind.format_name, state), number)
         return family
 
     def _evictions(self, stats: CacheStats) -> Metric:
@@ -205,12 +202,11 @@ class _CacheState(Collector):
         return family
 
     def _info(self) -> Metric:
-        memory = self._engine.memory
-        size = memory.geometries[0].page_tokens if memory.geometries else 0
-        formats = ",".join(sorted({geometry.format_name for geometry in memory.geometries}))
+        facts = self._facts
         names = (*LABELS, "block_size", "num_gpu_blocks", "cache_dtype")
         family = GaugeMetricFamily(f"{PREFIX}cache_config_info", "How the cache is set up.", labels=names)
-        family.add_metric((*self._labels, str(size), str(sum(memory.num_pages)), formats), 1)
+        size, count = str(facts.page_tokens), str(sum(facts.num_pages))
+        family.add_metric((*self._labels, size, count, ",".join(facts.formats)), 1)
         return family
 
     def _gauge(self, name: str, help: str, value: float) -> Metric:
@@ -222,18 +218,6 @@ class _CacheState(Collector):
         family = CounterMetricFamily(PREFIX + name, help, labels=LABELS)
         family.add_metric(self._labels, value)
         return family
-
-
-def group_names(engine: Engine) -> list[tuple[str, str]]:
-    """The name and the format of each group of `CacheStats.groups`."""
-    memory = engine.memory
-    names = [(_group_name(geometry.group), geometry.format_name) for geometry in memory.geometries]
-    names = names or [("tokens", "none")]  # pages of nothing, which tell where prompts part
-    return names if memory.states is None else [*names, ("state", "as computed")]
-
-
-def _group_name(group: LayerGroup) -> str:
-    return str(group.reach) if group.span is None else f"{group.reach} {group.span}"
 
 
 def _aliases(text: bytes, prefix: bytes) -> Iterator[bytes]:

@@ -1,24 +1,23 @@
-"""Whether what serves requests still moves: the engine between its steps, the threads that read prompts."""
+"""Whether what serves requests still moves: the backend between its steps, the threads that read prompts."""
 
 from __future__ import annotations
 
 from concurrent.futures import Future
 from time import monotonic
-from typing import Any
 
-from pagoda.engine.loop import EngineLoop
 from pagoda.server.asked.reader import Reader
+from pagoda.server.backend.base import Backend
 
 SILENT_SECONDS = 60.0  # a step of a large model on few cores may take many of them
 
 
 class Pulse:
-    """Asks the engine for a sign whenever somebody wants to know, and remembers since when it owes one."""
+    """Asks the backend for a sign whenever somebody wants to know, and remembers since when it owes one."""
 
-    def __init__(self, engine_loop: EngineLoop, reader: Reader) -> None:
-        self._engine_loop = engine_loop
+    def __init__(self, backend: Backend, reader: Reader) -> None:
+        self._backend = backend
         self._reader = reader
-        self._sign: Future[Any] | None = None
+        self._sign: Future[None] | None = None
         self._asked = 0.0
 
     @property
@@ -33,5 +32,5 @@ class Pulse:
     def _silent_seconds(self) -> float:
         if self._sign is None or self._sign.done():
             self._asked = monotonic()
-            self._sign = self._engine_loop.call(lambda: None)
+            self._sign = self._backend.ping()
         return monotonic() - self._asked

@@ -10,8 +10,8 @@ from statistics import fmean
 from time import time
 from typing import Any
 
-from pagoda.engine.request import Request
 from pagoda.server.answered.record import Record
+from pagoda.server.ground.messages import Job
 
 MOST_REMEMBERED = 240
 
@@ -61,9 +61,9 @@ class Recent:
         self._all = Past()
         self._of: defaultdict[str, Past] = defaultdict(Past)
 
-    def add(self, tenant: str, requests: Iterable[Request]) -> None:
-        for request in requests:
-            ended, record = _ended(request), Record.of([request] if request.num_cached_tokens is not None else [])
+    def add(self, tenant: str, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            ended, record = _ended(job), Record.of([job] if job.num_cached_tokens is not None else [])
             for past in (self._all, self._of[tenant]):
                 past.add(ended, record)
 
@@ -77,15 +77,15 @@ class Recent:
         return fmean([each.seconds for each in self._all.ended if each.seconds is not None] or [1.0])
 
 
-def _ended(request: Request) -> Ended:
-    metrics = request.metrics
+def _ended(job: Job) -> Ended:
+    metrics = job.metrics
     times = metrics.token_times
     rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else None
     return Ended(
         time=time(),
-        prompt_tokens=len(request.prompt),
-        cached_tokens=request.num_cached_tokens or 0,
-        output_tokens=sum(sample.num_output_tokens for sample in request.sequences),
+        prompt_tokens=len(job.prompt),
+        cached_tokens=job.num_cached_tokens or 0,
+        output_tokens=job.num_output_tokens,
         ttft_seconds=metrics.ttft_seconds,
         decode_tokens_per_second=rate,
         seconds=metrics.e2e_seconds,

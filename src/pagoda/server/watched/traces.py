@@ -1,4 +1,4 @@
-"""A span for every request of the engine, for OpenTelemetry; attributes are named as vLLM and the conventions do."""
+"""A span for every job of the backend, for OpenTelemetry; attributes are named as vLLM and the conventions do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from pagoda.engine.request import Request
+from pagoda.server.ground.messages import Job
 
 CONTEXT_HEADERS = ("traceparent", "tracestate")
 
@@ -26,10 +26,10 @@ class Traces:
         self._tracer = self._provider.get_tracer("pagoda.server")
         self._contexts = TraceContextTextMapPropagator()
 
-    def count(self, request: Request, headers: Mapping[str, str]) -> None:
-        """A request has ended; `headers` may name the span that it belongs to."""
+    def count(self, job: Job, headers: Mapping[str, str]) -> None:
+        """A job has ended; `headers` may name the span that it belongs to."""
         carrier = {name: headers[name] for name in CONTEXT_HEADERS if name in headers}
-        metrics = request.metrics
+        metrics = job.metrics
         offset = time_ns() - int(monotonic() * 1e9)  # from the clock of metrics to the time of day
         span = self._tracer.start_span(
             "llm_request",
@@ -38,22 +38,22 @@ class Traces:
             start_time=offset + int(metrics.arrival * 1e9),
         )
         attributes: dict[str, str | float | None] = {
-            "gen_ai.request.id": request.request_id,
+            "gen_ai.request.id": job.job_id,
             "gen_ai.response.model": self._model_name,
-            "gen_ai.request.n": request.params.n,
-            "gen_ai.request.temperature": request.params.temperature,
-            "gen_ai.request.top_p": request.params.top_p,
-            "gen_ai.request.max_tokens": request.params.max_tokens,
-            "gen_ai.usage.prompt_tokens": len(request.prompt),
-            "gen_ai.usage.completion_tokens": sum(each.num_output_tokens for each in request.sequences),
-            "gen_ai.usage.cache_read.input_tokens": request.num_cached_tokens,
+            "gen_ai.request.n": job.params.n,
+            "gen_ai.request.temperature": job.params.temperature,
+            "gen_ai.request.top_p": job.params.top_p,
+            "gen_ai.request.max_tokens": job.params.max_tokens,
+            "gen_ai.usage.prompt_tokens": len(job.prompt),
+            "gen_ai.usage.completion_tokens": job.num_output_tokens,
+            "gen_ai.usage.cache_read.input_tokens": job.num_cached_tokens,
             "gen_ai.latency.time_in_queue": metrics.queue_seconds,
             "gen_ai.latency.time_to_first_token": metrics.ttft_seconds,
             "gen_ai.latency.e2e": metrics.e2e_seconds,
         }
         span.set_attributes({name: value for name, value in attributes.items() if value is not None})
-        if request.error is not None:
-            span.set_status(Status(StatusCode.ERROR, str(request.error)))
+        if job.error is not None:
+            span.set_status(Status(StatusCode.ERROR, str(job.error)))
         last = metrics.arrival if metrics.last_token is None else metrics.last_token
         span.end(offset + int(last * 1e9))
 
