@@ -11,12 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pagoda.errors import HttpError
-from pagoda.server.accepted.service import Service
-from pagoda.server.answered.answer import Answer
 from pagoda.server.answered.sse import until_gone
 from pagoda.server.asked.leniency import Leniency
 from pagoda.server.ground.jsons import to_json
-from pagoda.server.ground.messages import Call, Origin, Scope
+from pagoda.server.ground.messages import Origin, Scope
 from pagoda.server.ground.tenants import Tenant
 
 TIMEOUT_HEADER = "x-request-timeout"
@@ -45,13 +43,6 @@ def origin_of(request: Request) -> Origin:
     """Who asks, and how. Raises HttpError for nonsense."""
     gone = partial(until_gone, request)
     return Origin(tenant_of(request), _timeout_of(request), request.headers, request.state.started, gone)
-
-
-def submit(service: Service, call: Call, request: Request) -> Answer:
-    """Hand a call to the backend. The log line of the request will tell what came of it."""
-    answer = service.submit(call)
-    request.state.answer = answer
-    return answer
 
 
 def ignore(request: Request, names: Iterable[str]) -> None:

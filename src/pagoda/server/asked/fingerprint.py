@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
+from pagoda.sampling_params import SamplingParams
 from pagoda.server.answered.latest import Latest
-from pagoda.server.asked.conversation import Conversation, Turn
+from pagoda.server.asked.conversation import Conversation, ReadConversation, Turn
 
 MOST_REMEMBERED = 16384
 MOST_REMEMBERED_NBYTES = 64 << 20
@@ -79,6 +80,15 @@ class Fingerprint:
         if self.sections[Section.SETTINGS] != earlier.sections[Section.SETTINGS]:
             return Divergence(Section.SETTINGS)
         return None
+
+
+class Compared(NamedTuple):
+    """What is made of a body whose prompt is compared with earlier ones."""
+
+    conversation: Conversation
+    params: SamplingParams
+    read: ReadConversation
+    fingerprint: Fingerprint
 
 
 class History:

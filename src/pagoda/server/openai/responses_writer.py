@@ -7,9 +7,12 @@ from dataclasses import dataclass, field, replace
 from time import time
 from typing import Any
 
+from starlette.responses import Response
+
 from pagoda.engine.request import FinishReason, TokenLogprobs
 from pagoda.errors import HttpError
 from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
+from pagoda.server.accepted.wire import json_response
 from pagoda.server.answered import sse
 from pagoda.server.answered.answer import Answer
 from pagoda.server.answered.record import Record
@@ -113,6 +116,10 @@ class ResponseWriter:
         response = self.finish(output, answer)
         self._say(f"response.{response['status']}", response=response)
         yield self._taken()
+
+    async def whole(self, outputs: Sequence[RequestOutput], answer: Answer) -> Response:
+        self.add(outputs[0].outputs[0])
+        return json_response(self.finish(outputs[0], answer))
 
     def beat(self) -> bytes:
         """That the response is still being made."""

@@ -27,8 +27,9 @@ from pagoda.cache.outline import Branch, Outline
 from pagoda.errors import HttpError
 from pagoda.machine import resident_memory_nbytes
 from pagoda.sampling_params import SamplingParams
+from pagoda.server.accepted.exchange import submit
 from pagoda.server.accepted.service import Service
-from pagoda.server.accepted.wire import json_response, origin_of, scope_of, submit, tenant_of
+from pagoda.server.accepted.wire import json_response, origin_of, scope_of, tenant_of
 from pagoda.server.answered import sse
 from pagoda.server.answered.record import Record
 from pagoda.server.asked.body import Body, Items, TokenIds
