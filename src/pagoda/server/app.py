@@ -1,4 +1,4 @@
-"""The routes of the server, and how whatever goes wrong in them is answered."""
+"""Puts the routes of the server together, and answers whatever goes wrong in them."""
 
 from __future__ import annotations
 
@@ -94,14 +94,14 @@ def _allow_more_fields(app: FastAPI) -> None:
 def _add_routes(app: FastAPI, service: Service) -> None:
     texts = service.backend.texts
     conversations = ConversationReader(texts, service.options.chat_template_text, service.transcripts)
-    names = None if texts.tokenizer is None else TokenTexts(texts.tokenizer)
+    token_texts = None if texts.tokenizer is None else TokenTexts(texts.tokenizer)
     operation, tokens = Operation(service), Tokens(service, conversations)
     messages = Messages(service, conversations)
-    responses = Responses(service, conversations, names)
+    responses = Responses(service, conversations, token_texts)
     kv = Kv(service, conversations)
     routes = (
-        ("POST", "/v1/completions", Completions(service, names).create),
-        ("POST", "/v1/chat/completions", ChatCompletions(service, conversations, names).create),
+        ("POST", "/v1/completions", Completions(service, token_texts).create),
+        ("POST", "/v1/chat/completions", ChatCompletions(service, conversations, token_texts).create),
         ("POST", "/v1/embeddings", Embeddings(service).create),
         ("POST", "/v1/responses", responses.create),
         ("GET", "/v1/responses/{response_id}", responses.retrieve),

@@ -104,7 +104,7 @@ class ToyJob:
         return [LeaseResult(granted=False, num_tokens=0, resume_tokens=0) for _ in self.breakpoints]
 
 
-class ToyRun:
+class ToyCall:
     """Tells one token after the other, those of one job after those of another."""
 
     def __init__(self, backend: ToyBackend, call: Call) -> None:
@@ -198,11 +198,11 @@ class ToyBackend:
     def ping(self) -> Future[None]:
         return self.thread.submit(lambda: None)
 
-    def prepare(self, call: Call) -> ToyRun:
+    def prepare(self, call: Call) -> ToyCall:
         for work in call.works:
             if (num_tokens := len(work.prompt.token_ids)) > MAX_MODEL_LEN:
                 raise PromptTooLongError("Too long for a toy.", num_tokens=num_tokens, max_tokens=MAX_MODEL_LEN)
-        return ToyRun(self, call)
+        return ToyCall(self, call)
 
     def observe(self, observer: Callable[[], None]) -> Callable[[], None]:
         self._observers.append(observer)

@@ -1,1 +1,1 @@
-"""How a call is accepted: room, turns and time of its tenant."""
+"""Accepts calls: checks their tenant's room and time, and takes each from its body to its response."""

@@ -1,7 +1,7 @@
-"""The forms that outputs are to have, compiled beside everything else: for each tenant one at a time.
+"""Compiles the forms of outputs beside everything else, for each tenant one at a time.
 
-What takes long to compile keeps those of its own tenant waiting. It is given up when its client goes, when the answer
-would be of no use any more, and when the server shuts down.
+A form that takes long to compile keeps only its own tenant waiting. It is given up when its client goes, when its
+answer comes too late to be of use, and when the server shuts down.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NUM_THREADS = 8  # which wait for the children that compile
 
 
 class Compiling:
-    """Over one backend's. Used on the event loop's thread only."""
+    """Compiles by the forms of a backend. Used on the event loop's thread only."""
 
     def __init__(self, forms: Forms) -> None:
         self._forms = forms

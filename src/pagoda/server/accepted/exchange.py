@@ -1,6 +1,6 @@
-"""From a body to its response, by the same steps in every API.
+"""Takes a body to its response by the same steps in every API.
 
-An API says what it calls things and how it reads a body, and gives a writer. What is asked and answered it alone knows.
+An API says what it calls things and how it reads a body, and brings a writer. Nothing of its words is known here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pagoda.server.ground.messages import Call, Scope, new_id
 
 
 class Asking(Protocol):
-    """What the bodies of all APIs have for these steps."""
+    """A body of any API, as these steps see it."""
 
     @property
     def stream(self) -> bool | None: ...
@@ -34,7 +34,7 @@ class Asking(Protocol):
 
 
 class Asked(Protocol):
-    """What is made of a body beside the event loop, since that takes as long as the body is."""
+    """A body that has been read, beside the event loop, since that takes as long as the body is."""
 
     @property
     def params(self) -> SamplingParams: ...
@@ -62,7 +62,7 @@ AskedBody = TypeVar("AskedBody", bound=Asked)
 
 
 class Exchange:
-    """The steps to the calls of one API, which have ids with this `prefix` and their prompts in the field `param`."""
+    """Makes the calls of one API: their ids have this `prefix`, their prompts are in the field `param`."""
 
     def __init__(self, service: Service, prefix: str, param: str) -> None:
         self._service = service
@@ -107,7 +107,7 @@ async def respond(service: Service, call: Call, request: Request, writer: Writer
 
 
 def submit(service: Service, call: Call, request: Request) -> Answer:
-    """An answer to a request, of which its log line will tell."""
+    """Hand a call to the backend; the log line of the request will tell of the answer."""
     answer = service.submit(call)
     request.state.answer = answer
     return answer

@@ -1,4 +1,4 @@
-"""How many requests of each tenant may wait, and be in flight; what others do takes nothing of it.
+"""Limits how many requests of each tenant may wait or be in flight, whatever the others do.
 
 Half of the queue belongs to the tenants by weight, the other half to whoever comes first. Knows tenants and counts.
 """
@@ -13,7 +13,7 @@ from pagoda.server.ground.tenants import Tenant, Tenants
 
 
 class Quotas:
-    """Of a queue of `num_places`."""
+    """Shares a queue of `num_places` among tenants."""
 
     def __init__(self, num_places: int, tenants: Tenants) -> None:
         self._num_places = num_places

@@ -1,7 +1,7 @@
-"""Between the HTTP handlers and a backend: accepts calls or says why not, and knows those in flight.
+"""Stands between HTTP handlers and a backend: accepts calls or says why not, and knows those in flight.
 
-Handlers run on an event loop, a backend in its own thread; nothing here waits for it but through an `Answer`. Text
-becomes tokens in threads of its own, since a long prompt takes longer than a step.
+Handlers run on an event loop, a backend on its own thread; nothing here waits for it but through an `Answer`. Text
+becomes tokens on further threads, since a long prompt takes longer than a step.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ READER_THREADS = 4  # of several tenants: what some of them send does not hold u
 
 
 class Service:
-    """One backend for many clients."""
+    """Serves many clients with one backend."""
 
     def __init__(self, backend: Backend, options: ServerOptions, tenants: Tenants, model_name: str) -> None:
         self.backend = backend
@@ -159,9 +159,9 @@ class Service:
         self.check_room(call.origin.tenant, call.param, len(call.works), call.num_samples)
         seconds = self.seconds_left(call.origin)
         try:
-            run = self.backend.prepare(call)
-            answer = Answer(run.jobs, cancel=run.cancel, on_end=self._ended)
-            run.start(partial(self._outbox.put, answer))
+            prepared = self.backend.prepare(call)
+            answer = Answer(prepared.jobs, cancel=prepared.cancel, on_end=self._ended)
+            prepared.start(partial(self._outbox.put, answer))
         except PagodaError as error:
             raise refused(error, call.param) from error
         self._answers[answer] = call

@@ -1,4 +1,4 @@
-"""What handlers need of an HTTP request, and how they answer."""
+"""Reads what handlers need of an HTTP request, and writes JSON responses."""
 
 from __future__ import annotations
 

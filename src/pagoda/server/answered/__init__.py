@@ -1,1 +1,1 @@
-"""How a call is answered: news from the backend, what has come of it, and how it is written."""
+"""Carries answers: news from the backend, what has come of a call, how it is written as events."""

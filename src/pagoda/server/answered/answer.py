@@ -1,9 +1,9 @@
-"""What comes of the jobs of one call, as the event loop sees it, and how it gets there from the backend's thread.
+"""Collects the news of one call on the event loop, and carries them there from the backend's thread.
 
-A step's news of all jobs cross over in one call, so the backend is disturbed once per step and not once per token,
-and less often where steps are short.
-News that nobody has taken yet are merged: a slow reader costs no more memory than its text. What has gathered is given
-in portions, between which others have their turn: to write log-probabilities takes a while.
+All news of a step cross over in one call, so the backend is disturbed once per step and not once per token, and less
+often where steps are short. News that nobody has taken yet are merged: a slow reader costs no more memory than its
+text. They are given out in portions, between which others have their turn, since writing log-probabilities takes a
+while.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ QUIET_SECONDS = 2.0  # after which whoever reads an answer is told that there is
 
 
 class Answer:
-    """The news of several jobs. Used on the event loop's thread only.
+    """Gives the news of several jobs. Used on the event loop's thread only.
 
     Iterating gives lists of (job, chunk), in the order of the call's prompts, and an empty one where nothing comes
     for a while. `outputs` are complete at the end.

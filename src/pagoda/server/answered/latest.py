@@ -1,4 +1,4 @@
-"""The latest of what each tenant has left here, by id: what one leaves pushes out nothing of another's."""
+"""Keeps the latest values of each tenant by id; no tenant's push out another's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Shelf(Generic[Value]):
 
 
 class Latest(Generic[Value]):
-    """At most `most` values of each tenant, of at most `most_nbytes` together; the oldest go first.
+    """Keeps at most `most` values of each tenant, of at most `most_nbytes` together; the oldest go first.
 
     How many bytes a value has is said by who puts it here.
     """

@@ -1,4 +1,4 @@
-"""What became of one call's prompts and answers, each token counted once; every API says it in its own words."""
+"""Counts the tokens of one call, each once; every API tells these counts in its own words."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Record:
-    """prompt = read + computed, all counts in tokens.
+    """What one call has cost: prompt = read + computed, all counts in tokens.
 
     num_read: of the prompts, found in the cache on this device. num_output_tokens: of all samples. leases: one for each
     breakpoint.

@@ -1,4 +1,4 @@
-"""Server-sent events: a response that is written as it comes, and ends with its client."""
+"""Writes server-sent events: a response that is sent as it comes, and ends with its client."""
 
 from __future__ import annotations
 

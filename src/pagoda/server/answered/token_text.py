@@ -1,4 +1,4 @@
-"""The text and the bytes of single tokens, as log-probabilities report them: joined they are the text of all."""
+"""Knows the text and the bytes of single tokens, as log-probabilities report them; joined, they are the text of all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`/v1/messages` and `/v1/messages/count_tokens`."""
+"""Answers conversations, and counts their tokens: `/v1/messages`, `/v1/messages/count_tokens`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pagoda.server.anthropic.prompt import conversation_of
 from pagoda.server.anthropic.schema import CountBody, MessagesBody, ToolChoiceTool
 from pagoda.server.anthropic.writer import MessageShape, MessageWriter
 from pagoda.server.asked.conversation import Conversation, ConversationReader
-from pagoda.server.asked.fingerprint import Compared, Fingerprint, History, Section, missed_tokens
+from pagoda.server.asked.fingerprint import Fingerprint, History, ReadBody, Section, missed_tokens
 from pagoda.server.asked.forms import call_form, check_choice, json_form
 from pagoda.server.asked.sampling import checked
 from pagoda.server.ground.messages import Call, Scope
@@ -68,15 +68,15 @@ class Messages:
         count = await self._service.read(partial(self._count, scope=scope), body, "messages", tenant_of(request))
         return json_response({"input_tokens": count})
 
-    def _reading(self, scope: Scope) -> Callable[[MessagesBody], Compared]:
+    def _reading(self, scope: Scope) -> Callable[[MessagesBody], ReadBody]:
         return partial(self._read, scope=scope)
 
-    def _read(self, body: MessagesBody, scope: Scope) -> Compared:
+    def _read(self, body: MessagesBody, scope: Scope) -> ReadBody:
         conversation = conversation_of(body)
         params = _params(body, conversation, self._service.backend.model.default_params)
         read = self._conversations.read(conversation, scope)
         fingerprint = _fingerprint(conversation, body).with_tokens(len(read.prompt.token_ids))
-        return Compared(conversation, params, read, fingerprint)
+        return ReadBody(conversation, params, read, fingerprint)
 
     def _count(self, body: CountBody, scope: Scope) -> int:
         return len(self._conversations.read(conversation_of(body), scope).prompt.token_ids)
@@ -114,7 +114,7 @@ def _must_call(body: MessagesBody) -> bool:
     return body.tool_choice is not None and body.tool_choice.type in ("any", "tool")
 
 
-def _terms(body: MessagesBody, asked: Compared) -> Terms:
+def _terms(body: MessagesBody, asked: ReadBody) -> Terms:
     """What the model may write: calls of the tools that it is given, if it may call any."""
     choice = body.tool_choice
     may_call = choice is None or choice.type != "none"

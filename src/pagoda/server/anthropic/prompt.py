@@ -1,4 +1,4 @@
-"""From a messages body to a conversation in the words of chat templates, with its cache breakpoints."""
+"""Turns a messages body into a conversation in the words of chat templates, with its cache breakpoints."""
 
 from __future__ import annotations
 

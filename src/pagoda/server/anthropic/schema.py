@@ -1,4 +1,4 @@
-"""Bodies of Anthropic's messages API, as far as a model that reads and writes text can honour them."""
+"""Defines the bodies of Anthropic's messages API, as far as a model that reads and writes text can honour them."""
 
 from __future__ import annotations
 

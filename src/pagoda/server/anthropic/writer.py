@@ -1,4 +1,4 @@
-"""What a message looks like, and the events that tell how it comes to be."""
+"""Writes a message, whole or as the events that tell how it comes to be."""
 
 from __future__ import annotations
 

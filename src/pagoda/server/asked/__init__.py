@@ -1,1 +1,1 @@
-"""What a body asks for: its fields, its conversation, the form of the output that is wanted."""
+"""Reads what a body asks for: its fields, its conversation, the form of the output that is wanted."""

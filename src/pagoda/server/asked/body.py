@@ -1,4 +1,4 @@
-"""What the bodies of all APIs have in common."""
+"""Defines what the bodies of all APIs have in common."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_TOKENS = 1 << 20
 
 
 class _FirstError(FailFast):
-    """Of a list only the first wrong item is told: all bodies are checked on one thread. Unions want it hashable."""
+    """Tells only the first wrong item of a list: all bodies are checked on one thread. Unions want it hashable."""
 
     __hash__ = object.__hash__
 

@@ -1,4 +1,4 @@
-"""From a conversation to the tokens that a model reads, through the chat template of its tokenizer.
+"""Turns a conversation into the tokens that a model reads, through the chat template of its tokenizer.
 
 Clients mark places in a conversation up to which its cache should be kept. Where these lie among the tokens is found by
 rendering it once more with marks in the text.

@@ -1,4 +1,4 @@
-"""Where a prompt parts from an earlier one, told by digests of its sections: no text is kept."""
+"""Finds where a prompt parts from an earlier one, by digests of its sections: no text is kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DIGEST_NBYTES = 64  # of each, with what Python needs for it
 
 
 class Section(StrEnum):
-    """What of a prompt differs first, in the order in which prompts are read."""
+    """The sections of a prompt, in the order in which prompts are read."""
 
     MODEL = "model"
     CACHE_KEY = "cache_key"
@@ -31,7 +31,7 @@ class Section(StrEnum):
 
 @dataclass(frozen=True)
 class Divergence:
-    """`message` is the index of the first that differs, for messages."""
+    """The first section that differs; for messages, `message` is the index of the first that does."""
 
     section: Section
     message: int | None = None
@@ -82,8 +82,8 @@ class Fingerprint:
         return None
 
 
-class Compared(NamedTuple):
-    """What is made of a body whose prompt is compared with earlier ones."""
+class ReadBody(NamedTuple):
+    """A body that has been read, with a fingerprint to compare its prompt with others."""
 
     conversation: Conversation
     params: SamplingParams

@@ -1,4 +1,4 @@
-"""The form that an output must have: JSON of a schema, or a call of one of the tools."""
+"""Makes the form that an output must have: JSON of a schema, or a call of one of the tools."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""How much there is in a JSON text, found before it is read: every value in it costs time and memory.
+"""Counts what is in a JSON text before it is parsed: every value in it costs time and memory.
 
-Works on many bytes at a time and stops at what is too much, so it takes a small part of the time that reading takes. A
-text that is no JSON may have any shape; whoever reads it stops where it is none, and no value comes before that which
-was not counted.
+It works on many bytes at a time and stops at what is too much, so it takes a small part of the time that parsing takes.
+A text that is no JSON may have any shape; the parser stops where it is none, and no value before that was not counted.
 """
 
 from __future__ import annotations

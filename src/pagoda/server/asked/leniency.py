@@ -1,4 +1,4 @@
-"""What a body has that means nothing here: left out and named, or refused, while the body is validated.
+"""Leaves out what means nothing here and names it, or refuses it, while a body is validated.
 
 Clients send what other servers know. What changes nothing wrong is left out, and its name goes where people see it.
 Bodies say themselves what may be left out, by the validators here; without a `Leniency` as the context of a validation

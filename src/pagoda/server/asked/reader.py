@@ -1,8 +1,8 @@
-"""Threads in which what clients send is read, so that the event loop never waits for it.
+"""Reads what clients send on threads of its own, so that the event loop never waits for it.
 
-A tenant's work is done one after the other, and tenants take turns: however much one of them sends, it takes one thread
-and a turn, and while there are others a part of a processor. Knows no HTTP and no engine; what is read by whom is said
-by who hands it in.
+Each tenant's work is done one after the other, and tenants take turns: however much one of them sends, it takes one
+thread and a turn, and beside others a part of a processor. Knows no HTTP and no engine; whoever hands work in says
+whose it is.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Job:
 
 
 class Reader:
-    """`num_threads` threads, which end with the process whatever they do: one that hangs holds up no exit."""
+    """Reads on `num_threads` threads, which end with the process whatever they do: one that hangs holds up no exit."""
 
     def __init__(self, num_threads: int) -> None:
         self._num_threads = num_threads

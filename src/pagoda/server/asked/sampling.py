@@ -1,4 +1,4 @@
-"""Sampling parameters of a body, checked; what it leaves out is as the checkpoint has it."""
+"""Checks the sampling parameters of a body; what it leaves out is as the checkpoint has it."""
 
 from __future__ import annotations
 

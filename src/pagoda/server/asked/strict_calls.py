@@ -1,7 +1,7 @@
-"""Strict tools where the model may write what it likes: a call, once it is begun, has to fit its schema.
+"""Holds calls of strict tools to their schemas, and leaves the other text to the model.
 
-As a grammar of llguidance: text until the mark that begins a call, then what the dialect's shape says. A call without
-such a mark could be text as well, so it is left alone.
+The form is a grammar of llguidance: text until the mark that begins a call, then what the dialect's shape says. A call
+without such a mark could be text as well, so it is left alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What chat templates insist on: fields of tools that they read without asking, ids of calls of one form.
+"""Completes what chat templates insist on: fields of tools that they read without asking, ids of calls of one length.
 
 Knows templates by their text and conversations by their words; renders nothing.
 """

@@ -1,4 +1,4 @@
-"""What clients say about thinking, as arguments of a chat template that asks for it.
+"""Tells a chat template that asks for it what the client says about thinking.
 
 Knows the names that templates give such arguments, and no API.
 """

@@ -1,4 +1,4 @@
-"""The tokens of what models wrote, for when clients send it back as text.
+"""Remembers the tokens of what models wrote, for when clients send it back as text.
 
 A text can be cut into tokens in several ways, and a model need not choose the tokenizer's. What comes back is known by
 a digest of all the text up to its end, and keeps the tokens that it was written in: then every page of them is hit.
@@ -24,7 +24,7 @@ MOST_REMEMBERED_NBYTES = 64 << 20
 
 
 class Known(NamedTuple):
-    """A beginning of a text: its characters are counted, and it was written in these tokens."""
+    """The beginning of a text that was written in these tokens; its characters are counted."""
 
     num_characters: int
     token_ids: Sequence[int]

@@ -1,1 +1,1 @@
-"""Who computes what calls ask for, as the server sees it: an interface, and the LLM of this process behind it."""
+"""Computes what calls ask for: an interface, and the LLM of this process behind it."""

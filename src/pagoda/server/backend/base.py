@@ -1,7 +1,7 @@
-"""What the server asks of whoever computes: an LLM in this process (`local.py`), or machines elsewhere.
+"""Says what the server needs of whoever computes: an LLM in this process (`local.py`), or machines elsewhere.
 
-Interfaces alone. A backend has a thread of its own, or acts as if: what returns a Future is done there between two of
-its steps, news are told there, and nothing here waits for it.
+Interfaces alone. A backend has a thread of its own, or acts as if it had: it does there, between two of its steps, what
+returns a Future, and tells news there. Nothing in the server waits for it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Pooling = Literal["mean", "last"]  # which hidden states a vector is made of
 
 
 class Texts(Protocol):
-    """Between what clients write and tokens. Used from several threads; takes as long as a text is."""
+    """Turns what clients write into tokens. Used from several threads; takes as long as a text is."""
 
     @property
     def tokenizer(self) -> Any:
@@ -51,7 +51,7 @@ class Texts(Protocol):
 
 
 class Forms(Protocol):
-    """What holds an output to a form. Both raise a RequestError that says what is wrong with it."""
+    """Makes what holds an output to a form. Both raise a RequestError that says what is wrong with it."""
 
     def find(self, wanted: StructuredOutputs, tenant: str) -> Constraint | None:
         """What `compile` would give, if that is known; costs nothing."""
@@ -61,7 +61,7 @@ class Forms(Protocol):
 
 
 class Inspector(Protocol):
-    """What the cache holds. Changes nothing."""
+    """Tells what the cache holds, and changes nothing."""
 
     def stats(self) -> Future[CacheStats]: ...
 
@@ -75,8 +75,8 @@ class Inspector(Protocol):
         """What one page in `stride` of each group is."""
 
 
-class Run(Protocol):
-    """The jobs of one call, which can be served and have not been started yet."""
+class PreparedCall(Protocol):
+    """A call that can be served and has not been started yet."""
 
     @property
     def jobs(self) -> Sequence[Job]:
@@ -136,7 +136,7 @@ class Backend(Protocol):
     def ping(self) -> Future[None]:
         """Done when it has come to it."""
 
-    def prepare(self, call: Call) -> Run:
+    def prepare(self, call: Call) -> PreparedCall:
         """Raises a RequestError for a call of which something can never be served; nothing has happened then."""
 
     def observe(self, observer: Callable[[], None]) -> Callable[[], None]:

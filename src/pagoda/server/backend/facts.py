@@ -1,4 +1,4 @@
-"""What a backend says of itself once and for all: the model that it serves, and the pages that it has for it."""
+"""Holds what a backend says of itself once and for all: which model it serves, and which pages it has."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pagoda.sampling_params import SamplingParams
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """default_params: of requests that say nothing; without a limit an answer goes on to the end of the context.
+    """Which model is served.
 
-    has_encoder: prompts are read by two tokenizers, one after the other.
+    default_params: of requests that say nothing; without a limit an answer goes on to the end of the context.
+    has_encoder: whether it reads what an encoder reads, too.
     """
 
     max_model_len: int
@@ -33,9 +34,11 @@ class PageKind:
 
 @dataclass(frozen=True)
 class PageFacts:
-    """kinds: in the order of `CacheStats.groups`. formats: those that attention reads, each once. num_pages: of each
-    group that attends. page_tokens: of the first of these, 0 without any. nbytes: of all pages. constants: a digest of
-    what was fitted to the model.
+    """Which pages there are.
+
+    kinds: in the order of `CacheStats.groups`. formats: those that attention reads, each once. num_pages: of each group
+    that attends. page_tokens: of the first of these, 0 without any. nbytes: of all pages. constants: a digest of what
+    was fitted to the model.
     """
 
     kinds: tuple[PageKind, ...]

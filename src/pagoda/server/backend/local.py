@@ -1,4 +1,4 @@
-"""The backend that is an LLM in this process: all that the server reads of an engine is read here."""
+"""Makes an LLM of this process a backend: all that the server reads of an engine is read here."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NOTHING = SamplingParams(max_tokens=0)  # more than the prompt
 
 
 class LocalBackend:
-    """Over one LLM, which lives as long."""
+    """Computes with one LLM, which lives as long."""
 
     def __init__(self, llm: LLM) -> None:
         self._llm = llm
@@ -62,8 +62,8 @@ class LocalBackend:
     def ping(self) -> Future[None]:
         return self._loop.call(lambda: None)
 
-    def prepare(self, call: Call) -> LocalRun:
-        return LocalRun(call, [self._request(call, index, work) for index, work in enumerate(call.works)], self._llm)
+    def prepare(self, call: Call) -> LocalCall:
+        return LocalCall(call, [self._request(call, index, work) for index, work in enumerate(call.works)], self._llm)
 
     def observe(self, observer: Callable[[], None]) -> Callable[[], None]:
         return self._loop.observe(observer)
@@ -97,8 +97,8 @@ class LocalBackend:
         return request
 
 
-class LocalRun:
-    """Requests of the engine."""
+class LocalCall:
+    """A call as requests of the engine."""
 
     def __init__(self, call: Call, requests: Sequence[Request], llm: LLM) -> None:
         self._call = call
@@ -185,7 +185,7 @@ class LocalJob:
 
 
 class LocalTexts:
-    """The tokenizer, the reader of prompts and the chat template of one LLM."""
+    """Reads with the tokenizer, the prompt reader and the chat template of one LLM."""
 
     def __init__(self, reader: PromptReader, chats: ChatRenderer, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -248,7 +248,7 @@ class LocalEmbedder:
 
 
 class LocalEmbedding:
-    """One that is under way."""
+    """A vector of the engine's, on its way."""
 
     def __init__(self, embedding: Embedding, loop: EngineLoop) -> None:
         self._embedding = embedding

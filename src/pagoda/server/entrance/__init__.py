@@ -1,1 +1,1 @@
-"""What every HTTP request passes before anything is made of it."""
+"""Lets HTTP requests in: connections, who asks, how much is sent, whether it is JSON."""

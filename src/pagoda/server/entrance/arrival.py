@@ -1,4 +1,4 @@
-"""How much has come of a request, and whether that is more, or more slowly, than anybody needs.
+"""Bounds how much may come of a request, and how slowly.
 
 Knows bytes and seconds; what becomes of a connection whose request is refused is the connection's.
 """

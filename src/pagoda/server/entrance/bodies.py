@@ -1,4 +1,4 @@
-"""How many bytes of bodies are held for requests in flight, by all tenants and by each.
+"""Bounds how many bytes of bodies are held for requests in flight, for each tenant and for all.
 
 What a request has sent is held until it is answered, since its prompt and its options go on being used.
 """
@@ -18,7 +18,7 @@ TOO_LARGE = "The body is longer than {} bytes; send less."
 
 
 class Bodies:
-    """Each of at most `most_nbytes`, and so many at a time as have the size of `MOST_BODIES` that long."""
+    """Allows bodies of at most `most_nbytes` each, and of `MOST_BODIES` times that together."""
 
     def __init__(self, most_nbytes: int, has_tenants: bool) -> None:
         self.most_nbytes = most_nbytes
@@ -50,7 +50,7 @@ class Bodies:
 
 
 class Body:
-    """One of them, as it comes."""
+    """One body, as it comes."""
 
     def __init__(self, bodies: Bodies, tenant: str) -> None:
         self._bodies = bodies

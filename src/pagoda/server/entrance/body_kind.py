@@ -1,7 +1,7 @@
-"""Whether a body is JSON, by its headers, or by its looks where no browser has sent it.
+"""Decides whether a body is JSON: by its headers, or by its looks where no browser has sent it.
 
-curl says that what follows -d is a form, and other programs say nothing. Of a browser that counts: what a page may send
-anywhere without asking first, a form or plain text, is never taken for JSON.
+curl says that what follows -d is a form, and other programs say nothing. What a browser says counts: what a page may
+send anywhere without asking first, a form or plain text, is never taken for JSON.
 """
 
 from __future__ import annotations

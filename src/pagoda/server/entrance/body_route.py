@@ -1,7 +1,7 @@
-"""Routes whose bodies are read here and not by FastAPI, which reads and checks on the event loop whatever comes.
+"""Reads the bodies of routes in place of FastAPI, which reads and checks whatever comes on the event loop.
 
-A large body is read in a thread, in its tenant's turn; either way only if it has no more values than anybody needs.
-Handlers get what they would get from FastAPI, and what is wrong with a body is told in the same words.
+A large body is read on a thread, in its tenant's turn; and none that has more values than anybody needs. Handlers get
+what they would get from FastAPI, and what is wrong with a body is told in the same words.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""One HTTP connection: what a client may send before anybody knows who it is, and how long it may take.
+"""Bounds one HTTP connection: what a client may send before it has said who it is, and how long it may take.
 
 uvicorn's own bounds nothing but how long a connection may be idle: headers grow and requests queue up without end, and
-a client that sends or reads nothing more is waited for. This is it with bounds; how requests are read and answered is
-uvicorn's. What connections may have together is said by `Connections`.
+a client that sends or reads nothing more is waited for. This one adds bounds; uvicorn still reads and answers requests.
+What connections may have together is said by `Connections`.
 """
 
 from __future__ import annotations

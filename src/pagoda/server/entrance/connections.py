@@ -1,4 +1,4 @@
-"""All connections of a server: how many there may be, whose they are, and which of them end.
+"""Bounds all connections of a server: how many there may be, whose they are, and which of them end.
 
 Every connection costs a descriptor and some memory before anybody has shown a key. So there are as many as there is
 room for, some of which are kept for clients that are still to say who they are; of these the oldest goes when a new one
@@ -34,7 +34,7 @@ class Known(Protocol):
 
 
 class Connections:
-    """At most `most` at a time. Used on the event loop's thread only."""
+    """Holds at most `most` connections at a time. Used on the event loop's thread only."""
 
     def __init__(self, options: ServerOptions, most: int, has_tenants: bool) -> None:
         self.receive_seconds = options.receive_timeout_seconds

@@ -1,4 +1,4 @@
-"""Counts the requests that were refused or failed: what an answer's status says, whoever has written it.
+"""Counts the requests that were refused or failed, by the status of the answer, whoever has written it.
 
 A stream that fails has said 200 before; the service counts those.
 """

@@ -1,4 +1,4 @@
-"""What every HTTP request passes first: an id, who may ask, the key, the size of its body; and its log line."""
+"""Takes every HTTP request first: gives it an id, finds its tenant, bounds its body, and logs how it ended."""
 
 from __future__ import annotations
 

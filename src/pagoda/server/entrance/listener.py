@@ -1,4 +1,4 @@
-"""The socket of the server, taken before the model is loaded."""
+"""Takes the socket of the server before the model is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which web pages may call the server, as their browsers say in headers (CORS).
+"""Decides which web pages may call the server, by what browsers say in headers (CORS).
 
 A browser sends some requests for any page, and only keeps the answer from one that may not read it; before others it
 asks, which is a preflight. A server without keys does nothing at all for pages that may not call. Pages send no cookies
@@ -28,7 +28,7 @@ EXPOSED_HEADERS = "x-request-id, request-id, retry-after, www-authenticate, x-pa
 
 
 class Origins:
-    """Those of this machine, where it alone can reach the server, and those that the options name."""
+    """Allows the pages of this machine, where it alone can reach the server, and those that the options name."""
 
     def __init__(self, options: ServerOptions) -> None:
         self._named = frozenset(options.allowed_origins)

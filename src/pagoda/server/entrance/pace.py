@@ -1,7 +1,7 @@
-"""How fast the requests of each tenant are taken: they are work of the event loop, which all tenants share.
+"""Slows the requests of each tenant down to a pace: they are work of the event loop, which all tenants share.
 
-A tenant that is alone is not held up. Beside others each may use up so many bytes a second, and a request stands for
-some whatever it has.
+A tenant that is alone is not held up. Beside others each may use up so many bytes a second, and a request counts as
+some, however small it is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ PRESENT_SECONDS = 10.0  # that a tenant stays after it has sent anything
 
 
 class Pace:
-    """Of each tenant; used on the event loop's thread only."""
+    """Keeps the pace of each tenant. Used on the event loop's thread only."""
 
     def __init__(self) -> None:
         self._free: dict[str, float] = {}  # when each has used up what it was given until then

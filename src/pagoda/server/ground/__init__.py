@@ -1,1 +1,1 @@
-"""What every other room of the server stands on: how it is run, who may ask, what an error looks like."""
+"""Holds what every room of the server needs: messages, options, tenants, errors."""

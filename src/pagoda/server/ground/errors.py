@@ -1,4 +1,4 @@
-"""How each API writes an error. Knows statuses and shapes; why a request is refused is said where it is refused."""
+"""Writes errors as each API does. Knows statuses and shapes; whoever refuses a request says why."""
 
 from __future__ import annotations
 

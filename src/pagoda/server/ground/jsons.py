@@ -1,4 +1,4 @@
-"""Values as JSON bytes."""
+"""Writes values as JSON bytes."""
 
 from __future__ import annotations
 

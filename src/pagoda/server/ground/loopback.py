@@ -1,4 +1,4 @@
-"""What tells requests to this machine's own name from those to another name that leads here.
+"""Tells requests to this machine's own name from those to another name that leads here.
 
 A page from elsewhere can have its own name lead to this machine (DNS rebinding): its requests come from this machine
 too, and its browser takes the answers for its own, but says in a header under which name it asks.

@@ -1,6 +1,6 @@
-"""What handlers, the service and a backend hand one another: calls, the work in them, how far it is, news of it.
+"""Defines what handlers, the service and a backend hand one another: calls, their works, jobs and news.
 
-Data, and what of it is seen; who computes, and by which API somebody asks, is not known here.
+Data, and a job as it looks from outside. Knows no API, and not who computes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ async def _for_ever() -> None:
 
 
 class Scope(NamedTuple):
-    """Whose pages and texts these are: of others nothing is hit or recalled."""
+    """Whose pages and texts these are; nothing of others is hit or recalled."""
 
     tenant: str
     cache_salt: str = ""
@@ -90,7 +90,7 @@ class Call:
 
 
 class Job(Protocol):
-    """One work of a call as it stands now. A backend goes on with it meanwhile; here it is only looked at."""
+    """One work of a call as it stands now, read only: a backend goes on with it meanwhile."""
 
     @property
     def job_id(self) -> str: ...

@@ -1,4 +1,4 @@
-"""How the server is run, validated once."""
+"""Validates, once, how the server is run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may ask for what: API keys, and the tenants they belong to.
+"""Knows who may ask for what: API keys, and the tenants they belong to.
 
 Tenants share no pages. A key is compared in constant time with every key there is, by digest, so that neither its
 length nor its place tells anything.

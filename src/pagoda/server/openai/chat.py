@@ -1,4 +1,4 @@
-"""`/v1/chat/completions`: conversations, answered."""
+"""Answers conversations: `/v1/chat/completions`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ from pagoda.server.openai.schema import (
 from pagoda.server.replies.reader import Terms
 
 
-class _Asked(NamedTuple):
+class _ReadChat(NamedTuple):
+    """A body that has been read."""
+
     conversation: Conversation
     params: SamplingParams
     read: ReadConversation
@@ -52,10 +54,10 @@ class _Asked(NamedTuple):
 class ChatCompletions:
     """The handler, over one service."""
 
-    def __init__(self, service: Service, conversations: ConversationReader, texts: TokenTexts | None) -> None:
+    def __init__(self, service: Service, conversations: ConversationReader, token_texts: TokenTexts | None) -> None:
         self._service = service
         self._conversations = conversations
-        self._texts = texts
+        self._token_texts = token_texts
         self._exchange = Exchange(service, "chatcmpl-", "messages")
 
     async def create(self, body: ChatBody, request: Request) -> Response:
@@ -65,15 +67,15 @@ class ChatCompletions:
         form_param = (guided_param(body) or "response_format") if _is_free(body) else "tools"
         asked, call = await self._exchange.ask(body, request, self._reading, form_param)
         shape = ChatShape(call.call_id, body, asked.read.style, _terms(body, asked))
-        return await respond(self._service, call, request, ChatWriter(shape, self._texts))
+        return await respond(self._service, call, request, ChatWriter(shape, self._token_texts))
 
-    def _reading(self, scope: Scope) -> Callable[[ChatBody], _Asked]:
+    def _reading(self, scope: Scope) -> Callable[[ChatBody], _ReadChat]:
         return partial(self._read, scope=scope)
 
-    def _read(self, body: ChatBody, scope: Scope) -> _Asked:
+    def _read(self, body: ChatBody, scope: Scope) -> _ReadChat:
         conversation = conversation_of(body)
         params = _params(body, conversation, self._service.backend.model.default_params)
-        return _Asked(conversation, params, self._conversations.read(conversation, scope))
+        return _ReadChat(conversation, params, self._conversations.read(conversation, scope))
 
 
 def conversation_of(body: ChatBody) -> Conversation:
@@ -141,7 +143,7 @@ def _is_free(body: ChatBody) -> bool:
     return body.tool_choice in (None, "none", "auto")
 
 
-def _terms(body: ChatBody, asked: _Asked) -> Terms:
+def _terms(body: ChatBody, asked: _ReadChat) -> Terms:
     """What the model may write: calls of the tools that it is given, if it may call any."""
     return Terms(
         tools=() if body.tool_choice == "none" else asked.conversation.tools,

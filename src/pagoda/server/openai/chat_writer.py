@@ -1,4 +1,4 @@
-"""What a chat completion looks like: whole, and as the deltas that tell how each of its samples comes to be."""
+"""Writes a chat completion, whole or as the deltas that tell how its samples come to be."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class ChatShape:
 
 
 class ChatWriter:
-    """Writes one answer of any number of samples. Without `texts` tokens have no names, and no log-probabilities."""
+    """Writes one answer of any number of samples. Without `token_texts` there are no log-probabilities."""
 
-    def __init__(self, shape: ChatShape, texts: TokenTexts | None) -> None:
+    def __init__(self, shape: ChatShape, token_texts: TokenTexts | None) -> None:
         self._shape = shape
-        self._texts = texts
+        self._token_texts = token_texts
         self._identity = identity_of(shape.call_id, "chat.completion", shape.body.model)
 
     async def whole(self, outputs: Sequence[RequestOutput], answer: Answer) -> Response:
@@ -104,9 +104,9 @@ class ChatWriter:
         }
 
     def _logprobs(self, logprobs: list[TokenLogprobs] | None) -> dict[str, Any] | None:
-        if logprobs is None or self._texts is None:
+        if logprobs is None or self._token_texts is None:
             return None
-        return chat_logprobs(logprobs, self._texts, self._shape.body.top_logprobs or 0)
+        return chat_logprobs(logprobs, self._token_texts, self._shape.body.top_logprobs or 0)
 
 
 class SampleDeltas:

@@ -1,4 +1,4 @@
-"""`/v1/completions`: prompts of text or token ids, continued."""
+"""Continues prompts of text or token ids: `/v1/completions`."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ MAX_ECHOED_LOGPROBS = 1 << 20  # of one call; about 200 MB
 class Completions:
     """The handler, over one service."""
 
-    def __init__(self, service: Service, names: TokenTexts | None) -> None:
+    def __init__(self, service: Service, token_texts: TokenTexts | None) -> None:
         self._service = service
-        self._names = names
+        self._token_texts = token_texts
 
     async def create(self, body: CompletionBody, request: Request) -> Response:
         """Continue each prompt `n` times."""
@@ -53,7 +53,7 @@ class Completions:
             streams=bool(body.stream),
             cache_salt=body.cache_salt or "",
         )
-        writer = CompletionWriter(call.call_id, body, service.backend.texts, self._names)
+        writer = CompletionWriter(call.call_id, body, service.backend.texts, self._token_texts)
         return await respond(service, call, request, writer)
 
     def _read(self, prompts: list[Prompt]) -> list[ReadPrompt]:

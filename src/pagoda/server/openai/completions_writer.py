@@ -1,4 +1,4 @@
-"""What completions look like: whole, and as the chunks that tell how each of them comes to be."""
+"""Writes completions, whole or as the chunks that tell how they come to be."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from pagoda.tokenizing import decode
 
 
 class CompletionWriter:
-    """Writes one answer. Without `names` of tokens there are no log-probabilities."""
+    """Writes one answer. Without `token_texts` there are no log-probabilities."""
 
-    def __init__(self, call_id: str, body: CompletionBody, texts: Texts, names: TokenTexts | None) -> None:
+    def __init__(self, call_id: str, body: CompletionBody, texts: Texts, token_texts: TokenTexts | None) -> None:
         self._identity = identity_of(call_id, "text_completion", body.model)
         self._body = body
         self._texts = texts
-        self._names = names
+        self._token_texts = token_texts
 
     async def whole(self, outputs: Sequence[RequestOutput], answer: Answer) -> Response:
         """Beside the event loop: log-probabilities of many samples take a while."""
@@ -96,9 +96,9 @@ class CompletionWriter:
     def _logprobs(
         self, logprobs: Sequence[TokenLogprobs | None] | None, token_ids: Sequence[int], offset: int
     ) -> dict[str, list[Any]] | None:
-        if logprobs is None or self._names is None:
+        if logprobs is None or self._token_texts is None:
             return None
-        return completion_logprobs(logprobs, token_ids, self._names, offset)
+        return completion_logprobs(logprobs, token_ids, self._token_texts, offset)
 
     def _prompt_text(self, job: Job) -> str:
         """The prompt as text, however it was given."""

@@ -1,4 +1,4 @@
-"""`/v1/embeddings`: vectors of texts, made of the hidden states of a model that writes. No trained embedding model.
+"""Makes vectors of texts from the hidden states of a model that writes, no trained embedding model: `/v1/embeddings`.
 
 Each tenant's are computed one after the other, and those of all tenants a piece at a time between the steps of the
 backend.

@@ -1,4 +1,4 @@
-"""vLLM's fields for the form of an output: `structured_outputs`, and `guided_json` and others of older versions."""
+"""Reads vLLM's fields for the form of an output: `structured_outputs`, and `guided_json` and others of old versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What OpenAI's clients say about the prompt cache: marks, how long they keep, and what was written for them."""
+"""Translates what OpenAI's clients say about the prompt cache: marks, how long they keep, what was written for them."""
 
 from __future__ import annotations
 

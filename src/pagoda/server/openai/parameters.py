@@ -1,4 +1,4 @@
-"""From the sampling fields of a body to `SamplingParams`."""
+"""Turns the sampling fields of a body into `SamplingParams`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Usage, log-probabilities and finish reasons in OpenAI's words."""
+"""Tells usage, log-probabilities and finish reasons in OpenAI's words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`/v1/responses`: text and function calls as a list of items, which later requests may go on from."""
+"""Answers with text and function calls as a list of items, which later requests may go on from: `/v1/responses`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pagoda.server.answered.latest import Latest
 from pagoda.server.answered.record import Record
 from pagoda.server.answered.token_text import TokenTexts
 from pagoda.server.asked.conversation import Conversation, ConversationReader, Turn
-from pagoda.server.asked.fingerprint import Compared, Fingerprint, History, Section, missed_tokens, plain
+from pagoda.server.asked.fingerprint import Fingerprint, History, ReadBody, Section, missed_tokens, plain
 from pagoda.server.asked.forms import call_form, check_choice, json_form
 from pagoda.server.asked.sampling import checked
 from pagoda.server.ground.jsons import to_json
@@ -61,10 +61,10 @@ class _Stored:
 class Responses:
     """The handlers, over one service."""
 
-    def __init__(self, service: Service, conversations: ConversationReader, texts: TokenTexts | None) -> None:
+    def __init__(self, service: Service, conversations: ConversationReader, token_texts: TokenTexts | None) -> None:
         self._service = service
         self._conversations = conversations
-        self._texts = texts
+        self._token_texts = token_texts
         self._exchange = Exchange(service, "resp_", "input")
         self._history = History()
         self._stored = Latest[_Stored](MOST_STORED, MOST_STORED_NBYTES)
@@ -89,10 +89,10 @@ class Responses:
         diagnose, keep = partial(self._diagnostics, shape), partial(self._keep, shape)
         return await respond(service, call, request, ResponseWriter(shape, reader, self._logprobs, diagnose, keep))
 
-    def _reading(self, body: ResponseBody, scope: Scope) -> Callable[[ResponseBody], Compared]:
+    def _reading(self, body: ResponseBody, scope: Scope) -> Callable[[ResponseBody], ReadBody]:
         return partial(self._read, earlier=self._earlier(scope.tenant, body.previous_response_id), scope=scope)
 
-    def _read(self, body: ResponseBody, earlier: tuple[Turn, ...], scope: Scope) -> Compared:
+    def _read(self, body: ResponseBody, earlier: tuple[Turn, ...], scope: Scope) -> ReadBody:
         conversation = conversation_of(body, earlier)
         params = _params(body, conversation, self._service.backend.model.default_params)
         read = self._conversations.read(conversation, scope)
@@ -102,7 +102,7 @@ class Responses:
             cache_key=[body.prompt_cache_key, body.cache_salt],
             settings=None if body.text is None else body.text.model_dump(by_alias=True),
         )
-        return Compared(conversation, params, read, fingerprint.with_tokens(len(read.prompt.token_ids)))
+        return ReadBody(conversation, params, read, fingerprint.with_tokens(len(read.prompt.token_ids)))
 
     async def compact(self) -> Response:
         """Not at hand; the id in the path of a stored response must not take its place."""
@@ -120,9 +120,9 @@ class Responses:
         return json_response({"id": response_id, "object": "response", "deleted": True})
 
     def _logprobs(self, logprobs: Sequence[TokenLogprobs] | None, num_top: int) -> list[dict[str, Any]]:
-        if logprobs is None or self._texts is None:
+        if logprobs is None or self._token_texts is None:
             return []
-        content: list[dict[str, Any]] = chat_logprobs(logprobs, self._texts, num_top)["content"]
+        content: list[dict[str, Any]] = chat_logprobs(logprobs, self._token_texts, num_top)["content"]
         return content
 
     def _keep(self, shape: ResponseShape, response: dict[str, Any], answer: tuple[Turn, ...]) -> None:
@@ -185,7 +185,7 @@ def _is_free(body: ResponseBody) -> bool:
     return body.tool_choice in (None, "none", "auto")
 
 
-def _terms(body: ResponseBody, asked: Compared) -> Terms:
+def _terms(body: ResponseBody, asked: ReadBody) -> Terms:
     """What the model may write: calls of the tools that it is given, if it may call any."""
     return Terms(
         tools=() if body.tool_choice == "none" else asked.conversation.tools,

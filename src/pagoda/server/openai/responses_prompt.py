@@ -1,4 +1,4 @@
-"""From the input of a response to a conversation in the words of chat templates."""
+"""Turns the input of a response into a conversation in the words of chat templates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bodies of OpenAI's responses API, for text and the client's own functions."""
+"""Defines the bodies of OpenAI's responses API, for text and the client's own functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a response looks like, and the events that tell how it comes to be."""
+"""Writes a response, whole or as the events that tell how it comes to be."""
 
 from __future__ import annotations
 

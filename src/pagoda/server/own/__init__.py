@@ -1,1 +1,1 @@
-"""The server's own API: the cache, the tokenizer, operation, and the pages for people."""
+"""Serves the server's own API: the cache, the tokenizer, operation, and the pages for people."""

@@ -1,4 +1,4 @@
-"""A body for each route that takes one, small enough to be answered at once, for the app's document."""
+"""Gives an example body for each route, small enough to be answered at once, to the app's document."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`/v1/kv`: the cache for people and programs that look after it.
+"""Shows the cache to people and programs that look after it, and pins prompts in it: `/v1/kv`.
 
-Where there are several tenants each sees what is its own and how large the cache is. What all do together is shown to
-admins alone: it would tell one tenant of another. The engine answers between two steps. `/v1/kv/events` sends the whole
+Where there are several tenants each sees what is its own and how large the cache is. Only admins see what all do
+together: it would tell one tenant of another. The backend answers between two steps. `/v1/kv/events` sends the whole
 state and then what changes, for as long as somebody looks.
 """
 

@@ -1,4 +1,4 @@
-"""What those who run the server ask: is it up, which models are there, how is the cache, forget what it holds."""
+"""Answers those who run the server: is it up, which models are there, how is the cache, forget what it holds."""
 
 from __future__ import annotations
 

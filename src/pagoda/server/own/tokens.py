@@ -1,4 +1,4 @@
-"""`/tokenize`, `/detokenize`, `/tokenizer_info`: the tokenizer on the wire, as vLLM has it."""
+"""Turns text into tokens and back over HTTP, as vLLM does: `/tokenize`, `/detokenize`, `/tokenizer_info`."""
 
 from __future__ import annotations
 

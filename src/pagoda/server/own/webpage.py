@@ -1,4 +1,4 @@
-"""The files of a page, as they are in the package: a fixed list, so that no path leads anywhere else."""
+"""Serves the files of a page from the package: a fixed list, so that no path leads anywhere else."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How the server is watched: metrics, log, traces, events, and what the last hours were like."""
+"""Lets people watch the server: metrics, log, traces, events of the cache, and what the last hours were like."""

@@ -1,7 +1,7 @@
-"""What the last hours were like: a sample every ten seconds, of each tenant and of all together.
+"""Remembers what the last hours were like: a sample every ten seconds, of each tenant and of all together.
 
-Kept in memory alone, and bounded: a time in which nothing happened leaves no sample. Knows jobs; who may see which
-samples is the business of `kv.py`.
+Samples are kept in memory alone, and bounded: a time in which nothing happened leaves none. Knows jobs; who may see
+which samples is the business of `own/kv.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MOST_SAMPLES = round(KEPT_SECONDS / SAMPLE_SECONDS)
 
 @dataclass(frozen=True)
 class Sample:
-    """Some seconds that ended at `time`: what happened in them, and how many requests there were at their end.
+    """What happened in some seconds, which ended at `time`, and how many requests there were then.
 
     The time to first token is of the requests that ended.
     """

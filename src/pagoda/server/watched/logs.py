@@ -1,4 +1,4 @@
-"""Log lines as text for people, or as JSON for programs, written by a thread of their own.
+"""Writes log lines as text for people, or as JSON for programs, on a thread of its own.
 
 Standard error may be a pipe whose reader stands still: then lines are lost, and nobody waits.
 """

@@ -1,6 +1,6 @@
-"""What Prometheus reads. Names, labels and meanings are vLLM's where the meaning is the same, under our own prefix.
+"""Counts what Prometheus reads, with vLLM's names, labels and meanings where the meaning is the same, under our prefix.
 
-Counts what requests have cost when they end, on the event loop's thread. What the cache holds is asked at each scrape.
+What jobs have cost is counted when they end, on the event loop's thread. What the cache holds is asked at each scrape.
 """
 
 from __future__ import annotations

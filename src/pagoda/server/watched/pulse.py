@@ -1,4 +1,4 @@
-"""Whether what serves requests still moves: the backend between its steps, the threads that read prompts."""
+"""Tells whether what serves requests still moves: the backend between its steps, the threads that read prompts."""
 
 from __future__ import annotations
 

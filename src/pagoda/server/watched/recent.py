@@ -1,4 +1,4 @@
-"""How late requests have gone, for charts and for telling clients when to come back."""
+"""Remembers how long the last requests took, for charts and for telling clients when to come back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A span for every job of the backend, for OpenTelemetry; attributes are named as vLLM and the conventions do."""
+"""Sends OpenTelemetry a span for every job; attributes are named as by vLLM and the conventions."""
 
 from __future__ import annotations
 
