@@ -13,6 +13,7 @@ from pagoda import LLM, SamplingParams
 from pagoda.cache.namespace import Namespace
 from pagoda.cache.radix import Node, Root, token_key
 from pagoda.errors import ConfigError
+from pagoda.server.backend.local import LocalBackend
 from pagoda.server.watched.kv_events import END_OF_REPLAY, BlockHashes, KvEvents
 from server.running import MOST_SECONDS
 
@@ -84,8 +85,9 @@ def llm() -> Iterator[LLM]:
 @pytest.fixture
 def events(llm: LLM) -> Iterator[KvEvents]:
     events = KvEvents("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", "kv", PAGE_TOKENS)
-    llm.loop.call(lambda: llm.engine.watch(events)).result()
-    stop = llm.loop.observe(events.flush)
+    backend = LocalBackend(llm)
+    backend.watch(events)
+    stop = backend.observe(events.flush)
     yield events
     stop()
     events.close()

@@ -45,7 +45,7 @@ def test_the_map_has_the_counts_of_the_status(server: Running, live: Page) -> No
     assert painted(live, "--idle") * free == painted(live, "--free") * idle > 0
     assert painted(live, "--leased") > 0
     assert f"{group['total']} pages" in live.inner_text("#groups h3")
-    states = server.llm.engine.page_states(1)[0]
+    states = server.service.backend.inspector.page_states(1).result()[0]
     live.focus("#groups canvas")
     for state in (ShownState.FREE, ShownState.IDLE, ShownState.LEASED):
         live.keyboard.press("Home")
