@@ -23,7 +23,7 @@ from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
 from pagoda.prompts import Prompt, ReadPrompt
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server.backend.base import Embedder
-from pagoda.server.backend.facts import ModelFacts, PageFacts, PageKind
+from pagoda.server.backend.facts import PageFacts, PageKind, ServedModel
 from pagoda.server.ground.messages import Call, News, Work
 
 MAX_MODEL_LEN = 64
@@ -42,7 +42,7 @@ class ToyTexts:
     def read(self, prompt: Prompt) -> ReadPrompt:
         if isinstance(prompt, str):
             return ReadPrompt(prompt, self.tokenizer(prompt, add_special_tokens=False).input_ids)
-        return ReadPrompt(None, list(prompt))
+        return ReadPrompt(None, [int(each) for each in prompt])
 
     def check_text(self, text: str) -> None:
         pass
@@ -181,7 +181,7 @@ class ToyBackend:
     def __init__(self, tokenizer_folder: str) -> None:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
         self.thread = ThreadPoolExecutor(1)
-        self.model = ModelFacts(
+        self.model = ServedModel(
             max_model_len=MAX_MODEL_LEN,
             vocab_size=len(tokenizer),
             eos_token_ids=frozenset({tokenizer.eos_token_id}),

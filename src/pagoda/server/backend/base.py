@@ -15,7 +15,7 @@ from pagoda.cache.lease import LeaseInfo
 from pagoda.cache.outline import Outline
 from pagoda.chat.options import ChatOptions
 from pagoda.sampling_params import StructuredOutputs
-from pagoda.server.backend.facts import ModelFacts, PageFacts
+from pagoda.server.backend.facts import PageFacts, ServedModel
 from pagoda.server.ground.messages import Call, Job, News
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Backend(Protocol):
     """Computes what calls ask for."""
 
     @property
-    def model(self) -> ModelFacts: ...
+    def model(self) -> ServedModel: ...
 
     @property
     def pages(self) -> PageFacts: ...

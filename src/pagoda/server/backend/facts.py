@@ -8,7 +8,7 @@ from pagoda.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ServedModel:
     """Which model is served.
 
     default_params: of requests that say nothing; without a limit an answer goes on to the end of the context.
