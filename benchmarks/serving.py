@@ -31,11 +31,12 @@ def serve(pipe: Connection, arguments: argparse.Namespace) -> None:
     from pagoda.commands.shapes import shape_config
     from pagoda.llm import EMBEDDED_MODEL
     from pagoda.models.loader import model_from_config
+    from pagoda.server.accepted.service import Service
     from pagoda.server.app import create_app
-    from pagoda.server.listener import listen
-    from pagoda.server.options import ServerOptions
-    from pagoda.server.service import Service
-    from pagoda.server.tenants import Tenants
+    from pagoda.server.backend.local import LocalBackend
+    from pagoda.server.entrance.listener import listen
+    from pagoda.server.ground.options import ServerOptions
+    from pagoda.server.ground.tenants import Tenants
 
     model: Any = None
     if arguments.shape != "embedded":
@@ -48,9 +49,9 @@ def serve(pipe: Connection, arguments: argparse.Namespace) -> None:
         max_model_len=1024,
     )
     options = ServerOptions(port=0, stream_interval_seconds=arguments.interval)
-    listener, service = listen(options), Service(llm, options, Tenants(options), "model")
+    listener, service = listen(options), Service(LocalBackend(llm), options, Tenants(options), "model")
     ended: list[list[float]] = []
-    service.on_end = lambda request, _: ended.append(request.metrics.token_times)
+    service.on_end = lambda job, _: ended.append(job.metrics.token_times)
     config = uvicorn.Config(create_app(service), http="httptools", loop="uvloop", log_config=None, access_log=False)
     threading.Thread(target=uvicorn.Server(config).run, kwargs={"sockets": [listener]}, daemon=True).start()
     pipe.send(listener.getsockname()[1])

@@ -39,6 +39,25 @@ ANALYSIS = {
 # Of the folders whose other files know none.
 WITH_TENSORS = {"pool", "view"}
 
+# The rooms of the server, likewise; those on one line import nothing of each other.
+SERVER_ROOMS = (
+    ("run",),
+    ("app",),
+    ("own",),
+    ("anthropic", "openai"),
+    ("entrance",),
+    ("accepted",),
+    ("watched",),
+    ("asked",),
+    ("answered",),
+    ("backend", "replies"),
+    ("deadline", "ground"),
+)
+ROOM_LEVEL = {name: len(SERVER_ROOMS) - number for number, names in enumerate(SERVER_ROOMS) for name in names}
+# What an LLM is made of: only the backend over one (`local.py`, `local_call.py`) knows that, and nobody else knows it.
+LLM_MODULES = ("pagoda.llm", "pagoda.collector", "pagoda.engine.engine", "pagoda.engine.loop", "pagoda.models")
+LLM_BACKEND = "pagoda.server.backend.local"
+
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
 
 
@@ -47,8 +66,8 @@ def part(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
-def imported(path: Path) -> set[str]:
-    """The parts of the package that a file imports from, also inside functions and for types only."""
+def imported_names(path: Path) -> set[str]:
+    """All that a file imports, by its whole name, also inside functions and for types only."""
     modules: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -56,7 +75,18 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} has a relative import"
             modules |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {part(module) for module in modules if module.split(".")[0] == "pagoda"}
+    return {module for module in modules if module.split(".")[0] == "pagoda"}
+
+
+def imported(path: Path) -> set[str]:
+    """The parts of the package that a file imports from."""
+    return {part(module) for module in imported_names(path)}
+
+
+def room(module: str) -> str:
+    """The folder or file of the server that a module is in; none for what is not in it."""
+    parts = module.split(".")
+    return parts[2] if parts[:2] == ["pagoda", "server"] and len(parts) > 2 else ""
 
 
 def owner(path: Path) -> str:
@@ -72,6 +102,20 @@ def test_imports_point_down(path):
     here = LEVEL[owner(path)]
     upward = {name for name in imported(path) if LEVEL.get(name, 0) > here}
     assert not upward, f"{path} imports from above: {upward}"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "server").rglob("[a-z]*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_rooms_of_the_server_point_down(path):
+    name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    here = room(name)
+    assert here in ROOM_LEVEL, f"{here} is new: give it its place in SERVER_ROOMS"
+    names = imported_names(path)
+    others = {each for each in map(room, names) if each not in ("", here)}
+    assert not {each for each in others if ROOM_LEVEL.get(each, 0) >= ROOM_LEVEL[here]}, f"{path} imports from above"
+    if not name.startswith(LLM_BACKEND):
+        assert not [each for each in names if each.startswith((*LLM_MODULES, LLM_BACKEND))]
 
 
 @pytest.mark.parametrize(

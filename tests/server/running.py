@@ -12,11 +12,13 @@ from typing import Any
 import httpx2
 
 from pagoda import LLM
-from pagoda.server.listener import listen
-from pagoda.server.options import ServerOptions
+from pagoda.server.accepted.service import Service
+from pagoda.server.backend.base import Backend
+from pagoda.server.backend.local import LocalBackend
+from pagoda.server.entrance.listener import listen
+from pagoda.server.ground.options import ServerOptions
+from pagoda.server.ground.tenants import Tenants
 from pagoda.server.run import Server
-from pagoda.server.service import Service
-from pagoda.server.tenants import Tenants
 
 MODEL = "pagoda-tiny"
 TENANTS = """
@@ -33,22 +35,25 @@ STEP_SECONDS = 0.05
 
 
 @dataclass
-class Running:
+class Serving:
     """A server, its service, and where it listens."""
 
     service: Service
     url: str
     server: Server
 
-    @property
-    def llm(self) -> LLM:
-        return self.service.llm
-
     def post(self, path: str, body: Any = None, **more: Any) -> httpx2.Response:
         return httpx2.post(self.url + path, json=body, timeout=MOST_SECONDS, **more)
 
     def get(self, path: str, **more: Any) -> httpx2.Response:
         return httpx2.get(self.url + path, timeout=MOST_SECONDS, **more)
+
+
+@dataclass
+class Running(Serving):
+    """One over a model in this process."""
+
+    llm: LLM
 
     def wait_until_idle(self) -> None:
         """Until no request is in flight and no page in use."""
@@ -84,10 +89,10 @@ class ServerInThread(Server):
 
 
 @contextmanager
-def running(llm: LLM, **options: Any) -> Iterator[Running]:
+def serving(backend: Backend, **options: Any) -> Iterator[Serving]:
     settings = ServerOptions(**{"port": 0, "drain_timeout_seconds": 5, **options})
     tenants, listener = Tenants(settings), listen(settings)
-    service = Service(llm, settings, tenants, MODEL)
+    service = Service(backend, settings, tenants, MODEL)
     server = ServerInThread(service)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
@@ -95,7 +100,13 @@ def running(llm: LLM, **options: Any) -> Iterator[Running]:
         while not server.started:
             assert thread.is_alive(), "the server could not start"
             time.sleep(0.01)
-        yield Running(service, f"http://127.0.0.1:{listener.getsockname()[1]}", server)
+        yield Serving(service, f"http://127.0.0.1:{listener.getsockname()[1]}", server)
     finally:
         server.should_exit = True
         thread.join()
+
+
+@contextmanager
+def running(llm: LLM, **options: Any) -> Iterator[Running]:
+    with serving(LocalBackend(llm), **options) as served:
+        yield Running(served.service, served.url, served.server, llm)

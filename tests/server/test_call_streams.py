@@ -14,8 +14,8 @@ from pagoda.engine.request import FinishReason, RequestMetrics
 from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
 from pagoda.server.anthropic.schema import MessagesBody
 from pagoda.server.anthropic.writer import MessageEvents, MessageShape
-from pagoda.server.conversation import Conversation
-from pagoda.server.fingerprint import Fingerprint
+from pagoda.server.asked.conversation import Conversation
+from pagoda.server.asked.fingerprint import Fingerprint
 from pagoda.server.openai.chat_writer import SampleDeltas
 from pagoda.server.openai.responses_schema import ResponseBody
 from pagoda.server.openai.responses_writer import ResponseShape, ResponseWriter
@@ -41,7 +41,7 @@ class Told:
 
     text: str
     reason: FinishReason
-    requests: tuple[Any, ...] = ()
+    jobs: tuple[Any, ...] = ()
 
     @property
     def outputs(self) -> list[RequestOutput]:

@@ -15,7 +15,7 @@ from pagoda.config import DTYPES, EngineConfig
 from pagoda.errors import ConfigError
 from pagoda.registry import names
 from pagoda.sampling_params import SamplingParams
-from pagoda.server.options import LOG_FORMATS, ServerOptions
+from pagoda.server.ground.options import LOG_FORMATS, ServerOptions
 from pagoda.units import parse_nbytes
 
 if TYPE_CHECKING:

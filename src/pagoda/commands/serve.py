@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 from pagoda.commands.options import SERVER_OPTIONS, load_llm, options_given
 from pagoda.config import Environment
 from pagoda.errors import ConfigError
-from pagoda.server.listener import listen
-from pagoda.server.options import ServerOptions
-from pagoda.server.tenants import Tenants
+from pagoda.server.entrance.listener import listen
+from pagoda.server.ground.options import ServerOptions
+from pagoda.server.ground.tenants import Tenants
 
 if TYPE_CHECKING:
-    from pagoda.server.service import Service
+    from pagoda.server.accepted.service import Service
+    from pagoda.server.backend.local import LocalBackend
 
 EMBEDDED_NAME = "pagoda-tiny"
 
@@ -26,7 +27,7 @@ EMBEDDED_NAME = "pagoda-tiny"
 def run(arguments: Namespace) -> int:
     options = ServerOptions(**options_given(arguments, SERVER_OPTIONS))
     _need("fastapi", "httptools", "orjson", "prometheus_client", "uvicorn", "uvloop")
-    from pagoda.server import logs
+    from pagoda.server.watched import logs
 
     logs.set_up(options.log_format, logging.getLevelNamesMapping()[Environment.read().log_level.upper()])
     tenants, listener = Tenants(options), listen(options)
@@ -35,30 +36,30 @@ def run(arguments: Namespace) -> int:
     with ExitStack() as stack:
         stack.enter_context(listener)
         llm = stack.enter_context(load_llm(arguments, tenants=tenants.shares))
+        from pagoda.server.accepted.service import Service
+        from pagoda.server.backend.local import LocalBackend
         from pagoda.server.run import serve
-        from pagoda.server.service import Service
 
-        service = Service(llm, options, tenants, name)
-        stack.callback(_publish(service, options))
+        backend = LocalBackend(llm)
+        service = Service(backend, options, tenants, name)
+        stack.callback(_publish(backend, options))
         stack.callback(_trace(service, options))
         sys.stderr.write(f"Serving {service.names[0]} at http://{f'[{host}]' if ':' in host else host}:{port}\n")
         serve(service, listener)
     return 0
 
 
-def _publish(service: Service, options: ServerOptions) -> Callable[[], None]:
+def _publish(backend: LocalBackend, options: ServerOptions) -> Callable[[], None]:
     """Tell routers which pages are held, if that is wanted; what is returned ends it."""
     if options.kv_events_endpoint is None:
         return lambda: None
     _need("msgspec", "zmq", extra="events")
-    from pagoda.server.kv_events import KvEvents
+    from pagoda.server.watched.kv_events import KvEvents
 
-    engine, loop = service.llm.engine, service.llm.loop
-    page_tokens = engine.memory.geometries[0].page_tokens if engine.memory.geometries else 0
     endpoints = (options.kv_events_endpoint, options.kv_events_replay_endpoint)
-    events = KvEvents(*endpoints, options.kv_events_topic, page_tokens)
-    loop.call(lambda: engine.inspector.watch(events)).result()
-    loop.observe(events.flush)
+    events = KvEvents(*endpoints, options.kv_events_topic, backend.pages.page_tokens)
+    backend.watch(events)
+    backend.observe(events.flush)
     return events.close
 
 
@@ -69,7 +70,7 @@ def _trace(service: Service, options: ServerOptions) -> Callable[[], None]:
     _need("opentelemetry.sdk", "opentelemetry.exporter", extra="otel")
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-    from pagoda.server.traces import Traces
+    from pagoda.server.watched.traces import Traces
 
     traces = Traces(OTLPSpanExporter(endpoint=options.otlp_traces_endpoint), service.names[0])
     service.on_end = traces.count

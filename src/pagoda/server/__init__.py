@@ -1,1 +1,1 @@
-"""The HTTP server: OpenAI's and Anthropic's APIs over one engine, and an API of the cache itself."""
+"""Serves OpenAI's and Anthropic's APIs, and one of the cache itself, over HTTP."""

@@ -1,4 +1,4 @@
-"""The routes of the server, and how whatever goes wrong in them is answered."""
+"""Puts the routes of the server together, and answers whatever goes wrong in them."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from starlette.responses import Response
 
 from pagoda import __version__
 from pagoda.errors import HttpError, PagodaError
+from pagoda.server.accepted.service import Service
+from pagoda.server.accepted.wire import request_id_of
+from pagoda.server.answered.token_text import TokenTexts
 from pagoda.server.anthropic.messages import Messages
-from pagoda.server.body_route import body_route
-from pagoda.server.conversation import ConversationReader
-from pagoda.server.errors import error_response, invalid_field, refused
-from pagoda.server.examples import add_examples
-from pagoda.server.failures import Failures
-from pagoda.server.gate import Gate
-from pagoda.server.kv import Kv
+from pagoda.server.asked.conversation import ConversationReader
+from pagoda.server.entrance.body_route import body_route
+from pagoda.server.entrance.failures import Failures
+from pagoda.server.entrance.gate import Gate
+from pagoda.server.ground.errors import error_response, invalid_field, refused
 from pagoda.server.openai.chat import ChatCompletions
 from pagoda.server.openai.completions import Completions
 from pagoda.server.openai.embeddings import Embeddings
 from pagoda.server.openai.responses import Responses
-from pagoda.server.operation import Operation
-from pagoda.server.service import Service
-from pagoda.server.token_text import TokenTexts
-from pagoda.server.tokens import Tokens
-from pagoda.server.webpage import Webpage
-from pagoda.server.wire import request_id_of
+from pagoda.server.own.examples import add_examples
+from pagoda.server.own.kv import Kv
+from pagoda.server.own.operation import Operation
+from pagoda.server.own.tokens import Tokens
+from pagoda.server.own.webpage import Webpage
 
 logger = logging.getLogger(__name__)
 
@@ -92,16 +92,16 @@ def _allow_more_fields(app: FastAPI) -> None:
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
-    llm, options = service.llm, service.options
-    conversations = ConversationReader(llm.reader, llm.chats, options.chat_template_text, service.transcripts)
-    texts = None if llm.tokenizer is None else TokenTexts(llm.tokenizer)
+    texts = service.backend.texts
+    conversations = ConversationReader(texts, service.options.chat_template_text, service.transcripts)
+    token_texts = None if texts.tokenizer is None else TokenTexts(texts.tokenizer)
     operation, tokens = Operation(service), Tokens(service, conversations)
     messages = Messages(service, conversations)
-    responses = Responses(service, conversations, texts)
+    responses = Responses(service, conversations, token_texts)
     kv = Kv(service, conversations)
     routes = (
-        ("POST", "/v1/completions", Completions(service, texts).create),
-        ("POST", "/v1/chat/completions", ChatCompletions(service, conversations, texts).create),
+        ("POST", "/v1/completions", Completions(service, token_texts).create),
+        ("POST", "/v1/chat/completions", ChatCompletions(service, conversations, token_texts).create),
         ("POST", "/v1/embeddings", Embeddings(service).create),
         ("POST", "/v1/responses", responses.create),
         ("GET", "/v1/responses/{response_id}", responses.retrieve),

@@ -1,4 +1,4 @@
-"""The last resort of a server that was told to end: whatever hangs in it, the process ends in time."""
+"""Ends the process in time after it was told to, whatever hangs in it."""
 
 from __future__ import annotations
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import uvicorn
 
+from pagoda.server.accepted.service import Service
 from pagoda.server.app import create_app
-from pagoda.server.connection import Connection
-from pagoda.server.connections import Connections
 from pagoda.server.deadline import end_within
-from pagoda.server.descriptors import room_for_connections
-from pagoda.server.service import Service
+from pagoda.server.entrance.connection import Connection
+from pagoda.server.entrance.connections import Connections
+from pagoda.server.entrance.descriptors import room_for_connections
 
 WRITE_SECONDS = 3  # for what was cut to be written, on a machine that may stand still for some of them
 GARBAGE_THRESHOLD = 50_000  # new objects

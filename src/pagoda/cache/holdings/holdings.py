@@ -83,7 +83,8 @@ class Holdings:
     def allocate(self, num_pages: int, account: Account) -> list[int]:
         """Open pages, evicting what is idle when short. Raises OutOfPagesError, changing nothing."""
         self.check_available(num_pages, account)
-        allocator, pages = self.allocator, []
+        allocator = self.allocator
+        pages: list[int] = []
         # Where tenants have shares, what may go for a page depends on how many the account holds by then.
         at_once = 1 if self.accounts.has_shares else num_pages
         while len(pages) < num_pages:

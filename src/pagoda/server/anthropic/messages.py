@@ -1,4 +1,4 @@
-"""`/v1/messages` and `/v1/messages/count_tokens`."""
+"""Answers conversations, and counts their tokens: `/v1/messages`, `/v1/messages/count_tokens`."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from starlette.responses import Response
 
 from pagoda.errors import HttpError
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
-from pagoda.server import sse
+from pagoda.server.accepted.exchange import Exchange, respond
+from pagoda.server.accepted.service import Service
+from pagoda.server.accepted.wire import json_response, request_id_of, scope_of, tenant_of
+from pagoda.server.answered.record import Record
 from pagoda.server.anthropic.prompt import conversation_of
 from pagoda.server.anthropic.schema import CountBody, MessagesBody, ToolChoiceTool
-from pagoda.server.anthropic.writer import LateError, MessageEvents, MessageShape, content_of
-from pagoda.server.asked import Asked
-from pagoda.server.conversation import Conversation, ConversationReader
-from pagoda.server.fingerprint import Fingerprint, History, Section, missed_tokens
-from pagoda.server.forms import call_form, check_choice, json_form, left_out
-from pagoda.server.record import Record
-from pagoda.server.replies.pieces import Thought, ToolCall
-from pagoda.server.replies.reader import ReplyReader, Terms, read_sample
-from pagoda.server.sampling import checked
-from pagoda.server.service import Call, Service, new_id
-from pagoda.server.transcripts import Scope
-from pagoda.server.wire import ignore, json_response, origin_of, request_id_of, scope_of, tenant_of
+from pagoda.server.anthropic.writer import MessageShape, MessageWriter
+from pagoda.server.asked.conversation import Conversation, ConversationReader
+from pagoda.server.asked.fingerprint import Fingerprint, History, ReadBody, Section, missed_tokens
+from pagoda.server.asked.forms import call_form, check_choice, json_form
+from pagoda.server.asked.sampling import checked
+from pagoda.server.ground.messages import Call, Scope
+from pagoda.server.replies.reader import Terms
 
 REASONS = {
     Section.MODEL: "model_changed",
@@ -42,43 +40,26 @@ class Messages:
         self._service = service
         self._conversations = conversations
         self._history = History()
+        self._exchange = Exchange(service, "msg_", "messages")
 
     async def create(self, body: MessagesBody, request: Request) -> Response:
         """Answer a conversation."""
         service = self._service
         service.check_model(body.model)
         _check(body)
-        origin = origin_of(request)
-        service.check_room(origin.tenant, "messages")
-        scope = scope_of(request, body.cache_salt)
-        asked = await service.read(partial(self._read, scope=scope), body, "messages", origin.tenant)
-        ignore(request, left_out(asked.params.structured_outputs))
-        terms = _terms(body, asked)
         form_param = "tools" if _must_call(body) else "output_config"
-        call = Call(
-            call_id=new_id("msg_"),
-            origin=origin,
-            works=[await service.work(asked.read, asked.params, form_param, origin)],
-            param="messages",
-            streams=bool(body.stream),
-            cache_salt=body.cache_salt or "",
+        asked, call = await self._exchange.ask(body, request, self._reading, form_param)
+        shape = MessageShape(
+            message_id=call.call_id,
+            body=body,
+            style=asked.read.style,
+            max_model_len=service.backend.model.max_model_len,
+            diagnose=self._diagnosis(call, body, asked.fingerprint),
         )
-        answer = service.submit(call)
-        diagnose = self._diagnosis(call, body, asked.fingerprint)
+        writer = MessageWriter(shape, _terms(body, asked), request_id_of(request))
+        response = await respond(service, call, request, writer)
         self._history.remember(call.origin.tenant.name, call.call_id, asked.fingerprint)
-        shape = MessageShape(call.call_id, body, asked.read.style, service.llm.engine.max_model_len, diagnose)
-        if body.stream:
-            events = MessageEvents(shape, ReplyReader(asked.read.style, terms))
-            return sse.EventStream(answer, events.all(answer), LateError(request_id_of(request)), events.beat)
-        outputs = await sse.finish(answer, request)
-        sample = outputs[0].outputs[0]
-        blocks = read_sample(sample, asked.read.style, terms) if body.max_tokens else []
-        has_thought = any(isinstance(block, Thought) for block in blocks)
-        num_thought_tokens = shape.style.num_thought_tokens(sample.token_ids) if has_thought else 0
-        content = [content_of(block) for block in blocks]
-        message = shape.message(content, Record.of(answer.requests), num_thought_tokens)
-        called = any(isinstance(block, ToolCall) for block in blocks)
-        return json_response(message | shape.stop(sample, outputs[0], called))
+        return response
 
     async def count_tokens(self, body: CountBody, request: Request) -> Response:
         """How many tokens a conversation has; nothing is computed."""
@@ -87,12 +68,15 @@ class Messages:
         count = await self._service.read(partial(self._count, scope=scope), body, "messages", tenant_of(request))
         return json_response({"input_tokens": count})
 
-    def _read(self, body: MessagesBody, scope: Scope) -> Asked:
+    def _reading(self, scope: Scope) -> Callable[[MessagesBody], ReadBody]:
+        return partial(self._read, scope=scope)
+
+    def _read(self, body: MessagesBody, scope: Scope) -> ReadBody:
         conversation = conversation_of(body)
-        params = _params(body, conversation, self._service.default_params)
+        params = _params(body, conversation, self._service.backend.model.default_params)
         read = self._conversations.read(conversation, scope)
         fingerprint = _fingerprint(conversation, body).with_tokens(len(read.prompt.token_ids))
-        return Asked(conversation, params, read, fingerprint)
+        return ReadBody(conversation, params, read, fingerprint)
 
     def _count(self, body: CountBody, scope: Scope) -> int:
         return len(self._conversations.read(conversation_of(body), scope).prompt.token_ids)
@@ -130,7 +114,7 @@ def _must_call(body: MessagesBody) -> bool:
     return body.tool_choice is not None and body.tool_choice.type in ("any", "tool")
 
 
-def _terms(body: MessagesBody, asked: Asked) -> Terms:
+def _terms(body: MessagesBody, asked: ReadBody) -> Terms:
     """What the model may write: calls of the tools that it is given, if it may call any."""
     choice = body.tool_choice
     may_call = choice is None or choice.type != "none"

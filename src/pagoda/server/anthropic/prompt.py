@@ -1,4 +1,4 @@
-"""From a messages body to a conversation in the words of chat templates, with its cache breakpoints."""
+"""Turns a messages body into a conversation in the words of chat templates, with its cache breakpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pagoda.server.anthropic.schema import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from pagoda.server.conversation import Conversation, Part, Turn, instructions
+from pagoda.server.asked.conversation import Conversation, Part, Turn, instructions
 
 TTL_SECONDS = {"5m": 300.0, "1h": 3600.0}
 MAX_BREAKPOINTS = 4

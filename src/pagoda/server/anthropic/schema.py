@@ -1,4 +1,4 @@
-"""Bodies of Anthropic's messages API, as far as a model that reads and writes text can honour them."""
+"""Defines the bodies of Anthropic's messages API, as far as a model that reads and writes text can honour them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pagoda.server.body import Body, Items
-from pagoda.server.leniency import FORGETTING, replacing, skipping
+from pagoda.server.asked.body import Body, Items
+from pagoda.server.asked.leniency import FORGETTING, replacing, skipping
 
 
 class CacheControl(Body):

@@ -1,4 +1,4 @@
-"""What a message looks like, and the events that tell how it comes to be."""
+"""Writes a message, whole or as the events that tell how it comes to be."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.responses import Response
+
 from pagoda.engine.request import FinishReason
 from pagoda.errors import HttpError
 from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
-from pagoda.server import sse
-from pagoda.server.answer import Answer
+from pagoda.server.accepted.wire import json_response
+from pagoda.server.answered import sse
+from pagoda.server.answered.answer import Answer
+from pagoda.server.answered.record import Record
 from pagoda.server.anthropic.prompt import TTL_SECONDS
 from pagoda.server.anthropic.schema import MessagesBody
-from pagoda.server.errors import error_body
-from pagoda.server.record import Record
+from pagoda.server.ground.errors import error_body
 from pagoda.server.replies.pieces import Arguments, Block, CallEnd, CallStart, Piece, Text, Thought, ToolCall
-from pagoda.server.replies.reader import ReplyReader, is_cut
+from pagoda.server.replies.reader import ReplyReader, Terms, is_cut, read_sample
 from pagoda.server.replies.style import ReplyStyle
 
 # Clients send it back with the thought; nobody here checks it.
@@ -65,6 +68,34 @@ class MessageShape:
         return {"stop_reason": reason, "stop_sequence": sequence}
 
 
+class MessageWriter:
+    """Writes one answer, whose sample may have in it what `terms` say."""
+
+    def __init__(self, shape: MessageShape, terms: Terms, request_id: str) -> None:
+        self._shape = shape
+        self._terms = terms
+        self._request_id = request_id
+
+    def events(self, answer: Answer) -> AsyncIterator[bytes]:
+        return MessageEvents(self._shape, ReplyReader(self._shape.style, self._terms)).all(answer)
+
+    def beat(self) -> bytes:
+        return sse.named({"type": "ping"})
+
+    def late_error(self, error: HttpError) -> bytes:
+        return sse.named(error_body("/v1/messages", error, self._request_id))
+
+    async def whole(self, outputs: Sequence[RequestOutput], answer: Answer) -> Response:
+        shape, sample = self._shape, outputs[0].outputs[0]
+        blocks = read_sample(sample, shape.style, self._terms) if shape.body.max_tokens else []
+        has_thought = any(isinstance(block, Thought) for block in blocks)
+        num_thought_tokens = shape.style.num_thought_tokens(sample.token_ids) if has_thought else 0
+        content = [content_of(block) for block in blocks]
+        message = shape.message(content, Record.of(answer.jobs), num_thought_tokens)
+        called = any(isinstance(block, ToolCall) for block in blocks)
+        return json_response(message | shape.stop(sample, outputs[0], called))
+
+
 @dataclass
 class MessageEvents:
     """Writes the events of one answer: blocks begin and end as thoughts, text and calls come."""
@@ -88,21 +119,15 @@ class MessageEvents:
         assert output is not None
         self._close()
         stop = self.shape.stop(output.outputs[0], output, self.reader.num_calls > 0)
-        self._say(
-            "message_delta", delta=stop, usage=usage(Record.of(answer.requests), self._num_thought_tokens(output))
-        )
+        self._say("message_delta", delta=stop, usage=usage(Record.of(answer.jobs), self._num_thought_tokens(output)))
         self._say("message_stop")
         yield self._taken()
 
     def _num_thought_tokens(self, output: RequestOutput) -> int:
         return self.shape.style.num_thought_tokens(output.outputs[0].token_ids) if self.reader.has_thought else 0
 
-    def beat(self) -> bytes:
-        """That the answer is still being made."""
-        return sse.named({"type": "ping"})
-
     def _begin(self, answer: Answer) -> None:
-        self._say("message_start", message=self.shape.message((), Record.of(answer.requests)))
+        self._say("message_start", message=self.shape.message((), Record.of(answer.jobs)))
         self._say("ping")
 
     def _add(self, chunk: StreamChunk) -> None:
@@ -153,16 +178,6 @@ class MessageEvents:
     def _taken(self) -> bytes:
         lines, self._lines = self._lines, []
         return b"".join(lines)
-
-
-@dataclass(frozen=True)
-class LateError:
-    """Writes an error after the first event."""
-
-    request_id: str
-
-    def __call__(self, error: HttpError) -> bytes:
-        return sse.named(error_body("/v1/messages", error, self.request_id))
 
 
 def usage(record: Record, num_thought_tokens: int = 0) -> dict[str, Any]:

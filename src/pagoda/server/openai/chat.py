@@ -1,31 +1,35 @@
-"""`/v1/chat/completions`: conversations, answered."""
+"""Answers conversations: `/v1/chat/completions`."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from pagoda.chat.messages import read_arguments
-from pagoda.engine.request import TokenLogprobs
 from pagoda.errors import HttpError
-from pagoda.outputs import CompletionOutput, RequestOutput
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
-from pagoda.server import sse
-from pagoda.server.answer import Answer
-from pagoda.server.conversation import Conversation, ConversationReader, Part, ReadConversation, Turn, instructions
-from pagoda.server.forms import call_form, check_choice, json_form, left_out
-from pagoda.server.json_shape import check_arguments
-from pagoda.server.openai.chat_writer import SampleDeltas, end_of, message_of
+from pagoda.server.accepted.exchange import Exchange, respond
+from pagoda.server.accepted.service import Service
+from pagoda.server.answered.token_text import TokenTexts
+from pagoda.server.asked.conversation import (
+    Conversation,
+    ConversationReader,
+    Part,
+    ReadConversation,
+    Turn,
+    instructions,
+)
+from pagoda.server.asked.forms import call_form, check_choice, json_form
+from pagoda.server.asked.json_shape import check_arguments
+from pagoda.server.ground.messages import Scope
+from pagoda.server.openai.chat_writer import ChatShape, ChatWriter
 from pagoda.server.openai.guided import guided_form, guided_param
 from pagoda.server.openai.marks import kept, ttl_of
 from pagoda.server.openai.parameters import sampling_params
-from pagoda.server.openai.projection import chat_logprobs, identity_of, late_error, usage
 from pagoda.server.openai.schema import (
     ChatBody,
     JsonObjectFormat,
@@ -36,137 +40,42 @@ from pagoda.server.openai.schema import (
     TextPart,
     Tool,
 )
-from pagoda.server.record import Record
-from pagoda.server.replies.pieces import Block, Thought, ToolCall
-from pagoda.server.replies.reader import ReplyReader, Terms, read_sample
-from pagoda.server.replies.style import ReplyStyle
-from pagoda.server.service import Call, Service, new_id
-from pagoda.server.token_text import TokenTexts
-from pagoda.server.transcripts import Scope
-from pagoda.server.wire import ignore, json_response, origin_of, scope_of
+from pagoda.server.replies.reader import Terms
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """What the answer to one call looks like, and what its samples may have in them."""
+class _ReadChat(NamedTuple):
+    """A body that has been read."""
 
-    identity: dict[str, Any]
-    num_top: int
-    returns_ids: bool
-    style: ReplyStyle
-    terms: Terms
+    conversation: Conversation
+    params: SamplingParams
+    read: ReadConversation
 
 
 class ChatCompletions:
     """The handler, over one service."""
 
-    def __init__(self, service: Service, conversations: ConversationReader, texts: TokenTexts | None) -> None:
+    def __init__(self, service: Service, conversations: ConversationReader, token_texts: TokenTexts | None) -> None:
         self._service = service
         self._conversations = conversations
-        self._texts = texts
+        self._token_texts = token_texts
+        self._exchange = Exchange(service, "chatcmpl-", "messages")
 
     async def create(self, body: ChatBody, request: Request) -> Response:
         """Answer a conversation."""
-        service = self._service
-        service.check_model(body.model)
+        self._service.check_model(body.model)
         _check(body)
-        origin = origin_of(request)
-        service.check_room(origin.tenant, "messages")
-        scope = scope_of(request, body.cache_salt)
-        conversation, params, read = await service.read(
-            partial(self._read, scope=scope), body, "messages", origin.tenant
-        )
-        ignore(request, left_out(params.structured_outputs))
-        is_free = body.tool_choice in (None, "none", "auto")
-        form_param = (guided_param(body) or "response_format") if is_free else "tools"
-        call = Call(
-            call_id=new_id("chatcmpl-"),
-            origin=origin,
-            works=[await service.work(read, params, form_param, origin)],
-            param="messages",
-            streams=bool(body.stream),
-            cache_salt=body.cache_salt or "",
-        )
-        shape = _Shape(
-            identity=identity_of(call.call_id, "chat.completion", body.model),
-            num_top=body.top_logprobs or 0,
-            returns_ids=body.return_token_ids,
-            style=read.style,
-            terms=_terms(body, conversation, params),
-        )
-        answer = service.submit(call)
-        if body.stream:
-            return sse.EventStream(answer, self._events(answer, body, shape), late_error)
-        outputs = await sse.finish(answer, request)
-        return await asyncio.to_thread(self._whole, outputs[0], answer, body, shape)
+        form_param = (guided_param(body) or "response_format") if _is_free(body) else "tools"
+        asked, call = await self._exchange.ask(body, request, self._reading, form_param)
+        shape = ChatShape(call.call_id, body, asked.read.style, _terms(body, asked))
+        return await respond(self._service, call, request, ChatWriter(shape, self._token_texts))
 
-    def _read(self, body: ChatBody, scope: Scope) -> tuple[Conversation, SamplingParams, ReadConversation]:
+    def _reading(self, scope: Scope) -> Callable[[ChatBody], _ReadChat]:
+        return partial(self._read, scope=scope)
+
+    def _read(self, body: ChatBody, scope: Scope) -> _ReadChat:
         conversation = conversation_of(body)
-        params = _params(body, conversation, self._service.default_params)
-        return conversation, params, self._conversations.read(conversation, scope)
-
-    def _whole(self, output: RequestOutput, answer: Answer, body: ChatBody, shape: _Shape) -> Response:
-        """Beside the event loop: log-probabilities of many samples take a while."""
-        replies = [read_sample(sample, shape.style, shape.terms) for sample in output.outputs]
-        thinking = [
-            sample
-            for sample, blocks in zip(output.outputs, replies, strict=True)
-            if any(isinstance(block, Thought) for block in blocks)
-        ]
-        pairs = zip(output.outputs, replies, strict=True)
-        return json_response(
-            {
-                **shape.identity,
-                "choices": [self._choice(sample, blocks, shape) for sample, blocks in pairs],
-                "usage": self._usage(answer, body, shape, thinking),
-                "service_tier": "default",
-            }
-        )
-
-    def _usage(
-        self, answer: Answer, body: ChatBody, shape: _Shape, thinking: Sequence[CompletionOutput]
-    ) -> dict[str, Any]:
-        """`thinking` are the samples that begin with a thought."""
-        num_thought_tokens = sum(shape.style.num_thought_tokens(sample.token_ids) for sample in thinking)
-        return usage(Record.of(answer.requests), body.prompt_cache_options, num_thought_tokens)
-
-    def _choice(self, sample: CompletionOutput, blocks: list[Block], shape: _Shape) -> dict[str, Any]:
-        num_calls = sum(isinstance(block, ToolCall) for block in blocks)
-        return {
-            "index": sample.index,
-            "message": message_of(blocks),
-            "logprobs": self._logprobs(sample.logprobs, shape),
-            "finish_reason": end_of(sample.finish_reason, num_calls),
-            "stop_reason": sample.stop_reason,
-            **({"token_ids": sample.token_ids} if shape.returns_ids else {}),
-        }
-
-    def _logprobs(self, logprobs: list[TokenLogprobs] | None, shape: _Shape) -> dict[str, Any] | None:
-        if logprobs is None or self._texts is None:
-            return None
-        return chat_logprobs(logprobs, self._texts, shape.num_top)
-
-    async def _events(self, answer: Answer, body: ChatBody, shape: _Shape) -> AsyncIterator[bytes]:
-        identity = {**shape.identity, "object": "chat.completion.chunk"}
-        wants_usage = body.stream_options is not None and body.stream_options.include_usage
-        more = {"usage": None} if wants_usage else {}
-        samples: dict[int, SampleDeltas] = {}
-        async for news in answer:
-            events = []
-            for _, chunk in news:
-                if chunk.index not in samples:
-                    samples[chunk.index] = SampleDeltas(chunk.index, ReplyReader(shape.style, shape.terms))
-                    events.append(sse.data({**identity, "choices": [samples[chunk.index].first()], **more}))
-                ids = {"token_ids": chunk.token_ids} if shape.returns_ids else {}
-                choices = samples[chunk.index].of(chunk, self._logprobs(chunk.logprobs, shape), ids)
-                events += [sse.data({**identity, "choices": [choice], **more}) for choice in choices]
-            yield b"".join(events)
-        if wants_usage:
-            output = answer.outputs[0]
-            assert output is not None
-            thinking = [sample for sample in output.outputs if samples[sample.index].has_thought]
-            yield sse.data({**identity, "choices": [], "usage": self._usage(answer, body, shape, thinking)})
-        yield sse.DONE
+        params = _params(body, conversation, self._service.backend.model.default_params)
+        return _ReadChat(conversation, params, self._conversations.read(conversation, scope))
 
 
 def conversation_of(body: ChatBody) -> Conversation:
@@ -229,12 +138,17 @@ def _params(body: ChatBody, conversation: Conversation, defaults: SamplingParams
     return sampling_params(body, defaults, max_tokens=most, logprobs=logprobs, structured_outputs=form)
 
 
-def _terms(body: ChatBody, conversation: Conversation, params: SamplingParams) -> Terms:
+def _is_free(body: ChatBody) -> bool:
+    """Whether the model need not call a tool."""
+    return body.tool_choice in (None, "none", "auto")
+
+
+def _terms(body: ChatBody, asked: _ReadChat) -> Terms:
     """What the model may write: calls of the tools that it is given, if it may call any."""
     return Terms(
-        tools=() if body.tool_choice == "none" else conversation.tools,
-        is_forced=body.tool_choice not in (None, "none", "auto"),
-        is_form=params.structured_outputs is not None,
+        tools=() if body.tool_choice == "none" else asked.conversation.tools,
+        is_forced=not _is_free(body),
+        is_form=asked.params.structured_outputs is not None,
         most_calls=1 if body.parallel_tool_calls is False else None,
     )
 
@@ -248,7 +162,7 @@ def _form(body: ChatBody, conversation: Conversation) -> StructuredOutputs | Non
         form = json_form(wanted.json_schema.schema_, "response_format" if wanted.json_schema.strict else None)
     elif isinstance(wanted, JsonObjectFormat):
         form = json_form(wanted.schema_)
-    if body.tool_choice in (None, "none", "auto"):
+    if _is_free(body):
         return form
     if form is not None:
         raise HttpError(400, f"{field} and a tool_choice that asks for a call contradict.", param="tool_choice")
@@ -266,7 +180,7 @@ def _check(body: ChatBody) -> None:
         raise HttpError(400, "stream_options needs stream to be true.", param="stream_options")
     if body.top_logprobs is not None and not body.logprobs:
         raise HttpError(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
-    if body.tool_choice not in (None, "none", "auto"):
+    if not _is_free(body):
         check_choice([tool.function.name for tool in body.tools or ()], _chosen(body))
     if body.continue_final_message and body.messages[-1].role != "assistant":
         raise HttpError(

@@ -1,7 +1,7 @@
-"""`/v1/embeddings`: vectors of texts, made of the hidden states of a model that writes. No trained embedding model.
+"""Makes vectors of texts from the hidden states of a model that writes, no trained embedding model: `/v1/embeddings`.
 
 Each tenant's are computed one after the other, and those of all tenants a piece at a time between the steps of the
-engine.
+backend.
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ from functools import partial
 from time import monotonic
 from typing import Any, Literal
 
-import torch
+import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pagoda.engine.embedding import Embedder, Pooling
 from pagoda.errors import HttpError, PagodaError
 from pagoda.prompts import Prompt
-from pagoda.sampling_params import SamplingParams
-from pagoda.server.body import MOST_TOKENS, Body, Items, TokenIds
-from pagoda.server.errors import refused
-from pagoda.server.service import Origin, Service, too_late
-from pagoda.server.wire import json_response, origin_of
+from pagoda.server.accepted.service import Service
+from pagoda.server.accepted.wire import json_response, origin_of
+from pagoda.server.asked.body import MOST_TOKENS, Body, Items, TokenIds
+from pagoda.server.backend.base import Embedder, Pooling
+from pagoda.server.ground.errors import client_gone, refused, too_late
+from pagoda.server.ground.messages import Origin
 
 MOST_INPUTS = 2048  # as OpenAI has it
 MOST_WAITING = 32  # calls of one tenant
 PIECE_TOKENS = 64  # always, since rounding depends on it
-NOTHING = SamplingParams(max_tokens=0)
 
 
 class EmbeddingBody(Body):
@@ -63,7 +62,7 @@ class Embeddings:
         service.check_room(origin.tenant, "input")
         embedder = self._embedder()
         token_ids = await service.read(partial(self._read, embedder, origin), inputs, "input", origin.tenant)
-        work = self._vectors(embedder, token_ids, Pooling(body.pooling), origin.tenant.name)
+        work = self._vectors(embedder, token_ids, body.pooling, origin.tenant.name)
         vectors = await self._while_wanted(work, origin)
         num_tokens = sum(map(len, token_ids))
         request.state.counts = {"prompt_tokens": num_tokens}
@@ -80,18 +79,16 @@ class Embeddings:
         )
 
     def _embedder(self) -> Embedder:
-        engine = self._service.llm.engine
         try:
-            return Embedder(engine.model, engine.kernels)
+            return self._service.backend.embedder()
         except PagodaError as error:
             raise refused(error, "model") from error
 
     def _read(self, embedder: Embedder, origin: Origin, inputs: list[Prompt]) -> list[list[int]]:
         """Beside the event loop."""
-        llm = self._service.llm
-        read = [llm.reader.read(each).token_ids for each in inputs]
+        read = [self._service.backend.texts.read(each).token_ids for each in inputs]
         for token_ids in read:
-            llm.engine.validate(token_ids, NOTHING, tenant=origin.tenant.name)
+            embedder.check(token_ids, origin.tenant.name)
             if len(token_ids) > embedder.max_len:
                 raise HttpError(
                     400,
@@ -102,7 +99,7 @@ class Embeddings:
             raise HttpError(400, f"All texts have more than {MOST_TOKENS} tokens; send fewer at once.", param="input")
         return read
 
-    async def _while_wanted(self, work: Coroutine[Any, Any, list[torch.Tensor]], origin: Origin) -> list[torch.Tensor]:
+    async def _while_wanted(self, work: Coroutine[Any, Any, list[np.ndarray]], origin: Origin) -> list[np.ndarray]:
         """What comes of `work`, unless the client goes or its time is over."""
         wanted, gone = asyncio.ensure_future(work), asyncio.ensure_future(origin.until_gone())
         try:
@@ -112,7 +109,7 @@ class Embeddings:
                 return wanted.result()
             if not gone.done():
                 raise too_late()
-            raise HttpError(499, "The client has gone.", code="client_gone")
+            raise client_gone()
         except PagodaError as error:
             raise refused(error, "model") from error
         finally:
@@ -121,7 +118,7 @@ class Embeddings:
 
     async def _vectors(
         self, embedder: Embedder, token_ids: list[list[int]], pooling: Pooling, name: str
-    ) -> list[torch.Tensor]:
+    ) -> list[np.ndarray]:
         if self._waiting[name] >= MOST_WAITING:
             message = f"{MOST_WAITING} calls of this key wait for embeddings; try later."
             raise HttpError(429, message, code="too_many_embeddings", retry_after_seconds=1)
@@ -132,21 +129,18 @@ class Embeddings:
         finally:
             self._waiting[name] -= 1
 
-    async def _vector(self, embedder: Embedder, token_ids: list[int], pooling: Pooling) -> torch.Tensor:
+    async def _vector(self, embedder: Embedder, token_ids: list[int], pooling: Pooling) -> np.ndarray:
         async with self._turn:
-            embedding = await self._between_steps(partial(embedder.begin, token_ids, pooling))
-            vector: torch.Tensor | None = None
+            embedding = await asyncio.wrap_future(embedder.begin(token_ids, pooling))
+            vector: np.ndarray | None = None
             while vector is None:
                 started = monotonic()
-                vector = await self._between_steps(partial(embedding.advance, PIECE_TOKENS))
+                vector = await asyncio.wrap_future(embedding.advance(PIECE_TOKENS))
                 if self._service.in_flight:  # requests that run have as much time again
                     await asyncio.sleep(monotonic() - started)
-        if not torch.isfinite(vector).all():
+        if not np.isfinite(vector).all():
             raise HttpError(500, "The model gave NaN or infinity for a text.", code="engine_error")
         return vector
-
-    async def _between_steps(self, function: Any) -> Any:
-        return await asyncio.wrap_future(self._service.llm.loop.call(function))
 
 
 def _inputs(given: str | list[str] | list[int] | list[list[int]]) -> list[Prompt]:
@@ -162,8 +156,8 @@ def _inputs(given: str | list[str] | list[int] | list[list[int]]) -> list[Prompt
     return list(given)
 
 
-def _written(vector: torch.Tensor, encoding: str | None) -> list[float] | str:
+def _written(vector: np.ndarray, encoding: str | None) -> list[float] | str:
     if encoding == "base64":
-        return b64encode(vector.numpy().astype("<f4").tobytes()).decode()
+        return b64encode(vector.astype("<f4").tobytes()).decode()
     numbers: list[float] = vector.tolist()
     return numbers

@@ -1,4 +1,4 @@
-"""vLLM's fields for the form of an output: `structured_outputs`, and `guided_json` and others of older versions."""
+"""Reads vLLM's fields for the form of an output: `structured_outputs`, and `guided_json` and others of old versions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pydantic import Field
 
 from pagoda.errors import HttpError, StructuredOutputError
 from pagoda.sampling_params import StructuredOutputs
-from pagoda.server.body import Body, Items
-from pagoda.server.forms import json_form
+from pagoda.server.asked.body import Body, Items
+from pagoda.server.asked.forms import json_form
 from pagoda.structured.source import read_schema
 
 

@@ -1,12 +1,12 @@
-"""What OpenAI's clients say about the prompt cache: marks, how long they keep, and what was written for them."""
+"""Translates what OpenAI's clients say about the prompt cache: marks, how long they keep, what was written for them."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from pagoda.server.answered.record import Record
 from pagoda.server.openai.responses_schema import CacheOptions
 from pagoda.server.openai.schema import CacheBreakpoint, PromptCacheOptions
-from pagoda.server.record import Record
 
 Options = PromptCacheOptions | CacheOptions | None
 

@@ -1,4 +1,4 @@
-"""From the sampling fields of a body to `SamplingParams`."""
+"""Turns the sampling fields of a body into `SamplingParams`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 from pagoda.errors import HttpError
 from pagoda.sampling_params import SamplingParams
+from pagoda.server.asked.sampling import checked
 from pagoda.server.openai.schema import MAX_STOP, Sampling
-from pagoda.server.sampling import checked
 
 # Fields of the same name and meaning; null is the default.
 SAME = (

@@ -1,4 +1,4 @@
-"""Usage, log-probabilities and finish reasons in OpenAI's words."""
+"""Tells usage, log-probabilities and finish reasons in OpenAI's words."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from pagoda import __version__
 from pagoda.engine.request import FinishReason, TokenLogprobs
 from pagoda.errors import HttpError
-from pagoda.server import sse
-from pagoda.server.errors import error_body
+from pagoda.server.answered import sse
+from pagoda.server.answered.record import Record
+from pagoda.server.answered.token_text import TokenTexts
+from pagoda.server.ground.errors import error_body
 from pagoda.server.openai.marks import Options, num_written
-from pagoda.server.record import Record
-from pagoda.server.token_text import TokenTexts
 
 FINGERPRINT = f"pagoda-{__version__}"
 

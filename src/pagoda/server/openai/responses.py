@@ -1,8 +1,8 @@
-"""`/v1/responses`: text and function calls as a list of items, which later requests may go on from."""
+"""Answers with text and function calls as a list of items, which later requests may go on from: `/v1/responses`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import time
@@ -14,25 +14,24 @@ from starlette.responses import Response
 from pagoda.engine.request import TokenLogprobs
 from pagoda.errors import HttpError
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
-from pagoda.server import sse
-from pagoda.server.asked import Asked
-from pagoda.server.conversation import Conversation, ConversationReader, Turn
-from pagoda.server.fingerprint import Fingerprint, History, Section, missed_tokens, plain
-from pagoda.server.forms import call_form, check_choice, json_form, left_out
-from pagoda.server.jsons import to_json
-from pagoda.server.latest import Latest
+from pagoda.server.accepted.exchange import Exchange, respond
+from pagoda.server.accepted.service import Service
+from pagoda.server.accepted.wire import json_response, tenant_of
+from pagoda.server.answered.latest import Latest
+from pagoda.server.answered.record import Record
+from pagoda.server.answered.token_text import TokenTexts
+from pagoda.server.asked.conversation import Conversation, ConversationReader, Turn
+from pagoda.server.asked.fingerprint import Fingerprint, History, ReadBody, Section, missed_tokens, plain
+from pagoda.server.asked.forms import call_form, check_choice, json_form
+from pagoda.server.asked.sampling import checked
+from pagoda.server.ground.jsons import to_json
+from pagoda.server.ground.messages import Scope
 from pagoda.server.openai.projection import chat_logprobs
 from pagoda.server.openai.responses_prompt import conversation_of
 from pagoda.server.openai.responses_schema import JsonSchemaFormat, NamedFunction, ResponseBody
 from pagoda.server.openai.responses_writer import ResponseShape, ResponseWriter
 from pagoda.server.openai.schema import JsonObjectFormat
-from pagoda.server.record import Record
 from pagoda.server.replies.reader import ReplyReader, Terms
-from pagoda.server.sampling import checked
-from pagoda.server.service import Call, Service, new_id
-from pagoda.server.token_text import TokenTexts
-from pagoda.server.transcripts import Scope
-from pagoda.server.wire import ignore, json_response, origin_of, scope_of, tenant_of
 
 MOST_STORED = 1024
 MOST_STORED_NBYTES = 64 << 20
@@ -62,10 +61,11 @@ class _Stored:
 class Responses:
     """The handlers, over one service."""
 
-    def __init__(self, service: Service, conversations: ConversationReader, texts: TokenTexts | None) -> None:
+    def __init__(self, service: Service, conversations: ConversationReader, token_texts: TokenTexts | None) -> None:
         self._service = service
         self._conversations = conversations
-        self._texts = texts
+        self._token_texts = token_texts
+        self._exchange = Exchange(service, "resp_", "input")
         self._history = History()
         self._stored = Latest[_Stored](MOST_STORED, MOST_STORED_NBYTES)
 
@@ -74,44 +74,27 @@ class Responses:
         service = self._service
         service.check_model(body.model)
         _check(body)
-        origin = origin_of(request)
-        service.check_room(origin.tenant, "input")
-        earlier = self._earlier(origin.tenant.name, body.previous_response_id)
-        read = partial(self._read, earlier=earlier, scope=scope_of(request, body.cache_salt))
-        asked = await service.read(read, body, "input", origin.tenant)
-        ignore(request, left_out(asked.params.structured_outputs))
-        reader = ReplyReader(asked.read.style, _terms(body, asked), is_whole=not body.stream)
-        call = Call(
-            call_id=new_id("resp_"),
-            origin=origin,
-            works=[await service.work(asked.read, asked.params, "text" if _is_free(body) else "tools", origin)],
-            param="input",
-            streams=bool(body.stream),
-            cache_salt=body.cache_salt or "",
-        )
-        answer = service.submit(call)
+        reading, form_param = partial(self._reading, body), "text" if _is_free(body) else "tools"
+        asked, call = await self._exchange.ask(body, request, reading, form_param)
         shape = ResponseShape(
             response_id=call.call_id,
             created=int(time()),
             body=body,
             conversation=asked.conversation,
             fingerprint=asked.fingerprint,
-            tenant=origin.tenant.name,
+            tenant=call.origin.tenant.name,
             style=asked.read.style,
         )
-        writer = ResponseWriter(
-            shape, reader, self._logprobs, partial(self._diagnostics, shape), partial(self._keep, shape)
-        )
-        if body.stream:
-            return sse.EventStream(answer, writer.events(answer), writer.late_error, writer.beat)
-        outputs = await sse.finish(answer, request)
-        sample = outputs[0].outputs[0]
-        writer.add(sample)
-        return json_response(writer.finish(outputs[0], answer))
+        reader = ReplyReader(shape.style, _terms(body, asked), is_whole=not body.stream)
+        diagnose, keep = partial(self._diagnostics, shape), partial(self._keep, shape)
+        return await respond(service, call, request, ResponseWriter(shape, reader, self._logprobs, diagnose, keep))
 
-    def _read(self, body: ResponseBody, earlier: tuple[Turn, ...], scope: Scope) -> Asked:
+    def _reading(self, body: ResponseBody, scope: Scope) -> Callable[[ResponseBody], ReadBody]:
+        return partial(self._read, earlier=self._earlier(scope.tenant, body.previous_response_id), scope=scope)
+
+    def _read(self, body: ResponseBody, earlier: tuple[Turn, ...], scope: Scope) -> ReadBody:
         conversation = conversation_of(body, earlier)
-        params = _params(body, conversation, self._service.default_params)
+        params = _params(body, conversation, self._service.backend.model.default_params)
         read = self._conversations.read(conversation, scope)
         fingerprint = Fingerprint.of(
             conversation,
@@ -119,7 +102,7 @@ class Responses:
             cache_key=[body.prompt_cache_key, body.cache_salt],
             settings=None if body.text is None else body.text.model_dump(by_alias=True),
         )
-        return Asked(conversation, params, read, fingerprint.with_tokens(len(read.prompt.token_ids)))
+        return ReadBody(conversation, params, read, fingerprint.with_tokens(len(read.prompt.token_ids)))
 
     async def compact(self) -> Response:
         """Not at hand; the id in the path of a stored response must not take its place."""
@@ -137,9 +120,9 @@ class Responses:
         return json_response({"id": response_id, "object": "response", "deleted": True})
 
     def _logprobs(self, logprobs: Sequence[TokenLogprobs] | None, num_top: int) -> list[dict[str, Any]]:
-        if logprobs is None or self._texts is None:
+        if logprobs is None or self._token_texts is None:
             return []
-        content: list[dict[str, Any]] = chat_logprobs(logprobs, self._texts, num_top)["content"]
+        content: list[dict[str, Any]] = chat_logprobs(logprobs, self._token_texts, num_top)["content"]
         return content
 
     def _keep(self, shape: ResponseShape, response: dict[str, Any], answer: tuple[Turn, ...]) -> None:
@@ -202,7 +185,7 @@ def _is_free(body: ResponseBody) -> bool:
     return body.tool_choice in (None, "none", "auto")
 
 
-def _terms(body: ResponseBody, asked: Asked) -> Terms:
+def _terms(body: ResponseBody, asked: ReadBody) -> Terms:
     """What the model may write: calls of the tools that it is given, if it may call any."""
     return Terms(
         tools=() if body.tool_choice == "none" else asked.conversation.tools,

@@ -1,4 +1,4 @@
-"""From the input of a response to a conversation in the words of chat templates."""
+"""Turns the input of a response into a conversation in the words of chat templates."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from pagoda.chat.messages import read_arguments
-from pagoda.server.conversation import Conversation, Part, Turn, instructions
-from pagoda.server.json_shape import check_arguments
+from pagoda.server.asked.conversation import Conversation, Part, Turn, instructions
+from pagoda.server.asked.json_shape import check_arguments
 from pagoda.server.openai.marks import kept, ttl_of
 from pagoda.server.openai.responses_schema import (
     Content,

@@ -1,4 +1,4 @@
-"""Bodies of OpenAI's responses API, for text and the client's own functions."""
+"""Defines the bodies of OpenAI's responses API, for text and the client's own functions."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo
 
-from pagoda.server.body import SIZE_CHECK, Body, Items
-from pagoda.server.leniency import FORGETTING, Leniency, replacing, skipping
+from pagoda.server.asked.body import SIZE_CHECK, Body, Items
+from pagoda.server.asked.leniency import FORGETTING, Leniency, replacing, skipping
 from pagoda.server.openai.schema import (
     CacheBreakpoint,
     Effort,

@@ -1,4 +1,4 @@
-"""What a response looks like, and the events that tell how it comes to be."""
+"""Writes a response, whole or as the events that tell how it comes to be."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ from dataclasses import dataclass, field, replace
 from time import time
 from typing import Any
 
+from starlette.responses import Response
+
 from pagoda.engine.request import FinishReason, TokenLogprobs
 from pagoda.errors import HttpError
 from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
-from pagoda.server import sse
-from pagoda.server.answer import Answer
-from pagoda.server.conversation import Conversation, Turn
-from pagoda.server.errors import error_body
-from pagoda.server.fingerprint import Fingerprint
+from pagoda.server.accepted.wire import json_response
+from pagoda.server.answered import sse
+from pagoda.server.answered.answer import Answer
+from pagoda.server.answered.record import Record
+from pagoda.server.asked.conversation import Conversation, Turn
+from pagoda.server.asked.fingerprint import Fingerprint
+from pagoda.server.ground.errors import error_body
+from pagoda.server.ground.messages import new_id
 from pagoda.server.openai.marks import TTL_SECONDS, Options, num_written
 from pagoda.server.openai.responses_prompt import answer_turn
 from pagoda.server.openai.responses_schema import NamedFunction, ResponseBody
-from pagoda.server.record import Record
 from pagoda.server.replies.pieces import Arguments, CallEnd, CallStart, Piece, Text, Thought, ToolCall
 from pagoda.server.replies.reader import ReplyReader, is_cut
 from pagoda.server.replies.style import ReplyStyle
-from pagoda.server.service import new_id
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,10 @@ class ResponseWriter:
         self._say(f"response.{response['status']}", response=response)
         yield self._taken()
 
+    async def whole(self, outputs: Sequence[RequestOutput], answer: Answer) -> Response:
+        self.add(outputs[0].outputs[0])
+        return json_response(self.finish(outputs[0], answer))
+
     def beat(self) -> bytes:
         """That the response is still being made."""
         self._say("response.in_progress", response=self.shape.response("in_progress", output=self._items))
@@ -154,7 +161,7 @@ class ResponseWriter:
 
     def finish(self, output: RequestOutput, answer: Answer) -> dict[str, Any]:
         """The whole response."""
-        record = Record.of(answer.requests)
+        record = Record.of(answer.jobs)
         is_cut = output.outputs[0].finish_reason is FinishReason.LENGTH
         if self._is_prewarm:
             is_cut = False

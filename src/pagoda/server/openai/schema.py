@@ -1,4 +1,4 @@
-"""Bodies of OpenAI's completions and chat completions, with vLLM's extensions.
+"""Defines the bodies of OpenAI's completions and chat completions, with vLLM's extensions.
 
 Fields of the API that change nothing here are accepted and named so; those that would change the answer and cannot be
 honoured are refused by name. Fields that do not exist, and content that no model of text reads, are left out.
@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pagoda.server.body import Body, Entries, Items, TokenIds
-from pagoda.server.leniency import DROPPING, FORGETTING, replacing, skipping
+from pagoda.server.asked.body import Body, Entries, Items, TokenIds
+from pagoda.server.asked.leniency import DROPPING, FORGETTING, replacing, skipping
 from pagoda.server.openai.guided import Guided
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]

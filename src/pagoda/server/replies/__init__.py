@@ -1,1 +1,1 @@
-"""What models write, read back as thoughts, text and tool calls: start at reader.py."""
+"""Reads what models write as thoughts, text and tool calls: start at reader.py."""

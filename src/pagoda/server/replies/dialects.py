@@ -1,4 +1,4 @@
-"""How the chat templates of each family have models write calls, told apart by words that the templates use."""
+"""Knows how the chat templates of each family have models write calls, and tells them apart by their words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The replies of gpt-oss: messages with a channel each, of which some are thoughts, some are calls.
+"""Reads the replies of gpt-oss: messages with a channel each, some of which are thoughts, some calls.
 
 A message is `<|start|>assistant`, a header, `<|message|>`, its content and the mark that ends it; the prompt has the
 start of the first. The header may name a channel and, in front of it or behind, whom the message is to.

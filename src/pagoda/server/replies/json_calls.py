@@ -1,4 +1,4 @@
-"""Calls written as JSON objects, between marks or without any.
+"""Reads calls written as JSON objects, between marks or without any.
 
 From its opening brace on an object is read for itself, so marks, braces and line breaks within strings mean nothing.
 """

@@ -1,4 +1,4 @@
-"""JSON as models write it, read while it comes and passed on as JSON that every client reads.
+"""Reads JSON as models write it, while it comes, and passes it on as JSON that every client reads.
 
 Control characters in strings and backslashes that escape nothing are escaped, halves of surrogate pairs replaced;
 Python's words, and commas at the end of a list or an object, are read as what they mean, and blanks stand where Python

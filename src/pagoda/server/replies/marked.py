@@ -1,4 +1,4 @@
-"""Calls whose name and arguments stand between marks of their own: those of Mistral, DeepSeek and Kimi.
+"""Reads calls whose name and arguments stand between marks of their own: those of Mistral, DeepSeek and Kimi.
 
 The arguments are JSON in all of them, and are read for themselves.
 """

@@ -1,4 +1,4 @@
-"""Where formats put what they read: pieces in order, of which the client gets those that are certain.
+"""Takes the pieces that formats read, in order, and gives out those that are certain.
 
 Knows what blank lines are for: those between thoughts, text and calls are not meant for the reader.
 """

@@ -1,4 +1,4 @@
-"""What is read in a reply, in order: pieces as they come, and the whole blocks that they add up to.
+"""Defines what is read in a reply: pieces as they come, and the whole blocks that they add up to.
 
 Knows no format and no API.
 """

@@ -1,4 +1,4 @@
-"""How calls of a dialect are spelled, to hold a model to it: words of the dialect, and slots between them."""
+"""Describes how calls of a dialect are spelled, to hold a model to it: words of the dialect, and slots between them."""
 
 from __future__ import annotations
 

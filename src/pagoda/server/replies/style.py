@@ -1,4 +1,4 @@
-"""How the reply to a prompt is written: what the chat template says of calls and thoughts, and which tokens say so."""
+"""Finds how the reply to a prompt is written: what its chat template says of calls and thoughts, by which tokens."""
 
 from __future__ import annotations
 

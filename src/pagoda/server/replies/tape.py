@@ -1,7 +1,7 @@
-"""Text that comes piece by piece, and what formats need to read it.
+"""Holds text that comes piece by piece, with what formats need to read it.
 
-What reads it is a generator that yields where it has to see more; so how the text is cut changes nothing of what is
-read. Knows no format.
+A format is a generator that yields where it has to see more; so how the text is cut changes nothing of what is read.
+Knows no format.
 """
 
 from __future__ import annotations

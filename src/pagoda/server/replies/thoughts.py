@@ -1,4 +1,4 @@
-"""Between which marks a chat template has a model think, and whether a prompt has opened them already."""
+"""Finds the marks between which a chat template has a model think, and whether a prompt has opened them already."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tools that a client gave, as far as reading calls needs them: their names, and the types of their arguments."""
+"""Knows of a client's tools what reading calls needs: their names, and the types of their arguments."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Carries answers: news from the backend, what has come of a call, how it is written as events."""

@@ -1,0 +1,1 @@
+"""Lets HTTP requests in: connections, who asks, how much is sent, whether it is JSON."""

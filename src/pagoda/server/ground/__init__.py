@@ -1,0 +1,1 @@
+"""Holds what every room of the server needs: messages, options, tenants, errors."""
