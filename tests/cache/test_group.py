@@ -269,7 +269,7 @@ class TestEviction:
         cache(group, range(4))
         for _ in range(1000):
             group.release(start(group, range(4), num_hit=4), range(4))
-        assert len(group.holdings.accounts.shared.idle._entries) < 100
+        assert len(group.holdings.accounts.shared.idle) < 100
 
 
 class TestForgetting:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from array import array
 from typing import Any
 
 import pytest
@@ -227,7 +228,7 @@ def test_the_engine_refuses_a_form_without_a_constraint(model):
 
 @pytest.mark.parametrize("params", [{"logit_bias": {1: 1e38}}, {"repetition_penalty": 1e30}])
 def test_what_is_ruled_out_stays_so_whatever_is_edited(params):
-    sequence = Sequence(new_request("x", [0, 1], SamplingParams(**params)), 0, [0, 1], random.Random(0))
+    sequence = Sequence(new_request("x", [0, 1], SamplingParams(**params)), 0, array("i", [0, 1]), random.Random(0))
     edited = edit_logits(torch.tensor([1.0, -math.inf, 2.0]), sequence, frozenset())
     assert float(edited[1]) == -math.inf and edited.isfinite().tolist() == [True, False, True]
 

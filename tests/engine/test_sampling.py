@@ -2,6 +2,7 @@
 
 import math
 import random
+from array import array
 from collections import Counter
 
 import numpy as np
@@ -24,7 +25,7 @@ EOS = 2
 
 def make_sequence(params, prompt=(0,), output=(), seed=0):
     request = Request("request", list(prompt), params, RequestMetrics(arrival=0.0))
-    return Sequence(request, 0, [*prompt, *output], random.Random(seed))
+    return Sequence(request, 0, array("i", [*prompt, *output]), random.Random(seed))
 
 
 def edited(logits, prompt=(0,), output=(), eos=NO_EOS, **params):

@@ -1,6 +1,7 @@
 """The scheduler over a real cache whose pages hold nothing: budgets, order, sharing, preemption, liveness."""
 
 import random
+from array import array
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -59,7 +60,7 @@ class Loop:
         return request
 
     def new_sequence(self, request: Request, index: int) -> Sequence:
-        sequence = Sequence(request, index, list(request.prompt), random.Random(index))
+        sequence = Sequence(request, index, array("i", request.prompt), random.Random(index))
         request.sequences.append(sequence)
         return sequence
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+from array import array
 from collections.abc import Callable, Iterable
 from time import monotonic, sleep
 from typing import Any, NamedTuple, TypeVar
@@ -16,6 +17,7 @@ import torch
 
 from pagoda.cache.inspector import Inspector
 from pagoda.cache.leases import Breakpoint
+from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.config import EngineConfig
 from pagoda.engine.admission import Admission
 from pagoda.engine.batch import Batch, Chunk
@@ -138,7 +140,7 @@ class Engine:
     def refuse(self, request: Request, error: Exception) -> list[TokenEvent]:
         """End a request that `add` raised for."""
         if not request.sequences:
-            request.sequences.append(Sequence(request, 0, list(request.prompt), random.Random(0)))
+            request.sequences.append(Sequence(request, 0, array(TOKEN_TYPE, request.prompt), random.Random(0)))
         self._fail(request.sequences, error)
         return self._take_events()
 
@@ -366,7 +368,7 @@ class Engine:
     def _new_sequence(self, request: Request, index: int) -> Sequence:
         # Text of sample i must depend on the seed and i alone, so each has a generator of its own.
         generator = random.Random(f"{request.seed}/{index}")
-        sequence = Sequence(request, index, list(request.prompt), generator)
+        sequence = Sequence(request, index, array(TOKEN_TYPE, request.prompt), generator)
         sequence.matcher = None if request.constraint is None else request.constraint.new()
         request.sequences.append(sequence)
         return sequence

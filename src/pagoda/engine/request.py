@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
@@ -83,11 +84,14 @@ class RequestMetrics:
 
 @dataclass(eq=False)
 class Sequence:
-    """One sample of a request: `tokens` is the prompt and what has been generated so far."""
+    """One sample of a request: `tokens` is the prompt and what has been generated so far.
+
+    An array, as the cache finds pages by its bytes.
+    """
 
     request: Request
     index: int
-    tokens: list[int]
+    tokens: array[int]
     random: random.Random
     phase: Phase = Phase.WAITING
     cached: CachedSequence | None = None
@@ -101,7 +105,7 @@ class Sequence:
 
     @property
     def output_tokens(self) -> list[int]:
-        return self.tokens[len(self.request.prompt) :]
+        return self.tokens[len(self.request.prompt) :].tolist()
 
     @property
     def num_output_tokens(self) -> int:

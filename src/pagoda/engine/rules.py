@@ -13,9 +13,9 @@ def apply_rules(logits: torch.Tensor, sequence: Sequence, end_token_ids: frozens
     """Rule tokens out in `logits` [vocabulary], in place; `end_token_ids` end the sequence."""
     rules, tokens, num_new = sequence.request.rules, sequence.tokens, sequence.num_output_tokens
     if rules.no_repeat_ngram_size:
-        logits[_repeating(torch.tensor(tokens), rules.no_repeat_ngram_size)] = -math.inf
+        logits[_repeating(torch.tensor(tokens, dtype=torch.long), rules.no_repeat_ngram_size)] = -math.inf
     for *before, last in rules.bad_words.get(tokens[-1], ()):
-        if tokens[-len(before) :] == before:
+        if tokens[-len(before) :].tolist() == before:
             logits[last] = -math.inf
     if len(tokens) < rules.min_length or num_new < rules.min_new_tokens:
         logits[list(end_token_ids)] = -math.inf

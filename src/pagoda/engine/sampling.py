@@ -96,7 +96,7 @@ def _penalise(logits: torch.Tensor, sequence: Sequence) -> None:
     params = sequence.request.params
     is_ruled_out = logits == -math.inf
     if params.repetition_penalty != 1.0:
-        seen = torch.tensor(sequence.tokens).unique()
+        seen = torch.tensor(sequence.tokens, dtype=torch.long).unique()
         values = logits[seen]
         logits[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
     if params.presence_penalty or params.frequency_penalty:

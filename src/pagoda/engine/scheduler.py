@@ -13,6 +13,7 @@ What raises for one sequence is noted and the others are planned. Integers only,
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -91,7 +92,7 @@ class Scheduler:
         self._fairness = Fairness(cache, self.waiting, self.running, max_num_seqs, max_num_batched_tokens)
         self.failed: dict[Sequence, Exception] = {}
         self._num_planned = 0
-        self._unreleased: list[tuple[CachedSequence, list[int]]] = []
+        self._unreleased: list[tuple[CachedSequence, array[int]]] = []
 
     @property
     def has_work(self) -> bool:
@@ -295,7 +296,7 @@ class Scheduler:
             cached, sequence.cached = sequence.cached, None
             self._give_up(cached, sequence.tokens, keep_pages)
 
-    def _give_up(self, cached: CachedSequence, tokens: list[int], keep_pages: bool) -> None:
+    def _give_up(self, cached: CachedSequence, tokens: array[int], keep_pages: bool) -> None:
         """Release pages whatever happens: at once without keeping them, or else before the next step."""
         for keep in (keep_pages, False):
             try:

@@ -70,9 +70,13 @@ class PageGroup:
 
         A page that tokens are copied from counts too, since it cannot be evicted for its own copy.
         """
+        if not num_tokens:
+            return 0
         nodes = [*match.path, match.partial][self._first_page(num_tokens) : -(-num_tokens // self.page_tokens)]
-        idle = sum(node is not None and not self.holdings.allocator.is_pinned(node.page) for node in nodes)
-        return idle + (num_tokens % self.page_tokens > 0)
+        is_pinned, cost = self.holdings.allocator.is_pinned, int(num_tokens % self.page_tokens > 0)
+        for node in nodes:
+            cost += node is not None and not is_pinned(node.page)
+        return cost
 
     def growth_cost(self, num_tokens: int, num_new_tokens: int, step_tokens: int) -> int:
         """The most pages that a table of `num_tokens` takes in addition while more are computed in such steps."""
@@ -129,7 +133,10 @@ class PageGroup:
         Raises OutOfPagesError, changing nothing, if the pages cannot be had.
         """
         must_copy = self._must_copy(table)
-        pages = self.holdings.allocate(self.reserve_cost(table, num_tokens), table.account)
+        needed = self.reserve_cost(table, num_tokens)
+        if not needed:
+            return NO_ACTIONS
+        pages = self.holdings.allocate(needed, table.account)
         copies = []
         if must_copy:
             shared = table.pages[-1]
@@ -146,15 +153,8 @@ class PageGroup:
         not needed any more leaves the table; what is needed where another sequence has gone its own way counts as used.
         """
         first, last = table.num_tokens // self.page_tokens, num_tokens // self.page_tokens
-        keys = token_key(tokens[first * self.page_tokens : last * self.page_tokens])
-        size = self.page_tokens * TOKEN_NBYTES
-        for index in range(first, last):
-            page = table.pages[index]
-            self.holdings.allocator.seal(page)
-            if table.node is not None:
-                start = (index - first) * size
-                table.node = self.prefixes.insert(table.node, keys[start : start + size], page)
-                table.pages[index] = table.node.page
+        if first < last:
+            self._seal(table, first, token_key(tokens[first * self.page_tokens : last * self.page_tokens]))
         table.num_tokens = num_tokens
         if not self.prefixes.keeps_all:
             branch = table.resume_points.branch_tokens
@@ -210,6 +210,17 @@ class PageGroup:
             for page in table.held:
                 users[page] += 1
         self.prefixes.check_integrity(users)
+
+    def _seal(self, table: PageTable, index: int, keys: bytes) -> None:
+        """Seal the pages from `index` on, which the tokens in `keys` fill."""
+        size, seal, insert = self.page_tokens * TOKEN_NBYTES, self.holdings.allocator.seal, self.prefixes.insert
+        for start in range(0, len(keys), size):
+            page = table.pages[index]
+            seal(page)
+            if table.node is not None:
+                table.node = insert(table.node, keys[start : start + size], page)
+                table.pages[index] = table.node.page
+            index += 1
 
     def _copy_open(self, table: PageTable, source: Node) -> PageActions:
         """Append an open page that is to begin with the bytes of `source`."""

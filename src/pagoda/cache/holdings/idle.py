@@ -1,10 +1,12 @@
 """What may be evicted of one account, in the order of a policy.
 
-A heap. Entries that something has withdrawn since stay in it and are found stale when they come up.
+Whatever comes in order is appended to a run, as all does that was used last; what does not goes into a heap. Entries
+that something has withdrawn since stay where they are, and are found stale when they come up.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from typing import Any
@@ -15,6 +17,9 @@ from pagoda.cache.prefix.held import Held
 # Stale entries are swept out once there are this many more than pages.
 SPARE_ENTRIES = 64
 
+# Priority, ticket, and what may go.
+Entry = tuple[Any, int, Held]
+
 
 class IdleOrder:
     """The order of `policy` over at most `num_pages`; of equal priority those with the lower of `tickets` go first."""
@@ -22,20 +27,33 @@ class IdleOrder:
     def __init__(self, policy: EvictionPolicy, num_pages: int, tickets: Iterator[int]) -> None:
         self._priority = policy.priority
         self._most_entries = 2 * num_pages + SPARE_ENTRIES
-        self._entries: list[tuple[Any, int, Held]] = []
+        self._run: deque[Entry] = deque()
+        self._heap: list[Entry] = []
         self._tickets = tickets
+
+    def __len__(self) -> int:
+        """Entries, stale ones too."""
+        return len(self._run) + len(self._heap)
 
     def enter(self, held: Held) -> None:
         """Let `held` be evicted, in place of an earlier entry of it."""
         held.idle_entry = entry = (self._priority(held), next(self._tickets), held)
-        heappush(self._entries, entry)
-        if len(self._entries) > self._most_entries:
-            self._entries = [entry for entry in self._entries if entry[2].idle_entry is entry]
-            heapify(self._entries)
+        if not self._run or entry > self._run[-1]:
+            self._run.append(entry)
+        else:
+            heappush(self._heap, entry)
+        if len(self._run) + len(self._heap) > self._most_entries:
+            self._run = deque(entry for entry in self._run if entry[2].idle_entry is entry)
+            self._heap = [entry for entry in self._heap if entry[2].idle_entry is entry]
+            heapify(self._heap)
 
-    def top(self) -> tuple[Any, int, Held] | None:
-        """Priority, ticket and holder of what goes first, or None."""
-        entries = self._entries
-        while entries and entries[0][2].idle_entry is not entries[0]:
-            heappop(entries)
-        return entries[0] if entries else None
+    def top(self) -> Entry | None:
+        """What goes first, or None."""
+        run, heap = self._run, self._heap
+        while run and run[0][2].idle_entry is not run[0]:
+            run.popleft()
+        while heap and heap[0][2].idle_entry is not heap[0]:
+            heappop(heap)
+        if not heap:
+            return run[0] if run else None
+        return min(run[0], heap[0]) if run else heap[0]

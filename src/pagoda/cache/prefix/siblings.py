@@ -1,24 +1,31 @@
 """Finds, among many keys, the one that shares the most leading tokens with another.
 
-A radix tree of the keys: it branches where they part, so that keys which begin alike are compared once. Knows tokens
-only; a key may be the beginning of another.
+A radix tree of the keys: it branches where they part, so that keys which begin alike are compared once. A few that
+begin alike are only listed. Knows tokens only; a key may be the beginning of another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import reduce
 
 from pagoda.cache.prefix.keys import TOKEN_NBYTES, common_tokens
 
+# So many keys that begin alike are compared one by one.
+MOST_LISTED = 8
+
 
 class _Fork:
-    """Where keys part that all begin with `prefix`: by their next token, which is empty for a key that ends here."""
+    """Where keys part that all begin with `prefix`: by their next token, which is empty for a key that ends here.
 
-    __slots__ = ("forks", "keys", "prefix")
+    Behind a token is a list of keys, or another fork.
+    """
+
+    __slots__ = ("forks", "lists", "prefix")
 
     def __init__(self, prefix: bytes) -> None:
         self.prefix = prefix
-        self.keys: dict[bytes, bytes] = {}
+        self.lists: dict[bytes, list[bytes]] = {}
         self.forks: dict[bytes, _Fork] = {}
 
     def next_token(self, key: bytes) -> bytes:
@@ -27,9 +34,9 @@ class _Fork:
 
     def any_key(self) -> bytes:
         fork = self
-        while not fork.keys:
+        while not fork.lists:
             fork = next(iter(fork.forks.values()))
-        return next(iter(fork.keys.values()))
+        return next(iter(fork.lists.values()))[0]
 
 
 class Siblings:
@@ -45,51 +52,50 @@ class Siblings:
     def closest(self, key: bytes) -> bytes:
         """The key that shares the most leading tokens with `key`; there must be one."""
         fork = self._top
-        while True:
-            token = fork.next_token(key)
-            below = fork.forks.get(token)
-            if below is None:
-                found = fork.keys.get(token)
-                return fork.any_key() if found is None else found
+        while (below := fork.forks.get(token := fork.next_token(key))) is not None:
             if not key.startswith(below.prefix):
                 return below.any_key()
             fork = below
+        listed = fork.lists.get(token)
+        if listed is None:
+            return fork.any_key()
+        return listed[0] if len(listed) == 1 else max(listed, key=lambda each: common_tokens(each, key))
 
     def add(self, key: bytes) -> None:
         """Enter a key that is not there."""
         fork = self._top
-        while True:
-            token = fork.next_token(key)
-            below = fork.forks.get(token)
-            if below is None:
-                other = fork.keys.pop(token, None)
-                if other is None:
-                    fork.keys[token] = key
-                    return
-                middle = _Fork(key[: common_tokens(other, key) * TOKEN_NBYTES])
-                middle.keys[middle.next_token(other)] = other
-            elif key.startswith(below.prefix):
-                fork = below
-                continue
-            else:
-                middle = _Fork(key[: common_tokens(below.prefix, key) * TOKEN_NBYTES])
+        while (below := fork.forks.get(token := fork.next_token(key))) is not None:
+            if not key.startswith(below.prefix):
+                fork.forks[token] = middle = _Fork(_common([below.prefix, key]))
                 middle.forks[middle.next_token(below.prefix)] = below
-            middle.keys[middle.next_token(key)] = key
-            fork.forks[token] = middle
-            return
+                below = middle
+            fork = below
+        listed = fork.lists.get(token)
+        if listed is None:
+            fork.lists[token] = [key]
+        elif len(listed) < MOST_LISTED or not token:
+            listed.append(key)
+        else:
+            del fork.lists[token]
+            fork.forks[token] = below = _Fork(_common([*listed, key]))
+            for each in (*listed, key):
+                below.lists.setdefault(below.next_token(each), []).append(each)
 
     def remove(self, key: bytes) -> None:
-        """Take out a key that is there; a fork where nothing parts any more goes with it."""
-        above, fork = self._top, self._top
-        token = fork.next_token(key)
-        while (below := fork.forks.get(token)) is not None:
-            above, above_token, fork = fork, token, below
-            token = fork.next_token(key)
-        del fork.keys[token]
-        if fork is self._top or len(fork.keys) + len(fork.forks) > 1:
-            return
-        if fork.keys:
-            del above.forks[above_token]
-            above.keys[above_token] = fork.any_key()
-        else:
-            above.forks[above_token] = next(iter(fork.forks.values()))
+        """Take out a key that is there; forks where nothing is left go with it."""
+        fork, way = self._top, []
+        while (below := fork.forks.get(token := fork.next_token(key))) is not None:
+            way.append((fork, token))
+            fork = below
+        listed = fork.lists[token]
+        listed.remove(key)
+        if not listed:
+            del fork.lists[token]
+        while way and not fork.lists and not fork.forks:
+            fork, token = way.pop()
+            del fork.forks[token]
+
+
+def _common(keys: list[bytes]) -> bytes:
+    """The tokens that all keys begin with."""
+    return reduce(lambda left, right: left[: common_tokens(left, right) * TOKEN_NBYTES], keys)

@@ -18,10 +18,10 @@ from pagoda.chat.renderer import ChatRenderer
 from pagoda.engine.embedding import Embedder, Embedding, Pooling
 from pagoda.engine.engine import Engine
 from pagoda.engine.loop import EngineLoop
-from pagoda.planning.memory import MemoryPlan
 from pagoda.engine.request import Request, new_request
 from pagoda.layouts.spec import LayerGroup
 from pagoda.llm import LLM
+from pagoda.planning.memory import MemoryPlan
 from pagoda.prompts import Prompt, PromptReader, ReadPrompt
 from pagoda.sampling_params import SamplingParams
 from pagoda.server.backend import base
