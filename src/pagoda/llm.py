@@ -268,9 +268,9 @@ class LLM:
             if wanted.stop_strings:
                 self.reader.need_tokenizer()
             read = self.reader.read(prompt)
-            self.engine.validate(read.token_ids, wanted, read.encoder_input)
             name = f"request-{next(self._ids)}"
             request = new_request(name, read.token_ids, wanted, read.text, cache_salt, read.encoder_input)
+            self.engine.validate(request)
             request.constraint = self.grammars.compile(wanted.structured_outputs)
             requests.append(request)
         return requests

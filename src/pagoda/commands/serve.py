@@ -57,7 +57,7 @@ def _publish(backend: LocalBackend, options: ServerOptions) -> Callable[[], None
     from pagoda.server.watched.kv_events import KvEvents
 
     endpoints = (options.kv_events_endpoint, options.kv_events_replay_endpoint)
-    events = KvEvents(*endpoints, options.kv_events_topic, backend.pages.page_tokens)
+    events = KvEvents(*endpoints, options.kv_events_topic, backend.pages.page_tokens, backend.page_names)
     backend.watch(events)
     backend.observe(events.flush)
     return events.close

@@ -10,14 +10,15 @@ import logging
 import random
 from array import array
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from time import monotonic, sleep
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from pagoda.cache.inspector import Inspector
-from pagoda.cache.leases import Breakpoint
 from pagoda.cache.prefix.keys import TOKEN_TYPE
+from pagoda.cache.prefix.names import PageNames
 from pagoda.config import EngineConfig
 from pagoda.engine.admission import Admission
 from pagoda.engine.batch import Batch, Chunk
@@ -25,6 +26,7 @@ from pagoda.engine.breakpoints import check_breakpoints, lease_computed
 from pagoda.engine.fit_store import FitStore
 from pagoda.engine.format_fit import CalibrationText, fit_format
 from pagoda.engine.forward import Computed, Forward
+from pagoda.engine.identity import identity_of
 from pagoda.engine.pools import make_cache, make_pools
 from pagoda.engine.request import FinishReason, Phase, Request, Sequence
 from pagoda.engine.sampling import ban, draw, stop_token_ids, token_logprobs
@@ -39,11 +41,9 @@ from pagoda.errors import (
 )
 from pagoda.kernels.base import Kernels
 from pagoda.models.determinism import check_determinism
-from pagoda.models.encoder import EncoderInput
 from pagoda.models.model import Model
 from pagoda.planning.facts import MachineFacts
 from pagoda.planning.memory import plan_memory
-from pagoda.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -110,23 +110,24 @@ class Engine:
         """Where sequences of `tenant` end: others may have reserved pages that it can never get."""
         return self._admission.max_len(tenant)
 
-    def validate(
-        self,
-        prompt: list[int],
-        params: SamplingParams,
-        encoder_input: EncoderInput | None = None,
-        tenant: str = "",
-        breakpoints: tuple[Breakpoint, ...] = (),
-    ) -> None:
-        """Raise the RequestError that `add` would raise for this request."""
-        self._admission.check_encoder_input(encoder_input, tenant)
-        self._admission.check_prompt(prompt, params.max_tokens, tenant)
-        check_breakpoints(breakpoints, len(prompt))
-        self._admission.check_params(params)
+    @cached_property
+    def page_names(self) -> PageNames:
+        """What pages are called outside of the process."""
+        return PageNames(identity_of(self.model, self.memory, self.fit.digest))
+
+    def validate(self, request: Request) -> None:
+        """Raise a RequestError if it can never be served. Looks at a request once."""
+        if request.is_valid:
+            return
+        self._admission.check_encoder_input(request.encoder_input, request.tenant)
+        self._admission.check_prompt(request.prompt, request.params.max_tokens, request.tenant)
+        check_breakpoints(request.breakpoints, len(request.prompt))
+        self._admission.check_params(request.params)
+        request.is_valid = True
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises a RequestError, changing nothing, if it can never be served."""
-        self.validate(request.prompt, request.params, request.encoder_input, request.tenant, request.breakpoints)
+        self.validate(request)
         if request.params.structured_outputs is not None and request.constraint is None:
             raise StructuredOutputError("The engine knows no text: give the request a constraint for its outputs.")
         if request.request_id in self._requests:

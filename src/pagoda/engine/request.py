@@ -144,6 +144,7 @@ class Request:
     cache_salt: str = ""
     encoder_input: EncoderInput | None = None
     seed: int = 0
+    is_valid: bool = False  # as `Engine.validate` found
     stop_token_ids: frozenset[int] = frozenset()  # its own and the model's
     rules: Rules = NO_RULES  # of the model
     watch: Callable[[Sequence, int], str | None] | None = None

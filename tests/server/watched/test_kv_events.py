@@ -11,11 +11,12 @@ import zmq
 
 from pagoda import LLM, SamplingParams
 from pagoda.cache.prefix.keys import token_key
+from pagoda.cache.prefix.names import Identity, PageNames
 from pagoda.cache.prefix.namespace import Namespace
 from pagoda.cache.prefix.tree import Node, Root
 from pagoda.errors import ConfigError
 from pagoda.server.backend.local import LocalBackend
-from pagoda.server.watched.kv_events import END_OF_REPLAY, BlockHashes, KvEvents
+from pagoda.server.watched.kv_events import END_OF_REPLAY, KvEvents
 from server.running import MOST_SECONDS
 
 PAGE_TOKENS = 32
@@ -85,7 +86,7 @@ def llm() -> Iterator[LLM]:
 
 @pytest.fixture
 def events(llm: LLM) -> Iterator[KvEvents]:
-    events = KvEvents("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", "kv", PAGE_TOKENS)
+    events = KvEvents("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", "kv", PAGE_TOKENS, llm.engine.page_names)
     backend = LocalBackend(llm)
     backend.watch(events)
     stop = backend.observe(events.flush)
@@ -142,28 +143,9 @@ def replayed(llm: LLM, events: KvEvents) -> set[tuple[int, ...]]:
     return {tuple(event["token_ids"]) for event in router.held.values()}
 
 
-def test_names_of_pages_are_the_same_everywhere_and_differ_by_what_decides_them() -> None:
-    def name(namespace: Namespace, *pages: list[int]) -> bytes:
-        node: Node = Root(namespace)
-        for page in pages:
-            node = Node(node, token_key(page), 0)
-        return BlockHashes().of(node)
-
-    first = name(Namespace(), [1, 2], [3, 4])
-    assert first == name(Namespace(), [1, 2], [3, 4])
-    others = [
-        name(Namespace(), [1, 2, 3, 4]),
-        name(Namespace(), [1, 2]),
-        name(Namespace(), [1, 3], [3, 4]),
-        name(Namespace(salt="x"), [1, 2], [3, 4]),
-        name(Namespace(tenant="x"), [1, 2], [3, 4]),
-    ]
-    assert len({first, *others}) == 1 + len(others)
-
-
 def test_an_address_that_cannot_be_had_is_a_named_error(events: KvEvents) -> None:
     with pytest.raises(ConfigError, match="cannot be bound"):
-        KvEvents(events.endpoint, None, "", PAGE_TOKENS)
+        KvEvents(events.endpoint, None, "", PAGE_TOKENS, PageNames(Identity()))
 
 
 def test_a_replay_may_be_asked_for_in_any_frames(llm: LLM, events: KvEvents) -> None:

@@ -25,10 +25,10 @@ class Node(Held):
 
     A key shorter than a page is the tail of an ended sequence: it has no children and is only ever copied from. Where
     windows move on, a page may be evicted from under those that continue it: then `page` is NO_PAGE. `num_tails` of the
-    children are tails, and `siblings` has the keys of all if they are many.
+    children are tails, and `siblings` has the keys of all if they are many. Its `name` is for others, once they asked.
     """
 
-    __slots__ = ("children", "num_tails", "parent", "siblings")
+    __slots__ = ("children", "name", "num_tails", "parent", "siblings")
 
     def __init__(self, parent: Node | None, key: bytes, page: int) -> None:
         super().__init__(key, page)
@@ -36,6 +36,7 @@ class Node(Held):
         self.children: dict[bytes, Node] = {}
         self.num_tails = 0
         self.siblings: Siblings | None = None
+        self.name: bytes | None = None
 
     @property
     def recompute_tokens(self) -> int:

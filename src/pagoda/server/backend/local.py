@@ -11,6 +11,7 @@ import numpy as np
 
 from pagoda.cache.inspector import CacheStats
 from pagoda.cache.leases import LeaseInfo
+from pagoda.cache.prefix.names import PageNames
 from pagoda.cache.prefix.outline import Outline
 from pagoda.cache.prefix.tree import Watcher
 from pagoda.chat.options import ChatOptions
@@ -73,6 +74,11 @@ class LocalBackend:
     def reset(self) -> Future[int]:
         return self._loop.call(self._engine.reset_prefix_cache)
 
+    @property
+    def page_names(self) -> PageNames:
+        """What others call the pages that `watch` tells of."""
+        return self._engine.page_names
+
     def watch(self, watcher: Watcher) -> None:
         """Tell `watcher`, on the engine's thread, which pages are held now and from now on."""
         self._loop.call(lambda: self._engine.inspector.watch(watcher)).result()
@@ -81,7 +87,6 @@ class LocalBackend:
         prompt, params, scope = work.prompt, work.params, call.scope
         if params.stop_strings:
             self.texts.need_tokenizer()
-        self._engine.validate(prompt.token_ids, params, prompt.encoder_input, scope.tenant, work.breakpoints)
         request = new_request(
             f"{call.call_id}-{index}",
             prompt.token_ids,
@@ -92,6 +97,7 @@ class LocalBackend:
             tenant=scope.tenant,
             breakpoints=work.breakpoints,
         )
+        self._engine.validate(request)
         request.constraint = work.constraint
         return request
 
@@ -153,7 +159,7 @@ class LocalEmbedder:
         return self._embedder.max_len
 
     def check(self, token_ids: list[int], tenant: str) -> None:
-        self._engine.validate(token_ids, NOTHING, tenant=tenant)
+        self._engine.validate(new_request("", token_ids, NOTHING, tenant=tenant))
 
     def begin(self, token_ids: list[int], pooling: base.Pooling) -> Future[base.Embedding]:
         return self._loop.call(lambda: LocalEmbedding(self._embedder.begin(token_ids, Pooling(pooling)), self._loop))

@@ -8,7 +8,6 @@ that keeps most are told of; tails of ended sequences are of use here alone.
 from __future__ import annotations
 
 from collections import deque
-from hashlib import blake2b
 from queue import Empty, SimpleQueue
 from threading import Thread
 from time import time
@@ -17,9 +16,10 @@ from typing import Any
 import msgspec
 import zmq
 
-from pagoda.cache.prefix.held import NO_PAGE, Reason
+from pagoda.cache.prefix.held import Reason
 from pagoda.cache.prefix.keys import TOKEN_NBYTES, key_tokens
-from pagoda.cache.prefix.tree import Node, Root
+from pagoda.cache.prefix.names import PageNames
+from pagoda.cache.prefix.tree import Node
 from pagoda.errors import ConfigError
 
 DEVICE = "GPU"  # what routers call the tier that attention reads, whatever the device is
@@ -27,41 +27,19 @@ MOST_KEPT_BATCHES = 10_000
 MOST_WAITING_MESSAGES = 100_000  # of one subscriber, or of one replay; beyond it ZMQ drops them, and vLLM has the same
 END_OF_REPLAY = (-1).to_bytes(8, "big", signed=True)
 POLL_MILLISECONDS = 50
-
-
-class BlockHashes:
-    """Names of pages: 64 bits of all that decides them, the same in every process."""
-
-    def __init__(self) -> None:
-        self._known: dict[Node, bytes] = {}
-
-    def of(self, node: Node) -> bytes:
-        """8 bytes that stand for the tokens up to the end of `node`, within its namespace."""
-        path = []
-        while (digest := self._known.get(node)) is None and node.parent is not None:
-            path.append(node)
-            node = node.parent
-        if digest is None:
-            assert isinstance(node, Root)
-            digest = blake2b(repr(tuple(node.namespace)).encode(), digest_size=8).digest()
-        for each in reversed(path):
-            digest = blake2b(digest + each.key, digest_size=8).digest()
-            if each.page != NO_PAGE:  # nobody says when a node without one goes
-                self._known[each] = digest
-        return digest
-
-    def forget(self, node: Node) -> None:
-        self._known.pop(node, None)
+HASH_NBYTES = 8  # of a name, as vLLM's hashes of blocks have
 
 
 class KvEvents:
     """Watches a prefix tree on the engine's thread, and publishes on one of its own."""
 
-    def __init__(self, endpoint: str, replay_endpoint: str | None, topic: str, page_tokens: int) -> None:
+    def __init__(
+        self, endpoint: str, replay_endpoint: str | None, topic: str, page_tokens: int, names: PageNames
+    ) -> None:
         """Raises ConfigError if the endpoints cannot be bound."""
         self._page_tokens = page_tokens
         self._topic = topic.encode()
-        self._hashes = BlockHashes()
+        self._names = names
         self._events: list[dict[str, Any]] = []
         self._batches: SimpleQueue[bytes | None] = SimpleQueue()
         self._kept: deque[tuple[int, bytes]] = deque(maxlen=MOST_KEPT_BATCHES)
@@ -102,7 +80,6 @@ class KvEvents:
         if len(node.key) == self._page_tokens * TOKEN_NBYTES:
             event = {"type": "BlockRemoved", "block_hashes": [self._number(node)], "medium": DEVICE}
             self._events.append(event)
-        self._hashes.forget(node)
 
     def flush(self) -> None:
         """After each step: send what has changed in it."""
@@ -116,7 +93,7 @@ class KvEvents:
         self._context.destroy(linger=0)
 
     def _number(self, node: Node) -> int:
-        return int.from_bytes(self._hashes.of(node), "big")
+        return int.from_bytes(self._names.of(node)[:HASH_NBYTES], "big")
 
     def _bound(self, kind: int, endpoint: str) -> zmq.Socket[bytes]:
         socket: zmq.Socket[bytes] = self._context.socket(kind)

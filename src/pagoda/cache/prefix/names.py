@@ -1,0 +1,70 @@
+"""Names of pages, for whoever is outside the process: routers, tiers, logs, sessions.
+
+A name is 128 bits of all that decides a page's bytes, the same in every process: what the pages are of, whose they are,
+and all tokens up to the page's end. It is made when somebody asks, and stays with the node. Inside the process pages
+are found by their tokens, never by a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from typing import NamedTuple
+
+from pagoda.cache.prefix.keys import TOKEN_NBYTES, token_key
+from pagoda.cache.prefix.namespace import Namespace
+from pagoda.cache.prefix.tree import Node, Root
+
+NAME_NBYTES = 16
+
+
+class Identity(NamedTuple):
+    """What pages are of: the weights and an adapter on them, what a token leaves behind, and how that becomes bytes.
+
+    `constants` are those of the format, `positions` says how positions enter keys.
+    """
+
+    weights: str = ""
+    adapter: str = ""
+    layout: str = ""
+    format: str = ""
+    constants: str = ""
+    page_tokens: int = 0
+    positions: str = ""
+
+
+class PageNames:
+    """Names of the pages of one layer group."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+
+    def of(self, node: Node) -> bytes:
+        """The name of the page at `node`."""
+        unnamed: list[Node] = []
+        while node.name is None and node.parent is not None:
+            unnamed.append(node)
+            node = node.parent
+        if node.name is None:
+            assert isinstance(node, Root)
+            node.name = self.before_all(node.namespace)
+        name = node.name
+        for each in reversed(unnamed):
+            each.name = name = _after(name, each.key)
+        return name
+
+    def of_tokens(self, namespace: Namespace, tokens: Sequence[int]) -> Iterator[bytes]:
+        """The names of the whole pages of `tokens`, in order."""
+        name, key = self.before_all(namespace), token_key(tokens)
+        size = self._identity.page_tokens * TOKEN_NBYTES
+        for start in range(0, len(key) - size + 1, size):
+            name = _after(name, key[start : start + size])
+            yield name
+
+    def before_all(self, namespace: Namespace) -> bytes:
+        """What the first page of a namespace continues."""
+        return blake2b(repr((tuple(self._identity), tuple(namespace))).encode(), digest_size=NAME_NBYTES).digest()
+
+
+def _after(name: bytes, key: bytes) -> bytes:
+    return blake2b(name + key, digest_size=NAME_NBYTES).digest()
