@@ -6,11 +6,17 @@ Pages hold no bytes here, so only the prefix tree, page tables, reference counts
     attach   take its pages over, and release them again    per page of the prompt
     insert   reserve and commit pages that are new          per new page
     evict    free idle pages and allocate them              per page
+    new      all of it for prompts that are new, in a full cache    per new page
+    hit      all of it for prompts that are held                    per page
+
+With `--peer vllm=PYTHON` vLLM's own manager, run by that interpreter, does the last two for the same prompts: it makes
+the request, hashes and looks up its blocks, allocates and caches them, and frees them.
 
 Two shapes of tree:
 
     shared   prompts of 64 pages: the first 16 are one of 4, the next 16 one of 8 below each, then one of 16, the rest
-    unique flat     prompts of one page: every page is a child of the root, the worst case for fan-out
+             unique
+    flat     prompts of one page: every page is a child of the root, the worst case for fan-out
 
 Times are CPU times of the one thread. Every row runs in a process of its own, which makes its peak memory its own.
 """
@@ -21,24 +27,23 @@ import argparse
 import json
 import multiprocessing
 import resource
-from collections.abc import Iterator
+import subprocess
+from array import array
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import median
 from time import process_time
-
-import numpy as np
 
 from pagoda.cache.cache import Cache, NoBytes
 from pagoda.cache.groups.pages import PageGroup
 from pagoda.cache.groups.rule import KeepAll
 from pagoda.cache.inspector import Inspector
+from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.registry import lookup, names
+from peers.cache_prompts import PROMPT_PAGES, prompts
 
-VOCABULARY = 150_000
-PROMPT_PAGES = {"shared": 64, "flat": 1}
-SECTION_PAGES = 16
-SECTION_VARIANTS = (4, 8, 16)
-STEPS = ("match", "attach", "insert", "evict")
+STEPS = ("match", "attach", "insert", "evict", "new", "hit")
+PEERS = {"vllm": Path(__file__).parent / "peers" / "vllm_cache.py"}
 
 
 @dataclass(frozen=True)
@@ -65,22 +70,7 @@ class Row:
     num_pages: int
     micros: dict[str, list[float]] = field(default_factory=lambda: {step: [] for step in STEPS})
     peak_nbytes_per_page: float = 0.0
-
-
-def prompts(setup: Setup) -> Iterator[list[int]]:
-    """Endless prompts of one shape, the same ones every time."""
-    draw = np.random.default_rng(0)
-    while True:
-        sections = [] if setup.shape == "flat" else _common_sections(draw, setup.page_tokens)
-        num_unique = PROMPT_PAGES[setup.shape] - SECTION_PAGES * len(sections)
-        sections.append(draw.integers(VOCABULARY, size=num_unique * setup.page_tokens))
-        yield np.concatenate(sections).tolist()
-
-
-def _common_sections(draw: np.random.Generator, page_tokens: int) -> list[np.ndarray]:
-    path = [int(draw.integers(variants)) for variants in SECTION_VARIANTS]
-    size = SECTION_PAGES * page_tokens
-    return [np.random.default_rng(path[: depth + 1]).integers(VOCABULARY, size=size) for depth in range(len(path))]
+    engine: str = "pagoda"
 
 
 class Bench:
@@ -89,7 +79,7 @@ class Bench:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.row = Row(setup.shape, setup.num_pages)
-        self.prompts = prompts(setup)
+        self.prompts = prompts(setup.shape, setup.page_tokens)
         next(self.prompts)
         baseline = _peak_nbytes()
         policy = lookup("eviction", setup.policy)()
@@ -99,6 +89,8 @@ class Bench:
             self._insert_batch()
         self.row.peak_nbytes_per_page = (_peak_nbytes() - baseline) / setup.num_pages
         self._fill(until_free=0)
+        for _ in range(setup.num_repeats):
+            self._live_batch()
         for _ in range(setup.num_repeats):
             self._evict_batch()
 
@@ -138,6 +130,28 @@ class Bench:
         self.cache.release(sequence, tokens)
         return spent, -(-num_new // self.setup.page_tokens)
 
+    def _live_batch(self) -> None:
+        """Let new prompts come and go in a full cache, and then come again."""
+        num_prompts = max(self.setup.batch_pages // PROMPT_PAGES[self.setup.shape], 1)
+        batch = [next(self.prompts) for _ in range(num_prompts)]
+        for step in ("new", "hit"):
+            evicted = Inspector(self.cache).stats().evicted_pages
+            start = process_time()
+            for tokens in batch:
+                self._live(tokens)
+            spent = process_time() - start
+            new = Inspector(self.cache).stats().evicted_pages - evicted
+            self._note(step, spent, new if step == "new" else num_prompts * PROMPT_PAGES[self.setup.shape])
+
+    def _live(self, prompt: list[int]) -> None:
+        """All that the cache does for a prompt, as the engine asks for it."""
+        tokens = array(TOKEN_TYPE, prompt)
+        sequence = self.cache.attach(self.cache.match("", tokens, len(tokens)), len(tokens))
+        if sequence.num_tokens < len(tokens):
+            self.cache.reserve(sequence, len(tokens) - sequence.num_tokens)
+            self.cache.commit(sequence, tokens, len(tokens))
+        self.cache.release(sequence, tokens)
+
     def _evict_batch(self) -> None:
         """Make room for a sequence that wants a batch of pages from a full cache, and keep it."""
         sequence = self.cache.attach(self.cache.match("", [], limit=0), 0)
@@ -155,17 +169,28 @@ def measure(setup: Setup) -> Row:
     return Bench(setup).row
 
 
+def measure_peer(engine: str, python: str, setup: Setup) -> Row:
+    """What the interpreter `python`, which has the other engine, measures of its own."""
+    command = [python, PEERS[engine], json.dumps(asdict(setup) | {"batch_pages": setup.batch_pages})]
+    finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    row = Row(setup.shape, setup.num_pages, engine=engine)
+    row.micros |= json.loads(finished.stdout.splitlines()[-1])
+    return row
+
+
 def _peak_nbytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def table(rows: list[Row]) -> str:
     """Median (lowest to highest) of the repeats."""
-    lines = [f"{'shape':8}{'pages':>9}" + "".join(f"{step + ' us/page':>24}" for step in STEPS) + f"{'bytes/page':>12}"]
+    lines = [
+        f"{'':8}{'shape':8}{'pages':>9}" + "".join(f"{step + ' us/page':>22}" for step in STEPS) + f"{'bytes/page':>12}"
+    ]
     for row in rows:
-        cells = (f"{median(us):.2f} ({min(us):.2f} to {max(us):.2f})" for us in row.micros.values())
-        line = f"{row.shape:8}{row.num_pages:>9,}" + "".join(f"{cell:>24}" for cell in cells)
-        lines.append(f"{line}{row.peak_nbytes_per_page:>12,.0f}")
+        cells = (f"{median(us):.2f} ({min(us):.2f} to {max(us):.2f})" if us else "" for us in row.micros.values())
+        line = f"{row.engine:8}{row.shape:8}{row.num_pages:>9,}" + "".join(f"{cell:>22}" for cell in cells)
+        lines.append(f"{line}{row.peak_nbytes_per_page:>12,.0f}" if row.peak_nbytes_per_page else line)
     return "\n".join(lines)
 
 
@@ -176,6 +201,7 @@ def main() -> None:
     parser.add_argument("--page-tokens", type=int, default=32, help="tokens per page (default 32)")
     parser.add_argument("--policy", choices=names("eviction"), default=names("eviction")[0], help="eviction policy")
     parser.add_argument("--repeats", type=int, default=5, help="measurements per number (default 5)")
+    parser.add_argument("--peer", action="append", default=[], help="vllm=PYTHON: an interpreter that has vLLM")
     parser.add_argument("--json", action="store_true", help="print one JSON object with every measurement")
     arguments = parser.parse_args()
     setups = [
@@ -184,7 +210,10 @@ def main() -> None:
         for num_pages in arguments.pages
     ]
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        rows = pool.map(measure, setups, chunksize=1)
+        rows = []
+        for setup in setups:
+            rows += [measure_peer(*peer.split("=", 1), setup) for peer in arguments.peer]
+            rows.append(pool.apply(measure, (setup,)))
     print(json.dumps([asdict(row) for row in rows], indent=2) if arguments.json else table(rows))
 
 

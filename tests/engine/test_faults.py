@@ -24,7 +24,6 @@ from pagoda.cache.groups.cross import CrossGroup
 from pagoda.cache.groups.pages import PageGroup
 from pagoda.cache.groups.prefixes import Prefixes
 from pagoda.cache.groups.state import StateGroup
-from pagoda.cache.holdings.holdings import Holdings
 from pagoda.cache.leases import Breakpoint, Leases
 from pagoda.cache.pool import PagePool
 from pagoda.cache.tenants import Tenants
@@ -57,9 +56,8 @@ POINTS: tuple[tuple[Any, tuple[str, ...]], ...] = (
     ),
     (Leases, ("expire", "grant", "revoke")),
     (Tenants, ("can_free_pages_for", "share_account")),
-    (Holdings, ("allocate", "use", "leave", "evict", "make_evictable")),
     (PageGroup, (*GROUP_CALLS, "resumable", "growth_cost")),
-    (Prefixes, ("missing_key", "written_key", "insert", "leave")),
+    (Prefixes, ("missing_key", "written_key")),
     (StateGroup, (*GROUP_CALLS, "resumable")),
     (CrossGroup, GROUP_CALLS),
     (PagePool, ("prepare", "copy")),
