@@ -45,6 +45,7 @@ bench: $(VENV)/.installed
 docs: $(VENV)/.installed
 	@$(BIN)/python scripts/write_cli_reference.py
 	@$(BIN)/python scripts/write_models_reference.py
+	@$(BIN)/python scripts/write_file_index.py
 
 lock: $(VENV)/.installed-dev
 	@$(BIN)/python -m pip list --format=freeze --exclude-editable | grep -v '^\(pip\|setuptools\)=' | sed 's/+.*//' > constraints.txt

@@ -59,13 +59,15 @@ def test_the_list_of_models_is_current() -> None:
         assert write["row"](family) in lines, "run `make docs`"
 
 
-def test_the_architecture_names_every_module_of_a_request_path() -> None:
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    package = ROOT / "src" / "pagoda"
-    folders = ("engine", "cache", "kernels", "models", "planning", "checkpoint", "layouts", "formats")
-    files = [f"{folder}/{file.name}" for folder in folders for file in sorted((package / folder).glob("[a-z]*.py"))]
-    files += [str(file.relative_to(package)) for file in sorted((package / "server").rglob("[a-z]*.py"))]
-    assert [name for name in files if f"`{name}`" not in text] == []
+def test_the_index_of_files_is_that_of_the_package() -> None:
+    write = runpy.run_path(str(ROOT / "scripts" / "write_file_index.py"))
+    assert (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8") == write["document"](), "run `make docs`"
+
+
+def test_every_module_says_in_its_first_line_what_it_is() -> None:
+    write = runpy.run_path(str(ROOT / "scripts" / "write_file_index.py"))
+    lines = write["index"]().splitlines()
+    assert not [line for line in lines if line.startswith("- ") and line.endswith(": ")]
 
 
 def _exists(name: str) -> bool:

@@ -54,6 +54,19 @@ SERVER_ROOMS = (
     ("deadline", "ground"),
 )
 ROOM_LEVEL = {name: len(SERVER_ROOMS) - number for number, names in enumerate(SERVER_ROOMS) for name in names}
+# The floors of the cache; those on one line may know each other.
+CACHE_FLOORS = (
+    ("inspector", "view"),
+    ("cache", "pool"),
+    ("leases",),
+    ("tenants",),
+    ("sequence",),
+    ("groups",),
+    ("holdings",),
+    ("prefix",),
+    ("eviction",),
+)
+FLOOR = {name: len(CACHE_FLOORS) - number for number, names in enumerate(CACHE_FLOORS) for name in names}
 # What an LLM is made of: only the backend over one (`local.py`, `local_call.py`) knows that, and nobody else knows it.
 LLM_MODULES = ("pagoda.llm", "pagoda.collector", "pagoda.engine.engine", "pagoda.engine.loop", "pagoda.models")
 LLM_BACKEND = "pagoda.server.backend.local"
@@ -83,10 +96,10 @@ def imported(path: Path) -> set[str]:
     return {part(module) for module in imported_names(path)}
 
 
-def room(module: str) -> str:
-    """The folder or file of the server that a module is in; none for what is not in it."""
+def room(module: str, house: str = "server") -> str:
+    """The folder or file of the server, or of another house, that a module is in; none for what is not in it."""
     parts = module.split(".")
-    return parts[2] if parts[:2] == ["pagoda", "server"] and len(parts) > 2 else ""
+    return parts[2] if parts[:2] == ["pagoda", house] and len(parts) > 2 else ""
 
 
 def owner(path: Path) -> str:
@@ -116,6 +129,16 @@ def test_rooms_of_the_server_point_down(path):
     assert not {each for each in others if ROOM_LEVEL.get(each, 0) >= ROOM_LEVEL[here]}, f"{path} imports from above"
     if not name.startswith(LLM_BACKEND):
         assert not [each for each in names if each.startswith((*LLM_MODULES, LLM_BACKEND))]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "cache").rglob("[a-z]*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_floors_of_the_cache_point_down(path):
+    here = room(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts), "cache")
+    assert here in FLOOR, f"{here} is new: give it its place in CACHE_FLOORS"
+    others = {each for each in (room(name, "cache") for name in imported_names(path)) if each}
+    assert not {each for each in others if FLOOR[each] > FLOOR[here]}, f"{path} imports from above"
 
 
 @pytest.mark.parametrize(
