@@ -12,7 +12,8 @@ from kernels.rounding import FORMATS, compute_dtype, tolerance
 from pagoda.errors import ConfigError
 from pagoda.formats.plain import BF16, FP32
 from pagoda.kernels.base import AttentionRule
-from pagoda.kernels.native import NativeKernels, instruction_sets
+from pagoda.kernels.native import NativeKernels
+from pagoda.kernels.native_calls import instruction_sets
 from pagoda.kernels.reference import ReferenceKernels
 from pagoda.layouts.spec import Reach
 

@@ -10,8 +10,9 @@ from pagoda.formats.mixed import K8V4
 from pagoda.formats.plain import BF16
 from pagoda.formats.scaled import INT8
 from pagoda.kernels.base import AttentionRule
-from pagoda.kernels.native import NativeKernels, instruction_sets
+from pagoda.kernels.native import NativeKernels
 from pagoda.kernels.native_arguments import WITH_CONSTANTS
+from pagoda.kernels.native_calls import instruction_sets
 from pagoda.kernels.reference import ReferenceKernels
 from pagoda.layouts.spec import Reach
 

@@ -14,8 +14,9 @@ from pagoda.formats.mixed import K8V4
 from pagoda.formats.plain import BF16, FP16, FP32
 from pagoda.formats.rotated import INT4, INT4_ROTATED
 from pagoda.kernels.base import AttentionRule, LayerPages
-from pagoda.kernels.native import NativeKernels, instruction_sets
+from pagoda.kernels.native import NativeKernels
 from pagoda.kernels.native_arguments import WITH_CONSTANTS
+from pagoda.kernels.native_calls import instruction_sets
 from pagoda.kernels.reference import ReferenceKernels, in_reach
 from pagoda.layouts.spec import Reach
 

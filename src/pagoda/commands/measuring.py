@@ -16,7 +16,8 @@ import torch
 from pagoda.formats.page import PageGeometry
 from pagoda.formats.plain import PlainFormat
 from pagoda.kernels.base import AttentionRule, GroupView, LayerPages
-from pagoda.kernels.native import NativeKernels, allocate, read_bandwidth
+from pagoda.kernels.native import NativeKernels
+from pagoda.kernels.native_calls import allocate, read_bandwidth
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.spec import LayerGroup, Reach
 from pagoda.registry import lookup

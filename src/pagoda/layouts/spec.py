@@ -33,6 +33,11 @@ class LayerGroup:
     layouts: tuple[Layout, ...]
 
     @property
+    def name(self) -> str:
+        """What users know it by: "full", "sliding 4096"."""
+        return str(self.reach) if self.span is None else f"{self.reach} {self.span}"
+
+    @property
     def elements_per_token(self) -> int:
         return sum(layout.elements_per_token for layout in self.layouts)
 

@@ -15,7 +15,6 @@ from prometheus_client.registry import Collector
 from pagoda.cache.cache import CacheStats
 from pagoda.engine.engine import Engine
 from pagoda.engine.request import FinishReason, Request
-from pagoda.layouts.spec import LayerGroup
 from pagoda.machine import resident_memory_nbytes
 
 if TYPE_CHECKING:
@@ -180,6 +179,7 @@ class _CacheState(Collector):
         yield self._evictions(stats)
         yield self._pages(stats)
         yield self._info()
+        yield self._kernels()
 
     def _pages(self, stats: CacheStats) -> Metric:
         names = (*LABELS, "group", "format", "state")
@@ -213,6 +213,15 @@ class _CacheState(Collector):
         family.add_metric((*self._labels, str(size), str(sum(memory.num_pages)), formats), 1)
         return family
 
+    def _kernels(self) -> Metric:
+        names = (*LABELS, "group", "kernels", "obstacle")
+        family = GaugeMetricFamily(
+            f"{PREFIX}attention_kernels_info", "What layer groups attend with, and why not with better.", labels=names
+        )
+        for each in self._engine.kernel_choice.groups:
+            family.add_metric((*self._labels, each.group.name, each.kernels.name, each.obstacle or ""), 1)
+        return family
+
     def _gauge(self, name: str, help: str, value: float) -> Metric:
         family = GaugeMetricFamily(PREFIX + name, help, labels=LABELS)
         family.add_metric(self._labels, value)
@@ -227,13 +236,9 @@ class _CacheState(Collector):
 def group_names(engine: Engine) -> list[tuple[str, str]]:
     """The name and the format of each group of `CacheStats.groups`."""
     memory = engine.memory
-    names = [(_group_name(geometry.group), geometry.format_name) for geometry in memory.geometries]
+    names = [(geometry.group.name, geometry.format_name) for geometry in memory.geometries]
     names = names or [("tokens", "none")]  # pages of nothing, which tell where prompts part
     return names if memory.states is None else [*names, ("state", "as computed")]
-
-
-def _group_name(group: LayerGroup) -> str:
-    return str(group.reach) if group.span is None else f"{group.reach} {group.span}"
 
 
 def _aliases(text: bytes, prefix: bytes) -> Iterator[bytes]:
