@@ -10,8 +10,17 @@ from pagoda.cache.cross import Entry
 from pagoda.kernels.base import GroupView
 
 
-def build_views(sequences: Sequence[CachedSequence], num_new_tokens: Sequence[int]) -> tuple[GroupView, ...]:
-    """One view per layer group; sequence s adds `num_new_tokens[s]` tokens, whose pages must be reserved."""
+def build_views(
+    sequences: Sequence[CachedSequence],
+    num_new_tokens: Sequence[int],
+    *,
+    positions: torch.Tensor | None = None,
+    ancestors: torch.Tensor | None = None,
+) -> tuple[GroupView, ...]:
+    """One view per layer group; sequence s adds `num_new_tokens[s]` tokens, whose pages must be reserved.
+
+    `positions` and `ancestors` are those of `GroupView`, for rows that do not simply follow one another.
+    """
     new_tokens = np.asarray(num_new_tokens, dtype=np.int32)
     stored = np.asarray([sequence.num_tokens for sequence in sequences], dtype=np.int32)
     query_starts = torch.from_numpy(_starts(new_tokens))
@@ -22,7 +31,8 @@ def build_views(sequences: Sequence[CachedSequence], num_new_tokens: Sequence[in
         page_starts = _starts(np.asarray([len(table) for table in tables], dtype=np.int32))
         indices = torch.from_numpy(np.concatenate(tables))
         lengths = context_lengths if sequences[0].tables[group].grows else _lengths(sequences, group)
-        views.append(GroupView(indices, torch.from_numpy(page_starts), query_starts, lengths))
+        starts = torch.from_numpy(page_starts)
+        views.append(GroupView(indices, starts, query_starts, lengths, positions=positions, ancestors=ancestors))
     return tuple(views)
 
 
@@ -31,7 +41,12 @@ def build_encoder_view(entries: Sequence[Entry]) -> GroupView:
     lengths = np.asarray([entry.namespace.num_encoder_tokens for entry in entries], dtype=np.int32)
     page_starts = _starts(np.asarray([len(entry.pages) for entry in entries], dtype=np.int32))
     indices = np.asarray([page for entry in entries for page in entry.pages], dtype=np.int32)
-    return GroupView(*map(torch.from_numpy, (indices, page_starts, _starts(lengths), lengths)))
+    return GroupView(
+        torch.from_numpy(indices),
+        torch.from_numpy(page_starts),
+        torch.from_numpy(_starts(lengths)),
+        torch.from_numpy(lengths),
+    )
 
 
 def build_cuts(sequences: Sequence[CachedSequence]) -> list[list[tuple[int, int]]]:

@@ -26,21 +26,39 @@ if TYPE_CHECKING:
     import torch
 
 
+# A tree has at most so many new rows: their ancestors are bits of a number, which kernels test with one shift for each
+# row and token. Parents would have to be followed for every pair, or turned into such bits in every layer.
+MOST_TREE_ROWS = 64
+# The ancestors of a row that sees all new rows before it, however many.
+CHAIN = -1
+
+
 @dataclass(frozen=True, eq=False)
 class GroupView:
-    """The page tables of one layer group for one step of packed sequences. All tensors are int32 on the host.
+    """The page tables of one layer group for one step of packed sequences. All tensors are on the host.
 
     Sequence s owns rows `query_starts[s] : query_starts[s + 1]` of the packed queries, keys and values; they are the
     last of its `context_lengths[s]` tokens. Its pages are `page_indices[page_starts[s] : page_starts[s + 1]]`: token
     t lies in the page at t // page_tokens. Entries that no row of the sequence reaches are -1 if a window left them.
 
     Where pages hold an encoder's tokens (`Reach.ENCODER`), `context_lengths` counts those, and rows are none of them.
+
+    The other fields are None where a token's position is its slot, the place in the table, and every row sees all
+    before it. `positions` then tells windows and distances, `slots` where rows are stored instead of in the last ones;
+    `context_lengths` counts slots. A row sees what was stored before the step and itself; of the new rows before it in
+    the sequence it sees number j if bit j of its `ancestors` is set, or all of them if that is CHAIN. A sequence of
+    more than MOST_TREE_ROWS new rows has CHAIN everywhere. If `is_compacted`, what is stored lies in other slots than
+    its positions: `compaction_obstacle` says where that would be wrong.
     """
 
-    page_indices: torch.Tensor  # [pages of all sequences]
-    page_starts: torch.Tensor  # [sequences + 1]
-    query_starts: torch.Tensor  # [sequences + 1]
-    context_lengths: torch.Tensor  # [sequences]
+    page_indices: torch.Tensor  # int32 [pages of all sequences]
+    page_starts: torch.Tensor  # int32 [sequences + 1]
+    query_starts: torch.Tensor  # int32 [sequences + 1]
+    context_lengths: torch.Tensor  # int32 [sequences]
+    positions: torch.Tensor | None = None  # int32 [rows]
+    slots: torch.Tensor | None = None  # int32 [rows]
+    ancestors: torch.Tensor | None = None  # int64 [rows]
+    is_compacted: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +99,8 @@ class AttentionRule:
     (ALiBi, arXiv 2108.12409).
 
     `span` is the window or chunk in tokens. A query at position i reaches j <= i with, if SLIDING, i - j < span and, if
-    CHUNKED, i // span == j // span. If ENCODER, it reaches every token there is.
+    CHUNKED, i // span == j // span. If ENCODER, it reaches every token there is. Where there is a span, the first
+    `sink_tokens` are in reach besides (StreamingLLM, arXiv 2309.17453).
     """
 
     scale: float
@@ -89,6 +108,7 @@ class AttentionRule:
     span: int | None = None
     soft_cap: float | None = None
     slopes: tuple[float, ...] | None = None
+    sink_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,6 +118,17 @@ class AttentionUse:
     rule: AttentionRule
     has_sinks: bool = False
     has_biases: bool = False
+
+
+def compaction_obstacle(layer: LayerPages, use: AttentionUse) -> str | None:
+    """Why stored tokens must lie in the slots of their positions, as the rest of a sentence; None if they need not."""
+    if use.rule.span is not None and use.rule.reach is not Reach.FULL:
+        return "windows and chunks reach tokens by their positions"
+    if use.rule.slopes is not None or use.has_biases:
+        return "scores depend on the positions of tokens"
+    if layer.constants is not None and layer.constants.num_pairs:
+        return "keys are kept without what they have in common at the positions of their page"
+    return None
 
 
 class AttentionKernels(ABC):
