@@ -87,20 +87,18 @@ class TileAttention {
         }
     }
 
-    // What row `row` sees of a block.
+    // What row `row` sees of a block; of one that is placed, all that is stored and all that is new.
     Sight sight(const Block& block, int64_t row) const {
         const RowPlace place = place_of(call_, tile_, row);
-        const int64_t position = position_of(call_, place.sequence, place.token);
         const int64_t length = call_.tables.context_lengths[place.sequence];
+        const int64_t past = length - new_tokens(call_.tables, place.sequence), sinks = call_.rule.sink_tokens;
         if (is_placed(call_, place.sequence)) {
-            const int64_t past = past_tokens(call_.tables, place.sequence);
-            return {within(block, smaller(first_in_reach(call_.rule, position), past), length),
-                    clamped(smaller(call_.rule.sink_tokens, past) - block.first_token),
-                    {&call_, place.sequence, place.token, block.first_token}};
+            const int64_t first = first_in_reach(call_.rule, position_of(call_, place.sequence, place.token));
+            return {within(block, smaller(first, past), length), clamped(smaller(sinks, past) - block.first_token)};
         }
+        const int64_t position = past + place.token;
         return {within(block, first_in_reach(call_.rule, position), end_of_reach(call_.rule, position, length)),
-                clamped(smaller(call_.rule.sink_tokens, position + 1) - block.first_token),
-                {}};
+                sinks > 0 ? clamped(smaller(sinks, position + 1) - block.first_token) : 0};
     }
 
     static int clamped(int64_t token) { return int(smaller(larger(token, 0), kBlockTokens)); }
@@ -109,15 +107,25 @@ class TileAttention {
         return {clamped(first - block.first_token), clamped(last - block.first_token)};
     }
 
-    Slant slant(const Block& block, int64_t row) const {
+    Slant slant(const Block& block, int64_t row, PlacedRow& placed) const {
         const Rule& rule = call_.rule;
-        if (!rule.slopes && !rule.biases.rows) return {};
+        if (!rule.slopes && !rule.biases.rows && !call_.placed) return {};
         const RowPlace place = place_of(call_, tile_, row);
+        Slant slant{};
+        if (is_placed(call_, place.sequence)) {
+            placed = {&call_, place.sequence, place.token, block.first_token};
+            slant.placed = &placed;
+        }
         const int64_t offset = block.first_token - position_of(call_, place.sequence, place.token);
-        if (rule.slopes) return {rule.slopes[place.head], float(offset), nullptr, 0, 0};
-        const int64_t count = rule.biases.num_distances;
-        const float* biases = rule.biases.rows + place.head * (count + 2 * Biases::kEdge) + Biases::kEdge;
-        return {0.0f, 0.0f, biases, offset + count - 1, count};
+        if (rule.slopes) {
+            slant.slope = rule.slopes[place.head];
+            slant.offset = float(offset);
+        } else if (rule.biases.rows) {
+            slant.num_biases = rule.biases.num_distances;
+            slant.first_bias = offset + slant.num_biases - 1;
+            slant.biases = rule.biases.rows + place.head * (slant.num_biases + 2 * Biases::kEdge) + Biases::kEdge;
+        }
+        return slant;
     }
 
     PanelRange panels_of(const Block& block, const Band& band) const {
@@ -133,8 +141,10 @@ class TileAttention {
         const int64_t tokens = panel_tokens(call_.pages);
         const Range range{int(panels.first * tokens / kRangeTokens * kRangeTokens),
                           int(rounded_up(panels.last * tokens, kRangeTokens))};
+        PlacedRow placed;
         for (int64_t row = 0; row < band.count; row++)
-            values_.weigh(sight(block, band.first + row), range, slant(block, band.first + row), band.first, row);
+            values_.weigh(sight(block, band.first + row), range, slant(block, band.first + row, placed), band.first,
+                          row);
     }
 
     // The first keys of a split are asked for at once: there is nothing to do before they come.

@@ -76,6 +76,7 @@ std::vector<uint8_t> find_placed(const AttendCall& call) {
         placed[size_t(sequence)] = is_own;
         if (is_own && has_distances) check_positions(tables, sequence);
     }
+    if (std::count(placed.begin(), placed.end(), 0) == tables.num_sequences) return {};
     return placed;
 }
 

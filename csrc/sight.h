@@ -15,18 +15,7 @@ struct Range {
     int last;
 };
 
-// What distance does to the scores of one row. They lose `slope` for each token between, of which token 0 of the block
-// has `-offset`; or a score gains a bias, which for token 0 of the block is `biases[first_bias]`. What lies beyond the
-// `num_biases` of them is the edges of `Biases`.
-struct Slant {
-    float slope;
-    float offset;
-    const float* biases;
-    int64_t first_bias;
-    int64_t num_biases;
-};
-
-// A row of a sequence that is placed: number `token` of its new ones. Without a call, rows simply follow one another.
+// A row of a sequence that is placed: number `token` of its new ones.
 struct PlacedRow {
     const AttendCall* call;
     int64_t sequence;
@@ -34,18 +23,30 @@ struct PlacedRow {
     int64_t first_token;  // of the block
 };
 
-// Tokens in reach are `tokens` and those before `sink_end`. Of a row that is placed, new ones may be hidden among them.
+// What distance does to the scores of one row. They lose `slope` for each token between, of which token 0 of the block
+// has `-offset`; or a score gains a bias, which for token 0 of the block is `biases[first_bias]`. What lies beyond the
+// `num_biases` of them is the edges of `Biases`. Where new tokens do not simply follow one another, `placed` says how.
+struct Slant {
+    float slope;
+    float offset;
+    const float* biases;
+    int64_t first_bias;
+    int64_t num_biases;
+    const PlacedRow* placed;
+};
+
+// Tokens in reach: `tokens` and those before `sink_end`. Of a row that is placed, new ones may be hidden among them.
+// Small enough for registers: it is made for every row of every block.
 struct Sight {
     Range tokens;
     int sink_end;
-    PlacedRow row;
 };
 
 inline void fill(float* data, Range range, float value) {
     for (int token = range.first; token < range.last; token++) data[token] = value;
 }
 
-inline bool is_blind(const Sight& sight, Range range) {
+inline bool is_blind(Sight sight, Range range) {
     return sight.tokens.first >= sight.tokens.last && sight.sink_end <= range.first;
 }
 
@@ -61,7 +62,9 @@ inline float slant_change(const Slant& slant, int64_t by_slot, int64_t distance)
     return slant.slope * float(by_slot - distance) * kLog2E;
 }
 
-inline void place(float* scores, Range range, const PlacedRow& row, const Slant& slant) {
+// Rows that are placed are few. Kept apart, so that the others' code is as if there were none.
+__attribute__((noinline, cold)) void place(float* scores, Range range, const Slant& slant) {
+    const PlacedRow& row = *slant.placed;
     const AttendCall& call = *row.call;
     const int64_t position = position_of(call, row.sequence, row.token);
     for (int64_t other = 0; other < new_tokens(call.tables, row.sequence); other++) {
@@ -76,10 +79,10 @@ inline void place(float* scores, Range range, const PlacedRow& row, const Slant&
 }
 
 // Scores of what a row does not see become infinitely small.
-inline void hide(float* scores, Range range, const Sight& sight, const Slant& slant) {
+inline void hide(float* scores, Range range, Sight sight, const Slant& slant) {
     fill(scores, {range.first > sight.sink_end ? range.first : sight.sink_end, sight.tokens.first}, kNegativeInfinity);
     fill(scores, {sight.tokens.last, range.last}, kNegativeInfinity);
-    if (sight.row.call) place(scores, range, sight.row, slant);
+    if (slant.placed) place(scores, range, slant);
 }
 
 }  // namespace

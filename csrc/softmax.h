@@ -142,14 +142,14 @@ inline float exp2_of(float x) { return exp2(splat(x))[0]; }
 // Whether the row sees any token. What it sees lies in `range`, whose bounds are multiples of kRangeTokens; weights of
 // other tokens are zero. `weigh_row(scale, maximum)` turns the scores into weights and returns their sum.
 template <class WeighRow>
-bool softmax(float* scores, const Sight& sight, Range range, const Rule& rule, const Slant& slant, const Accumulator& sums,
+bool softmax(float* scores, Sight sight, Range range, const Rule& rule, const Slant& slant, const Accumulator& sums,
              int64_t row, WeighRow weigh_row) {
     if (is_blind(sight, range)) return false;
     const float scale = transform(scores, range, rule, slant);
     hide(scores, range, sight, slant);
     const float before = sums.maximum[row];
     const float block = maximum_of(scores, range) * scale;
-    if (sight.row.call && block == kNegativeInfinity) return false;
+    if (slant.placed && block == kNegativeInfinity) return false;
     const float maximum = block > before ? block : before;
     const float factor = maximum > before ? exp2_of(before - maximum) : 1.0f;
     if (maximum > before) scale_values(sums.values + row * sums.stride, sums.stride, factor);

@@ -34,7 +34,8 @@ std::vector<Place> find_places(const Tables& tables, const Pages& pages) {
         const int64_t past = past_tokens(tables, sequence), length = tables.context_lengths[sequence];
         if (!tables.slots && past < length) check_pages(tables, pages, sequence, past, length);
         for (int64_t token = 0; token < new_tokens(tables, sequence); token++) {
-            const int64_t slot = slot_of(tables, sequence, token), index = slot / pages.page_tokens;
+            const int64_t slot = tables.slots ? slot_of(tables, sequence, token) : past + token;
+            const int64_t index = slot / pages.page_tokens;
             if (tables.slots) check_pages(tables, pages, sequence, slot, slot + 1);
             places.push_back({table[index], slot % pages.page_tokens, sequence, index});
         }

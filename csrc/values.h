@@ -59,7 +59,7 @@ class NumberValues {
     }
 
     // Weights of row `row` of a band that begins at row `first_row` of the tile.
-    void weigh(const Sight& sight, Range range, const Slant& slant, int64_t first_row, int64_t row) {
+    void weigh(Sight sight, Range range, const Slant& slant, int64_t first_row, int64_t row) {
         float* scores = work_.scratch.scores + row * kScoreStride;
         Factor* weights = static_cast<Factor*>(work_.scratch.weights) + row * kWeightStride;
         const auto weigh_row = [&](float scale, float maximum) {
@@ -135,7 +135,7 @@ class ByteValues {
         }
     }
 
-    void weigh(const Sight& sight, Range range, const Slant& slant, int64_t first_row, int64_t row) {
+    void weigh(Sight sight, Range range, const Slant& slant, int64_t first_row, int64_t row) {
         float* scores = work_.scratch.scores + row * kScoreStride;
         float largest = 0.0f;
         const auto weigh_row = [&](float scale, float maximum) {

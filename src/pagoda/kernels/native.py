@@ -6,7 +6,6 @@ checked there, where they are read.
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -52,7 +51,7 @@ class NativeKernels(NativeLayers, Kernels):
     def layers(self) -> NativeKernels:
         return self
 
-    @cached_property
+    @property
     def recorder(self) -> NativeRecorder:
         return NativeRecorder(self)
 
