@@ -1,23 +1,90 @@
 """A toy of each kind of thing that can be registered: what its recipe in CONTRIBUTING.md asks for, and no more.
 
-Tests register them by name. A backend whose attention calls are counted shows which kernels served a layer group.
+Tests register them by name; `test_recipes.py` runs the suites that they inherit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 
+from pagoda.cache.eviction.base import EvictionPolicy
+from pagoda.cache.radix import Node
 from pagoda.errors import KernelUnavailableError
-from pagoda.formats.plain import PlainFormat
+from pagoda.formats.base import Format
+from pagoda.formats.words import by_token, merged, put_tokens
 from pagoda.kernels.base import AttentionRule, AttentionUse, GroupView, Kernels, LayerPages
 from pagoda.kernels.reference import ReferenceKernels
+from pagoda.layouts.base import Axis, Layout, Plane
 
-# Numbers as they are, under a name that no kernel but the reference has heard of.
-TOY_FORMAT = PlainFormat("toy", "float32", itemsize=4, mantissa_bits=23)
+NUMBER_NBYTES = 8
+
+
+@dataclass(frozen=True)
+class ToyFormat(Format):
+    """Every number in 64 bits, which no kernel but the reference has heard of."""
+
+    @property
+    def name(self) -> str:
+        return "toy"
+
+    @property
+    def has_codes(self) -> bool:
+        return False
+
+    def model_dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def plane_nbytes(self, plane: Plane, page_tokens: int) -> int:
+        return plane.elements_per_token * page_tokens * NUMBER_NBYTES
+
+    def error_bound(self, values: torch.Tensor, plane: Plane) -> torch.Tensor:
+        return torch.zeros_like(values)
+
+    def write(
+        self, data: torch.Tensor, plane: Plane, pages: torch.Tensor, offsets: torch.Tensor, values: torch.Tensor
+    ) -> None:
+        put_tokens(self._view(data, plane), pages, offsets, values)
+
+    def decode(self, data: torch.Tensor, plane: Plane) -> torch.Tensor:
+        return merged(self._view(data, plane))
+
+    def _view(self, data: torch.Tensor, plane: Plane) -> torch.Tensor:
+        return by_token(data.view(torch.float64).unflatten(-1, (plane.num_heads, -1)), plane, 1)
+
+
+TOY_FORMAT = ToyFormat()
+
+
+@dataclass(frozen=True)
+class ToyLayout(Layout):
+    """Keys and values of three heads that no model has. Every eighth token can be resumed at."""
+
+    width: int
+
+    @property
+    def planes(self) -> tuple[Plane, ...]:
+        return (Plane("key", 3, self.width, Axis.CHANNEL), Plane("value", 3, 2 * self.width, Axis.TOKEN))
+
+    @classmethod
+    def examples(cls) -> Mapping[str, ToyLayout]:
+        return {"three heads": cls(24)}
+
+    def resumable_tokens(self, num_matched_tokens: int) -> int:
+        return num_matched_tokens // 8 * 8
+
+
+class ToyPolicy(EvictionPolicy):
+    """The page that was used last goes first."""
+
+    def priority(self, node: Node) -> int:
+        return -node.last_used
 
 
 class ToyKernels(Kernels):
-    """Attends, as the reference does, over full contexts without sinks; brings nothing for layers."""
+    """Attends, as the reference does, without windows and sinks; brings nothing for layers."""
 
     def __init__(self) -> None:
         self.num_calls = 0

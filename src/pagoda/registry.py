@@ -11,6 +11,11 @@ from typing import Any
 from pagoda.errors import ConfigError
 
 REGISTRY: dict[str, dict[str, str]] = {
+    "layout": {
+        "attention": "pagoda.layouts.attention:AttentionLayout",
+        "latent": "pagoda.layouts.latent:LatentLayout",
+        "cross": "pagoda.layouts.cross:CrossLayout",
+    },
     "format": {
         "fp32": "pagoda.formats.plain:FP32",
         "fp16": "pagoda.formats.plain:FP16",

@@ -95,6 +95,10 @@ def test_a_backend_of_attention_alone_has_plain_layers():
 class Sideways(Layout):
     """Values in the order of keys."""
 
+    @classmethod
+    def examples(cls):
+        return {"sideways": cls()}
+
     @property
     def planes(self):
         return (Plane("key", 2, 32, Axis.CHANNEL), Plane("value", 2, 32, Axis.CHANNEL))

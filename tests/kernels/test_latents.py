@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.rounding import FORMATS, compute_dtype, tolerance
+from kernels.rounding import FORMATS, tolerance
 from pagoda.formats.mixed import K8V4
 from pagoda.formats.plain import BF16
 from pagoda.formats.scaled import INT8
@@ -44,7 +44,7 @@ def make_latents(shape, make_case):
                 group=heads,
                 key_width=latent_width + rotary_width,
                 value_width=latent_width,
-                dtype=compute_dtype(format),
+                dtype=format.model_dtype(),
                 has_latents=True,
                 **more,
             )

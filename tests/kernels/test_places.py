@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.conftest import starts
-from kernels.rounding import FORMATS, compute_dtype, tolerance
+from kernels.rounding import FORMATS, tolerance
 from pagoda.errors import ConfigError
 from pagoda.formats.constants import KeyConstants, PageTurns
 from pagoda.formats.plain import BF16, FP32
@@ -88,7 +88,7 @@ def random_tree(rows, seed):
 @every_format
 def test_trees_beside_decode_and_prefill(isa, format, shape, make_case):
     sequences = ((70, 64), (1100, 9), (40, 1), (0, 80), (0, 20), (333, 5))
-    case = make_case(shape(format=format, dtype=compute_dtype(format), sequences=sequences))
+    case = make_case(shape(format=format, dtype=format.model_dtype(), sequences=sequences))
     trees = [random_tree(64, 1), random_tree(9, 2), None, None, random_tree(20, 3), None]
     for rule in RULES.values():
         check(isa, case, with_trees(case, trees), rule)
@@ -125,7 +125,7 @@ def test_any_trees(isa, data, shape, make_case):
 @pytest.mark.parametrize("format", [FP32, BF16, INT8], ids=lambda one: one.name)
 def test_a_row_of_a_tree_is_the_last_of_a_sequence_of_its_own(kernels, format, shape, make_case):
     past, parents = 90, random_tree(16, 5)
-    case = make_case(shape(format=format, dtype=compute_dtype(format), sequences=((past, 16),)))
+    case = make_case(shape(format=format, dtype=format.model_dtype(), sequences=((past, 16),)))
     together = {
         name: kernels.attend(case.query, case.layer, with_trees(case, [parents]), rule) for name, rule in RULES.items()
     }
@@ -159,7 +159,7 @@ def test_sequences_without_a_tree_keep_their_bits_beside_one(isa, shape, make_ca
 def test_rows_are_stored_in_slots_of_their_own(isa, format, shape, make_case):
     """Over tokens that were there; the rows then see each other in order, and whatever else is stored."""
     sequences = ((0, 100), (0, 40), (0, 2))
-    case = make_case(shape(format=format, dtype=compute_dtype(format), sequences=sequences))
+    case = make_case(shape(format=format, dtype=format.model_dtype(), sequences=sequences))
     slots = torch.cat([torch.tensor([99, 3, 64, 0]), torch.tensor([17]), torch.tensor([0, 1])]).int()
     view = replace(case.view, query_starts=starts([4, 1, 2]), slots=slots)
     rows = torch.tensor([5, 6, 7, 8, 60, 20, 21])
@@ -295,7 +295,7 @@ def without_gaps(case, rule):
 @every_format
 def test_the_first_tokens_stay_in_reach(isa, format, shape, make_case):
     sequences = ((2500, 1), (900, 30), (0, 60), (1300, 7), (10, 2), (3100, 1))
-    case = make_case(shape(format=format, dtype=compute_dtype(format), sequences=sequences, group=3))
+    case = make_case(shape(format=format, dtype=format.model_dtype(), sequences=sequences, group=3))
     for rule in SINK_RULES:
         check(isa, case, without_gaps(case, rule), rule)
 
@@ -304,7 +304,7 @@ def test_the_first_tokens_stay_in_reach(isa, format, shape, make_case):
 @pytest.mark.parametrize("format", [FP32, BF16, INT8], ids=lambda one: one.name)
 @pytest.mark.parametrize("rule", SINK_RULES[:10:3], ids=lambda rule: f"{rule.reach} {rule.span} {rule.sink_tokens}")
 def test_rows_with_sinks_have_the_same_bits_in_every_batch(isa, format, rule, shape, make_case):
-    whole = make_case(shape(format=format, dtype=compute_dtype(format), sequences=((0, 2300),), group=2))
+    whole = make_case(shape(format=format, dtype=format.model_dtype(), sequences=((0, 2300),), group=2))
     kernels = NativeKernels(isa)
     expected = kernels.attend(whole.query, whole.layer, whole.view, rule)
     for first, last in itertools.pairwise([0, 1, 700, 2299, 2300]):
