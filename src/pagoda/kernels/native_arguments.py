@@ -228,23 +228,23 @@ class NativeArguments:
         num_sequences = len(view.context_lengths)
         if len(view.page_starts) != num_sequences + 1 or len(view.query_starts) != num_sequences + 1:
             raise ConfigError(f"Page tables of {num_sequences} sequences need {num_sequences + 1} starts.")
-        rows = int(view.query_starts[-1]) if num_sequences else 0
         told: _native.Tables = self._module.Tables(
             *(tensor.data_ptr() for tensor in tensors),
             num_sequences,
             len(view.page_indices),
-            _address_of_rows("positions", view.positions, rows, torch.int32),
-            _address_of_rows("slots", view.slots, rows, torch.int32),
-            _address_of_rows("ancestors", view.ancestors, rows, torch.int64),
+            _address_of_rows("positions", view.positions, view, torch.int32),
+            _address_of_rows("slots", view.slots, view, torch.int32),
+            _address_of_rows("ancestors", view.ancestors, view, torch.int64),
             view.is_compacted,
         )
         return told
 
 
-def _address_of_rows(name: str, tensor: torch.Tensor | None, rows: int, dtype: torch.dtype) -> int:
+def _address_of_rows(name: str, tensor: torch.Tensor | None, view: GroupView, dtype: torch.dtype) -> int:
     """Of a field of page tables that has a number for each new row, or none."""
     if tensor is None:
         return 0
+    rows = int(view.query_starts[-1])
     if tensor.dtype is not dtype or not tensor.is_cpu or not tensor.is_contiguous() or tensor.shape != (rows,):
         raise ConfigError(f"{name} is {described(tensor)}; it must be {dtype} [{rows}] on the CPU.")
     return tensor.data_ptr()

@@ -36,20 +36,27 @@ def bind_sites(
     Raises ConfigError if `backend` cannot serve a group and nothing may stand in for it.
     """
     slots = discovered.spec.sites
+    # A call that stores nothing reads what another stored, and with what that was kept without.
     layers = {
-        slot: LayerPages(pages[slot.group], geometries[slot.group], slot.layer, constants.get(slot)) for slot in slots
+        (slot.group, slot.layer): LayerPages(pages[slot.group], geometries[slot.group], slot.layer, constants.get(slot))
+        for slot in slots
+        if slot.writes
     }
     uses = [AttentionUse(*use) for use in zip(discovered.rules, discovered.sinks, discovered.biases, strict=True)]
     groups = tuple(
         choose_for(
             backend,
             geometry.group,
-            [(layers[slot], use) for slot, use in zip(slots, uses, strict=True) if slot.group == index],
+            [
+                (layers[slot.group, slot.layer], use)
+                for slot, use in zip(slots, uses, strict=True)
+                if slot.group == index
+            ],
         )
         for index, geometry in enumerate(geometries)
     )
     sites = tuple(
-        BoundSite(use.rule, layers[slot], slot.group, slot.writes, groups[slot.group].kernels)
+        BoundSite(use.rule, layers[slot.group, slot.layer], slot.group, slot.writes, groups[slot.group].kernels)
         for slot, use in zip(slots, uses, strict=True)
     )
     return BoundSites(sites, KernelChoice(backend, groups))
