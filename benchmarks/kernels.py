@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pagoda.formats.page import PageGeometry
-from pagoda.formats.plain import PlainFormat
 from pagoda.kernels.base import AttentionRule, GroupView, LayerPages
-from pagoda.kernels.native import NativeKernels, allocate, instruction_sets, read_bandwidth
+from pagoda.kernels.native import NativeKernels
+from pagoda.kernels.native_calls import allocate, instruction_sets, read_bandwidth
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.spec import LayerGroup, Reach
 from pagoda.registry import lookup, names
@@ -84,8 +84,7 @@ class Context:
     @property
     def dtype(self) -> torch.dtype:
         """The type of queries: that of the pages, or bf16 where they hold codes."""
-        format = self.geometry.format
-        return format.dtype() if isinstance(format, PlainFormat) else torch.bfloat16
+        return self.geometry.format.model_dtype()
 
     @property
     def num_layers(self) -> int:

@@ -16,7 +16,8 @@ import torch
 
 from pagoda.formats.page import PageGeometry
 from pagoda.kernels.base import AttentionRule, GroupView, LayerPages
-from pagoda.kernels.native import NativeKernels, allocate
+from pagoda.kernels.native import NativeKernels
+from pagoda.kernels.native_calls import allocate
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.base import Layout
 from pagoda.layouts.latent import LatentLayout

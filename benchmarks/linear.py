@@ -17,7 +17,8 @@ from collections.abc import Callable
 
 import torch
 
-from pagoda.kernels.native import NativeKernels, allocate, instruction_sets, read_bandwidth
+from pagoda.kernels.native import NativeKernels
+from pagoda.kernels.native_calls import allocate, instruction_sets, read_bandwidth
 
 SHAPES = ((896, 896), (4864, 896), (896, 4864), (151936, 896), (8192, 2048), (2048, 8192))  # [columns, depth]
 Linear = Callable[[torch.Tensor, torch.Tensor, None], torch.Tensor]

@@ -26,11 +26,12 @@ class TileAttention {
 
     void run() {
         keys_.pack_queries();
-        if (!tile_.partial) clear(scratch_.total, tile_.num_rows);
-        for (int64_t token = tile_.first_token / kSplitTokens * kSplitTokens; token < tile_.last_token;
-             token += kSplitTokens)
-            attend_split(token);
-        if (!tile_.partial) write_out(call_, tile_, scratch_.total, scratch_.row);
+        if (tile_.partial) return attend_split((tile_.last_token - 1) / kSplitTokens * kSplitTokens);
+        clear(scratch_.total, tile_.num_rows);
+        const int64_t first = tile_.first_token / kSplitTokens * kSplitTokens;
+        for (int64_t token = 0; token < smaller(tile_.sink_end, first); token += kSplitTokens) attend_split(token);
+        for (int64_t token = first; token < tile_.last_token; token += kSplitTokens) attend_split(token);
+        write_out(call_, tile_, scratch_.total, scratch_.row);
     }
 
   private:
@@ -40,14 +41,15 @@ class TileAttention {
 
     void attend_split(int64_t first_token) {
         const Accumulator& split = scratch_.split;
-        const int64_t begin = larger(first_token, tile_.first_token);
-        const int64_t end = smaller(first_token + kSplitTokens, tile_.last_token);
+        const bool has_sinks = tile_.sink_end > first_token, has_more = tile_.first_token < first_token + kSplitTokens;
+        const int64_t begin = has_sinks ? first_token : larger(first_token, tile_.first_token);
+        const int64_t end = smaller(first_token + kSplitTokens, has_more ? tile_.last_token : tile_.sink_end);
         clear(split, tile_.num_rows);
         int64_t token = begin / kBlockTokens * kBlockTokens;
         Block block = find_block(call_, tile_, token, begin, end, scratch_.edges);
         prefetch_keys(block);
         while (token < end) {
-            token += kBlockTokens;
+            token = following(token);
             const Block next = token < end ? find_block(call_, tile_, token, begin, end, scratch_.edges) : Block{};
             attend_block(block, next);
             block = next;
@@ -55,6 +57,13 @@ class TileAttention {
         if (tile_.partial) return save_partial(call_, split, tile_.num_rows, tile_.partial);
         for (int64_t row = 0; row < tile_.num_rows; row++)
             fold_row(scratch_.total, row, split.maximum[row], split.sum[row], split.values + row * split.stride);
+    }
+
+    // The block after the one at `token`; between sinks and what is near, none.
+    int64_t following(int64_t token) const {
+        token += kBlockTokens;
+        const int64_t near = tile_.first_token / kBlockTokens * kBlockTokens;
+        return tile_.sink_end > 0 && token >= tile_.sink_end && token < near ? near : token;
     }
 
     // Whatever reads keys asks ahead for the block's values, whatever reads values for the next block's keys.
@@ -78,33 +87,52 @@ class TileAttention {
         }
     }
 
-    // What row `row` reaches of a block.
-    Range reach(const Block& block, int64_t row) const {
+    // What row `row` sees of a block; of one that is placed, all that is stored and all that is new.
+    Sight sight(const Block& block, int64_t row) const {
         const RowPlace place = place_of(call_, tile_, row);
-        const int64_t position = position_of(place), length = call_.tables.context_lengths[place.sequence];
-        const int64_t first = first_in_reach(call_.rule, position) - block.first_token;
-        const int64_t last = end_of_reach(call_.rule, position, length) - block.first_token;
-        return {int(smaller(larger(first, 0), kBlockTokens)), int(smaller(larger(last, 0), kBlockTokens))};
+        const int64_t length = call_.tables.context_lengths[place.sequence];
+        const int64_t past = length - new_tokens(call_.tables, place.sequence), sinks = call_.rule.sink_tokens;
+        if (is_placed(call_, place.sequence)) {
+            const int64_t first = first_in_reach(call_.rule, position_of(call_, place.sequence, place.token));
+            return {within(block, smaller(first, past), length), clamped(smaller(sinks, past) - block.first_token)};
+        }
+        const int64_t position = past + place.token;
+        return {within(block, first_in_reach(call_.rule, position), end_of_reach(call_.rule, position, length)),
+                sinks > 0 ? clamped(smaller(sinks, position + 1) - block.first_token) : 0};
     }
 
-    int64_t position_of(const RowPlace& place) const {
-        return call_.tables.context_lengths[place.sequence] - new_tokens(call_.tables, place.sequence) + place.token;
+    static int clamped(int64_t token) { return int(smaller(larger(token, 0), kBlockTokens)); }
+
+    static Range within(const Block& block, int64_t first, int64_t last) {
+        return {clamped(first - block.first_token), clamped(last - block.first_token)};
     }
 
-    Slant slant(const Block& block, int64_t row) const {
+    Slant slant(const Block& block, int64_t row, PlacedRow& placed) const {
         const Rule& rule = call_.rule;
-        if (!rule.slopes && !rule.biases.rows) return {};
+        if (!rule.slopes && !rule.biases.rows && !call_.placed) return {};
         const RowPlace place = place_of(call_, tile_, row);
-        const int64_t offset = block.first_token - position_of(place);
-        if (rule.slopes) return {rule.slopes[place.head], float(offset), nullptr, 0, 0};
-        const int64_t count = rule.biases.num_distances;
-        const float* biases = rule.biases.rows + place.head * (count + 2 * Biases::kEdge) + Biases::kEdge;
-        return {0.0f, 0.0f, biases, offset + count - 1, count};
+        Slant slant{};
+        if (is_placed(call_, place.sequence)) {
+            placed = {&call_, place.sequence, place.token, block.first_token};
+            slant.placed = &placed;
+        }
+        const int64_t offset = block.first_token - position_of(call_, place.sequence, place.token);
+        if (rule.slopes) {
+            slant.slope = rule.slopes[place.head];
+            slant.offset = float(offset);
+        } else if (rule.biases.rows) {
+            slant.num_biases = rule.biases.num_distances;
+            slant.first_bias = offset + slant.num_biases - 1;
+            slant.biases = rule.biases.rows + place.head * (slant.num_biases + 2 * Biases::kEdge) + Biases::kEdge;
+        }
+        return slant;
     }
 
     PanelRange panels_of(const Block& block, const Band& band) const {
         const int64_t tokens = panel_tokens(call_.pages);
-        const int first = reach(block, band.first).first, last = reach(block, band.first + band.count - 1).last;
+        if (is_placed(call_, tile_.sequence)) return {block.first_panel, block.last_panel};
+        const Sight begin = sight(block, band.first), end = sight(block, band.first + band.count - 1);
+        const int first = end.sink_end > 0 ? 0 : begin.tokens.first, last = larger(end.tokens.last, end.sink_end);
         return {int(larger(block.first_panel, first / tokens)),
                 int(smaller(block.last_panel, (last + tokens - 1) / tokens))};
     }
@@ -113,8 +141,10 @@ class TileAttention {
         const int64_t tokens = panel_tokens(call_.pages);
         const Range range{int(panels.first * tokens / kRangeTokens * kRangeTokens),
                           int(rounded_up(panels.last * tokens, kRangeTokens))};
+        PlacedRow placed;
         for (int64_t row = 0; row < band.count; row++)
-            values_.weigh(reach(block, band.first + row), range, slant(block, band.first + row), band.first, row);
+            values_.weigh(sight(block, band.first + row), range, slant(block, band.first + row, placed), band.first,
+                          row);
     }
 
     // The first keys of a split are asked for at once: there is nothing to do before they come.

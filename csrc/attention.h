@@ -127,6 +127,10 @@ struct Tables {
     const int32_t* context_lengths;
     int64_t num_sequences;
     int64_t num_page_indices;
+    const int32_t* positions;  // [rows], or null, as the next two
+    const int32_t* slots;
+    const int64_t* ancestors;
+    bool is_compacted;
 };
 
 static inline int64_t new_tokens(const Tables& tables, int64_t sequence) {
@@ -153,6 +157,7 @@ struct Rule {
     int64_t span;
     const float* slopes;  // [heads], or null: what a score loses for each token back from the query
     Biases biases;
+    int64_t sink_tokens;  // that a window or chunk leaves in reach
 };
 
 // The first token that a query at `position` attends to, and the one after the last of a sequence of `length` tokens.
@@ -175,6 +180,7 @@ struct AttendCall {
     const float* sinks;  // [heads], or null
     int64_t num_heads;
     bool shares_splits;  // whether sequences on the same pages read them together
+    const uint8_t* placed;  // [sequences]: whether new tokens do not simply follow (places.h); null if all do
 };
 
 static inline int64_t group_heads(const AttendCall& call) { return call.num_heads / call.pages.num_kv_heads; }
@@ -212,7 +218,8 @@ constexpr int64_t kTileRows = 128;
 // One work item: rows [first_row, first_row + num_rows) of the new tokens x group heads of one sequence and KV head,
 // over the context [first_token, last_token). With `partial` set the item covers one split and leaves its statistics
 // there, else it writes the result. With `sharers` set the rows are those of several sequences with one new token each,
-// one after the other, and the context, which lies on the same pages for all, is in reach of every row.
+// one after the other, and the context, which lies on the same pages for all, is in reach of every row. Where a rule
+// leaves tokens in reach that lie before the context, those up to `sink_end` belong to it too.
 struct Tile {
     int64_t sequence;
     int64_t kv_head;
@@ -220,6 +227,7 @@ struct Tile {
     int64_t num_rows;
     int64_t first_token;
     int64_t last_token;
+    int64_t sink_end;
     float* partial;
     const int32_t* sharers;
 };

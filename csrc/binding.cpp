@@ -50,8 +50,8 @@ class Kernels {
     void attend(const Rows& query, const Rows& out, const Pages& pages, const Tables& tables, const Rule& rule,
                 uintptr_t sinks, int64_t num_rows, int64_t num_heads, bool shares_splits, int num_threads) const {
         nb::gil_scoped_release released;
-        pagoda::attend({query, out, pages, tables, rule, pointer<const float>(sinks), num_heads, shares_splits}, table_,
-                       num_rows, num_threads);
+        pagoda::attend({query, out, pages, tables, rule, pointer<const float>(sinks), num_heads, shares_splits, nullptr},
+                       table_, num_rows, num_threads);
     }
 
     bool has_tiles() const { return table_.linear; }
@@ -203,22 +203,31 @@ NB_MODULE(_native, module) {
         .def(
             "__init__",
             [](Tables* self, uintptr_t page_indices, uintptr_t page_starts, uintptr_t query_starts,
-               uintptr_t context_lengths, int64_t num_sequences, int64_t num_page_indices) {
-                new (self) Tables{pointer<const int32_t>(page_indices), pointer<const int32_t>(page_starts),
-                                  pointer<const int32_t>(query_starts), pointer<const int32_t>(context_lengths),
-                                  num_sequences, num_page_indices};
+               uintptr_t context_lengths, int64_t num_sequences, int64_t num_page_indices, uintptr_t positions,
+               uintptr_t slots, uintptr_t ancestors, bool is_compacted) {
+                new (self) Tables{pointer<const int32_t>(page_indices),
+                                  pointer<const int32_t>(page_starts),
+                                  pointer<const int32_t>(query_starts),
+                                  pointer<const int32_t>(context_lengths),
+                                  num_sequences,
+                                  num_page_indices,
+                                  pointer<const int32_t>(positions),
+                                  pointer<const int32_t>(slots),
+                                  pointer<const int64_t>(ancestors),
+                                  is_compacted};
             },
             "page_indices"_a, "page_starts"_a, "query_starts"_a, "context_lengths"_a, "num_sequences"_a,
-            "num_page_indices"_a);
+            "num_page_indices"_a, "positions"_a, "slots"_a, "ancestors"_a, "is_compacted"_a);
     nb::class_<Rule>(module, "Rule")
         .def(
             "__init__",
             [](Rule* self, float scale, bool has_soft_cap, float soft_cap, Reach reach, int64_t span, uintptr_t slopes,
-               uintptr_t biases, int64_t num_distances) {
+               uintptr_t biases, int64_t num_distances, int64_t sink_tokens) {
                 new (self) Rule{scale, has_soft_cap, soft_cap, reach, span, pointer<const float>(slopes),
-                                {pointer<const float>(biases), num_distances}};
+                                {pointer<const float>(biases), num_distances}, sink_tokens};
             },
-            "scale"_a, "has_soft_cap"_a, "soft_cap"_a, "reach"_a, "span"_a, "slopes"_a, "biases"_a, "num_distances"_a);
+            "scale"_a, "has_soft_cap"_a, "soft_cap"_a, "reach"_a, "span"_a, "slopes"_a, "biases"_a, "num_distances"_a,
+            "sink_tokens"_a);
     nb::class_<Kernels>(module, "Kernels")
         .def(nb::init<const std::string&>(), "instruction_set"_a)
         .def("attend", &Kernels::attend, "query"_a, "out"_a, "pages"_a, "tables"_a, "rule"_a, "sinks"_a, "num_rows"_a,

@@ -120,7 +120,10 @@ inline Block find_block(const AttendCall& call, const Tile& tile, int64_t first_
                                                         : int(kBlockTokens / tokens);
     for (int panel = block.first_panel; panel < block.last_panel; panel++) {
         const int64_t token = first_token + panel * tokens;
-        const int64_t page = table[token / pages.page_tokens], offset = token % pages.page_tokens;
+        const int64_t offset = token % pages.page_tokens;
+        int64_t page = table[token / pages.page_tokens];
+        // Between sinks and a window pages may be gone. The first one is there, and full; nobody sees its tokens here.
+        if (page < 0 && call.rule.sink_tokens > 0) page = table[0];
         find_keys(pages, page, tile.kv_head, offset, panel, block);
         find_values(pages, page, tile.kv_head, offset, panel, block, edges);
     }

@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "places.h"
+
 namespace pagoda {
 namespace {
 
@@ -16,21 +18,44 @@ constexpr int64_t kTilesPerThread = 4;
 // Reading a token costs about as much as the arithmetic of this many rows.
 constexpr int64_t kReadRows = 16;
 
-int64_t cost(const Tile& tile) { return (tile.last_token - tile.first_token) * (tile.num_rows + kReadRows); }
+int64_t cost(const Tile& tile) {
+    return (tile.last_token - tile.first_token + tile.sink_end) * (tile.num_rows + kReadRows);
+}
 
 int64_t first_split(const Tile& tile) { return tile.first_token / kSplitTokens; }
-int64_t num_splits(const Tile& tile) { return (tile.last_token - 1) / kSplitTokens + 1 - first_split(tile); }
+// Those of the sinks that lie before.
+int64_t num_sink_splits(const Tile& tile) {
+    return std::min(first_split(tile), (tile.sink_end + kSplitTokens - 1) / kSplitTokens);
+}
+int64_t num_splits(const Tile& tile) {
+    return num_sink_splits(tile) + (tile.last_token - 1) / kSplitTokens + 1 - first_split(tile);
+}
+
+// The first token in reach of new tokens from `token` on, but for sinks.
+int64_t first_of_context(const AttendCall& call, int64_t sequence, int64_t token) {
+    const int64_t past = past_tokens(call.tables, sequence);
+    if (!is_placed(call, sequence)) return first_in_reach(call.rule, past + token);
+    int64_t first = past;
+    for (int64_t other = 0; other < new_tokens(call.tables, sequence); other++)
+        first = std::min(first, first_in_reach(call.rule, position_of(call, sequence, other)));
+    return first;
+}
+
+// A tile for so many rows from `row` on.
+Tile tile_of(const AttendCall& call, int64_t sequence, int64_t head, int64_t row, int64_t count) {
+    const int64_t group = group_heads(call), length = call.tables.context_lengths[sequence];
+    const int64_t last_position = past_tokens(call.tables, sequence) + (row + count - 1) / group;
+    const int64_t last = is_placed(call, sequence) ? length : end_of_reach(call.rule, last_position, length);
+    const int64_t first = first_of_context(call, sequence, row / group), sinks = std::min(call.rule.sink_tokens, last);
+    if (sinks > 0 && sinks >= first) return {sequence, head, row, count, 0, last, 0, nullptr, nullptr};
+    return {sequence, head, row, count, first, last, sinks, nullptr, nullptr};
+}
 
 void add_tiles(const AttendCall& call, int64_t sequence, std::vector<Tile>& tiles) {
-    const int64_t group = group_heads(call), rows = new_tokens(call.tables, sequence) * group;
-    const int64_t length = call.tables.context_lengths[sequence], past = length - new_tokens(call.tables, sequence);
+    const int64_t rows = new_tokens(call.tables, sequence) * group_heads(call);
     for (int64_t head = 0; head < call.pages.num_kv_heads; head++)
-        for (int64_t row = 0; row < rows; row += kTileRows) {
-            const int64_t count = std::min(kTileRows, rows - row);
-            const int64_t first = first_in_reach(call.rule, past + row / group);
-            const int64_t last = end_of_reach(call.rule, past + (row + count - 1) / group, length);
-            tiles.push_back({sequence, head, row, count, first, last, nullptr, nullptr});
-        }
+        for (int64_t row = 0; row < rows; row += kTileRows)
+            tiles.push_back(tile_of(call, sequence, head, row, std::min(kTileRows, rows - row)));
 }
 
 // A plan in the making. Where statistics lie is known when all are counted; until then they have places, in floats.
@@ -46,7 +71,7 @@ class Cutter {
         const int64_t first = num_floats_, head_floats = rows * partial_floats(call_);
         for (int64_t head = 0; head < call_.pages.num_kv_heads; head++)
             add({shared.sequences[0], head, 0, rows, shared.index * kSplitTokens, (shared.index + 1) * kSplitTokens,
-                 nullptr, shared.sequences.data()},
+                 0, nullptr, shared.sequences.data()},
                 take(rows));
         for (size_t i = 0; i < shared.sequences.size(); i++)
             seats_[size_t(shared.sequences[i])].push_back(
@@ -59,17 +84,18 @@ class Cutter {
     void add_cut(const Tile& tile) {
         const std::vector<Seat>& seats = seats_[size_t(tile.sequence)];
         auto seat = seats.begin();
-        for (int64_t index = first_split(tile); index < first_split(tile) + num_splits(tile); index++) {
+        for (int64_t index = 0; index < num_sink_splits(tile); index++)
+            add_part(tile, index * kSplitTokens, std::min(tile.sink_end, (index + 1) * kSplitTokens), 0);
+        const int64_t last_split = (tile.last_token - 1) / kSplitTokens;
+        for (int64_t index = first_split(tile); index <= last_split; index++) {
             while (seat != seats.end() && seat->split < index) ++seat;
             if (seat != seats.end() && seat->split == index) {
                 partial_places_.push_back(seat->place + tile.kv_head * seat->head_floats);
                 continue;
             }
-            Tile part = tile;
-            part.first_token = std::max(tile.first_token, index * kSplitTokens);
-            part.last_token = std::min(tile.last_token, (index + 1) * kSplitTokens);
-            partial_places_.push_back(take(tile.num_rows));
-            add(part, partial_places_.back());
+            add_part(tile, std::max(tile.first_token, index * kSplitTokens),
+                     std::min(tile.last_token, (index + 1) * kSplitTokens),
+                     tile.sink_end > index * kSplitTokens ? tile.sink_end : 0);
         }
         plan_.split_tiles.push_back({tile, nullptr, num_splits(tile)});
     }
@@ -105,6 +131,15 @@ class Cutter {
         tile_places_.push_back(place);
     }
 
+    void add_part(const Tile& tile, int64_t first_token, int64_t last_token, int64_t sink_end) {
+        Tile part = tile;
+        part.first_token = first_token;
+        part.last_token = last_token;
+        part.sink_end = sink_end;
+        partial_places_.push_back(take(tile.num_rows));
+        add(part, partial_places_.back());
+    }
+
     int64_t take(int64_t rows) {
         const int64_t place = num_floats_;
         num_floats_ += rows * partial_floats(call_);
@@ -123,7 +158,7 @@ class Cutter {
 // cost more than a thread's even share of the work without sharing.
 int64_t most_sharing(const AttendCall& call, int64_t total, int num_threads) {
     const int64_t rows = std::min(kTileRows, total / num_threads / kSplitTokens - kReadRows);
-    return call.shares_splits ? rows / group_heads(call) : 0;
+    return call.shares_splits && !call.placed ? rows / group_heads(call) : 0;
 }
 
 void check_sequence(const Tables& tables, const Pages& pages, int64_t sequence, bool rows_are_tokens) {
@@ -137,6 +172,7 @@ void check_sequence(const Tables& tables, const Pages& pages, int64_t sequence, 
     const KeyConstants& constants = pages.constants;
     if (constants.num_pairs > 0 && length > (constants.turn_stride - KeyConstants::kTurnEdge) * pages.page_tokens)
         throw std::invalid_argument("a sequence is longer than its keys' constants are turned for");
+    if (rows_are_tokens) check_places(tables, sequence);
 }
 
 }  // namespace
@@ -160,7 +196,8 @@ Plan make_plan(const AttendCall& call, int num_threads) {
     for (int64_t sequence = 0; sequence < call.tables.num_sequences; sequence++) {
         const int64_t added = new_tokens(call.tables, sequence), length = call.tables.context_lengths[sequence];
         if (added == 0) continue;
-        check_pages(call.tables, call.pages, sequence, first_in_reach(call.rule, length - added), length);
+        check_pages(call.tables, call.pages, sequence, first_of_context(call, sequence, 0), length);
+        check_pages(call.tables, call.pages, sequence, 0, std::min(call.rule.sink_tokens, length));
         add_tiles(call, sequence, tiles);
     }
     int64_t total = 0;

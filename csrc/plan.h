@@ -16,10 +16,16 @@ struct Plan {
     std::vector<const float*> partials;
 };
 
-// All three throw std::invalid_argument if a page table contradicts itself or names a page that is not there. Packed
+// Of each sequence, whether its new tokens do not simply follow one another; empty if all do. Throws
+// std::invalid_argument where distances would be wrong.
+std::vector<uint8_t> find_placed(const AttendCall& call);
+
+// All of these throw std::invalid_argument if a page table contradicts itself or names a page that is not there. Packed
 // rows are tokens of their sequence (`rows_are_tokens`) unless they attend to the output of an encoder.
 Plan make_plan(const AttendCall& call, int num_threads);
 void check_tables(const Tables& tables, const Pages& pages, int64_t num_rows, bool rows_are_tokens);
+// Throws it where new tokens have slots or ancestors that cannot be.
+void check_places(const Tables& tables, int64_t sequence);
 void check_pages(const Tables& tables, const Pages& pages, int64_t sequence, int64_t first_token, int64_t last_token);
 
 }  // namespace pagoda

@@ -118,8 +118,11 @@ bool fits_tiles(const LinearCall& call, const KernelTable& kernels) {
 
 }  // namespace
 
-void attend(const AttendCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads) {
-    check_tables(call.tables, call.pages, num_rows, call.rule.reach != Reach::encoder);
+void attend(const AttendCall& given, const KernelTable& kernels, int64_t num_rows, int num_threads) {
+    check_tables(given.tables, given.pages, num_rows, given.rule.reach != Reach::encoder);
+    const std::vector<uint8_t> placed = find_placed(given);
+    AttendCall call = given;
+    call.placed = placed.empty() ? nullptr : placed.data();
     const Plan plan = make_plan(call, num_threads);
     const int64_t num_tiles = int64_t(plan.tiles.size()), num_split = int64_t(plan.split_tiles.size());
     const int team = int(std::clamp<int64_t>(num_tiles, 1, num_threads));

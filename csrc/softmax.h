@@ -7,6 +7,7 @@
 #include "attention.h"
 #include "exponential.h"
 #include "numbers.h"
+#include "sight.h"
 
 namespace pagoda {
 namespace {
@@ -19,29 +20,8 @@ struct Accumulator {
     int64_t stride;
 };
 
-// Tokens [first, last), counted from the start of a block.
-struct Range {
-    int first;
-    int last;
-};
-
-// What distance does to the scores of one row. They lose `slope` for each token between, of which token 0 of the block
-// has `-offset`; or a score gains a bias, which for token 0 of the block is `biases[first_bias]`. What lies beyond the
-// `num_biases` of them is the edges of `Biases`.
-struct Slant {
-    float slope;
-    float offset;
-    const float* biases;
-    int64_t first_bias;
-    int64_t num_biases;
-};
-
 // Whole vectors of every instruction set, and of pairs of them, begin at its multiples.
 constexpr int kRangeTokens = 32;
-
-inline void fill(float* data, Range range, float value) {
-    for (int token = range.first; token < range.last; token++) data[token] = value;
-}
 
 inline float maximum_of(const float* scores, Range range) {
     constexpr int kVectors = kRangeTokens / kLanes;
@@ -159,17 +139,17 @@ inline void scale_values(float* values, int64_t width, float factor) {
 
 inline float exp2_of(float x) { return exp2(splat(x))[0]; }
 
-// Whether the row reaches any token. `reach` lies in `range`, whose bounds are multiples of kRangeTokens; weights outside
-// of `reach` are zero. `weigh_row(scale, maximum)` turns the scores into weights and returns their sum.
+// Whether the row sees any token. What it sees lies in `range`, whose bounds are multiples of kRangeTokens; weights of
+// other tokens are zero. `weigh_row(scale, maximum)` turns the scores into weights and returns their sum.
 template <class WeighRow>
-bool softmax(float* scores, Range reach, Range range, const Rule& rule, const Slant& slant, const Accumulator& sums,
+bool softmax(float* scores, Sight sight, Range range, const Rule& rule, const Slant& slant, const Accumulator& sums,
              int64_t row, WeighRow weigh_row) {
-    if (reach.first >= reach.last) return false;
+    if (is_blind(sight, range)) return false;
     const float scale = transform(scores, range, rule, slant);
-    fill(scores, {range.first, reach.first}, kNegativeInfinity);
-    fill(scores, {reach.last, range.last}, kNegativeInfinity);
+    hide(scores, range, sight, slant);
     const float before = sums.maximum[row];
     const float block = maximum_of(scores, range) * scale;
+    if (slant.placed && block == kNegativeInfinity) return false;
     const float maximum = block > before ? block : before;
     const float factor = maximum > before ? exp2_of(before - maximum) : 1.0f;
     if (maximum > before) scale_values(sums.values + row * sums.stride, sums.stride, factor);

@@ -6,6 +6,7 @@
 
 #include "codes.h"
 #include "hadamard.h"
+#include "places.h"
 #include "plan.h"
 #include "run.h"
 #include "team.h"
@@ -29,12 +30,15 @@ struct Place {
 std::vector<Place> find_places(const Tables& tables, const Pages& pages) {
     std::vector<Place> places;
     for (int64_t sequence = 0; sequence < tables.num_sequences; sequence++) {
-        const int64_t last = tables.context_lengths[sequence], first = last - new_tokens(tables, sequence);
-        if (first < last) check_pages(tables, pages, sequence, first, last);
         const int32_t* table = tables.page_indices + tables.page_starts[sequence];
-        for (int64_t token = first; token < last; token++)
-            places.push_back({table[token / pages.page_tokens], token % pages.page_tokens, sequence,
-                              token / pages.page_tokens});
+        const int64_t past = past_tokens(tables, sequence), length = tables.context_lengths[sequence];
+        if (!tables.slots && past < length) check_pages(tables, pages, sequence, past, length);
+        for (int64_t token = 0; token < new_tokens(tables, sequence); token++) {
+            const int64_t slot = tables.slots ? slot_of(tables, sequence, token) : past + token;
+            const int64_t index = slot / pages.page_tokens;
+            if (tables.slots) check_pages(tables, pages, sequence, slot, slot + 1);
+            places.push_back({table[index], slot % pages.page_tokens, sequence, index});
+        }
     }
     return places;
 }

@@ -59,14 +59,14 @@ class NumberValues {
     }
 
     // Weights of row `row` of a band that begins at row `first_row` of the tile.
-    void weigh(Range reach, Range range, const Slant& slant, int64_t first_row, int64_t row) {
+    void weigh(Sight sight, Range range, const Slant& slant, int64_t first_row, int64_t row) {
         float* scores = work_.scratch.scores + row * kScoreStride;
         Factor* weights = static_cast<Factor*>(work_.scratch.weights) + row * kWeightStride;
         const auto weigh_row = [&](float scale, float maximum) {
             if (!has_codes(pages().value)) return pagoda::weigh(scores, weights, range, scale, maximum);
             return weigh_codes(scores, weights, range, scale, maximum, work_.scratch.value_scales);
         };
-        if (softmax(scores, reach, range, work_.call.rule, slant, work_.scratch.split, first_row + row, weigh_row))
+        if (softmax(scores, sight, range, work_.call.rule, slant, work_.scratch.split, first_row + row, weigh_row))
             return;
         for (int token = range.first; token < range.last; token++) weights[token] = 0;
     }
@@ -135,13 +135,13 @@ class ByteValues {
         }
     }
 
-    void weigh(Range reach, Range range, const Slant& slant, int64_t first_row, int64_t row) {
+    void weigh(Sight sight, Range range, const Slant& slant, int64_t first_row, int64_t row) {
         float* scores = work_.scratch.scores + row * kScoreStride;
         float largest = 0.0f;
         const auto weigh_row = [&](float scale, float maximum) {
             return weigh_bytes(scores, range, scale, maximum, work_.scratch.value_scales, &largest);
         };
-        if (!softmax(scores, reach, range, work_.call.rule, slant, work_.scratch.split, first_row + row, weigh_row))
+        if (!softmax(scores, sight, range, work_.call.rule, slant, work_.scratch.split, first_row + row, weigh_row))
             fill(scores, range, 0.0f);
         const float bounded = largest > kSmallest ? largest : kSmallest;
         work_.scratch.units[row] = largest == largest ? bounded / kLargest : largest;

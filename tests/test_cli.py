@@ -17,6 +17,8 @@ from encoder_checkpoints import END, RATE, START, save
 from pagoda.cli import build_parser, main
 from pagoda.commands import measuring
 from pagoda.models.loader import load_model
+from pagoda.registry import registered
+from toys import ToyKernels
 
 PROMPT = "The room was a pleasant one, at the top of the house,"
 # One thread: threads of a small model wait for each other more than they work, all the more on a busy machine.
@@ -344,6 +346,18 @@ class TestDoctor:
         findings = self.findings(capsys)
         assert findings["kernels/in use"].startswith("reference")
         assert findings["kernels/why"] == "forced by PAGODA_KERNELS=reference"
+
+    def test_what_a_backend_leaves_to_the_reference_is_said(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PAGODA_KERNELS", "toy")
+        monkeypatch.setattr(ToyKernels, "obstacle", lambda *_: "everything is beyond a toy")
+        with registered("kernels", "toy", "toys:ToyKernels"):
+            assert main(["doctor", "--json"]) == 0
+        findings = self.findings(capsys)
+        assert findings["kernels/in use"] == "toy"
+        assert findings["kernels/why"] == "forced by PAGODA_KERNELS=toy"
+        assert "full attention run on the slow reference kernels: everything is" in findings["kernels/attention"]
 
     def test_something_broken_makes_the_exit_status_1(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -121,7 +121,7 @@ def preloads(engine: str, python: str) -> dict[str, str]:
 
 def read_bandwidth() -> float:
     """GB/s of a plain read by two threads."""
-    from pagoda.kernels.native import read_bandwidth as measure
+    from pagoda.kernels.native_calls import read_bandwidth as measure
 
     return float(measure(READ_NBYTES, 2))
 

@@ -28,7 +28,7 @@ THREADS_PER_PROCESSOR, LEAST_MOST_THREADS = 4, 64
 class Environment:
     """What Pagoda takes from environment variables; each has the prefix PAGODA_ and the field's name in capitals."""
 
-    kernels: str = "auto"  # auto, native or reference
+    kernels: str = "auto"  # auto, or the name of a backend in the registry
     kernel_isa: str | None = None  # amx, avx512_bf16, avx512, avx2 or baseline
     poison_pages: bool = False  # fill fresh pages with NaN: a read of what was never written shows
     log_level: str = "WARNING"

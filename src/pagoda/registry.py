@@ -3,12 +3,19 @@
 `lookup(kind, name)` returns the object a line names. Nothing is imported before it is asked for.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 from pagoda.errors import ConfigError
 
 REGISTRY: dict[str, dict[str, str]] = {
+    "layout": {
+        "attention": "pagoda.layouts.attention:AttentionLayout",
+        "latent": "pagoda.layouts.latent:LatentLayout",
+        "cross": "pagoda.layouts.cross:CrossLayout",
+    },
     "format": {
         "fp32": "pagoda.formats.plain:FP32",
         "fp16": "pagoda.formats.plain:FP16",
@@ -29,6 +36,18 @@ REGISTRY: dict[str, dict[str, str]] = {
         "reference": "pagoda.kernels.reference:ReferenceKernels",
     },
 }
+
+
+@contextmanager
+def registered(kind: str, name: str, target: str) -> Iterator[None]:
+    """Inside the block `target`, "module:attribute", is registered as `name`; ConfigError if another is."""
+    if name in REGISTRY[kind]:
+        raise ConfigError(f"There is a {kind} named {name!r} already; choose another name.")
+    REGISTRY[kind][name] = target
+    try:
+        yield
+    finally:
+        del REGISTRY[kind][name]
 
 
 def names(kind: str) -> tuple[str, ...]:

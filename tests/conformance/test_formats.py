@@ -5,18 +5,9 @@ import pytest
 import torch
 
 from pagoda.formats.base import Format
-from pagoda.layouts.attention import AttentionLayout
-from pagoda.layouts.latent import LatentLayout
-from pagoda.registry import REGISTRY, lookup
+from pagoda.registry import REGISTRY, lookup, names
 
-LAYOUTS = {
-    "mha": AttentionLayout(num_kv_heads=4, key_width=16, value_width=16),
-    "gqa": AttentionLayout(num_kv_heads=2, key_width=64, value_width=64),
-    "mqa": AttentionLayout(num_kv_heads=1, key_width=128, value_width=128),
-    "keys wider than values": AttentionLayout(num_kv_heads=2, key_width=192, value_width=128),
-    "latent": LatentLayout(latent_width=64, rotary_width=16),
-    "narrow": AttentionLayout(num_kv_heads=1, key_width=8, value_width=2),
-}
+LAYOUTS = {name: each for kind in names("layout") for name, each in lookup("layout", kind).examples().items()}
 PLANES = {f"{name}, {plane.name}": plane for name, layout in LAYOUTS.items() for plane in layout.planes}
 PAGE_TOKENS = 32
 

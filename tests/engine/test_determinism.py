@@ -12,7 +12,9 @@ from pagoda import LLM, SamplingParams
 from pagoda.config import Environment
 from pagoda.errors import ConfigError
 from pagoda.kernels.dispatch import choose_kernels
-from pagoda.kernels.native import MAX_LINEAR_ROWS, NativeKernels, instruction_sets
+from pagoda.kernels.native import NativeKernels
+from pagoda.kernels.native_calls import instruction_sets
+from pagoda.kernels.native_layers import MAX_LINEAR_ROWS
 from pagoda.models.determinism import check_determinism
 from pagoda.models.model import Model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,20 @@ class Shape:
     dtype: torch.dtype = torch.float32
     has_latents: bool = False
     has_constants: bool = False
+    given: Layout | None = None  # if it is none of those that follow from the above
+
+    @classmethod
+    def of(cls, layout: Layout, **rest: Any) -> Shape:
+        planes = layout.planes
+        key, value = planes[0], planes[-1]
+        return cls(
+            kv_heads=key.num_heads,
+            key_width=key.width,
+            value_width=value.value_width or value.width,
+            has_latents=len(planes) == 1,
+            given=layout,
+            **rest,
+        )
 
     @property
     def heads(self) -> int:
@@ -46,6 +61,8 @@ class Shape:
 
     @property
     def layout(self) -> Layout:
+        if self.given is not None:
+            return self.given
         if self.has_latents:
             return LatentLayout(self.value_width, self.key_width - self.value_width)
         return AttentionLayout(self.kv_heads, self.key_width, self.value_width)

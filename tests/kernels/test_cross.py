@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.conftest import starts
-from kernels.rounding import FORMATS, compute_dtype, tolerance
+from kernels.rounding import FORMATS, tolerance
 from pagoda.errors import ConfigError
 from pagoda.formats.plain import BF16, FP32
 from pagoda.kernels.base import AttentionRule
-from pagoda.kernels.native import NativeKernels, instruction_sets
+from pagoda.kernels.native import NativeKernels
+from pagoda.kernels.native_calls import instruction_sets
 from pagoda.kernels.reference import ReferenceKernels
 from pagoda.layouts.spec import Reach
 
@@ -37,7 +38,7 @@ def check(isa, case, rule, biases=None):
 @pytest.mark.parametrize("format", FORMATS, ids=[format.name for format in FORMATS])
 def test_more_queries_than_tokens(isa, format, shape, make_case):
     """Long and short inputs, decode beside prefill, and a sequence that computes nothing."""
-    dtype = compute_dtype(format)
+    dtype = format.model_dtype()
     case = make_case(shape(format=format, dtype=dtype, sequences=((0, 3), (0, 1500), (0, 1), (0, 70)), group=3))
     check(isa, asked_by(case, (200, 1, 5, 0)), TO_ENCODER)
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from kernels.rounding import ROUNDING_UNIT
-from pagoda.kernels.native import NativeKernels, instruction_sets
+from pagoda.kernels.native import NativeKernels
+from pagoda.kernels.native_calls import instruction_sets
 from pagoda.kernels.reference import ReferenceKernels
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

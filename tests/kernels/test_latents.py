@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.rounding import FORMATS, compute_dtype, tolerance
+from kernels.rounding import FORMATS, tolerance
 from pagoda.formats.mixed import K8V4
 from pagoda.formats.plain import BF16
 from pagoda.formats.scaled import INT8
 from pagoda.kernels.base import AttentionRule
-from pagoda.kernels.native import NativeKernels, instruction_sets
+from pagoda.kernels.native import NativeKernels
 from pagoda.kernels.native_arguments import WITH_CONSTANTS
+from pagoda.kernels.native_calls import instruction_sets
 from pagoda.kernels.reference import ReferenceKernels
 from pagoda.layouts.spec import Reach
 
@@ -43,7 +44,7 @@ def make_latents(shape, make_case):
                 group=heads,
                 key_width=latent_width + rotary_width,
                 value_width=latent_width,
-                dtype=compute_dtype(format),
+                dtype=format.model_dtype(),
                 has_latents=True,
                 **more,
             )

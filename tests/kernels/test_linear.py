@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pagoda.kernels.native import DOT_SETS, NativeKernels, instruction_sets
+from pagoda.kernels.native import NativeKernels
+from pagoda.kernels.native_calls import instruction_sets
+from pagoda.kernels.native_layers import DOT_SETS
 from pagoda.kernels.reference import ReferenceKernels
 
 ROUNDING_UNIT = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}

@@ -8,15 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.rounding import CODED, FORMATS, ROUNDING_UNIT, compute_dtype, tolerance
-from pagoda.formats.int4 import INT4_PLAIN
+from kernels.rounding import CODED, FORMATS, ROUNDING_UNIT, tolerance
 from pagoda.formats.mixed import K8V4
 from pagoda.formats.plain import BF16, FP16, FP32
-from pagoda.formats.rotated import INT4, INT4_ROTATED
 from pagoda.kernels.base import AttentionRule, LayerPages
-from pagoda.kernels.native import NativeKernels, instruction_sets
+from pagoda.kernels.native import NativeKernels
 from pagoda.kernels.native_arguments import WITH_CONSTANTS
+from pagoda.kernels.native_calls import instruction_sets
 from pagoda.kernels.reference import ReferenceKernels, in_reach
+from pagoda.layouts.base import Axis
 from pagoda.layouts.spec import Reach
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -56,17 +56,10 @@ sequences = st.lists(st.tuples(st.integers(0, 400), st.sampled_from([0, 1, 1, 2,
 sequences = sequences.filter(lambda pairs: sum(map(sum, pairs)) > 0)
 
 
-def width_units(format):
-    """What the widths of keys and values must be multiples of: codes go four to a word, those of four bits eight."""
-    if format in (INT4, INT4_ROTATED, INT4_PLAIN):
-        return 8, 8
-    return 4 if format in CODED else 2, 8 if format is K8V4 else 1
-
-
 @st.composite
 def shapes(draw, shape):
     format = draw(st.sampled_from(FORMATS))
-    key_unit, value_unit = width_units(format)
+    key_unit, value_unit = (format.width_multiple(axis) for axis in (Axis.CHANNEL, Axis.TOKEN))
     return shape(
         format=format,
         dtype=draw(st.sampled_from(DTYPES)),
@@ -115,7 +108,7 @@ def test_the_right_token_is_found(isa, format, page_tokens, key_width, value_wid
         dtype=torch.bfloat16,
         sequences=((0, 150), (280, 23), (1030, 1)),
         key_width=key_width,
-        value_width=value_width + -value_width % width_units(format)[1],
+        value_width=value_width + -value_width % format.width_multiple(Axis.TOKEN),
         page_tokens=page_tokens,
     )
     case = make_case(plan)
@@ -141,7 +134,7 @@ def test_the_right_token_is_found(isa, format, page_tokens, key_width, value_wid
 @every_kept
 def test_a_row_has_the_same_bits_in_every_batch(isa, format, has_constants, shape, make_case):
     """A prompt computed at once, in chunks, beside others or on one thread: cold and warm runs must not differ."""
-    dtype = compute_dtype(format)
+    dtype = format.model_dtype()
     plan = shape(format=format, dtype=dtype, group=3, sequences=((0, 2300),), has_constants=has_constants)
     whole = make_case(plan)
     kernels, rule = NativeKernels(isa), AttentionRule(0.125, Reach.SLIDING, 2100)
@@ -163,7 +156,7 @@ def test_a_row_has_the_same_bits_in_every_batch(isa, format, has_constants, shap
 @every_kept
 @pytest.mark.parametrize("reach", [Reach.SLIDING, Reach.CHUNKED])
 def test_pages_out_of_reach_are_not_read(isa, format, has_constants, reach, shape, make_case):
-    sequences, dtype = ((900, 1), (700, 33)), compute_dtype(format)
+    sequences, dtype = ((900, 1), (700, 33)), format.model_dtype()
     case = make_case(shape(format=format, dtype=dtype, sequences=sequences, has_constants=has_constants))
     rule = AttentionRule(0.125, reach, 100)
     kernels = NativeKernels(isa)
@@ -205,7 +198,7 @@ def test_stored_numbers_are_rounded_as_torch_rounds(format, dtype, shape, make_c
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("plane", ["key", "value"])
 def test_a_sequence_that_stores_what_is_not_finite_is_marked(format, broken, plane, shape, make_case):
-    case = make_case(shape(format=format, dtype=compute_dtype(format), sequences=((0, 40), (0, 3), (0, 70), (0, 9))))
+    case = make_case(shape(format=format, dtype=format.model_dtype(), sequences=((0, 40), (0, 3), (0, 70), (0, 9))))
     getattr(case, plane)[41, 1, 13] = broken
     getattr(case, plane)[-1, 0, 0] = broken
     for kernels in (NativeKernels(), ReferenceKernels()):

@@ -10,7 +10,8 @@ from pagoda.errors import ConfigError, KernelUnavailableError
 from pagoda.formats.plain import FP32
 from pagoda.kernels import native
 from pagoda.kernels.base import AttentionRule, LayerPages
-from pagoda.kernels.native import NativeKernels, allocate, instruction_sets, read_bandwidth
+from pagoda.kernels.native import NativeKernels
+from pagoda.kernels.native_calls import allocate, instruction_sets, read_bandwidth
 
 RULE = AttentionRule(0.125)
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pagoda.errors import ConfigError
-from pagoda.kernels.native import NativeKernels, instruction_sets
+from pagoda.kernels.native import NativeKernels
+from pagoda.kernels.native_calls import instruction_sets
 from pagoda.kernels.reference import ReferenceKernels
 
 EPSILON = 1e-6

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pagoda.formats.plain import BF16, FP16, FP32
 from pagoda.formats.scaled import INT8
 from pagoda.kernels.base import AttentionRule, GroupView
-from pagoda.kernels.native import NativeKernels, instruction_sets
+from pagoda.kernels.native import NativeKernels
+from pagoda.kernels.native_calls import instruction_sets
 from pagoda.kernels.reference import ReferenceKernels
 from pagoda.layouts.spec import Reach
 

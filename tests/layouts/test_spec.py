@@ -18,6 +18,10 @@ class EveryFourth(Layout):
 
     planes = ()
 
+    @classmethod
+    def examples(cls):
+        return {"every fourth": cls()}
+
     def resumable_tokens(self, num_matched_tokens):
         return num_matched_tokens // 4 * 4
 

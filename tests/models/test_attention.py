@@ -23,8 +23,9 @@ def make_step(writes: tuple[bool, ...] = (True,), rows: int = ROWS) -> PagedStep
     geometry = PageGeometry(group, FP32, 16)
     layer = LayerPages(torch.zeros(1, geometry.page_nbytes, dtype=torch.uint8), geometry, 0)
     table = [torch.tensor(values, dtype=torch.int32) for values in ([0], [0, 1], [0, rows], [rows])]
-    sites = tuple(BoundSite(RULE, layer, 0, write) for write in writes)
-    return PagedStep(ReferenceKernels(), sites, (GroupView(*table),))
+    kernels = ReferenceKernels()
+    sites = tuple(BoundSite(RULE, layer, 0, write, kernels) for write in writes)
+    return PagedStep(kernels.layers, sites, (GroupView(*table),))
 
 
 def random_call(rows: int = ROWS) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -10,8 +10,17 @@ from pagoda.cache.sequence import CachedSequence
 from pagoda.kernels.base import GroupView
 
 
-def build_views(sequences: Sequence[CachedSequence], num_new_tokens: Sequence[int]) -> tuple[GroupView, ...]:
-    """One view per layer group; sequence s adds `num_new_tokens[s]` tokens, whose pages must be reserved."""
+def build_views(
+    sequences: Sequence[CachedSequence],
+    num_new_tokens: Sequence[int],
+    *,
+    positions: torch.Tensor | None = None,
+    ancestors: torch.Tensor | None = None,
+) -> tuple[GroupView, ...]:
+    """One view per layer group; sequence s adds `num_new_tokens[s]` tokens, whose pages must be reserved.
+
+    `positions` and `ancestors` are those of `GroupView`, for rows that do not simply follow one another.
+    """
     new_tokens = np.asarray(num_new_tokens, dtype=np.int32)
     query_starts = torch.from_numpy(_starts(new_tokens))
     views = []
@@ -21,7 +30,10 @@ def build_views(sequences: Sequence[CachedSequence], num_new_tokens: Sequence[in
         indices = torch.from_numpy(np.concatenate(tables))
         lengths = [each.tables[group].num_slots_after(new) for each, new in zip(sequences, num_new_tokens, strict=True)]
         context_lengths = torch.tensor(lengths, dtype=torch.int32)
-        views.append(GroupView(indices, torch.from_numpy(page_starts), query_starts, context_lengths))
+        starts = torch.from_numpy(page_starts)
+        views.append(
+            GroupView(indices, starts, query_starts, context_lengths, positions=positions, ancestors=ancestors)
+        )
     return tuple(views)
 
 
@@ -30,7 +42,12 @@ def build_encoder_view(entries: Sequence[Entry]) -> GroupView:
     lengths = np.asarray([entry.namespace.num_encoder_tokens for entry in entries], dtype=np.int32)
     page_starts = _starts(np.asarray([len(entry.pages) for entry in entries], dtype=np.int32))
     indices = np.asarray([page for entry in entries for page in entry.pages], dtype=np.int32)
-    return GroupView(*map(torch.from_numpy, (indices, page_starts, _starts(lengths), lengths)))
+    return GroupView(
+        torch.from_numpy(indices),
+        torch.from_numpy(page_starts),
+        torch.from_numpy(_starts(lengths)),
+        torch.from_numpy(lengths),
+    )
 
 
 def build_cuts(sequences: Sequence[CachedSequence]) -> list[list[tuple[int, int]]]:

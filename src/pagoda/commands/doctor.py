@@ -24,9 +24,8 @@ from rich.table import Table
 
 from pagoda import __version__, machine
 from pagoda.config import Environment
-from pagoda.errors import KernelUnavailableError, PagodaError
-from pagoda.kernels.base import Kernels
-from pagoda.registry import lookup, names
+from pagoda.errors import ConfigError, KernelUnavailableError, PagodaError
+from pagoda.kernels.dispatch import AUTO, BEST, PLAIN, find_backend
 from pagoda.units import format_nbytes
 
 if TYPE_CHECKING:
@@ -108,47 +107,53 @@ def _machine() -> Iterator[Finding]:
 
 def _kernels(environment: Environment) -> Iterator[Finding]:
     """Which kernels run and why; with none that can run, why not."""
-    if environment.kernels == "reference":
-        yield Finding("kernels", "in use", lookup("kernels", "reference")().name, Status.SLOW)
-        yield Finding("kernels", "why", "forced by PAGODA_KERNELS=reference")
-        return
-    if environment.kernels not in ("auto", *names("kernels")):
-        value = f"PAGODA_KERNELS is {environment.kernels!r}; choose auto or one of: {', '.join(names('kernels'))}"
-        yield Finding("kernels", "in use", value, Status.BROKEN)
-        return
     try:
-        kernels: Kernels = lookup("kernels", "native")(isa=environment.kernel_isa)
-    except KernelUnavailableError as error:
-        yield from _without_native(environment, error)
+        backend = find_backend(environment)
+    except ConfigError as error:
+        yield Finding("kernels", "in use", str(error).rstrip("."), Status.BROKEN)
         return
-    yield Finding("kernels", "in use", kernels.name)
+    except KernelUnavailableError as error:
+        yield from _unavailable("none", Status.BROKEN, error)
+        yield from _compiler(environment)
+        return
+    if backend.missing is not None:
+        yield from _unavailable(backend.kernels.name, Status.SLOW, backend.missing)
+        yield from _compiler(environment)
+        return
+    yield Finding("kernels", "in use", backend.kernels.name, Status.SLOW if environment.kernels == PLAIN else Status.OK)
     yield Finding("kernels", "why", _reason(environment))
-    yield Finding("kernels", "available", " ".join(_instruction_sets()))
+    if environment.kernels in (AUTO, BEST):
+        yield Finding("kernels", "available", " ".join(_instruction_sets()))
 
 
-def _without_native(environment: Environment, error: KernelUnavailableError) -> Iterator[Finding]:
-    forced = environment.kernels == "native" or environment.kernel_isa is not None
-    name = "none" if forced else lookup("kernels", "reference")().name
-    yield Finding("kernels", "in use", name, Status.BROKEN if forced else Status.SLOW)
+def _unavailable(name: str, status: Status, error: KernelUnavailableError) -> Iterator[Finding]:
+    yield Finding("kernels", "in use", name, status)
     yield Finding("kernels", "why", str(error))
-    yield Finding("kernels", "compiler", shutil.which("g++") or shutil.which("c++") or "none found; install g++")
+
+
+def _compiler(environment: Environment) -> Iterator[Finding]:
+    """What the native kernels would be built with."""
+    if environment.kernels in (AUTO, BEST):
+        yield Finding("kernels", "compiler", shutil.which("g++") or shutil.which("c++") or "none found; install g++")
 
 
 def _reason(environment: Environment) -> str:
+    if environment.kernels not in (AUTO, BEST):
+        return f"forced by PAGODA_KERNELS={environment.kernels}"
     if environment.kernel_isa is not None:
         return f"forced by PAGODA_KERNEL_ISA={environment.kernel_isa}"
     return "the best instruction set that this processor and system offer"
 
 
 def _instruction_sets() -> tuple[str, ...]:
-    from pagoda.kernels.native import instruction_sets
+    from pagoda.kernels.native_calls import instruction_sets
 
     return instruction_sets()
 
 
 def _bandwidth() -> Iterator[Finding]:
     """The machine's limit for decoding: every token reads all weights and all keys and values once."""
-    from pagoda.kernels.native import read_bandwidth
+    from pagoda.kernels.native_calls import read_bandwidth
 
     try:
         yield Finding("machine", "memory read", f"{read_bandwidth():.1f} GB/s with {_num_threads()} threads")
@@ -161,7 +166,7 @@ def _measured(environment: Environment) -> Iterator[Finding]:
     from pagoda.commands.measuring import machine_rates
     from pagoda.kernels.native import NativeKernels
 
-    if environment.kernels == "reference":
+    if environment.kernels not in (AUTO, BEST):
         yield from _bandwidth()
         return
     try:
@@ -216,6 +221,8 @@ def _formats(llm: LLM, environment: Environment) -> Iterator[Finding]:
     engine = llm.engine
     for geometry in engine.memory.geometries[:1]:
         yield Finding("model", "format of pages", geometry.format_name)
+    for notice in engine.kernel_choice.notices:
+        yield Finding("kernels", "attention", notice, Status.SLOW)
     text = calibration_text("auto", llm.tokenizer, engine.model.vocab_size)
     store = FitStore(environment.cache_folder)
     trial = Trial.of(engine.model, engine.kernels, text.token_ids, store) if text.is_read else None

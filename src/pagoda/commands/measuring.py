@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from pagoda.formats.page import PageGeometry
-from pagoda.formats.plain import PlainFormat
 from pagoda.kernels.base import AttentionRule, GroupView, LayerPages
-from pagoda.kernels.native import NativeKernels, allocate, read_bandwidth
+from pagoda.kernels.native import NativeKernels
+from pagoda.kernels.native_calls import allocate, read_bandwidth
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.spec import LayerGroup, Reach
 from pagoda.registry import lookup
@@ -117,8 +117,7 @@ def _attention_rate(kernels: NativeKernels, name: str) -> float:
     for slot in geometry.slots[0]:
         numbers = torch.randn(slot.plane.num_heads, PAGE_TOKENS, slot.plane.width) / 4
         pages[:, slot.offset : slot.offset + slot.nbytes] = format.encode(numbers, slot.plane)
-    dtype = format.dtype() if isinstance(format, PlainFormat) else torch.bfloat16
-    query = torch.randn(1, HEADS, WIDTH).to(dtype)
+    query = torch.randn(1, HEADS, WIDTH).to(format.model_dtype())
     layer, rule = LayerPages(pages, geometry, 0), AttentionRule(WIDTH**-0.5)
     starts, spans, lengths = (torch.tensor(each).int() for each in ([0, num_pages], [0, 1], [num_pages * PAGE_TOKENS]))
     view = GroupView(torch.randperm(num_pages).int(), starts, spans, lengths)

@@ -96,6 +96,9 @@ class Engine:
         self.fit = fit_format(model, kernels, self.memory, calibration, store)
         self.inspector = Inspector(self._cache, self.fit.loss)
         self._forward = Forward(model, kernels, self.memory, pools, self.fit.constants)
+        self.kernel_choice = self._forward.kernel_choice
+        for notice in self.kernel_choice.notices:
+            logger.warning(notice)
         self._config = config
         self._seeds = random.Random(config.seed)
         self._requests: dict[str, Request] = {}

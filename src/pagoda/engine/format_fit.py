@@ -22,7 +22,7 @@ from pagoda.engine.fit_store import FitStore, Measured, key_of
 from pagoda.engine.key_constants import Constants, constants_for, digest_of
 from pagoda.errors import ConfigError, RequestError
 from pagoda.formats.page import PageGeometry, page_geometries
-from pagoda.formats.plain import PlainFormat, own_format
+from pagoda.formats.plain import own_format
 from pagoda.kernels.base import Kernels
 from pagoda.layouts.spec import SiteSlot
 from pagoda.models.calibration import KeyStatistics, measure
@@ -200,7 +200,7 @@ def _format_names(geometries: tuple[PageGeometry, ...]) -> str:
 
 def _has_codes(geometries: tuple[PageGeometry, ...]) -> bool:
     return any(
-        not isinstance(geometry.format_of(layer).of(plane), PlainFormat)
+        geometry.format_of(layer).of(plane).has_codes
         for geometry in geometries
         for layer, layout in enumerate(geometry.group.layouts)
         for plane in layout.planes

@@ -19,11 +19,12 @@ from pagoda.engine.batch import Batch
 from pagoda.engine.encoding import NewInputs, read_new_inputs
 from pagoda.engine.request import Sequence
 from pagoda.formats.constants import KeyConstants
-from pagoda.kernels.base import Kernels, LayerPages
+from pagoda.kernels.base import Kernels
 from pagoda.layouts.spec import SiteSlot
-from pagoda.models.attention import BoundSite, PagedStep
+from pagoda.models.attention import PagedStep
 from pagoda.models.model import Model
 from pagoda.models.replay import DecodeSteps
+from pagoda.models.sites import bind_sites
 from pagoda.models.states import StepStates, typed_states
 from pagoda.planning.memory import MemoryPlan
 
@@ -69,18 +70,10 @@ class Forward:
     ) -> None:
         self._model = model
         self._decode_steps = DecodeSteps(model, kernels)
-        self._kernels = kernels
-        self._sites = tuple(
-            BoundSite(
-                rule=rule,
-                layer=LayerPages(
-                    pools[slot.group].pages, memory.geometries[slot.group], slot.layer, constants.get(slot)
-                ),
-                group=slot.group,
-                writes=slot.writes,
-            )
-            for rule, slot in zip(model.rules, model.spec.sites, strict=True)
-        )
+        self._layers = kernels.layers
+        pages = [pool.pages for pool in pools]
+        bound = bind_sites(model.discovered, kernels, memory.geometries, pages, constants)
+        self._sites, self.kernel_choice = bound.sites, bound.choice
         self._cross_group = memory.cross_group
         states = memory.states
         self._states = None if states is None else typed_states(states.geometry, pools[-1].pages, model.dtype)
@@ -96,7 +89,7 @@ class Forward:
         views = build_views(cached, [len(chunk.tokens) for chunk in batch.chunks])
         states = None if self._states is None else StepStates(self._states, views[-1], build_cuts(cached))
         encoder_tokens = new_inputs.tokens()
-        step = PagedStep(self._kernels, self._sites, views, states, encoder_tokens)
+        step = PagedStep(self._layers, self._sites, views, states, encoder_tokens)
         # A step that moves states on cannot be run twice, as proving a recording takes.
         is_decode = len(rows.tokens) == len(rows.wanted) == len(batch) and states is None and encoder_tokens is None
         forward = self._decode_steps.forward if is_decode else self._model.forward

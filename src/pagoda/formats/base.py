@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from pagoda.layouts.base import Plane
+from pagoda.layouts.base import Axis, Plane
 
 if TYPE_CHECKING:
     import torch
@@ -38,9 +38,36 @@ class Format(ABC):
         """How many channels at most share what formats/int4.py has for each group; all of them elsewhere."""
         return plane.width
 
-    @abstractmethod
+    def model_dtype(self) -> torch.dtype:
+        """The type of a model that these pages are meant for: what codes are decoded to, unless numbers are kept."""
+        import torch
+
+        return torch.bfloat16
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether numbers are codes, so that what is read must be scaled, and rounded once more."""
+        return True
+
+    @property
+    def query_step(self) -> float:
+        """What kernels may round bf16 queries to, as a share of their largest number; they must not where it is 0.
+
+        Keys of few bits are rounded by more than queries are then.
+        """
+        return 0.0
+
+    def width_multiple(self, axis: Axis) -> int:  # noqa: ARG002
+        """What the width of a plane that is summed along `axis` must be a multiple of."""
+        return 1
+
     def obstacle(self, plane: Plane) -> str | None:
         """Why `plane` cannot be kept in this format, or None."""
+        multiple = self.width_multiple(plane.reduced)
+        if plane.width % multiple == 0:
+            return None
+        wanted = "even" if multiple == 2 else f"a multiple of {multiple}"
+        return f"its {plane.name} heads have {plane.width} channels, which must be {wanted}"
 
     @abstractmethod
     def plane_nbytes(self, plane: Plane, page_tokens: int) -> int:

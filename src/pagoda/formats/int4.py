@@ -49,10 +49,12 @@ class Int4Format(Format):
         group = KEY_GROUP if plane.reduced is Axis.CHANNEL else VALUE_GROUP
         return plane.width if plane.width <= group else min(group, plane.width // 2)
 
-    def obstacle(self, plane: Plane) -> str | None:
-        if plane.width % WIDTH_MULTIPLE:
-            return f"its {plane.name} heads have {plane.width} channels, which must be a multiple of {WIDTH_MULTIPLE}"
-        return None
+    @property
+    def query_step(self) -> float:
+        return 1 / 255
+
+    def width_multiple(self, axis: Axis) -> int:  # noqa: ARG002
+        return WIDTH_MULTIPLE
 
     def plane_nbytes(self, plane: Plane, page_tokens: int) -> int:
         return plane.num_heads * page_tokens * self._token_nbytes(plane)

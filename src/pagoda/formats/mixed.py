@@ -32,7 +32,21 @@ class MixedFormat(Format):
         return self.short_name
 
     def of(self, plane: Plane) -> Format:
-        return self.key if plane.reduced is Axis.CHANNEL else self.value
+        return self._along(plane.reduced)
+
+    def _along(self, axis: Axis) -> Format:
+        return self.key if axis is Axis.CHANNEL else self.value
+
+    @property
+    def has_codes(self) -> bool:
+        return self.key.has_codes or self.value.has_codes
+
+    @property
+    def query_step(self) -> float:
+        return self.key.query_step
+
+    def width_multiple(self, axis: Axis) -> int:
+        return self._along(axis).width_multiple(axis)
 
     def obstacle(self, plane: Plane) -> str | None:
         if plane.value_width:

@@ -32,10 +32,15 @@ class PlainFormat(Format):
     def word_elements(self) -> int:
         return WORD_NBYTES // self.itemsize
 
-    def obstacle(self, plane: Plane) -> str | None:
-        if plane.reduced is Axis.CHANNEL and plane.width % self.word_elements:
-            return f"its {plane.name} heads have {plane.width} channels, which must be even"
-        return None
+    def model_dtype(self) -> torch.dtype:
+        return self.dtype()
+
+    @property
+    def has_codes(self) -> bool:
+        return False
+
+    def width_multiple(self, axis: Axis) -> int:
+        return self.word_elements if axis is Axis.CHANNEL else 1
 
     def plane_nbytes(self, plane: Plane, page_tokens: int) -> int:
         return plane.elements_per_token * page_tokens * self.itemsize

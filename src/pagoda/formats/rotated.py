@@ -44,6 +44,13 @@ class RotatedFormat(Format):
     def group_channels(self, plane: Plane) -> int:
         return self.inner.group_channels(plane)
 
+    @property
+    def query_step(self) -> float:
+        return self.inner.query_step
+
+    def width_multiple(self, axis: Axis) -> int:
+        return self.inner.width_multiple(axis)
+
     def obstacle(self, plane: Plane) -> str | None:
         return self.inner.obstacle(plane)
 

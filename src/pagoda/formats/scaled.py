@@ -40,10 +40,8 @@ class ScaledFormat(Format):
     def name(self) -> str:
         return self.short_name
 
-    def obstacle(self, plane: Plane) -> str | None:
-        if plane.reduced is Axis.CHANNEL and plane.width % WORD_CODES:
-            return f"its {plane.name} heads have {plane.width} channels, which must be a multiple of {WORD_CODES}"
-        return None
+    def width_multiple(self, axis: Axis) -> int:
+        return WORD_CODES if axis is Axis.CHANNEL else 1
 
     def plane_nbytes(self, plane: Plane, page_tokens: int) -> int:
         return plane.num_heads * page_tokens * (plane.width + SCALE_NBYTES)

@@ -58,6 +58,10 @@ class Tables:
         context_lengths: int,
         num_sequences: int,
         num_page_indices: int,
+        positions: int,
+        slots: int,
+        ancestors: int,
+        is_compacted: bool,
     ) -> None: ...
 
 class Rule:
@@ -71,6 +75,7 @@ class Rule:
         slopes: int,
         biases: int,
         num_distances: int,
+        sink_tokens: int,
     ) -> None: ...
 
 class Kernels:

@@ -1,7 +1,8 @@
-"""The signatures every kernel backend implements, and the frozen data they receive.
+"""The interface of a kernel backend, and the frozen data that attention gets.
 
 Knows pages as bytes, page tables as integers and what a query may attend to. Does not know requests, trees or models.
-A backend gets all it needs in its arguments and keeps no state between calls.
+A backend gets all it needs in its arguments and keeps no state between calls. It says once, when a model is loaded,
+what it cannot attend to (`obstacle`); `choice.py` acts on that.
 """
 
 from __future__ import annotations
@@ -9,32 +10,55 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
+from pagoda.config import Environment
+from pagoda.errors import ConfigError
 from pagoda.formats.base import Format
 from pagoda.formats.constants import KeyConstants
 from pagoda.formats.page import PageGeometry, PlaneSlot
+from pagoda.kernels.layers import LayerKernels
+from pagoda.kernels.recording import StepRecorder
 from pagoda.layouts.spec import Reach
+from pagoda.registry import lookup
 
 if TYPE_CHECKING:
     import torch
 
 
+# A tree has at most so many new rows: their ancestors are bits of a number, which kernels test with one shift for each
+# row and token. Parents would have to be followed for every pair, or turned into such bits in every layer.
+MOST_TREE_ROWS = 64
+# The ancestors of a row that sees all new rows before it, however many.
+CHAIN = -1
+
+
 @dataclass(frozen=True, eq=False)
 class GroupView:
-    """The page tables of one layer group for one step of packed sequences. All tensors are int32 on the host.
+    """The page tables of one layer group for one step of packed sequences. All tensors are on the host.
 
     Sequence s owns rows `query_starts[s] : query_starts[s + 1]` of the packed queries, keys and values; they are the
     last of its `context_lengths[s]` tokens. Its pages are `page_indices[page_starts[s] : page_starts[s + 1]]`: token
     t lies in the page at t // page_tokens. Entries that no row of the sequence reaches are -1 if a window left them.
 
     Where pages hold an encoder's tokens (`Reach.ENCODER`), `context_lengths` counts those, and rows are none of them.
+
+    The other fields are None where a token's position is its slot, the place in the table, and every row sees all
+    before it. `positions` then tells windows and distances, `slots` where rows are stored instead of in the last ones;
+    `context_lengths` counts slots. A row sees what was stored before the step and itself; of the new rows before it in
+    the sequence it sees number j if bit j of its `ancestors` is set, or all of them if that is CHAIN. A sequence of
+    more than MOST_TREE_ROWS new rows has CHAIN everywhere. If `is_compacted`, what is stored lies in other slots than
+    its positions: `compaction_obstacle` says where that would be wrong.
     """
 
-    page_indices: torch.Tensor  # [pages of all sequences]
-    page_starts: torch.Tensor  # [sequences + 1]
-    query_starts: torch.Tensor  # [sequences + 1]
-    context_lengths: torch.Tensor  # [sequences]
+    page_indices: torch.Tensor  # int32 [pages of all sequences]
+    page_starts: torch.Tensor  # int32 [sequences + 1]
+    query_starts: torch.Tensor  # int32 [sequences + 1]
+    context_lengths: torch.Tensor  # int32 [sequences]
+    positions: torch.Tensor | None = None  # int32 [rows]
+    slots: torch.Tensor | None = None  # int32 [rows]
+    ancestors: torch.Tensor | None = None  # int64 [rows]
+    is_compacted: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +99,8 @@ class AttentionRule:
     (ALiBi, arXiv 2108.12409).
 
     `span` is the window or chunk in tokens. A query at position i reaches j <= i with, if SLIDING, i - j < span and, if
-    CHUNKED, i // span == j // span. If ENCODER, it reaches every token there is.
+    CHUNKED, i // span == j // span. If ENCODER, it reaches every token there is. Where there is a span, the first
+    `sink_tokens` are in reach besides (StreamingLLM, arXiv 2309.17453).
     """
 
     scale: float
@@ -83,15 +108,48 @@ class AttentionRule:
     span: int | None = None
     soft_cap: float | None = None
     slopes: tuple[float, ...] | None = None
+    sink_tokens: int = 0
 
 
-class Kernels(ABC):
-    """A backend. Tensors of one call are on one device; packed rows follow `GroupView`."""
+@dataclass(frozen=True)
+class AttentionUse:
+    """How one attention call of a model uses kernels: by which rule, and with sinks or biases besides."""
+
+    rule: AttentionRule
+    has_sinks: bool = False
+    has_biases: bool = False
+
+
+def compaction_obstacle(layer: LayerPages, use: AttentionUse) -> str | None:
+    """Why stored tokens must lie in the slots of their positions, as the rest of a sentence; None if they need not."""
+    if use.rule.span is not None and use.rule.reach is not Reach.FULL:
+        return "windows and chunks reach tokens by their positions"
+    if use.rule.slopes is not None or use.has_biases:
+        return "scores depend on the positions of tokens"
+    if layer.constants is not None and layer.constants.num_pairs:
+        return "keys are kept without what they have in common at the positions of their page"
+    return None
+
+
+class AttentionKernels(ABC):
+    """What attention calls. Tensors of one call are on one device; packed rows follow `GroupView`."""
 
     @property
     @abstractmethod
     def name(self) -> str:
         """What `pagoda doctor` and the start-up log call it, with the instruction set in use."""
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether a row has the same bits in every batch, so that nothing else may stand in."""
+        return False
+
+    @abstractmethod
+    def obstacle(self, layer: LayerPages, use: AttentionUse) -> str | None:
+        """Why the pages of `layer` cannot be written or attended to so, as the rest of a sentence; None if they can.
+
+        Asked once for every attention call, when a model is loaded.
+        """
 
     @abstractmethod
     def store(
@@ -126,51 +184,29 @@ class Kernels(ABC):
         `query` and is contiguous.
         """
 
-    @abstractmethod
-    def takes_linear(self, input: torch.Tensor, weight: torch.Tensor) -> bool:
-        """Whether `linear` was measured to beat torch for these shapes and types."""
 
-    @abstractmethod
-    def linear(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """A linear layer on the few rows of a decode step; only for what `takes_linear` accepts.
+class Kernels(AttentionKernels):
+    """A backend, as it is registered: it attends, and may bring kernels for layers and record steps."""
 
-        `input` [..., depth], `weight` [columns, depth], `bias` [columns]; returns [..., columns] in the type of
-        `input`, with sums in fp32.
+    @classmethod
+    def of(cls, environment: Environment, deterministic: bool) -> Self:
+        """One for this machine. Raises KernelUnavailableError if it cannot run here.
+
+        With `deterministic`, ConfigError unless a row has the same bits in every batch.
         """
+        if deterministic:
+            raise ConfigError(
+                f"deterministic needs the native kernels; leave PAGODA_KERNELS={environment.kernels} out."
+            )
+        return cls()
 
-    @abstractmethod
-    def takes_gated_linear(self, input: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> bool:
-        """Whether `gated_linear` was measured to beat its parts for these shapes and types."""
+    @property
+    def layers(self) -> LayerKernels:
+        """Kernels for layers: plain torch's, unless the backend has its own."""
+        layers: LayerKernels = lookup("kernels", "reference")().layers
+        return layers
 
-    @abstractmethod
-    def gated_linear(self, input: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        """`gated_silu` of two linear layers without bias on `input` [..., depth]; weights [columns, depth]."""
-
-    @abstractmethod
-    def rms_norm(self, input: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        """Root-mean-square norm (arXiv 1910.07467) over the last axis of `input` [..., width], times `weight` [width].
-
-        Computed in fp32 and rounded to the type of `input` before the product, as Llama does.
-        """
-
-    @abstractmethod
-    def gated_silu(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        """silu(gate) * up (arXiv 2002.05202), each rounded to their common type."""
-
-    @abstractmethod
-    def takes_rotation(self, input: torch.Tensor, cosines: torch.Tensor) -> bool:
-        """Whether `rotate` accepts tensors of these shapes and types."""
-
-    @abstractmethod
-    def multiply_heads(self, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """A product for each head: `input` [rows, heads, depth], `weight` [heads, depth, columns].
-
-        Returns [rows, heads, columns].
-        """
-
-    @abstractmethod
-    def rotate(self, input: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-        """Rotary embedding (arXiv 2104.09864) of `input` [1, heads, rows, width], halves of a head paired.
-
-        `cosines` and `sines` are [1, rows, width]. Returns the shape of `input`, with the heads of a row side by side.
-        """
+    @property
+    def recorder(self) -> StepRecorder | None:
+        """What records steps to replay them; None if they cannot be."""
+        return None

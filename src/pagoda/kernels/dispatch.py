@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 from pagoda.config import Environment
 from pagoda.errors import ConfigError, KernelUnavailableError
@@ -11,31 +12,48 @@ from pagoda.registry import lookup, names
 
 logger = logging.getLogger(__name__)
 
+AUTO, BEST, PLAIN = "auto", "native", "reference"
 
-def choose_kernels(environment: Environment, deterministic: bool = False) -> Kernels:
-    """The backend that PAGODA_KERNELS forces, else the native one, else the reference; the reason is logged.
+
+@dataclass(frozen=True)
+class Backend:
+    """The backend in use; `missing` is why the best one cannot run here, if this is in its place."""
+
+    kernels: Kernels
+    missing: KernelUnavailableError | None = None
+
+
+def find_backend(environment: Environment, deterministic: bool = False) -> Backend:
+    """The backend that PAGODA_KERNELS forces, else the native one, else the reference.
 
     With `deterministic` there is the native one alone: torch, which the reference calls, orders sums as it sees fit.
+    Raises KernelUnavailableError if a backend that is forced cannot run here, or ConfigError.
     """
-    if environment.kernels == "reference":
-        if deterministic:
-            raise ConfigError("deterministic needs the native kernels; leave PAGODA_KERNELS=reference out.")
-        return _reference()
-    if environment.kernels not in ("auto", "native"):
-        raise ConfigError(
-            f"PAGODA_KERNELS is {environment.kernels!r}; choose auto or one of: {', '.join(names('kernels'))}."
-        )
+    check_name(environment.kernels)
     try:
-        kernels: Kernels = lookup("kernels", "native")(isa=environment.kernel_isa, deterministic=deterministic)
+        return Backend(_make(BEST if environment.kernels == AUTO else environment.kernels, environment, deterministic))
     except KernelUnavailableError as error:
-        if environment.kernels == "native" or environment.kernel_isa is not None or deterministic:
+        if environment.kernels != AUTO or environment.kernel_isa is not None or deterministic:
             raise
-        logger.warning("Running on the slow reference kernels: %s", error)
-        return _reference()
-    logger.info("Kernels: %s", kernels.name)
-    return kernels
+        return Backend(_make(PLAIN, environment, deterministic), error)
 
 
-def _reference() -> Kernels:
-    kernels: Kernels = lookup("kernels", "reference")()
+def choose_kernels(environment: Environment, deterministic: bool = False) -> Kernels:
+    """`find_backend`; the reason is logged."""
+    backend = find_backend(environment, deterministic)
+    if backend.missing is not None:
+        logger.warning("Running on the slow reference kernels: %s", backend.missing)
+    else:
+        logger.info("Kernels: %s", backend.kernels.name)
+    return backend.kernels
+
+
+def check_name(name: str) -> None:
+    """Raise ConfigError unless PAGODA_KERNELS may be `name`."""
+    if name not in (AUTO, *names("kernels")):
+        raise ConfigError(f"PAGODA_KERNELS is {name!r}; choose auto or one of: {', '.join(names('kernels'))}.")
+
+
+def _make(name: str, environment: Environment, deterministic: bool) -> Kernels:
+    kernels: Kernels = lookup("kernels", name).of(environment, deterministic)
     return kernels

@@ -1,72 +1,27 @@
 """The C++ kernels for CPUs: allocates results and calls the compiled module.
 
-Knows torch tensors, and which products were measured to be worth it. Does not know how attention is computed: `csrc/`
-does, once per instruction set. Page tables are checked there, where they are read.
+Knows torch tensors. Does not know how attention is computed: `csrc/` does, once per instruction set. Page tables are
+checked there, where they are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self
 
 import torch
 
-from pagoda.errors import ConfigError, KernelUnavailableError
-from pagoda.kernels.base import AttentionRule, GroupView, Kernels, LayerPages
-from pagoda.kernels.native_arguments import NativeArguments, checked_sinks, described
+from pagoda.config import Environment
+from pagoda.errors import ConfigError
+from pagoda.kernels.base import AttentionRule, AttentionUse, GroupView, Kernels, LayerPages
+from pagoda.kernels.native_arguments import checked_sinks
+from pagoda.kernels.native_layers import NativeLayers
+from pagoda.kernels.native_recording import NativeRecorder
 
 if TYPE_CHECKING:
     from pagoda.kernels import _native
 
-# What csrc/linear_vectors.h takes, and csrc/linear.h on tiles; torch computes the others.
-MIN_LINEAR_COLUMNS = 4
-MIN_TILE_COLUMNS = 16
-TILE_DEPTH_MULTIPLE = 32
-# Beyond this many rows torch was measured to be faster where it has full arithmetic (benchmarks/linear.py), but for
-# layers on tiles that are twice as wide as deep and not deeper than this. It multiplies fp16, and bf16 without the dot
-# instruction, several times as slowly.
-MAX_LINEAR_ROWS = 64
-DOT_SETS = ("amx", "avx512_bf16")
-MAX_WIDE_DEPTH = 1024
-MIN_GATED_ROWS = 32
 
-
-Note = Callable[[Callable[..., None], tuple[Any, ...]], None]
-
-
-def _compiled() -> Any:
-    """The compiled module, or an error that says why there is none."""
-    try:
-        from pagoda.kernels import _native
-    except ImportError as error:
-        raise KernelUnavailableError(
-            f"The native kernels are not part of this installation ({error}). Reinstall pagoda-kv with a C++ compiler "
-            "at hand, or select the reference kernels."
-        ) from error
-    return _native
-
-
-def instruction_sets() -> tuple[str, ...]:
-    """What this build can use on this machine, best first."""
-    return tuple(_compiled().instruction_sets())
-
-
-def read_bandwidth(
-    nbytes: int = 1 << 28, num_threads: int | None = None, repeats: int = 5, in_huge_pages: bool = True
-) -> float:
-    """The rate at which threads together read memory, in GB/s: the limit of decode steps."""
-    threads = num_threads or torch.get_num_threads()
-    rate: float = _compiled().read_bandwidth(nbytes, threads, repeats, in_huge_pages)
-    return rate
-
-
-def allocate(nbytes: int) -> torch.Tensor:
-    """Zeros, uint8 [nbytes], in huge pages where the system grants them; takes no memory before it is touched."""
-    return torch.from_numpy(_compiled().allocate(nbytes))
-
-
-class NativeKernels(Kernels):
+class NativeKernels(NativeLayers, Kernels):
     """CPU tensors. `isa` forces an instruction set; None takes the best of this machine.
 
     With `shares_prefixes`, sequences of a decode step that lie on the same pages read them together; results are the
@@ -77,48 +32,31 @@ class NativeKernels(Kernels):
     """
 
     def __init__(self, isa: str | None = None, shares_prefixes: bool = True, deterministic: bool = False) -> None:
-        self._native = _compiled()
+        super().__init__(isa, deterministic)
         self._shares_prefixes = shares_prefixes
-        self._is_deterministic = deterministic
-        self._note: Note | None = None
-        self._told = NativeArguments(self._native)
-        available = instruction_sets()
-        if isa is not None and isa not in available:
-            raise KernelUnavailableError(
-                f"There are no native kernels for instruction set {isa!r} here; choose one of: {', '.join(available)}."
-            )
-        self.isa = isa or available[0]
-        self._kernels: _native.Kernels = self._native.Kernels(self.isa)
-        self._has_tiles = self._kernels.has_tiles
-        # Of which torch computes many rows.
-        self._dtypes_of_torch: tuple[torch.dtype, ...] = ()
-        if not deterministic:
-            self._dtypes_of_torch = (torch.float32, torch.bfloat16) if self.isa in DOT_SETS else (torch.float32,)
+
+    @classmethod
+    def of(cls, environment: Environment, deterministic: bool) -> Self:
+        return cls(isa=environment.kernel_isa, deterministic=deterministic)
 
     @property
     def name(self) -> str:
         return f"native ({self.isa}, {torch.get_num_threads()} threads)"
 
-    def peak_rate(self) -> float:
-        """Multiplications of bf16 by bf16 a second of all threads, with nothing else to do: the limit of prefill."""
-        return self._kernels.peak_rate(torch.get_num_threads())
+    @property
+    def is_deterministic(self) -> bool:
+        return self._is_deterministic
 
-    @contextmanager
-    def noted(self, note: Note) -> Iterator[None]:
-        """Inside the block, hand every call of the compiled module to `note` before it is made: function, arguments.
+    @property
+    def layers(self) -> NativeKernels:
+        return self
 
-        Arguments are numbers and descriptions, which stay good while the tensors they are about live.
-        """
-        self._note = note
-        try:
-            yield
-        finally:
-            self._note = None
+    @property
+    def recorder(self) -> NativeRecorder:
+        return NativeRecorder(self)
 
-    def _run(self, function: Callable[..., None], *arguments: Any) -> None:
-        if self._note is not None:
-            self._note(function, arguments)
-        function(*arguments)
+    def obstacle(self, layer: LayerPages, use: AttentionUse) -> str | None:
+        return self._told.obstacle(layer, use)
 
     def tables(self, view: GroupView) -> _native.Tables:
         """The page tables of a step, as the compiled module takes them."""
@@ -184,209 +122,3 @@ class NativeKernels(Kernels):
             torch.get_num_threads(),
         )
         return out
-
-    def takes_linear(self, input: torch.Tensor, weight: torch.Tensor) -> bool:
-        columns, depth = weight.shape
-        is_wide = 2 * depth <= min(columns, 2 * MAX_WIDE_DEPTH) and self._fits_tiles(weight)
-        takes_any = is_wide or weight.dtype not in self._dtypes_of_torch
-        return (
-            input.numel() > 0
-            and (input.numel() <= MAX_LINEAR_ROWS * depth or takes_any)
-            and input.dtype is weight.dtype
-            and input.dtype in self._told.numbers
-            and weight.is_contiguous()
-            and columns >= MIN_LINEAR_COLUMNS
-            and input.is_cpu
-            and weight.is_cpu
-        )
-
-    def _fits_tiles(self, weight: torch.Tensor) -> bool:
-        columns, depth = weight.shape
-        return (
-            self._has_tiles
-            and weight.dtype is torch.bfloat16
-            and columns >= MIN_TILE_COLUMNS
-            and depth % TILE_DEPTH_MULTIPLE == 0
-        )
-
-    def linear(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        columns, depth = weight.shape
-        input = input.contiguous()
-        out = input.new_empty(*input.shape[:-1], columns)
-        address = 0 if bias is None else bias.data_ptr()
-        rows = input.numel() // depth
-        threads = torch.get_num_threads()
-        self._run(
-            self._kernels.linear,
-            input.data_ptr(),
-            weight.data_ptr(),
-            address,
-            out.data_ptr(),
-            rows,
-            columns,
-            depth,
-            self._told.numbers[input.dtype],
-            threads,
-        )
-        return out
-
-    def takes_gated_linear(self, input: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> bool:
-        # On tiles, few rows are bound by reading weights, which goes at full speed one layer at a time.
-        return (
-            (input.numel() > MIN_GATED_ROWS * input.shape[-1] or not self._fits_tiles(gate))
-            and gate.shape == up.shape
-            and gate.dtype is up.dtype
-            and up.is_contiguous()
-            and self.takes_linear(input, gate)
-        )
-
-    def gated_linear(self, input: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        columns, depth = gate.shape
-        input = input.contiguous()
-        out = input.new_empty(*input.shape[:-1], columns)
-        rows = input.numel() // depth
-        self._run(
-            self._kernels.gated_linear,
-            input.data_ptr(),
-            gate.data_ptr(),
-            up.data_ptr(),
-            out.data_ptr(),
-            rows,
-            columns,
-            depth,
-            self._told.numbers[input.dtype],
-            torch.get_num_threads(),
-        )
-        return out
-
-    def rms_norm(self, input: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        input, weight = input.contiguous(), weight.contiguous()
-        width = weight.numel()
-        if input.dtype is not weight.dtype or input.shape[-1] != width:
-            raise ConfigError(f"The norm of {described(input)} has a weight of {described(weight)}.")
-        out = torch.empty_like(input)
-        self._run(
-            self._kernels.rms_norm,
-            input.data_ptr(),
-            weight.data_ptr(),
-            out.data_ptr(),
-            input.numel() // width,
-            width,
-            epsilon,
-            self._told.number(input),
-            torch.get_num_threads(),
-        )
-        return out
-
-    def gated_silu(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        gate, up = gate.contiguous(), up.contiguous()
-        if gate.dtype is not up.dtype or gate.shape != up.shape:
-            raise ConfigError(f"A gate of {described(gate)} cannot weigh {described(up)}.")
-        out = torch.empty_like(up)
-        self._run(
-            self._kernels.gated_silu,
-            gate.data_ptr(),
-            up.data_ptr(),
-            out.data_ptr(),
-            up.numel(),
-            self._told.number(up),
-            torch.get_num_threads(),
-        )
-        return out
-
-    def _are_plain(self, *tensors: torch.Tensor) -> bool:
-        return all(each.dtype in self._told.numbers and each.is_cpu and each.is_contiguous() for each in tensors)
-
-    def takes_sum(self, first: torch.Tensor, second: torch.Tensor) -> bool:
-        return first.shape == second.shape and first.dtype is second.dtype and self._are_plain(first, second)
-
-    def add(self, first: torch.Tensor, second: torch.Tensor, out: torch.Tensor) -> None:
-        """out = first + second, of tensors that `takes_sum` takes and one like them."""
-        self._kernels.add(
-            first.data_ptr(),
-            second.data_ptr(),
-            out.data_ptr(),
-            out.numel(),
-            self._told.numbers[out.dtype],
-            torch.get_num_threads(),
-        )
-
-    def takes_widening(self, input: torch.Tensor, out: torch.Tensor) -> bool:
-        return out.dtype is torch.float32 and input.shape == out.shape and self._are_plain(input, out)
-
-    def widen(self, input: torch.Tensor, out: torch.Tensor) -> None:
-        """out = input in fp32, of tensors that `takes_widening` takes."""
-        number = self._told.numbers[input.dtype]
-        self._kernels.widen(input.data_ptr(), out.data_ptr(), out.numel(), number, torch.get_num_threads())
-
-    def multiply_heads(self, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        num_rows, num_heads, depth = input.shape
-        head_stride, depth_stride, column_stride = weight.stride()
-        columns = weight.shape[2]
-        most_rows = self._native.MAX_HEAD_ROWS
-        if self._is_deterministic and num_rows > most_rows:
-            return torch.cat([self.multiply_heads(rows, weight) for rows in input.split(most_rows)])
-        if not self._takes_heads(input, weight):
-            return torch.bmm(input.transpose(0, 1), weight).transpose(0, 1)
-        out = input.new_empty(num_rows, num_heads, columns)
-        number = self._told.numbers[input.dtype]
-        self._run(
-            self._kernels.multiply_heads,
-            self._native.Rows(input.data_ptr(), input.stride(0), input.stride(1), number),
-            self._native.Rows(out.data_ptr(), num_heads * columns, columns, number),
-            weight.data_ptr(),
-            head_stride,
-            depth_stride if column_stride == 1 else column_stride,
-            column_stride != 1,
-            num_rows,
-            num_heads,
-            depth,
-            columns,
-            torch.get_num_threads(),
-        )
-        return out
-
-    def _takes_heads(self, input: torch.Tensor, weight: torch.Tensor) -> bool:
-        widths = weight.shape[1:]
-        return (
-            0 < input.shape[0] <= self._native.MAX_HEAD_ROWS
-            and max(widths) <= self._native.MAX_HEAD_WIDTH
-            and all(width % self._native.HEAD_WIDTH_MULTIPLE == 0 for width in widths)
-            and 1 in weight.stride()[1:]
-            and input.stride(2) == 1
-            and input.dtype is weight.dtype
-            and input.dtype in self._told.numbers
-            and input.is_cpu
-        )
-
-    def takes_rotation(self, input: torch.Tensor, cosines: torch.Tensor) -> bool:
-        return (
-            input.dim() == 4
-            and input.shape[0] == 1
-            and cosines.shape == (1, input.shape[2], input.shape[3])
-            and input.dtype is cosines.dtype
-            and input.dtype in self._told.numbers
-            and input.shape[3] <= self._native.MAX_ROTATED_WIDTH
-            and input.shape[3] % 2 == 0
-            and input.stride(3) == 1
-            and input.is_cpu
-        )
-
-    def rotate(self, input: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-        _, num_heads, num_rows, width = input.shape
-        _, head_stride, row_stride, _ = input.stride()
-        cosines, sines = cosines.contiguous(), sines.contiguous()
-        out = input.new_empty(1, num_rows, num_heads, width)
-        number = self._told.numbers[input.dtype]
-        self._run(
-            self._kernels.rotate,
-            self._native.Rows(input.data_ptr(), row_stride, head_stride, number),
-            self._native.Rows(out.data_ptr(), num_heads * width, width, number),
-            cosines.data_ptr(),
-            sines.data_ptr(),
-            num_rows,
-            num_heads,
-            width,
-            torch.get_num_threads(),
-        )
-        return out.transpose(1, 2)

@@ -15,10 +15,11 @@ from pagoda.errors import ConfigError
 from pagoda.formats.base import Format
 from pagoda.formats.constants import MOST_PAIRS
 from pagoda.formats.int4 import INT4_PLAIN
-from pagoda.formats.plain import PlainFormat
+from pagoda.formats.plain import BF16, FP16, FP32
 from pagoda.formats.rotated import INT4, INT4_ROTATED
 from pagoda.formats.scaled import FP8_E4M3, FP8_E5M2, INT8
-from pagoda.kernels.base import AttentionRule, GroupView, LayerPages
+from pagoda.kernels.base import AttentionRule, AttentionUse, GroupView, LayerPages
+from pagoda.layouts.base import Axis
 from pagoda.layouts.spec import Reach
 
 if TYPE_CHECKING:
@@ -48,6 +49,12 @@ class NativeArguments:
             torch.float16: module.Number.FP16,
             torch.bfloat16: module.Number.BF16,
         }
+        # Of plain formats; codes are decoded to bf16.
+        self._kept_numbers: dict[Format, _native.Number] = {
+            FP32: module.Number.FP32,
+            FP16: module.Number.FP16,
+            BF16: module.Number.BF16,
+        }
         self._encodings: dict[Format, _native.Encoding] = {
             INT8: module.Encoding.INT8,
             FP8_E4M3: module.Encoding.FP8_E4M3,
@@ -62,6 +69,10 @@ class NativeArguments:
             Reach.CHUNKED: module.Reach.CHUNKED,
             Reach.ENCODER: module.Reach.ENCODER,
         }
+
+    def obstacle(self, layer: LayerPages, use: AttentionUse) -> str | None:
+        """Why `csrc/` cannot write or read the pages of `layer`, or attend so; the rest of a sentence."""
+        return self._plane_obstacle(layer) or self._format_obstacle(layer) or _use_obstacle(use)
 
     def number(self, tensor: torch.Tensor) -> _native.Number:
         """What the numbers of a tensor are."""
@@ -111,6 +122,7 @@ class NativeArguments:
             slopes,
             0 if biases is None else self._biases(biases).data_ptr(),
             0 if biases is None else biases.shape[1],
+            rule.sink_tokens if has_span else 0,
         )
         return told
 
@@ -142,18 +154,18 @@ class NativeArguments:
                 f"Pages are {list(pages.shape)} with strides {pages.stride()}; they must be contiguous runs of "
                 f"{layer.geometry.page_nbytes} bytes."
             )
+        obstacle = self._plane_obstacle(layer) or self._format_obstacle(layer)
+        if obstacle:
+            raise ConfigError(f"The native kernels do not take these pages: {obstacle}; set PAGODA_KERNELS=reference.")
         key, value = layer.key, layer.value
         formats = [layer.format.of(slot.plane) for slot in (key, value)]
-        numbers = {self._number_of(format) for format in formats}
-        if len(numbers) > 1:
-            raise ConfigError(f"{layer.format.name} pages are not read natively; set PAGODA_KERNELS=reference.")
         told: _native.Pages = self._module.Pages(
             pages.data_ptr(),
             pages.shape[0],
             pages.stride(0),
             layer.geometry.page_tokens,
             key.plane.num_heads,
-            numbers.pop(),
+            self._number_in(formats[0]),
             *(
                 self._module.Plane(
                     slot.offset,
@@ -171,12 +183,10 @@ class NativeArguments:
 
     def _constants(self, layer: LayerPages) -> _native.KeyConstants:
         """What keys are kept without; the tensors live as long as the layer."""
-        constants, key = layer.constants, layer.key
+        constants = layer.constants
         if constants is None:
             none: _native.KeyConstants = self._module.KeyConstants(0, 0, 0, 0, 0, 0)
             return none
-        if layer.format.of(key.plane) not in WITH_CONSTANTS:
-            raise ConfigError(f"Keys in {layer.format.name} pages are kept as they are, without constants.")
         tensors = (constants.scales, constants.pairs, constants.bases, constants.turns.table)
         if not all(each.is_cpu and each.is_contiguous() for each in tensors) or constants.num_pairs > MOST_PAIRS:
             raise ConfigError(f"Constants of keys are not contiguous tensors of at most {MOST_PAIRS} pairs on the CPU.")
@@ -185,13 +195,30 @@ class NativeArguments:
         )
         return told
 
-    def _number_of(self, format: Format) -> _native.Number:
-        """The numbers of a plain format; codes are decoded to bf16."""
-        if isinstance(format, PlainFormat):
-            return self.numbers[format.dtype()]
-        if format in self._encodings:
-            return self.numbers[torch.bfloat16]
-        raise ConfigError(f"The native kernels do not read {format.name} pages; set PAGODA_KERNELS=reference.")
+    def _plane_obstacle(self, layer: LayerPages) -> str | None:
+        """Of the device and of the order of numbers, which `csrc/` takes for those of keys and values."""
+        key, value = layer.key.plane, layer.value.plane
+        if not layer.pages.is_cpu:
+            return f"pages are on {layer.pages.device}"
+        if key.reduced is not Axis.CHANNEL or len(layer.geometry.slots[layer.layer]) > 2:
+            return "a layer keeps other planes than keys and values"
+        if value is not key and (value.reduced is not Axis.TOKEN or value.num_heads != key.num_heads):
+            return "values are not laid out as one row for each row of keys"
+        return None
+
+    def _format_obstacle(self, layer: LayerPages) -> str | None:
+        key, value = (layer.format.of(slot.plane) for slot in (layer.key, layer.value))
+        for format in (key, value):
+            if format not in self._kept_numbers and format not in self._encodings:
+                return f"they do not read {format.name} pages"
+        if self._number_in(key) != self._number_in(value):
+            return f"they do not read keys in {key.name} beside values in {value.name}"
+        if layer.constants is not None and key not in WITH_CONSTANTS:
+            return f"keys in {layer.format.name} pages are kept as they are, without constants"
+        return None
+
+    def _number_in(self, format: Format) -> _native.Number:
+        return self._kept_numbers.get(format, self.numbers[torch.bfloat16])
 
     def _new_tables(self, view: GroupView) -> _native.Tables:
         tensors = (view.page_indices, view.page_starts, view.query_starts, view.context_lengths)
@@ -201,9 +228,32 @@ class NativeArguments:
         num_sequences = len(view.context_lengths)
         if len(view.page_starts) != num_sequences + 1 or len(view.query_starts) != num_sequences + 1:
             raise ConfigError(f"Page tables of {num_sequences} sequences need {num_sequences + 1} starts.")
-        addresses = [tensor.data_ptr() for tensor in tensors]
-        told: _native.Tables = self._module.Tables(*addresses, num_sequences, len(view.page_indices))
+        told: _native.Tables = self._module.Tables(
+            *(tensor.data_ptr() for tensor in tensors),
+            num_sequences,
+            len(view.page_indices),
+            _address_of_rows("positions", view.positions, view, torch.int32),
+            _address_of_rows("slots", view.slots, view, torch.int32),
+            _address_of_rows("ancestors", view.ancestors, view, torch.int64),
+            view.is_compacted,
+        )
         return told
+
+
+def _address_of_rows(name: str, tensor: torch.Tensor | None, view: GroupView, dtype: torch.dtype) -> int:
+    """Of a field of page tables that has a number for each new row, or none."""
+    if tensor is None:
+        return 0
+    rows = int(view.query_starts[-1])
+    if tensor.dtype is not dtype or not tensor.is_cpu or not tensor.is_contiguous() or tensor.shape != (rows,):
+        raise ConfigError(f"{name} is {described(tensor)}; it must be {dtype} [{rows}] on the CPU.")
+    return tensor.data_ptr()
+
+
+def _use_obstacle(use: AttentionUse) -> str | None:
+    if use.has_biases and use.rule.slopes is not None:
+        return "scores have slopes and biases"
+    return None
 
 
 def checked_sinks(sinks: torch.Tensor, num_heads: int) -> torch.Tensor:

@@ -5,8 +5,10 @@ pages exist beyond the number of tokens they hold.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Self
 
 
 class Axis(Enum):
@@ -41,6 +43,11 @@ class Layout(ABC):
     @abstractmethod
     def planes(self) -> tuple[Plane, ...]:
         """The planes of one layer, in the order in which they lie inside a page."""
+
+    @classmethod
+    @abstractmethod
+    def examples(cls) -> Mapping[str, Self]:
+        """Small ones of every shape that formats and kernels may find hard, by name, for tests and trials."""
 
     @abstractmethod
     def resumable_tokens(self, num_matched_tokens: int) -> int:

@@ -1,6 +1,8 @@
 """The latents of multi-head latent attention."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from pagoda.layouts.base import Axis, Layout, Plane
 
@@ -31,6 +33,10 @@ class LatentLayout(Layout):
     @property
     def planes(self) -> tuple[Plane, ...]:
         return (Plane("latent", 1, self.latent_width + self.rotary_width, Axis.CHANNEL, self.latent_width),)
+
+    @classmethod
+    def examples(cls) -> Mapping[str, Self]:
+        return {"latent": cls(latent_width=64, rotary_width=16)}
 
     def resumable_tokens(self, num_matched_tokens: int) -> int:
         """Any prefix of a causal layer can be resumed at any token."""

@@ -25,19 +25,26 @@ class LayerGroup:
     """The layers of a model that keep the same tokens; each group has its own page pool.
 
     `layouts` has one entry per layer of the group, in the order of their calls; entries may differ in heads and widths.
-    `span` is the window or chunk in tokens, and None for full attention.
+    `span` is the window or chunk in tokens, and None for full attention. The first `sink_tokens` are kept besides.
     """
 
     reach: Reach
     span: int | None
     layouts: tuple[Layout, ...]
+    sink_tokens: int = 0
+
+    @property
+    def name(self) -> str:
+        """What users know it by: "full", "sliding 4096"."""
+        window = str(self.reach) if self.span is None else f"{self.reach} {self.span}"
+        return f"{window} after {self.sink_tokens}" if self.sink_tokens else window
 
     @property
     def elements_per_token(self) -> int:
         return sum(layout.elements_per_token for layout in self.layouts)
 
     def first_needed(self, num_tokens: int) -> int:
-        """The first token that a query at position `num_tokens`, or a later one, attends to."""
+        """The first token behind the sinks that a query at position `num_tokens`, or a later one, attends to."""
         if self.span is None or self.reach is Reach.FULL:
             return 0
         if self.reach is Reach.SLIDING:

@@ -17,7 +17,8 @@ import torch
 from transformers import AttentionInterface
 
 from pagoda.errors import UnsupportedModelError
-from pagoda.kernels.base import AttentionRule, GroupView, Kernels, LayerPages
+from pagoda.kernels.base import AttentionKernels, AttentionRule, GroupView, LayerPages
+from pagoda.kernels.layers import LayerKernels
 from pagoda.layouts.spec import Reach
 from pagoda.models.states import StepStates
 
@@ -26,12 +27,13 @@ ATTENTION_NAME = "pagoda"
 
 @dataclass(frozen=True)
 class BoundSite:
-    """One attention call of the model, bound to its pages. `group` indexes the views of a step."""
+    """One attention call of the model, bound to its pages and kernels. `group` indexes the views of a step."""
 
     rule: AttentionRule
     layer: LayerPages
     group: int
     writes: bool
+    kernels: AttentionKernels
 
     @property
     def is_cross(self) -> bool:
@@ -55,18 +57,20 @@ class EncoderTokens:
 class PagedStep:
     """One forward pass over packed sequences: `sites` in call order, `views` by layer group.
 
+    `layers` are the kernels of what is computed between attention calls.
+
     `states` are those of recurrent layers, if the model has any, and `encoder` the tokens of new encoder inputs.
     """
 
     def __init__(
         self,
-        kernels: Kernels,
+        layers: LayerKernels,
         sites: tuple[BoundSite, ...],
         views: tuple[GroupView, ...],
         states: StepStates | None = None,
         encoder: EncoderTokens | None = None,
     ) -> None:
-        self.kernels = kernels
+        self.layers = layers
         self.states = states
         self.encoder = encoder
         self.views = views
@@ -102,8 +106,8 @@ class PagedStep:
         if site.writes and len(key):
             tables, finite = (view, self.finite) if not site.is_cross else self._new_encoder_tokens()
             values = None if value is None else _unit_stride(value)
-            self.kernels.store(_unit_stride(key), values, site.layer, tables, finite)
-        return self.kernels.attend(_unit_stride(query), site.layer, view, site.rule, sinks, biases)
+            site.kernels.store(_unit_stride(key), values, site.layer, tables, finite)
+        return site.kernels.attend(_unit_stride(query), site.layer, view, site.rule, sinks, biases)
 
     def next_states(self, layer: int) -> StepStates:
         """The states for the next recurrent layer, which must be the one numbered `layer`."""
@@ -160,10 +164,10 @@ def step_in_flight(module: torch.nn.Module, attention_mask: torch.Tensor | None)
     return step
 
 
-def kernels_in_flight() -> Kernels | None:
-    """The kernels of the step in flight, or None outside a step."""
+def kernels_in_flight() -> LayerKernels | None:
+    """The layers' kernels of the step in flight, or None outside a step."""
     step = _step_in_flight.get()
-    return None if step is None else step.kernels
+    return None if step is None else step.layers
 
 
 @contextmanager

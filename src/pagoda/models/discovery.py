@@ -35,11 +35,12 @@ _REACHES = {
 
 @dataclass(frozen=True)
 class Discovered:
-    """The cache a model needs and, per attention call in call order, how it attends and whether it has sinks."""
+    """The cache a model needs and, per attention call in call order, by which rule it attends and with what besides."""
 
     spec: CacheSpec
     rules: tuple[AttentionRule, ...]
     sinks: tuple[bool, ...]
+    biases: tuple[bool, ...]
 
 
 def discover(config: Any, build: Build = build_network) -> Discovered:
@@ -53,7 +54,9 @@ def discover(config: Any, build: Build = build_network) -> Discovered:
     layers = [(rule.reach, rule.span, _layout(call)) for rule, call in zip(rules, calls, strict=True)]
     spec = group_layers(layers, [_source(calls, ordinal) for ordinal in range(len(calls))])
     spec = replace(spec, states=recording.states.layouts())
-    return Discovered(spec, rules, tuple(call.has_sinks for call in calls))
+    return Discovered(
+        spec, rules, tuple(call.has_sinks for call in calls), tuple(call.has_distance_biases for call in calls)
+    )
 
 
 def check_config(config: Any) -> None:

@@ -1,8 +1,8 @@
 """Surgery after loading: norms, gated MLPs and rotary embeddings on the kernels of the step in flight.
 
-A module changes its class only if it proves, on numbers, to compute what the kernel's definition (kernels/reference.py)
-says, to the last bit. Whatever differs in formula or types keeps Transformers' own code, as does everything outside a
-step.
+A module changes its class only if it proves, on numbers, to compute what the kernel's definition says
+(kernels/reference_layers.py), to the last bit. Whatever differs in formula or types keeps Transformers' own code, as
+does everything outside a step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pagoda.kernels.reference import ReferenceKernels
+from pagoda.kernels.reference_layers import ReferenceLayers
 from pagoda.models.attention import kernels_in_flight
 from pagoda.models.linear import PagedLinear
 
@@ -90,7 +90,7 @@ def _norm_epsilon(module: nn.Module) -> float | None:
         return None
     weight = parameters["weight"].data
     probe = _numbers(3, weight.numel()).to(weight)
-    return epsilon if _agree(module, (probe,), ReferenceKernels().rms_norm(probe, weight, epsilon)) else None
+    return epsilon if _agree(module, (probe,), ReferenceLayers().rms_norm(probe, weight, epsilon)) else None
 
 
 def _is_gated_mlp(module: nn.Module) -> bool:
@@ -103,7 +103,7 @@ def _is_gated_mlp(module: nn.Module) -> bool:
     twin._modules = {**children, **small}
     probe = _numbers(2, PROBE_WIDTH)
     gate, up, down = small.values()
-    return _agree(twin, (probe,), down(ReferenceKernels().gated_silu(gate(probe), up(probe))))
+    return _agree(twin, (probe,), down(ReferenceLayers().gated_silu(gate(probe), up(probe))))
 
 
 def _is_plain(layer: Any) -> bool:
@@ -119,7 +119,7 @@ def _rotation(kind: type[nn.Module]) -> Rotation | None:
     rotation: Rotation | None = forward.__globals__.get(ROTARY_FUNCTION)
     query, key = _numbers(1, 3, 5, PROBE_WIDTH), _numbers(1, 2, 5, PROBE_WIDTH, seed=1)
     cosines, sines = _numbers(1, 5, PROBE_WIDTH, seed=2), _numbers(1, 5, PROBE_WIDTH, seed=3)
-    expected = tuple(ReferenceKernels().rotate(rows, cosines, sines) for rows in (query, key))
+    expected = tuple(ReferenceLayers().rotate(rows, cosines, sines) for rows in (query, key))
     return rotation if rotation and _agree(rotation, (query, key, cosines, sines), expected) else None
 
 

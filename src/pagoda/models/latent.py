@@ -46,10 +46,10 @@ def latent_attention(
     step = step_in_flight(module, attention_mask)
     into, out_of = up_projections(module)
     nope, rotary = query[0].transpose(0, 1).split([into.shape[1], value.shape[-1]], dim=-1)
-    inner = torch.cat((step.kernels.multiply_heads(nope, into), rotary), dim=-1)
+    inner = torch.cat((step.layers.multiply_heads(nope, into), rotary), dim=-1)
     row = torch.cat((key[0], value[0]), dim=-1).transpose(0, 1)
     out = step.attend(inner, row, None, scaling)
-    return step.kernels.multiply_heads(out, out_of).unsqueeze(0), None
+    return step.layers.multiply_heads(out, out_of).unsqueeze(0), None
 
 
 def up_projections(module: Any) -> tuple[torch.Tensor, torch.Tensor]:

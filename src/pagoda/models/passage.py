@@ -16,10 +16,11 @@ from pagoda.cache.pool import PagePool
 from pagoda.formats.constants import KeyConstants, PageTurns
 from pagoda.formats.page import PageGeometry
 from pagoda.formats.state import StateGeometry
-from pagoda.kernels.base import GroupView, Kernels, LayerPages
+from pagoda.kernels.base import GroupView, Kernels
 from pagoda.layouts.spec import SiteSlot
-from pagoda.models.attention import BoundSite, PagedStep
+from pagoda.models.attention import PagedStep
 from pagoda.models.model import Model
+from pagoda.models.sites import bind_sites
 from pagoda.models.states import StepStates, typed_states
 
 Step = TypeVar("Step", bound=PagedStep)
@@ -45,19 +46,11 @@ class Passage:
         constants: Mapping[SiteSlot, KeyConstants] | None = None,
         position: int = 0,
     ) -> None:
-        self._model, self._kernels, self._position = model, kernels, position
+        self._model, self._layers, self._position = model, kernels.layers, position
         self._page_tokens = geometries[0].page_tokens
-        pools = [PagePool(geometry, -(-most_tokens // self._page_tokens)) for geometry in geometries]
+        pages = [PagePool(geometry, -(-most_tokens // self._page_tokens)).pages for geometry in geometries]
         shifted = _shifted(constants or {}, position // self._page_tokens)
-        self._sites = tuple(
-            BoundSite(
-                rule,
-                LayerPages(pools[site.group].pages, geometries[site.group], site.layer, shifted.get(site)),
-                site.group,
-                site.writes,
-            )
-            for rule, site in zip(model.rules, model.spec.sites, strict=True)
-        )
+        self._sites = bind_sites(model.discovered, kernels, geometries, pages, shifted).sites
         states = StateGeometry(model.spec.states, model.dtype.itemsize)
         self._states = typed_states(states, PagePool(states, 1).pages, model.dtype) if model.spec.states else None
 
@@ -99,7 +92,7 @@ class Passage:
         length = num_before + count
         views = (_view(-(-length // self._page_tokens), length, count),) * len(self._model.spec.groups)
         states = None if self._states is None else StepStates(self._states, _view(1, length, count), [()])
-        step = make_step(self._kernels, self._sites, views, states)
+        step = make_step(self._layers, self._sites, views, states)
         return step, torch.arange(self._position + num_before, self._position + length)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from pagoda.errors import KernelUnavailableError
-from pagoda.kernels.native import allocate
+from pagoda.kernels.native_calls import allocate
 from pagoda.machine import available_memory_nbytes, huge_pages, page_out
 
 # Smaller models live in the caches.

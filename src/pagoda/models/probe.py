@@ -56,6 +56,7 @@ class Call:
     soft_cap: float | None
     has_sinks: bool
     has_position_bias: bool
+    has_distance_biases: bool = False
     has_latents: bool = False
     slopes: tuple[float, ...] | None = None
     own_reach: tuple[Reach, int | None] | None = None
@@ -180,6 +181,7 @@ def _note_call(  # noqa: PLR0913 - the signature is transformers'
             has_sinks=s_aux is not None,
             # Biases by distance, [heads, distances], are another thing (packed_decoder.py).
             has_position_bias=position_bias is not None and position_bias.dim() > 2,
+            has_distance_biases=position_bias is not None and position_bias.dim() == 2 and position_bias.numel() > 0,
             slopes=slopes,
             own_reach=own_reach,
         )

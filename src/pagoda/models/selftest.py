@@ -17,15 +17,16 @@ from pagoda.errors import UnsupportedModelError
 from pagoda.formats.page import page_geometries
 from pagoda.formats.plain import FP32
 from pagoda.formats.state import StateGeometry
-from pagoda.kernels.base import GroupView, LayerPages
+from pagoda.kernels.base import GroupView
 from pagoda.kernels.reference import ReferenceKernels
 from pagoda.layouts.spec import Reach
-from pagoda.models.attention import BoundSite, EncoderTokens, PagedStep
+from pagoda.models.attention import EncoderTokens, PagedStep
 from pagoda.models.build import random_network
 from pagoda.models.decoder_config import decoder_config, num_decoder_layers
 from pagoda.models.encoder import EncoderInput
 from pagoda.models.model import Model
 from pagoda.models.quiet import quiet
+from pagoda.models.sites import bind_sites
 from pagoda.models.states import StepStates, typed_states
 from pagoda.models.tiny import shrink
 
@@ -53,10 +54,8 @@ class PagedRun:
             torch.zeros(sum(map(_pages, lengths)), geometry.page_nbytes, dtype=torch.uint8)
             for geometry, lengths in zip(geometries, self._capacities, strict=True)
         ]
-        self._sites = tuple(
-            BoundSite(rule, LayerPages(pools[slot.group], geometries[slot.group], slot.layer), slot.group, slot.writes)
-            for rule, slot in zip(model.rules, model.spec.sites, strict=True)
-        )
+        self._kernels = ReferenceKernels()
+        self._sites = bind_sites(model.discovered, self._kernels, geometries, pools, {}).sites
         geometry = StateGeometry(model.spec.states, torch.float32.itemsize)
         slots = torch.zeros(len(SEQUENCE_TOKENS), geometry.page_nbytes, dtype=torch.uint8)
         self._states = typed_states(geometry, slots, torch.float32)
@@ -86,9 +85,8 @@ class PagedRun:
         ]
         slots = _view(counts, lengths, [1] * len(counts))
         states = StepStates(self._states, slots, [()] * len(counts)) if self._states else None
-        step = PagedStep(
-            ReferenceKernels(), self._sites, (*views, slots), states, self._encoder_tokens() if not any(done) else None
-        )
+        encoder_tokens = None if any(done) else self._encoder_tokens()
+        step = PagedStep(self._kernels.layers, self._sites, (*views, slots), states, encoder_tokens)
         return self._model.forward(tokens, positions, rows, step)
 
     def _encoder_tokens(self) -> EncoderTokens | None:

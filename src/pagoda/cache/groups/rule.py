@@ -12,8 +12,12 @@ class KeepRule(Protocol):
     def span(self) -> int | None:
         """The window in tokens; None if every token is kept."""
 
+    @property
+    def sink_tokens(self) -> int:
+        """How many of the first tokens are kept besides, however far back they lie (StreamingLLM, arXiv 2309.17453)."""
+
     def first_needed(self, num_tokens: int) -> int:
-        """The first token that a query at position `num_tokens`, or a later one, attends to."""
+        """The first token behind the sinks that a query at position `num_tokens`, or a later one, attends to."""
 
     def resumable_tokens(self, num_matched_tokens: int) -> int:
         """The deepest point up to `num_matched_tokens` from which layers can resume if all they need is held."""
@@ -26,6 +30,10 @@ class KeepAll:
     def span(self) -> int | None:
         return None
 
+    @property
+    def sink_tokens(self) -> int:
+        return 0
+
     def first_needed(self, num_tokens: int) -> int:  # noqa: ARG002
         return 0
 
@@ -33,6 +41,7 @@ class KeepAll:
         return num_matched_tokens
 
 
-def window_pages(span: int, page_tokens: int, step_tokens: int) -> int:
+def window_pages(span: int, page_tokens: int, step_tokens: int, sink_tokens: int = 0) -> int:
     """The most pages that a sequence with a window of `span` holds while it computes `step_tokens` in a step."""
-    return max(span - 2, 0) // page_tokens + 2 + -(-step_tokens // page_tokens)
+    window = max(span - 2, 0) // page_tokens + 2 + -(-step_tokens // page_tokens)
+    return window + -(-sink_tokens // page_tokens)

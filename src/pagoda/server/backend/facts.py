@@ -33,12 +33,21 @@ class PageKind:
 
 
 @dataclass(frozen=True)
+class GroupAttention:
+    """The `kernels` that a layer group attends with, and the `obstacle` to better ones, if there is one."""
+
+    group: str
+    kernels: str
+    obstacle: str = ""
+
+
+@dataclass(frozen=True)
 class PageFacts:
     """Which pages there are.
 
     kinds: in the order of `CacheStats.groups`. formats: those that attention reads, each once. num_pages: of each group
     that attends. page_tokens: of the first of these, 0 without any. nbytes: of all pages. constants: a digest of what
-    was fitted to the model.
+    was fitted to the model. attention: of each group that attends.
     """
 
     kinds: tuple[PageKind, ...]
@@ -47,3 +56,4 @@ class PageFacts:
     page_tokens: int
     nbytes: int
     constants: str | None = None
+    attention: tuple[GroupAttention, ...] = ()

@@ -26,7 +26,7 @@ from pagoda.planning.memory import MemoryPlan
 from pagoda.prompts import Prompt, PromptReader, ReadPrompt
 from pagoda.sampling_params import SamplingParams
 from pagoda.server.backend import base
-from pagoda.server.backend.facts import PageFacts, PageKind, ServedModel
+from pagoda.server.backend.facts import GroupAttention, PageFacts, PageKind, ServedModel
 from pagoda.server.backend.local_call import LocalCall
 from pagoda.server.ground.messages import Call, Work
 
@@ -189,6 +189,10 @@ def _page_facts(engine: Engine) -> PageFacts:
         page_tokens=memory.geometries[0].page_tokens if memory.geometries else 0,
         nbytes=memory.nbytes,
         constants=engine.fit.digest,
+        attention=tuple(
+            GroupAttention(each.group.name, each.kernels.name, each.obstacle or "")
+            for each in engine.kernel_choice.groups
+        ),
     )
 
 

@@ -177,6 +177,7 @@ class _CacheState(Collector):
         yield self._evictions(stats)
         yield self._pages(stats)
         yield self._info()
+        yield self._kernels()
 
     def _pages(self, stats: CacheStats) -> Metric:
         names = (*LABELS, "group", "format", "state")
@@ -207,6 +208,15 @@ class _CacheState(Collector):
         family = GaugeMetricFamily(f"{PREFIX}cache_config_info", "How the cache is set up.", labels=names)
         size, count = str(facts.page_tokens), str(sum(facts.num_pages))
         family.add_metric((*self._labels, size, count, ",".join(facts.formats)), 1)
+        return family
+
+    def _kernels(self) -> Metric:
+        names = (*LABELS, "group", "kernels", "obstacle")
+        family = GaugeMetricFamily(
+            f"{PREFIX}attention_kernels_info", "What layer groups attend with, and why not with better.", labels=names
+        )
+        for each in self._facts.attention:
+            family.add_metric((*self._labels, each.group, each.kernels, each.obstacle), 1)
         return family
 
     def _gauge(self, name: str, help: str, value: float) -> Metric:

@@ -1,0 +1,65 @@
+"""The interface of kernels for what layers compute besides attention: products, norms, gates, rotations.
+
+Knows shapes and types. Does not know pages, nor which modules of a model ask (`models/linear.py`, `models/fused.py`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+class LayerKernels(ABC):
+    """What the layers of a step call. Some must be asked first whether they take tensors of these shapes and types."""
+
+    @abstractmethod
+    def takes_linear(self, input: torch.Tensor, weight: torch.Tensor) -> bool:
+        """Whether `linear` was measured to beat torch for these shapes and types."""
+
+    @abstractmethod
+    def linear(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """A linear layer on the few rows of a decode step; only for what `takes_linear` accepts.
+
+        `input` [..., depth], `weight` [columns, depth], `bias` [columns]; returns [..., columns] in the type of
+        `input`, with sums in fp32.
+        """
+
+    @abstractmethod
+    def takes_gated_linear(self, input: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> bool:
+        """Whether `gated_linear` was measured to beat its parts for these shapes and types."""
+
+    @abstractmethod
+    def gated_linear(self, input: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """`gated_silu` of two linear layers without bias on `input` [..., depth]; weights [columns, depth]."""
+
+    @abstractmethod
+    def rms_norm(self, input: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """Root-mean-square norm (arXiv 1910.07467) over the last axis of `input` [..., width], times `weight` [width].
+
+        Computed in fp32 and rounded to the type of `input` before the product, as Llama does.
+        """
+
+    @abstractmethod
+    def gated_silu(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """silu(gate) * up (arXiv 2002.05202), each rounded to their common type."""
+
+    @abstractmethod
+    def takes_rotation(self, input: torch.Tensor, cosines: torch.Tensor) -> bool:
+        """Whether `rotate` accepts tensors of these shapes and types."""
+
+    @abstractmethod
+    def multiply_heads(self, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """A product for each head: `input` [rows, heads, depth], `weight` [heads, depth, columns].
+
+        Returns [rows, heads, columns].
+        """
+
+    @abstractmethod
+    def rotate(self, input: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+        """Rotary embedding (arXiv 2104.09864) of `input` [1, heads, rows, width], halves of a head paired.
+
+        `cosines` and `sines` are [1, rows, width]. Returns the shape of `input`, with the heads of a row side by side.
+        """

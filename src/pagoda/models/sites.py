@@ -1,0 +1,62 @@
+"""Binds the attention calls of a model to the pages and kernels that answer them, once, when pages are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pagoda.formats.constants import KeyConstants
+from pagoda.formats.page import PageGeometry
+from pagoda.kernels.base import AttentionUse, Kernels, LayerPages
+from pagoda.kernels.choice import KernelChoice, choose_for
+from pagoda.layouts.spec import SiteSlot
+from pagoda.models.attention import BoundSite
+from pagoda.models.discovery import Discovered
+
+
+@dataclass(frozen=True)
+class BoundSites:
+    """Every attention call, in call order, and what each layer group attends with."""
+
+    sites: tuple[BoundSite, ...]
+    choice: KernelChoice
+
+
+def bind_sites(
+    discovered: Discovered,
+    backend: Kernels,
+    geometries: Sequence[PageGeometry],
+    pages: Sequence[torch.Tensor],
+    constants: Mapping[SiteSlot, KeyConstants],
+) -> BoundSites:
+    """The calls of a model on the `pages` of its groups; `constants` are what the keys of layers are kept without.
+
+    Raises ConfigError if `backend` cannot serve a group and nothing may stand in for it.
+    """
+    slots = discovered.spec.sites
+    # A call that stores nothing reads what another stored, and with what that was kept without.
+    layers = {
+        (slot.group, slot.layer): LayerPages(pages[slot.group], geometries[slot.group], slot.layer, constants.get(slot))
+        for slot in slots
+        if slot.writes
+    }
+    uses = [AttentionUse(*use) for use in zip(discovered.rules, discovered.sinks, discovered.biases, strict=True)]
+    groups = tuple(
+        choose_for(
+            backend,
+            geometry.group,
+            [
+                (layers[slot.group, slot.layer], use)
+                for slot, use in zip(slots, uses, strict=True)
+                if slot.group == index
+            ],
+        )
+        for index, geometry in enumerate(geometries)
+    )
+    sites = tuple(
+        BoundSite(use.rule, layers[slot.group, slot.layer], slot.group, slot.writes, groups[slot.group].kernels)
+        for slot, use in zip(slots, uses, strict=True)
+    )
+    return BoundSites(sites, KernelChoice(backend, groups))
