@@ -1,4 +1,4 @@
-"""Writes the index at the end of docs/architecture.md: every file of the package, by the first line of its docstring."""
+"""Writes the index at the end of docs/architecture.md: each file of the package, by the first line of its docstring."""
 
 from __future__ import annotations
 

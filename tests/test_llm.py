@@ -114,7 +114,7 @@ def test_the_text_ends_before_the_token_that_ends_it(llm: LLM, place: int) -> No
 
 
 def test_a_request_whose_end_comes_with_another_s_failure_ends(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    append = llm.engine._append
+    append = llm.engine._settler._append
 
     def fail_for_one(sequence: Any, *rest: Any) -> None:
         if sequence.request.params.max_tokens == 2:
@@ -126,7 +126,7 @@ def test_a_request_whose_end_comes_with_another_s_failure_ends(llm: LLM, monkeyp
         calls = [llm.generate_async("One", each) for each in params]
         return await asyncio.gather(*(asyncio.wait_for(call, 60) for call in calls), return_exceptions=True)
 
-    monkeypatch.setattr(llm.engine, "_append", fail_for_one)
+    monkeypatch.setattr(llm.engine._settler, "_append", fail_for_one)
     innocent, guilty = asyncio.run(both())
     assert len(innocent[0].outputs[0].token_ids) == 1
     assert isinstance(guilty, RequestError)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-from pagoda.engine.engine import TokenEvent
+from pagoda.engine.ends import TokenEvent
 from pagoda.engine.request import Request, Sequence
 from pagoda.errors import RequestError
 from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk

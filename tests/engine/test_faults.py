@@ -28,8 +28,10 @@ from pagoda.cache.leases import Breakpoint, Leases
 from pagoda.cache.pool import PagePool
 from pagoda.cache.tenants import Tenants
 from pagoda.collector import Collector
-from pagoda.engine import engine as engine_module
 from pagoda.engine import sampling
+from pagoda.engine import settle as settle_module
+from pagoda.engine.ends import Ends
+from pagoda.engine.engine import Engine
 from pagoda.engine.forward import Forward
 from pagoda.engine.request import Request, new_request
 from pagoda.engine.scheduler import Scheduler
@@ -64,8 +66,10 @@ POINTS: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (Forward, ("read", "run")),
     (Model, ("forward",)),
     (Encoder, ("encode",)),
-    (engine_module, ("ban", "draw", "token_logprobs", "score_prompt", "lease_computed")),
-    (engine_module.Engine, ("_launch", "_settle", "_fork", "_append", "_finish", "_take_events")),
+    (settle_module, ("ban", "draw", "token_logprobs", "score_prompt", "lease_computed")),
+    (settle_module.Settler, ("settle", "_fork", "_append")),
+    (Ends, ("finish", "take_events")),
+    (Engine, ("_launch",)),
     (sampling, ("sample", "edit_logits", "truncate", "first_to_arrive")),
     (TextStream, ("__init__", "push", "take", "finish")),
     (Collector, ("__call__", "_watch", "_output")),

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from pagoda.engine.engine import Engine, TokenEvent
+from pagoda.engine.ends import TokenEvent
+from pagoda.engine.engine import Engine
 from pagoda.engine.request import Request
 from pagoda.errors import EngineClosedError, RequestError
 from pagoda.machine import keep_freed_memory

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from pagoda.cache.leases import Breakpoint, LeaseResult
+from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.namespace import Namespace
 from pagoda.cache.sequence import CachedSequence
 from pagoda.models.generation import NO_RULES, Rules
@@ -195,3 +196,13 @@ def new_request(
     """A request that arrives now; `text` is the prompt as it was given."""
     metrics = RequestMetrics(arrival=monotonic())
     return Request(request_id, prompt, params, metrics, text, cache_salt, encoder_input, **options)
+
+
+def new_sample(request: Request, index: int) -> Sequence:
+    """Begin sample `index` of a request."""
+    # Its text must depend on the seed and the index alone, so each has a generator of its own.
+    generator = random.Random(f"{request.seed}/{index}")
+    sequence = Sequence(request, index, array(TOKEN_TYPE, request.prompt), generator)
+    sequence.matcher = None if request.constraint is None else request.constraint.new()
+    request.sequences.append(sequence)
+    return sequence

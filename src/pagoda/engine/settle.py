@@ -1,0 +1,163 @@
+"""What becomes of a step: how many tokens of each chunk count, and which tokens are drawn after them.
+
+Commits before it draws, so that pages are shareable at once, and tells callers last. Whoever's matcher does not know
+yet what may follow is held until it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+
+import torch
+
+from pagoda.cache.cache import Cache
+from pagoda.engine.batch import Batch, Chunk
+from pagoda.engine.breakpoints import lease_computed
+from pagoda.engine.ends import Ends
+from pagoda.engine.forward import Computed
+from pagoda.engine.request import FinishReason, Phase, Sequence, new_sample
+from pagoda.engine.sampling import ban, draw, token_logprobs
+from pagoda.engine.scheduler import Scheduler
+from pagoda.engine.scoring import score_prompt
+from pagoda.errors import NonFiniteCacheError, NonFiniteLogitsError
+from pagoda.models.model import Model
+
+
+class Settler:
+    """Settles steps of `model` over `cache`. Sequences of a tenant end after `max_len` tokens."""
+
+    def __init__(
+        self, model: Model, cache: Cache, scheduler: Scheduler, ends: Ends, max_len: Callable[[str], int]
+    ) -> None:
+        self._model = model
+        self._cache = cache
+        self._scheduler = scheduler
+        self._ends = ends
+        self._max_len = max_len
+        self._held: list[Sequence] = []
+
+    @property
+    def holds_any(self) -> bool:
+        """Whether matchers are waited for."""
+        return bool(self._held)
+
+    def release_held(self) -> None:
+        """Let those go on, or end them, whose matchers know by now."""
+        held, self._held = self._held, []
+        for sequence in held:
+            if sequence.phase is not Phase.FINISHED:
+                self._ends.contain(sequence, self._release)
+
+    def settle(self, batch: Batch, computed: Computed) -> None:
+        """Decide how many tokens of each chunk count, commit them, and draw the next ones."""
+        self._fail_broken(computed)
+        for chunk in batch.unfinished().chunks:
+            self._ends.contain(chunk.sequence, self._commit, self._accepted_tokens(chunk))
+        for sequence, logits in computed.prompt_logits.items():
+            self._ends.contain(sequence, score_prompt, logits)
+        ban(computed.logits, computed.complete, self._model.generation)
+        complete = [
+            (sequence, row)
+            for sequence, row in zip(computed.complete, computed.logits, strict=True)
+            if sequence.phase is Phase.RUNNING
+        ]
+        for sequence, _ in complete:
+            if sequence.request.params.max_tokens == 0:
+                self._ends.contain(sequence, self._end_prompt)
+        self._sample([(sequence, row) for sequence, row in complete if sequence.phase is Phase.RUNNING])
+
+    def _accepted_tokens(self, chunk: Chunk) -> int:
+        """How many tokens of its sequence are computed for good once a chunk is: all that it had."""
+        return chunk.stop
+
+    def _commit(self, sequence: Sequence, num_tokens: int) -> None:
+        assert sequence.cached is not None
+        self._cache.commit(sequence.cached, sequence.tokens, num_tokens)
+        lease_computed(self._cache, sequence)
+
+    def _end_prompt(self, sequence: Sequence) -> None:
+        """End one that was to be computed only; its pages stay."""
+        for each in (sequence, *self._fork(sequence)):
+            self._ends.finish(each, FinishReason.LENGTH)
+            self._ends.tell(each, None)
+
+    def _sample(self, complete: list[tuple[Sequence, torch.Tensor]]) -> None:
+        """Draw the next token of each completed sequence from its logits, forking those that want several samples."""
+        rows = []
+        for sequence, row in complete:
+            twins = self._ends.contain(sequence, self._fork) or ()
+            rows += [(each, row) for each in (sequence, *twins) if each.phase is not Phase.FINISHED]
+        drawn, failed = draw(rows, self._model.eos_token_ids)
+        for sequence, error in failed:
+            self._ends.fail([sequence], error, keep_pages=True)
+        now = monotonic()
+        for sequence, row, token in drawn:
+            if sequence.phase is not Phase.FINISHED:
+                self._ends.contain(sequence, self._accept, token, row, now)
+
+    def _accept(self, sequence: Sequence, token: int, logits: torch.Tensor, now: float) -> None:
+        self._append(sequence, token, logits, now)
+        self._ends.tell(sequence, token)
+
+    def _fork(self, sequence: Sequence) -> list[Sequence]:
+        """The other samples of a request whose prompt is computed now."""
+        request = sequence.request
+        twins = [new_sample(request, index) for index in range(len(request.sequences), request.params.n)]
+        self._scheduler.fork(sequence, twins)
+        return twins
+
+    def _append(self, sequence: Sequence, token: int, logits: torch.Tensor, now: float) -> None:
+        request, params = sequence.request, sequence.request.params
+        if params.logprobs is not None:
+            logprobs = token_logprobs(logits, token, params.logprobs)
+            sequence.logprobs.append(logprobs)
+            sequence.cumulative_logprob += logprobs.logprob
+        sequence.tokens.append(token)
+        metrics = request.metrics
+        metrics.first_token = metrics.first_token or now
+        metrics.last_token = now
+        if sequence.index == 0:
+            metrics.token_times.append(now)
+        stops = token in request.stop_token_ids
+        # The text ends before the token that ends it, as it does before a stop string.
+        is_shown = not stops or params.include_stop_str_in_output
+        matched = request.watch(sequence, token) if request.watch and is_shown else None
+        if sequence.matcher is not None:
+            sequence.matcher.push(token)
+        if stops:
+            sequence.stop_reason = None if token in self._model.eos_token_ids else token
+            self._ends.finish(sequence, FinishReason.STOP)
+        elif matched is not None and sequence.num_output_tokens >= params.min_tokens:
+            sequence.stop_reason = matched
+            self._ends.finish(sequence, FinishReason.STOP)
+        elif sequence.matcher is not None:
+            sequence.is_held = True
+            self._held.append(sequence)
+        elif self._is_full(sequence):
+            self._ends.finish(sequence, FinishReason.LENGTH)
+
+    def _is_full(self, sequence: Sequence) -> bool:
+        request = sequence.request
+        limit = self._max_len(request.tenant)
+        return len(sequence.tokens) >= limit or sequence.num_output_tokens == request.params.max_tokens
+
+    def _release(self, sequence: Sequence) -> None:
+        """Let a sequence go on, or end it, if its matcher knows by now."""
+        assert sequence.matcher is not None
+        if not sequence.matcher.is_ready:
+            self._held.append(sequence)
+            return
+        sequence.is_held = False
+        if sequence.matcher.is_done or self._is_full(sequence):
+            self._ends.finish(sequence, FinishReason.STOP if sequence.matcher.is_done else FinishReason.LENGTH)
+            self._ends.tell(sequence, None)
+
+    def _fail_broken(self, computed: Computed) -> None:
+        """End what computed NaN or infinity, before its pages are shared."""
+        self._ends.fail(
+            computed.broken,
+            NonFiniteCacheError("The model produced NaN or infinite keys or values for this request."),
+        )
+        broken = [sequence for sequence in computed.with_broken_logits() if sequence.phase is Phase.RUNNING]
+        self._ends.fail(broken, NonFiniteLogitsError("The model produced NaN or infinite logits for this request."))
