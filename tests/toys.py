@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pagoda.cache.eviction.base import EvictionPolicy
-from pagoda.cache.prefix.tree import Node
+from pagoda.cache.eviction.base import EvictionPolicy, Usage
 from pagoda.errors import KernelUnavailableError
 from pagoda.formats.base import Format
 from pagoda.formats.words import by_token, merged, put_tokens
@@ -77,10 +76,10 @@ class ToyLayout(Layout):
 
 
 class ToyPolicy(EvictionPolicy):
-    """The page that was used last goes first."""
+    """What was used last goes first."""
 
-    def priority(self, node: Node) -> int:
-        return -node.last_used
+    def priority(self, usage: Usage) -> int:
+        return -usage.last_used
 
 
 class ToyKernels(Kernels):

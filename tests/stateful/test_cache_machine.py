@@ -50,8 +50,8 @@ class EveryThird(KeepAll):
         return num_matched_tokens - num_matched_tokens % 3
 
 
-def window(reach: Reach, span: int) -> LayerGroup:
-    return LayerGroup(reach, span, (AttentionLayout(1, 2, 2),))
+def window(reach: Reach, span: int, sink_tokens: int = 0) -> LayerGroup:
+    return LayerGroup(reach, span, (AttentionLayout(1, 2, 2),), sink_tokens=sink_tokens)
 
 
 class TokenStore:
@@ -220,9 +220,10 @@ class CacheMachine(RuleBasedStateMachine):
     def every_sequence_reads_its_own_tokens(self) -> None:
         for live in self.live:
             for group, store, table in zip(self.groups, self.stores, live.cached.tables, strict=True):
-                size, first = group.page_tokens, table.num_dropped * group.page_tokens
-                read = [store.pages[table.pages[i // size]][i % size] for i in range(first, live.stored)]
-                assert read == live.tokens[first : live.stored]
+                size = group.page_tokens
+                places = [*range(table.num_sinks * size), *range(table.num_dropped * size, live.stored)]
+                read = [store.pages[table.pages[i // size]][i % size] for i in places]
+                assert read == [live.tokens[i] for i in places]
 
     @invariant()
     def windows_hold_what_they_need_and_little_more(self) -> None:
@@ -236,6 +237,7 @@ class CacheMachine(RuleBasedStateMachine):
                     written = -(-live.stored // size) - table.num_dropped
                     assert written <= max(-(-needed // size) + 1, 2)
                     assert written <= window_pages(shape.rule.span, size, 0)
+                assert table.num_sinks == min(-(-shape.rule.sink_tokens // size), table.num_dropped)
 
     @invariant()
     def a_page_in_the_tree_holds_the_tokens_of_its_key(self) -> None:
@@ -368,6 +370,15 @@ class TightWindows(CacheMachine):
     shapes = (GroupShape(7, 4, window(Reach.SLIDING, 6)), GroupShape(24, 4), GroupShape(9, 2, window(Reach.CHUNKED, 4)))
 
 
+class WindowsAfterSinks(CacheMachine):
+    """The first tokens stay, however far a window moves on: within a page, and over some."""
+
+    shapes = (
+        GroupShape(14, 4, window(Reach.SLIDING, 6, sink_tokens=3)),
+        GroupShape(14, 2, window(Reach.SLIDING, 3, 5)),
+    )
+
+
 class TinyWindow(CacheMachine):
     """A window shorter than a page, and nothing else."""
 
@@ -382,6 +393,7 @@ MACHINES = (
     WithoutSharing,
     RoomyWindows,
     TightWindows,
+    WindowsAfterSinks,
     TinyWindow,
 )
 

@@ -103,6 +103,6 @@ def _stored(group: CacheGroup, tables: Iterable[PageTable]) -> tuple[int, int]:
     stored = {
         page: min(size, table.num_slots - index * size)
         for table in tables
-        for index, page in enumerate(table.held, start=table.num_dropped)
+        for index, page in zip(table.held_indices, table.held, strict=True)
     }
     return sum(max(tokens, 0) for tokens in stored.values()), len(stored)

@@ -193,16 +193,17 @@ def _group_pages(geometry: PageGeometry, geometries: tuple[PageGeometry, ...], n
 
     Fewer with a window, but enough for one sequence.
     """
-    if geometry.group.span is None or all(each.group.span is not None for each in geometries):
+    group = geometry.group
+    if group.span is None or all(each.group.span is not None for each in geometries):
         return num_pages
-    enough = window_pages(geometry.group.span, geometry.page_tokens, step_tokens)
+    enough = window_pages(group.span, geometry.page_tokens, step_tokens, group.sink_tokens)
     return min(num_pages, max(enough, int(num_pages * WINDOW_SHARE)))
 
 
 def group_capacity(geometry: PageGeometry, num_pages: int, step_tokens: int) -> int | None:
     """The longest sequence whose tokens fit in a group; None if its windows can move on for ever."""
-    span = geometry.group.span
-    if span is not None and num_pages >= window_pages(span, geometry.page_tokens, step_tokens):
+    span, size, sink_tokens = geometry.group.span, geometry.page_tokens, geometry.group.sink_tokens
+    if span is not None and num_pages >= window_pages(span, size, step_tokens, sink_tokens):
         return None
     return num_pages * geometry.page_tokens
 

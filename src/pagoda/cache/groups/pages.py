@@ -43,6 +43,7 @@ class PageGroup:
         self.page_tokens = page_tokens
         self._rule = rule
         self._share = share
+        self._num_sinks = -(-rule.sink_tokens // page_tokens)
         self.prefixes = Prefixes(num_pages, page_tokens, policy, rule.span is None, share, tenants)
         self.holdings = self.prefixes.holdings
 
@@ -59,7 +60,7 @@ class PageGroup:
             if self.prefixes.keeps_all:
                 return num_tokens
             nodes = [*match.path, match.partial][: -(-num_tokens // self.page_tokens)]
-            indices = range(len(nodes) - 1, self._first_page(num_tokens) - 1, -1)
+            indices = reversed(self._needed_pages(num_tokens, len(nodes)))
             missing = next((i for i in indices if (node := nodes[i]) is None or node.page == NO_PAGE), None)
             if missing is None:
                 return num_tokens
@@ -72,9 +73,10 @@ class PageGroup:
         """
         if not num_tokens:
             return 0
-        nodes = [*match.path, match.partial][self._first_page(num_tokens) : -(-num_tokens // self.page_tokens)]
+        nodes = [*match.path, match.partial]
         is_pinned, cost = self.holdings.allocator.is_pinned, int(num_tokens % self.page_tokens > 0)
-        for node in nodes:
+        for index in self._needed_pages(num_tokens, -(-num_tokens // self.page_tokens)):
+            node = nodes[index]
             cost += node is not None and not is_pinned(node.page)
         return cost
 
@@ -85,8 +87,9 @@ class PageGroup:
         growth = -(-(num_tokens + num_new_tokens) // size) - held
         if self._rule.span is None:
             return growth
-        most = window_pages(self._rule.span, size, min(step_tokens, num_new_tokens))
-        return min(growth, max(most - held + self._first_page(num_tokens), 0))
+        most = window_pages(self._rule.span, size, min(step_tokens, num_new_tokens), self._rule.sink_tokens)
+        num_held = len(self._needed_pages(num_tokens, held))
+        return min(growth, max(most - num_held, 0))
 
     def attach(
         self, namespace: Namespace, match: PrefixMatch, num_tokens: int, points: ResumePoints = NOWHERE
@@ -105,9 +108,9 @@ class PageGroup:
         table = PageTable(account, node, first, points)
         holdings.tick()
         try:
-            shared = path[first:]
+            shared = [path[index] for index in self._needed_pages(num_tokens, whole)] if first else path
             holdings.use(shared)
-            table.pages.extend([each.page for each in shared])
+            self._take_over(table, [each.page for each in shared])
             for each in shared:
                 each.num_hits += 1
             table.num_tokens = whole * self.page_tokens
@@ -167,6 +170,7 @@ class PageGroup:
         """
         twin = PageTable(table.account, table.node, table.num_dropped, table.resume_points)
         twin.num_tokens = table.num_tokens
+        twin.num_sinks = table.num_sinks
         twin.pages = table.pages[: -(-table.num_tokens // self.page_tokens)]
         for page in twin.held:
             self.holdings.allocator.retain(page)
@@ -183,6 +187,9 @@ class PageGroup:
             self._keep_tail(table, tokens)
         while len(table.pages) > table.num_dropped:
             self.prefixes.leave(table.pages.pop())
+        while table.num_sinks:
+            table.num_sinks -= 1
+            self.prefixes.leave(table.pages[table.num_sinks])
         if not keep and table.node is not None:
             self.prefixes.forget(table.node)
         del table.pages[:]
@@ -194,8 +201,8 @@ class PageGroup:
         A page with some of the last tokens is not held; it must have all of them.
         """
         path, size = match.path, self.page_tokens * TOKEN_NBYTES
-        first = self._first_page(prefix.page_tokens)
-        nodes = [node for node in path[first:] if node.page != NO_PAGE]
+        needed = self._needed_pages(prefix.page_tokens, len(path))
+        nodes = [path[index] for index in needed if path[index].page != NO_PAGE]
         parent = path[-1] if path else self.prefixes.tree.root(namespace)
         runs = [prefix.key[at : at + size] for at in range(len(path) * size, len(prefix.key), size)]
         partial = match.partial
@@ -237,12 +244,28 @@ class PageGroup:
         """The first page that a sequence of so many tokens keeps: what later ones need, and its last sealed page."""
         return max(min(self._rule.first_needed(num_tokens) // self.page_tokens, num_tokens // self.page_tokens - 1), 0)
 
+    def _needed_pages(self, num_tokens: int, stop: int) -> Sequence[int]:
+        """Which of the first `stop` pages a sequence of so many tokens keeps."""
+        first = self._first_page(num_tokens)
+        sinks = min(self._num_sinks, first)
+        return [*range(min(sinks, stop)), *range(first, stop)] if sinks else range(first, stop)
+
+    def _take_over(self, table: PageTable, pages: Sequence[int]) -> None:
+        """The first pages of a new table, which has room for those behind its window: sinks, and then all others."""
+        table.num_sinks = min(self._num_sinks, table.num_dropped)
+        for index in range(table.num_sinks):
+            table.pages[index] = pages[index]
+        table.pages.extend(pages[table.num_sinks :])
+
     def _move_window(self, table: PageTable, used: range) -> None:
         """Drop pages that are behind the window now, those at indices `used` as if they had just been used."""
         first = self._first_page(table.num_tokens)
         for index in range(table.num_dropped, first):
-            self.prefixes.leave(table.pages[index], is_used=index in used)
-            table.pages[index] = NO_PAGE
+            if index < self._num_sinks:
+                table.num_sinks = index + 1
+            else:
+                self.prefixes.leave(table.pages[index], is_used=index in used)
+                table.pages[index] = NO_PAGE
             table.num_dropped = index + 1
 
     def _must_copy(self, table: PageTable) -> bool:

@@ -35,13 +35,13 @@ class PageTable:
     """The pages of one sequence in one layer group.
 
     The first `num_tokens // page_tokens` pages are sealed and stand on a path of the prefix tree that ends at `node`; a
-    further page, if any, is open. The first `num_dropped` lie behind the window and are NO_PAGE. Without prefix sharing
-    `node` is None. Its pages are those of `account`.
+    further page, if any, is open. Of the first `num_dropped` all but `num_sinks` lie behind the window and are NO_PAGE.
+    Without prefix sharing `node` is None. Its pages are those of `account`.
 
     The sequence has `num_tokens`, all of which but `num_omitted` lie in the first `num_slots` slots of the pages.
     """
 
-    __slots__ = ("account", "node", "num_dropped", "num_omitted", "num_tokens", "pages", "resume_points")
+    __slots__ = ("account", "node", "num_dropped", "num_omitted", "num_sinks", "num_tokens", "pages", "resume_points")
 
     def __init__(
         self, account: Account, node: Node | None, num_dropped: int = 0, resume_points: ResumePoints = NOWHERE
@@ -51,13 +51,19 @@ class PageTable:
         self.num_tokens = 0
         self.num_omitted = 0
         self.num_dropped = num_dropped
+        self.num_sinks = 0
         self.resume_points = resume_points
         self.pages = array("i", [NO_PAGE] * num_dropped)
 
     @property
     def held(self) -> Sequence[int]:
         """The pages it still has."""
-        return self.pages[self.num_dropped :]
+        return self.pages[: self.num_sinks] + self.pages[self.num_dropped :]
+
+    @property
+    def held_indices(self) -> list[int]:
+        """Which pages of the sequence those are."""
+        return [*range(self.num_sinks), *range(self.num_dropped, len(self.pages))]
 
     @property
     def num_slots(self) -> int:
