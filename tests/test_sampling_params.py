@@ -45,7 +45,7 @@ def test_what_is_no_such_value_is_named(wrong: dict[str, Any]) -> None:
         {"grammar": 5},
         *({"choice": value} for value in ("ab", 5, [b"a"], [], ["a", ""], (each for each in "ab"))),
     ],
-    ids=lambda wrong: str(wrong).partition(" object at")[0],
+    ids=lambda wrong: str(wrong).partition(" at 0x")[0],
 )
 def test_a_form_of_another_type_is_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(StructuredOutputError, match=next(iter(wrong))):
