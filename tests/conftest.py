@@ -8,6 +8,9 @@ os.environ["PAGODA_POISON_PAGES"] = "1"
 os.environ["PAGODA_CACHE_DIR"] = ""
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Beside other workers one thread each: threads that wait for one another would take turns on the same cores.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import HealthCheck, settings
