@@ -8,7 +8,9 @@ from pagoda.cache.groups.pages import PageGroup
 from pagoda.cache.groups.rule import KeepAll
 from pagoda.cache.holdings.allocator import PageCounts
 from pagoda.cache.inspector import Inspector
+from pagoda.cache.prefix.held import Reason
 from pagoda.cache.prefix.namespace import Namespace
+from pagoda.cache.prefix.tree import Node
 from pagoda.errors import OutOfPagesError
 
 PAGE_TOKENS = 4
@@ -198,3 +200,41 @@ class TestStats:
         cache = make_cache(8, 8)
         store(cache, range(8))
         assert cache.reset() == 4
+
+
+class TestWatchers:
+    """What a watcher makes of what it hears."""
+
+    class Broken:
+        def __init__(self) -> None:
+            self.reasons: list[Reason] = []
+
+        def stored(self, node: Node) -> None:
+            raise RuntimeError("a watcher of pages that come")
+
+        def removed(self, node: Node, reason: Reason) -> None:
+            self.reasons.append(reason)
+            raise RuntimeError("a watcher of pages that go")
+
+    def test_one_that_fails_changes_nothing(self, caplog):
+        cache, watcher = make_cache(3), self.Broken()
+        Inspector(cache).watch(watcher)
+        store(cache, range(8))
+        store(cache, [9] * 8)
+        assert watcher.reasons == [Reason.ROOM]
+        assert "A watcher of the cache failed" in caplog.text
+        Inspector(cache).check_integrity()
+        hit = cache.match("", list(range(8)), limit=7)
+        assert hit.num_tokens == 4
+        assert cache.attach(hit, 8).num_tokens == 4
+        Inspector(cache).check_integrity()
+
+    def test_it_hears_why_a_page_left(self):
+        cache, watcher = make_cache(4), self.Broken()
+        Inspector(cache).watch(watcher)
+        store(cache, range(8))
+        cache.reset()
+        assert watcher.reasons == [Reason.RESET] * 2
+        sequence = run(cache, [1, 2, 3, 4])
+        cache.release(sequence, [1, 2, 3, 4], keep=False)
+        assert watcher.reasons[2:] == [Reason.DOUBT]

@@ -38,3 +38,15 @@ def test_other_rotations_have_other_names() -> None:
     config = tiny_model().config
     config.rope_parameters = {**config.rope_parameters, "rope_theta": 5.0}
     assert name(model_from_config(config, dtype="float32", seed=0)) != name()
+
+
+def test_one_other_number_is_another_model() -> None:
+    changed = tiny_model()
+    changed.network.get_input_embeddings().weight.data[3, 5] += 1
+    assert name(changed) != name()
+
+
+def test_another_setting_is_another_model() -> None:
+    config = tiny_model().config
+    config.rms_norm_eps = 0.5
+    assert name(model_from_config(config, dtype="float32", seed=0)) != name()

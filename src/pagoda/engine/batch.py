@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -51,12 +51,8 @@ class Batch:
         return self if len(left) == len(self.chunks) else Batch(left)
 
 
-def make_batch(planned: Iterable[tuple[Sample, int]]) -> Batch:
-    """The next so many tokens of each sequence, whose pages are reserved."""
-    return Batch(tuple([_chunk(sequence, num_tokens) for sequence, num_tokens in planned]))
-
-
-def _chunk(sequence: Sample, num_tokens: int) -> Chunk:
+def next_chunk(sequence: Sample, num_tokens: int) -> Chunk:
+    """The next so many tokens of a sequence, whose pages are reserved."""
     assert sequence.cached is not None
     start = sequence.cached.num_tokens
     tokens = sequence.tokens[start : start + num_tokens]

@@ -11,6 +11,7 @@ import random
 from array import array
 from collections.abc import Callable
 from functools import cached_property
+from operator import is_
 from time import monotonic, sleep
 
 from pagoda.cache.inspector import Inspector
@@ -105,14 +106,15 @@ class Engine:
         return PageNames(identity_of(self.model, self.memory, self.fit.digest))
 
     def validate(self, request: Request) -> None:
-        """Raise a RequestError if it can never be served. Looks at a request once."""
-        if request.is_valid:
+        """Raise a RequestError if it can never be served. Looks once at what a request asks for."""
+        asked = (self, request.prompt, request.params, request.encoder_input, request.tenant, request.breakpoints)
+        if request.validated and all(map(is_, request.validated, asked)):
             return
         self._admission.check_encoder_input(request.encoder_input, request.tenant)
         self._admission.check_prompt(request.prompt, request.params.max_tokens, request.tenant)
         check_breakpoints(request.breakpoints, len(request.prompt))
         self._admission.check_params(request.params)
-        request.is_valid = True
+        request.validated = asked
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises a RequestError, changing nothing, if it can never be served."""
@@ -130,7 +132,7 @@ class Engine:
     def refuse(self, request: Request, error: Exception) -> list[TokenEvent]:
         """End a request that `add` raised for."""
         if not request.sequences:
-            request.sequences.append(Sequence(request, 0, array(TOKEN_TYPE, request.prompt), random.Random(0)))
+            request.sequences.append(Sequence(request, 0, array(TOKEN_TYPE), random.Random(0)))
         self._ends.fail(request.sequences, error)
         return self._ends.take_events()
 

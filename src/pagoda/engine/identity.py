@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from pagoda.cache.prefix.names import Identity
-from pagoda.models.fingerprint import fingerprint
+from pagoda.models.digest import config_digest, weights_digest
 from pagoda.models.model import Model
 from pagoda.planning.memory import MemoryPlan
 
@@ -17,8 +17,9 @@ def identity_of(model: Model, memory: MemoryPlan, constants: str | None) -> Iden
     """Of the pages in `memory`, kept with `constants`; layouts and formats are those of every layer, in order."""
     groups = memory.geometries
     return Identity(
-        weights=fingerprint(model.network),
-        layout=repr([each.group.layouts for each in groups]),
+        model=config_digest(model.config),
+        weights=weights_digest(model.network),
+        layout=repr([each.group for each in groups]),
         format=repr([[each.format_of(layer).name for layer in range(len(each.group.layouts))] for each in groups]),
         constants=constants or "",
         page_tokens=groups[0].page_tokens if groups else 0,

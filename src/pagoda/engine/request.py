@@ -110,7 +110,7 @@ class Sequence:
 
     @property
     def num_output_tokens(self) -> int:
-        return len(self.tokens) - len(self.request.prompt)
+        return max(len(self.tokens) - len(self.request.prompt), 0)  # one that was refused has no tokens
 
     @property
     def num_unscored(self) -> int:
@@ -145,7 +145,7 @@ class Request:
     cache_salt: str = ""
     encoder_input: EncoderInput | None = None
     seed: int = 0
-    is_valid: bool = False  # as `Engine.validate` found
+    validated: tuple[object, ...] = ()  # an engine, and what it found good
     stop_token_ids: frozenset[int] = frozenset()  # its own and the model's
     rules: Rules = NO_RULES  # of the model
     watch: Callable[[Sequence, int], str | None] | None = None

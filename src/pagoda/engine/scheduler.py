@@ -21,7 +21,7 @@ from itertools import islice
 from pagoda.cache.cache import Cache
 from pagoda.cache.prefix.keys import common_tokens, token_key
 from pagoda.cache.sequence import CachedSequence, Hit
-from pagoda.engine.batch import Batch, make_batch
+from pagoda.engine.batch import Batch, next_chunk
 from pagoda.engine.division import Division
 from pagoda.engine.fairness import Fairness
 from pagoda.engine.request import Phase, Sequence
@@ -139,7 +139,16 @@ class Scheduler:
         for tenant in wanted.with_prompts:
             self._schedule_prompts(tenant, step)
         self._turns.charge(step.plan, self.running, wanted)
-        return make_batch(step.plan.items())
+        return self._batch(step)
+
+    def _batch(self, step: _Round) -> Batch:
+        chunks = []
+        for sequence, num_tokens in step.plan.items():
+            try:
+                chunks.append(next_chunk(sequence, num_tokens))
+            except Exception as error:
+                self.failed[sequence] = error
+        return Batch(tuple(chunks))
 
     def _schedule_prompts(self, tenant: str, step: _Round) -> None:
         """Plan the prompts of one tenant: those that run, then those that wait."""

@@ -5,7 +5,8 @@ Knows nodes and pages; of page tables only that they use pages and leave them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 
 from pagoda.cache.eviction.base import EvictionPolicy
 from pagoda.cache.groups.table import PageTable
@@ -17,6 +18,8 @@ from pagoda.cache.prefix.namespace import Namespace
 from pagoda.cache.prefix.outline import Outline, outline
 from pagoda.cache.prefix.tree import Node, PrefixMatch, PrefixTree, Watcher
 from pagoda.config import TenantShare
+
+logger = logging.getLogger(__name__)
 
 
 class Prefixes:
@@ -128,7 +131,7 @@ class Prefixes:
     def removed(self, node: Node, reason: Reason) -> None:
         """Nodes without a page that lead nowhere go, and a parent may become the next to go."""
         if self._watcher is not None:
-            self._watcher.removed(node, reason)
+            self._tell(lambda watcher: watcher.removed(node, reason))
         self._nodes[node.page] = None
         node.page = NO_PAGE
         while node.page == NO_PAGE and not node.children and node.parent is not None:
@@ -157,7 +160,15 @@ class Prefixes:
         if self.holdings.leases.anchored:
             self.holdings.leases.sealed(parent, node)
         if self._watcher is not None:
-            self._watcher.stored(node)
+            self._tell(lambda watcher: watcher.stored(node))
+
+    def _tell(self, event: Callable[[Watcher], None]) -> None:
+        """What a watcher makes of it is its own business."""
+        assert self._watcher is not None
+        try:
+            event(self._watcher)
+        except Exception:
+            logger.exception("A watcher of the cache failed; what it knows may be wrong from now on")
 
     def _shorter(self, parent: Node, key: bytes) -> Node | None:
         """The tail below `parent` that holds the first tokens of `key` and nothing else."""

@@ -26,7 +26,7 @@ class Shelf(Protocol):
         """Whether others stand on it that could not be found without it."""
 
     def removed(self, held: Any, reason: Reason) -> None:
-        """It is evicted: its pages are free, which `held` still names, and nobody must find it any more."""
+        """It is evicted: from now on nobody must find it. Its pages, which `held` still names, are free after that."""
 
 
 class Holdings:
@@ -130,10 +130,10 @@ class Holdings:
         """Free what nobody uses or leases."""
         held.idle_entry = None
         pages = held.pages
+        self._shelf.removed(held, reason)
         for page in pages:
             self.allocator.free(page)
         self._num_evicted[reason] += len(pages)
-        self._shelf.removed(held, reason)
 
     def evict_all(self, reason: Reason) -> int:
         """Evict all that is idle and not leased; returns how many pages that were."""

@@ -19,11 +19,13 @@ NAME_NBYTES = 16
 
 
 class Identity(NamedTuple):
-    """What pages are of: the weights and an adapter on them, what a token leaves behind, and how that becomes bytes.
+    """What pages are of: a model and its weights, an adapter on them, what a token leaves behind, and how that becomes
+    bytes.
 
     `constants` are those of the format, `positions` says how positions enter keys.
     """
 
+    model: str = ""
     weights: str = ""
     adapter: str = ""
     layout: str = ""
