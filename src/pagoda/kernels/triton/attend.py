@@ -1,0 +1,283 @@
+"""Attention of blocks of query rows over the pages of their sequence, in one pass over the tokens in their reach.
+
+A block is so many rows, times heads that share a KV head, of one sequence. It meets the pages of one split: a fixed
+number of whole pages, so that a row's bits depend on nothing but its own tokens. Scores are in units of log 2. A
+program writes sums, largest scores and weighted values, which reduce.py adds up, or results where one split has all.
+"""
+
+import triton
+import triton.language as tl
+
+from pagoda.kernels.triton.decode import channels_of, key_tile, scales_of, value_tile
+from pagoda.kernels.triton.search import sequence_of
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def attend_few(
+    query, partial, statistics, pages, tables, extras, query_strides, num_sequences, most_rows, shape: tl.constexpr
+):
+    """Sequences of up to `most_rows` rows: programs take split after split of all of them, as far as there are any."""
+    page_starts, query_starts = tables[1], tables[2]
+    blocks = (most_rows * shape.group + shape.tile.rows - 1) // shape.tile.rows
+    num_splits = tl.load(page_starts + num_sequences) // shape.split_pages + num_sequences
+    for item in range(tl.program_id(0), num_splits * shape.num_kv_heads * blocks, tl.num_programs(0)):
+        head = item % shape.num_kv_heads
+        rest = item // shape.num_kv_heads
+        block = rest % blocks
+        place = rest // blocks
+        sequence = sequence_of(page_starts, place, num_sequences, 1, shape.split_pages, 1)
+        first_row = tl.load(query_starts + sequence)
+        num_rows = tl.load(query_starts + sequence + 1) - first_row
+        if (num_rows <= most_rows) & (block * shape.tile.rows < num_rows * shape.group):
+            first_page = tl.load(page_starts + sequence)
+            split = place - (first_page // shape.split_pages + sequence)
+            flat = block * shape.tile.rows + tl.arange(0, shape.tile.rows)
+            row = flat // shape.group
+            heads = head * shape.group + flat % shape.group
+            slots = (place.to(tl.int64) * most_rows + row) * shape.heads + heads
+            _attend_split(
+                query, partial, statistics, pages, tables, extras, query_strides,
+                sequence, split, head, row, heads, row < num_rows, slots, False, shape,
+            )  # fmt: skip
+
+
+@triton.jit
+def attend_many(
+    query, out, partial, statistics, pages, tables, extras, query_strides, num_sequences, few_rows,
+    first_row, last_row, num_splits, is_direct: tl.constexpr, shape: tl.constexpr
+):  # fmt: skip
+    """Sequences of more than `few_rows` rows, of which those in [first_row, last_row) of the batch are computed.
+
+    Long contexts come first: the last blocks of rows.
+    """
+    query_starts = tables[2]
+    place = tl.num_programs(0) - 1 - tl.program_id(0)
+    head = tl.program_id(1)
+    split = tl.program_id(2)
+    sequence = sequence_of(query_starts, place, num_sequences, shape.group, shape.tile.rows, 1)
+    start = tl.load(query_starts + sequence)
+    num_rows = tl.load(query_starts + sequence + 1) - start
+    block = place - (start * shape.group // shape.tile.rows + sequence)
+    flat = block * shape.tile.rows + tl.arange(0, shape.tile.rows)
+    row = flat // shape.group
+    heads = head * shape.group + flat % shape.group
+    first_of_block = start + block * shape.tile.rows // shape.group
+    last_of_block = start + (block * shape.tile.rows + shape.tile.rows - 1) // shape.group
+    is_here = (first_of_block < last_row) & (last_of_block >= first_row)
+    if (num_rows > few_rows) & (block * shape.tile.rows < num_rows * shape.group) & is_here:
+        is_valid = (row < num_rows) & (start + row >= first_row) & (start + row < last_row)
+        slots = ((start + row - first_row).to(tl.int64) * shape.heads + heads) * num_splits + split
+        if is_direct:
+            slots = (start + row).to(tl.int64) * shape.heads + heads
+            _attend_split(
+                query, out, statistics, pages, tables, extras, query_strides,
+                sequence, split, head, row, heads, is_valid, slots, True, shape,
+            )  # fmt: skip
+        else:
+            _attend_split(
+                query, partial, statistics, pages, tables, extras, query_strides,
+                sequence, split, head, row, heads, is_valid, slots, False, shape,
+            )  # fmt: skip
+
+
+@triton.jit
+def _attend_split(
+    query, out, statistics, pages, tables, extras, query_strides,
+    sequence, split, head, row, heads, is_valid, slots, is_direct: tl.constexpr, shape: tl.constexpr
+):  # fmt: skip
+    """One split for one block: `row` [rows] of the sequence, `heads` of it; results go to `slots` of `out`."""
+    length = tl.load(tables[3] + sequence)
+    first_row = tl.load(tables[2] + sequence)
+    num_rows = tl.load(tables[2] + sequence + 1) - first_row
+    table = tables[0] + tl.load(tables[1] + sequence)
+    position = length - num_rows + row
+    nearest = length - num_rows + tl.min(row, axis=0)
+    farthest = length - num_rows + tl.minimum(tl.max(row, axis=0), num_rows - 1)
+    first, last = _reach_of(nearest, farthest, length, shape)
+    first = tl.maximum(first // shape.tile.tokens * shape.tile.tokens, split * shape.split_tokens)
+    last = tl.minimum(last, (split + 1) * shape.split_tokens)
+    if first < last:
+        own = query + (first_row + row).to(tl.int64)[:, None] * query_strides[0] + heads[:, None] * query_strides[1]
+        queries = (_queries_of(own, is_valid, 0, shape), _queries_of(own, is_valid, shape.num_parts - 1, shape))
+        lifts, turns = _lifts(extras, first_row + row, heads, head, is_valid, shape)
+        owner = (position, heads, head)
+        largest = tl.full([shape.tile.rows], float("-inf"), tl.float32)
+        total = tl.zeros([shape.tile.rows], tl.float32)
+        sums = tl.zeros([shape.tile.rows, shape.out_width], tl.float32)
+        others = tl.zeros([shape.tile.rows, shape.key.part_width(shape.num_parts - 1)], tl.float32)
+        whole = first
+        if not shape.has_edge:
+            whole = tl.maximum(first, tl.minimum(last, nearest + 1) // shape.tile.tokens * shape.tile.tokens)
+            if shape.rule.reach == "encoder":
+                whole = tl.maximum(first, last // shape.tile.tokens * shape.tile.tokens)
+            for token in tl.range(first, whole, shape.tile.tokens):
+                largest, total, sums, others = _add_tile(
+                    largest, total, sums, others, queries, lifts, turns, owner,
+                    pages, table, extras, token, length, False, shape,
+                )  # fmt: skip
+        for token in tl.range(whole, last, shape.tile.tokens):
+            largest, total, sums, others = _add_tile(
+                largest, total, sums, others, queries, lifts, turns, owner,
+                pages, table, extras, token, length, True, shape,
+            )  # fmt: skip
+        largest *= shape.rule.multiplier
+        if is_direct:
+            factor, _ = finished(largest, total, extras[0], heads, is_valid, shape.rule.has_sinks)
+            sums = sums * factor[:, None]
+            others = others * factor[:, None]
+        else:
+            tl.store(statistics + slots * 2, largest, mask=is_valid)
+            tl.store(statistics + slots * 2 + 1, total, mask=is_valid)
+        _store_rows(out, slots, sums, is_valid, 0, shape)
+        if shape.has_latents and shape.num_parts > 1:
+            _store_rows(out, slots, others, is_valid, 1, shape)
+
+
+@triton.jit
+def _reach_of(nearest, farthest, length, shape: tl.constexpr):
+    """The tokens that rows from position `nearest` to `farthest` reach: the first, and the one behind the last."""
+    if shape.rule.reach == "encoder":
+        return nearest * 0, length
+    elif shape.rule.reach == "sliding":
+        return tl.maximum(nearest - shape.rule.span + 1, 0), farthest + 1
+    elif shape.rule.reach == "chunked":
+        return nearest // shape.rule.span * shape.rule.span, farthest + 1
+    else:
+        return nearest * 0, farthest + 1
+
+
+@triton.jit
+def _queries_of(own, is_valid, part: tl.constexpr, shape: tl.constexpr):
+    """Queries [rows, channels of the part]; zeros where there are no rows or channels."""
+    first: tl.constexpr = shape.key.parts[part].first * shape.key.count
+    channel, exists = channels_of(shape.key.part_width(part), first, shape.key)
+    return tl.load(own + channel[None, :], mask=is_valid[:, None] & exists[None, :], other=0.0).to(shape.key_dot)
+
+
+@triton.jit
+def _lifts(extras, row, heads, head, is_valid, shape: tl.constexpr):
+    """What queries make of the pairs that keys have in common, and where the turns of those pairs are kept."""
+    if shape.has_constants:
+        index = tl.arange(0, 32)
+        places = (row.to(tl.int64) * shape.heads + heads)[:, None] * 32 + index[None, :]
+        lifts = tl.load(extras[3] + places, mask=is_valid[:, None], other=0.0)
+        pair = index % 16
+        turn = tl.load(extras[4] + (head * shape.num_pairs + pair) * 3 + 2, mask=pair < shape.num_pairs, other=0)
+        return lifts, (turn * 2 + index // 16) * shape.turn_pages
+    else:
+        return 0.0, 0
+
+
+@triton.jit
+def _add_tile(
+    largest, total, sums, others, queries, lifts, turns, owner,
+    pages, table, extras, first, length, is_masked: tl.constexpr, shape: tl.constexpr
+):  # fmt: skip
+    """One step of the softmax over tokens (arXiv 1805.02867), those from `first` on."""
+    head = owner[2]
+    token = first + tl.arange(0, shape.tile.tokens)
+    if is_masked:
+        number = tl.load(table + token // shape.key.page_tokens, mask=token < length, other=-1)
+        keep = number >= 0
+        page = tl.maximum(number, 0).to(tl.int64)
+    else:
+        page = tl.load(table + token // shape.key.page_tokens).to(tl.int64)
+        keep = None
+    slot = token % shape.key.page_tokens
+    kept = keep if shape.has_latents else None
+    keys = key_tile(pages, page, slot, head, kept, 0, shape)
+    scores = tl.dot(queries[0], keys, input_precision="ieee")
+    if shape.num_parts > 1:
+        more = key_tile(pages, page, slot, head, kept, 1, shape)
+        scores = tl.dot(queries[1], more, scores, input_precision="ieee")
+    if shape.key.is_coded:
+        key_scales = scales_of(pages, page, slot, head, shape.key, shape)
+        scores *= key_scales[None, :]
+    if shape.has_constants:
+        places = turns[:, None] + (token // shape.key.page_tokens)[None, :]
+        table_of_turns = tl.load(extras[5] + places, mask=(token < length)[None, :], other=0.0)
+        scores = tl.dot(lifts, table_of_turns, scores, input_precision=shape.exact_dot)
+    scores = _ruled(scores, owner, token, extras, shape)
+    if is_masked:
+        scores = tl.where(_is_seen(owner[0], token, length, shape), scores, float("-inf"))
+    highest = tl.maximum(largest, tl.max(scores, axis=1))
+    base = tl.where(highest == float("-inf"), 0.0, highest)
+    # Fused by hand, and by nothing else: a row is masked here or there, and must have the same bits.
+    lifted = base * -shape.rule.multiplier
+    weights = tl.exp2(tl.fma(scores, shape.rule.multiplier, lifted[:, None]))
+    fade = tl.exp2(tl.fma(largest, shape.rule.multiplier, lifted))
+    total = total * fade + tl.sum(weights, axis=1)
+    sums = sums * fade[:, None]
+    if shape.value.is_coded:
+        if shape.has_latents:
+            value_scales = key_scales
+        else:
+            value_scales = scales_of(pages, page, slot, head, shape.value, shape)
+        if is_masked:
+            value_scales = tl.where(keep, value_scales, 0.0)
+        weights = weights * value_scales[None, :]
+    weights = weights.to(shape.value_dot)
+    if shape.has_latents:
+        sums = tl.dot(weights, tl.trans(keys).to(shape.value_dot), sums, input_precision="ieee")
+        if shape.num_parts > 1:
+            others = others * fade[:, None]
+            others = tl.dot(weights, tl.trans(more).to(shape.value_dot), others, input_precision="ieee")
+    else:
+        values = value_tile(pages, table, first, length, head, is_masked, shape)
+        sums = tl.dot(weights, values, sums, input_precision="ieee")
+    return highest, total, sums, others
+
+
+@triton.jit
+def _ruled(scores, owner, token, extras, shape: tl.constexpr):
+    """Scores from products; in units of log 2, or of 1 / `multiplier` of that."""
+    if shape.rule.multiplier != 1.0:
+        return scores
+    if shape.rule.soft_cap > 0.0:
+        capped = 2.0 * tl.sigmoid(scores * (2.0 * shape.rule.scale / shape.rule.soft_cap)) - 1.0
+        scores = capped * (shape.rule.soft_cap * LOG2_E)
+    else:
+        scores = scores * (shape.rule.scale * LOG2_E)
+    if shape.rule.has_slopes:
+        slopes = tl.load(extras[1] + owner[1])
+        scores -= (slopes * LOG2_E)[:, None] * (owner[0][:, None] - token[None, :]).to(tl.float32)
+    if shape.rule.num_biases > 0:
+        distance = tl.minimum(tl.maximum(owner[0][:, None] - token[None, :], 0), shape.rule.num_biases - 1)
+        scores += tl.load(extras[2] + owner[1][:, None] * shape.rule.num_biases + distance) * LOG2_E
+    return scores
+
+
+@triton.jit
+def _is_seen(position, token, length, shape: tl.constexpr):
+    """Which tokens [rows, tokens] a row attends to."""
+    if shape.rule.reach == "encoder":
+        return (token < length)[None, :]
+    seen = (token[None, :] <= position[:, None]) & (token[None, :] < length)
+    if shape.rule.reach == "sliding":
+        seen = seen & (position[:, None] - token[None, :] < shape.rule.span)
+    if shape.rule.reach == "chunked":
+        seen = seen & (position[:, None] // shape.rule.span == token[None, :] // shape.rule.span)
+    return seen
+
+
+@triton.jit
+def finished(largest, total, sinks, heads, is_valid, has_sinks: tl.constexpr):
+    """What sums are multiplied by once the sinks of `heads` have their weight; and the share that tokens have."""
+    if has_sinks:
+        sink = tl.load(sinks + heads, mask=is_valid, other=0.0) * LOG2_E
+        highest = tl.maximum(largest, sink)
+        fade = tl.exp2(largest - highest)
+        whole = total * fade + tl.exp2(sink - highest)
+        return fade / whole, total * fade / whole
+    else:
+        return 1.0 / total, total / total
+
+
+@triton.jit
+def _store_rows(out, slots, rows, is_valid, part: tl.constexpr, shape: tl.constexpr):
+    first: tl.constexpr = shape.key.parts[part].first * shape.key.count if shape.has_latents else 0
+    channel, exists = channels_of(rows.shape[1], first, shape.value)
+    mask = is_valid[:, None] & (exists & (channel < shape.value_width))[None, :]
+    tl.store(out + slots[:, None] * shape.value_width + channel[None, :], rows, mask=mask)

@@ -1,0 +1,57 @@
+"""Triton's interpreter, for tests without a GPU; tests that import this are skipped where there is no Triton.
+
+It is mended where it computes something else than GPUs do: bf16 is cut off instead of rounded and multiplied as the
+integers that its bits are, fp8 loses carries, and loops have no bounds with NumPy 2.4.
+"""
+
+import os
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+# Triton reads it when a kernel is defined.
+os.environ["TRITON_INTERPRET"] = "1"
+pytest.importorskip("triton")
+
+import triton.language as tl
+from triton.runtime import interpreter
+
+TORCH_DTYPES = {
+    tl.float32: torch.float32,
+    tl.float16: torch.float16,
+    tl.bfloat16: torch.bfloat16,
+    tl.float8e4nv: torch.float8_e4m3fn,
+    tl.float8e5: torch.float8_e5m2,
+}
+BITS = {1: (torch.uint8, np.uint8), 2: (torch.int16, np.uint16), 4: (torch.int32, np.uint32)}
+
+
+def _patch_tensor(original, tensor, scope):
+    original(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+
+def _convert_float(data, source, target, rounding):
+    """Numbers of type `source` as the bits of `target`, rounded to nearest, ties to even."""
+    source, target = TORCH_DTYPES[source], TORCH_DTYPES[target]
+    bits = np.ascontiguousarray(data).view(BITS[source.itemsize][1]).view(f"i{source.itemsize}".replace("i1", "u1"))
+    numbers = torch.from_numpy(bits.copy()).view(source).to(target)
+    return numbers.view(BITS[target.itemsize][0]).numpy().view(BITS[target.itemsize][1])
+
+
+def _widened(handle):
+    if handle.dtype is not tl.bfloat16:
+        return handle
+    data = _convert_float(handle.data, tl.bfloat16, tl.float32, None).view(np.float32)
+    return interpreter.TensorHandle(data, tl.float32)
+
+
+def _dot_in_full(original):
+    return lambda builder, left, right, *rest: original(builder, _widened(left), _widened(right), *rest)
+
+
+interpreter._patch_lang_tensor = partial(_patch_tensor, interpreter._patch_lang_tensor)
+interpreter._convert_float = _convert_float
+interpreter.InterpreterBuilder.create_dot = _dot_in_full(interpreter.InterpreterBuilder.create_dot)
