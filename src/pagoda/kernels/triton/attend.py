@@ -8,7 +8,7 @@ program writes sums, largest scores and weighted values, which reduce.py adds up
 import triton
 import triton.language as tl
 
-from pagoda.kernels.triton.decode import channels_of, key_tile, scales_of, value_tile
+from pagoda.kernels.triton.decode import channels_of, key_tile, numbers_of, scales_of, value_tile, value_tokens
 from pagoda.kernels.triton.search import sequence_of
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -27,7 +27,8 @@ def attend_few(
         rest = item // shape.num_kv_heads
         block = rest % blocks
         place = rest // blocks
-        sequence = sequence_of(page_starts, place, num_sequences, 1, shape.split_pages, 1)
+        unit: tl.constexpr = shape.split_pages
+        sequence = sequence_of(page_starts, place, num_sequences, 1, unit, 1)
         first_row = tl.load(query_starts + sequence)
         num_rows = tl.load(query_starts + sequence + 1) - first_row
         if (num_rows <= most_rows) & (block * shape.tile.rows < num_rows * shape.group):
@@ -56,7 +57,9 @@ def attend_many(
     place = tl.num_programs(0) - 1 - tl.program_id(0)
     head = tl.program_id(1)
     split = tl.program_id(2)
-    sequence = sequence_of(query_starts, place, num_sequences, shape.group, shape.tile.rows, 1)
+    group: tl.constexpr = shape.group
+    unit: tl.constexpr = shape.tile.rows
+    sequence = sequence_of(query_starts, place, num_sequences, group, unit, 1)
     start = tl.load(query_starts + sequence)
     num_rows = tl.load(query_starts + sequence + 1) - start
     block = place - (start * shape.group // shape.tile.rows + sequence)
@@ -100,31 +103,39 @@ def _attend_split(
     last = tl.minimum(last, (split + 1) * shape.split_tokens)
     if first < last:
         own = query + (first_row + row).to(tl.int64)[:, None] * query_strides[0] + heads[:, None] * query_strides[1]
-        queries = (_queries_of(own, is_valid, 0, shape), _queries_of(own, is_valid, shape.num_parts - 1, shape))
+        second: tl.constexpr = shape.num_parts - 1
+        queries = (_queries_of(own, is_valid, 0, shape), _queries_of(own, is_valid, second, shape))
         lifts, turns = _lifts(extras, first_row + row, heads, head, is_valid, shape)
         owner = (position, heads, head)
+        has_sinks: tl.constexpr = shape.rule.has_sinks
         largest = tl.full([shape.tile.rows], float("-inf"), tl.float32)
-        total = tl.zeros([shape.tile.rows], tl.float32)
-        sums = tl.zeros([shape.tile.rows, shape.out_width], tl.float32)
-        others = tl.zeros([shape.tile.rows, shape.key.part_width(shape.num_parts - 1)], tl.float32)
+        total = tl.full([shape.tile.rows], 0.0, tl.float32)
+        sums = tl.full([shape.tile.rows, shape.out_width], 0.0, tl.float32)
+        others = tl.full([shape.tile.rows, shape.keys.part_width(second)], 0.0, tl.float32)
         whole = first
         if not shape.has_edge:
             whole = tl.maximum(first, tl.minimum(last, nearest + 1) // shape.tile.tokens * shape.tile.tokens)
             if shape.rule.reach == "encoder":
                 whole = tl.maximum(first, last // shape.tile.tokens * shape.tile.tokens)
+            numbers = _numbers_at(table, first, length, shape)
             for token in tl.range(first, whole, shape.tile.tokens):
+                following = _numbers_at(table, token + shape.tile.tokens, length, shape)
                 largest, total, sums, others = _add_tile(
                     largest, total, sums, others, queries, lifts, turns, owner,
-                    pages, table, extras, token, length, False, shape,
+                    pages, numbers, extras, token, length, False, shape,
                 )  # fmt: skip
+                numbers = following
+        numbers = _numbers_at(table, whole, length, shape)
         for token in tl.range(whole, last, shape.tile.tokens):
+            following = _numbers_at(table, token + shape.tile.tokens, length, shape)
             largest, total, sums, others = _add_tile(
                 largest, total, sums, others, queries, lifts, turns, owner,
-                pages, table, extras, token, length, True, shape,
+                pages, numbers, extras, token, length, True, shape,
             )  # fmt: skip
+            numbers = following
         largest *= shape.rule.multiplier
         if is_direct:
-            factor, _ = finished(largest, total, extras[0], heads, is_valid, shape.rule.has_sinks)
+            factor, _ = finished(largest, total, extras[0], heads, is_valid, has_sinks)
             sums = sums * factor[:, None]
             others = others * factor[:, None]
         else:
@@ -151,8 +162,10 @@ def _reach_of(nearest, farthest, length, shape: tl.constexpr):
 @triton.jit
 def _queries_of(own, is_valid, part: tl.constexpr, shape: tl.constexpr):
     """Queries [rows, channels of the part]; zeros where there are no rows or channels."""
-    first: tl.constexpr = shape.key.parts[part].first * shape.key.count
-    channel, exists = channels_of(shape.key.part_width(part), first, shape.key)
+    plane: tl.constexpr = shape.keys
+    width: tl.constexpr = plane.part_width(part)
+    first: tl.constexpr = plane.parts[part].first * plane.count
+    channel, exists = channels_of(width, first, plane)
     return tl.load(own + channel[None, :], mask=is_valid[:, None] & exists[None, :], other=0.0).to(shape.key_dot)
 
 
@@ -171,32 +184,35 @@ def _lifts(extras, row, heads, head, is_valid, shape: tl.constexpr):
 
 
 @triton.jit
+def _numbers_at(table, first, length, shape: tl.constexpr):
+    """Pages of a tile, by token and by word of values: asked for a tile before they are needed."""
+    plane: tl.constexpr = shape.keys
+    token = first + tl.arange(0, shape.tile.tokens)
+    return numbers_of(table, token, length, plane), numbers_of(table, value_tokens(first, shape), length, plane)
+
+
+@triton.jit
 def _add_tile(
     largest, total, sums, others, queries, lifts, turns, owner,
-    pages, table, extras, first, length, is_masked: tl.constexpr, shape: tl.constexpr
+    pages, numbers, extras, first, length, is_masked: tl.constexpr, shape: tl.constexpr
 ):  # fmt: skip
     """One step of the softmax over tokens (arXiv 1805.02867), those from `first` on."""
     head = owner[2]
     token = first + tl.arange(0, shape.tile.tokens)
-    if is_masked:
-        number = tl.load(table + token // shape.key.page_tokens, mask=token < length, other=-1)
-        keep = number >= 0
-        page = tl.maximum(number, 0).to(tl.int64)
-    else:
-        page = tl.load(table + token // shape.key.page_tokens).to(tl.int64)
-        keep = None
-    slot = token % shape.key.page_tokens
-    kept = keep if shape.has_latents else None
-    keys = key_tile(pages, page, slot, head, kept, 0, shape)
+    # Written with `token` too: Triton must not read keys in the order of products, four bytes at a time.
+    keep = (numbers[0] >= 0) & (token < length)
+    page = tl.maximum(numbers[0], 0).to(tl.int64)
+    slot = token % shape.keys.page_tokens
+    keys = key_tile(pages, page, slot, head, keep, 0, shape)
     scores = tl.dot(queries[0], keys, input_precision="ieee")
     if shape.num_parts > 1:
-        more = key_tile(pages, page, slot, head, kept, 1, shape)
+        more = key_tile(pages, page, slot, head, keep, 1, shape)
         scores = tl.dot(queries[1], more, scores, input_precision="ieee")
-    if shape.key.is_coded:
-        key_scales = scales_of(pages, page, slot, head, shape.key, shape)
+    if shape.keys.is_coded:
+        key_scales = scales_of(pages, page, slot, head, True, shape)
         scores *= key_scales[None, :]
     if shape.has_constants:
-        places = turns[:, None] + (token // shape.key.page_tokens)[None, :]
+        places = turns[:, None] + (token // shape.keys.page_tokens)[None, :]
         table_of_turns = tl.load(extras[5] + places, mask=(token < length)[None, :], other=0.0)
         scores = tl.dot(lifts, table_of_turns, scores, input_precision=shape.exact_dot)
     scores = _ruled(scores, owner, token, extras, shape)
@@ -210,13 +226,12 @@ def _add_tile(
     fade = tl.exp2(tl.fma(largest, shape.rule.multiplier, lifted))
     total = total * fade + tl.sum(weights, axis=1)
     sums = sums * fade[:, None]
-    if shape.value.is_coded:
+    if shape.values.is_coded:
         if shape.has_latents:
             value_scales = key_scales
         else:
-            value_scales = scales_of(pages, page, slot, head, shape.value, shape)
-        if is_masked:
-            value_scales = tl.where(keep, value_scales, 0.0)
+            value_scales = scales_of(pages, page, slot, head, False, shape)
+        value_scales = tl.where(keep, value_scales, 0.0)
         weights = weights * value_scales[None, :]
     weights = weights.to(shape.value_dot)
     if shape.has_latents:
@@ -225,7 +240,7 @@ def _add_tile(
             others = others * fade[:, None]
             others = tl.dot(weights, tl.trans(more).to(shape.value_dot), others, input_precision="ieee")
     else:
-        values = value_tile(pages, table, first, length, head, is_masked, shape)
+        values = value_tile(pages, numbers[1], first, length, head, shape)
         sums = tl.dot(weights, values, sums, input_precision="ieee")
     return highest, total, sums, others
 
@@ -277,7 +292,8 @@ def finished(largest, total, sinks, heads, is_valid, has_sinks: tl.constexpr):
 
 @triton.jit
 def _store_rows(out, slots, rows, is_valid, part: tl.constexpr, shape: tl.constexpr):
-    first: tl.constexpr = shape.key.parts[part].first * shape.key.count if shape.has_latents else 0
-    channel, exists = channels_of(rows.shape[1], first, shape.value)
+    plane: tl.constexpr = shape.values
+    first: tl.constexpr = plane.parts[part].first * plane.count if shape.has_latents else 0
+    channel, exists = channels_of(rows.shape[1], first, plane)
     mask = is_valid[:, None] & (exists & (channel < shape.value_width))[None, :]
     tl.store(out + slots[:, None] * shape.value_width + channel[None, :], rows, mask=mask)

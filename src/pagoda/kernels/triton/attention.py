@@ -102,7 +102,8 @@ class TritonAttention:
             0 if constants is None else constants.num_pairs,
             0 if constants is None else constants.turns.table.shape[2],
             layer.pages.stride(0),
-            (key_shape, value_shape),
+            key_shape,
+            value_shape,
             num_warps=4,
             enable_fp_fusion=False,
         )
@@ -196,8 +197,8 @@ class TritonAttention:
         constants = layer.constants
         key_dot, value_dot = _dot_dtypes(query.dtype, key, value, constants is not None)
         return AttendShape(
-            key=key,
-            value=value,
+            keys=key,
+            values=value,
             num_kv_heads=num_kv_heads,
             group=num_heads // num_kv_heads,
             page_nbytes=layer.pages.stride(0),
@@ -248,7 +249,7 @@ class TritonAttention:
     def _in_regime(self, shape: AttendShape, is_few: bool) -> AttendShape:
         tile = self._tile(shape, is_few)
         tokens = tiles.few_split_tokens(shape.num_kv_heads) if is_few else tiles.MANY_SPLIT_TOKENS
-        return replace(shape, tile=tile, split_pages=tiles.split_pages(tokens, shape.key.page_tokens, tile))
+        return replace(shape, tile=tile, split_pages=tiles.split_pages(tokens, shape.keys.page_tokens, tile))
 
     def _tile(self, shape: AttendShape, is_few: bool) -> Tile:
         table = self.table
@@ -256,7 +257,7 @@ class TritonAttention:
             return table.exact
         if shape.has_latents:
             return table.few_latents if is_few else table.many_latents
-        if shape.key.is_coded or shape.value.is_coded:
+        if shape.keys.is_coded or shape.values.is_coded:
             return table.few_codes if is_few else table.many_codes
         return table.few if is_few else table.many
 
@@ -270,7 +271,7 @@ def _prepared(call: Call) -> Call:
     """The call with queries as they meet what is kept of keys, and their lifts."""
     query, shape = call.query, call.shape
     items = len(query) * shape.heads
-    turned = torch.empty(len(query), shape.heads, shape.key.width, device=query.device)
+    turned = torch.empty(len(query), shape.heads, shape.keys.width, device=query.device)
     lifts = torch.empty(items * LIFTS if shape.has_constants else 1, device=query.device)
     prepare_queries[(triton.cdiv(items, PREPARED_ROWS),)](
         query, turned, lifts, call.extras, call.strides, len(query), PREPARED_ROWS, shape

@@ -15,8 +15,9 @@ NIBBLE_BIASED_ZERO = tl.constexpr(128.0)
 
 
 @triton.jit
-def number_of(words, index: tl.constexpr, encoding: tl.constexpr, dtype: tl.constexpr):
+def _number_of(words, index: tl.constexpr, plane: tl.constexpr, dtype: tl.constexpr):
     """Number `index` of each word."""
+    encoding: tl.constexpr = plane.encoding
     if encoding == "fp32":
         numbers = words.to(tl.float32, bitcast=True)
     elif encoding == "bf16":
@@ -29,7 +30,6 @@ def number_of(words, index: tl.constexpr, encoding: tl.constexpr, dtype: tl.cons
     elif encoding == "fp8_e4m3":
         numbers = (words >> (8 * index)).to(tl.int8).to(tl.float8e4nv, bitcast=True).to(tl.float16)
     else:
-        tl.static_assert(encoding == "fp8_e5m2")
         numbers = (words >> (8 * index)).to(tl.int8).to(tl.float8e5, bitcast=True).to(tl.float16)
     return numbers.to(dtype)
 
@@ -48,8 +48,9 @@ def nibble_of(words, steps, offsets, index: tl.constexpr, dtype: tl.constexpr):
 @triton.jit
 def steps_of(levels):
     """Steps, and what is taken off codes that were multiplied by them."""
-    steps = ((levels & 15) + 1).to(tl.float32)
-    return steps, (((levels >> 4) & 15).to(tl.float32) + NIBBLE_BIASED_ZERO) * steps
+    steps = (((levels & 0x0F) << 16) | NIBBLE_BIAS).to(tl.float32, bitcast=True) - (NIBBLE_BIASED_ZERO - 1.0)
+    zeros = (((levels & 0xF0) << 12) | NIBBLE_BIAS).to(tl.float32, bitcast=True)
+    return steps, zeros * steps
 
 
 @triton.jit
@@ -67,19 +68,20 @@ def interleaved(numbers):
 
 
 @triton.jit
-def _numbers_of(words, encoding: tl.constexpr, count: tl.constexpr, dtype: tl.constexpr):
+def _numbers_of(words, plane: tl.constexpr, dtype: tl.constexpr):
     """The numbers of words [rows, columns] as [count * rows, columns]."""
+    count: tl.constexpr = plane.count
     if count == 1:
-        return number_of(words, 0, encoding, dtype)
+        return _number_of(words, 0, plane, dtype)
     elif count == 2:
-        return interleaved((number_of(words, 0, encoding, dtype), number_of(words, 1, encoding, dtype)))
+        return interleaved((_number_of(words, 0, plane, dtype), _number_of(words, 1, plane, dtype)))
     else:
         return interleaved(
             (
-                number_of(words, 0, encoding, dtype),
-                number_of(words, 1, encoding, dtype),
-                number_of(words, 2, encoding, dtype),
-                number_of(words, 3, encoding, dtype),
+                _number_of(words, 0, plane, dtype),
+                _number_of(words, 1, plane, dtype),
+                _number_of(words, 2, plane, dtype),
+                _number_of(words, 3, plane, dtype),
             )
         )
 
@@ -106,32 +108,34 @@ def spread_columns(levels, columns: tl.constexpr):
 def key_tile(pages, page, slot, head, keep, part: tl.constexpr, shape: tl.constexpr):
     """Keys [channels, tokens] of part number `part` of a plane, of tokens at places `slot` of pages `page`, int64.
 
-    If `keep` is given, keys of other tokens are zeros, or any finite number where they are codes.
+    Keys of tokens that are not in `keep` are zeros, or any finite number where they are codes.
     """
-    plane: tl.constexpr = shape.key
+    plane: tl.constexpr = shape.keys
+    dtype: tl.constexpr = shape.key_dot
     first: tl.constexpr = plane.parts[part].first
     rows: tl.constexpr = plane.parts[part].rows
     row = first + tl.arange(0, rows)
     words = pages.to(tl.pointer_type(tl.int32)) + plane.offset // 4 + head * (plane.head_nbytes // 4)
     places = (page * (shape.page_nbytes // 4))[None, :] + (row[:, None] * plane.page_tokens + slot[None, :])
+    places = tl.max_contiguous(tl.multiple_of(places, (1, 16)), (1, 16))
     if first + rows > plane.word_rows:
         packed = tl.load(words + places, mask=row[:, None] < plane.word_rows, other=0)
     else:
         packed = tl.load(words + places)
-    if keep is not None:
-        packed = tl.where(keep[None, :], packed, 0)
+    packed = tl.where(keep[None, :], packed, 0)
     if plane.is_int4:
         low = _key_nibbles(packed, pages, page, slot, head, part, 0, shape)
         high = _key_nibbles(packed, pages, page, slot, head, part, 1, shape)
         both = tl.permute(tl.join(low, high), (2, 0, 1))
         return tl.reshape(both, (2 * low.shape[0], low.shape[1]))
     else:
-        return _numbers_of(packed, plane.encoding, plane.count, shape.key_dot)
+        return _numbers_of(packed, plane, dtype)
 
 
 @triton.jit
 def _key_nibbles(packed, pages, page, slot, head, part: tl.constexpr, half: tl.constexpr, shape: tl.constexpr):
-    plane: tl.constexpr = shape.key
+    plane: tl.constexpr = shape.keys
+    dtype: tl.constexpr = shape.key_dot
     rows: tl.constexpr = plane.parts[part].rows
     groups: tl.constexpr = plane.part_groups(part)
     group = plane.part_first_group(part) + tl.arange(0, groups)
@@ -145,46 +149,56 @@ def _key_nibbles(packed, pages, page, slot, head, part: tl.constexpr, half: tl.c
     offsets = spread_rows(offsets, rows)
     return interleaved(
         (
-            nibble_of(packed, steps, offsets, half, shape.key_dot),
-            nibble_of(packed, steps, offsets, 2 + half, shape.key_dot),
-            nibble_of(packed, steps, offsets, 4 + half, shape.key_dot),
-            nibble_of(packed, steps, offsets, 6 + half, shape.key_dot),
+            nibble_of(packed, steps, offsets, half, dtype),
+            nibble_of(packed, steps, offsets, 2 + half, dtype),
+            nibble_of(packed, steps, offsets, 4 + half, dtype),
+            nibble_of(packed, steps, offsets, 6 + half, dtype),
         )
     )
 
 
 @triton.jit
-def value_tile(pages, table, first, length, head, is_masked: tl.constexpr, shape: tl.constexpr):
-    """Values [tokens, channels] of the tile that starts at token `first`, whose pages `table` has.
+def numbers_of(table, token, length, plane: tl.constexpr):
+    """The pages of tokens; none, -1, of those from `length` on."""
+    return tl.load(table + token // plane.page_tokens, mask=token < length, other=-1)
 
-    If `is_masked`, values of tokens from `length` on, and of pages that are gone, are zeros, or any finite number where
-    they are codes.
+
+@triton.jit
+def value_tokens(first, shape: tl.constexpr):
+    """The first token of each row of words of a tile of values."""
+    count: tl.constexpr = shape.values.count
+    return first + count * tl.arange(0, shape.tile.tokens // count)
+
+
+@triton.jit
+def value_tile(pages, number, first, length, head, shape: tl.constexpr):
+    """Values [tokens, channels] of the tile that starts at token `first`, from pages `number` of `value_tokens`.
+
+    Values of tokens from `length` on, and of pages that are gone, are zeros, or any finite number where they are codes.
     """
-    plane: tl.constexpr = shape.value
+    plane: tl.constexpr = shape.values
+    dtype: tl.constexpr = shape.value_dot
     count: tl.constexpr = plane.count
-    token = first + count * tl.arange(0, shape.tile.tokens // count)
+    token = value_tokens(first, shape)
     lane = tl.arange(0, plane.block_lanes)
-    if is_masked:
-        number = tl.load(table + token // plane.page_tokens, mask=token < length, other=-1)
-        page = tl.maximum(number, 0).to(tl.int64)
-    else:
-        page = tl.load(table + token // plane.page_tokens).to(tl.int64)
+    page = tl.maximum(number, 0).to(tl.int64)
     words = pages.to(tl.pointer_type(tl.int32)) + plane.offset // 4 + head * (plane.head_nbytes // 4)
     row = token % plane.page_tokens // count
     places = (page * (shape.page_nbytes // 4) + row * plane.lanes)[:, None] + lane[None, :]
+    if plane.lanes % 4 == 0:
+        places = tl.max_contiguous(tl.multiple_of(places, (1, 4)), (1, 4))
     if plane.block_lanes > plane.lanes:
         packed = tl.load(words + places, mask=lane[None, :] < plane.lanes, other=0)
     else:
         packed = tl.load(words + places)
-    if is_masked:
-        packed = packed & _kept_bits(length - token, number, count)[:, None]
+    packed = packed & _kept_bits(length - token, number, count)[:, None]
     if plane.is_int4:
         low = _value_nibbles(packed, pages, page, row, head, 0, shape)
         high = _value_nibbles(packed, pages, page, row, head, 1, shape)
         both = tl.permute(tl.join(low, high), (0, 2, 1))
         return tl.reshape(both, (low.shape[0], 2 * low.shape[1]))
     else:
-        return _numbers_of(packed, plane.encoding, count, shape.value_dot)
+        return _numbers_of(packed, plane, dtype)
 
 
 @triton.jit
@@ -196,7 +210,7 @@ def _kept_bits(left, number, count: tl.constexpr):
 
 @triton.jit
 def _value_nibbles(packed, pages, page, row, head, half: tl.constexpr, shape: tl.constexpr):
-    plane: tl.constexpr = shape.value
+    plane: tl.constexpr = shape.values
     group = tl.arange(0, plane.block_groups)
     # A word has the levels of the four tokens whose codes a word has.
     start = (plane.offset + plane.levels_offset) // 4 + head * (plane.head_nbytes // 4)
@@ -217,14 +231,16 @@ def _value_nibbles(packed, pages, page, row, head, half: tl.constexpr, shape: tl
 @triton.jit
 def _value_nibble(packed, levels, index: tl.constexpr, half: tl.constexpr, shape: tl.constexpr):
     steps, offsets = steps_of(levels >> (8 * index))
-    columns: tl.constexpr = shape.value.block_lanes
+    dtype: tl.constexpr = shape.value_dot
+    columns: tl.constexpr = shape.values.block_lanes
     steps = spread_columns(steps, columns)
-    return nibble_of(packed, steps, spread_columns(offsets, columns), 2 * index + half, shape.value_dot)
+    return nibble_of(packed, steps, spread_columns(offsets, columns), 2 * index + half, dtype)
 
 
 @triton.jit
-def scales_of(pages, page, slot, head, plane: tl.constexpr, shape: tl.constexpr):
+def scales_of(pages, page, slot, head, is_key: tl.constexpr, shape: tl.constexpr):
     """The scales of tokens, fp32."""
+    plane: tl.constexpr = shape.keys if is_key else shape.values
     scales = pages.to(tl.pointer_type(tl.bfloat16))
     start = (plane.offset + plane.scales_offset) // 2 + head * (plane.head_nbytes // 2)
     return tl.load(scales + start + (page * (shape.page_nbytes // 2) + slot)).to(tl.float32)

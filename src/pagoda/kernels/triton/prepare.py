@@ -18,16 +18,17 @@ def prepare_queries(
     is_valid = item < num_rows * shape.heads
     head = item % shape.heads
     own = query + (item // shape.heads).to(tl.int64) * query_strides[0] + head * query_strides[1]
-    channel = tl.arange(0, shape.key.row_width)
-    mask = is_valid[:, None] & (channel < shape.key.width)[None, :]
+    channel = tl.arange(0, shape.keys.row_width)
+    mask = is_valid[:, None] & (channel < shape.keys.width)[None, :]
     rows = tl.load(own[:, None] + channel[None, :], mask=mask, other=0.0).to(tl.float32)
     kv_head = head // shape.group
     if shape.has_constants:
-        rows *= tl.load(extras[6] + kv_head[:, None] * shape.key.width + channel[None, :], mask=mask, other=0.0)
-    if shape.key.rotated_channels > 1:
-        rows = hadamard(rows, shape.key.row_width, shape.key.stages, shape.key.factor)
+        rows *= tl.load(extras[6] + kv_head[:, None] * shape.keys.width + channel[None, :], mask=mask, other=0.0)
+    plane: tl.constexpr = shape.keys
+    if plane.rotated_channels > 1:
+        rows = hadamard(rows, plane)
     places = item.to(tl.int64)[:, None]
-    tl.store(turned + places * shape.key.width + channel[None, :], rows, mask=mask)
+    tl.store(turned + places * shape.keys.width + channel[None, :], rows, mask=mask)
     if shape.has_constants:
         pair = tl.arange(0, 16)
         exists = is_valid[:, None] & (pair < shape.num_pairs)[None, :]

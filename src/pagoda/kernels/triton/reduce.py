@@ -33,8 +33,8 @@ def reduce_splits(
         channel = tl.arange(0, shape.reduced_width)
         exists = channel < shape.value_width
         largest = tl.full([1], float("-inf"), tl.float32)
-        total = tl.zeros([1], tl.float32)
-        sums = tl.zeros([1, shape.reduced_width], tl.float32)
+        total = tl.full([1], 0.0, tl.float32)
+        sums = tl.full([1, shape.reduced_width], 0.0, tl.float32)
         for block in tl.range(first // block_splits, last // block_splits + 1):
             split = block * block_splits + tl.arange(0, block_splits)
             is_one = (split >= first) & (split <= last)
@@ -52,8 +52,9 @@ def reduce_splits(
             total = total * fade + tl.sum(totals * weights, axis=0)
             sums = sums * fade[:, None] + tl.sum(rows * weights[:, None], axis=0)[None, :]
             largest = highest
+        has_sinks: tl.constexpr = shape.rule.has_sinks
         heads = head + tl.arange(0, 1)
-        factor, share = finished(largest, total, extras[0], heads, heads >= 0, shape.rule.has_sinks)
+        factor, share = finished(largest, total, extras[0], heads, heads >= 0, has_sinks)
         sums = _turned_back(sums * factor[:, None], share, head // shape.group, channel, extras, shape)
         places = (row.to(tl.int64) * shape.heads + head) * shape.value_width + channel
         tl.store(out + places[None, :], sums, mask=exists[None, :])
@@ -75,10 +76,11 @@ def _splits_of(position, length, shape: tl.constexpr):
 @triton.jit
 def _turned_back(sums, share, kv_head, channel, extras, shape: tl.constexpr):
     """Values from what is kept of them."""
-    if shape.value.rotated_channels > 1:
-        sums = hadamard(sums, shape.reduced_width, shape.value.stages, shape.value.factor)
+    plane: tl.constexpr = shape.values
+    if plane.rotated_channels > 1:
+        sums = hadamard(sums, plane)
     if shape.has_latents and shape.has_constants:
-        scales = tl.load(extras[6] + kv_head * shape.key.width + channel, mask=channel < shape.value_width, other=0.0)
+        scales = tl.load(extras[6] + kv_head * shape.keys.width + channel, mask=channel < shape.value_width, other=0.0)
         sums = sums * scales[None, :]
         for pair in tl.range(shape.num_pairs):
             place = kv_head * shape.num_pairs + pair

@@ -200,8 +200,8 @@ class RuleShape:
 class AttendShape:
     """Everything that a kernel of attention is compiled for. Scores are in units of log 2."""
 
-    key: PlaneShape
-    value: PlaneShape
+    keys: PlaneShape
+    values: PlaneShape
     num_kv_heads: int
     group: int
     page_nbytes: int
@@ -219,7 +219,7 @@ class AttendShape:
 
     @property
     def has_latents(self) -> bool:
-        return self.key.value_width > 0
+        return self.keys.value_width > 0
 
     @property
     def heads(self) -> int:
@@ -227,11 +227,11 @@ class AttendShape:
 
     @property
     def value_width(self) -> int:
-        return self.key.value_width or self.value.width
+        return self.keys.value_width or self.values.width
 
     @property
     def split_tokens(self) -> int:
-        return self.split_pages * self.key.page_tokens
+        return self.split_pages * self.keys.page_tokens
 
     @property
     def has_edge(self) -> bool:
@@ -240,12 +240,12 @@ class AttendShape:
 
     @property
     def num_parts(self) -> int:
-        return len(self.key.parts)
+        return len(self.keys.parts)
 
     @property
     def out_width(self) -> int:
         """Channels of the first tile of results."""
-        return self.key.part_width(0) if self.has_latents else self.value.block_width
+        return self.keys.part_width(0) if self.has_latents else self.values.block_width
 
     @property
     def reduced_width(self) -> int:
@@ -264,11 +264,11 @@ class AttendShape:
     @property
     def turns_results(self) -> bool:
         """Whether results need more than division once all splits are summed."""
-        return self.value.rotated_channels > 1 or (self.has_latents and self.has_constants)
+        return self.values.rotated_channels > 1 or (self.has_latents and self.has_constants)
 
     @property
     def turns_queries(self) -> bool:
-        return self.key.rotated_channels > 1 or self.has_constants
+        return self.keys.rotated_channels > 1 or self.has_constants
 
 
 def plane_shape(slot: PlaneSlot, format: Format, page_tokens: int) -> PlaneShape:

@@ -23,7 +23,7 @@ ROUNDER = tl.constexpr(12582912.0)
 def store_rows(
     rows, pages, finite, tables, extras, strides, num_rows, num_sequences, block: tl.constexpr,
     has_finite: tl.constexpr, num_pairs: tl.constexpr, turn_pages: tl.constexpr, page_nbytes: tl.constexpr,
-    planes: tl.constexpr
+    key_plane: tl.constexpr, value_plane: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0) * block + tl.arange(0, block)
     head = tl.program_id(1)
@@ -31,18 +31,18 @@ def store_rows(
     end = tl.load(tables[2] + sequence + 1)
     is_valid = (row < num_rows) & (row < end) & (row >= tl.load(tables[2]))
     position = tl.load(tables[3] + sequence) - end + row
-    number = position // planes[0].page_tokens
+    number = position // key_plane.page_tokens
     page = tl.load(tables[0] + tl.load(tables[1] + sequence) + number, mask=is_valid, other=0)
     places = page.to(tl.int64) * page_nbytes
-    slot = position % planes[0].page_tokens
+    slot = position % key_plane.page_tokens
     if tl.program_id(2) == 0:
-        new = _rows_of(rows[0], row, head, strides[0], is_valid, planes[0])
+        new = _rows_of(rows[0], row, head, strides[0], is_valid, key_plane)
         if num_pairs > 0:
-            new = _taken_off(new, number, head, extras, is_valid, num_pairs, turn_pages, planes[0])
-        is_finite = _store(new, pages, places, slot, head, is_valid, True, planes[0])
+            new = _taken_off(new, number, head, extras, is_valid, num_pairs, turn_pages, key_plane)
+        is_finite = _store(new, pages, places, slot, head, is_valid, True, key_plane)
     else:
-        new = _rows_of(rows[1], row, head, strides[1], is_valid, planes[1])
-        is_finite = _store(new, pages, places, slot, head, is_valid, False, planes[1])
+        new = _rows_of(rows[1], row, head, strides[1], is_valid, value_plane)
+        is_finite = _store(new, pages, places, slot, head, is_valid, False, value_plane)
     if has_finite:
         tl.store(finite + sequence, (row * 0).to(tl.uint8), mask=is_valid & (is_finite == 0))
 
@@ -62,7 +62,7 @@ def _taken_off(
     """Keys without what they have in common in page `number` of their sequence."""
     pairs, turns, scales, bases = extras[0], extras[1], extras[2], extras[3]
     channel = tl.arange(0, plane.row_width)
-    common = tl.zeros_like(rows)
+    common = tl.full(rows.shape, 0.0, tl.float32)
     for pair in tl.range(num_pairs):
         place = head * num_pairs + pair
         turn = tl.load(pairs + place * 3 + 2) * 2 * turn_pages
@@ -83,18 +83,19 @@ def _taken_off(
 def _store(rows, pages, places, slot, head, is_valid, is_key: tl.constexpr, plane: tl.constexpr):
     """Returns which rows are finite as they are stored."""
     if plane.rotated_channels > 1:
-        rows = hadamard(rows, plane.row_width, plane.stages, plane.factor)
+        rows = hadamard(rows, plane)
     start = pages + places + plane.offset + head * plane.head_nbytes
     channel = tl.arange(0, plane.row_width)
     mask = is_valid[:, None] & (channel < plane.width)[None, :]
     if plane.is_int4:
         return _store_int4(rows, start, slot, is_valid, mask, is_key, plane)
-    where = _places(slot, channel, plane.width, is_key, plane)
+    where = _places(slot, channel, is_key, plane)
     if plane.is_coded:
-        scale, is_finite = _scale_of(tl.max(tl.abs(rows), axis=1), plane.largest, _are_finite(rows))
+        largest: tl.constexpr = plane.largest
+        scale, is_finite = _scale_of(tl.max(tl.abs(rows), axis=1), largest, _are_finite(rows))
         quotients = tl.div_rn(rows, tl.broadcast_to(scale[:, None], rows.shape))
-        codes = _bounded(tl.where(quotients == quotients, quotients, 0.0), -plane.largest, plane.largest)
-        tl.store(start[:, None] + where, _code_of(codes, plane.encoding), mask=mask)
+        codes = _bounded(tl.where(quotients == quotients, quotients, 0.0), -largest, largest)
+        tl.store(start[:, None] + where, _code_of(codes, plane), mask=mask)
         _store_scales(scale, start, slot, is_valid, plane)
         return is_finite
     elif plane.encoding == "fp32":
@@ -111,13 +112,13 @@ def _store(rows, pages, places, slot, head, is_valid, is_key: tl.constexpr, plan
 
 
 @triton.jit
-def _places(slot, lane, lanes: tl.constexpr, is_key: tl.constexpr, plane: tl.constexpr):
+def _places(slot, lane, is_key: tl.constexpr, plane: tl.constexpr):
     """Where the number, or byte, of a token and lane lies in a head, in numbers or bytes: formats/words.py."""
     count: tl.constexpr = plane.count
     if is_key:
         return slot[:, None] * count + (lane // count * (plane.page_tokens * count) + lane % count)[None, :]
     else:
-        return (slot // count * (lanes * count) + slot % count)[:, None] + lane[None, :] * count
+        return (slot // count * (plane.lanes * count) + slot % count)[:, None] + lane[None, :] * count
 
 
 @triton.jit
@@ -154,10 +155,10 @@ def _store_scales(scale, start, slot, is_valid, plane: tl.constexpr):
 
 
 @triton.jit
-def _code_of(codes, encoding: tl.constexpr):
-    if encoding == "int8":
+def _code_of(codes, plane: tl.constexpr):
+    if plane.encoding == "int8":
         return _rounded(codes).to(tl.int32).to(tl.uint8)
-    elif encoding == "fp8_e4m3":
+    elif plane.encoding == "fp8_e4m3":
         return codes.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
     else:
         return codes.to(tl.float8e5).to(tl.uint8, bitcast=True)
@@ -178,8 +179,9 @@ def _store_int4(rows, start, slot, is_valid, mask, is_key: tl.constexpr, plane: 
     numbers = tl.where((numbers == numbers) & exists, _rounded(numbers), 0.0)
     group = channel // plane.lanes * plane.second_half_group + channel % plane.lanes // plane.group_channels
     group = tl.where(channel < plane.width, group, -1)
-    tops, bottoms = _ends_of(numbers, group, plane.num_groups)
-    if plane.num_groups == 1:
+    num_groups: tl.constexpr = plane.num_groups
+    tops, bottoms = _ends_of(numbers, group, num_groups)
+    if num_groups == 1:
         step = tl.full(rows.shape, 1.0, tl.float32)
         codes, zero = _with_step(numbers, tops, bottoms, step)
     else:
@@ -191,7 +193,7 @@ def _store_int4(rows, start, slot, is_valid, mask, is_key: tl.constexpr, plane: 
         others, other_zero = _with_step(numbers, tops, bottoms, less)
         error = (codes - zero) * step - numbers
         other_error = (others - other_zero) * less - numbers
-        is_better = _is_better(other_error * other_error - error * error, group, plane.num_groups)
+        is_better = _is_better(other_error * other_error - error * error, group, num_groups)
         codes = tl.where(is_better, others, codes)
         zero = tl.where(is_better, other_zero, zero)
         step = tl.where(is_better, less, step)
@@ -205,7 +207,7 @@ def _store_int4(rows, start, slot, is_valid, mask, is_key: tl.constexpr, plane: 
     low = tl.gather(codes, tl.broadcast_to(lane[None, :], (rows.shape[0], lane.shape[0])), axis=1)
     upper = tl.minimum(lane + plane.lanes, plane.row_width - 1)
     high = tl.gather(codes, tl.broadcast_to(upper[None, :], (rows.shape[0], lane.shape[0])), axis=1)
-    where = _places(slot, lane, plane.lanes, is_key, plane)
+    where = _places(slot, lane, is_key, plane)
     both = is_valid[:, None] & (lane < plane.lanes)[None, :]
     tl.store(start[:, None] + where, (low | (high << 4)).to(tl.uint8), mask=both)
     return is_finite
@@ -214,8 +216,8 @@ def _store_int4(rows, start, slot, is_valid, mask, is_key: tl.constexpr, plane: 
 @triton.jit
 def _ends_of(numbers, group, num_groups: tl.constexpr):
     """The largest and the smallest number, or zero, of the group of each channel."""
-    tops = tl.zeros_like(numbers)
-    bottoms = tl.zeros_like(numbers)
+    tops = tl.full(numbers.shape, 0.0, tl.float32)
+    bottoms = tl.full(numbers.shape, 0.0, tl.float32)
     for index in tl.range(num_groups):
         own = (group == index)[None, :]
         tops = tl.where(own, tl.max(tl.where(own, numbers, 0.0), axis=1)[:, None], tops)
