@@ -1,4 +1,4 @@
-"""Triton's interpreter, for tests without a GPU; tests that import this are skipped where there is no Triton.
+"""Triton's interpreter, for tests without a GPU; tests that import this first are skipped where there is no Triton.
 
 It is mended where it computes something else than GPUs do: bf16 is cut off instead of rounded and multiplied as the
 integers that its bits are, fp8 loses carries, and loops have no bounds with NumPy 2.4.
@@ -14,6 +14,7 @@ import torch
 # Triton reads it when a kernel is defined.
 os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
+
 
 import triton.language as tl
 from triton.runtime import interpreter
@@ -55,3 +56,24 @@ def _dot_in_full(original):
 interpreter._patch_lang_tensor = partial(_patch_tensor, interpreter._patch_lang_tensor)
 interpreter._convert_float = _convert_float
 interpreter.InterpreterBuilder.create_dot = _dot_in_full(interpreter.InterpreterBuilder.create_dot)
+
+from pagoda.kernels.triton import tiles
+from pagoda.kernels.triton.attention import TritonAttention as TritonAttention
+from pagoda.kernels.triton.shapes import Tile
+
+_TILE = Tile(rows=16, tokens=16, num_warps=4, num_stages=2)
+# So small that small cases have several tiles, splits and parts.
+SMALL = tiles.Tiles(
+    few=_TILE,
+    few_codes=_TILE,
+    few_latents=_TILE,
+    many=Tile(rows=32, tokens=32, num_warps=4, num_stages=2),
+    many_codes=Tile(rows=32, tokens=16, num_warps=4, num_stages=2),
+    many_latents=Tile(rows=32, tokens=16, num_warps=4, num_stages=2),
+    exact=_TILE,
+    head_split_tokens=16,
+    few_split_tokens=(32, 32),
+    many_split_tokens=64,
+    partial_nbytes=20_000,
+    programs_per_processor=2,
+)

@@ -33,11 +33,11 @@ class ReferenceKernels(Kernels):
                 continue
             data = layer.pages[:, slot.offset : slot.offset + slot.nbytes]
             for sequence in range(len(view.context_lengths)):
-                pages, offsets, first, last = _new_tokens(view, sequence, layer.geometry.page_tokens)
+                pages, offsets, first, last = _new_tokens(view, sequence, layer.geometry.page_tokens, data.device)
                 new = rows[first:last]
                 if layer.constants is not None and rows is key:
                     length = int(view.context_lengths[sequence])
-                    positions = torch.arange(length - len(new), length)
+                    positions = torch.arange(length - len(new), length, device=new.device)
                     new = layer.constants.taken_off(new, positions // layer.geometry.page_tokens)
                 format.write(data, slot.plane, pages, offsets, new)
                 if finite is not None and len(pages):
@@ -61,6 +61,7 @@ class ReferenceKernels(Kernels):
                 continue
             length = int(view.context_lengths[sequence])
             pages = view.page_indices[view.page_starts[sequence] : view.page_starts[sequence + 1]].long()
+            pages = pages.to(query.device)
             # Pages behind the reach of all rows may be gone: what they are taken for is masked, and must be a number.
             reached = in_reach(last - first, length, rule, pages.device).any(dim=0)
             key, value = (
@@ -120,9 +121,10 @@ def attend_dense(
     scores = torch.einsum("qhd,hkd->hqk", query.float(), key) * rule.scale
     if rule.soft_cap is not None:
         scores = rule.soft_cap * torch.tanh(scores / rule.soft_cap)
-    distances = torch.arange(key.shape[1] - query.shape[0], key.shape[1])[:, None] - torch.arange(key.shape[1])
+    token = torch.arange(key.shape[1], device=query.device)
+    distances = torch.arange(key.shape[1] - query.shape[0], key.shape[1], device=query.device)[:, None] - token
     if rule.slopes is not None:
-        scores = scores - torch.tensor(rule.slopes)[:, None, None] * distances
+        scores = scores - torch.tensor(rule.slopes, device=query.device)[:, None, None] * distances
     if biases is not None:
         scores = scores + biases.float()[:, distances.clamp(0, biases.shape[1] - 1)]
     scores = scores.masked_fill(~in_reach(query.shape[0], key.shape[1], rule, query.device), float("-inf"))
@@ -157,10 +159,12 @@ def _gather(layer: LayerPages, slot: PlaneSlot, pages: torch.Tensor) -> torch.Te
     return kept.transpose(0, 1).flatten(1, 2)
 
 
-def _new_tokens(view: GroupView, sequence: int, page_tokens: int) -> tuple[torch.Tensor, torch.Tensor, int, int]:
-    """Pages and offsets of the tokens that sequence `sequence` adds, and their packed rows."""
+def _new_tokens(
+    view: GroupView, sequence: int, page_tokens: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+    """Pages and offsets, on `device`, of the tokens that sequence `sequence` adds, and their packed rows."""
     first, last = view.query_starts[sequence : sequence + 2].tolist()
     length = int(view.context_lengths[sequence])
-    positions = torch.arange(length - (last - first), length)
+    positions = torch.arange(length - (last - first), length, device=view.page_indices.device)
     pages = view.page_indices[view.page_starts[sequence] + positions // page_tokens]
-    return pages.long(), positions % page_tokens, first, last
+    return pages.long().to(device), (positions % page_tokens).to(device), first, last

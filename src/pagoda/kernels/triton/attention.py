@@ -87,7 +87,7 @@ class TritonAttention:
         extras = (none,) * 4
         if constants is not None:
             extras = (constants.pairs, constants.turns.table, constants.scales, constants.bases)
-        rows = tiles.STORED_ROWS
+        rows = tiles.stored_rows(max(key_shape.row_width, value_shape.row_width))
         store_rows[(triton.cdiv(len(key), rows), layer.key.plane.num_heads, planes)](
             (key, value),
             layer.pages,
@@ -143,7 +143,7 @@ class TritonAttention:
         )  # fmt: skip
         reduce_splits[(len(call.query), shape.heads)](
             call.out, partial, statistics, *call.common[1:], plan.num_sequences, plan.few_rows, 0, 0,
-            tiles.FEW_REDUCED, True, shape,
+            tiles.reduced_splits(shape.reduced_width, True), True, shape,
         )  # fmt: skip
 
     def _attend_many(self, call: Call) -> None:
@@ -151,7 +151,7 @@ class TritonAttention:
         num_splits = triton.cdiv(plan.many_tokens, shape.split_tokens)
         is_direct = num_splits == 1 and not shape.turns_results
         row_nbytes = num_splits * shape.heads * (shape.value_width + 2) * 4
-        rows = num_rows if is_direct else min(num_rows, max(1, tiles.PARTIAL_NBYTES // row_nbytes))
+        rows = num_rows if is_direct else min(num_rows, max(1, self.table.partial_nbytes // row_nbytes))
         partial, statistics = _scratch(call, 1 if is_direct else rows * shape.heads * num_splits)
         blocks = num_rows * shape.group // shape.tile.rows + plan.num_sequences
         for first in range(0, num_rows, rows):
@@ -163,7 +163,7 @@ class TritonAttention:
             if not is_direct:
                 reduce_splits[(last - first, shape.heads)](
                     call.out, partial, statistics, *call.common[1:], plan.num_sequences, plan.few_rows, first,
-                    num_splits, tiles.MANY_REDUCED, False, shape,
+                    num_splits, tiles.reduced_splits(shape.reduced_width, False), False, shape,
                 )  # fmt: skip
 
     def _plan_of(self, view: GroupView, device: torch.device) -> Plan:
@@ -248,7 +248,7 @@ class TritonAttention:
 
     def _in_regime(self, shape: AttendShape, is_few: bool) -> AttendShape:
         tile = self._tile(shape, is_few)
-        tokens = tiles.few_split_tokens(shape.num_kv_heads) if is_few else tiles.MANY_SPLIT_TOKENS
+        tokens = self.table.split_tokens(shape.num_kv_heads, is_few)
         return replace(shape, tile=tile, split_pages=tiles.split_pages(tokens, shape.keys.page_tokens, tile))
 
     def _tile(self, shape: AttendShape, is_few: bool) -> Tile:
