@@ -19,6 +19,12 @@ pytest.importorskip("triton")
 import triton.language as tl
 from triton.runtime import interpreter
 
+from pagoda.kernels.triton import tiles
+from pagoda.kernels.triton.attention import TritonAttention
+from pagoda.kernels.triton.shapes import Tile
+
+__all__ = ["SMALL", "TritonAttention"]
+
 TORCH_DTYPES = {
     tl.float32: torch.float32,
     tl.float16: torch.float16,
@@ -56,10 +62,6 @@ def _dot_in_full(original):
 interpreter._patch_lang_tensor = partial(_patch_tensor, interpreter._patch_lang_tensor)
 interpreter._convert_float = _convert_float
 interpreter.InterpreterBuilder.create_dot = _dot_in_full(interpreter.InterpreterBuilder.create_dot)
-
-from pagoda.kernels.triton import tiles
-from pagoda.kernels.triton.attention import TritonAttention as TritonAttention
-from pagoda.kernels.triton.shapes import Tile
 
 _TILE = Tile(rows=16, tokens=16, num_warps=4, num_stages=2)
 # So small that small cases have several tiles, splits and parts.

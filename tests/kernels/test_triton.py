@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kernels.cases import starts
 from kernels.interpreted import SMALL, TritonAttention
-from kernels.cases import starts  # isort: skip
 from kernels.rounding import FORMATS, compute_dtype, tolerance
 from pagoda.errors import ConfigError
 from pagoda.formats.int4 import INT4_PLAIN
@@ -19,13 +19,16 @@ from pagoda.kernels.native_arguments import WITH_CONSTANTS
 from pagoda.kernels.reference import ReferenceKernels, in_reach
 from pagoda.layouts.spec import Reach
 
+# NumPy, which interprets, warns of what is tested here: overflow, and what is not a number.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 KEPT = [*((format, False) for format in FORMATS), *((format, True) for format in (*WITH_CONSTANTS, K8V4))]
 every_kept = pytest.mark.parametrize(
     ("format", "has_constants"), KEPT, ids=[f"{each.name}{'-constants' * apart}" for each, apart in KEPT]
 )
 # Decode beside a prompt, a draft, and a sequence that computes nothing: few rows and many, several splits of each.
-MIXED = ((75, 1), (0, 20), (33, 3), (9, 0))
+MIXED = ((40, 1), (0, 18), (17, 2), (9, 0))
 PLAIN = AttentionRule(0.125)
+TINY = {"kv_heads": 1, "group": 3, "key_width": 16, "value_width": 16, "page_tokens": 16}
 
 
 def check(case, rule=PLAIN, sinks=None, biases=None):
@@ -51,7 +54,7 @@ def test_attends_and_stores_as_the_reference_does(format, has_constants, shape, 
             format=format,
             dtype=compute_dtype(format),
             sequences=MIXED,
-            kv_heads=2,
+            kv_heads=1,
             group=3,
             key_width=32,
             value_width=32,
@@ -98,7 +101,9 @@ def test_widths_that_are_no_powers_of_two(format, widths, shape, make_case):
 @pytest.mark.parametrize("format", [FP32, FP16, BF16, INT8, INT4], ids=lambda one: one.name)
 def test_queries_of_another_type_than_pages(dtype, format, shape, make_case):
     case = make_case(
-        shape(format=format, dtype=dtype, sequences=((30, 2),), kv_heads=1, key_width=32, value_width=32, page_tokens=16)
+        shape(
+            format=format, dtype=dtype, sequences=((30, 2),), kv_heads=1, key_width=32, value_width=32, page_tokens=16
+        )
     )
     check(case)
     assert torch.equal(stored(case), case.layer.pages)
@@ -119,21 +124,23 @@ RULES = {
 @pytest.mark.parametrize("has_sinks", [False, True])
 @pytest.mark.parametrize("rule", RULES)
 def test_rules(rule, has_sinks, shape, make_case):
-    case = make_case(shape(format=FP32, sequences=MIXED, kv_heads=1, group=3, key_width=16, value_width=16, page_tokens=16))
+    case = make_case(
+        shape(format=FP32, sequences=MIXED, kv_heads=1, group=3, key_width=16, value_width=16, page_tokens=16)
+    )
     check(case, RULES[rule], torch.linspace(-1, 3, 3) if has_sinks else None)
 
 
 @pytest.mark.parametrize("distances", [1, 33, 300])
 def test_biases_by_distance(distances, shape, make_case):
-    case = make_case(shape(format=FP32, sequences=MIXED, kv_heads=1, group=3, key_width=16, value_width=16, page_tokens=16))
+    case = make_case(
+        shape(format=FP32, sequences=MIXED, kv_heads=1, group=3, key_width=16, value_width=16, page_tokens=16)
+    )
     check(case, biases=torch.randn(3, distances))
 
 
 def test_more_queries_than_tokens_of_an_encoder(shape, make_case):
-    case = make_case(
-        shape(format=BF16, dtype=torch.bfloat16, sequences=((0, 3), (0, 90)), group=2, key_width=32, value_width=32)
-    )
-    query = torch.randn(21, case.shape.heads, 32).bfloat16()
+    case = make_case(shape(format=BF16, dtype=torch.bfloat16, sequences=((0, 3), (0, 70)), **TINY))
+    query = torch.randn(21, case.shape.heads, 16).bfloat16()
     check(replace(case, query=query, view=replace(case.view, query_starts=starts([20, 1]))), RULES["encoder"])
 
 
@@ -153,9 +160,9 @@ def test_latents(format, widths, has_constants, shape, make_case):
         shape(
             format=format,
             dtype=compute_dtype(format),
-            sequences=((70, 1), (3, 17)),
+            sequences=((40, 1), (3, 17)),
             kv_heads=1,
-            group=5,
+            group=3,
             key_width=latent_width + rotary_width,
             value_width=latent_width,
             page_tokens=16,
@@ -163,7 +170,7 @@ def test_latents(format, widths, has_constants, shape, make_case):
             has_constants=has_constants,
         )
     )
-    check(case, replace(PLAIN, scale=0.1), torch.linspace(-1, 3, 5) if has_constants else None)
+    check(case, replace(PLAIN, scale=0.1), torch.linspace(-1, 3, 3) if has_constants else None)
     assert torch.equal(stored(case), case.layer.pages)
 
 
@@ -172,14 +179,17 @@ def test_latents(format, widths, has_constants, shape, make_case):
 def test_a_row_has_the_same_bits_in_every_batch(format, rows, shape, make_case):
     """Alone with the rows of its chunk or beside others, in a chunk of any size that is few, or many."""
     past, new = rows
-    plan = shape(format=format, dtype=torch.bfloat16, group=3, key_width=32, value_width=32, page_tokens=16)
-    case = make_case(replace(plan, sequences=((past, new), (40, 1), (5, 18))))
+    sizes = {"kv_heads": 1, "group": 3, "key_width": 32, "value_width": 32, "page_tokens": 16}
+    sequences = ((past, new), (40, 1), (5, 18))
+    case = make_case(shape(format=format, dtype=torch.bfloat16, sequences=sequences, **sizes))
     kernels, rule = TritonAttention(SMALL), AttentionRule(0.125, Reach.SLIDING, 80)
     together = kernels.attend(case.query, case.layer, case.view, rule)[:new]
     cuts = [0, 1, new] if new <= 16 else [0, 18, new]
     for first, last in [(0, new), (cuts[0], cuts[1])]:
         view = replace(
-            case.view, query_starts=starts([last - first, 0, 0]), context_lengths=torch.tensor([past + last, 41, 23]).int()
+            case.view,
+            query_starts=starts([last - first, 0, 0]),
+            context_lengths=torch.tensor([past + last, 41, 23]).int(),
         )
         assert torch.equal(kernels.attend(case.query[first:last], case.layer, view, rule), together[first:last])
 
@@ -188,9 +198,7 @@ def test_a_row_has_the_same_bits_in_every_batch(format, rows, shape, make_case):
 @pytest.mark.parametrize("format", [BF16, FP8_E4M3], ids=lambda one: one.name)
 def test_pages_out_of_reach_are_not_read(format, reach, shape, make_case):
     sequences = ((100, 1), (70, 20))
-    case = make_case(
-        shape(format=format, dtype=torch.bfloat16, sequences=sequences, key_width=16, value_width=16, page_tokens=16)
-    )
+    case = make_case(shape(format=format, dtype=torch.bfloat16, sequences=sequences, **TINY))
     rule, kernels = AttentionRule(0.125, reach, 25), TritonAttention(SMALL)
     expected = kernels.attend(case.query, case.layer, case.view, rule)
     tables, first_pages = case.view.page_indices.clone(), case.view.page_starts
@@ -198,16 +206,12 @@ def test_pages_out_of_reach_are_not_read(format, reach, shape, make_case):
         reached = in_reach(new, past + new, rule, torch.device("cpu")).any(0)
         gone = int(reached.nonzero()[0]) // case.shape.page_tokens
         tables[first_pages[sequence] : first_pages[sequence] + gone] = -1
-    case.layer.pages[0] = 0xFF  # what would be read in their place
-    view = replace(case.view, page_indices=torch.where(tables == 0, tables, tables))
     assert expected.isfinite().all()
-    is_used = (tables == 0).any()
-    actual = kernels.attend(case.query, case.layer, view, rule)
-    assert is_used or torch.equal(actual, expected)
+    assert torch.equal(kernels.attend(case.query, case.layer, replace(case.view, page_indices=tables), rule), expected)
 
 
 def test_a_nan_of_one_sequence_stays_with_it(shape, make_case):
-    case = make_case(shape(format=FP32, sequences=((40, 3), (50, 3)), key_width=16, value_width=16))
+    case = make_case(shape(format=FP32, sequences=((40, 3), (50, 3)), **TINY))
     first_pages = case.view.page_starts
     case.layer.pages[case.view.page_indices[first_pages[1] : first_pages[2]].long()] = 0xFF
     out = TritonAttention(SMALL).attend(case.query, case.layer, case.view, PLAIN)
@@ -217,8 +221,9 @@ def test_a_nan_of_one_sequence_stays_with_it(shape, make_case):
 
 def test_a_recorded_step_follows_its_tables(shape, make_case):
     """Launches of a recorded step depend on the sizes of its tensors alone; what is in them may change."""
-    plan = shape(format=INT8, dtype=torch.bfloat16, key_width=32, value_width=32, page_tokens=16)
-    case = make_case(replace(plan, sequences=((100, 1), (0, 1), (37, 2))))
+    sizes = {"kv_heads": 1, "key_width": 32, "value_width": 32, "page_tokens": 16}
+    sequences = ((100, 1), (0, 1), (37, 2))
+    case = make_case(shape(format=INT8, dtype=torch.bfloat16, sequences=sequences, **sizes))
     kernels, view = TritonAttention(SMALL), case.view
     kernels.record(view, few_rows=2)
     for lengths in ([101, 1, 39], [3, 1, 38]):

@@ -12,7 +12,9 @@ from pagoda.layouts.latent import LatentLayout
 from pagoda.layouts.spec import LayerGroup, Reach
 from pagoda.registry import lookup, names
 
-ATTENTION = [AttentionLayout(2, key, value) for key, value in itertools.product((8, 24, 64, 80, 96, 128, 192, 256), repeat=2)]
+ATTENTION = [
+    AttentionLayout(2, key, value) for key, value in itertools.product((8, 24, 64, 80, 96, 128, 192, 256), repeat=2)
+]
 LATENTS = [LatentLayout(512, 64), LatentLayout(256, 32), LatentLayout(64, 16), LatentLayout(40, 8)]
 
 

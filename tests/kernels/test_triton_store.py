@@ -12,6 +12,8 @@ from pagoda.formats.plain import BF16, FP16, FP32
 from pagoda.kernels.base import AttentionRule
 from pagoda.kernels.reference import ReferenceKernels
 
+# NumPy, which interprets, warns of what is tested here: overflow, and what is not a number.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SIZES = {"kv_heads": 2, "group": 1, "key_width": 32, "value_width": 32, "page_tokens": 16}
 
@@ -78,7 +80,9 @@ def test_new_tokens_leave_others_as_they_are(shape, make_case):
     rest[rows] = False
     lengths = torch.tensor([past for past, _ in case.shape.sequences]).int()
     starts = torch.cat((torch.zeros(1), lengths.cumsum(0))).int()
-    kernels.store(case.key[rest], case.value[rest], layer, replace(case.view, query_starts=starts, context_lengths=lengths))
+    kernels.store(
+        case.key[rest], case.value[rest], layer, replace(case.view, query_starts=starts, context_lengths=lengths)
+    )
     assert torch.equal(layer.pages, case.layer.pages)
 
 

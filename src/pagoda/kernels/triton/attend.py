@@ -14,7 +14,7 @@ from pagoda.kernels.triton.search import sequence_of
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_sequences", "most_rows"])
 def attend_few(
     query, partial, statistics, pages, tables, extras, query_strides, num_sequences, most_rows, shape: tl.constexpr
 ):
@@ -44,7 +44,7 @@ def attend_few(
             )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_sequences", "few_rows", "first_row", "last_row", "num_splits"])
 def attend_many(
     query, out, partial, statistics, pages, tables, extras, query_strides, num_sequences, few_rows,
     first_row, last_row, num_splits, is_direct: tl.constexpr, shape: tl.constexpr

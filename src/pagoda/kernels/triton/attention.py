@@ -177,7 +177,8 @@ class TritonAttention:
         if planes is None:
             _check_pages(layer)
             page_tokens = layer.geometry.page_tokens
-            planes = tuple(plane_shape(slot, layer.format, page_tokens) for slot in (layer.key, layer.value))
+            key, value = (plane_shape(slot, layer.format, page_tokens) for slot in (layer.key, layer.value))
+            planes = key, value
             self._planes[layer] = planes
         return planes
 

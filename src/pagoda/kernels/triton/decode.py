@@ -7,7 +7,7 @@ values. Channels of int4 come half by half, as far as the tile has them; `channe
 import triton
 import triton.language as tl
 
-# Bits of fp32 that make a code of it: 2**23 + 128 + code, its sign bit turned; and 128 + number in the upper half of the bits.
+# Bits that make fp32 of a code: 2**23 + 128 + code, whose sign bit is turned; and 128 + code in the upper half.
 BYTE_BIAS = tl.constexpr(0x4B000080)
 BYTE_BIASED_ZERO = tl.constexpr(8388608.0 + 128.0)
 NIBBLE_BIAS = tl.constexpr(0x43000000)

@@ -11,6 +11,9 @@ import torch
 
 from pagoda.kernels.base import GroupView
 
+# Kernels are compiled for tensors that start at multiples of 16 bytes.
+ALIGNED_ENTRIES = 4
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -55,7 +58,8 @@ def _tensors(view: GroupView) -> tuple[torch.Tensor, ...]:
 
 
 def _on_device(view: GroupView, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """In one transfer."""
+    """In one transfer, each where kernels expect tensors to start."""
     tensors = _tensors(view)
-    packed = torch.cat(tensors)
-    return packed.to(device).split([len(each) for each in tensors])
+    padded = [torch.nn.functional.pad(each, (0, -len(each) % ALIGNED_ENTRIES)) for each in tensors]
+    parts = torch.cat(padded).to(device).split([len(each) for each in padded])
+    return tuple(part[: len(each)] for part, each in zip(parts, tensors, strict=True))

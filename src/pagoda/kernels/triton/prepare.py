@@ -6,10 +6,8 @@ import triton.language as tl
 from pagoda.kernels.triton.hadamard import hadamard
 
 
-@triton.jit
-def prepare_queries(
-    query, turned, lifts, extras, query_strides, num_rows, block: tl.constexpr, shape: tl.constexpr
-):
+@triton.jit(do_not_specialize=["num_rows"])
+def prepare_queries(query, turned, lifts, extras, query_strides, num_rows, block: tl.constexpr, shape: tl.constexpr):
     """`block` rows and heads a program: `turned` [rows, heads, key width], `lifts` [rows, heads, 32] in fp32.
 
     A lift times the cosine (the first 16), or the sine, of a page's turn is what a pair of channels adds to scores.
@@ -34,7 +32,9 @@ def prepare_queries(
         exists = is_valid[:, None] & (pair < shape.num_pairs)[None, :]
         place = kv_head[:, None] * shape.num_pairs + pair[None, :]
         first = tl.load(own[:, None] + tl.load(extras[4] + place * 3, mask=exists, other=0), mask=exists, other=0.0)
-        second = tl.load(own[:, None] + tl.load(extras[4] + place * 3 + 1, mask=exists, other=0), mask=exists, other=0.0)
+        second = tl.load(
+            own[:, None] + tl.load(extras[4] + place * 3 + 1, mask=exists, other=0), mask=exists, other=0.0
+        )
         first = first.to(tl.float32)
         second = second.to(tl.float32)
         base = tl.load(extras[7] + place * 2, mask=exists, other=0.0)

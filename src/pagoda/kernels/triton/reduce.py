@@ -8,7 +8,7 @@ from pagoda.kernels.triton.hadamard import hadamard
 from pagoda.kernels.triton.search import sequence_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_sequences", "few_rows", "first_row", "num_splits"])
 def reduce_splits(
     out, partial, statistics, tables, extras, num_sequences, few_rows, first_row, num_splits,
     block_splits: tl.constexpr, is_few: tl.constexpr, shape: tl.constexpr

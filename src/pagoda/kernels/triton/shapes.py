@@ -35,6 +35,7 @@ ENCODINGS: dict[Format, str] = {
     INT4_ROTATED: "int4",
     INT4_PLAIN: "int4",
 }
+LARGEST: dict[Format, float] = {each: each.largest for each in (INT8, FP8_E4M3, FP8_E5M2)}
 WORD_COUNTS = {"fp32": 1, "fp16": 2, "bf16": 2}
 CODE_COUNT = 4
 LOG2_E = 1 / math.log(2)
@@ -287,13 +288,10 @@ def plane_shape(slot: PlaneSlot, format: Format, page_tokens: int) -> PlaneShape
         encoding=encoding,
         group_channels=inner.group_channels(plane),
         rotated_channels=inner.rotated_channels(plane),
-        largest={INT8: INT8, FP8_E4M3: FP8_E4M3, FP8_E5M2: FP8_E5M2}[inner].largest if encoding in SCALED else 0.0,
+        largest=LARGEST.get(inner, 0.0),
     )
     assert_aligned(shape, is_key=plane.reduced is Axis.CHANNEL)
     return shape
-
-
-SCALED = ("int8", "fp8_e4m3", "fp8_e5m2")
 
 
 def assert_aligned(shape: PlaneShape, is_key: bool) -> None:

@@ -19,7 +19,7 @@ LARGEST_NUMBER = tl.constexpr(119.0)
 ROUNDER = tl.constexpr(12582912.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_sequences"])
 def store_rows(
     rows, pages, finite, tables, extras, strides, num_rows, num_sequences, block: tl.constexpr,
     has_finite: tl.constexpr, num_pairs: tl.constexpr, turn_pages: tl.constexpr, page_nbytes: tl.constexpr,
@@ -29,7 +29,7 @@ def store_rows(
     head = tl.program_id(1)
     sequence = sequence_of(tables[2], row, num_sequences, 1, 1, 0)
     end = tl.load(tables[2] + sequence + 1)
-    is_valid = (row < num_rows) & (row < end) & (row >= tl.load(tables[2]))
+    is_valid = (row < num_rows) & (row < end)
     position = tl.load(tables[3] + sequence) - end + row
     number = position // key_plane.page_tokens
     page = tl.load(tables[0] + tl.load(tables[1] + sequence) + number, mask=is_valid, other=0)
