@@ -1,6 +1,6 @@
 """Everything of the Triton kernels that needs the card, in one command: right numbers, same bits, speed.
 
-    PYTHONPATH=src:tests python scripts/gpu_check.py --output results.json [--parts conformance,decode,...] [--sweep]
+    python scripts/gpu_check.py --output results.json [--parts conformance,decode,...] [--sweep]
 
 Every part runs in processes of its own with a time limit, so that one failure loses nothing else. What takes long is
 compiling, so all kernels are compiled first, by many processes, while they check numbers; then timings run alone.
@@ -19,8 +19,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import gpu_cases
-import gpu_timing
+# Nothing need be installed but torch and Triton.
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("src", "tests")]
+
+import gpu_cases  # noqa: E402
+import gpu_timing  # noqa: E402
 
 # Seconds that a part may take. Parts that only check or compile share their processes.
 LIMITS = {"conformance": 110, "decode": 40, "prefill": 30, "flex": 60, "store": 20, "graph": 20, "sweep": 60}

@@ -248,20 +248,21 @@ def _add_tile(
 @triton.jit
 def _ruled(scores, owner, token, extras, shape: tl.constexpr):
     """Scores from products; in units of log 2, or of 1 / `multiplier` of that."""
-    if shape.rule.multiplier != 1.0:
+    if shape.rule.is_plain:
         return scores
-    if shape.rule.soft_cap > 0.0:
-        capped = 2.0 * tl.sigmoid(scores * (2.0 * shape.rule.scale / shape.rule.soft_cap)) - 1.0
-        scores = capped * (shape.rule.soft_cap * LOG2_E)
     else:
-        scores = scores * (shape.rule.scale * LOG2_E)
-    if shape.rule.has_slopes:
-        slopes = tl.load(extras[1] + owner[1])
-        scores -= (slopes * LOG2_E)[:, None] * (owner[0][:, None] - token[None, :]).to(tl.float32)
-    if shape.rule.num_biases > 0:
-        distance = tl.minimum(tl.maximum(owner[0][:, None] - token[None, :], 0), shape.rule.num_biases - 1)
-        scores += tl.load(extras[2] + owner[1][:, None] * shape.rule.num_biases + distance) * LOG2_E
-    return scores
+        if shape.rule.soft_cap > 0.0:
+            capped = 2.0 * tl.sigmoid(scores * (2.0 * shape.rule.scale / shape.rule.soft_cap)) - 1.0
+            scores = capped * (shape.rule.soft_cap * LOG2_E)
+        else:
+            scores = scores * (shape.rule.scale * LOG2_E)
+        if shape.rule.has_slopes:
+            slopes = tl.load(extras[1] + owner[1])
+            scores -= (slopes * LOG2_E)[:, None] * (owner[0][:, None] - token[None, :]).to(tl.float32)
+        if shape.rule.num_biases > 0:
+            distance = tl.minimum(tl.maximum(owner[0][:, None] - token[None, :], 0), shape.rule.num_biases - 1)
+            scores += tl.load(extras[2] + owner[1][:, None] * shape.rule.num_biases + distance) * LOG2_E
+        return scores
 
 
 @triton.jit
@@ -269,12 +270,13 @@ def _is_seen(position, token, length, shape: tl.constexpr):
     """Which tokens [rows, tokens] a row attends to."""
     if shape.rule.reach == "encoder":
         return (token < length)[None, :]
-    seen = (token[None, :] <= position[:, None]) & (token[None, :] < length)
-    if shape.rule.reach == "sliding":
-        seen = seen & (position[:, None] - token[None, :] < shape.rule.span)
-    if shape.rule.reach == "chunked":
-        seen = seen & (position[:, None] // shape.rule.span == token[None, :] // shape.rule.span)
-    return seen
+    else:
+        seen = (token[None, :] <= position[:, None]) & (token[None, :] < length)
+        if shape.rule.reach == "sliding":
+            seen = seen & (position[:, None] - token[None, :] < shape.rule.span)
+        if shape.rule.reach == "chunked":
+            seen = seen & (position[:, None] // shape.rule.span == token[None, :] // shape.rule.span)
+        return seen
 
 
 @triton.jit

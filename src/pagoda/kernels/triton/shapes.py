@@ -193,8 +193,12 @@ class RuleShape:
     @property
     def multiplier(self) -> float:
         """What turns scores as kernels have them into units of log 2."""
-        is_plain = not (self.soft_cap or self.has_slopes or self.num_biases)
-        return self.scale * LOG2_E if is_plain and self.scale > 0 else 1.0
+        return self.scale * LOG2_E if self.is_plain else 1.0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether scores are products times a number above zero, which is then left to the exponential."""
+        return self.scale > 0 and not (self.soft_cap or self.has_slopes or self.num_biases)
 
 
 @dataclass(frozen=True)

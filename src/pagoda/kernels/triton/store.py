@@ -89,6 +89,13 @@ def _store(rows, pages, places, slot, head, is_valid, is_key: tl.constexpr, plan
     mask = is_valid[:, None] & (channel < plane.width)[None, :]
     if plane.is_int4:
         return _store_int4(rows, start, slot, is_valid, mask, is_key, plane)
+    else:
+        return _store_numbers(rows, start, slot, is_valid, mask, is_key, plane)
+
+
+@triton.jit
+def _store_numbers(rows, start, slot, is_valid, mask, is_key: tl.constexpr, plane: tl.constexpr):
+    channel = tl.arange(0, plane.row_width)
     where = _places(slot, channel, is_key, plane)
     if plane.is_coded:
         largest: tl.constexpr = plane.largest
