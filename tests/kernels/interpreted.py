@@ -1,7 +1,7 @@
 """Triton's interpreter, for tests without a GPU; tests that import this first are skipped where there is no Triton.
 
 It is mended where it computes something else than GPUs do: bf16 is cut off instead of rounded and multiplied as the
-integers that its bits are, fp8 loses carries, and loops have no bounds with NumPy 2.4.
+integers that its bits are, fp8 loses carries, what is fused is rounded twice, and loops have no bounds with NumPy 2.4.
 """
 
 import os
@@ -49,19 +49,27 @@ def _convert_float(data, source, target, rounding):
 
 
 def _widened(handle):
-    if handle.dtype is not tl.bfloat16:
-        return handle
-    data = _convert_float(handle.data, tl.bfloat16, tl.float32, None).view(np.float32)
-    return interpreter.TensorHandle(data, tl.float32)
+    if handle.dtype is tl.bfloat16:
+        return _convert_float(handle.data, tl.bfloat16, tl.float32, None).view(np.float32).astype(np.float64)
+    return handle.data.astype(np.float64)
 
 
-def _dot_in_full(original):
-    return lambda builder, left, right, *rest: original(builder, _widened(left), _widened(right), *rest)
+def _dot(_builder, left, right, added, _precision, _most_inexact):
+    """In fp64: sums of fp32 depend on where in its tile a row lies."""
+    numbers = np.matmul(_widened(left), _widened(right)) + added.data
+    return interpreter.TensorHandle(numbers.astype(added.data.dtype), added.dtype.scalar)
+
+
+def _fused(_builder, left, right, added):
+    """Rounded once: products of fp32 are exact in fp64."""
+    numbers = left.data.astype(np.float64) * right.data + added.data
+    return interpreter.TensorHandle(numbers.astype(left.data.dtype), left.dtype.scalar)
 
 
 interpreter._patch_lang_tensor = partial(_patch_tensor, interpreter._patch_lang_tensor)
 interpreter._convert_float = _convert_float
-interpreter.InterpreterBuilder.create_dot = _dot_in_full(interpreter.InterpreterBuilder.create_dot)
+interpreter.InterpreterBuilder.create_dot = _dot
+interpreter.InterpreterBuilder.create_fma = _fused
 
 _TILE = Tile(rows=16, tokens=16, num_warps=4, num_stages=2)
 # So small that small cases have several tiles, splits and parts.

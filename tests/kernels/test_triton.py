@@ -175,17 +175,18 @@ def test_latents(format, widths, has_constants, shape, make_case):
 
 
 @pytest.mark.parametrize("format", [BF16, INT4], ids=lambda one: one.name)
-@pytest.mark.parametrize("rows", [(0, 20), (71, 20), (90, 3)])
-def test_a_row_has_the_same_bits_in_every_batch(format, rows, shape, make_case):
-    """Alone with the rows of its chunk or beside others, in a chunk of any size that is few, or many."""
-    past, new = rows
+@pytest.mark.parametrize(("past", "new", "cut"), [(0, 40, 17), (71, 45, 21), (90, 3, 1)])
+def test_a_row_has_the_same_bits_in_every_batch(format, past, new, cut, shape, make_case):
+    """Alone with the rows of its chunk or beside others, in chunks of any size that are few, or many.
+
+    Scores are so large, and results so exact, that rounding shows.
+    """
     sizes = {"kv_heads": 1, "group": 3, "key_width": 32, "value_width": 32, "page_tokens": 16}
     sequences = ((past, new), (40, 1), (5, 18))
-    case = make_case(shape(format=format, dtype=torch.bfloat16, sequences=sequences, **sizes))
-    kernels, rule = TritonAttention(SMALL), AttentionRule(0.125, Reach.SLIDING, 80)
+    case = make_case(shape(format=format, sequences=sequences, **sizes))
+    kernels, rule = TritonAttention(SMALL), AttentionRule(2.0, Reach.SLIDING, 80)
     together = kernels.attend(case.query, case.layer, case.view, rule)[:new]
-    cuts = [0, 1, new] if new <= 16 else [0, 18, new]
-    for first, last in [(0, new), (cuts[0], cuts[1])]:
+    for first, last in [(0, new), (0, cut), (cut, new)]:
         view = replace(
             case.view,
             query_starts=starts([last - first, 0, 0]),

@@ -32,14 +32,22 @@ def test_every_layout_is_read_in_tiles_that_tensor_cores_take(format, page_token
         covered = [part.first + row for part in key.parts for row in range(part.rows)]
         assert set(covered) >= set(range(key.word_rows))
         assert len(covered) == len(set(covered))
-        assert all(key.part_width(index) >= MIN_DOT for index in range(len(key.parts)))
-        assert all(each.block_width == power_of_two(each.block_width) >= MIN_DOT for each in value)
+        assert all(part.rows == power_of_two(part.rows) >= MIN_DOT for part in key.parts)
+        assert all(each.block_lanes == power_of_two(each.block_lanes) >= MIN_DOT for each in value)
 
 
-def test_little_of_what_is_read_of_latents_does_not_exist():
-    for format in ("bf16", "int8", "int4"):
-        (key,) = planes_of(LatentLayout(512, 64), lookup("format", format), 64)
-        assert sum(key.part_width(index) for index in range(len(key.parts))) == 576
+@pytest.mark.parametrize(("format", "channels"), [("bf16", 576), ("int8", 576), ("int4", 640)])
+def test_little_of_what_is_read_of_latents_does_not_exist(format, channels):
+    (key,) = planes_of(LatentLayout(512, 64), lookup("format", format), 64)
+    assert sum(part.rows for part in key.parts) * key.tiles == channels
+
+
+@pytest.mark.parametrize(("format", "tokens"), [("fp32", 32), ("bf16", 32), ("int8", 64), ("int4", 64), ("k8v4", 64)])
+def test_tiles_have_as_many_words_of_values_as_products_take(format, tokens):
+    planes = planes_of(AttentionLayout(2, 128, 128), lookup("format", format), 16)
+    assert tiles.fitting(Tile(16, 32, 4, 2), *planes).tokens == tokens
+    (latents,) = planes_of(LatentLayout(512, 64), lookup("format", "int8"), 16)
+    assert tiles.fitting(Tile(16, 32, 4, 2), latents, latents).tokens == 32
 
 
 @pytest.mark.parametrize("page_tokens", [16, 48, 80, 512])

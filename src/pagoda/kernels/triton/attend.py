@@ -8,7 +8,15 @@ program writes sums, largest scores and weighted values, which reduce.py adds up
 import triton
 import triton.language as tl
 
-from pagoda.kernels.triton.decode import channels_of, key_tile, numbers_of, scales_of, value_tile, value_tokens
+from pagoda.kernels.triton.decode import (
+    channels_of,
+    key_tiles,
+    numbers_of,
+    scales_of,
+    value_tiles,
+    value_words,
+    weights_apart,
+)
 from pagoda.kernels.triton.search import sequence_of
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -103,15 +111,13 @@ def _attend_split(
     last = tl.minimum(last, (split + 1) * shape.split_tokens)
     if first < last:
         own = query + (first_row + row).to(tl.int64)[:, None] * query_strides[0] + heads[:, None] * query_strides[1]
-        second: tl.constexpr = shape.num_parts - 1
-        queries = (_queries_of(own, is_valid, 0, shape), _queries_of(own, is_valid, second, shape))
+        queries = _queries_of(own, is_valid, shape)
         lifts, turns = _lifts(extras, first_row + row, heads, head, is_valid, shape)
         owner = (position, heads, head)
         has_sinks: tl.constexpr = shape.rule.has_sinks
         largest = tl.full([shape.tile.rows], float("-inf"), tl.float32)
         total = tl.full([shape.tile.rows], 0.0, tl.float32)
-        sums = tl.full([shape.tile.rows, shape.out_width], 0.0, tl.float32)
-        others = tl.full([shape.tile.rows, shape.keys.part_width(second)], 0.0, tl.float32)
+        sums = _no_sums(shape)
         whole = first
         if not shape.has_edge:
             whole = tl.maximum(first, tl.minimum(last, nearest + 1) // shape.tile.tokens * shape.tile.tokens)
@@ -120,30 +126,27 @@ def _attend_split(
             numbers = _numbers_at(table, first, length, shape)
             for token in tl.range(first, whole, shape.tile.tokens):
                 following = _numbers_at(table, token + shape.tile.tokens, length, shape)
-                largest, total, sums, others = _add_tile(
-                    largest, total, sums, others, queries, lifts, turns, owner,
+                largest, total, sums = _add_tile(
+                    largest, total, sums, queries, lifts, turns, owner,
                     pages, numbers, extras, token, length, False, shape,
                 )  # fmt: skip
                 numbers = following
-        numbers = _numbers_at(table, whole, length, shape)
-        for token in tl.range(whole, last, shape.tile.tokens):
-            following = _numbers_at(table, token + shape.tile.tokens, length, shape)
-            largest, total, sums, others = _add_tile(
-                largest, total, sums, others, queries, lifts, turns, owner,
-                pages, numbers, extras, token, length, True, shape,
-            )  # fmt: skip
-            numbers = following
-        largest *= shape.rule.multiplier
+        if whole < last:
+            numbers = _numbers_at(table, whole, length, shape)
+            for token in tl.range(whole, last, shape.tile.tokens):
+                following = _numbers_at(table, token + shape.tile.tokens, length, shape)
+                largest, total, sums = _add_tile(
+                    largest, total, sums, queries, lifts, turns, owner,
+                    pages, numbers, extras, token, length, True, shape,
+                )  # fmt: skip
+                numbers = following
         if is_direct:
             factor, _ = finished(largest, total, extras[0], heads, is_valid, has_sinks)
-            sums = sums * factor[:, None]
-            others = others * factor[:, None]
         else:
+            factor = tl.full([shape.tile.rows], 1.0, tl.float32)
             tl.store(statistics + slots * 2, largest, mask=is_valid)
             tl.store(statistics + slots * 2 + 1, total, mask=is_valid)
-        _store_rows(out, slots, sums, is_valid, 0, shape)
-        if shape.has_latents and shape.num_parts > 1:
-            _store_rows(out, slots, others, is_valid, 1, shape)
+        _store_sums(out, slots, sums, factor, is_valid, shape)
 
 
 @triton.jit
@@ -160,13 +163,38 @@ def _reach_of(nearest, farthest, length, shape: tl.constexpr):
 
 
 @triton.jit
-def _queries_of(own, is_valid, part: tl.constexpr, shape: tl.constexpr):
-    """Queries [rows, channels of the part]; zeros where there are no rows or channels."""
+def _queries_of(own, is_valid, shape: tl.constexpr):
+    """Queries as tiles [rows, channels], one for each tile of keys; zeros where there are no rows or channels."""
     plane: tl.constexpr = shape.keys
-    width: tl.constexpr = plane.part_width(part)
-    first: tl.constexpr = plane.parts[part].first * plane.count
-    channel, exists = channels_of(width, first, plane)
-    return tl.load(own + channel[None, :], mask=is_valid[:, None] & exists[None, :], other=0.0).to(shape.key_dot)
+    tiles = ()
+    for part in tl.static_range(tl.constexpr(shape.num_parts)):
+        for index in tl.static_range(tl.constexpr(plane.tiles)):
+            channel, exists = _key_channels(part, index, plane)
+            mask = is_valid[:, None] & exists[None, :]
+            tiles += (tl.load(own + channel[None, :], mask=mask, other=0.0).to(shape.key_dot),)
+    return tiles
+
+
+@triton.jit
+def _key_channels(part: tl.constexpr, index: tl.constexpr, plane: tl.constexpr):
+    """The channels of tile number `index` of a part of keys, and whether there are such."""
+    word = plane.parts[part].first + tl.arange(0, plane.parts[part].rows)
+    half: tl.constexpr = index % plane.halves
+    return channels_of(word * plane.count + index // plane.halves, half, plane)
+
+
+@triton.jit
+def _no_sums(shape: tl.constexpr):
+    """Sums of values before any are added: as many tiles as keys have if they are values too, else one for a half."""
+    sums = ()
+    if shape.has_latents:
+        for part in tl.static_range(tl.constexpr(shape.num_parts)):
+            for _ in tl.static_range(tl.constexpr(shape.keys.tiles)):
+                sums += (tl.full([shape.tile.rows, shape.keys.parts[part].rows], 0.0, tl.float32),)
+    else:
+        for _ in tl.static_range(tl.constexpr(shape.values.halves)):
+            sums += (tl.full([shape.tile.rows, shape.values.block_lanes], 0.0, tl.float32),)
+    return sums
 
 
 @triton.jit
@@ -187,27 +215,33 @@ def _lifts(extras, row, heads, head, is_valid, shape: tl.constexpr):
 def _numbers_at(table, first, length, shape: tl.constexpr):
     """Pages of a tile, by token and by word of values: asked for a tile before they are needed."""
     plane: tl.constexpr = shape.keys
-    token = first + tl.arange(0, shape.tile.tokens)
-    return numbers_of(table, token, length, plane), numbers_of(table, value_tokens(first, shape), length, plane)
+    by_token = numbers_of(table, first + tl.arange(0, shape.tile.tokens), length, plane)
+    if shape.has_latents:
+        return by_token, by_token
+    else:
+        return by_token, numbers_of(table, first + shape.values.count * value_words(shape), length, plane)
 
 
 @triton.jit
 def _add_tile(
-    largest, total, sums, others, queries, lifts, turns, owner,
+    largest, total, sums, queries, lifts, turns, owner,
     pages, numbers, extras, first, length, is_masked: tl.constexpr, shape: tl.constexpr
 ):  # fmt: skip
-    """One step of the softmax over tokens (arXiv 1805.02867), those from `first` on."""
+    """One step of the softmax over tokens (arXiv 1805.02867), those from `first` on.
+
+    A row is masked here or there, and tiles that it does not reach may come: it must have the same bits.
+    """
     head = owner[2]
     token = first + tl.arange(0, shape.tile.tokens)
-    # Written with `token` too: Triton must not read keys in the order of products, four bytes at a time.
     keep = (numbers[0] >= 0) & (token < length)
     page = tl.maximum(numbers[0], 0).to(tl.int64)
     slot = token % shape.keys.page_tokens
-    keys = key_tile(pages, page, slot, head, keep, 0, shape)
-    scores = tl.dot(queries[0], keys, input_precision="ieee")
-    if shape.num_parts > 1:
-        more = key_tile(pages, page, slot, head, keep, 1, shape)
-        scores = tl.dot(queries[1], more, scores, input_precision="ieee")
+    scores = tl.full([shape.tile.rows, shape.tile.tokens], 0.0, tl.float32)
+    keys = ()
+    for part in tl.static_range(tl.constexpr(shape.num_parts)):
+        keys += key_tiles(pages, page, slot, head, keep, part, shape)
+    for index in tl.static_range(tl.constexpr(shape.num_parts * shape.keys.tiles)):
+        scores = tl.dot(queries[index], keys[index], scores, input_precision="ieee")
     if shape.keys.is_coded:
         key_scales = scales_of(pages, page, slot, head, True, shape)
         scores *= key_scales[None, :]
@@ -218,31 +252,51 @@ def _add_tile(
     scores = _ruled(scores, owner, token, extras, shape)
     if is_masked:
         scores = tl.where(_is_seen(owner[0], token, length, shape), scores, float("-inf"))
-    highest = tl.maximum(largest, tl.max(scores, axis=1))
+    highest = tl.maximum(largest, tl.max(scores, axis=1) * shape.rule.multiplier)
     base = tl.where(highest == float("-inf"), 0.0, highest)
-    # Fused by hand, and by nothing else: a row is masked here or there, and must have the same bits.
-    lifted = base * -shape.rule.multiplier
-    weights = tl.exp2(tl.fma(scores, shape.rule.multiplier, lifted[:, None]))
-    fade = tl.exp2(tl.fma(largest, shape.rule.multiplier, lifted))
+    # Fused by hand, and by nothing else. What fades is not: it must be 1 where nothing is larger.
+    weights = tl.exp2(tl.fma(scores, shape.rule.multiplier, -base[:, None]))
+    fade = tl.exp2(largest - base)
     total = total * fade + tl.sum(weights, axis=1)
-    sums = sums * fade[:, None]
     if shape.values.is_coded:
         if shape.has_latents:
             value_scales = key_scales
         else:
             value_scales = scales_of(pages, page, slot, head, False, shape)
-        value_scales = tl.where(keep, value_scales, 0.0)
+        if is_masked:
+            value_scales = tl.where(keep, value_scales, 0.0)
         weights = weights * value_scales[None, :]
     weights = weights.to(shape.value_dot)
     if shape.has_latents:
-        sums = tl.dot(weights, tl.trans(keys).to(shape.value_dot), sums, input_precision="ieee")
-        if shape.num_parts > 1:
-            others = others * fade[:, None]
-            others = tl.dot(weights, tl.trans(more).to(shape.value_dot), others, input_precision="ieee")
+        sums = _add_latents(sums, fade, weights, keys, shape)
     else:
-        values = value_tile(pages, numbers[1], first, length, head, shape)
-        sums = tl.dot(weights, values, sums, input_precision="ieee")
-    return highest, total, sums, others
+        tokens = first + shape.values.count * value_words(shape)
+        values = value_tiles(pages, numbers[1], tokens, length, head, is_masked, shape)
+        sums = _add_values(sums, fade, weights, values, shape)
+    return highest, total, sums
+
+
+@triton.jit
+def _add_latents(sums, fade, weights, keys, shape: tl.constexpr):
+    added = ()
+    for index in tl.static_range(tl.constexpr(shape.num_parts * shape.keys.tiles)):
+        faded = sums[index] * fade[:, None]
+        values = tl.trans(keys[index]).to(shape.value_dot)
+        added += (tl.dot(weights, values, faded, input_precision="ieee"),)
+    return added
+
+
+@triton.jit
+def _add_values(sums, fade, weights, values, shape: tl.constexpr):
+    apart = weights_apart(weights, shape)
+    added = ()
+    for half in tl.static_range(tl.constexpr(shape.values.halves)):
+        faded = sums[half] * fade[:, None]
+        for index in tl.static_range(tl.constexpr(shape.values.count)):
+            tile = values[index * shape.values.halves + half]
+            faded = tl.dot(apart[index], tile, faded, input_precision="ieee")
+        added += (faded,)
+    return added
 
 
 @triton.jit
@@ -293,9 +347,21 @@ def finished(largest, total, sinks, heads, is_valid, has_sinks: tl.constexpr):
 
 
 @triton.jit
-def _store_rows(out, slots, rows, is_valid, part: tl.constexpr, shape: tl.constexpr):
-    plane: tl.constexpr = shape.values
-    first: tl.constexpr = plane.parts[part].first * plane.count if shape.has_latents else 0
-    channel, exists = channels_of(rows.shape[1], first, plane)
+def _store_sums(out, slots, sums, factor, is_valid, shape: tl.constexpr):
+    plane: tl.constexpr = shape.keys if shape.has_latents else shape.values
+    if shape.has_latents:
+        for part in tl.static_range(tl.constexpr(shape.num_parts)):
+            for index in tl.static_range(tl.constexpr(plane.tiles)):
+                channel, exists = _key_channels(part, index, plane)
+                tile = sums[part * plane.tiles + index] * factor[:, None]
+                _store_rows(out, slots, tile, channel, exists, is_valid, shape)
+    else:
+        for half in tl.static_range(tl.constexpr(plane.halves)):
+            channel, exists = channels_of(tl.arange(0, plane.block_lanes), half, plane)
+            _store_rows(out, slots, sums[half] * factor[:, None], channel, exists, is_valid, shape)
+
+
+@triton.jit
+def _store_rows(out, slots, rows, channel, exists, is_valid, shape: tl.constexpr):
     mask = is_valid[:, None] & (exists & (channel < shape.value_width))[None, :]
     tl.store(out + slots[:, None] * shape.value_width + channel[None, :], rows, mask=mask)

@@ -214,8 +214,8 @@ class TritonAttention:
                 num_biases=0 if biases is None else biases.shape[1],
                 has_sinks=sinks is not None,
             ),
-            tile=self.table.exact,
-            split_pages=tiles.split_pages(1, layer.geometry.page_tokens, self.table.exact),
+            tile=(tile := tiles.fitting(self.table.exact, key, value)),
+            split_pages=tiles.split_pages(1, layer.geometry.page_tokens, tile),
             key_dot=key_dot,
             value_dot=value_dot,
         )
@@ -248,7 +248,7 @@ class TritonAttention:
         return kept
 
     def _in_regime(self, shape: AttendShape, is_few: bool) -> AttendShape:
-        tile = self._tile(shape, is_few)
+        tile = tiles.fitting(self._tile(shape, is_few), shape.keys, shape.values)
         tokens = self.table.split_tokens(shape.num_kv_heads, is_few)
         return replace(shape, tile=tile, split_pages=tiles.split_pages(tokens, shape.keys.page_tokens, tile))
 

@@ -1,7 +1,8 @@
-"""From the words of a page to tiles of numbers, in registers: keys [channels, tokens], values [tokens, channels].
+"""From the words of a page to tiles of numbers, in registers: keys [words, tokens], values [words, channels].
 
-Knows how formats/*.py lay bytes. Codes come without the scale of their token: it multiplies scores, and weights of
-values. Channels of int4 come half by half, as far as the tile has them; `channels_of` says which they are.
+Knows how formats/*.py lay bytes. A word holds several numbers that products sum over, so that there is a tile, and a
+product, for each: words go from memory to where products take them, and nothing is moved between threads. Codes come
+without the scale of their token: it multiplies scores, and weights of values.
 """
 
 import triton
@@ -35,18 +36,18 @@ def _number_of(words, index: tl.constexpr, plane: tl.constexpr, dtype: tl.conste
 
 
 @triton.jit
-def nibble_of(words, steps, offsets, index: tl.constexpr, dtype: tl.constexpr):
-    """(code - zero) * step of nibble `index` of each word; `offsets` is (128 + zero) * step."""
-    if index < 4:
-        placed = words << (16 - 4 * index)
+def _nibble_of(words, levels, index: tl.constexpr, half: tl.constexpr, dtype: tl.constexpr):
+    """(code - zero) * step of a half of byte `index` of each word; `levels` are steps, and (128 + zero) * step."""
+    if index < 2:
+        placed = words << (16 - 8 * index - 4 * half)
     else:
-        placed = words >> (4 * index - 16)
+        placed = words >> (8 * index + 4 * half - 16)
     biased = ((placed & 0x000F0000) | NIBBLE_BIAS).to(tl.float32, bitcast=True)
-    return tl.fma(biased, steps, -offsets).to(dtype)
+    return tl.fma(biased, levels[0], -levels[1]).to(dtype)
 
 
 @triton.jit
-def steps_of(levels):
+def _levels_of(levels):
     """Steps, and what is taken off codes that were multiplied by them."""
     steps = (((levels & 0x0F) << 16) | NIBBLE_BIAS).to(tl.float32, bitcast=True) - (NIBBLE_BIASED_ZERO - 1.0)
     zeros = (((levels & 0xF0) << 12) | NIBBLE_BIAS).to(tl.float32, bitcast=True)
@@ -54,40 +55,7 @@ def steps_of(levels):
 
 
 @triton.jit
-def interleaved(numbers):
-    """Tuples of one, two or four tiles [rows, columns] as [count * rows, columns], row by row in turn."""
-    if len(numbers) == 1:
-        return numbers[0]
-    elif len(numbers) == 2:
-        pairs = tl.join(numbers[0], numbers[1])
-        return tl.reshape(tl.permute(pairs, (0, 2, 1)), (2 * pairs.shape[0], pairs.shape[1]))
-    else:
-        pairs = tl.join(tl.join(numbers[0], numbers[2]), tl.join(numbers[1], numbers[3]))
-        four = tl.reshape(pairs, (pairs.shape[0], pairs.shape[1], 4))
-        return tl.reshape(tl.permute(four, (0, 2, 1)), (4 * four.shape[0], four.shape[1]))
-
-
-@triton.jit
-def _numbers_of(words, plane: tl.constexpr, dtype: tl.constexpr):
-    """The numbers of words [rows, columns] as [count * rows, columns]."""
-    count: tl.constexpr = plane.count
-    if count == 1:
-        return _number_of(words, 0, plane, dtype)
-    elif count == 2:
-        return interleaved((_number_of(words, 0, plane, dtype), _number_of(words, 1, plane, dtype)))
-    else:
-        return interleaved(
-            (
-                _number_of(words, 0, plane, dtype),
-                _number_of(words, 1, plane, dtype),
-                _number_of(words, 2, plane, dtype),
-                _number_of(words, 3, plane, dtype),
-            )
-        )
-
-
-@triton.jit
-def spread_rows(levels, rows: tl.constexpr):
+def _spread_rows(levels, rows: tl.constexpr):
     """[groups, columns] as [rows, columns], each as often as a group has rows."""
     groups: tl.constexpr = levels.shape[0]
     columns: tl.constexpr = levels.shape[1]
@@ -96,7 +64,7 @@ def spread_rows(levels, rows: tl.constexpr):
 
 
 @triton.jit
-def spread_columns(levels, columns: tl.constexpr):
+def _spread_columns(levels, columns: tl.constexpr):
     """[rows, groups] as [rows, columns]."""
     rows: tl.constexpr = levels.shape[0]
     groups: tl.constexpr = levels.shape[1]
@@ -105,10 +73,11 @@ def spread_columns(levels, columns: tl.constexpr):
 
 
 @triton.jit
-def key_tile(pages, page, slot, head, keep, part: tl.constexpr, shape: tl.constexpr):
-    """Keys [channels, tokens] of part number `part` of a plane, of tokens at places `slot` of pages `page`, int64.
+def key_tiles(pages, page, slot, head, keep, part: tl.constexpr, shape: tl.constexpr):
+    """Keys of part number `part` of a plane as tiles [words, tokens], one for each number of a word.
 
-    Keys of tokens that are not in `keep` are zeros, or any finite number where they are codes.
+    Tokens are at places `slot` of pages `page`, int64. Latents of tokens that are not in `keep` are zeros, or any
+    finite number where they are codes; other keys of such tokens are anything.
     """
     plane: tl.constexpr = shape.keys
     dtype: tl.constexpr = shape.key_dot
@@ -122,20 +91,24 @@ def key_tile(pages, page, slot, head, keep, part: tl.constexpr, shape: tl.conste
         packed = tl.load(words + places, mask=row[:, None] < plane.word_rows, other=0)
     else:
         packed = tl.load(words + places)
-    packed = tl.where(keep[None, :], packed, 0)
+    if shape.has_latents:
+        packed = tl.where(keep[None, :], packed, 0)
+    tiles = ()
     if plane.is_int4:
-        low = _key_nibbles(packed, pages, page, slot, head, part, 0, shape)
-        high = _key_nibbles(packed, pages, page, slot, head, part, 1, shape)
-        both = tl.permute(tl.join(low, high), (2, 0, 1))
-        return tl.reshape(both, (2 * low.shape[0], low.shape[1]))
+        low = _key_levels(pages, page, slot, head, part, 0, shape)
+        high = _key_levels(pages, page, slot, head, part, 1, shape)
+        for index in tl.static_range(4):
+            tiles += (_nibble_of(packed, low, index, 0, dtype), _nibble_of(packed, high, index, 1, dtype))
     else:
-        return _numbers_of(packed, plane, dtype)
+        for index in tl.static_range(tl.constexpr(plane.count)):
+            tiles += (_number_of(packed, index, plane, dtype),)
+    return tiles
 
 
 @triton.jit
-def _key_nibbles(packed, pages, page, slot, head, part: tl.constexpr, half: tl.constexpr, shape: tl.constexpr):
+def _key_levels(pages, page, slot, head, part: tl.constexpr, half: tl.constexpr, shape: tl.constexpr):
+    """What `_nibble_of` takes for words of keys, half by half."""
     plane: tl.constexpr = shape.keys
-    dtype: tl.constexpr = shape.key_dot
     rows: tl.constexpr = plane.parts[part].rows
     groups: tl.constexpr = plane.part_groups(part)
     group = plane.part_first_group(part) + tl.arange(0, groups)
@@ -143,18 +116,10 @@ def _key_nibbles(packed, pages, page, slot, head, part: tl.constexpr, half: tl.c
     places = (page * shape.page_nbytes)[None, :] + (
         (half * plane.second_half_group + group)[:, None] * plane.page_tokens + slot[None, :]
     )
+    places = tl.max_contiguous(tl.multiple_of(places, (1, 16)), (1, 16))
     exists = (group < plane.half_groups)[:, None]
-    steps, offsets = steps_of(tl.load(levels + places, mask=exists, other=0).to(tl.int32))
-    steps = spread_rows(steps, rows)
-    offsets = spread_rows(offsets, rows)
-    return interleaved(
-        (
-            nibble_of(packed, steps, offsets, half, dtype),
-            nibble_of(packed, steps, offsets, 2 + half, dtype),
-            nibble_of(packed, steps, offsets, 4 + half, dtype),
-            nibble_of(packed, steps, offsets, 6 + half, dtype),
-        )
-    )
+    steps, offsets = _levels_of(tl.load(levels + places, mask=exists, other=0).to(tl.int32))
+    return _spread_rows(steps, rows), _spread_rows(offsets, rows)
 
 
 @triton.jit
@@ -164,22 +129,55 @@ def numbers_of(table, token, length, plane: tl.constexpr):
 
 
 @triton.jit
-def value_tokens(first, shape: tl.constexpr):
-    """The first token of each row of words of a tile of values."""
-    count: tl.constexpr = shape.values.count
-    return first + count * tl.arange(0, shape.tile.tokens // count)
+def value_words(shape: tl.constexpr):
+    """Which words of a tile of values are read in turn: as threads hold the weights of their tokens after products."""
+    word = tl.arange(0, shape.tile.tokens // shape.values.count)
+    if shape.values.count > 1:
+        word = word // 8 * 8 + word % 2 * 4 + word % 8 // 2
+    return word
 
 
 @triton.jit
-def value_tile(pages, number, first, length, head, shape: tl.constexpr):
-    """Values [tokens, channels] of the tile that starts at token `first`, from pages `number` of `value_tokens`.
+def weights_apart(weights, shape: tl.constexpr):
+    """Weights [rows, tokens] as tiles [rows, words], one for each number of a word of values: see `value_words`."""
+    count: tl.constexpr = shape.values.count
+    if count == 1:
+        return (weights,)
+    elif count == 2:
+        first, second = _halves_of(weights)
+        return _as_words(first), _as_words(second)
+    else:
+        even, odd = _halves_of(weights)
+        first, third = _halves_of(even)
+        second, fourth = _halves_of(odd)
+        return _as_words(first), _as_words(second), _as_words(third), _as_words(fourth)
 
-    Values of tokens from `length` on, and of pages that are gone, are zeros, or any finite number where they are codes.
+
+@triton.jit
+def _halves_of(tile):
+    """The even and the odd columns."""
+    rows: tl.constexpr = tile.shape[0]
+    columns: tl.constexpr = tile.shape[1]
+    return tl.split(tl.reshape(tile, (rows, columns // 2, 2)))
+
+
+@triton.jit
+def _as_words(tile):
+    rows: tl.constexpr = tile.shape[0]
+    columns: tl.constexpr = tile.shape[1]
+    return tl.reshape(tl.permute(tl.reshape(tile, (rows, columns // 8, 2, 4)), (0, 1, 3, 2)), (rows, columns))
+
+
+@triton.jit
+def value_tiles(pages, number, token, length, head, is_masked: tl.constexpr, shape: tl.constexpr):
+    """Values as tiles [words, lanes]: number by number of a word, those of int4 half by half of the lanes.
+
+    `token` is the first of each word, and `number` its page. Values of tokens from `length` on, and of pages that are
+    gone, are zeros, or any finite number where they are codes; there may be such tokens if `is_masked`.
     """
     plane: tl.constexpr = shape.values
     dtype: tl.constexpr = shape.value_dot
     count: tl.constexpr = plane.count
-    token = value_tokens(first, shape)
     lane = tl.arange(0, plane.block_lanes)
     page = tl.maximum(number, 0).to(tl.int64)
     words = pages.to(tl.pointer_type(tl.int32)) + plane.offset // 4 + head * (plane.head_nbytes // 4)
@@ -191,14 +189,18 @@ def value_tile(pages, number, first, length, head, shape: tl.constexpr):
         packed = tl.load(words + places, mask=lane[None, :] < plane.lanes, other=0)
     else:
         packed = tl.load(words + places)
-    packed = packed & _kept_bits(length - token, number, count)[:, None]
+    if is_masked:
+        packed = packed & _kept_bits(length - token, number, count)[:, None]
+    tiles = ()
     if plane.is_int4:
-        low = _value_nibbles(packed, pages, page, row, head, 0, shape)
-        high = _value_nibbles(packed, pages, page, row, head, 1, shape)
-        both = tl.permute(tl.join(low, high), (0, 2, 1))
-        return tl.reshape(both, (low.shape[0], 2 * low.shape[1]))
+        low = _value_levels(pages, page, row, head, 0, shape)
+        high = _value_levels(pages, page, row, head, 1, shape)
+        for index in tl.static_range(4):
+            tiles += (_value_nibble(packed, low, index, 0, shape), _value_nibble(packed, high, index, 1, shape))
     else:
-        return _numbers_of(packed, plane, dtype)
+        for index in tl.static_range(count):
+            tiles += (_number_of(packed, index, plane, dtype),)
+    return tiles
 
 
 @triton.jit
@@ -209,32 +211,24 @@ def _kept_bits(left, number, count: tl.constexpr):
 
 
 @triton.jit
-def _value_nibbles(packed, pages, page, row, head, half: tl.constexpr, shape: tl.constexpr):
+def _value_levels(pages, page, row, head, half: tl.constexpr, shape: tl.constexpr):
+    """Of words of values, half by half: a word has the levels of the four tokens whose codes a word has."""
     plane: tl.constexpr = shape.values
     group = tl.arange(0, plane.block_groups)
-    # A word has the levels of the four tokens whose codes a word has.
     start = (plane.offset + plane.levels_offset) // 4 + head * (plane.head_nbytes // 4)
     places = (half * plane.second_half_group + group) * (plane.page_tokens // 4)
     words = pages.to(tl.pointer_type(tl.int32)) + start
     rows = (page * (shape.page_nbytes // 4) + row)[:, None]
-    levels = tl.load(words + (rows + places[None, :]), mask=(group < plane.half_groups)[None, :], other=0)
-    return interleaved(
-        (
-            _value_nibble(packed, levels, 0, half, shape),
-            _value_nibble(packed, levels, 1, half, shape),
-            _value_nibble(packed, levels, 2, half, shape),
-            _value_nibble(packed, levels, 3, half, shape),
-        )
-    )
+    return tl.load(words + (rows + places[None, :]), mask=(group < plane.half_groups)[None, :], other=0)
 
 
 @triton.jit
 def _value_nibble(packed, levels, index: tl.constexpr, half: tl.constexpr, shape: tl.constexpr):
-    steps, offsets = steps_of(levels >> (8 * index))
+    steps, offsets = _levels_of(levels >> (8 * index))
     dtype: tl.constexpr = shape.value_dot
     columns: tl.constexpr = shape.values.block_lanes
-    steps = spread_columns(steps, columns)
-    return nibble_of(packed, steps, spread_columns(offsets, columns), 2 * index + half, dtype)
+    spread = (_spread_columns(steps, columns), _spread_columns(offsets, columns))
+    return _nibble_of(packed, spread, index, half, dtype)
 
 
 @triton.jit
@@ -243,12 +237,11 @@ def scales_of(pages, page, slot, head, is_key: tl.constexpr, shape: tl.constexpr
     plane: tl.constexpr = shape.keys if is_key else shape.values
     scales = pages.to(tl.pointer_type(tl.bfloat16))
     start = (plane.offset + plane.scales_offset) // 2 + head * (plane.head_nbytes // 2)
-    return tl.load(scales + start + (page * (shape.page_nbytes // 2) + slot)).to(tl.float32)
+    places = tl.max_contiguous(tl.multiple_of(page * (shape.page_nbytes // 2) + slot, 16), 16)
+    return tl.load(scales + start + places).to(tl.float32)
 
 
 @triton.jit
-def channels_of(block: tl.constexpr, first: tl.constexpr, plane: tl.constexpr):
-    """Which channels a tile of `block` channels has, from lane `first` of the plane on; and whether there are such."""
-    index = tl.arange(0, block)
-    lane = first + index % (block // plane.halves)
-    return index // (block // plane.halves) * plane.lanes + lane, lane < plane.lanes
+def channels_of(lane, half: tl.constexpr, plane: tl.constexpr):
+    """Which channels are in `half` of lanes, and whether there are such."""
+    return half * plane.lanes + lane, lane < plane.lanes

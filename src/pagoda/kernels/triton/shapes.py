@@ -13,7 +13,7 @@ from typing import Any
 from pagoda.errors import ConfigError
 from pagoda.formats.base import Format
 from pagoda.formats.int4 import INT4_PLAIN
-from pagoda.formats.page import PlaneSlot
+from pagoda.formats.page import ALIGNMENT_NBYTES, PlaneSlot
 from pagoda.formats.plain import BF16, FP16, FP32
 from pagoda.formats.rotated import INT4, INT4_ROTATED
 from pagoda.formats.scaled import FP8_E4M3, FP8_E5M2, INT8
@@ -84,15 +84,16 @@ class PlaneShape:
     @property
     def block_lanes(self) -> int:
         """`lanes` of a tile of values: a power of two."""
-        return max(power_of_two(self.lanes), MIN_DOT // self.halves)
+        return max(power_of_two(self.lanes), MIN_DOT)
 
     @property
     def halves(self) -> int:
         return 2 if self.is_int4 else 1
 
     @property
-    def block_width(self) -> int:
-        return self.block_lanes * self.halves
+    def tiles(self) -> int:
+        """Into how many tiles words are decoded: numbers that a word has."""
+        return self.count * self.halves
 
     @property
     def word_rows(self) -> int:
@@ -139,11 +140,11 @@ class PlaneShape:
     @property
     def parts(self) -> tuple[Part, ...]:
         """Tiles that a plane of keys is read in: one, or two if that leaves fewer rows of words that do not exist."""
-        rows, least = self.word_rows, max(MIN_DOT // (self.count * self.halves), 4 if self.is_int4 else 1)
-        whole = max(power_of_two(rows), least)
+        rows = self.word_rows
+        whole = max(power_of_two(rows), MIN_DOT)
         first = whole // 2
-        rest = max(power_of_two(rows - first), least)
-        if rows == whole or first < least or first + rest >= whole:
+        rest = max(power_of_two(rows - first), MIN_DOT)
+        if rows == whole or first < MIN_DOT or first + rest >= whole:
             return (Part(0, whole),)
         return (Part(0, first), Part(first, rest))
 
@@ -158,9 +159,6 @@ class PlaneShape:
     def block_groups(self) -> int:
         """Groups of int4 in half a tile of values."""
         return 1 if self.half_groups == 1 else self.block_lanes // self.group_channels
-
-    def part_width(self, index: int) -> int:
-        return self.parts[index].rows * self.count * self.halves
 
 
 @dataclass(frozen=True)
@@ -220,7 +218,9 @@ class AttendShape:
 
     def __post_init__(self) -> None:
         assert self.split_tokens % self.tile.tokens == 0, "tiles must end where splits do"
-        assert self.page_nbytes % WORD_NBYTES == 0
+        assert self.page_nbytes % ALIGNMENT_NBYTES == 0
+        words = self.tile.tokens if self.has_latents else self.tile.tokens // self.values.count
+        assert words >= MIN_DOT, f"{self.tile} has fewer words of values than a product on tensor cores"
 
     @property
     def has_latents(self) -> bool:
@@ -246,11 +246,6 @@ class AttendShape:
     @property
     def num_parts(self) -> int:
         return len(self.keys.parts)
-
-    @property
-    def out_width(self) -> int:
-        """Channels of the first tile of results."""
-        return self.keys.part_width(0) if self.has_latents else self.values.block_width
 
     @property
     def reduced_width(self) -> int:
@@ -304,13 +299,13 @@ def assert_aligned(shape: PlaneShape, is_key: bool) -> None:
     assert shape.offset % WORD_NBYTES == 0 and shape.head_nbytes % WORD_NBYTES == 0
     assert shape.scales_offset % 2 == 0 or not shape.is_coded
     if is_key:
-        for index, part in enumerate(shape.parts):
-            assert part.rows == power_of_two(part.rows) and shape.part_width(index) >= MIN_DOT
+        for part in shape.parts:
+            assert part.rows == power_of_two(part.rows) >= MIN_DOT
             if shape.is_int4 and shape.half_groups > 1:
                 assert part.rows * shape.count % shape.group_channels == 0
                 assert part.first * shape.count % shape.group_channels == 0
     else:
-        assert shape.block_width >= MIN_DOT
+        assert shape.block_lanes == power_of_two(shape.block_lanes) >= MIN_DOT
 
 
 def power_of_two(number: int) -> int:

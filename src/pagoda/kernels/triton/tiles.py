@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pagoda.kernels.triton.shapes import Tile
+from pagoda.kernels.triton.shapes import MIN_DOT, PlaneShape, Tile
 
 # Sequences of up to so many new rows are computed split by split: decode steps and drafts.
 FEW_ROWS = 16
@@ -62,6 +62,12 @@ HOPPER = Tiles(
     partial_nbytes=1 << 28,
     programs_per_processor=4,
 )
+
+
+def fitting(tile: Tile, keys: PlaneShape, values: PlaneShape) -> Tile:
+    """The tile, or one with so many more tokens that words of values are as many as products take."""
+    words = 1 if keys.value_width else values.count
+    return replace(tile, tokens=max(tile.tokens, MIN_DOT * words))
 
 
 def split_pages(split_tokens: int, page_tokens: int, tile: Tile) -> int:
