@@ -29,18 +29,22 @@ REPEATS = 10
 FEW_TILES = [
     Tile(16, tokens, warps, stages)
     for tokens, warps, stages in (
-        (32, 4, 3), (32, 4, 5), (32, 2, 4), (64, 4, 3), (64, 4, 4), (64, 8, 3), (128, 8, 3), (128, 4, 2),
+        (32, 1, 2), (32, 1, 3), (32, 1, 4), (32, 2, 3), (32, 2, 4), (32, 4, 4),
+        (64, 1, 2), (64, 1, 3), (64, 2, 2), (64, 2, 3), (64, 2, 4), (64, 4, 2), (64, 4, 3), (64, 4, 4), (64, 8, 3),
+        (128, 2, 2), (128, 4, 2), (128, 4, 3), (128, 8, 2), (128, 8, 3),
     )
 ]  # fmt: skip
 MANY_TILES = [
     Tile(rows, tokens, warps, stages)
     for rows, tokens, warps, stages in (
-        (128, 64, 8, 3), (128, 64, 8, 2), (128, 32, 8, 3), (128, 128, 8, 2), (64, 64, 4, 3), (64, 32, 4, 3),
-        (64, 64, 4, 2), (128, 32, 4, 3), (256, 32, 8, 3), (64, 128, 4, 2),
+        (256, 32, 8, 3), (256, 32, 8, 2), (256, 64, 8, 3), (256, 64, 8, 2), (128, 64, 8, 3), (128, 64, 8, 2),
+        (128, 64, 4, 3), (128, 32, 4, 3), (128, 128, 8, 2), (64, 64, 4, 3),
     )
 ]  # fmt: skip
-PROGRAMS = (2, 3, 6)
-SPLITS = (256, 1024)
+# Tiles that are timed with other numbers of programs, and other splits.
+VARIED_TILES = (Tile(16, 64, 1, 2), Tile(16, 64, 2, 3), Tile(16, 64, 4, 3))
+PROGRAMS = (2, 4, 8, 32)
+SPLITS = (256, 512, 1024)
 
 
 @dataclass(frozen=True)
@@ -140,19 +144,22 @@ def with_many(tile: Tile) -> tiles.Tiles:
 def sweep_settings() -> dict[str, Setting]:
     """By name; those of 8 k are prefills."""
     settings = {}
-    for format, tile in itertools.product(("bf16", "int8", "int4", "fp8_e4m3"), FEW_TILES):
-        settings[f"few {format} {brief(tile)}"] = Setting(format, 8, CONTEXT, with_few(tile))
-    for format, programs in itertools.product(("bf16", "int4"), PROGRAMS):
-        table = replace(tiles.HOPPER, programs_per_processor=programs)
-        settings[f"few {format} programs={programs}"] = Setting(format, 8, CONTEXT, table)
-    for format, split in itertools.product(("bf16", "int4"), SPLITS):
-        table = replace(tiles.HOPPER, head_split_tokens=1024, few_split_tokens=(split, split))
-        settings[f"few {format} split={split}"] = Setting(format, 1, CONTEXT, table)
+    for format, tile in itertools.product(("bf16", "int8", "int4"), FEW_TILES):
+        if format == "bf16" or tile.tokens >= 64:
+            settings[f"few {format} {brief(tile)}"] = Setting(format, 8, CONTEXT, with_few(tile))
+    for format, tile in itertools.product(("bf16", "int4"), VARIED_TILES):
+        for programs in PROGRAMS:
+            table = replace(with_few(tile), programs_per_processor=programs)
+            settings[f"few {format} {brief(tile)} programs={programs}"] = Setting(format, 8, CONTEXT, table)
+        for split, batch in [*((split, 1) for split in SPLITS), (SPLITS[-1], 8)]:
+            table = replace(with_few(tile), head_split_tokens=1024, few_split_tokens=(split, split))
+            settings[f"few {format} {brief(tile)} split={split} of {batch}"] = Setting(format, batch, CONTEXT, table)
     for format in ("bf16", "int4"):
         settings[f"few {format} default"] = Setting(format, 8, CONTEXT)
         settings[f"few {format} default of one"] = Setting(format, 1, CONTEXT)
     for format, tile in itertools.product(("bf16", "int8"), MANY_TILES):
-        settings[f"many {format} {brief(tile)}"] = Setting(format, 1, PROMPT, with_many(tile))
+        if format == "bf16" or tile.tokens >= 64:
+            settings[f"many {format} {brief(tile)}"] = Setting(format, 1, PROMPT, with_many(tile))
     return settings
 
 
@@ -170,7 +177,7 @@ def to_compile(parts: list[str]) -> list[str]:
     if "flex" in parts:
         items.append("compile:flex")
     if "sweep" in parts:
-        items += [f"compile:sweep/{name}" for name in sweep_settings()]
+        items += [f"compile:sweep/{name}" for name in sweep_settings() if "programs" not in name]
     return items
 
 

@@ -49,7 +49,7 @@ def _convert_float(data, source, target, rounding):
 
 
 def _widened(handle):
-    if handle.dtype is tl.bfloat16:
+    if handle.dtype.scalar is tl.bfloat16:
         return _convert_float(handle.data, tl.bfloat16, tl.float32, None).view(np.float32).astype(np.float64)
     return handle.data.astype(np.float64)
 
@@ -58,6 +58,23 @@ def _dot(_builder, left, right, added, _precision, _most_inexact):
     """In fp64: sums of fp32 depend on where in its tile a row lies."""
     numbers = np.matmul(_widened(left), _widened(right)) + added.data
     return interpreter.TensorHandle(numbers.astype(added.data.dtype), added.dtype.scalar)
+
+
+def _bf16(_builder, number):
+    bits = _convert_float(np.array([number], dtype=np.float32), tl.float32, tl.bfloat16, None)
+    return interpreter.TensorHandle(bits, tl.bfloat16)
+
+
+def _on_bf16(original, operator):
+    """`operator` on numbers, where NumPy would take their bits."""
+
+    def compute(builder, left, right):
+        if left.dtype.scalar is not tl.bfloat16:
+            return original(builder, left, right)
+        numbers = operator(_widened(left), _widened(right)).astype(np.float32)
+        return interpreter.TensorHandle(_convert_float(numbers, tl.float32, tl.bfloat16, None), tl.bfloat16)
+
+    return compute
 
 
 def _fused(_builder, left, right, added):
@@ -70,6 +87,9 @@ interpreter._patch_lang_tensor = partial(_patch_tensor, interpreter._patch_lang_
 interpreter._convert_float = _convert_float
 interpreter.InterpreterBuilder.create_dot = _dot
 interpreter.InterpreterBuilder.create_fma = _fused
+interpreter.InterpreterBuilder.get_bf16 = _bf16
+interpreter.InterpreterBuilder.create_fsub = _on_bf16(interpreter.InterpreterBuilder.create_fsub, np.subtract)
+interpreter.InterpreterBuilder.create_fmul = _on_bf16(interpreter.InterpreterBuilder.create_fmul, np.multiply)
 
 _TILE = Tile(rows=16, tokens=16, num_warps=4, num_stages=2)
 # So small that small cases have several tiles, splits and parts.

@@ -234,12 +234,12 @@ def _add_tile(
     head = owner[2]
     token = first + tl.arange(0, shape.tile.tokens)
     keep = (numbers[0] >= 0) & (token < length)
-    page = tl.maximum(numbers[0], 0).to(tl.int64)
+    page = (tl.maximum(numbers[0], 0) if is_masked else numbers[0]).to(tl.int64)
     slot = token % shape.keys.page_tokens
     scores = tl.full([shape.tile.rows, shape.tile.tokens], 0.0, tl.float32)
     keys = ()
     for part in tl.static_range(tl.constexpr(shape.num_parts)):
-        keys += key_tiles(pages, page, slot, head, keep, part, shape)
+        keys += key_tiles(pages, page, slot, head, keep, is_masked, part, shape)
     for index in tl.static_range(tl.constexpr(shape.num_parts * shape.keys.tiles)):
         scores = tl.dot(queries[index], keys[index], scores, input_precision="ieee")
     if shape.keys.is_coded:

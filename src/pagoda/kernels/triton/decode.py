@@ -8,10 +8,11 @@ without the scale of their token: it multiplies scores, and weights of values.
 import triton
 import triton.language as tl
 
-# Bits that make fp32 of a code: 2**23 + 128 + code, whose sign bit is turned; and 128 + code in the upper half.
+# Bits that make fp32 of a byte, whose sign bit is turned: 2**23 + 128 + code; and bf16 of half a byte: 128 + code.
 BYTE_BIAS = tl.constexpr(0x4B000080)
 BYTE_BIASED_ZERO = tl.constexpr(8388608.0 + 128.0)
-NIBBLE_BIAS = tl.constexpr(0x43000000)
+NIBBLE_BIAS = tl.constexpr(0x4300)
+NIBBLE_BIASES = tl.constexpr(0x43004300)
 NIBBLE_BIASED_ZERO = tl.constexpr(128.0)
 
 
@@ -37,21 +38,22 @@ def _number_of(words, index: tl.constexpr, plane: tl.constexpr, dtype: tl.conste
 
 @triton.jit
 def _nibble_of(words, levels, index: tl.constexpr, half: tl.constexpr, dtype: tl.constexpr):
-    """(code - zero) * step of a half of byte `index` of each word; `levels` are steps, and (128 + zero) * step."""
-    if index < 2:
-        placed = words << (16 - 8 * index - 4 * half)
-    else:
-        placed = words >> (8 * index + 4 * half - 16)
-    biased = ((placed & 0x000F0000) | NIBBLE_BIAS).to(tl.float32, bitcast=True)
-    return tl.fma(biased, levels[0], -levels[1]).to(dtype)
+    """(code - zero) * step of a half of byte `index` of each word; `levels` are zeros and steps of `_levels_of`.
+
+    In bf16, where all of that is exact, and two numbers at a time: words have bytes `index` and `index` + 2 so far
+    apart.
+    """
+    pairs = ((words >> (8 * (index % 2) + 4 * half)) & 0x000F000F) | NIBBLE_BIASES
+    biased = (pairs >> (16 * (index // 2))).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    return ((biased - levels[0]) * levels[1]).to(dtype)
 
 
 @triton.jit
 def _levels_of(levels):
-    """Steps, and what is taken off codes that were multiplied by them."""
-    steps = (((levels & 0x0F) << 16) | NIBBLE_BIAS).to(tl.float32, bitcast=True) - (NIBBLE_BIASED_ZERO - 1.0)
-    zeros = (((levels & 0xF0) << 12) | NIBBLE_BIAS).to(tl.float32, bitcast=True)
-    return steps, zeros * steps
+    """Zeros, with the bias of codes, and steps: bf16."""
+    zeros = (((levels >> 4) & 0x0F) | NIBBLE_BIAS).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    steps = ((levels & 0x0F) | NIBBLE_BIAS).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    return zeros, steps - (NIBBLE_BIASED_ZERO - 1.0)
 
 
 @triton.jit
@@ -73,11 +75,11 @@ def _spread_columns(levels, columns: tl.constexpr):
 
 
 @triton.jit
-def key_tiles(pages, page, slot, head, keep, part: tl.constexpr, shape: tl.constexpr):
+def key_tiles(pages, page, slot, head, keep, is_masked: tl.constexpr, part: tl.constexpr, shape: tl.constexpr):
     """Keys of part number `part` of a plane as tiles [words, tokens], one for each number of a word.
 
-    Tokens are at places `slot` of pages `page`, int64. Latents of tokens that are not in `keep` are zeros, or any
-    finite number where they are codes; other keys of such tokens are anything.
+    Tokens are at places `slot` of pages `page`, int64. There may be tokens that are not in `keep` if `is_masked`: their
+    latents are zeros, or any finite number where they are codes; other keys of such tokens are anything.
     """
     plane: tl.constexpr = shape.keys
     dtype: tl.constexpr = shape.key_dot
@@ -85,13 +87,14 @@ def key_tiles(pages, page, slot, head, keep, part: tl.constexpr, shape: tl.const
     rows: tl.constexpr = plane.parts[part].rows
     row = first + tl.arange(0, rows)
     words = pages.to(tl.pointer_type(tl.int32)) + plane.offset // 4 + head * (plane.head_nbytes // 4)
-    places = (page * (shape.page_nbytes // 4))[None, :] + (row[:, None] * plane.page_tokens + slot[None, :])
+    columns = (page * (shape.page_nbytes // 4) + slot)[None, :]
+    places = columns + (row.to(tl.int64) * plane.page_tokens)[:, None]
     places = tl.max_contiguous(tl.multiple_of(places, (1, 16)), (1, 16))
     if first + rows > plane.word_rows:
         packed = tl.load(words + places, mask=row[:, None] < plane.word_rows, other=0)
     else:
         packed = tl.load(words + places)
-    if shape.has_latents:
+    if shape.has_latents and (is_masked or plane.is_coded):
         packed = tl.where(keep[None, :], packed, 0)
     tiles = ()
     if plane.is_int4:
@@ -118,8 +121,8 @@ def _key_levels(pages, page, slot, head, part: tl.constexpr, half: tl.constexpr,
     )
     places = tl.max_contiguous(tl.multiple_of(places, (1, 16)), (1, 16))
     exists = (group < plane.half_groups)[:, None]
-    steps, offsets = _levels_of(tl.load(levels + places, mask=exists, other=0).to(tl.int32))
-    return _spread_rows(steps, rows), _spread_rows(offsets, rows)
+    zeros, steps = _levels_of(tl.load(levels + places, mask=exists, other=0).to(tl.int32))
+    return _spread_rows(zeros, rows), _spread_rows(steps, rows)
 
 
 @triton.jit
@@ -179,10 +182,10 @@ def value_tiles(pages, number, token, length, head, is_masked: tl.constexpr, sha
     dtype: tl.constexpr = shape.value_dot
     count: tl.constexpr = plane.count
     lane = tl.arange(0, plane.block_lanes)
-    page = tl.maximum(number, 0).to(tl.int64)
+    page = (tl.maximum(number, 0) if is_masked else number).to(tl.int64)
     words = pages.to(tl.pointer_type(tl.int32)) + plane.offset // 4 + head * (plane.head_nbytes // 4)
     row = token % plane.page_tokens // count
-    places = (page * (shape.page_nbytes // 4) + row * plane.lanes)[:, None] + lane[None, :]
+    places = (page * (shape.page_nbytes // 4) + row * plane.lanes)[:, None] + lane.to(tl.int64)[None, :]
     if plane.lanes % 4 == 0:
         places = tl.max_contiguous(tl.multiple_of(places, (1, 4)), (1, 4))
     if plane.block_lanes > plane.lanes:
@@ -224,10 +227,10 @@ def _value_levels(pages, page, row, head, half: tl.constexpr, shape: tl.constexp
 
 @triton.jit
 def _value_nibble(packed, levels, index: tl.constexpr, half: tl.constexpr, shape: tl.constexpr):
-    steps, offsets = _levels_of(levels >> (8 * index))
+    zeros, steps = _levels_of(levels >> (8 * index))
     dtype: tl.constexpr = shape.value_dot
     columns: tl.constexpr = shape.values.block_lanes
-    spread = (_spread_columns(steps, columns), _spread_columns(offsets, columns))
+    spread = (_spread_columns(zeros, columns), _spread_columns(steps, columns))
     return _nibble_of(packed, spread, index, half, dtype)
 
 

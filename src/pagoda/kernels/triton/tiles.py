@@ -49,18 +49,18 @@ class Tiles:
 
 
 HOPPER = Tiles(
-    few=Tile(rows=16, tokens=32, num_warps=4, num_stages=4),
-    few_codes=Tile(rows=16, tokens=32, num_warps=4, num_stages=3),
-    few_latents=Tile(rows=16, tokens=32, num_warps=8, num_stages=2),
-    many=Tile(rows=128, tokens=64, num_warps=8, num_stages=3),
+    few=Tile(rows=16, tokens=64, num_warps=4, num_stages=3),
+    few_codes=Tile(rows=16, tokens=64, num_warps=2, num_stages=3),
+    few_latents=Tile(rows=64, tokens=32, num_warps=8, num_stages=2),
+    many=Tile(rows=256, tokens=32, num_warps=8, num_stages=3),
     many_codes=Tile(rows=128, tokens=64, num_warps=8, num_stages=2),
-    many_latents=Tile(rows=32, tokens=32, num_warps=8, num_stages=2),
+    many_latents=Tile(rows=64, tokens=32, num_warps=8, num_stages=2),
     exact=Tile(rows=16, tokens=32, num_warps=4, num_stages=1),
     head_split_tokens=64,
     few_split_tokens=(128, 512),
     many_split_tokens=8192,
     partial_nbytes=1 << 28,
-    programs_per_processor=4,
+    programs_per_processor=16,
 )
 
 
