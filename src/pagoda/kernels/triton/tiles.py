@@ -49,11 +49,11 @@ class Tiles:
 
 
 HOPPER = Tiles(
-    few=Tile(rows=16, tokens=64, num_warps=4, num_stages=3),
-    few_codes=Tile(rows=16, tokens=64, num_warps=2, num_stages=3),
+    few=Tile(rows=16, tokens=32, num_warps=2, num_stages=3),
+    few_codes=Tile(rows=16, tokens=64, num_warps=2, num_stages=2),
     few_latents=Tile(rows=64, tokens=32, num_warps=8, num_stages=2),
-    many=Tile(rows=256, tokens=32, num_warps=8, num_stages=3),
-    many_codes=Tile(rows=128, tokens=64, num_warps=8, num_stages=2),
+    many=Tile(rows=256, tokens=64, num_warps=8, num_stages=3),
+    many_codes=Tile(rows=256, tokens=64, num_warps=8, num_stages=2),
     many_latents=Tile(rows=64, tokens=32, num_warps=8, num_stages=2),
     exact=Tile(rows=16, tokens=32, num_warps=4, num_stages=1),
     head_split_tokens=64,
