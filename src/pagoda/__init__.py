@@ -28,7 +28,7 @@ _EXPORTS = {
     "StreamChunk": "pagoda.outputs",
     "FinishReason": "pagoda.engine.request",
     "EngineConfig": "pagoda.config",
-    "CacheStats": "pagoda.cache.cache",
+    "CacheStats": "pagoda.cache.inspector",
 }
 
 __all__ = [

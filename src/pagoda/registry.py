@@ -34,6 +34,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     "kernels": {
         "native": "pagoda.kernels.native:NativeKernels",
         "reference": "pagoda.kernels.reference:ReferenceKernels",
+        "triton": "pagoda.kernels.triton.backend:TritonKernels",
     },
 }
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kernels.conftest import Shape, build, starts
+from kernels.cases import Shape, build, starts
 from kernels.rounding import tolerance
 from pagoda.config import Environment
 from pagoda.errors import KernelUnavailableError

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.conftest import starts
+from kernels.cases import starts
 from kernels.rounding import FORMATS, tolerance
 from pagoda.errors import ConfigError
 from pagoda.formats.constants import KeyConstants, PageTurns

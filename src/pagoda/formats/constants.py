@@ -69,7 +69,7 @@ class KeyConstants:
         """Keys from what is kept of them, fp32 [heads, tokens, width]; `kept` is [pages, heads, page_tokens, width]."""
         import torch
 
-        common = self.common(torch.arange(len(kept)))
+        common = self.common(torch.arange(len(kept), device=kept.device))
         keys = kept * self.scales[:, None] + common[:, :, None]
         return keys.transpose(0, 1).flatten(1, 2)
 
@@ -84,12 +84,10 @@ class KeyConstants:
 
     def common(self, pages: torch.Tensor) -> torch.Tensor:
         """What keys in these pages have in common: fp32 [pages, heads, width]."""
-        import torch
-
         cosines, sines = self.turns.table[self.pairs[..., 2].long()].unbind(2)  # [heads, pairs, all pages]
         cosines, sines = cosines[..., pages].movedim(-1, 0), sines[..., pages].movedim(-1, 0)
         first, second = self.bases.unbind(-1)
-        common = torch.zeros(len(pages), *self.scales.shape)
+        common = self.scales.new_zeros(len(pages), *self.scales.shape)
         for channels, values in (
             (self.pairs[..., 0], first * cosines - second * sines),
             (self.pairs[..., 1], second * cosines + first * sines),

@@ -42,7 +42,8 @@ class ReferenceKernels(ReferenceLayers, Kernels):
             data = layer.pages[:, slot.offset : slot.offset + slot.nbytes]
             for sequence in range(len(view.context_lengths)):
                 first, last = view.query_starts[sequence : sequence + 2].tolist()
-                own, pages, offsets = _new_tokens(view, sequence, layer.geometry.page_tokens)
+                places = _new_tokens(view, sequence, layer.geometry.page_tokens)
+                own, pages, offsets = (each.to(data.device) for each in places)
                 new = rows[first:last]
                 if layer.constants is not None and rows is key:
                     new = layer.constants.taken_off(new, own)
@@ -71,6 +72,7 @@ class ReferenceKernels(ReferenceLayers, Kernels):
                 continue
             length = int(view.context_lengths[sequence])
             pages = view.page_indices[view.page_starts[sequence] : view.page_starts[sequence + 1]].long()
+            pages = pages.to(query.device)
             sight = Sight.of(view, sequence, rule).to(query.device)
             # Pages behind the reach of all rows may be gone: what they are taken for is masked, and must be a number.
             reached = sight.reached.any(dim=0)
@@ -113,11 +115,6 @@ def attend_dense(  # noqa: PLR0913, PLR0917 - what attention is made of
     else:
         weights = scores.softmax(dim=-1)
     return torch.einsum("hqk,hkd->qhd", weights, value)
-
-
-def in_reach(rows: int, tokens: int, rule: AttentionRule, device: torch.device) -> torch.Tensor:
-    """Which tokens the last `rows` of `tokens` positions attend to: bool [rows, tokens]."""
-    return Sight.of_last(rows, tokens, rule).reached.to(device)
 
 
 def _gather(layer: LayerPages, slot: PlaneSlot, pages: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import pytest
 import zmq
 
 from pagoda import LLM, SamplingParams
+from pagoda.cache.prefix.held import Reason
 from pagoda.cache.prefix.keys import token_key
 from pagoda.cache.prefix.names import Identity, PageNames
 from pagoda.cache.prefix.namespace import Namespace
@@ -56,7 +57,7 @@ class Router:
         """A page that no prompt has, stored and gone."""
         page = Node(Root(Namespace()), token_key([FIRST_MARK + self.num_marks] * PAGE_TOKENS), 0)
         self.events.stored(page)
-        self.events.removed(page)
+        self.events.removed(page, Reason.RESET)
         self.events.flush()
 
     def take(self, number: bytes, payload: bytes) -> None:

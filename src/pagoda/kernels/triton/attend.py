@@ -1,0 +1,249 @@
+"""Attention of blocks of query rows over the pages of their sequence, in one pass over the tokens in their reach.
+
+A block is so many rows, times heads that share a KV head, of one sequence. It meets the pages of one split: a fixed
+number of whole pages, so that a row's bits depend on nothing but its own tokens. Scores are in units of log 2. A
+program writes sums, largest scores and weighted values, which reduce.py adds up, or results where one split has all.
+"""
+
+import triton
+import triton.language as tl
+
+from pagoda.kernels.triton.decode import channels_of, numbers_of, value_words
+from pagoda.kernels.triton.search import sequence_of
+from pagoda.kernels.triton.softmax import add_tile
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit(do_not_specialize=["num_sequences", "most_rows"])
+def attend_few(
+    query, partial, statistics, pages, tables, extras, query_strides, num_sequences, most_rows, shape: tl.constexpr
+):
+    """Sequences of up to `most_rows` rows: programs take split after split of all of them, as far as there are any."""
+    page_starts, query_starts = tables[1], tables[2]
+    blocks = (most_rows * shape.group + shape.tile.rows - 1) // shape.tile.rows
+    num_splits = tl.load(page_starts + num_sequences) // shape.split_pages + num_sequences
+    for item in range(tl.program_id(0), num_splits * shape.num_kv_heads * blocks, tl.num_programs(0)):
+        head = item % shape.num_kv_heads
+        rest = item // shape.num_kv_heads
+        block = rest % blocks
+        place = rest // blocks
+        unit: tl.constexpr = shape.split_pages
+        sequence = sequence_of(page_starts, place, num_sequences, 1, unit, 1)
+        first_row = tl.load(query_starts + sequence)
+        num_rows = tl.load(query_starts + sequence + 1) - first_row
+        if (num_rows <= most_rows) & (block * shape.tile.rows < num_rows * shape.group):
+            first_page = tl.load(page_starts + sequence)
+            split = place - (first_page // shape.split_pages + sequence)
+            flat = block * shape.tile.rows + tl.arange(0, shape.tile.rows)
+            row = flat // shape.group
+            heads = head * shape.group + flat % shape.group
+            slots = (place.to(tl.int64) * most_rows + row) * shape.heads + heads
+            _attend_split(
+                query, partial, statistics, pages, tables, extras, query_strides,
+                sequence, split, head, row, heads, row < num_rows, slots, False, shape,
+            )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["num_sequences", "few_rows", "first_row", "last_row", "num_splits"])
+def attend_many(
+    query, out, partial, statistics, pages, tables, extras, query_strides, num_sequences, few_rows,
+    first_row, last_row, num_splits, is_direct: tl.constexpr, shape: tl.constexpr
+):  # fmt: skip
+    """Sequences of more than `few_rows` rows, of which those in [first_row, last_row) of the batch are computed.
+
+    Long contexts come first: the last blocks of rows.
+    """
+    query_starts = tables[2]
+    place = tl.num_programs(0) - 1 - tl.program_id(0)
+    head = tl.program_id(1)
+    split = tl.program_id(2)
+    group: tl.constexpr = shape.group
+    unit: tl.constexpr = shape.tile.rows
+    sequence = sequence_of(query_starts, place, num_sequences, group, unit, 1)
+    start = tl.load(query_starts + sequence)
+    num_rows = tl.load(query_starts + sequence + 1) - start
+    block = place - (start * shape.group // shape.tile.rows + sequence)
+    flat = block * shape.tile.rows + tl.arange(0, shape.tile.rows)
+    row = flat // shape.group
+    heads = head * shape.group + flat % shape.group
+    first_of_block = start + block * shape.tile.rows // shape.group
+    last_of_block = start + (block * shape.tile.rows + shape.tile.rows - 1) // shape.group
+    is_here = (first_of_block < last_row) & (last_of_block >= first_row)
+    if (num_rows > few_rows) & (block * shape.tile.rows < num_rows * shape.group) & is_here:
+        is_valid = (row < num_rows) & (start + row >= first_row) & (start + row < last_row)
+        slots = ((start + row - first_row).to(tl.int64) * shape.heads + heads) * num_splits + split
+        if is_direct:
+            slots = (start + row).to(tl.int64) * shape.heads + heads
+            _attend_split(
+                query, out, statistics, pages, tables, extras, query_strides,
+                sequence, split, head, row, heads, is_valid, slots, True, shape,
+            )  # fmt: skip
+        else:
+            _attend_split(
+                query, partial, statistics, pages, tables, extras, query_strides,
+                sequence, split, head, row, heads, is_valid, slots, False, shape,
+            )  # fmt: skip
+
+
+@triton.jit
+def _attend_split(
+    query, out, statistics, pages, tables, extras, query_strides,
+    sequence, split, head, row, heads, is_valid, slots, is_direct: tl.constexpr, shape: tl.constexpr
+):  # fmt: skip
+    """One split for one block: `row` [rows] of the sequence, `heads` of it; results go to `slots` of `out`."""
+    length = tl.load(tables[3] + sequence)
+    first_row = tl.load(tables[2] + sequence)
+    num_rows = tl.load(tables[2] + sequence + 1) - first_row
+    table = tables[0] + tl.load(tables[1] + sequence)
+    position = length - num_rows + row
+    nearest = length - num_rows + tl.min(row, axis=0)
+    farthest = length - num_rows + tl.minimum(tl.max(row, axis=0), num_rows - 1)
+    first, last = _reach_of(nearest, farthest, length, shape)
+    first = tl.maximum(first // shape.tile.tokens * shape.tile.tokens, split * shape.split_tokens)
+    last = tl.minimum(last, (split + 1) * shape.split_tokens)
+    if first < last:
+        own = query + (first_row + row).to(tl.int64)[:, None] * query_strides[0] + heads[:, None] * query_strides[1]
+        queries = _queries_of(own, is_valid, shape)
+        lifts, turns = _lifts(extras, first_row + row, heads, head, is_valid, shape)
+        owner = (position, heads, head)
+        has_sinks: tl.constexpr = shape.rule.has_sinks
+        largest = tl.full([shape.tile.rows], float("-inf"), tl.float32)
+        total = tl.full([shape.tile.rows], 0.0, tl.float32)
+        sums = _no_sums(shape)
+        whole = first
+        if not shape.has_edge:
+            whole = tl.maximum(first, tl.minimum(last, nearest + 1) // shape.tile.tokens * shape.tile.tokens)
+            if shape.rule.reach == "encoder":
+                whole = tl.maximum(first, last // shape.tile.tokens * shape.tile.tokens)
+            numbers = _numbers_at(table, first, length, shape)
+            for token in tl.range(first, whole, shape.tile.tokens):
+                following = _numbers_at(table, token + shape.tile.tokens, length, shape)
+                largest, total, sums = add_tile(
+                    largest, total, sums, queries, lifts, turns, owner,
+                    pages, numbers, extras, token, length, False, shape,
+                )  # fmt: skip
+                numbers = following
+        if whole < last:
+            numbers = _numbers_at(table, whole, length, shape)
+            for token in tl.range(whole, last, shape.tile.tokens):
+                following = _numbers_at(table, token + shape.tile.tokens, length, shape)
+                largest, total, sums = add_tile(
+                    largest, total, sums, queries, lifts, turns, owner,
+                    pages, numbers, extras, token, length, True, shape,
+                )  # fmt: skip
+                numbers = following
+        if is_direct:
+            factor, _ = finished(largest, total, extras[0], heads, is_valid, has_sinks)
+        else:
+            factor = tl.full([shape.tile.rows], 1.0, tl.float32)
+            tl.store(statistics + slots * 2, largest, mask=is_valid)
+            tl.store(statistics + slots * 2 + 1, total, mask=is_valid)
+        _store_sums(out, slots, sums, factor, is_valid, shape)
+
+
+@triton.jit
+def _reach_of(nearest, farthest, length, shape: tl.constexpr):
+    """The tokens that rows from position `nearest` to `farthest` reach: the first, and the one behind the last."""
+    if shape.rule.reach == "encoder":
+        return nearest * 0, length
+    elif shape.rule.reach == "sliding":
+        return tl.maximum(nearest - shape.rule.span + 1, 0), farthest + 1
+    elif shape.rule.reach == "chunked":
+        return nearest // shape.rule.span * shape.rule.span, farthest + 1
+    else:
+        return nearest * 0, farthest + 1
+
+
+@triton.jit
+def _queries_of(own, is_valid, shape: tl.constexpr):
+    """Queries as tiles [rows, channels], one for each tile of keys; zeros where there are no rows or channels."""
+    plane: tl.constexpr = shape.keys
+    tiles = ()
+    for part in tl.static_range(tl.constexpr(shape.num_parts)):
+        for index in tl.static_range(tl.constexpr(plane.tiles)):
+            channel, exists = _key_channels(part, index, plane)
+            mask = is_valid[:, None] & exists[None, :]
+            tiles += (tl.load(own + channel[None, :], mask=mask, other=0.0).to(shape.key_dot),)
+    return tiles
+
+
+@triton.jit
+def _key_channels(part: tl.constexpr, index: tl.constexpr, plane: tl.constexpr):
+    """The channels of tile number `index` of a part of keys, and whether there are such."""
+    word = plane.parts[part].first + tl.arange(0, plane.parts[part].rows)
+    half: tl.constexpr = index % plane.halves
+    return channels_of(word * plane.count + index // plane.halves, half, plane)
+
+
+@triton.jit
+def _no_sums(shape: tl.constexpr):
+    """Sums of values before any are added: as many tiles as keys have if they are values too, else one for a half."""
+    sums = ()
+    if shape.has_latents:
+        for part in tl.static_range(tl.constexpr(shape.num_parts)):
+            for _ in tl.static_range(tl.constexpr(shape.keys.tiles)):
+                sums += (tl.full([shape.tile.rows, shape.keys.parts[part].rows], 0.0, tl.float32),)
+    else:
+        for _ in tl.static_range(tl.constexpr(shape.values.halves)):
+            sums += (tl.full([shape.tile.rows, shape.values.block_lanes], 0.0, tl.float32),)
+    return sums
+
+
+@triton.jit
+def _lifts(extras, row, heads, head, is_valid, shape: tl.constexpr):
+    """What queries make of the pairs that keys have in common, and where the turns of those pairs are kept."""
+    if shape.has_constants:
+        index = tl.arange(0, 32)
+        places = (row.to(tl.int64) * shape.heads + heads)[:, None] * 32 + index[None, :]
+        lifts = tl.load(extras[3] + places, mask=is_valid[:, None], other=0.0)
+        pair = index % 16
+        turn = tl.load(extras[4] + (head * shape.num_pairs + pair) * 3 + 2, mask=pair < shape.num_pairs, other=0)
+        return lifts, (turn * 2 + index // 16) * shape.turn_pages
+    else:
+        return 0.0, 0
+
+
+@triton.jit
+def _numbers_at(table, first, length, shape: tl.constexpr):
+    """Pages of a tile, by token and by word of values: asked for a tile before they are needed."""
+    plane: tl.constexpr = shape.keys
+    by_token = numbers_of(table, first + tl.arange(0, shape.tile.tokens), length, plane)
+    if shape.has_latents:
+        return by_token, by_token
+    else:
+        return by_token, numbers_of(table, first + shape.values.count * value_words(shape), length, plane)
+
+
+@triton.jit
+def finished(largest, total, sinks, heads, is_valid, has_sinks: tl.constexpr):
+    """What sums are multiplied by once the sinks of `heads` have their weight; and the share that tokens have."""
+    if has_sinks:
+        sink = tl.load(sinks + heads, mask=is_valid, other=0.0) * LOG2_E
+        highest = tl.maximum(largest, sink)
+        fade = tl.exp2(largest - highest)
+        whole = total * fade + tl.exp2(sink - highest)
+        return fade / whole, total * fade / whole
+    else:
+        return 1.0 / total, total / total
+
+
+@triton.jit
+def _store_sums(out, slots, sums, factor, is_valid, shape: tl.constexpr):
+    plane: tl.constexpr = shape.keys if shape.has_latents else shape.values
+    if shape.has_latents:
+        for part in tl.static_range(tl.constexpr(shape.num_parts)):
+            for index in tl.static_range(tl.constexpr(plane.tiles)):
+                channel, exists = _key_channels(part, index, plane)
+                tile = sums[part * plane.tiles + index] * factor[:, None]
+                _store_rows(out, slots, tile, channel, exists, is_valid, shape)
+    else:
+        for half in tl.static_range(tl.constexpr(plane.halves)):
+            channel, exists = channels_of(tl.arange(0, plane.block_lanes), half, plane)
+            _store_rows(out, slots, sums[half] * factor[:, None], channel, exists, is_valid, shape)
+
+
+@triton.jit
+def _store_rows(out, slots, rows, channel, exists, is_valid, shape: tl.constexpr):
+    mask = is_valid[:, None] & (exists & (channel < shape.value_width))[None, :]
+    tl.store(out + slots[:, None] * shape.value_width + channel[None, :], rows, mask=mask)

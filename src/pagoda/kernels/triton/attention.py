@@ -1,0 +1,315 @@
+"""Attention and storing on the device: describes layers to the kernels, sizes their launches, and keeps no numbers.
+
+Knows torch tensors, page tables and formats. How kernels compute is in the other files of this folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import triton
+import triton.language as tl
+
+from pagoda.errors import ConfigError
+from pagoda.kernels.base import AttentionRule, GroupView, LayerPages
+from pagoda.kernels.triton import tiles
+from pagoda.kernels.triton.attend import attend_few, attend_many
+from pagoda.kernels.triton.plan import Plan, plan_recorded, plan_step
+from pagoda.kernels.triton.prepare import prepare_queries
+from pagoda.kernels.triton.reduce import reduce_splits
+from pagoda.kernels.triton.shapes import AttendShape, PlaneShape, RuleShape, Tile, plane_shape
+from pagoda.kernels.triton.store import store_rows
+from pagoda.layouts.spec import Reach
+
+DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+PREPARED_ROWS = 8
+LIFTS = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of `attend`: what kernels get, but for what depends on the regime."""
+
+    query: torch.Tensor
+    pages: torch.Tensor
+    out: torch.Tensor
+    extras: tuple[torch.Tensor, ...]
+    plan: Plan
+    shape: AttendShape
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        return self.query.stride(0), self.query.stride(1)
+
+    @cached_property
+    def common(self) -> tuple[Any, ...]:
+        return self.pages, self.plan.tables, self.extras
+
+
+class TritonAttention:
+    """Tensors on the device, or on the CPU where Triton interprets. `table` has the tiles of the card."""
+
+    def __init__(self, table: tiles.Tiles = tiles.HOPPER) -> None:
+        self.table = table
+        self._plans: WeakKeyDictionary[GroupView, Plan] = WeakKeyDictionary()
+        self._planes: WeakKeyDictionary[LayerPages, tuple[PlaneShape, PlaneShape]] = WeakKeyDictionary()
+        self._slopes: dict[tuple[tuple[float, ...], torch.device], torch.Tensor] = {}
+
+    def record(self, view: GroupView, few_rows: int) -> None:
+        """Let calls with `view`, all on the device, launch the same whatever its tensors will hold.
+
+        No sequence may have more than `few_rows` new rows.
+        """
+        if few_rows > tiles.FEW_ROWS:
+            raise ConfigError(f"A recorded step has up to {tiles.FEW_ROWS} rows a sequence, not {few_rows}.")
+        self._plans[view] = plan_recorded(view, few_rows)
+
+    def store(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor | None,
+        layer: LayerPages,
+        view: GroupView,
+        finite: torch.Tensor | None = None,
+    ) -> None:
+        if not len(key):
+            return
+        key_shape, value_shape = self._planes_of(layer)
+        plan = self._plan_of(view, layer.pages.device)
+        planes = 1 if value is None else 2
+        value = key if value is None else value
+        constants = layer.constants
+        none = layer.pages
+        extras = (none,) * 4
+        if constants is not None:
+            extras = (constants.pairs, constants.turns.table, constants.scales, constants.bases)
+        rows = tiles.stored_rows(max(key_shape.row_width, value_shape.row_width))
+        store_rows[(triton.cdiv(len(key), rows), layer.key.plane.num_heads, planes)](
+            (key, value),
+            layer.pages,
+            none if finite is None else finite,
+            plan.tables,
+            extras,
+            ((key.stride(0), key.stride(1)), (value.stride(0), value.stride(1))),
+            len(key),
+            plan.num_sequences,
+            rows,
+            finite is not None,
+            0 if constants is None else constants.num_pairs,
+            0 if constants is None else constants.turns.table.shape[2],
+            layer.pages.stride(0),
+            key_shape,
+            value_shape,
+            num_warps=4,
+            enable_fp_fusion=False,
+        )
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        layer: LayerPages,
+        view: GroupView,
+        rule: AttentionRule,
+        sinks: torch.Tensor | None = None,
+        biases: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        out = query.new_empty(query.shape[0], query.shape[1], layer.value_width)
+        plan = self._plan_of(view, layer.pages.device)
+        if not len(query):
+            return out
+        shape = self._shape(query, layer, rule, sinks, biases)
+        call = Call(query, layer.pages, out, self._extras(query, layer, rule, sinks, biases), plan, shape)
+        if shape.turns_queries:
+            call = _prepared(call)
+        if plan.few_rows:
+            self._attend_few(replace(call, shape=self._in_regime(shape, is_few=True)))
+        if plan.many_tokens:
+            self._attend_many(replace(call, shape=self._in_regime(shape, is_few=False)))
+        return out
+
+    def _attend_few(self, call: Call) -> None:
+        plan, shape = call.plan, call.shape
+        num_splits = plan.num_entries // shape.split_pages + plan.num_sequences
+        partial, statistics = _scratch(call, num_splits * plan.few_rows * shape.heads)
+        blocks = triton.cdiv(plan.few_rows * shape.group, shape.tile.rows)
+        programs = min(num_splits * shape.num_kv_heads * blocks, self._most_programs(call.query.device))
+        attend_few[(programs,)](
+            call.query, partial, statistics, *call.common, call.strides, plan.num_sequences, plan.few_rows, shape,
+            **_options(shape.tile),
+        )  # fmt: skip
+        reduce_splits[(len(call.query), shape.heads)](
+            call.out, partial, statistics, *call.common[1:], plan.num_sequences, plan.few_rows, 0, 0,
+            tiles.reduced_splits(shape.reduced_width, True), True, shape,
+        )  # fmt: skip
+
+    def _attend_many(self, call: Call) -> None:
+        plan, shape, num_rows = call.plan, call.shape, len(call.query)
+        num_splits = triton.cdiv(plan.many_tokens, shape.split_tokens)
+        is_direct = num_splits == 1 and not shape.turns_results
+        row_nbytes = num_splits * shape.heads * (shape.value_width + 2) * 4
+        rows = num_rows if is_direct else min(num_rows, max(1, self.table.partial_nbytes // row_nbytes))
+        partial, statistics = _scratch(call, 1 if is_direct else rows * shape.heads * num_splits)
+        blocks = num_rows * shape.group // shape.tile.rows + plan.num_sequences
+        for first in range(0, num_rows, rows):
+            last = min(first + rows, num_rows)
+            attend_many[(blocks, shape.num_kv_heads, num_splits)](
+                call.query, call.out, partial, statistics, *call.common, call.strides, plan.num_sequences,
+                plan.few_rows, first, last, num_splits, is_direct, shape, **_options(shape.tile),
+            )  # fmt: skip
+            if not is_direct:
+                reduce_splits[(last - first, shape.heads)](
+                    call.out, partial, statistics, *call.common[1:], plan.num_sequences, plan.few_rows, first,
+                    num_splits, tiles.reduced_splits(shape.reduced_width, False), False, shape,
+                )  # fmt: skip
+
+    def _plan_of(self, view: GroupView, device: torch.device) -> Plan:
+        plan = self._plans.get(view)
+        if plan is None:
+            self._plans[view] = plan = plan_step(view, device, tiles.FEW_ROWS)
+        return plan
+
+    def _planes_of(self, layer: LayerPages) -> tuple[PlaneShape, PlaneShape]:
+        planes = self._planes.get(layer)
+        if planes is None:
+            _check_pages(layer)
+            page_tokens = layer.geometry.page_tokens
+            key, value = (plane_shape(slot, layer.format, page_tokens) for slot in (layer.key, layer.value))
+            planes = key, value
+            self._planes[layer] = planes
+        return planes
+
+    def _shape(
+        self,
+        query: torch.Tensor,
+        layer: LayerPages,
+        rule: AttentionRule,
+        sinks: torch.Tensor | None,
+        biases: torch.Tensor | None,
+    ) -> AttendShape:
+        key, value = self._planes_of(layer)
+        num_kv_heads, num_heads = layer.key.plane.num_heads, query.shape[1]
+        if num_heads % num_kv_heads:
+            raise ConfigError(f"{num_heads} query heads cannot share {num_kv_heads} KV heads evenly.")
+        has_span = rule.span is not None or rule.reach is Reach.ENCODER
+        constants = layer.constants
+        key_dot, value_dot = _dot_dtypes(query.dtype, key, value, constants is not None)
+        return AttendShape(
+            keys=key,
+            values=value,
+            num_kv_heads=num_kv_heads,
+            group=num_heads // num_kv_heads,
+            page_nbytes=layer.pages.stride(0),
+            num_pairs=0 if constants is None else constants.num_pairs,
+            turn_pages=0 if constants is None else constants.turns.table.shape[2],
+            rule=RuleShape(
+                reach=str(rule.reach if has_span else Reach.FULL),
+                span=rule.span or 0,
+                scale=rule.scale,
+                soft_cap=rule.soft_cap or 0.0,
+                has_slopes=rule.slopes is not None,
+                num_biases=0 if biases is None else biases.shape[1],
+                has_sinks=sinks is not None,
+            ),
+            tile=(tile := tiles.fitting(self.table.exact, key, value)),
+            split_pages=tiles.split_pages(1, layer.geometry.page_tokens, tile),
+            key_dot=key_dot,
+            value_dot=value_dot,
+        )
+
+    def _extras(
+        self,
+        query: torch.Tensor,
+        layer: LayerPages,
+        rule: AttentionRule,
+        sinks: torch.Tensor | None,
+        biases: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, ...]:
+        """Sinks, slopes, biases, lifts and constants; the query stands for what there is not."""
+        constants = layer.constants
+        kept = (query,) * 4
+        if constants is not None:
+            kept = (constants.pairs, constants.turns.table, constants.scales, constants.bases)
+        return (
+            query if sinks is None else sinks.float().contiguous(),
+            query if rule.slopes is None else self._slopes_on(rule.slopes, query.device),
+            query if biases is None else biases.float().contiguous(),
+            query,
+            *kept,
+        )
+
+    def _slopes_on(self, slopes: tuple[float, ...], device: torch.device) -> torch.Tensor:
+        kept = self._slopes.get((slopes, device))
+        if kept is None:
+            kept = self._slopes[slopes, device] = torch.tensor(slopes, device=device)
+        return kept
+
+    def _in_regime(self, shape: AttendShape, is_few: bool) -> AttendShape:
+        tile = tiles.fitting(self._tile(shape, is_few), shape.keys, shape.values)
+        tokens = self.table.split_tokens(shape.num_kv_heads, is_few)
+        return replace(shape, tile=tile, split_pages=tiles.split_pages(tokens, shape.keys.page_tokens, tile))
+
+    def _tile(self, shape: AttendShape, is_few: bool) -> Tile:
+        table = self.table
+        if tl.float32 in (shape.key_dot, shape.value_dot):
+            return table.exact
+        if shape.has_latents:
+            return table.few_latents if is_few else table.many_latents
+        if shape.keys.is_coded or shape.values.is_coded:
+            return table.few_codes if is_few else table.many_codes
+        return table.few if is_few else table.many
+
+    def _most_programs(self, device: torch.device) -> int:
+        if device.type != "cuda":
+            return 2
+        return torch.cuda.get_device_properties(device).multi_processor_count * self.table.programs_per_processor
+
+
+def _prepared(call: Call) -> Call:
+    """The call with queries as they meet what is kept of keys, and their lifts."""
+    query, shape = call.query, call.shape
+    items = len(query) * shape.heads
+    turned = torch.empty(len(query), shape.heads, shape.keys.width, device=query.device)
+    lifts = torch.empty(items * LIFTS if shape.has_constants else 1, device=query.device)
+    prepare_queries[(triton.cdiv(items, PREPARED_ROWS),)](
+        query, turned, lifts, call.extras, call.strides, len(query), PREPARED_ROWS, shape
+    )
+    return replace(call, query=turned, extras=(*call.extras[:3], lifts, *call.extras[4:]))
+
+
+def _scratch(call: Call, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
+    device = call.query.device
+    return torch.empty(slots, call.shape.value_width, device=device), torch.empty(slots, 2, device=device)
+
+
+def _options(tile: Tile) -> dict[str, Any]:
+    return {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": False}
+
+
+def _dot_dtypes(query: torch.dtype, key: PlaneShape, value: PlaneShape, has_constants: bool) -> tuple[Any, Any]:
+    """What queries and keys, weights and values are multiplied as: exactly, unless that is what they are kept in.
+
+    Codes are exact in bf16 and fp16; transformed queries, and weights times scales, may leave the range of fp16.
+    """
+    if query is torch.float32:
+        return tl.float32, tl.float32
+    own = DTYPES[query]
+    name = {tl.float16: "fp16", tl.bfloat16: "bf16"}[own]
+    is_turned = has_constants or key.rotated_channels > 1
+    key_dot = (tl.bfloat16 if is_turned else own) if key.is_coded else own if key.encoding == name else tl.float32
+    value_dot = tl.bfloat16 if value.is_coded else own if value.encoding == name else tl.float32
+    if key.value_width:
+        value_dot = key_dot if key_dot is tl.float32 else value_dot
+    return key_dot, value_dot
+
+
+def _check_pages(layer: LayerPages) -> None:
+    pages = layer.pages
+    if pages.dtype is not torch.uint8 or pages.stride(1) != 1 or pages.stride(0) % 4 or pages.data_ptr() % 4:
+        raise ConfigError(
+            f"Pages are {pages.dtype} {list(pages.shape)} with strides {pages.stride()}; Triton kernels take aligned "
+            "runs of uint8."
+        )

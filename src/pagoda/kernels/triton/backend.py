@@ -1,0 +1,71 @@
+"""The backend for GPUs: attention and storing in Triton, layers through torch."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Self
+
+import torch
+
+from pagoda.config import Environment
+from pagoda.errors import ConfigError, KernelUnavailableError
+from pagoda.kernels.base import AttentionRule, AttentionUse, GroupView, Kernels, LayerPages
+from pagoda.kernels.triton.shapes import plane_shape
+
+INTERPRETER = "TRITON_INTERPRET"
+
+
+class TritonKernels(Kernels):
+    """Tensors on a GPU; on the CPU where Triton was told to interpret its kernels."""
+
+    def __init__(self) -> None:
+        if find_spec("triton") is None:
+            raise KernelUnavailableError("Triton is not installed; get it with: pip install 'pagoda-kv[gpu]'.")
+        if not torch.cuda.is_available() and os.environ.get(INTERPRETER) != "1":
+            raise KernelUnavailableError("The Triton kernels need a GPU that torch can use; there is none here.")
+        from pagoda.kernels.triton.attention import TritonAttention
+
+        self.attention = TritonAttention()
+
+    @classmethod
+    def of(cls, environment: Environment, deterministic: bool) -> Self:
+        super().of(environment, deterministic)
+        raise KernelUnavailableError(
+            "The Triton kernels attend on a GPU, but models and pages stay on the CPU so far; leave PAGODA_KERNELS out."
+        )
+
+    @property
+    def name(self) -> str:
+        return "triton"
+
+    def obstacle(self, layer: LayerPages, use: AttentionUse) -> str | None:
+        if use.rule.sink_tokens:
+            return "a window does not begin with the first tokens"
+        try:
+            for slot in (layer.key, layer.value):
+                plane_shape(slot, layer.format, layer.geometry.page_tokens)
+        except ConfigError as error:
+            return str(error)
+        return None
+
+    def store(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor | None,
+        layer: LayerPages,
+        view: GroupView,
+        finite: torch.Tensor | None = None,
+    ) -> None:
+        self.attention.store(key, value, layer, view, finite)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        layer: LayerPages,
+        view: GroupView,
+        rule: AttentionRule,
+        sinks: torch.Tensor | None = None,
+        biases: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return self.attention.attend(query, layer, view, rule, sinks, biases)

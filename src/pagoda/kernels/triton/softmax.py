@@ -1,0 +1,122 @@
+"""One step of attention: a tile of tokens added to what the rows of a block have summed so far.
+
+Scores are in units of log 2. Knows the rules of attention; which tiles come, and what becomes of sums, does attend.py.
+"""
+
+import triton
+import triton.language as tl
+
+from pagoda.kernels.triton.decode import key_tiles, scales_of, value_tiles, value_words, weights_apart
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def add_tile(
+    largest, total, sums, queries, lifts, turns, owner,
+    pages, numbers, extras, first, length, is_masked: tl.constexpr, shape: tl.constexpr
+):  # fmt: skip
+    """One step of the softmax over tokens (arXiv 1805.02867), those from `first` on.
+
+    A row is masked here or there, and tiles that it does not reach may come: it must have the same bits.
+    """
+    head = owner[2]
+    token = first + tl.arange(0, shape.tile.tokens)
+    keep = (numbers[0] >= 0) & (token < length)
+    page = (tl.maximum(numbers[0], 0) if is_masked else numbers[0]).to(tl.int64)
+    slot = token % shape.keys.page_tokens
+    scores = tl.full([shape.tile.rows, shape.tile.tokens], 0.0, tl.float32)
+    keys = ()
+    for part in tl.static_range(tl.constexpr(shape.num_parts)):
+        keys += key_tiles(pages, page, slot, head, keep, is_masked, part, shape)
+    for index in tl.static_range(tl.constexpr(shape.num_parts * shape.keys.tiles)):
+        scores = tl.dot(queries[index], keys[index], scores, input_precision="ieee")
+    if shape.keys.is_coded:
+        key_scales = scales_of(pages, page, slot, head, True, shape)
+        scores *= key_scales[None, :]
+    if shape.has_constants:
+        places = turns[:, None] + (token // shape.keys.page_tokens)[None, :]
+        table_of_turns = tl.load(extras[5] + places, mask=(token < length)[None, :], other=0.0)
+        scores = tl.dot(lifts, table_of_turns, scores, input_precision=shape.exact_dot)
+    scores = _ruled(scores, owner, token, extras, shape)
+    if is_masked:
+        scores = tl.where(_is_seen(owner[0], token, length, shape), scores, float("-inf"))
+    highest = tl.maximum(largest, tl.max(scores, axis=1) * shape.rule.multiplier)
+    base = tl.where(highest == float("-inf"), 0.0, highest)
+    # Fused by hand, and by nothing else. What fades is not: it must be 1 where nothing is larger.
+    weights = tl.exp2(tl.fma(scores, shape.rule.multiplier, -base[:, None]))
+    fade = tl.exp2(largest - base)
+    total = total * fade + tl.sum(weights, axis=1)
+    if shape.values.is_coded:
+        if shape.has_latents:
+            value_scales = key_scales
+        else:
+            value_scales = scales_of(pages, page, slot, head, False, shape)
+        if is_masked:
+            value_scales = tl.where(keep, value_scales, 0.0)
+        weights = weights * value_scales[None, :]
+    weights = weights.to(shape.value_dot)
+    if shape.has_latents:
+        sums = _add_latents(sums, fade, weights, keys, shape)
+    else:
+        tokens = first + shape.values.count * value_words(shape)
+        values = value_tiles(pages, numbers[1], tokens, length, head, is_masked, shape)
+        sums = _add_values(sums, fade, weights, values, shape)
+    return highest, total, sums
+
+
+@triton.jit
+def _add_latents(sums, fade, weights, keys, shape: tl.constexpr):
+    added = ()
+    for index in tl.static_range(tl.constexpr(shape.num_parts * shape.keys.tiles)):
+        faded = sums[index] * fade[:, None]
+        values = tl.trans(keys[index]).to(shape.value_dot)
+        added += (tl.dot(weights, values, faded, input_precision="ieee"),)
+    return added
+
+
+@triton.jit
+def _add_values(sums, fade, weights, values, shape: tl.constexpr):
+    apart = weights_apart(weights, shape)
+    added = ()
+    for half in tl.static_range(tl.constexpr(shape.values.halves)):
+        faded = sums[half] * fade[:, None]
+        for index in tl.static_range(tl.constexpr(shape.values.count)):
+            tile = values[index * shape.values.halves + half]
+            faded = tl.dot(apart[index], tile, faded, input_precision="ieee")
+        added += (faded,)
+    return added
+
+
+@triton.jit
+def _ruled(scores, owner, token, extras, shape: tl.constexpr):
+    """Scores from products; in units of log 2, or of 1 / `multiplier` of that."""
+    if shape.rule.is_plain:
+        return scores
+    else:
+        if shape.rule.soft_cap > 0.0:
+            capped = 2.0 * tl.sigmoid(scores * (2.0 * shape.rule.scale / shape.rule.soft_cap)) - 1.0
+            scores = capped * (shape.rule.soft_cap * LOG2_E)
+        else:
+            scores = scores * (shape.rule.scale * LOG2_E)
+        if shape.rule.has_slopes:
+            slopes = tl.load(extras[1] + owner[1])
+            scores -= (slopes * LOG2_E)[:, None] * (owner[0][:, None] - token[None, :]).to(tl.float32)
+        if shape.rule.num_biases > 0:
+            distance = tl.minimum(tl.maximum(owner[0][:, None] - token[None, :], 0), shape.rule.num_biases - 1)
+            scores += tl.load(extras[2] + owner[1][:, None] * shape.rule.num_biases + distance) * LOG2_E
+        return scores
+
+
+@triton.jit
+def _is_seen(position, token, length, shape: tl.constexpr):
+    """Which tokens [rows, tokens] a row attends to."""
+    if shape.rule.reach == "encoder":
+        return (token < length)[None, :]
+    else:
+        seen = (token[None, :] <= position[:, None]) & (token[None, :] < length)
+        if shape.rule.reach == "sliding":
+            seen = seen & (position[:, None] - token[None, :] < shape.rule.span)
+        if shape.rule.reach == "chunked":
+            seen = seen & (position[:, None] // shape.rule.span == token[None, :] // shape.rule.span)
+        return seen

@@ -1,0 +1,109 @@
+"""Triton's interpreter, for tests without a GPU; tests that import this first are skipped where there is no Triton.
+
+It is mended where it computes something else than GPUs do: bf16 is cut off instead of rounded and multiplied as the
+integers that its bits are, fp8 loses carries, what is fused is rounded twice, and loops have no bounds with NumPy 2.4.
+"""
+
+import os
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+# Triton reads it when a kernel is defined.
+os.environ["TRITON_INTERPRET"] = "1"
+pytest.importorskip("triton")
+
+
+import triton.language as tl
+from triton.runtime import interpreter
+
+from pagoda.kernels.triton import tiles
+from pagoda.kernels.triton.attention import TritonAttention
+from pagoda.kernels.triton.shapes import Tile
+
+__all__ = ["SMALL", "TritonAttention"]
+
+TORCH_DTYPES = {
+    tl.float32: torch.float32,
+    tl.float16: torch.float16,
+    tl.bfloat16: torch.bfloat16,
+    tl.float8e4nv: torch.float8_e4m3fn,
+    tl.float8e5: torch.float8_e5m2,
+}
+BITS = {1: (torch.uint8, np.uint8), 2: (torch.int16, np.uint16), 4: (torch.int32, np.uint32)}
+
+
+def _patch_tensor(original, tensor, scope):
+    original(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+
+def _convert_float(data, source, target, rounding):
+    """Numbers of type `source` as the bits of `target`, rounded to nearest, ties to even."""
+    source, target = TORCH_DTYPES[source], TORCH_DTYPES[target]
+    bits = np.ascontiguousarray(data).view(BITS[source.itemsize][1]).view(f"i{source.itemsize}".replace("i1", "u1"))
+    numbers = torch.from_numpy(bits.copy()).view(source).to(target)
+    return numbers.view(BITS[target.itemsize][0]).numpy().view(BITS[target.itemsize][1])
+
+
+def _widened(handle):
+    if handle.dtype.scalar is tl.bfloat16:
+        return _convert_float(handle.data, tl.bfloat16, tl.float32, None).view(np.float32).astype(np.float64)
+    return handle.data.astype(np.float64)
+
+
+def _dot(_builder, left, right, added, _precision, _most_inexact):
+    """In fp64: sums of fp32 depend on where in its tile a row lies."""
+    numbers = np.matmul(_widened(left), _widened(right)) + added.data
+    return interpreter.TensorHandle(numbers.astype(added.data.dtype), added.dtype.scalar)
+
+
+def _bf16(_builder, number):
+    bits = _convert_float(np.array([number], dtype=np.float32), tl.float32, tl.bfloat16, None)
+    return interpreter.TensorHandle(bits, tl.bfloat16)
+
+
+def _on_bf16(original, operator):
+    """`operator` on numbers, where NumPy would take their bits."""
+
+    def compute(builder, left, right):
+        if left.dtype.scalar is not tl.bfloat16:
+            return original(builder, left, right)
+        numbers = operator(_widened(left), _widened(right)).astype(np.float32)
+        return interpreter.TensorHandle(_convert_float(numbers, tl.float32, tl.bfloat16, None), tl.bfloat16)
+
+    return compute
+
+
+def _fused(_builder, left, right, added):
+    """Rounded once: products of fp32 are exact in fp64."""
+    numbers = left.data.astype(np.float64) * right.data + added.data
+    return interpreter.TensorHandle(numbers.astype(left.data.dtype), left.dtype.scalar)
+
+
+interpreter._patch_lang_tensor = partial(_patch_tensor, interpreter._patch_lang_tensor)
+interpreter._convert_float = _convert_float
+interpreter.InterpreterBuilder.create_dot = _dot
+interpreter.InterpreterBuilder.create_fma = _fused
+interpreter.InterpreterBuilder.get_bf16 = _bf16
+interpreter.InterpreterBuilder.create_fsub = _on_bf16(interpreter.InterpreterBuilder.create_fsub, np.subtract)
+interpreter.InterpreterBuilder.create_fmul = _on_bf16(interpreter.InterpreterBuilder.create_fmul, np.multiply)
+
+_TILE = Tile(rows=16, tokens=16, num_warps=4, num_stages=2)
+# So small that small cases have several tiles, splits and parts.
+SMALL = tiles.Tiles(
+    few=_TILE,
+    few_codes=_TILE,
+    few_latents=_TILE,
+    many=Tile(rows=32, tokens=32, num_warps=4, num_stages=2),
+    many_codes=Tile(rows=32, tokens=16, num_warps=4, num_stages=2),
+    many_latents=Tile(rows=32, tokens=16, num_warps=4, num_stages=2),
+    exact=_TILE,
+    head_split_tokens=16,
+    few_split_tokens=(32, 32),
+    many_split_tokens=64,
+    partial_nbytes=20_000,
+    programs_per_processor=2,
+)
