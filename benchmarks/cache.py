@@ -79,7 +79,8 @@ class Bench:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.row = Row(setup.shape, setup.num_pages)
-        self.prompts = prompts(setup.shape, setup.page_tokens)
+        # As the engine keeps tokens.
+        self.prompts = (array(TOKEN_TYPE, prompt) for prompt in prompts(setup.shape, setup.page_tokens))
         next(self.prompts)
         baseline = _peak_nbytes()
         policy = lookup("eviction", setup.policy)()
@@ -118,7 +119,7 @@ class Bench:
             self.cache.release(self.cache.attach(hit, hit.num_tokens), tokens)
         self._note("attach", process_time() - start, num_pages)
 
-    def _run(self, tokens: list[int]) -> tuple[float, int]:
+    def _run(self, tokens: array[int]) -> tuple[float, int]:
         """Compute a prompt and let it end; returns the seconds that inserting took, and how many pages were new."""
         sequence = self.cache.attach(self.cache.match("", tokens, limit=len(tokens)), len(tokens))
         num_new = len(tokens) - sequence.num_tokens
@@ -133,7 +134,7 @@ class Bench:
     def _live_batch(self) -> None:
         """Let new prompts come and go in a full cache, and then come again."""
         num_prompts = max(self.setup.batch_pages // PROMPT_PAGES[self.setup.shape], 1)
-        batch = [next(self.prompts) for _ in range(num_prompts)]
+        batch = [next(self.prompts).tolist() for _ in range(num_prompts)]
         for step in ("new", "hit"):
             evicted = Inspector(self.cache).stats().evicted_pages
             start = process_time()

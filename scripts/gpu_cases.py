@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from kernels.cases import Case, Shape, build, starts
-from kernels.rounding import FORMATS, compute_dtype, tolerance
+from kernels.rounding import FORMATS, tolerance
 from pagoda.formats.constants import KeyConstants, PageTurns
 from pagoda.kernels.base import AttentionRule, LayerPages
 from pagoda.kernels.reference import ReferenceKernels
@@ -68,7 +68,7 @@ def run(name: str) -> dict[str, Any]:
 
 
 def shape_of(what: str, format: Any) -> Shape:
-    dtype = torch.float32 if what == "fp32_queries" else compute_dtype(format)
+    dtype = torch.float32 if what == "fp32_queries" else format.model_dtype()
     plain = Shape(format=format, dtype=dtype, sequences=MIXED, key_width=128, value_width=128, page_tokens=16)
     if what in ("latents", "latent_constants"):
         sizes = {"kv_heads": 1, "group": 16, "key_width": 576, "value_width": 512, "has_latents": True}

@@ -100,6 +100,7 @@ SMALL = tiles.Tiles(
     many=Tile(rows=32, tokens=32, num_warps=4, num_stages=2),
     many_codes=Tile(rows=32, tokens=16, num_warps=4, num_stages=2),
     many_latents=Tile(rows=32, tokens=16, num_warps=4, num_stages=2),
+    many_biased=Tile(rows=32, tokens=16, num_warps=4, num_stages=2),
     exact=_TILE,
     head_split_tokens=16,
     few_split_tokens=(32, 32),

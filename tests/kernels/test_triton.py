@@ -7,7 +7,7 @@ import torch
 
 from kernels.cases import starts
 from kernels.interpreted import SMALL, TritonAttention
-from kernels.rounding import FORMATS, compute_dtype, tolerance
+from kernels.rounding import FORMATS, tolerance
 from pagoda.errors import ConfigError
 from pagoda.formats.int4 import INT4_PLAIN
 from pagoda.formats.mixed import K8V4
@@ -53,7 +53,7 @@ def test_attends_and_stores_as_the_reference_does(format, has_constants, shape, 
     case = make_case(
         shape(
             format=format,
-            dtype=compute_dtype(format),
+            dtype=format.model_dtype(),
             sequences=MIXED,
             kv_heads=1,
             group=3,
@@ -85,7 +85,7 @@ def test_widths_that_are_no_powers_of_two(format, widths, shape, make_case):
     case = make_case(
         shape(
             format=format,
-            dtype=compute_dtype(format),
+            dtype=format.model_dtype(),
             sequences=((0, 18), (40, 1)),
             kv_heads=1,
             group=2,
@@ -160,7 +160,7 @@ def test_latents(format, widths, has_constants, shape, make_case):
     case = make_case(
         shape(
             format=format,
-            dtype=compute_dtype(format),
+            dtype=format.model_dtype(),
             sequences=((40, 1), (3, 17)),
             kv_heads=1,
             group=3,

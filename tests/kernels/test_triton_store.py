@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernels.interpreted import SMALL, TritonAttention
-from kernels.rounding import FORMATS, compute_dtype
+from kernels.rounding import FORMATS
 from pagoda.formats.plain import BF16, FP16, FP32
 from pagoda.kernels.base import AttentionRule
 from pagoda.kernels.reference import ReferenceKernels
@@ -38,7 +38,7 @@ def test_numbers_are_rounded_as_torch_rounds(format, dtype, shape, make_case):
 @pytest.mark.parametrize("broken", [float("nan"), -float("inf")])
 def test_a_sequence_that_stores_what_is_not_finite_is_marked(format, broken, shape, make_case):
     sequences = ((0, 10), (0, 3), (0, 17), (0, 0), (0, 9))
-    case = make_case(shape(format=format, dtype=compute_dtype(format), sequences=sequences, **SIZES))
+    case = make_case(shape(format=format, dtype=format.model_dtype(), sequences=sequences, **SIZES))
     for plane in (case.key, case.value):
         before = plane.clone()
         plane[11, 1, 13] = broken

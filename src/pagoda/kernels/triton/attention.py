@@ -258,6 +258,8 @@ class TritonAttention:
             return table.exact
         if shape.has_latents:
             return table.few_latents if is_few else table.many_latents
+        if shape.rule.num_biases and not is_few:
+            return table.many_biased
         if shape.keys.is_coded or shape.values.is_coded:
             return table.few_codes if is_few else table.many_codes
         return table.few if is_few else table.many

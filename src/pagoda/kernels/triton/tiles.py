@@ -33,6 +33,7 @@ class Tiles:
     few_latents: Tile
     many: Tile
     many_codes: Tile
+    many_biased: Tile  # which read a number more for each score
     many_latents: Tile
     exact: Tile  # products in fp32
     head_split_tokens: int
@@ -54,6 +55,7 @@ HOPPER = Tiles(
     few_latents=Tile(rows=64, tokens=32, num_warps=8, num_stages=2),
     many=Tile(rows=256, tokens=64, num_warps=8, num_stages=3),
     many_codes=Tile(rows=256, tokens=64, num_warps=8, num_stages=2),
+    many_biased=Tile(rows=256, tokens=32, num_warps=8, num_stages=2),
     many_latents=Tile(rows=64, tokens=32, num_warps=8, num_stages=2),
     exact=Tile(rows=16, tokens=32, num_warps=4, num_stages=1),
     head_split_tokens=64,
