@@ -15,7 +15,8 @@ from pagoda.kernels.base import AttentionRule, LayerPages
 from pagoda.kernels.native import NativeKernels
 from pagoda.kernels.native_arguments import WITH_CONSTANTS
 from pagoda.kernels.native_calls import instruction_sets
-from pagoda.kernels.reference import ReferenceKernels, in_reach
+from pagoda.kernels.reference import ReferenceKernels
+from pagoda.kernels.sight import Sight
 from pagoda.layouts.base import Axis
 from pagoda.layouts.spec import Reach
 
@@ -163,7 +164,7 @@ def test_pages_out_of_reach_are_not_read(isa, format, has_constants, reach, shap
     expected = kernels.attend(case.query, case.layer, case.view, rule)
     tables, starts = case.view.page_indices.clone(), case.view.page_starts
     for sequence, (past, new) in enumerate(case.shape.sequences):
-        reached = in_reach(new, past + new, rule, torch.device("cpu")).any(0)
+        reached = Sight.of_last(new, past + new, rule).reached.any(0)
         first_page = int(reached.nonzero()[0]) // case.shape.page_tokens
         tables[starts[sequence] : starts[sequence] + first_page] = -1  # names no page: reading it would fail
     view = replace(case.view, page_indices=tables)
