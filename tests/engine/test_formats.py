@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import Gemma2Config
 
-from engine.tiny import VOCABULARY
+from engine.tiny import VOCABULARY, windowed_model
 from pagoda import LLM, RequestOutput, SamplingParams
 from pagoda.errors import ConfigError
-from pagoda.models.loader import model_from_config
 from pagoda.models.model import Model
 from pagoda.registry import names
 
@@ -119,21 +117,7 @@ def test_an_unknown_format_is_refused_with_those_there_are(model):
 
 @pytest.fixture(scope="module")
 def gemma() -> Model:
-    """Layers alternate between windows of 8 tokens and none."""
-    config = Gemma2Config(
-        vocab_size=200,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        sliding_window=8,
-        eos_token_id=None,
-        bos_token_id=None,
-        pad_token_id=0,
-    )
-    return model_from_config(config, dtype="bfloat16", seed=0)
+    return windowed_model("bfloat16")
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["bf16/int4", "int4/bf16", "fp8_e4m3/int4", "full=int4,sliding=k8v4"])

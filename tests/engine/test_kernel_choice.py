@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 
 import pytest
-from transformers import Gemma2Config
 
+from engine.tiny import windowed_model
 from pagoda import LLM, SamplingParams
 from pagoda.config import Environment
 from pagoda.errors import ConfigError
 from pagoda.kernels.native import NativeKernels
 from pagoda.kernels.reference import ReferenceKernels
-from pagoda.models.loader import model_from_config
 from pagoda.registry import registered
 from toys import ToyKernels
 
@@ -28,21 +27,7 @@ def _toys():
 
 @pytest.fixture(scope="module")
 def gemma():
-    """Layers alternate between windows of 8 tokens and none."""
-    config = Gemma2Config(
-        vocab_size=200,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        sliding_window=8,
-        eos_token_id=None,
-        bos_token_id=None,
-        pad_token_id=0,
-    )
-    return model_from_config(config, dtype="float32", seed=0)
+    return windowed_model("float32")
 
 
 def answer(llm):

@@ -1,8 +1,8 @@
-"""The model that most tests of the engine run: two layers of Llama whose answers end only when they must."""
+"""Models that tests of the engine run, whose answers end only when they must: most of them two layers of Llama."""
 
 from __future__ import annotations
 
-from transformers import LlamaConfig
+from transformers import Gemma2Config, LlamaConfig
 
 from pagoda.models.loader import Model, model_from_config
 
@@ -24,3 +24,21 @@ def tiny_model() -> Model:
         eos_token_id=None,
     )
     return model_from_config(config, dtype="float32", seed=0)
+
+
+def windowed_model(dtype: str) -> Model:
+    """Layers alternate between windows of 8 tokens and none."""
+    config = Gemma2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        sliding_window=8,
+        eos_token_id=None,
+        bos_token_id=None,
+        pad_token_id=0,
+    )
+    return model_from_config(config, dtype=dtype, seed=0)

@@ -5,6 +5,7 @@ Knows how it was used, which is all that an eviction policy is told, and who has
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from enum import StrEnum
 from typing import Any
 
@@ -21,7 +22,7 @@ class Reason(StrEnum):
     RESET = "reset"  # the cache was told to forget
 
 
-class Held:
+class Held(ABC):
     """What `page`, and maybe others (`pages`), hold, found by `key`. NO_PAGE once it is gone.
 
     Times are ticks of its group's clock. What `is_spent` has had its use, unless another sequence comes. `num_hits`
@@ -52,6 +53,6 @@ class Held:
         return len(self.pages)
 
     @property
+    @abstractmethod
     def recompute_tokens(self) -> int:
         """How many tokens have to be computed if it is gone."""
-        raise NotImplementedError

@@ -29,8 +29,7 @@ class TritonKernels(Kernels):
         self.attention = TritonAttention()
 
     @classmethod
-    def of(cls, environment: Environment, deterministic: bool) -> Self:
-        super().of(environment, deterministic)
+    def of(cls, environment: Environment, deterministic: bool) -> Self:  # noqa: ARG003
         raise KernelUnavailableError(
             "The Triton kernels attend on a GPU, but models and pages stay on the CPU so far; leave PAGODA_KERNELS out."
         )
