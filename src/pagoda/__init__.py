@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pagoda.analysis.answer import Plan as Plan
+    from pagoda.analysis.plan import plan as plan
     from pagoda.cache.inspector import CacheStats as CacheStats
     from pagoda.config import EngineConfig as EngineConfig
     from pagoda.engine.request import FinishReason as FinishReason
@@ -29,6 +31,8 @@ _EXPORTS = {
     "FinishReason": "pagoda.engine.request",
     "EngineConfig": "pagoda.config",
     "CacheStats": "pagoda.cache.inspector",
+    "Plan": "pagoda.analysis.answer",
+    "plan": "pagoda.analysis.plan",
 }
 
 __all__ = [
@@ -37,10 +41,12 @@ __all__ = [
     "CompletionOutput",
     "EngineConfig",
     "FinishReason",
+    "Plan",
     "RequestOutput",
     "SamplingParams",
     "StreamChunk",
     "StructuredOutputs",
+    "plan",
 ]
 
 

@@ -21,8 +21,9 @@ def biased(sizes: Sizes, decoder: Decoder, index: int) -> Feed:  # noqa: ARG001
 
 def periodic(sizes: Sizes, decoder: Decoder, index: int) -> Feed:
     """Qwen: experts in every n-th layer but for some, and perhaps one that all tokens pass through, with a gate."""
-    every, count = sizes.get("decoder_sparse_step", 1), sizes.get("num_experts", 0)
-    if index in (sizes.get("mlp_only_layers") or ()) or not count or (index + 1) % every:
+    count = sizes.get("num_experts") or sizes.get("num_local_experts") or 0
+    is_left_out = index in (sizes.get("mlp_only_layers") or ()) or (index + 1) % sizes.get("decoder_sparse_step", 1)
+    if is_left_out or not count:
         return dense(sizes, decoder, index)
     width, shared = hidden_width(sizes), sizes.get("shared_expert_intermediate_size")
     always = feed_forward(sizes, decoder, shared) + width if shared else 0

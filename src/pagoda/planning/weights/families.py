@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from pagoda.checkpoint.failures import model_errors
-from pagoda.planning.text_config import Sizes, text_config
+from pagoda.planning.text_config import Sizes, named_fields, text_config
 from pagoda.planning.weights import experts, mixers
 from pagoda.planning.weights.count import Feed, WeightCount
 from pagoda.planning.weights.decoder import Decoder, norms_of_heads, norms_over_heads
@@ -33,10 +33,9 @@ def _no_feed(sizes: Sizes, decoder: Decoder, index: int) -> Feed:  # noqa: ARG00
 
 
 DECODERS: dict[str, Decoder] = {
-    **dict.fromkeys(("arcee", "ministral", "mistral", "phi3", "llama"), LLAMA),
+    **dict.fromkeys(("granite", "llama", "ministral", "mistral", "phi3"), LLAMA),
     "arcee": replace(LLAMA, matrices=2),
-    "deepseek_v2": LATENT,
-    "deepseek_v3": LATENT,
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), LATENT),
     "gemma": Decoder(is_tied=True),
     "gemma2": GEMMA,
     "gemma3_text": replace(GEMMA, extras=norms_of_heads),
@@ -46,12 +45,10 @@ DECODERS: dict[str, Decoder] = {
         has_qkv_bias=True, has_output_bias=True, feed=experts.biased, extras=lambda sizes: sizes["num_attention_heads"]
     ),
     "gptj": replace(CLASSIC, norms=1, has_head_bias=True),
-    "granite": LLAMA,
     "jamba": Decoder(recurrence=mixers.selective_scan_with_norms, feed=experts.by_offset),
     "mamba": Decoder(recurrence=mixers.selective_scan, feed=_no_feed, norms=1, is_tied=True),
     "mixtral": Decoder(feed=experts.everywhere),
-    "olmo2": Decoder(extras=norms_over_heads),
-    "olmo3": Decoder(extras=norms_over_heads),
+    **dict.fromkeys(("olmo2", "olmo3"), Decoder(extras=norms_over_heads)),
     "olmoe": Decoder(feed=experts.everywhere, extras=norms_over_heads),
     "phi": replace(CLASSIC, norms=1, has_qkv_bias=True, has_output_bias=True, has_head_bias=True),
     "qwen2": Decoder(has_qkv_bias=True),
@@ -59,7 +56,6 @@ DECODERS: dict[str, Decoder] = {
     "qwen3": QWEN3,
     "qwen3_moe": replace(QWEN3, feed=experts.periodic),
     "qwen3_next": Decoder(feed=experts.periodic, recurrence=mixers.gated_delta, extras=mixers.gated_queries),
-    "seed_oss": LLAMA,
     "smollm3": Decoder(is_tied=True),
     "starcoder2": replace(CLASSIC, has_qkv_bias=True, has_output_bias=True, is_tied=True),
 }
@@ -73,7 +69,7 @@ def count_weights(config: Sizes) -> WeightCount | None:
     """
     text = text_config(config)
     family = text.get("model_type", "")
-    with model_errors(f"The configuration of {family!r:.100}"):
+    with model_errors(f"The configuration of {family!r:.100}"), named_fields(text):
         if family in OTHERS:
             return OTHERS[family](config if config.get("is_encoder_decoder") else text)
         return DECODERS[family].count(text) if family in DECODERS else None
