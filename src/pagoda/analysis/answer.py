@@ -58,7 +58,8 @@ class FormatPlan:
     """What pages in one format are enough for. `obstacle` says why they cannot be; nothing else is told then.
 
     nbytes_per_token: of all groups, while none has reached its window; `nbytes_per_encoder_token` of what an encoder
-    makes. context_nbytes: one user in whole pages, on all devices. users_nbytes: all users, a shared prefix once.
+    makes. kept_nbytes: keys and values of one user's context, no page rounded up; context_nbytes: one user in whole
+    pages, with its states, on all devices. users_nbytes: all users, a shared prefix once.
     overtakes_at: the context at which the cache of the users is larger than the weights. longest_context: of one user
     alone. users_by_memory: how many fit; users: how many the engine runs at once, with its seats.
     """
@@ -70,6 +71,7 @@ class FormatPlan:
     geometries: tuple[PageGeometry, ...] = ()  # of the groups
     nbytes_per_token: float = 0.0
     nbytes_per_encoder_token: float = 0.0
+    kept_nbytes: int = 0
     context_nbytes: int = 0
     users_nbytes: int = 0
     overtakes_at: int | None = None

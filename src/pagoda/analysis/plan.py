@@ -17,7 +17,7 @@ from pagoda.analysis.effects import effects
 from pagoda.analysis.floors import PrefillFloor, attention_flops, is_cross
 from pagoda.analysis.machines import Machine
 from pagoda.analysis.options import USUAL_OUTPUT_TOKENS, PlanOptions, plan_options
-from pagoda.analysis.source import Described, describe
+from pagoda.analysis.source import Described, describe, stretched
 from pagoda.analysis.storage import FormatPlanner, Setting
 from pagoda.errors import ConfigError
 from pagoda.formats.page import PageGeometry
@@ -40,7 +40,7 @@ def plan(model: str | Path, **options: Any) -> Plan:
 
 def make_plan(model: str | Path, options: PlanOptions) -> Plan:
     """`plan` for options that are checked already."""
-    described = describe(model, options.dtype)
+    described = stretched(describe(model, options.dtype), options.context)
     machine = options.device()
     setting = _setting(described, machine, options)
     planner = FormatPlanner(described, setting)
@@ -77,9 +77,6 @@ def _setting(model: Described, machine: Machine, options: PlanOptions) -> Settin
 def _load(model: Described, options: PlanOptions) -> Load:
     facts = model.facts
     context = options.context or facts.max_model_len or USUAL_CONTEXT
-    if facts.most_model_len is not None and context > facts.most_model_len:
-        most = facts.most_model_len
-        raise ConfigError(f"context is {context} and {model.name} takes at most {most} tokens; lower it.")
     output = options.output_tokens or max(min(USUAL_OUTPUT_TOKENS, context // 2), 1)
     if output > context or options.shared_prefix > context:
         raise ConfigError(f"context is {context}; output_tokens and shared_prefix are parts of it: give less of them.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,16 @@ def describe(model: str | Path, dtype: str = "auto") -> Described:
     shape = find_shape(str(model))
     config = shape.config()
     return _described(shape.name, shape.source, config, facts_from_config(config, _NO_LIMIT, dtype))
+
+
+def stretched(model: Described, context: int | None) -> Described:
+    """`model` as if it took `context` tokens: asked about a longer one than it takes, a plan answers, and says so."""
+    most = model.facts.most_model_len
+    if context is None or most is None or context <= most:
+        return model
+    note = f"{model.name} takes at most {most:,} tokens, and the engine refuses more; this plans as if it took them."
+    facts = replace(model.facts, max_model_len=context, most_model_len=context)
+    return replace(model, facts=facts, notes=(*model.notes, note))
 
 
 _NO_LIMIT = MachineFacts(None)

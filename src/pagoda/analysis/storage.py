@@ -82,6 +82,7 @@ class FormatPlanner:
             geometries=whole,
             nbytes_per_token=sum(each.nbytes_per_token for each in whole if not is_cross(each)),
             nbytes_per_encoder_token=sum(each.nbytes_per_token for each in whole if is_cross(each)),
+            kept_nbytes=kept_nbytes(whole, setting.load.num_tokens, setting.load.num_encoded),
             context_nbytes=self._users_nbytes(part, config, 1) * setting.options.gpus,
             users_nbytes=self._users_nbytes(part, config, setting.users) * setting.options.gpus,
             overtakes_at=self._overtakes_at(part),

@@ -167,7 +167,7 @@ def notes_of(plan: Plan) -> Iterator[str]:
     if plan.options.gpus > 1:
         shard = plan.sharding
         token = format_nbytes(shard.nbytes_per_token)
-        yield f"A token takes {token} on each of {shard.gpus} devices, which keep {shard.copies:.3g} copies of it in all."
+        yield f"A token takes {token} on each of {shard.gpus} devices; in all they keep {shard.copies:.3g} copies of it."
         yield from shard.notes
     for each in plan.formats:
         if each.obstacle is not None:
@@ -197,7 +197,8 @@ def _users_notes(plan: Plan) -> Iterator[str]:
     if main.users < (main.users_by_memory or 0):
         yield f"The engine runs {options.max_num_seqs:,} at once unless max_num_seqs is raised."
     if plan.users > (main.users_by_memory or 0):
-        yield f"There is room for {_users(main.users_by_memory or 0)} of {plan.context:,} tokens, not for {plan.users:,}."
+        fitting = _users(main.users_by_memory or 0)
+        yield f"There is room for {fitting} of {plan.context:,} tokens, not for {plan.users:,}."
     if options.shared_prefix:
         shared = f"{options.shared_prefix:,} tokens that all prompts begin with are kept once"
         yield f"{shared}: without that, {main.users_without_sharing:,} would fit."
