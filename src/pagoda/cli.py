@@ -22,7 +22,7 @@ from pagoda.config import Environment
 from pagoda.errors import ConfigError, InvalidSamplingError, KernelUnavailableError, PagodaError
 
 FAILED, USAGE, BROKEN_PIPE, INTERRUPTED = 1, 2, 141, 130
-POSITIONALS = {"generate": " [prompt]", "plan": " [model]"}
+OPERANDS = {"generate": " [prompt]", "plan": " [model]"}
 USAGE_ERRORS = (ConfigError, InvalidSamplingError, KernelUnavailableError)
 
 GENERATE_EXAMPLES = """examples:
@@ -129,7 +129,7 @@ def _command(commands: argparse._SubParsersAction[Parser], name: str, summary: s
         name,
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}.",
-        usage=f"pagoda {name} [options]" + POSITIONALS.get(name, ""),
+        usage=f"pagoda {name} [options]{OPERANDS.get(name, '')}",
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

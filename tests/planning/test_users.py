@@ -7,63 +7,20 @@ from math import ceil
 
 import pytest
 
-from pagoda.cache.cache import Cache, NoBytes
 from pagoda.cache.eviction.lru import LRU
 from pagoda.cache.groups.pages import PageGroup
-from pagoda.engine.request import Request, RequestMetrics, new_sample
-from pagoda.engine.scheduler import Scheduler
 from pagoda.formats.page import PageGeometry
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.spec import LayerGroup, Reach
 from pagoda.planning.users import Load, group_need, held_pages
 from pagoda.registry import lookup
-from pagoda.sampling_params import SamplingParams
+from planning.at_once import longest_run, runs_at_once
 
 FULL = LayerGroup(Reach.FULL, None, (AttentionLayout(1, 8, 8),))
 
 
 def geometry(group: LayerGroup, page_tokens: int) -> PageGeometry:
     return PageGeometry(group, lookup("format", "bf16"), page_tokens)
-
-
-def requests(load: Load, number: int) -> list[Request]:
-    """Prompts that share their first tokens, as the load says, and nothing else."""
-    shared = [*range(load.num_shared)]
-    own = load.num_prompt - load.num_shared
-    prompts = [shared + [1 + 1000 * (index + 1) + i for i in range(own)] for index in range(number)]
-    params = SamplingParams(max_tokens=load.num_generated, ignore_eos=True)
-    return [Request(str(index), prompt, params, RequestMetrics(0.0)) for index, prompt in enumerate(prompts)]
-
-
-def runs_at_once(group: PageGroup, load: Load, number: int, step_tokens: int) -> bool:
-    """Whether so many sequences all run at the same time, none of them ever sent back."""
-    cache = Cache([group], [NoBytes()])
-    scheduler = Scheduler(cache, 256, step_tokens)
-    asked = requests(load, number)
-    for request in asked:
-        scheduler.add(new_sample(request, 0))
-    most = 0
-    while scheduler.has_work:
-        batch = scheduler.schedule()
-        assert batch.chunks, "it came to a stop"
-        most = max(most, len(scheduler.running))
-        for chunk in batch.chunks:
-            sequence = chunk.sequence
-            assert sequence.cached is not None
-            cache.commit(sequence.cached, sequence.tokens, sequence.cached.num_tokens + len(chunk.tokens))
-            if sequence.cached.num_tokens < len(sequence.tokens):
-                continue
-            sequence.tokens.append(500_000 + len(sequence.tokens))
-            if len(sequence.tokens) == load.num_tokens:
-                scheduler.remove(sequence)
-        if any(request.metrics.num_preemptions for request in asked):
-            return False
-    return most == number
-
-
-def longest_run(load: Load, number: int, step_tokens: int) -> bool:
-    """Whether the first is still there when the last starts."""
-    return load.num_generated > ceil(load.num_prompt * number / step_tokens) + 4
 
 
 @pytest.mark.parametrize("seed", range(40))

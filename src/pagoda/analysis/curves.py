@@ -42,8 +42,8 @@ def _at(plan: Plan, context: int) -> PlanOptions:
     options = plan.options
     output = min(plan.output_tokens, max(context // 2, 1))
     shared = min(options.shared_prefix, context)
-    load = {"context": context, "output_tokens": output, "shared_prefix": shared}
-    return replace(options, **load, machine=None, memory=plan.machine.memory_nbytes)  # nothing is measured again
+    again = replace(options, context=context, output_tokens=output, shared_prefix=shared)
+    return replace(again, machine=None, memory=plan.machine.memory_nbytes)  # nothing is measured again
 
 
 def _contexts(longest: int, page_tokens: int) -> tuple[int, ...]:

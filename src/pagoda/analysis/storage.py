@@ -14,6 +14,7 @@ from pagoda.analysis.floors import DecodeFloor, is_cross, kept_nbytes
 from pagoda.analysis.machines import Machine
 from pagoda.analysis.options import PlanOptions
 from pagoda.analysis.source import Described
+from pagoda.analysis.trial import users_at_once
 from pagoda.config import EngineConfig
 from pagoda.errors import ConfigError
 from pagoda.formats.page import PageGeometry
@@ -94,7 +95,7 @@ class FormatPlanner:
     def _with_memory(self, sizes: FormatPlan, part: tuple[PageGeometry, ...], config: EngineConfig) -> FormatPlan:
         memory = self._memory(config)
         load, seats = self._setting.load, self._setting.options.max_num_seqs
-        fit = most_users(memory, config, load) if load.num_tokens <= memory.max_model_len else 0
+        fit = users_at_once(memory, config, load) if load.num_tokens <= memory.max_model_len else 0
         users = min(fit, seats)
         return replace(
             sizes,

@@ -99,11 +99,16 @@ def _pages(num_tokens: int, page_tokens: int) -> int:
 
 
 def most_users(memory: MemoryPlan, config: EngineConfig, load: Load) -> int:
-    """How many of such sequences the pages and states of `memory` are enough for; seats are not counted."""
+    """How many of such sequences are sure to find pages and states in `memory`; seats are not counted."""
+    return min(users_by_group(memory, config, load))
+
+
+def users_by_group(memory: MemoryPlan, config: EngineConfig, load: Load) -> list[int]:
+    """The same by each group of `memory.pools` alone, and then by whatever else is limited."""
     step_tokens = config.max_num_batched_tokens
     limits = [group_need(geometry, load, step_tokens).most(num_pages) for geometry, num_pages in memory.pools]
     if not memory.geometries:  # pages without bytes keep the tokens
         limits.append(whole_need(config.block_size, load).most(LEDGER_PAGES))
     if memory.states is not None:
         limits.append(memory.states.num_slots)
-    return min(limits)
+    return limits
