@@ -7,7 +7,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pagoda.analysis.answer import Plan as Plan
     from pagoda.analysis.plan import plan as plan
     from pagoda.cache.inspector import CacheStats as CacheStats
     from pagoda.config import EngineConfig as EngineConfig
@@ -31,7 +30,6 @@ _EXPORTS = {
     "FinishReason": "pagoda.engine.request",
     "EngineConfig": "pagoda.config",
     "CacheStats": "pagoda.cache.inspector",
-    "Plan": "pagoda.analysis.answer",
     "plan": "pagoda.analysis.plan",
 }
 
@@ -41,7 +39,6 @@ __all__ = [
     "CompletionOutput",
     "EngineConfig",
     "FinishReason",
-    "Plan",
     "RequestOutput",
     "SamplingParams",
     "StreamChunk",

@@ -25,7 +25,7 @@ def test_names_are_found_however_they_are_spelled(spelling):
 
 
 def test_an_unknown_machine_names_the_others():
-    with pytest.raises(ConfigError, match="did you mean H200.*RTX 4090.*this"):
+    with pytest.raises(ConfigError, match=r"did you mean H200.*RTX 4090.*this"):
         find_machine("H2000")
 
 

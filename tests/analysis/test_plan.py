@@ -1,4 +1,4 @@
-"""Plans against figures that are known: published ones, those of other counts, and what follows from the definitions."""
+"""Plans against figures that are known: published ones, those of other counts, and what follows by definition."""
 
 from __future__ import annotations
 
@@ -168,9 +168,9 @@ def test_an_unknown_name_lists_those_near() -> None:
 
 
 def test_what_a_configuration_lacks_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match="no hidden_size, no num_attention_heads; a plan needs them"):
+    with pytest.raises(UnsupportedModelError, match=r"no hidden_size, no num_attention_heads; a plan needs them"):
         plan(written(tmp_path, hidden_size=None, num_attention_heads=None))
-    with pytest.raises(UnsupportedModelError, match="no num_hidden_layers, .*no model_type"):
+    with pytest.raises(UnsupportedModelError, match=r"no num_hidden_layers, .*no model_type"):
         plan(written(tmp_path, **dict.fromkeys(LLAMA)))
     with pytest.raises(UnsupportedModelError, match="has no qk_rope_head_dim"):
         plan(written(tmp_path, model_type="deepseek_v3", kv_lora_rank=16))

@@ -1,4 +1,4 @@
-"""Weights counted from a config.json: as many as transformers builds, as many as are published, and by who reads them."""
+"""Weights counted from a config.json: as many as transformers builds, as many as published, and by who reads them."""
 
 from __future__ import annotations
 

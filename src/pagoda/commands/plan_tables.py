@@ -167,7 +167,7 @@ def notes_of(plan: Plan) -> Iterator[str]:
     if plan.options.gpus > 1:
         shard = plan.sharding
         token = format_nbytes(shard.nbytes_per_token)
-        yield f"A token takes {token} on each of {shard.gpus} devices; in all they keep {shard.copies:.3g} copies of it."
+        yield f"A token takes {token} on each of {shard.gpus} devices, which keep {shard.copies:.3g} copies in all."
         yield from shard.notes
     for each in plan.formats:
         if each.obstacle is not None:
