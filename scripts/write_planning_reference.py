@@ -29,6 +29,20 @@ TRUTH = (
     ("jamba-1.5-mini", "2 x 8 x 128 x 2 x 4 x N, and states"),
 )
 
+TRUTH_INTRODUCTION = f"""### One sequence of {LONG:,} tokens
+
+In 2 bytes a number, no page rounded up. *Usual count*: 2 x layers x KV heads x head width x 2 x N for every model
+alike, as other planners count, and how many times too much that is. *In pages*: what is allocated, pages of 32 tokens
+and states included.
+"""
+ALL_INTRODUCTION = f"""### Every configuration that comes with Pagoda
+
+In the precision of the published weights; names lead to where the configuration is from. *Takes*: one user of
+{USUAL_CONTEXT:,} tokens, or of as many as the model takes, in pages, with its states and what an encoder read. *Fit*:
+such users on so many {USUAL} of 80 GiB, the fewest that have room for weights, activations and a user; pages in the
+model's own precision, and in int8.
+"""
+
 
 def tables() -> str:
     """The section, from its heading on."""
@@ -43,14 +57,7 @@ def document() -> str:
 
 
 def _truth() -> Iterator[str]:
-    yield f"### One sequence of {LONG:,} tokens"
-    yield ""
-    yield (
-        "In 2 bytes a number, no page rounded up. *Usual count*: 2 x layers x KV heads x head width x 2 x N for every "
-        "model alike, as other planners count, and how many times too much that is. *In pages*: what is allocated, pages "
-        "of 32 tokens and states included."
-    )
-    yield ""
+    yield TRUTH_INTRODUCTION
     yield "| model | formula | bytes | GiB | usual count | state | in pages |"
     yield "|---|---|---|---|---|---|---|"
     for name, formula in TRUTH:
@@ -62,15 +69,7 @@ def _truth() -> Iterator[str]:
 
 
 def _all() -> Iterator[str]:
-    yield "### Every configuration that comes with Pagoda"
-    yield ""
-    yield (
-        f"In the precision of the published weights; names lead to where the configuration is from. *Takes*: one user of "
-        f"{USUAL_CONTEXT:,} tokens in pages, with its states and what an encoder read. *Fit*: such users on so many {USUAL} "
-        "of 80 GiB, the fewest whose memory is enough for weights and activations; pages in the model's own precision, and "
-        "in int8."
-    )
-    yield ""
+    yield ALL_INTRODUCTION
     yield f"| model | weights | in | a token | state | takes | {USUAL} | fit | fit in int8 |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for shape in shapes():

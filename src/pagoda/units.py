@@ -50,7 +50,7 @@ def parse_flops(text: str) -> float:
 def format_decimal(value: float, unit: str) -> str:
     """3.35e12, 'B/s' -> '3.35 TB/s': in powers of 1000, as rates are given."""
     exponent = 0
-    while abs(value) >= 1000 and exponent < len(DECIMAL_PREFIXES) - 1:
+    while abs(value) >= 999.5 and exponent < len(DECIMAL_PREFIXES) - 1:
         value /= 1000
         exponent += 1
     return f"{_three_digits(value)} {DECIMAL_PREFIXES[exponent]}{unit}"
