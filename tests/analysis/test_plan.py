@@ -11,7 +11,7 @@ import pytest
 
 from pagoda import plan
 from pagoda.analysis.options import FORMATS
-from pagoda.errors import ConfigError, CorruptCheckpointError, ModelNotFoundError, UnsupportedModelError
+from pagoda.errors import ConfigError, CorruptCheckpointError, ModelError, ModelNotFoundError, UnsupportedModelError
 from pagoda.llm import EMBEDDED_MODEL
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -177,6 +177,35 @@ def test_what_a_configuration_lacks_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(CorruptCheckpointError, match="not valid JSON"):
         plan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"hidden_size": "wide"},
+        {"hidden_size": -64},
+        {"num_attention_heads": -4},
+        {"num_hidden_layers": 10**9},
+        {"intermediate_size": "wide"},
+        {"intermediate_size": "wide", "model_type": "stablelm"},
+        {"vocab_size": [5]},
+        {"text_config": 5},
+        {"layer_types": ["full_attention"] * 2, "head_dim": "x"},
+        {"quantization_config": "none"},
+    ],
+    ids=repr,
+)
+def test_nonsense_in_a_configuration_is_a_named_error(tmp_path: Path, values: dict[str, object]) -> None:
+    with pytest.raises(ModelError):
+        plan(written(tmp_path, **values), memory="1GiB", flops="1TFLOPS", bandwidth="1GB/s", weights="1MiB")
+
+
+def test_positions_that_can_be_stretched_are(tmp_path: Path) -> None:
+    scaling = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0] * 8}
+    file = written(tmp_path, rope_scaling=scaling, original_max_position_embeddings=512)
+    usual, asked = (plan(file, memory="1GiB", context=context) for context in (None, 2048))
+    assert (usual.context, asked.context) == (512, 2048)
+    assert asked.main.users_by_memory
 
 
 def test_weights_of_a_family_that_is_not_counted_are_asked_for(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_explain_shows_formulas_with_their_values(capsys: pytest.CaptureFixture[
 def test_notes_say_what_no_table_does(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     out = printed(capsys, *LLAMA, "--gpus", "16", "--shared-prefix", "2048", "--users", "100000")
-    assert "keep 2 copies in all" in out
+    assert "keep 2 copies of it in all" in out
     assert "2,048 tokens that all prompts begin with are kept once" in out
     assert "There is room for" in out
     assert "fp8; here they count in bfloat16" in printed(capsys, "plan", "deepseek-v3")

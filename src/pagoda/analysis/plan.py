@@ -19,10 +19,12 @@ from pagoda.analysis.machines import Machine
 from pagoda.analysis.options import USUAL_OUTPUT_TOKENS, PlanOptions, plan_options
 from pagoda.analysis.source import Described, describe, stretched
 from pagoda.analysis.storage import FormatPlanner, Setting
+from pagoda.checkpoint.failures import model_errors
 from pagoda.errors import ConfigError
 from pagoda.formats.page import PageGeometry
 from pagoda.formats.state import StateGeometry
 from pagoda.planning.page_formats import choose_geometries
+from pagoda.planning.text_config import named_fields
 from pagoda.planning.users import Load
 from pagoda.units import format_nbytes
 
@@ -41,6 +43,11 @@ def plan(model: str | Path, **options: Any) -> Plan:
 def make_plan(model: str | Path, options: PlanOptions) -> Plan:
     """`plan` for options that are checked already."""
     described = stretched(describe(model, options.dtype), options.context)
+    with model_errors(f"The configuration of {described.name}"), named_fields(described.text):
+        return _answer(described, options)
+
+
+def _answer(described: Described, options: PlanOptions) -> Plan:
     machine = options.device()
     setting = _setting(described, machine, options)
     planner = FormatPlanner(described, setting)

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pagoda.analysis.catalog import find_shape
+from pagoda.checkpoint.configuration import read_config
 from pagoda.checkpoint.failures import model_errors
 from pagoda.checkpoint.files import read_object
+from pagoda.checks import is_number
 from pagoda.config import DTYPES
-from pagoda.errors import ConfigError, UnsupportedModelError
+from pagoda.errors import ConfigError, CorruptCheckpointError, UnsupportedModelError
 from pagoda.planning.checkpoint import facts_from_checkpoint, facts_from_config
 from pagoda.planning.facts import MachineFacts, ModelFacts
 from pagoda.planning.text_config import text_config
@@ -60,11 +62,11 @@ def describe(model: str | Path, dtype: str = "auto") -> Described:
         raise ConfigError(f"dtype is {dtype!r:.100}; choose one of: {', '.join(DTYPES)}.")
     path = Path(model).expanduser()
     if path.is_dir() and any(path.glob("*.safetensors")):
-        config = _checked(read_object(path / "config.json"), str(path / "config.json"))
+        config = _checked(read_config(path), str(path / "config.json"))
         return _described(path.resolve().name, str(path), config, facts_from_checkpoint(path, _NO_LIMIT, dtype))
     if path.is_dir() or path.is_file():
         file = path / "config.json" if path.is_dir() else path
-        config = _checked(read_object(file), str(file))
+        config = _checked(read_config(path) if path.is_dir() else read_object(path), str(file))
         name = file.resolve().parent.name if file.name == "config.json" else file.stem
         return _described(name, str(file), config, facts_from_config(config, _NO_LIMIT, dtype))
     shape = find_shape(str(model))
@@ -86,7 +88,8 @@ _NO_LIMIT = MachineFacts(None)
 
 
 def _described(name: str, source: str, config: Mapping[str, Any], facts: ModelFacts) -> Described:
-    return Described(name, source, config, facts, count_weights(config), tuple(_notes(config, facts)))
+    with model_errors(f"The configuration {source}"):
+        return Described(name, source, config, facts, count_weights(config), tuple(_notes(config, facts)))
 
 
 def _notes(config: Mapping[str, Any], facts: ModelFacts) -> list[str]:
@@ -110,4 +113,7 @@ def _checked(config: dict[str, Any], file: str) -> dict[str, Any]:
     missing += [] if family else ["model_type"]
     if missing:
         raise UnsupportedModelError(f"{file} has no {', no '.join(missing)}; a plan needs them.")
+    for each in (spelling for name, others in needed.items() for spelling in (name, *others)):
+        if is_number(text.get(each)) and text[each] <= 0:
+            raise CorruptCheckpointError(f"{file} has {each} {text[each]!r:.30}, as no model has.")
     return config

@@ -22,7 +22,7 @@ from pagoda.formats.state import StateGeometry
 from pagoda.planning.facts import MachineFacts, ModelFacts
 from pagoda.planning.memory import MemoryPlan, plan_memory
 from pagoda.planning.page_formats import choose_geometries
-from pagoda.planning.users import Load, group_need, most_users
+from pagoda.planning.users import Load, group_need
 from pagoda.units import format_nbytes
 
 UNLIMITED = 1 << 40
@@ -103,14 +103,14 @@ class FormatPlanner:
             limited_by="memory" if memory.limited_by == "what the page pool holds" else "the model",
             users_by_memory=fit,
             users=users,
-            users_without_sharing=min(most_users(memory, config, replace(load, num_shared=0)), fit),
+            users_without_sharing=min(users_at_once(memory, config, replace(load, num_shared=0)), fit),
             memory=memory,
             decode=self._decode(part, (users,)),
         )
 
     def _memory(self, config: EngineConfig) -> MemoryPlan:
         """What an engine would start with on one device; a length that is asked for spares a warning."""
-        longest = self._part.max_model_len or UNLIMITED
+        longest = max(self._part.max_model_len or UNLIMITED, self._setting.load.num_tokens)
         try:
             return plan_memory(self._part, MachineFacts(None), replace(config, max_model_len=longest))
         except ConfigError as error:

@@ -53,6 +53,7 @@ def _heading(plan: Plan) -> RenderableType:
     lines = [Text(f"{model.name} in {model.dtype}: {weights}", style="bold"), Text(model.source, style="dim")]
     if machine.memory_nbytes is not None or machine.bandwidth is not None:
         lines.append(Text(_machine_line(plan)))
+    if plan.options.machine is not None:
         lines.append(Text(machine.source, style="dim"))
     return Group(*lines)
 
@@ -167,7 +168,8 @@ def notes_of(plan: Plan) -> Iterator[str]:
     if plan.options.gpus > 1:
         shard = plan.sharding
         token = format_nbytes(shard.nbytes_per_token)
-        yield f"A token takes {token} on each of {shard.gpus} devices, which keep {shard.copies:.3g} copies in all."
+        copies = f", which keep {shard.copies:.3g} copies of it in all" if shard.copies > 1 else ""
+        yield f"A token takes {token} on each of {shard.gpus} devices{copies}."
         yield from shard.notes
     for each in plan.formats:
         if each.obstacle is not None:
