@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from pagoda import plan
@@ -67,6 +70,14 @@ def test_windows_bound_what_a_query_sees() -> None:
     model, length, known = describe("gemma-3-27b"), 3000, 500
     pairs = sum(10 * (at + 1) + 52 * min(at + 1, 1024) for at in range(known, length))
     assert attention_flops(model, Load(length, 1, known)) == pairs * 2 * 32 * (128 + 128)
+
+
+def test_chunks_bound_what_a_query_sees(tmp_path: Path) -> None:
+    config = {"model_type": "llama4_text", "num_hidden_layers": 4, "num_attention_heads": 2, "hidden_size": 32}
+    config |= {"attention_chunk_size": 100, "no_rope_layers": [1, 1, 1, 0], "vocab_size": 10, "head_dim": 16}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    pairs = sum((at + 1) + 3 * (at % 100 + 1) for at in range(50, 730))
+    assert attention_flops(describe(tmp_path), Load(730, 1, 50)) == pairs * 2 * 2 * (16 + 16)
 
 
 def test_latents_are_counted_as_the_heads_that_they_stand_for() -> None:

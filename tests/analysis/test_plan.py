@@ -107,6 +107,12 @@ def test_a_shared_prefix_is_paid_once() -> None:
     assert (shared.main.users_by_memory or 0) > 1.9 * (alone.main.users_by_memory or 0)
 
 
+def test_a_prefix_may_be_all_of_a_prompt_and_more() -> None:
+    found = plan("llama-3-8b", machine="H100", context=1024, shared_prefix=1024, users=1000, max_num_seqs=2048)
+    assert found.main.users_nbytes == (24 + 1000 * 8) * 32 * 128 * KIB
+    assert (found.main.users_by_memory or 0) > 1024
+
+
 def test_heads_are_divided_or_copied() -> None:
     """Of 8 KV heads each of 4 devices has 2; each of 16 has one, so that all are there twice; latents on every one."""
     whole, four, sixteen = (plan("llama-3-70b", gpus=gpus).sharding for gpus in (1, 4, 16))

@@ -54,7 +54,7 @@ def test_behind_windows_as_many_run_as_are_predicted(seed: int) -> None:
         assert runs_at_once(PageGroup(num_pages, size, LRU(), group), load, users, step_tokens)
 
 
-@pytest.mark.parametrize("shared", [0, 32, 64, 128])
+@pytest.mark.parametrize("shared", [0, 32, 50, 64, 127, 128, 190])
 def test_a_prefix_that_all_share_is_kept_once(shared: int) -> None:
     load = Load(256, 60, shared)
     need = group_need(geometry(FULL, 32), load, 2048)

@@ -83,11 +83,18 @@ def _pair_flops(model: Described, layout: Layout) -> int:
 
 def _pairs(group: LayerGroup, num_tokens: int, num_known: int) -> int:
     """How many pairs of a query and a key there are: each query sees itself and what its group has kept."""
+    return _seen(group, num_tokens) - _seen(group, num_known)
+
+
+def _seen(group: LayerGroup, num_tokens: int) -> int:
+    """Of all queries up to there."""
+    if group.reach is Reach.CHUNKED and group.span is not None:
+        chunks, rest = divmod(num_tokens, group.span)
+        return chunks * _triangle(group.span) + _triangle(rest)
     most = group.num_kept(num_tokens)
-    return _triangle(num_tokens, most) - _triangle(num_known, most)
+    return _triangle(most) + (num_tokens - most) * most
 
 
-def _triangle(num_tokens: int, most: int) -> int:
-    """1 + 2 + ... over so many tokens, each term at most `most`."""
-    growing = min(num_tokens, most)
-    return growing * (growing + 1) // 2 + (num_tokens - growing) * most
+def _triangle(count: int) -> int:
+    """1 + 2 + ... + `count`."""
+    return count * (count + 1) // 2

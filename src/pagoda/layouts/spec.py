@@ -46,7 +46,7 @@ class LayerGroup:
         return sum(layout.elements_per_token for layout in self.layouts)
 
     def num_kept(self, num_tokens: int) -> int:
-        """How many of `num_tokens` tokens are read, and must be kept, when the next one comes."""
+        """How many of `num_tokens` tokens at most are read, and must be kept, when the next one comes."""
         if self.span is None or self.reach is Reach.FULL:
             return num_tokens
         return min(num_tokens, self.span + self.sink_tokens)

@@ -83,7 +83,7 @@ def group_need(geometry: PageGeometry, load: Load, step_tokens: int) -> GroupNee
 
 def whole_need(page_tokens: int, load: Load) -> GroupNeed:
     """Where every token is kept."""
-    shared = load.num_shared // page_tokens
+    shared = min(load.num_shared, load.num_prompt) // page_tokens
     start, end = (_pages(count, page_tokens) - shared for count in (load.num_prompt, load.num_kept))
     return GroupNeed(shared, start, end, start)
 

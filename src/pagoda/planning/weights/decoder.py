@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from pagoda.layouts.base import Layout
 from pagoda.planning.spec import KINDS_WITHOUT_TOKENS, attention_layout, layer_kinds, query_heads
 from pagoda.planning.text_config import Sizes, first
 from pagoda.planning.weights.count import Experts, Feed, WeightCount
@@ -57,11 +57,11 @@ class Decoder:
 
 def projections(sizes: Sizes, decoder: Decoder) -> int:
     """Of queries, keys, values and the output."""
-    width, heads, (num_kv_heads, key_width, value_width) = head_sizes(sizes)
-    into = heads * key_width + num_kv_heads * (key_width + value_width)
+    width, heads = hidden_width(sizes), Heads.of(sizes)
+    into = heads.num_queries * heads.key_width + heads.num_kv * (heads.key_width + heads.value_width)
     stated = bool(sizes.get("attention_bias") or sizes.get("bias"))
     biases = into * (decoder.has_qkv_bias or stated) + width * (decoder.has_output_bias or stated)
-    return width * (into + heads * value_width) + biases
+    return width * (into + heads.num_queries * heads.value_width) + biases
 
 
 def dense(sizes: Sizes, decoder: Decoder, index: int) -> Feed:  # noqa: ARG001
@@ -84,26 +84,29 @@ def feed_width(sizes: Sizes) -> int:
     return next((int(sizes[name]) for name in names if sizes.get(name)), 4 * hidden_width(sizes))
 
 
-def head_sizes(sizes: Sizes) -> tuple[int, int, tuple[int, int, int]]:
-    """The width of the model, its query heads, and the number and widths of heads of keys and values."""
-    key, value = _planes(attention_layout(sizes))
-    return hidden_width(sizes), query_heads(sizes), (key[0], key[1], value[1])
+class Heads(NamedTuple):
+    """Of queries, and of keys and values; queries are as wide as keys."""
+
+    num_queries: int
+    num_kv: int
+    key_width: int
+    value_width: int
+
+    @classmethod
+    def of(cls, sizes: Sizes) -> Heads:
+        key, value = attention_layout(sizes).planes
+        return cls(query_heads(sizes), key.num_heads, key.width, value.width)
 
 
 def norms_of_heads(sizes: Sizes) -> int:
     """One norm for all query heads and one for all key heads, as wide as a head."""
-    _, _, (_, key_width, _) = head_sizes(sizes)
-    return 2 * key_width
+    return 2 * Heads.of(sizes).key_width
 
 
 def norms_over_heads(sizes: Sizes) -> int:
     """One norm over all query heads together, and one over all key heads."""
-    _, heads, (num_kv_heads, key_width, _) = head_sizes(sizes)
-    return (heads + num_kv_heads) * key_width
-
-
-def _planes(layout: Layout) -> list[tuple[int, int]]:
-    return [(plane.num_heads, plane.width) for plane in layout.planes]
+    heads = Heads.of(sizes)
+    return (heads.num_queries + heads.num_kv) * heads.key_width
 
 
 def _experts(sizes: Sizes, num_weights: int) -> Experts:
