@@ -6,6 +6,7 @@ Knows numbers and text only. Every command, log line and report that shows a siz
 from __future__ import annotations
 
 import re
+from math import isinf
 
 from pagoda.errors import ConfigError
 
@@ -26,7 +27,7 @@ def format_nbytes(nbytes: float) -> str:
 def parse_nbytes(text: str) -> int:
     """'512MiB', '4G' and '1073741824' as bytes. All units are powers of 1024."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
-    if match is None:
+    if match is None or isinf(float(match[1])):
         raise ConfigError(f"{text!r} is not a size; write bytes, or a number with a unit such as 512MiB or 4G.")
     return int(float(match[1]) * 1024 ** " kmgt".index(match[2] or " "))
 
