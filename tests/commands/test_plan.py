@@ -72,6 +72,12 @@ def test_notes_say_what_no_table_does(capsys: pytest.CaptureFixture[str], monkey
     assert "keep 2 copies of it in all" in out
     assert "2,048 tokens that all prompts begin with are kept once" in out
     assert "There is room for" in out
+    alone = (
+        printed(capsys, "plan", "gpt2", "--memory", "1GiB", "--json"),
+        printed(capsys, "plan", "gpt2", "--memory", "1GiB"),
+    )
+    nbytes = json.loads(alone[0])["budget"]["cache_nbytes"]
+    assert f"--kv-cache-memory-bytes {nbytes}; by itself it takes 40% of free memory, at most 4 GiB" in alone[1]
     assert "fp8; here they count in bfloat16" in printed(capsys, "plan", "deepseek-v3")
     assert "latent rows are keys and values at once" in printed(capsys, "plan", "deepseek-v3")
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pagoda.analysis.answer import FormatPlan, Plan
+from pagoda.config import DEFAULT_KV_CACHE_NBYTES, DEFAULT_KV_CACHE_SHARE
 from pagoda.units import format_decimal, format_nbytes, format_seconds
 
 LARGE = 1 << 39  # tokens: more than anybody has
@@ -188,6 +189,9 @@ def _memory_notes(plan: Plan) -> Iterator[str]:
     device = f", {format_nbytes(taken / gpus)} on each of {gpus} devices" if gpus > 1 else ""
     load = f"{_users(plan.users)} of {plan.context:,} tokens"
     yield f"Weights, activations and the cache of {load} take {format_nbytes(taken)} in all{device}."
+    if plan.budget is not None and plan.budget.memory_nbytes is not None and gpus == 1:
+        usual = f"{DEFAULT_KV_CACHE_SHARE:.0%} of free memory, at most {format_nbytes(DEFAULT_KV_CACHE_NBYTES)}"
+        yield f"Tell the engine --kv-cache-memory-bytes {plan.budget.cache_nbytes}; by itself it takes {usual}."
 
 
 def _users_notes(plan: Plan) -> Iterator[str]:
