@@ -11,6 +11,7 @@ from pagoda.analysis.floors import DecodeFloor, PrefillFloor
 from pagoda.analysis.machines import Machine
 from pagoda.analysis.options import PlanOptions
 from pagoda.formats.page import PageGeometry
+from pagoda.formats.state import StateGeometry
 from pagoda.planning.memory import MemoryPlan
 
 
@@ -119,6 +120,7 @@ class Plan:
     formats: tuple[FormatPlan, ...]
     effects: tuple[Effect, ...]
     waste: tuple[PageWaste, ...]
+    states: StateGeometry  # of one sequence
     activations: Activations
     sharding: Sharding
     budget: Budget | None
@@ -135,5 +137,6 @@ class Plan:
             del each["memory"], each["geometries"]
             for floor in each["decode"]:
                 floor["tokens_per_second"] = floor["users"] / floor["seconds"]
+        del told["states"]
         told["activations"]["nbytes"] = self.activations.nbytes
         return told

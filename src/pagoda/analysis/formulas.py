@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from math import prod
 
 from pagoda.analysis.answer import Plan
 from pagoda.analysis.floors import is_cross
 from pagoda.formats.page import PageGeometry, aligned
+from pagoda.formats.state import StateSlot
 from pagoda.planning.users import GroupNeed, Load, group_need
 
 
@@ -28,7 +30,7 @@ class Formula:
 
 def formulas(plan: Plan) -> tuple[Formula, ...]:
     """Of the model, then of its pages in the main format, of memory and of time."""
-    return (*_weights(plan), *_tokens(plan), *_memory(plan), *_users(plan), *_time(plan))
+    return (*_weights(plan), *_tokens(plan), *_states(plan), *_pages(plan), *_memory(plan), *_users(plan), *_time(plan))
 
 
 def _weights(plan: Plan) -> Iterator[Formula]:
@@ -58,7 +60,7 @@ def token_expression(geometry: PageGeometry) -> str:
 
 
 def _layer_expression(geometry: PageGeometry, layer: int) -> str:
-    """ "2 x 8 heads x 128 x 2 bytes", or bytes of a page of codes over its tokens."""
+    """2 planes x 8 heads x 128 x 2 bytes, or the bytes of a page of codes over its tokens."""
     planes, size = geometry.slots[layer], geometry.page_tokens
     per_number = {aligned(slot.nbytes) / (slot.plane.elements_per_token * size) for slot in planes}
     shapes = {(slot.plane.num_heads, slot.plane.width) for slot in planes}
@@ -67,6 +69,40 @@ def _layer_expression(geometry: PageGeometry, layer: int) -> str:
         return f"{len(planes)} x {heads} heads x {width} x {number:.0f} bytes"
     sizes = " + ".join(f"{aligned(slot.nbytes):,} of {slot.plane.name}s" for slot in planes)
     return f"({sizes}) bytes / {size} tokens"
+
+
+def _states(plan: Plan) -> Iterator[Formula]:
+    """Of one sequence, however long."""
+    parts = [" + ".join(map(_tensor_expression, slots)) for slots in plan.states.slots]
+    if parts:
+        terms = [f"{len([*alike])} layers x ({part}) bytes" for part, alike in groupby(sorted(parts))]
+        yield Formula("recurrent states of a user", " + ".join(terms), plan.states.page_nbytes, "bytes")
+
+
+def _tensor_expression(slot: StateSlot) -> str:
+    count = prod(slot.tensor.shape)
+    if aligned(slot.nbytes) != slot.nbytes or slot.nbytes % count:
+        return f"{aligned(slot.nbytes):,}"
+    return " x ".join(f"{size:,}" for size in (*slot.tensor.shape, slot.nbytes // count))
+
+
+def _pages(plan: Plan) -> Iterator[Formula]:
+    """What the last page wastes, where the cache is as large as the weights, and what devices keep twice."""
+    main, gpus = plan.main, plan.options.gpus
+    token = f"{main.nbytes_per_token:,.10g} bytes"
+    for waste in (each for each in plan.waste if each.page_tokens == plan.options.block_size and main.groups):
+        expression = f"({waste.page_tokens} - 1) / 2 tokens x {token}"
+        yield Formula("left empty in the last page, expected", expression, waste.expected_nbytes, "bytes")
+    if len(main.geometries) == 1 and main.geometries[0].group.span is None and main.overtakes_at and gpus == 1:
+        states = plan.users * plan.model.state_nbytes
+        weights = f"{plan.model.weight_nbytes:,} of weights" + (f" - {states:,} of states" if states else "")
+        expression = f"ceil(({weights}) / ({plan.users:,} users x {token}))"
+        yield Formula("the cache equals the weights at", expression, main.overtakes_at, "tokens")
+    heads = {plane.num_heads for each in main.geometries for layout in each.group.layouts for plane in layout.planes}
+    if gpus > 1 and len(heads) == 1 and plan.sharding.copies >= 1:
+        [count] = heads
+        expression = f"{gpus} devices x ceil({count} / {gpus}) heads / {count} heads"
+        yield Formula("copies of a token", expression, plan.sharding.copies, "")
 
 
 def _memory(plan: Plan) -> Iterator[Formula]:
@@ -95,9 +131,10 @@ def _users(plan: Plan) -> Iterator[Formula]:
         return
     for geometry, num_pages in memory.pools:
         need = group_need(geometry, load_of(plan), step)
-        value = need.most(num_pages)
+        value, least = need.most(num_pages), ", at least" if geometry.group.span else ""
         if value:
-            yield Formula(f"users, by {geometry.group.name} pages", users_expression(need, num_pages), value, "users")
+            name = f"users, by {geometry.group.name} pages{least}"
+            yield Formula(name, users_expression(need, num_pages), value, "users")
     if memory.states is not None:
         yield Formula("users, by states", f"{memory.states.num_slots:,} slots", memory.states.num_slots, "users")
 

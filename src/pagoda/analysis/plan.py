@@ -63,6 +63,7 @@ def _answer(described: Described, options: PlanOptions) -> Plan:
         output_tokens=load.num_generated,
         encoder_tokens=load.num_encoded,
         formats=formats,
+        states=StateGeometry(described.facts.spec.states, described.facts.number_nbytes),
         effects=effects(described, own, _state_nbytes(described), load.num_tokens, load.num_encoded),
         waste=tuple(_waste(described, options, size, formats[0].context_nbytes) for size in _page_sizes(options)),
         activations=setting.activations,
