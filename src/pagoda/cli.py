@@ -16,11 +16,13 @@ from typing import NoReturn
 
 from pagoda import __version__
 from pagoda.commands.options import add_engine_options, add_model_options, add_sampling_options, add_server_options
+from pagoda.commands.plan_options import add_plan_options
 from pagoda.commands.streams import UNWRITABLE, forget_output, keep_usable
 from pagoda.config import Environment
 from pagoda.errors import ConfigError, InvalidSamplingError, KernelUnavailableError, PagodaError
 
 FAILED, USAGE, BROKEN_PIPE, INTERRUPTED = 1, 2, 141, 130
+OPERANDS = {"generate": " [prompt]", "plan": " [model]"}
 USAGE_ERRORS = (ConfigError, InvalidSamplingError, KernelUnavailableError)
 
 GENERATE_EXAMPLES = """examples:
@@ -52,6 +54,14 @@ QUALITY_EXAMPLES = """examples:
   pagoda bench quality
   pagoda bench quality --model ~/models/Qwen2.5-0.5B-Instruct --formats int8 k8v4 int4 int4:none --plot quality.png
   pagoda bench quality --model ~/models/Qwen2.5-0.5B-Instruct --texts novel.txt code.py --position 8192"""
+
+PLAN_EXAMPLES = """examples:
+  pagoda plan llama-3-70b --machine H100 --gpus 4 --context 4096 --users 8
+  pagoda plan ~/models/Qwen2.5-0.5B --machine this --kv-cache-dtype auto int8
+  pagoda plan deepseek-v3 --machine B200 --gpus 8 --shared-prefix 2048 --explain
+  pagoda plan gemma-3-27b --memory 80GiB --bandwidth 3.35TB/s --flops 990TFLOPS --plot plan.png
+
+No weights are loaded. Sizes are powers of 1024 (80GiB), rates powers of 1000 (3.35TB/s, 990TFLOPS)."""
 
 DOCTOR_EXAMPLES = """examples:
   pagoda doctor
@@ -107,6 +117,9 @@ def build_parser() -> Parser:
     _add_chat(_command(commands, "chat", "talk with a model in the terminal", CHAT_EXAMPLES))
     _add_serve(_command(commands, "serve", "serve a model to OpenAI and Anthropic clients", SERVE_EXAMPLES))
     _add_bench(_command(commands, "bench", "measure this machine with a model", BENCH_EXAMPLES))
+    add_plan_options(
+        _command(commands, "plan", "how many users fit, how long, how fast, before anything is loaded", PLAN_EXAMPLES)
+    )
     _add_doctor(_command(commands, "doctor", "what runs here, how fast, and why", DOCTOR_EXAMPLES))
     return parser
 
@@ -116,7 +129,7 @@ def _command(commands: argparse._SubParsersAction[Parser], name: str, summary: s
         name,
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}.",
-        usage=f"pagoda {name} [options]" + (" [prompt]" if name == "generate" else ""),
+        usage=f"pagoda {name} [options]{OPERANDS.get(name, '')}",
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
