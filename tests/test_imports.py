@@ -32,8 +32,8 @@ LEVELS = (
 )
 LEVEL = {name: len(LEVELS) - number for number, names in enumerate(LEVELS) for name in names}
 ANALYSIS = {
-    *("analysis", "cache", "checkpoint", "checks", "config", "errors", "formats"),
-    *("layouts", "machine", "planning", "registry", "units"),
+    *("analysis", "cache", "checkpoint", "checks", "config", "engine", "errors", "formats"),
+    *("layouts", "machine", "planning", "registry", "sampling_params", "units"),
 }
 
 # Of the folders whose other files know none.
@@ -171,7 +171,7 @@ def test_no_torch_is_loaded_where_there_are_no_tensors(module):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("folder", ["planning", "checkpoint", "layouts", "formats", "cache", "chat"])
+@pytest.mark.parametrize("folder", ["analysis", "planning", "checkpoint", "layouts", "formats", "cache", "chat"])
 def test_bookkeeping_sizes_and_plans_load_no_torch(folder):
     """Whole folders; of the cache all but the bytes of pages and what a step sees of them."""
     files = (path for path in MODULES if owner(path) == folder and path.stem not in WITH_TENSORS)
