@@ -1,4 +1,4 @@
-"""Counts what caches find in a trace of hashed blocks, without any of the package: what the simulator must agree with."""
+"""Counts what a cache finds in a trace of hashed blocks, without the package: what the simulator must agree with."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from pagoda.analysis.simulation.counts import Counts
-from pagoda.analysis.simulation.replica import Replica
+from pagoda.analysis.simulation.replica import Replica, evicted_pages, filled_pages
 from pagoda.analysis.simulation.routing import route_of
 from pagoda.analysis.simulation.settings import Settings
 from pagoda.analysis.traces.workload import Workload
@@ -36,9 +36,9 @@ def replay(workload: Workload, settings: Settings, num_pages: int, tell: Callabl
             counts.add(number, asked.num_prompt_tokens, found)
         if number % OFTEN == OFTEN - 1:
             tell(OFTEN)
-            counts.peak_pages = max(counts.peak_pages, sum(each.filled_pages for each in replicas))
+            counts.peak_pages = max(counts.peak_pages, sum(filled_pages(each.cache) for each in replicas))
     tell(len(workload.requests) % OFTEN)
-    counts.peak_pages = max(counts.peak_pages, sum(each.filled_pages for each in replicas))
-    counts.evicted_pages = dict(sum((Counter(each.evicted_pages()) for each in replicas), Counter()))
+    counts.peak_pages = max(counts.peak_pages, sum(filled_pages(each.cache) for each in replicas))
+    counts.evicted_pages = dict(sum((Counter(evicted_pages(each.cache)) for each in replicas), Counter()))
     counts.by_replica = served
     return counts

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pagoda.analysis.simulation.lifetimes import Lifetimes
 from pagoda.analysis.simulation.settings import Settings
 from pagoda.analysis.traces.workload import MOST_UNITS, Asked, Workload
 from pagoda.cache.cache import Cache, NoBytes
@@ -28,10 +27,8 @@ class Replica:
         # Where units are more than tokens nothing is answered, and a request is computed at once.
         self._step = settings.step_tokens if workload.unit_tokens == 1 else MOST_UNITS
         self._now = 0.0
-        self.cache = simulated_cache(workload, settings, num_pages, lambda: self._now)
-        self._lifetimes = None if settings.ttl_seconds is None else Lifetimes(self.cache, settings.ttl_seconds)
+        self.cache = simulated_cache(settings, num_pages, workload.page_units, lambda: self._now)
         self.computed_tokens = 0
-        self._num_pages = self.cache.main.holdings.counts.total
 
     def match(self, asked: Asked) -> int:
         """How many tokens of the prompt would be found. Changes nothing."""
@@ -51,27 +48,14 @@ class Replica:
         sequence = cache.attach(hit, asked.num_prompt_tokens)
         self._compute(sequence, asked)
         cache.release(sequence, sequence_units)
-        if self._lifetimes is not None:
-            self._lifetimes.left(sequence, self._now)
         found = self._workload.found_tokens(asked, num_found)
         self.computed_tokens += asked.num_prompt_tokens - found
         return found
 
-    def evicted_pages(self) -> dict[str, int]:
-        """Pages that have gone, by reason."""
-        holdings = [group.holdings for group in self.cache.groups]
-        return {reason.value: sum(each.num_evicted(reason) for each in holdings) for reason in Reason}
-
-    @property
-    def filled_pages(self) -> int:
-        """Pages of the group that keeps most which hold something."""
-        return self._num_pages - self.cache.main.holdings.allocator.num_free
-
     def _pass_time(self, asked: Asked) -> None:
         """A trace that is out of order stands still until its time has come again."""
         self._now = max(self._now, asked.arrival_seconds or 0.0)
-        if self._lifetimes is not None:
-            self._lifetimes.expire(self._now)
+        self.cache.expire()
 
     def _fitting(self, asked: Asked) -> Hit | None:
         """What is found, or its whole pages where there is none left to copy the rest to; None if it never fits."""
@@ -97,14 +81,25 @@ class Replica:
             cache.commit(sequence, units, done)
 
 
-def simulated_cache(workload: Workload, settings: Settings, num_pages: int, clock: Callable[[], float]) -> Cache:
-    """A cache of `num_pages` of the units of `workload`, or of the groups of a model."""
-    if settings.memory is not None:
-        config = EngineConfig(
-            eviction_policy=settings.policy, tenants=settings.tenants, block_size=workload.page_tokens
-        )
-        stores = [NoBytes() for _ in range(len(settings.memory.pools) + (settings.memory.states is not None))]
-        return make_cache(settings.memory, stores, config, clock)
+def simulated_cache(settings: Settings, num_pages: int, page_units: int, clock: Callable[[], float]) -> Cache:
+    """A cache of `num_pages` of so many units each, or of the groups of a model, whose pages hold no bytes."""
+    memory = settings.memory
+    if memory is not None:
+        config = EngineConfig(eviction_policy=settings.policy, tenants=settings.tenants, block_size=page_units)
+        stores = [NoBytes() for _ in range(len(memory.pools) + (memory.states is not None))]
+        return make_cache(memory, stores, config, clock)
     policy = lookup("eviction", settings.policy)()
-    group = PageGroup(num_pages, workload.page_units, policy, KeepAll(), tenants=settings.tenants)
+    group = PageGroup(num_pages, page_units, policy, KeepAll(), tenants=settings.tenants)
     return Cache([group], [NoBytes()], clock=clock)
+
+
+def evicted_pages(cache: Cache) -> dict[str, int]:
+    """Pages of all groups that have gone, by reason."""
+    holdings = [group.holdings for group in cache.groups]
+    return {reason.value: sum(each.num_evicted(reason) for each in holdings) for reason in Reason}
+
+
+def filled_pages(cache: Cache) -> int:
+    """Pages of the group that keeps most which hold something."""
+    counts = cache.main.holdings.counts
+    return counts.total - counts.free

@@ -20,7 +20,6 @@ class Reason(StrEnum):
     SUPERSEDED = "superseded"  # a longer page holds the same tokens
     DOUBT = "doubt"  # what is in them may be wrong
     RESET = "reset"  # the cache was told to forget
-    EXPIRED = "expired"  # nobody used them for as long as they were to be kept
 
 
 class Held(ABC):
