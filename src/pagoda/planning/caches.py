@@ -44,4 +44,5 @@ def make_cache(
         rule = SnapshotRule(memory.states.interval_tokens, config.block_size)
         groups.append(StateGroup(memory.states.num_slots, policy, rule, share, tenants))
         page_nbytes.append(memory.states.geometry.page_nbytes)
-    return Cache(groups, stores, page_nbytes, clock)
+    ttl = config.prefix_cache_ttl_seconds
+    return Cache(groups, stores, page_nbytes, clock, policy.lifetime_seconds if ttl is None else ttl)

@@ -85,12 +85,18 @@ def simulated_cache(settings: Settings, num_pages: int, page_units: int, clock: 
     """A cache of `num_pages` of so many units each, or of the groups of a model, whose pages hold no bytes."""
     memory = settings.memory
     if memory is not None:
-        config = EngineConfig(eviction_policy=settings.policy, tenants=settings.tenants, block_size=page_units)
+        config = EngineConfig(
+            eviction_policy=settings.policy,
+            prefix_cache_ttl_seconds=settings.ttl_seconds,
+            tenants=settings.tenants,
+            block_size=page_units,
+        )
         stores = [NoBytes() for _ in range(len(memory.pools) + (memory.states is not None))]
         return make_cache(memory, stores, config, clock)
     policy = lookup("eviction", settings.policy)()
     group = PageGroup(num_pages, page_units, policy, KeepAll(), tenants=settings.tenants)
-    return Cache([group], [NoBytes()], clock=clock)
+    ttl = policy.lifetime_seconds if settings.ttl_seconds is None else settings.ttl_seconds
+    return Cache([group], [NoBytes()], clock=clock, lifetime_seconds=ttl)
 
 
 def evicted_pages(cache: Cache) -> dict[str, int]:

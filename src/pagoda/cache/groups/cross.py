@@ -43,6 +43,10 @@ class Entry(Held):
     def recompute_tokens(self) -> int:
         return self.namespace.num_encoder_tokens
 
+    @property
+    def fingerprint(self) -> int:
+        return hash(self.namespace)
+
 
 class CrossMatch(NamedTuple):
     """Whether the output for a namespace is held."""

@@ -20,6 +20,7 @@ class Reason(StrEnum):
     SUPERSEDED = "superseded"  # a longer page holds the same tokens
     DOUBT = "doubt"  # what is in them may be wrong
     RESET = "reset"  # the cache was told to forget
+    EXPIRED = "expired"  # nobody has used it for as long as it may lie
 
 
 class Held(ABC):
@@ -27,10 +28,10 @@ class Held(ABC):
 
     Times are ticks of its group's clock. What `is_spent` has had its use, unless another sequence comes. `num_hits`
     sequences have begun with it, and `num_leases` keep it. While it may be evicted, `idle_entry` is its place in the
-    order in which that happens.
+    order in which that happens; `note` is what the policy of that order remembers of it.
     """
 
-    __slots__ = ("first_used", "idle_entry", "key", "last_used", "num_hits", "num_leases", "page")
+    __slots__ = ("first_used", "idle_entry", "key", "last_used", "note", "num_hits", "num_leases", "page")
 
     is_spent: bool = False
 
@@ -42,6 +43,7 @@ class Held(ABC):
         self.num_hits = 0
         self.num_leases = 0
         self.idle_entry: tuple[Any, int, Held] | None = None
+        self.note: Any = None
 
     @property
     def pages(self) -> tuple[int, ...]:
@@ -56,3 +58,8 @@ class Held(ABC):
     @abstractmethod
     def recompute_tokens(self) -> int:
         """How many tokens have to be computed if it is gone."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> int:
+        """A hash of all that decides what it holds, within this process: known again when the same is held again."""

@@ -38,6 +38,10 @@ class Snapshot(Held):
     def recompute_tokens(self) -> int:
         return self.num_tokens
 
+    @property
+    def fingerprint(self) -> int:
+        return hash((self.namespace, self.key))
+
 
 class Snapshots:
     """Snapshots by namespace, length and digest of their tokens."""

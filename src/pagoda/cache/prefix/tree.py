@@ -28,7 +28,7 @@ class Node(Held):
     children are tails, and `siblings` has the keys of all if they are many. Its `name` is for others, once they asked.
     """
 
-    __slots__ = ("children", "name", "num_tails", "parent", "siblings")
+    __slots__ = ("_fingerprint", "children", "name", "num_tails", "parent", "siblings")
 
     def __init__(self, parent: Node | None, key: bytes, page: int) -> None:
         super().__init__(key, page)
@@ -37,10 +37,30 @@ class Node(Held):
         self.num_tails = 0
         self.siblings: Siblings | None = None
         self.name: bytes | None = None
+        self._fingerprint: int | None = None
+
+    @property
+    def fingerprint(self) -> int:
+        """Of its namespace and all tokens up to its end; made when somebody asks, and kept."""
+        unmarked: list[Node] = []
+        node = self
+        while node._fingerprint is None:
+            assert node.parent is not None, "a node that was taken out is asked for nothing new"
+            unmarked.append(node)
+            node = node.parent
+        fingerprint = node._fingerprint
+        for each in reversed(unmarked):
+            each._fingerprint = fingerprint = fingerprint_after(fingerprint, each.key)
+        return fingerprint
 
     @property
     def recompute_tokens(self) -> int:
         return len(self.key) // TOKEN_NBYTES
+
+
+def fingerprint_after(parent: int, key: bytes) -> int:
+    """The fingerprint of a node of `key` below the one whose fingerprint is `parent`."""
+    return hash((parent, key))
 
 
 class Root(Node):
@@ -51,6 +71,7 @@ class Root(Node):
     def __init__(self, namespace: Namespace) -> None:
         super().__init__(None, b"", NO_PAGE)
         self.namespace = namespace
+        self._fingerprint = hash(namespace)
 
 
 class Watcher(Protocol):
