@@ -16,11 +16,13 @@ from typing import NoReturn
 
 from pagoda import __version__
 from pagoda.commands.options import add_engine_options, add_model_options, add_sampling_options, add_server_options
+from pagoda.commands.simulate_options import add_simulate_options
 from pagoda.commands.streams import UNWRITABLE, forget_output, keep_usable
 from pagoda.config import Environment
 from pagoda.errors import ConfigError, InvalidSamplingError, KernelUnavailableError, PagodaError
 
 FAILED, USAGE, BROKEN_PIPE, INTERRUPTED = 1, 2, 141, 130
+OPERANDS = {"generate": " [prompt]", "simulate": " trace"}
 USAGE_ERRORS = (ConfigError, InvalidSamplingError, KernelUnavailableError)
 
 GENERATE_EXAMPLES = """examples:
@@ -52,6 +54,16 @@ QUALITY_EXAMPLES = """examples:
   pagoda bench quality
   pagoda bench quality --model ~/models/Qwen2.5-0.5B-Instruct --formats int8 k8v4 int4 int4:none --plot quality.png
   pagoda bench quality --model ~/models/Qwen2.5-0.5B-Instruct --texts novel.txt code.py --position 8192"""
+
+SIMULATE_EXAMPLES = """examples:
+  pagoda simulate trace.jsonl
+  pagoda simulate trace.jsonl.gz --policy all --capacity 5% 20% inf --plot curves.png --csv curves.csv
+  pagoda simulate requests.jsonl --model ~/models/Qwen2.5-0.5B --capacity 2GiB 8GiB --ttl 300
+  pagoda simulate azure.csv --prefill-rate 20000 --decode-rate 40 --replicas 4 --routing prefix-aware
+
+A trace is JSON lines or CSV, also compressed with gzip: blocks with hash_ids, lengths, prompts or chat messages, or
+what `pagoda serve --request-log` writes. Capacities are tokens (100000), pages (400pages), bytes with --model (8GiB), a
+part of what the trace fills (10%), or inf."""
 
 DOCTOR_EXAMPLES = """examples:
   pagoda doctor
@@ -107,6 +119,7 @@ def build_parser() -> Parser:
     _add_chat(_command(commands, "chat", "talk with a model in the terminal", CHAT_EXAMPLES))
     _add_serve(_command(commands, "serve", "serve a model to OpenAI and Anthropic clients", SERVE_EXAMPLES))
     _add_bench(_command(commands, "bench", "measure this machine with a model", BENCH_EXAMPLES))
+    add_simulate_options(_command(commands, "simulate", "what a cache would find in a trace", SIMULATE_EXAMPLES))
     _add_doctor(_command(commands, "doctor", "what runs here, how fast, and why", DOCTOR_EXAMPLES))
     return parser
 
@@ -116,7 +129,7 @@ def _command(commands: argparse._SubParsersAction[Parser], name: str, summary: s
         name,
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}.",
-        usage=f"pagoda {name} [options]" + (" [prompt]" if name == "generate" else ""),
+        usage=f"pagoda {name} [options]{OPERANDS.get(name, '')}",
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
