@@ -67,7 +67,7 @@ class Capacities:
     def _of_nbytes(self, text: str, nbytes: int) -> Capacity:
         if self._model is None:
             raise ConfigError(
-                f"A capacity of {text} is in bytes, which pages of a model alone have; give --model, or tokens or pages."
+                f"A capacity of {text} is in bytes, which only pages of a model have; give --model, or tokens or pages."
             )
         num_pages = nbytes // self._model.page_nbytes
         if not num_pages:
