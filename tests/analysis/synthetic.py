@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from types import SimpleNamespace
 
 from pagoda.analysis.traces.reading import ReadOptions, read_trace
 
@@ -38,7 +37,7 @@ def written(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def no_tokens() -> SimpleNamespace:
+def no_tokens() -> None:
     raise AssertionError("the trace has no text")
 
 

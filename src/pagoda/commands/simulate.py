@@ -39,6 +39,7 @@ from pagoda.units import format_nbytes, format_rate, format_seconds
 
 USUAL_PAGE_TOKENS = EngineConfig.block_size
 MOST_SHOWN = 5  # lines that were skipped
+WIDE = 200  # characters, for who reads a file
 
 
 def run(arguments: Namespace) -> int:
@@ -204,8 +205,8 @@ def _write(arguments: Namespace, found: Row) -> None:
     if arguments.json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
         return
-    console = Console()
-    console.print(_title(arguments, found), highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    console.print(_title(arguments, found), highlight=False, soft_wrap=True)
     console.print(_table(rows))
 
 

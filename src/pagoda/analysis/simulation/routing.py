@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from pagoda.errors import ConfigError
 
-# A replica is spared that has more to do than others by this factor, and by more than so many tokens.
+# A replica gets nothing that has more to do than others by this factor, and by more than so many tokens.
 BALANCE_FACTOR = 1.5
 BALANCE_TOKENS = 32_768
 
@@ -20,15 +20,15 @@ def round_robin(number: int, found: Callable[[int], int], loads: Sequence[int]) 
 
 
 def least_loaded(number: int, found: Callable[[int], int], loads: Sequence[int]) -> int:  # noqa: ARG001
-    """Who has least to do."""
-    return min(range(len(loads)), key=loads.__getitem__)
+    """Who has least to do; equals in turn."""
+    return min(range(len(loads)), key=lambda index: (loads[index], (index - number) % len(loads)))
 
 
-def prefix_aware(number: int, found: Callable[[int], int], loads: Sequence[int]) -> int:  # noqa: ARG001
+def prefix_aware(number: int, found: Callable[[int], int], loads: Sequence[int]) -> int:
     """Who holds most of the prompt, of those that do not have far more to do than others; of equals the idler."""
     most = max(min(loads) * BALANCE_FACTOR, min(loads) + BALANCE_TOKENS)
-    spared = [index for index, load in enumerate(loads) if load <= most]
-    return min(spared, key=lambda index: (-found(index), loads[index]))
+    able = [index for index, load in enumerate(loads) if load <= most]
+    return min(able, key=lambda index: (-found(index), loads[index], (index - number) % len(loads)))
 
 
 ROUTES: dict[str, Route] = {

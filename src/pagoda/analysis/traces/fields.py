@@ -51,7 +51,7 @@ def seconds(row: Row, timestamps_per_second: float) -> float | None:
     for names, per_second in ((MILLISECONDS, 1e3), (SECONDS, 1.0), (TIMESTAMPS, timestamps_per_second)):
         name, value = _found(row, names)
         if value is not None:
-            return _date(name, value) if _is_date(value) else _number(name, value) / per_second
+            return _date(name, value) if _is_word(value) else _number(name, value) / per_second
     return None
 
 
@@ -77,8 +77,15 @@ def _found(row: Row, names: tuple[str, ...]) -> tuple[str, Any]:
     return "", None
 
 
-def _is_date(value: Any) -> bool:
-    return isinstance(value, str) and (":" in value or value.count("-") == 2)
+def _is_word(value: Any) -> bool:
+    """Whether it is text that is no number, and so may be a date."""
+    if not isinstance(value, str):
+        return False
+    try:
+        float(value)
+    except ValueError:
+        return True
+    return False
 
 
 def _date(name: str, value: str) -> float:

@@ -141,11 +141,17 @@ def _json_row(numbered: tuple[int, bytes]) -> Numbered:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:
         value = _any_json(text)
+    if (
+        isinstance(value, dict)
+        and isinstance(hashes := value.get("hash_ids"), list)
+        and float in set(map(type, hashes))
+    ):
+        value = _any_json(text)
     return number, _as_row(value)
 
 
 def _any_json(text: bytes) -> Any:
-    """Numbers of any size, which orjson does not take."""
+    """Numbers of any size, of which orjson makes floats that are equal where hashes are not."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
