@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from pagoda.analysis.simulation.capacity import USUAL, Capacities
-from pagoda.analysis.simulation.curves import draw, pyplot
+from pagoda.analysis.simulation.curves import check_file, draw
 from pagoda.analysis.simulation.pages import ModelPages
 from pagoda.analysis.simulation.rates import Rates, measured_rates
 from pagoda.analysis.simulation.report import Row, document
@@ -65,7 +65,7 @@ def run(arguments: Namespace) -> int:
 def _check_files(arguments: Namespace) -> None:
     """What would only fail after all the work."""
     if arguments.plot is not None:
-        pyplot()
+        check_file(arguments.plot)
     for file in (arguments.plot, arguments.csv):
         if file is not None and file.exists() and not arguments.force:
             raise ConfigError(f"{file} exists; name another file, or say --force to write over it.")

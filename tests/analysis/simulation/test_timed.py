@@ -102,7 +102,8 @@ class TestCache:
         counts = timed(requests_of(tmp_path, lengths((0, 320, 1), (1, 64, 1), (2, 300, 50))), num_pages=10)
         assert counts.num_too_long == 1
         assert counts.hit_tokens.tolist() == [0, 0, -1]
-        assert counts.num_requests == 2
+        assert counts.num_requests == 3, "nothing is found of it, and all count"
+        assert counts.num_computed_tokens == 320 + 64
 
     def test_short_of_pages_some_are_sent_back_and_all_end(self, tmp_path):
         counts = timed(requests_of(tmp_path, lengths(*((0, 60, 90) for _ in range(20)))), num_pages=16)

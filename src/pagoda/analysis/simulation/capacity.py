@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pagoda.analysis.simulation.pages import ModelPages
 from pagoda.analysis.traces.workload import Workload, working_set
@@ -21,6 +21,7 @@ class Capacity:
     """Of one replica: `num_pages` for all that keeps a whole prefix. `text` is how it was asked for.
 
     nbytes: if it is known of which model the pages are. memory: the groups of a model that has several kinds.
+    page_nbytes: of a page of each group, where that is known.
     """
 
     text: str
@@ -28,6 +29,7 @@ class Capacity:
     is_unlimited: bool = False
     nbytes: int | None = None
     memory: MemoryPlan | None = None
+    page_nbytes: tuple[int, ...] = ()
 
 
 class Capacities:
@@ -61,8 +63,17 @@ class Capacities:
     def _of_pages(self, text: str, num_pages: int, is_unlimited: bool = False) -> Capacity:
         if self._model is None:
             return Capacity(text, num_pages, is_unlimited)
-        nbytes = num_pages * self._model.page_nbytes
-        return Capacity(text, num_pages, is_unlimited, nbytes, self._model.plan(nbytes))
+        return self._of_model(text, num_pages, num_pages * self._model.page_nbytes, self._model, is_unlimited)
+
+    def _of_model(
+        self, text: str, num_pages: int, nbytes: int, model: ModelPages, is_unlimited: bool = False
+    ) -> Capacity:
+        memory = model.plan(nbytes)
+        if memory is not None and is_unlimited:
+            memory = _without_limit(memory, num_pages)
+        if memory is not None:
+            num_pages = max(memory.num_pages)
+        return Capacity(text, num_pages, is_unlimited, nbytes, memory, model.group_nbytes)
 
     def _of_nbytes(self, text: str, nbytes: int) -> Capacity:
         if self._model is None:
@@ -73,7 +84,13 @@ class Capacities:
         if not num_pages:
             page = format_nbytes(self._model.page_nbytes)
             raise ConfigError(f"A capacity of {text} is less than a page, which takes {page}; raise it.")
-        return Capacity(text, num_pages, False, nbytes, self._model.plan(nbytes))
+        return self._of_model(text, num_pages, nbytes, self._model)
+
+
+def _without_limit(memory: MemoryPlan, num_pages: int) -> MemoryPlan:
+    """As many pages in every group; of states no more are kept than there are pages."""
+    states = memory.states and replace(memory.states, num_slots=num_pages)
+    return replace(memory, num_pages=(num_pages,) * len(memory.num_pages), states=states)
 
 
 def sum_of_answers(workload: Workload) -> int:

@@ -38,8 +38,9 @@ class Times:
 class Counts:
     """Of one run. `hit_tokens` has an entry for each request, -1 for those that can never fit.
 
-    Tokens are of the prompts of requests that fit. `num_computed_tokens` are those that were not found. `evicted_pages`
-    are by reason; `peak_pages` were filled at some time, of all replicas.
+    All requests count, so that runs can be compared: of those that can never fit nothing is found, nor computed.
+    `evicted_pages` are by reason; `peak_pages` were filled at some time, of all replicas. Bytes are 0 where nobody
+    knows them.
     """
 
     hit_tokens: array[int]
@@ -48,9 +49,12 @@ class Counts:
     num_hit_requests: int = 0
     num_prompt_tokens: int = 0
     num_hit_tokens: int = 0
+    num_refused_tokens: int = 0
     sum_of_shares: float = 0.0
     evicted_pages: dict[str, int] = field(default_factory=dict)
+    evicted_nbytes: int = 0
     peak_pages: int = 0
+    peak_nbytes: int = 0
     by_replica: list[int] = field(default_factory=list)
     times: Times | None = None
 
@@ -66,6 +70,13 @@ class Counts:
         self.num_prompt_tokens += num_prompt_tokens
         self.num_hit_tokens += num_hit_tokens
         self.sum_of_shares += num_hit_tokens / num_prompt_tokens
+
+    def refuse(self, num_prompt_tokens: int) -> None:
+        """A request can never fit."""
+        self.num_requests += 1
+        self.num_too_long += 1
+        self.num_prompt_tokens += num_prompt_tokens
+        self.num_refused_tokens += num_prompt_tokens
 
     @property
     def token_hit_rate(self) -> float:
@@ -84,7 +95,7 @@ class Counts:
 
     @property
     def num_computed_tokens(self) -> int:
-        return self.num_prompt_tokens - self.num_hit_tokens
+        return self.num_prompt_tokens - self.num_hit_tokens - self.num_refused_tokens
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:

@@ -28,6 +28,15 @@ def pyplot() -> Any:
     return plt
 
 
+def check_file(file: Path) -> None:
+    """Raise ConfigError for a kind of file that nothing can be drawn into."""
+    figure = pyplot().figure()
+    kinds = figure.canvas.get_supported_filetypes()
+    pyplot().close(figure)
+    if file.suffix.removeprefix(".") not in kinds:
+        raise ConfigError(f"{file} is no kind of picture; name a .png, .svg or .pdf.")
+
+
 def draw(rows: Sequence[Row], title: str, file: Path) -> None:
     """Draw the rows of all runs into `file`. Raises ConfigError if it cannot be written."""
     plt = pyplot()

@@ -30,20 +30,25 @@ OFTEN = 64
 def optimum(workload: Workload, settings: Settings, num_pages: int, tell: Callable[[int], None]) -> Counts:
     """The most hits that a cache of `num_pages` can have. `tell` is called with how many more requests are done."""
     requests = workload.requests
-    paths = _paths(requests)
+    fits = [workload.num_pages(asked) <= num_pages for asked in requests]
+    paths = [path if each else [] for each, path in zip(fits, _paths(requests), strict=True)]
     next_uses = _next_uses(requests, paths, settings.ttl_seconds)
     counts = Counts.of(len(requests))
     kept = _Kept(num_pages * workload.page_units)
     for number, (asked, path, uses) in enumerate(zip(requests, paths, next_uses, strict=True)):
-        num_units = kept.num_found(path[: asked.num_findable])
-        counts.add(number, asked.num_prompt_tokens, workload.found_tokens(asked, num_units))
-        kept.use(path, uses)
+        if fits[number]:
+            num_units = kept.num_found(path[: asked.num_findable])
+            counts.add(number, asked.num_prompt_tokens, workload.found_tokens(asked, num_units))
+            kept.use(path, uses)
+        else:
+            counts.refuse(asked.num_prompt_tokens)
         counts.peak_pages = max(counts.peak_pages, -(-len(kept) // workload.page_units))
         if number % OFTEN == OFTEN - 1:
             tell(OFTEN)
     tell(len(requests) % OFTEN)
     counts.evicted_pages = {Reason.ROOM.value: kept.num_dropped // workload.page_units}
     counts.by_replica = [len(requests)]
+    counts.peak_nbytes = counts.peak_pages * sum(settings.page_nbytes)
     return counts
 
 

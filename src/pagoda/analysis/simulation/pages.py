@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from pagoda.config import EngineConfig
 from pagoda.errors import ConfigError
+from pagoda.formats.state import StateGeometry
 from pagoda.layouts.spec import Reach
 from pagoda.planning.facts import MachineFacts, ModelFacts
 from pagoda.planning.memory import MemoryPlan, plan_memory
@@ -30,6 +31,14 @@ class ModelPages:
         if not nbytes:
             raise ConfigError("This model keeps no pages, only states; give a model that attends.")
         return nbytes
+
+    @property
+    def group_nbytes(self) -> tuple[int, ...]:
+        """Of a page of each group, and of a state if there are states."""
+        pages = [geometry.page_nbytes for geometry in choose_geometries(self.facts, self.config)]
+        if not self.facts.spec.states:
+            return tuple(pages)
+        return (*pages, StateGeometry(self.facts.spec.states, self.facts.number_nbytes).page_nbytes)
 
     @property
     def is_plain(self) -> bool:

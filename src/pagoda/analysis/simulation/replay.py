@@ -6,11 +6,11 @@ are kept as far as the trace knows their tokens.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 
 from pagoda.analysis.simulation.counts import Counts
-from pagoda.analysis.simulation.replica import Replica, evicted_pages, filled_pages
+from pagoda.analysis.simulation.gauge import Gauge
+from pagoda.analysis.simulation.replica import Replica
 from pagoda.analysis.simulation.routing import route_of
 from pagoda.analysis.simulation.settings import Settings
 from pagoda.analysis.traces.workload import Workload
@@ -22,6 +22,7 @@ def replay(workload: Workload, settings: Settings, num_pages: int, tell: Callabl
     """`tell` is called now and then with how many more requests are done."""
     replicas = [Replica(workload, settings, num_pages) for _ in range(settings.num_replicas)]
     route, counts = route_of(settings.routing), Counts.of(len(workload.requests))
+    gauge = Gauge([each.cache for each in replicas], settings.page_nbytes)
     served = [0] * len(replicas)
     for number, asked in enumerate(workload.requests):
         index = 0
@@ -31,14 +32,13 @@ def replay(workload: Workload, settings: Settings, num_pages: int, tell: Callabl
         found = replicas[index].serve(asked)
         served[index] += 1
         if found is None:
-            counts.num_too_long += 1
+            counts.refuse(asked.num_prompt_tokens)
         else:
             counts.add(number, asked.num_prompt_tokens, found)
         if number % OFTEN == OFTEN - 1:
             tell(OFTEN)
-            counts.peak_pages = max(counts.peak_pages, sum(filled_pages(each.cache) for each in replicas))
+            gauge.look()
     tell(len(workload.requests) % OFTEN)
-    counts.peak_pages = max(counts.peak_pages, sum(filled_pages(each.cache) for each in replicas))
-    counts.evicted_pages = dict(sum((Counter(evicted_pages(each.cache)) for each in replicas), Counter()))
+    gauge.tell(counts)
     counts.by_replica = served
     return counts

@@ -9,7 +9,6 @@ from pagoda.analysis.traces.workload import MOST_UNITS, Asked, Workload
 from pagoda.cache.cache import Cache, NoBytes
 from pagoda.cache.groups.pages import PageGroup
 from pagoda.cache.groups.rule import KeepAll
-from pagoda.cache.prefix.held import Reason
 from pagoda.cache.sequence import CachedSequence, Hit
 from pagoda.config import EngineConfig
 from pagoda.planning.caches import make_cache
@@ -97,15 +96,3 @@ def simulated_cache(settings: Settings, num_pages: int, page_units: int, clock: 
     group = PageGroup(num_pages, page_units, policy, KeepAll(), tenants=settings.tenants)
     ttl = policy.lifetime_seconds if settings.ttl_seconds is None else settings.ttl_seconds
     return Cache([group], [NoBytes()], clock=clock, lifetime_seconds=ttl)
-
-
-def evicted_pages(cache: Cache) -> dict[str, int]:
-    """Pages of all groups that have gone, by reason."""
-    holdings = [group.holdings for group in cache.groups]
-    return {reason.value: sum(each.num_evicted(reason) for each in holdings) for reason in Reason}
-
-
-def filled_pages(cache: Cache) -> int:
-    """Pages of the group that keeps most which hold something."""
-    counts = cache.main.holdings.counts
-    return counts.total - counts.free

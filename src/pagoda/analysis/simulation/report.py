@@ -62,6 +62,8 @@ def row(outcome: Outcome, workload: Workload) -> Row:
         **dict.fromkeys((f"evicted_{reason}_pages" for reason in SHOWN), 0),
         **evicted,
         "peak_pages": counts.peak_pages,
+        "evicted_bytes": counts.evicted_nbytes if capacity.page_nbytes else None,
+        "peak_bytes": counts.peak_nbytes if capacity.page_nbytes else None,
         "requests_by_replica": counts.by_replica,
         **(_times(counts.times) if counts.times is not None else {}),
     }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from pagoda.errors import ConfigError
 
-# A replica gets nothing that has more to do than others by this factor, and by more than so many tokens.
+# Nothing goes to a replica that has more to do than another by this factor, and by more than so many tokens.
 BALANCE_FACTOR = 1.5
 BALANCE_TOKENS = 32_768
 

@@ -17,15 +17,15 @@ OPTIMUM = "belady"  # which knows what comes, and so is no policy of a cache
 class Settings:
     """One run. Raises ConfigError.
 
-    num_pages: of each replica; None is as many as can be filled. memory: the groups of a model that pages are of, if
-    one is known. ttl_seconds: what nobody has used for so long goes. tenants: pages reserved for them. step_tokens: how
+    memory: the groups of a model that has several kinds. page_nbytes: of a page of each group, where that is known.
+    ttl_seconds: what nobody has used for so long goes. tenants: pages reserved for them. step_tokens: how
     many are computed at a time where tokens are known, and in a step of the time model. max_num_seqs: how many run at
     once in it.
     """
 
     policy: str = "lru"
-    num_pages: int | None = None
     memory: MemoryPlan | None = None
+    page_nbytes: tuple[int, ...] = ()
     ttl_seconds: float | None = None
     tenants: Mapping[str, TenantShare] = field(default_factory=lambda: NO_TENANTS)
     num_replicas: int = 1
@@ -36,8 +36,6 @@ class Settings:
     def __post_init__(self) -> None:
         if self.policy not in policies():
             raise ConfigError(f"There is no policy {self.policy!r}; choose one of: {', '.join(policies())}.")
-        if self.num_pages is not None and self.num_pages <= 0:
-            raise ConfigError(f"A capacity is {self.num_pages} pages; it must be at least one.")
         if self.num_replicas <= 0:
             raise ConfigError(f"There are {self.num_replicas} replicas; there must be at least one.")
         if self.ttl_seconds is not None and self.ttl_seconds <= 0:

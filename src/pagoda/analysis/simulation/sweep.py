@@ -54,12 +54,13 @@ class Sweep:
 
     def run(self, run: Run, tell: Callable[[int], None]) -> Counts:
         """`tell` is called now and then with how many more requests are done."""
-        settings = replace(self.settings, policy=run.policy, memory=run.capacity.memory)
+        capacity = run.capacity
+        settings = replace(self.settings, policy=run.policy, memory=capacity.memory, page_nbytes=capacity.page_nbytes)
         if run.policy == OPTIMUM:
-            return optimum(self.workload, settings, run.capacity.num_pages, tell)
+            return optimum(self.workload, settings, capacity.num_pages, tell)
         if self.timing is not None:
-            return simulate(self.workload, settings, run.capacity.num_pages, self.timing, tell)
-        return replay(self.workload, settings, run.capacity.num_pages, tell)
+            return simulate(self.workload, settings, capacity.num_pages, self.timing, tell)
+        return replay(self.workload, settings, capacity.num_pages, tell)
 
 
 def sweep(

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pagoda.analysis.simulation.counts import Counts, Times
+from pagoda.analysis.simulation.gauge import Gauge
 from pagoda.analysis.simulation.rates import Rates
-from pagoda.analysis.simulation.replica import evicted_pages, filled_pages, simulated_cache
+from pagoda.analysis.simulation.replica import simulated_cache
 from pagoda.analysis.simulation.routing import route_of
 from pagoda.analysis.simulation.server import Done, Job, Server
 from pagoda.analysis.simulation.settings import Settings
@@ -55,6 +55,7 @@ class _Simulation:
         self._num_output_tokens = self._num_done = 0
         self._most_tokens = num_pages * workload.page_tokens
         self._servers = [self._server(settings, num_pages) for _ in range(settings.num_replicas)]
+        self._gauge = Gauge([server.cache for server in self._servers], settings.page_nbytes)
         self._served = [0] * settings.num_replicas
         self._route = route_of(settings.routing)
 
@@ -107,7 +108,7 @@ class _Simulation:
     def _done(self, done: Done) -> None:
         job, counts = done.job, self._counts
         if done.num_cached_tokens is None:
-            counts.num_too_long += 1
+            counts.refuse(len(job.prompt))
         else:
             counts.add(job.number, len(job.prompt), done.num_cached_tokens)
             self._ttft.append(done.first_token_seconds - job.arrival_seconds)
@@ -116,17 +117,11 @@ class _Simulation:
         self._num_done += 1
         if self._num_done % OFTEN == 0:
             self._tell(OFTEN)
-            counts.peak_pages = max(counts.peak_pages, self._filled_pages)
-
-    @property
-    def _filled_pages(self) -> int:
-        return sum(filled_pages(server.cache) for server in self._servers)
+            self._gauge.look()
 
     def _result(self) -> Counts:
         counts, servers = self._counts, self._servers
-        counts.peak_pages = max(counts.peak_pages, self._filled_pages)
-        evicted = (Counter(evicted_pages(server.cache)) for server in servers)
-        counts.evicted_pages = dict(sum(evicted, Counter()))
+        self._gauge.tell(counts)
         counts.by_replica = self._served
         counts.times = Times(
             ttft_seconds=self._ttft,
