@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import random
 from array import array
+from dataclasses import replace
 from functools import cache
 
 import pytest
 
+from engine.tiny import VOCABULARY as WINDOWED_VOCABULARY
+from engine.tiny import windowed_model
 from pagoda import SamplingParams
 from pagoda.analysis.simulation.rates import Rates
 from pagoda.analysis.simulation.replay import replay
@@ -26,6 +29,7 @@ from pagoda.engine.request import new_request
 from pagoda.kernels.dispatch import choose_kernels
 from pagoda.llm import EMBEDDED_MODEL
 from pagoda.models.loader import load_model
+from pagoda.models.model import Model
 from pagoda.registry import names
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,25 +46,24 @@ def embedded():
     return load_model(EMBEDDED_MODEL)
 
 
-def engine_of(policy: str) -> Engine:
+def engine_of(policy: str, model: Model | None = None, nbytes: int = NUM_PAGES * 65536) -> Engine:
     config = EngineConfig(
         block_size=PAGE_TOKENS,
-        kv_cache_memory_bytes=NUM_PAGES * 65536,
+        kv_cache_memory_bytes=nbytes,
         eviction_policy=policy,
         max_num_batched_tokens=STEP_TOKENS,
         max_num_seqs=16,
         num_threads=1,
     )
-    engine = Engine(embedded(), choose_kernels(config.environment, False), config)
-    assert engine.memory.num_pages == (NUM_PAGES,)
-    return engine
+    return Engine(model or embedded(), choose_kernels(config.environment, False), config)
 
 
 class Talks:
     """What is asked next, after what was answered: some begin anew, some go on, some repeat or change their minds."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, vocabulary: int = VOCABULARY) -> None:
         self._draw = random.Random(seed)
+        self._vocabulary = vocabulary
         self._systems = [self._words(length) for length in (21, 48, 70)]
         self._talks: list[list[int]] = []
 
@@ -85,7 +88,7 @@ class Talks:
             self._talks[index] += answer
 
     def _words(self, length: int) -> list[int]:
-        return [self._draw.randrange(VOCABULARY) for _ in range(length)]
+        return [self._draw.randrange(self._vocabulary) for _ in range(length)]
 
 
 def traced(line: int, prompt: list[int], answer: list[int], tenant: str = "") -> TracedRequest:
@@ -118,9 +121,8 @@ def answer_of(request) -> list[int]:
     return request.sequences[0].output_tokens
 
 
-@pytest.mark.parametrize("policy", names("eviction"))
-def test_one_at_a_time(policy):
-    engine, talks, draw = engine_of(policy), Talks(seed=1), random.Random(2)
+def run_one_at_a_time(engine: Engine, talks: Talks, draw: random.Random) -> tuple[list[int], list[TracedRequest]]:
+    """What the engine finds of each prompt, and the trace of them with its answers."""
     hits, requests = [], []
     for number in range(NUM_REQUESTS):
         index, prompt = talks.next_prompt()
@@ -129,9 +131,28 @@ def test_one_at_a_time(policy):
         talks.answered(index, answer_of(request))
         hits.append(request.num_cached_tokens)
         requests.append(traced(number, prompt, answer_of(request)))
+    return hits, requests
+
+
+@pytest.mark.parametrize("policy", names("eviction"))
+def test_one_at_a_time(policy):
+    engine, talks, draw = engine_of(policy), Talks(seed=1), random.Random(2)
+    hits, requests = run_one_at_a_time(engine, talks, draw)
     counts = replay(workload(requests), settings_of(policy), NUM_PAGES, lambda _: None)
     assert counts.hit_tokens.tolist() == hits
     assert counts.evicted_pages[Reason.ROOM] == engine.inspector.stats().evicted_pages > NUM_PAGES
+    assert sum(hits) > 0
+
+
+def test_windows():
+    """Pages of two groups, of which those behind a window go though others continue them."""
+    model = windowed_model("float32")
+    engine, talks, draw = engine_of("lru", model, nbytes=400_000), Talks(5, WINDOWED_VOCABULARY), random.Random(6)
+    hits, requests = run_one_at_a_time(engine, talks, draw)
+    settings = replace(settings_of("lru"), memory=engine.memory)
+    counts = replay(workload(requests), settings, max(engine.memory.num_pages), lambda _: None)
+    assert counts.hit_tokens.tolist() == hits
+    assert counts.evicted_pages[Reason.ROOM] == engine.inspector.stats().evicted_pages > 0
     assert sum(hits) > 0
 
 
