@@ -17,12 +17,13 @@ from typing import NoReturn
 from pagoda import __version__
 from pagoda.commands.options import add_engine_options, add_model_options, add_sampling_options, add_server_options
 from pagoda.commands.plan_options import add_plan_options
+from pagoda.commands.simulate_options import add_simulate_options
 from pagoda.commands.streams import UNWRITABLE, forget_output, keep_usable
 from pagoda.config import Environment
 from pagoda.errors import ConfigError, InvalidSamplingError, KernelUnavailableError, PagodaError
 
 FAILED, USAGE, BROKEN_PIPE, INTERRUPTED = 1, 2, 141, 130
-OPERANDS = {"generate": " [prompt]", "plan": " [model]"}
+OPERANDS = {"generate": " [prompt]", "plan": " [model]", "simulate": " trace"}
 USAGE_ERRORS = (ConfigError, InvalidSamplingError, KernelUnavailableError)
 
 GENERATE_EXAMPLES = """examples:
@@ -62,6 +63,15 @@ PLAN_EXAMPLES = """examples:
   pagoda plan gemma-3-27b --memory 80GiB --bandwidth 3.35TB/s --flops 990TFLOPS --plot plan.png
 
 No weights are loaded. Sizes are powers of 1024 (80GiB), rates powers of 1000 (3.35TB/s, 990TFLOPS)."""
+SIMULATE_EXAMPLES = """examples:
+  pagoda simulate trace.jsonl
+  pagoda simulate trace.jsonl.gz --policy all --capacity 5% 20% inf --plot curves.png --csv curves.csv
+  pagoda simulate requests.jsonl --model ~/models/Qwen2.5-0.5B --capacity 2GiB 8GiB --ttl 300
+  pagoda simulate azure.csv --prefill-rate 20000 --decode-rate 40 --replicas 4 --routing prefix-aware
+
+A trace is JSON lines or CSV, also compressed with gzip: blocks with hash_ids, lengths, prompts or chat messages, or
+what `pagoda serve --request-log` writes. Capacities are tokens (100000), pages (400pages), bytes with --model (8GiB), a
+part of what the trace fills (10%), or inf."""
 
 DOCTOR_EXAMPLES = """examples:
   pagoda doctor
@@ -120,6 +130,7 @@ def build_parser() -> Parser:
     add_plan_options(
         _command(commands, "plan", "how many users fit, how long, how fast, before anything is loaded", PLAN_EXAMPLES)
     )
+    add_simulate_options(_command(commands, "simulate", "what a cache would find in a trace", SIMULATE_EXAMPLES))
     _add_doctor(_command(commands, "doctor", "what runs here, how fast, and why", DOCTOR_EXAMPLES))
     return parser
 

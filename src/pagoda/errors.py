@@ -23,6 +23,7 @@
     ├── CacheError
     │   ├── OutOfPagesError         the pool cannot hold what was asked for
     │   └── IntegrityError          Pagoda's own bookkeeping is broken: please report it
+    ├── TraceError                  a trace, or under --strict a line of it, cannot be replayed
     ├── HttpError                   the server's answer to a request that it does not serve, with a status
     ├── KernelUnavailableError      a kernel was forced that this machine or build lacks
     └── EngineClosedError           the engine was closed before the request finished
@@ -126,6 +127,10 @@ class OutOfPagesError(CacheError):
 
 class IntegrityError(CacheError):
     """The cache's bookkeeping contradicts itself: a bug in Pagoda."""
+
+
+class TraceError(PagodaError, ValueError):
+    """A trace has nothing that can be replayed, breaks off, or has a line that is no request where all must be."""
 
 
 class HttpError(PagodaError):

@@ -185,6 +185,12 @@ SERVER_OPTIONS = (
     _option("drain_timeout_seconds", "how long requests may go on after SIGTERM", type=float, metavar="SECONDS"),
     _option("metrics_without_key", "with --tenants, let anybody read /metrics, not admins alone", action="store_true"),
     _option("metrics_compat", "name metrics as this engine does, too", choices=("vllm",)),
+    _option(
+        "request_log",
+        "add a line for each request to this file: lengths and names of pages, for `pagoda simulate`",
+        type=Path,
+        metavar="FILE",
+    ),
     _option("otlp_traces_endpoint", "send a span for each request to this address (OTLP over HTTP)", metavar="URL"),
     _option("kv_events_endpoint", "tell routers over ZMQ which pages are held, as tcp://*:5557", metavar="ADDRESS"),
     _option("kv_events_replay_endpoint", "where they ask for events they have missed", metavar="ADDRESS"),

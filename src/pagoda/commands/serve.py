@@ -44,6 +44,7 @@ def run(arguments: Namespace) -> int:
         service = Service(backend, options, tenants, name)
         stack.callback(_publish(backend, options))
         stack.callback(_trace(service, options))
+        stack.callback(_log_requests(service, backend, options))
         sys.stderr.write(f"Serving {service.names[0]} at http://{f'[{host}]' if ':' in host else host}:{port}\n")
         serve(service, listener)
     return 0
@@ -75,6 +76,21 @@ def _trace(service: Service, options: ServerOptions) -> Callable[[], None]:
     traces = Traces(OTLPSpanExporter(endpoint=options.otlp_traces_endpoint), service.names[0])
     service.on_end = traces.count
     return traces.close
+
+
+def _log_requests(service: Service, backend: LocalBackend, options: ServerOptions) -> Callable[[], None]:
+    """Write a line for each request, if that is wanted; what is returned ends it."""
+    if options.request_log is None:
+        return lambda: None
+    from pagoda.server.watched.request_log import RequestLog
+
+    if backend.model.has_encoder or not backend.pages.page_tokens:
+        raise ConfigError(
+            "--request-log names pages, which this model does not keep of its prompts alone; leave it out."
+        )
+    log = RequestLog(options.request_log, backend.page_names, backend.pages.page_tokens)
+    service.log_request = log.add
+    return log.close
 
 
 def _need(*modules: str, extra: str = "server") -> None:

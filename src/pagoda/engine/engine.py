@@ -26,7 +26,7 @@ from pagoda.engine.fit_store import FitStore
 from pagoda.engine.format_fit import CalibrationText, fit_format
 from pagoda.engine.forward import Computed, Forward
 from pagoda.engine.identity import identity_of
-from pagoda.engine.pools import make_cache, make_pools
+from pagoda.engine.pools import make_pools
 from pagoda.engine.request import FinishReason, Request, Sequence, new_sample
 from pagoda.engine.sampling import stop_token_ids
 from pagoda.engine.scheduler import Scheduler
@@ -40,6 +40,7 @@ from pagoda.errors import (
 from pagoda.kernels.base import Kernels
 from pagoda.models.determinism import check_determinism
 from pagoda.models.model import Model
+from pagoda.planning.caches import make_cache
 from pagoda.planning.facts import MachineFacts
 from pagoda.planning.memory import plan_memory
 

@@ -55,11 +55,11 @@ class PageNames:
             each.name = name = _after(name, each.key)
         return name
 
-    def of_tokens(self, namespace: Namespace, tokens: Sequence[int]) -> Iterator[bytes]:
-        """The names of the whole pages of `tokens`, in order."""
+    def of_tokens(self, namespace: Namespace, tokens: Sequence[int], with_tail: bool = False) -> Iterator[bytes]:
+        """The names of the whole pages of `tokens`, in order; `with_tail` of what is left of them, too."""
         name, key = self.before_all(namespace), token_key(tokens)
         size = self._identity.page_tokens * TOKEN_NBYTES
-        for start in range(0, len(key) - size + 1, size):
+        for start in range(0, len(key) if with_tail else len(key) - size + 1, size):
             name = _after(name, key[start : start + size])
             yield name
 

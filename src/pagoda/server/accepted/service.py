@@ -26,7 +26,7 @@ from pagoda.server.asked.reader import Reader
 from pagoda.server.asked.transcripts import Transcripts
 from pagoda.server.backend.base import Backend
 from pagoda.server.ground.errors import CLIENT_GONE, failed, refused, too_late
-from pagoda.server.ground.messages import Call, Job, Origin, Work
+from pagoda.server.ground.messages import Call, Job, Origin, Scope, Work
 from pagoda.server.ground.options import ServerOptions
 from pagoda.server.ground.tenants import Tenant, Tenants
 from pagoda.server.watched.hours import Hours
@@ -54,6 +54,7 @@ class Service:
         self.started = time()
         self.is_draining = False
         self.on_end: Callable[[Job, Mapping[str, str]], None] = lambda *_: None
+        self.log_request: Callable[[Job, Scope], None] = lambda *_: None
         self._answers: dict[Answer, Call] = {}
         self._deadlines: dict[Answer, asyncio.TimerHandle] = {}
         self.recent = Recent()
@@ -223,6 +224,7 @@ class Service:
                 self.count_error(call.origin.tenant.name, failed(answer.error).status)
             for job in answer.jobs:
                 self.on_end(job, call.origin.headers)
+                self.log_request(job, call.scope)
 
     def _remember(self, call: Call, answer: Answer) -> None:
         for work, output in zip(call.works, answer.outputs, strict=True):

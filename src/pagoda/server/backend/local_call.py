@@ -80,6 +80,11 @@ class LocalJob:
         return sum(sample.num_output_tokens for sample in self._request.sequences)
 
     @property
+    def first_output_tokens(self) -> list[int]:
+        samples = self._request.sequences
+        return samples[0].output_tokens if samples else []
+
+    @property
     def finish_reasons(self) -> list[FinishReason | None]:
         return [sample.finish_reason for sample in self._request.sequences]
 

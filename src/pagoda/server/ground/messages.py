@@ -125,6 +125,10 @@ class Job(Protocol):
         """Of all samples, so far."""
 
     @property
+    def first_output_tokens(self) -> list[int]:
+        """Of the first sample, so far."""
+
+    @property
     def finish_reasons(self) -> list[FinishReason | None]:
         """Of each sample; None while it goes on."""
 

@@ -46,6 +46,7 @@ class ServerOptions:
     chat_template: a Jinja file that replaces the tokenizer's.
     metrics_without_key: with tenants, lets anybody read the metrics of all of them, as a Prometheus without a key.
     metrics_compat: also names metrics as this engine does ("vllm").
+    request_log: a file that gets a line for each request, with lengths and names of pages, for `pagoda simulate`.
     otlp_traces_endpoint: where OpenTelemetry is sent a span for each request, over HTTP.
     kv_events_endpoint: a ZMQ address, such as tcp://*:5557, where routers are told which pages are held;
     kv_events_replay_endpoint: where they ask for what they have missed.
@@ -74,6 +75,7 @@ class ServerOptions:
     metrics_without_key: bool = False
     metrics_compat: str | None = None
     log_format: str = "text"
+    request_log: Path | None = None
     otlp_traces_endpoint: str | None = None
     kv_events_endpoint: str | None = None
     kv_events_replay_endpoint: str | None = None

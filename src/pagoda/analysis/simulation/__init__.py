@@ -1,0 +1,1 @@
+"""Runs a trace through the cache and the scheduler with pages that hold no bytes."""

@@ -1,0 +1,98 @@
+"""One cache of a simulation: the engine's own, over pages that hold no bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pagoda.analysis.simulation.settings import Settings
+from pagoda.analysis.traces.workload import MOST_UNITS, Asked, Workload
+from pagoda.cache.cache import Cache, NoBytes
+from pagoda.cache.groups.pages import PageGroup
+from pagoda.cache.groups.rule import KeepAll
+from pagoda.cache.sequence import CachedSequence, Hit
+from pagoda.config import EngineConfig
+from pagoda.planning.caches import make_cache
+from pagoda.registry import lookup
+
+
+class Replica:
+    """A cache for `workload`, as `settings` say; requests are served one at a time.
+
+    `computed_tokens` have not been found in it.
+    """
+
+    def __init__(self, workload: Workload, settings: Settings, num_pages: int) -> None:
+        self._workload = workload
+        # Where units are more than tokens nothing is answered, and a request is computed at once.
+        self._step = settings.step_tokens if workload.unit_tokens == 1 else MOST_UNITS
+        self._now = 0.0
+        self.cache = simulated_cache(settings, num_pages, workload.page_units, lambda: self._now)
+        self.computed_tokens = 0
+
+    def match(self, asked: Asked) -> int:
+        """How many tokens of the prompt would be found. Changes nothing."""
+        hit = self.cache.match(asked.namespace, asked.prompt, asked.num_findable)
+        return self._workload.found_tokens(asked, hit.num_tokens)
+
+    def serve(self, asked: Asked) -> int | None:
+        """Run a request from start to end: how many tokens of its prompt were found, None if it can never fit."""
+        self._pass_time(asked)
+        cache, sequence_units = self.cache, asked.sequence
+        hit = self._fitting(asked)
+        if hit is None:
+            return None
+        num_found = hit.num_tokens
+        if num_found > asked.num_common:
+            hit = hit._replace(num_tokens=asked.num_common)
+        sequence = cache.attach(hit, asked.num_prompt_tokens)
+        self._compute(sequence, asked)
+        cache.release(sequence, sequence_units)
+        found = self._workload.found_tokens(asked, num_found)
+        self.computed_tokens += asked.num_prompt_tokens - found
+        return found
+
+    def _pass_time(self, asked: Asked) -> None:
+        """A trace that is out of order stands still until its time has come again."""
+        self._now = max(self._now, asked.arrival_seconds or 0.0)
+        self.cache.expire()
+
+    def _fitting(self, asked: Asked) -> Hit | None:
+        """What is found, or its whole pages where there is none left to copy the rest to; None if it never fits."""
+        cache = self.cache
+        hit = cache.match(asked.namespace, asked.prompt, asked.num_findable)
+        for candidate in (hit, cache.whole_pages(hit)):
+            used = candidate._replace(num_tokens=min(candidate.num_tokens, asked.num_common))
+            if cache.can_attach(used, len(asked.sequence) - used.num_tokens, self._step):
+                return candidate
+        return None
+
+    def _compute(self, sequence: CachedSequence, asked: Asked) -> None:
+        """The prompt in steps, then each token of the answer, as the engine does it."""
+        cache, units, num_prompt = self.cache, asked.sequence, len(asked.prompt)
+        if self._workload.unit_tokens > 1:
+            num_prompt = len(units)
+        done = sequence.num_tokens
+        while done < len(units):
+            count = min(self._step, num_prompt - done) if done < num_prompt else 1
+            reserved = cache.reserve(sequence, count)
+            assert reserved, "the cache promised these pages"
+            done += count
+            cache.commit(sequence, units, done)
+
+
+def simulated_cache(settings: Settings, num_pages: int, page_units: int, clock: Callable[[], float]) -> Cache:
+    """A cache of `num_pages` of so many units each, or of the groups of a model, whose pages hold no bytes."""
+    memory = settings.memory
+    if memory is not None:
+        config = EngineConfig(
+            eviction_policy=settings.policy,
+            prefix_cache_ttl_seconds=settings.ttl_seconds,
+            tenants=settings.tenants,
+            block_size=page_units,
+        )
+        stores = [NoBytes() for _ in range(len(memory.pools) + (memory.states is not None))]
+        return make_cache(memory, stores, config, clock)
+    policy = lookup("eviction", settings.policy)()
+    group = PageGroup(num_pages, page_units, policy, KeepAll(), tenants=settings.tenants)
+    ttl = policy.lifetime_seconds if settings.ttl_seconds is None else settings.ttl_seconds
+    return Cache([group], [NoBytes()], clock=clock, lifetime_seconds=ttl)

@@ -1,0 +1,270 @@
+"""`pagoda simulate`: what a cache would find in a trace, by policy and size, and how long its requests would take."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from io import StringIO
+from pathlib import Path
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pagoda.analysis.simulation.capacity import USUAL, Capacities
+from pagoda.analysis.simulation.curves import check_file, draw
+from pagoda.analysis.simulation.pages import ModelPages
+from pagoda.analysis.simulation.rates import Rates, measured_rates
+from pagoda.analysis.simulation.report import Row, document
+from pagoda.analysis.simulation.settings import OPTIMUM, Settings, policies
+from pagoda.analysis.simulation.sweep import Run, Sweep, sweep
+from pagoda.analysis.simulation.timed import Timing
+from pagoda.analysis.traces.reading import ReadOptions, read_trace
+from pagoda.analysis.traces.trace import Kind, Trace
+from pagoda.analysis.traces.workload import Workload, prepare
+from pagoda.checkpoint.files import read_object
+from pagoda.config import EngineConfig
+from pagoda.errors import ConfigError
+from pagoda.planning.checkpoint import facts_from_config
+from pagoda.planning.facts import MachineFacts
+from pagoda.server.ground.options import ServerOptions
+from pagoda.server.ground.tenants import Tenants
+from pagoda.units import format_nbytes, format_rate, format_seconds
+
+USUAL_PAGE_TOKENS = EngineConfig.block_size
+MOST_SHOWN = 5  # lines that were skipped
+WIDE = 200  # characters, for who reads a file
+
+
+def run(arguments: Namespace) -> int:
+    console = Console(stderr=True)
+    logging.getLogger("pagoda.planning").setLevel(logging.ERROR)  # how long a sequence may be is not asked here
+    _check_files(arguments)
+    timing, model = _timing(arguments), _model(arguments)
+    trace = _read(arguments, console)
+    _report_faults(trace)
+    workload = _prepare(arguments, trace, model)
+    settings = _settings(arguments)
+    _check_times(arguments, trace)
+    capacities = Capacities(workload, model, settings.max_num_seqs if timing else 1)
+    wanted = [capacities.read(text) for text in arguments.capacity or USUAL]
+    runs = [Run(policy, capacity) for policy in _policies(arguments) for capacity in wanted]
+    with _progress(console, len(runs) * len(workload.requests), "simulating") as tell:
+        outcomes = sweep(Sweep(workload, settings, timing), runs, tell, arguments.processes)
+    found = document(trace, workload, settings, capacities.num_filled, outcomes)
+    _write(arguments, found)
+    return 0
+
+
+def _check_files(arguments: Namespace) -> None:
+    """What would only fail after all the work."""
+    if arguments.plot is not None:
+        check_file(arguments.plot)
+    for file in (arguments.plot, arguments.csv):
+        if file is not None and file.exists() and not arguments.force:
+            raise ConfigError(f"{file} exists; name another file, or say --force to write over it.")
+        if file is not None and not file.parent.is_dir():
+            raise ConfigError(f"There is no directory {file.parent}; make it, or name another file.")
+
+
+def _timing(arguments: Namespace) -> Timing | None:
+    """The time model, if rates are given."""
+    rates = _rates(arguments)
+    if rates is None:
+        for name in ("speed", "request_rate"):
+            if getattr(arguments, name) is not None:
+                option = name.replace("_", "-")
+                raise ConfigError(
+                    f"--{option} is for the time model; give --prefill-rate and --decode-rate, or --rates."
+                )
+        return None
+    speed = 1.0 if arguments.speed is None else arguments.speed
+    for name, value in (("speed", speed), ("request-rate", arguments.request_rate)):
+        if value is not None and not 0 < value < float("inf"):
+            raise ConfigError(f"--{name} is {value}; it must be positive.")
+    return Timing(rates=rates, speed=speed, requests_per_second=arguments.request_rate)
+
+
+def _rates(arguments: Namespace) -> Rates | None:
+    prefill, decode = arguments.prefill_rate, arguments.decode_rate
+    if arguments.rates is not None:
+        if prefill is not None or decode is not None:
+            raise ConfigError("--rates has all rates; leave out --prefill-rate and --decode-rate.")
+        return measured_rates(arguments.rates)
+    if (prefill is None) != (decode is None):
+        raise ConfigError("The time model needs both --prefill-rate and --decode-rate.")
+    return None if prefill is None else Rates(prefill, decode)
+
+
+def _model(arguments: Namespace) -> ModelPages | None:
+    """Whose pages they are, if that is asked."""
+    if arguments.model is None:
+        if arguments.kv_cache_dtype is not None:
+            raise ConfigError("--kv-cache-dtype is of the pages of a model; give --model.")
+        return None
+    file = arguments.model / "config.json" if arguments.model.is_dir() else arguments.model
+    facts = facts_from_config(read_object(file), MachineFacts(None))
+    block_size = arguments.block_size or USUAL_PAGE_TOKENS
+    config = EngineConfig(kv_cache_dtype=arguments.kv_cache_dtype or "auto", block_size=block_size)
+    return ModelPages(facts, config)
+
+
+def _read(arguments: Namespace, console: Console) -> Trace:
+    from pagoda.commands.trace_texts import TraceTokens
+
+    with ExitStack() as stack, _progress(console, None, "reading lines") as tell:
+        told = [0]
+
+        def tell_lines(line: int) -> None:
+            tell(line - told[0])
+            told[0] = line
+
+        def tokens() -> TraceTokens:
+            made = TraceTokens(arguments.tokenizer)
+            stack.callback(made.close)
+            return made
+
+        options = ReadOptions(
+            tokens=tokens,
+            block_tokens=arguments.trace_block,
+            time_unit=arguments.time_unit,
+            strict=arguments.strict,
+            most_requests=arguments.requests,
+            tell=tell_lines,
+        )
+        return read_trace(arguments.trace, options)
+
+
+def _report_faults(trace: Trace) -> None:
+    if not trace.faults:
+        return
+    number = len(trace.faults)
+    sys.stderr.write(f"warning: {number} line{'s are' * (number > 1) or ' is'} no request and left out:\n")
+    sys.stderr.writelines(f"  {fault}\n" for fault in trace.faults[:MOST_SHOWN])
+    if number > MOST_SHOWN:
+        sys.stderr.write(f"  and {number - MOST_SHOWN} more\n")
+
+
+def _prepare(arguments: Namespace, trace: Trace, model: ModelPages | None) -> Workload:
+    """Pages as the trace has them, unless another size is asked for or a model has its own."""
+    own = trace.unit_tokens if trace.kind in (Kind.BLOCKS, Kind.PAGES) and model is None else USUAL_PAGE_TOKENS
+    # Of pages that move on with a window it matters which tokens they have.
+    unit = None if model is None or model.is_plain else 1
+    return prepare(trace, arguments.block_size or own, unit)
+
+
+def _settings(arguments: Namespace) -> Settings:
+    tenants = {} if arguments.tenants is None else Tenants(ServerOptions(tenants=arguments.tenants)).shares
+    return Settings(
+        ttl_seconds=arguments.ttl,
+        tenants=tenants,
+        num_replicas=arguments.replicas,
+        routing=arguments.routing,
+        step_tokens=arguments.max_num_batched_tokens,
+        max_num_seqs=arguments.max_num_seqs,
+    )
+
+
+def _policies(arguments: Namespace) -> Sequence[str]:
+    wanted = arguments.policy or ["lru"]
+    return list(dict.fromkeys(name for each in wanted for name in (policies() if each == "all" else (each,))))
+
+
+def _check_times(arguments: Namespace, trace: Trace) -> None:
+    if arguments.ttl is not None and not trace.has_times and arguments.request_rate is None:
+        raise ConfigError("--ttl needs to know when requests came, and this trace does not say; leave it out.")
+
+
+@contextmanager
+def _progress(console: Console, total: int | None, what: str) -> Iterator[Tell]:
+    """A bar on standard error, if that is a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda num_more: progress.advance(task, num_more)
+
+
+class Tell(Protocol):
+    """Is told of progress."""
+
+    def __call__(self, num_more: int, /) -> None: ...
+
+
+def _write(arguments: Namespace, found: Row) -> None:
+    rows = found["runs"]
+    if arguments.csv is not None:
+        _write_text(arguments.csv, _csv(rows))
+    if arguments.plot is not None:
+        draw(rows, _title(arguments, found), arguments.plot)
+    if arguments.json:
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        return
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    console.print(_title(arguments, found), highlight=False, soft_wrap=True)
+    console.print(_table(rows))
+
+
+def _title(arguments: Namespace, found: Row) -> str:
+    trace = found["trace"]
+    return (
+        f"{arguments.trace.name}: {trace['requests']:,} requests, {trace['prompt_tokens']:,} prompt tokens, "
+        f"{found['working_set_pages']:,} different pages of {found['page_tokens']} tokens"
+    )
+
+
+def _write_text(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8", newline="")
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written: {error.strerror or error}.") from error
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    text = StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "requests_by_replica"))
+    writer = csv.DictWriter(text, names, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    is_timed = any("ttft_p50_seconds" in row for row in rows)
+    has_bytes = any(row["capacity_bytes"] is not None for row in rows)
+    headings = ["policy", "capacity", "pages", *["memory"] * has_bytes, "tokens found", "of requests", "evicted"]
+    headings += ["expired"] * any(row["evicted_expired_pages"] for row in rows)
+    headings += ["too long"] * any(row["too_long_requests"] for row in rows)
+    headings += ["first token p50", "p90", "p99", "output", "sent back"] * is_timed
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "policy" else "right")
+    for row in rows:
+        table.add_row(*(_cells(row, set(headings))))
+    return table
+
+
+def _cells(row: Row, headings: set[str]) -> Iterator[str]:
+    pages, nbytes = row["capacity_pages"], row["capacity_bytes"]
+    yield row["policy"]
+    yield row["capacity"]
+    yield "unlimited" if pages is None else f"{pages:,}"
+    if "memory" in headings:
+        yield "" if nbytes is None else format_nbytes(nbytes)
+    yield f"{row['token_hit_rate']:.2%}"
+    yield f"{row['mean_request_hit_rate']:.2%}"
+    yield f"{row['evicted_room_pages']:,}"
+    if "expired" in headings:
+        yield f"{row['evicted_expired_pages']:,}"
+    if "too long" in headings:
+        yield f"{row['too_long_requests']:,}"
+    if "sent back" in headings and row["policy"] != OPTIMUM:
+        for percent in (50, 90, 99):
+            yield format_seconds(row[f"ttft_p{percent}_seconds"])
+        yield format_rate(row["output_tokens_per_second"], "tokens")
+        yield f"{row['preemptions']:,}"

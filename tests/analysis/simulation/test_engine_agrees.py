@@ -1,0 +1,174 @@
+"""The simulator against the engine: the same requests on the embedded model find the same and evict the same.
+
+Requests share system prompts, go on turn by turn with what the model said, and part in the middle of pages; the pool is
+small enough that pages go all the time. The simulated run is told what the engine answered.
+"""
+
+from __future__ import annotations
+
+import random
+from array import array
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from engine.tiny import VOCABULARY as WINDOWED_VOCABULARY
+from engine.tiny import windowed_model
+from pagoda import SamplingParams
+from pagoda.analysis.simulation.rates import Rates
+from pagoda.analysis.simulation.replay import replay
+from pagoda.analysis.simulation.settings import Settings
+from pagoda.analysis.simulation.timed import Timing, simulate
+from pagoda.analysis.traces.trace import Kind, Trace, TracedRequest
+from pagoda.analysis.traces.workload import prepare
+from pagoda.cache.prefix.held import Reason
+from pagoda.config import EngineConfig
+from pagoda.engine.engine import Engine
+from pagoda.engine.request import new_request
+from pagoda.kernels.dispatch import choose_kernels
+from pagoda.llm import EMBEDDED_MODEL
+from pagoda.models.loader import load_model
+from pagoda.models.model import Model
+from pagoda.registry import names
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NUM_REQUESTS = 200
+PAGE_TOKENS = 16
+NUM_PAGES = 40
+STEP_TOKENS = 96
+VOCABULARY = 4096
+
+
+@cache
+def embedded():
+    return load_model(EMBEDDED_MODEL)
+
+
+def engine_of(policy: str, model: Model | None = None, nbytes: int = NUM_PAGES * 65536) -> Engine:
+    config = EngineConfig(
+        block_size=PAGE_TOKENS,
+        kv_cache_memory_bytes=nbytes,
+        eviction_policy=policy,
+        max_num_batched_tokens=STEP_TOKENS,
+        max_num_seqs=16,
+        num_threads=1,
+    )
+    return Engine(model or embedded(), choose_kernels(config.environment, False), config)
+
+
+class Talks:
+    """What is asked next, after what was answered: some begin anew, some go on, some repeat or change their minds."""
+
+    def __init__(self, seed: int, vocabulary: int = VOCABULARY) -> None:
+        self._draw = random.Random(seed)
+        self._vocabulary = vocabulary
+        self._systems = [self._words(length) for length in (21, 48, 70)]
+        self._talks: list[list[int]] = []
+
+    def next_prompt(self) -> tuple[int | None, list[int]]:
+        """Of a talk, or of none, to be told of the answer."""
+        draw, chance = self._draw, self._draw.random()
+        if not self._talks or chance < 0.3:
+            self._talks.append(draw.choice(self._systems) + self._words(draw.randrange(1, 90)))
+            return len(self._talks) - 1, [*self._talks[-1]]
+        index = draw.randrange(max(0, len(self._talks) - 8), len(self._talks))
+        talk = self._talks[index]
+        if chance < 0.4:
+            return None, [*talk]
+        if chance < 0.55:
+            return None, talk[: draw.randrange(1, len(talk))] + self._words(draw.randrange(1, 30))
+        talk += self._words(draw.randrange(1, 25))
+        del talk[400:]
+        return index, [*talk]
+
+    def answered(self, index: int | None, answer: list[int]) -> None:
+        if index is not None:
+            self._talks[index] += answer
+
+    def _words(self, length: int) -> list[int]:
+        return [self._draw.randrange(self._vocabulary) for _ in range(length)]
+
+
+def traced(line: int, prompt: list[int], answer: list[int], tenant: str = "") -> TracedRequest:
+    start = array("i", prompt)
+    return TracedRequest(line, len(prompt), len(answer), start, start + array("i", answer[:-1]), 0.0, tenant)
+
+
+def workload(requests):
+    return prepare(Trace(Kind.TOKENS, 1, tuple(requests)), PAGE_TOKENS)
+
+
+def settings_of(policy: str) -> Settings:
+    return Settings(policy=policy, step_tokens=STEP_TOKENS, max_num_seqs=16)
+
+
+def ask(engine: Engine, number: int, prompt: list[int], num_tokens: int):
+    params = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True)
+    request = new_request(str(number), prompt, params)
+    engine.add(request)
+    return request
+
+
+def run(engine: Engine) -> None:
+    while engine.has_work:
+        engine.step()
+
+
+def answer_of(request) -> list[int]:
+    assert request.error is None
+    return request.sequences[0].output_tokens
+
+
+def run_one_at_a_time(engine: Engine, talks: Talks, draw: random.Random) -> tuple[list[int], list[TracedRequest]]:
+    """What the engine finds of each prompt, and the trace of them with its answers."""
+    hits, requests = [], []
+    for number in range(NUM_REQUESTS):
+        index, prompt = talks.next_prompt()
+        request = ask(engine, number, prompt, draw.randrange(1, 5))
+        run(engine)
+        talks.answered(index, answer_of(request))
+        hits.append(request.num_cached_tokens)
+        requests.append(traced(number, prompt, answer_of(request)))
+    return hits, requests
+
+
+@pytest.mark.parametrize("policy", names("eviction"))
+def test_one_at_a_time(policy):
+    engine, talks, draw = engine_of(policy), Talks(seed=1), random.Random(2)
+    hits, requests = run_one_at_a_time(engine, talks, draw)
+    counts = replay(workload(requests), settings_of(policy), NUM_PAGES, lambda _: None)
+    assert counts.hit_tokens.tolist() == hits
+    assert counts.evicted_pages[Reason.ROOM] == engine.inspector.stats().evicted_pages > NUM_PAGES
+    assert sum(hits) > 0
+
+
+def test_windows():
+    """Pages of two groups, of which those behind a window go though others continue them."""
+    model = windowed_model("float32")
+    engine, talks, draw = engine_of("lru", model, nbytes=400_000), Talks(5, WINDOWED_VOCABULARY), random.Random(6)
+    hits, requests = run_one_at_a_time(engine, talks, draw)
+    settings = replace(settings_of("lru"), memory=engine.memory)
+    counts = replay(workload(requests), settings, max(engine.memory.num_pages), lambda _: None)
+    assert counts.hit_tokens.tolist() == hits
+    assert counts.evicted_pages[Reason.ROOM] == engine.inspector.stats().evicted_pages > 0
+    assert sum(hits) > 0
+
+
+@pytest.mark.parametrize("policy", names("eviction"))
+def test_many_at_once(policy):
+    """Batched, chunked, waiting for one another, and sent back when pages run short."""
+    engine, talks, draw = engine_of(policy), Talks(seed=3), random.Random(4)
+    asked = []
+    for number in range(NUM_REQUESTS // 2):
+        _, prompt = talks.next_prompt()
+        asked.append(ask(engine, number, prompt, draw.randrange(1, 90)))
+    run(engine)
+    requests = [traced(number, each.prompt, answer_of(each)) for number, each in enumerate(asked)]
+    timing = Timing(rates=Rates(1000.0, 100.0))
+    counts = simulate(workload(requests), settings_of(policy), NUM_PAGES, timing, lambda _: None)
+    assert counts.hit_tokens.tolist() == [each.num_cached_tokens for each in asked]
+    assert counts.evicted_pages[Reason.ROOM] == engine.inspector.stats().evicted_pages > NUM_PAGES
+    assert counts.times is not None
+    assert counts.times.num_preemptions == sum(each.metrics.num_preemptions for each in asked) > 0

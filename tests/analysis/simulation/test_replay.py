@@ -1,0 +1,145 @@
+"""Replays against counters that know nothing of the package: request by request, on made up traces and a real one."""
+
+import gzip
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analysis.counting import flat_lru, unlimited
+from analysis.synthetic import BLOCK, block_rows, read, written
+from pagoda.analysis.simulation.optimum import optimum
+from pagoda.analysis.simulation.replay import replay
+from pagoda.analysis.simulation.settings import Settings
+from pagoda.analysis.traces.workload import prepare, working_set
+
+# Beside a checkout, where there is one.
+SHARED = "shared/data/traces/mooncake_conversation_trace.jsonl.gz"
+REAL = next((file for folder in Path(__file__).parents if (file := folder / SHARED).exists()), None)
+
+
+def silent(_):
+    pass
+
+
+def workload(path, rows, page_tokens=BLOCK, **options):
+    return prepare(read(written(path / "trace.jsonl", rows), **options), page_tokens)
+
+
+def hits(requests, num_pages, run=replay, **options):
+    return run(requests, Settings(**options), num_pages, silent)
+
+
+class TestWithoutLimit:
+    def test_every_request_finds_what_came_before(self, tmp_path):
+        rows = block_rows(400)
+        requests = workload(tmp_path, rows)
+        counts = hits(requests, sum(working_set(requests)) + 99)
+        assert counts.hit_tokens.tolist() == unlimited(rows)
+        assert counts.num_hit_tokens == sum(unlimited(rows)) > 0
+        assert not any(counts.evicted_pages.values())
+        assert counts.peak_pages == sum(working_set(requests))
+
+    @pytest.mark.parametrize("page_tokens", [128, 512, 1024, 96, 1536])
+    def test_pages_of_any_size_find_the_same(self, tmp_path, page_tokens):
+        """Hits go to the unit, which is as many tokens as a page and a block have in common."""
+        rows = block_rows(60)
+        requests = workload(tmp_path, rows, page_tokens)
+        counts = hits(requests, sum(working_set(requests)) + 9999)
+        assert counts.hit_tokens.tolist() == unlimited(rows)
+
+    @pytest.mark.skipif(REAL is None, reason="the trace lies outside of the repository")
+    def test_a_real_trace(self):
+        with gzip.open(REAL, "rt") as file:
+            rows = [json.loads(line) for line in file]
+        requests = prepare(read(REAL), BLOCK)
+        counts = hits(requests, working_set(requests)[0] + 247)
+        assert counts.hit_tokens.tolist() == unlimited_chained(rows)
+
+
+def unlimited_chained(rows):
+    """`unlimited` where each hash stands for all before it, which that trace promises."""
+    seen, found = set(), []
+    for row in rows:
+        hashes = row["hash_ids"]
+        num_blocks = sum(1 for _ in itertools.takewhile(seen.__contains__, hashes))
+        found.append(min(num_blocks * BLOCK, row["input_length"]))
+        seen.update(hashes)
+    return found
+
+
+class TestLeastRecentlyUsed:
+    @pytest.mark.parametrize("num_pages", [25, 60, 200, 500])
+    def test_leaves_first_is_a_flat_list_touched_from_the_tail(self, tmp_path, num_pages):
+        rows = block_rows(400)
+        counts = hits(workload(tmp_path, rows), num_pages)
+        assert counts.hit_tokens.tolist() == flat_lru(rows, num_pages)
+        assert counts.num_too_long == flat_lru(rows, num_pages).count(-1)
+
+    @settings(max_examples=60)
+    @given(seed=st.integers(0, 10**6), num_pages=st.integers(4, 60))
+    def test_of_any_trace(self, tmp_path_factory, seed, num_pages):
+        rows = block_rows(60, seed)
+        counts = hits(workload(tmp_path_factory.mktemp("traces"), rows), num_pages)
+        assert counts.hit_tokens.tolist() == flat_lru(rows, num_pages)
+
+    @pytest.mark.skipif(REAL is None, reason="the trace lies outside of the repository")
+    @pytest.mark.parametrize("num_pages", [400, 3000, 40_000])
+    def test_a_real_trace(self, num_pages):
+        with gzip.open(REAL, "rt") as file:
+            rows = [json.loads(line) for line in file]
+        counts = hits(prepare(read(REAL), BLOCK), num_pages)
+        assert counts.hit_tokens.tolist() == flat_lru(rows, num_pages)
+
+
+class TestOptimum:
+    @pytest.mark.parametrize("num_pages", [25, 60, 200, 500])
+    def test_it_lies_between_least_recently_used_and_all(self, tmp_path, num_pages):
+        requests = workload(tmp_path, block_rows(300))
+        worst = hits(requests, num_pages).num_hit_tokens
+        best = hits(requests, sum(working_set(requests)) + 99).num_hit_tokens
+        bound = hits(requests, num_pages, run=optimum, policy="belady").num_hit_tokens
+        assert worst <= bound <= best
+        assert hits(requests, 10**6, run=optimum, policy="belady").num_hit_tokens == best
+
+    @settings(max_examples=150)
+    @given(
+        trees=st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=3), min_size=1, max_size=6),
+        capacity=st.integers(1, 4),
+    )
+    def test_nothing_does_better(self, tmp_path_factory, trees, capacity):
+        """Against every choice there is of which whole prefixes to keep after each request."""
+        rows = [
+            {"input_length": BLOCK * len(path), "hash_ids": [str(path[:end]) for end in range(1, len(path) + 1)]}
+            for path in trees
+        ]
+        requests = workload(tmp_path_factory.mktemp("traces"), rows, block_tokens=BLOCK)
+        counts = hits(requests, capacity, run=optimum, policy="belady")
+        fitting = [row["hash_ids"] for row in rows if len(row["hash_ids"]) <= capacity]
+        assert counts.num_hit_tokens == BLOCK * most_hits(fitting, capacity)
+        assert counts.num_too_long == len(rows) - len(fitting)
+
+
+def most_hits(paths: list[list[str]], capacity: int) -> int:
+    """By trying all that can be kept."""
+    states: dict[frozenset, int] = {frozenset(): 0}
+    for path in paths:
+        following: dict[frozenset, int] = {}
+        for kept, num_hits in states.items():
+            found = sum(1 for _ in itertools.takewhile(kept.__contains__, path))
+            there = kept | {*path}
+            for size in range(min(capacity, len(there)) + 1):
+                for choice in map(frozenset, itertools.combinations(sorted(there), size)):
+                    if is_whole(choice):
+                        following[choice] = max(following.get(choice, 0), num_hits + found)
+        states = following
+    return max(states.values())
+
+
+def is_whole(names: frozenset) -> bool:
+    """Whether all that is before each of them is among them: they are lists, as text."""
+    paths = [json.loads(name) for name in names]
+    return all(len(path) == 1 or str(path[:-1]) in names for path in paths)

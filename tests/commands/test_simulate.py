@@ -1,0 +1,155 @@
+"""`pagoda simulate` as people call it: what it prints and writes, and what it says of what cannot be."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+
+from analysis.synthetic import block_rows, written
+from pagoda.cli import main
+
+
+@pytest.fixture
+def trace(tmp_path):
+    return written(tmp_path / "trace.jsonl", block_rows(150))
+
+
+def simulate(*arguments):
+    return main(["simulate", *map(str, arguments)])
+
+
+def figures(capsys, *arguments):
+    assert simulate(*arguments, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+class TestOutput:
+    def test_a_table(self, trace, capsys):
+        assert simulate(trace, "--capacity", "50pages", "inf", "--policy", "lru", "belady", "--processes", "1") == 0
+        out = capsys.readouterr().out
+        assert "trace.jsonl: 150 requests" in out
+        assert [line.split()[:2] for line in out.splitlines()[2:]] == [
+            ["lru", "50pages"],
+            ["lru", "inf"],
+            ["belady", "50pages"],
+            ["belady", "inf"],
+        ]
+
+    def test_every_policy_at_the_usual_capacities(self, trace, capsys):
+        """In several processes, which find what one finds."""
+        found = figures(capsys, trace, "--policy", "all", "--processes", "2")
+        alone = figures(capsys, trace, "--policy", "all", "--processes", "1")
+        assert found == alone
+        assert len(found["runs"]) == 10 * 8
+        rates = {(run["policy"], run["capacity"]): run["token_hit_rate"] for run in found["runs"]}
+        for (policy, capacity), rate in rates.items():
+            assert 0 <= rate <= rates["belady", capacity] <= rates["lru", "inf"], policy
+
+    def test_files(self, trace, tmp_path, capsys):
+        table, picture = tmp_path / "curves.csv", tmp_path / "curves.png"
+        options = (trace, "--capacity", "20%", "60%", "inf", "--csv", table, "--plot", picture, "--processes", "1")
+        assert simulate(*options) == 0
+        rows = list(csv.DictReader(table.read_text().splitlines()))
+        assert [row["capacity"] for row in rows] == ["20%", "60%", "inf"]
+        assert 0 < float(rows[0]["token_hit_rate"]) < float(rows[2]["token_hit_rate"])
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        before = picture.read_bytes()
+        assert simulate(*options) == 2
+        assert "exists; name another file, or say --force" in capsys.readouterr().err
+        assert picture.read_bytes() == before
+        assert simulate(*options, "--force") == 0
+
+    def test_times_of_a_timed_run(self, trace, capsys):
+        rates = ("--prefill-rate", "50000", "--decode-rate", "50")
+        (run,) = figures(capsys, trace, "--capacity", "inf", *rates)["runs"]
+        assert 0 < run["ttft_p50_seconds"] <= run["ttft_p90_seconds"] <= run["ttft_p99_seconds"]
+        assert run["output_tokens"] == 150 * 9
+        assert simulate(trace, "--capacity", "inf", "50pages", *rates, "--replicas", "2") == 0
+        assert "first token p50" in capsys.readouterr().out
+
+    def test_bytes_of_a_model(self, trace, tmp_path, capsys):
+        config = {
+            "model_type": "llama",
+            "num_hidden_layers": 80,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "hidden_size": 8192,
+            "vocab_size": 128256,
+            "max_position_embeddings": 8192,
+            "torch_dtype": "bfloat16",
+        }
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        for model in (tmp_path, tmp_path / "config.json"):
+            found = figures(capsys, trace, "--model", model, "--capacity", "10GiB", "1000tokens", "--processes", "1")
+            first, second = found["runs"]
+            assert first["capacity_tokens"] == 32 * 1024, "320 KiB a token"
+            assert second["capacity_bytes"] == 31 * 32 * 327_680
+            assert first["peak_bytes"] <= 10 << 30
+
+    def test_faults_are_told_and_left_out(self, tmp_path, capsys):
+        lines = [json.dumps(row) for row in block_rows(5)]
+        file = tmp_path / "trace.jsonl"
+        file.write_text("\n".join([*lines, *["{"] * 7]))
+        found = figures(capsys, file, "--capacity", "inf")
+        assert found["trace"]["skipped_lines"] == 7
+        assert found["trace"]["faults"][0]["line"] == 6
+        assert simulate(file, "--capacity", "inf") == 0
+        error = capsys.readouterr().err
+        assert "7 lines are no request" in error
+        assert "line 6: it is no JSON" in error
+        assert "and 2 more" in error
+        assert simulate(file, "--strict") == 1
+        assert "line 6: it is no JSON" in capsys.readouterr().err
+
+    def test_texts_by_the_embedded_tokenizer(self, tmp_path, capsys):
+        rules = "You answer in one line, and you never tell the captain's name to anybody who asks for it. " * 4
+        talks = [[{"role": "system", "content": rules}, {"role": "user", "content": f"{n}?"}] for n in range(4)]
+        file = written(tmp_path / "chat.jsonl", [{"messages": talk} for talk in talks])
+        (run,) = figures(capsys, file, "--capacity", "inf")["runs"]
+        assert run["requests"] == 4
+        assert run["token_hit_rate"] > 0.6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--policy", "mru"], "choose one of: lru"),
+        (["--capacity", "0"], "less than a page"),
+        (["--capacity", "much"], "is not a size"),
+        (["--capacity", "1GiB"], "give --model"),
+        (["--ttl", "-1"], "must be positive"),
+        (["--replicas", "0"], "not a positive whole number"),
+        (["--routing", "random"], "invalid choice"),
+        (["--prefill-rate", "5"], "needs both"),
+        (["--prefill-rate", "0", "--decode-rate", "5"], "must be positive"),
+        (["--speed", "2"], "is for the time model"),
+        (["--policy", "belady", "--replicas", "2"], "of one cache"),
+        (["--plot", "no/such/directory.png"], "There is no directory"),
+        (["--plot", "curves.xyz"], "no kind of picture"),
+        (["--model", "missing"], "is not a file"),
+        (["--kv-cache-dtype", "int8"], "give --model"),
+        (["--tenants", "missing"], "cannot be read"),
+        (["--rates", "missing"], "cannot be read"),
+    ],
+)
+def test_what_cannot_be(trace, capsys, options, message):
+    try:
+        status = simulate(trace, *options)
+    except SystemExit as end:  # argparse
+        status = end.code
+    assert status in (1, 2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+
+
+def test_it_loads_no_torch(trace):
+    code = f"""
+import sys
+from pagoda.cli import main
+main(["simulate", {str(trace)!r}, "--capacity", "inf"])
+sys.exit("torch" in sys.modules or "transformers" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
