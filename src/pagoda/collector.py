@@ -12,6 +12,7 @@ from typing import Any
 
 from pagoda.engine.ends import TokenEvent
 from pagoda.engine.request import Request, Sequence
+from pagoda.engine.request_time import time_of
 from pagoda.errors import RequestError
 from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
 from pagoda.text import TextStream
@@ -132,6 +133,7 @@ class Collector:
             num_cached_encoder_tokens=request.num_cached_encoder_tokens,
             prompt_logprobs=[None, *request.prompt_logprobs] if request.scores_prompt else None,
             leases=tuple(request.lease_results),
+            time=time_of(request),
         )
 
     def _completion(self, sample: Sequence) -> CompletionOutput:

@@ -14,6 +14,7 @@ from functools import cached_property
 from operator import is_
 from time import monotonic, sleep
 
+from pagoda.analysis.decoding import decode_costs
 from pagoda.cache.inspector import Inspector
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.names import PageNames
@@ -71,6 +72,7 @@ class Engine:
         model.fix_length(config.max_model_len)
         if config.deterministic:
             check_determinism(model, kernels)
+        self.decode_costs = decode_costs(model.facts, self.memory, config)
         self.max_model_len = self.memory.max_model_len
         pools = make_pools(self.memory, config.environment.poison_pages)
         self._admission = Admission(model, config, self.memory)
@@ -127,6 +129,7 @@ class Engine:
         request.stop_token_ids = stop_token_ids(request.params, self.model.eos_token_ids)
         request.rules = self.model.generation.rules
         request.seed = self._seeds.getrandbits(63) if request.params.seed is None else request.params.seed
+        request.decode_costs = self.decode_costs
         request.metrics.num_ahead = len(self._ends.requests)
         self._scheduler.add(new_sample(request, 0))
         self._ends.requests[request.request_id] = request

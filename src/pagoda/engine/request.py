@@ -11,6 +11,7 @@ from functools import cached_property
 from time import monotonic
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
+from pagoda.analysis.decoding import DecodeCosts
 from pagoda.cache.leases import Breakpoint, LeaseResult
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.namespace import Namespace
@@ -58,7 +59,7 @@ class RequestMetrics:
     """Times in seconds on the monotonic clock; None until they happen.
 
     `phases` has what it cost. `num_ahead` requests had not ended when it arrived. The time of its steps is known until
-    `known_until`; those that decoded had `num_rows_beside` rows, its own and those of others, in `num_decode_rows` steps.
+    `known_until`. `num_rows_beside` is of all rows, its own and those of others, in the steps of its `num_decode_rows`.
     """
 
     arrival: float
@@ -187,6 +188,7 @@ class Request:
     tenant: str = ""
     breakpoints: tuple[Breakpoint, ...] = ()
     lease_results: list[LeaseResult] = field(default_factory=list)
+    decode_costs: DecodeCosts | None = None  # of the engine
 
     @property
     def scores_prompt(self) -> bool:
