@@ -26,11 +26,13 @@ def work(prefill: float = 0.0, decode: float = 0.0, **others: float) -> dict[str
 
 COMPUTED = RequestTime(6400, 388, 100, wall(0.01, 1.79, 2.0), work(1.79, 2.0), ttft_seconds=1.8)
 NO_TOKEN = replace(COMPUTED, num_output_tokens=0, ttft_seconds=None)
+FROM_CACHE = "came from the cache, and the last one is always computed"
+MISSED = "The first token took 1.8 s because 6,012 of 6,400 prompt tokens were computed: the prefix missed at token 388"
 
 FIRST_SENTENCES = {
     "a prefix missed": (
         COMPUTED,
-        "The first token took 1.8 s because 6,012 of 6,400 prompt tokens were computed: the prefix missed at token 388.",
+        f"{MISSED}.",
     ),
     "nothing cached": (
         replace(COMPUTED, num_cached_tokens=0),
@@ -40,8 +42,7 @@ FIRST_SENTENCES = {
         replace(
             COMPUTED, num_cached_tokens=6399, ttft_seconds=0.012, wall=wall(0.001, 0.011, 2.0), work=work(0.011, 2.0)
         ),
-        "The first token took 12 ms: 6,399 of 6,400 prompt tokens came from the cache, and the last one is always "
-        "computed.",
+        f"The first token took 12 ms: 6,399 of 6,400 prompt tokens {FROM_CACHE}.",
     ),
     "one token": (
         replace(COMPUTED, num_prompt_tokens=1, num_cached_tokens=0),
@@ -65,8 +66,7 @@ FIRST_SENTENCES = {
     ),
     "steps of others": (
         replace(COMPUTED, work=work(0.3, 2.0)),
-        "The first token took 1.8 s because 6,012 of 6,400 prompt tokens were computed: the prefix missed at token 388; "
-        "83 % of those steps went to others.",
+        f"{MISSED}; 83 % of those steps went to others.",
     ),
     "no token asked for": (
         replace(NO_TOKEN, ending="length", wall=wall(0.1, 0.9)),
