@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from statistics import fmean
 from time import time
 from typing import Any
 
+from pagoda.engine.request import FinishReason
 from pagoda.server.answered.record import Record
 from pagoda.server.ground.messages import Job
 from pagoda.server.watched.spent import Spent, spent
@@ -87,6 +88,8 @@ def _ended(job: Job) -> Ended:
     times = metrics.token_times
     rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else None
     where = job.time
+    if where.ending is None:  # nobody waits for it any more, and the backend will soon hear that
+        where = replace(where, ending=FinishReason.ABORT.value)
     return Ended(
         id=job.job_id,
         time=time(),
