@@ -60,6 +60,10 @@ FIRST_SENTENCES = {
         replace(COMPUTED, wall=wall(1.2, 0.6, 2.0)),
         "The first token took 1.8 s because it waited 1.2 s for its turn.",
     ),
+    "preparing": (
+        replace(COMPUTED, wall=wall(1.2, 0.6, 2.0), preparing_seconds=1.1, num_ahead=1),
+        "The first token took 1.8 s because prompts were read and forms of outputs compiled for 1.1 s before it began.",
+    ),
     "between steps": (
         replace(COMPUTED, wall=wall(0.1, 0.5, 2.0, 1.2)),
         "The first token took 1.8 s because it waited 1.2 s between the steps that computed its prompt.",
@@ -124,6 +128,12 @@ def test_preemptions_are_told_with_what_they_cost() -> None:
     assert "It was preempted once: 1 token was computed again." in verdict(once)
     free = replace(COMPUTED, num_preemptions=3)
     assert any(each.startswith("It was preempted 3 times; its pages were still there") for each in verdict(free))
+
+
+def test_steps_that_computed_prompts_of_others_are_told() -> None:
+    mixed = replace(COMPUTED, mixed_seconds=1.5)
+    assert "Of decode, 1.5 s were steps that computed prompts of others as well." in verdict(mixed)
+    assert not [each for each in verdict(replace(COMPUTED, mixed_seconds=0.1)) if "others" in each]
 
 
 def test_what_is_done_beside_the_model_is_told_if_it_is_much() -> None:

@@ -90,8 +90,11 @@ def test_the_weights_are_shared_by_all_rows_of_a_step() -> None:
     first, second = scheduled(0, 1), scheduled(0, 1)
     assert first.request.metrics.mean_batch_rows == 1
     step(0, chunk(first, 100, 1, draws=True))
+    assert first.request.metrics.mixed_step_seconds == 0
     step(10, chunk(first, 101, 1, draws=True), chunk(second, 0, 4, draws=False))
-    assert first.request.metrics.mean_batch_rows == 3
+    assert first.request.metrics.mixed_step_seconds == 10
+    # All of the weights in one step and a fifth in the other: 0.6 of them on average, as in a batch of 1 / 0.6.
+    assert first.request.metrics.mean_batch_rows == pytest.approx(1 / 0.6)
 
 
 def check_wall(output: RequestOutput) -> None:
@@ -118,6 +121,7 @@ def test_every_second_of_a_request_has_its_place() -> None:
         phases = output.metrics.phases
         assert min(phases.match, phases.prefill, phases.decode, phases.sampling, phases.detokenise) > 0
         assert phases.promotion == phases.structured == 0
+    assert all(output.metrics.arrival <= output.metrics.added <= output.metrics.first_scheduled for output in outputs)
     assert [output.metrics.num_ahead for output in outputs] == [0, 1, 2, 3, 4, 5]
     # Of each step all parts together are no more than the step.
     times = [output.metrics for output in outputs]

@@ -39,7 +39,8 @@ class RequestTime:
     """One request: `wall` is what it waited for (queue, prefill, decode, waiting), `work` what it cost, by phase.
 
     `ending` is its finish reason, None while it goes on. `reads` is what decoding read for a token, if that is known.
-    `num_ahead` requests had not ended when it arrived.
+    `num_ahead` requests had not ended when it came to the engine, which of the queue was after `preparing_seconds`. Of
+    decode, steps of `mixed_seconds` computed prompts of others as well.
     """
 
     num_prompt_tokens: int
@@ -49,6 +50,8 @@ class RequestTime:
     work: Mapping[str, float]
     ttft_seconds: float | None = None
     ending: str | None = "stop"
+    preparing_seconds: float = 0.0
+    mixed_seconds: float = 0.0
     num_ahead: int = 0
     num_preemptions: int = 0
     num_recomputed_tokens: int = 0
@@ -117,6 +120,8 @@ def _sentences(time: RequestTime, cause: str | None) -> Iterator[str]:
     yield f"All of it took {format_seconds(time.seconds)}: {_listed(shares)}."
     if time.num_preemptions:
         yield _preempted(time)
+    if time.mixed_seconds / time.seconds >= NOTABLE_SHARE:
+        yield f"Of decode, {format_seconds(time.mixed_seconds)} were steps that computed prompts of others as well."
     yield from _decode(time)
     yield from _overheads(time)
 
@@ -129,6 +134,9 @@ def _first_token(time: RequestTime, cause: str | None) -> str:
     prefill = min(time.wall["prefill"], max(time.ttft_seconds - queue, 0.0))
     between = time.ttft_seconds - queue - prefill
     if queue > max(prefill, between) and (time.num_ahead or queue > TAKING_UP_SECONDS):
+        if time.preparing_seconds > queue / 2:
+            made = format_seconds(time.preparing_seconds)
+            return f"{took} because prompts were read and forms of outputs compiled for {made} before it began."
         return f"{took} because it waited {format_seconds(queue)} {_behind(time)}."
     if between > prefill:
         return f"{took} because it waited {format_seconds(between)} between the steps that computed its prompt."

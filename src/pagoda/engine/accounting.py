@@ -29,6 +29,8 @@ def charge_step(batch: Batch, times: StepTimes) -> None:
     begun, launched, computed, settled = times
     num_rows = sum([len(chunk.tokens) for chunk in batch.chunks])
     seconds = (computed - launched) / num_rows  # of a row
+    share = 1 / num_rows
+    is_mixed = num_rows > len(batch.chunks)
     for sequence, start, tokens, _, drawn in batch.chunks:
         metrics = sequence.request.metrics
         stop = start + len(tokens)
@@ -42,8 +44,10 @@ def charge_step(batch: Batch, times: StepTimes) -> None:
         if is_decode:
             metrics.phases.decode += seconds * num_decoding
             metrics.decode_step_seconds += whole
-            metrics.num_decode_rows += 1
-            metrics.num_rows_beside += num_rows
+            metrics.num_decode_rows += num_decoding
+            metrics.weight_shares += share * num_decoding
+            if is_mixed:
+                metrics.mixed_step_seconds += whole
         else:
             metrics.phases.decode += seconds * num_decoding
             metrics.phases.prefill += seconds * (len(tokens) - num_decoding)

@@ -59,10 +59,12 @@ class RequestMetrics:
     """Times in seconds on the monotonic clock; None until they happen.
 
     `phases` has what it cost. `num_ahead` requests had not ended when it arrived. The time of its steps is known until
-    `known_until`. `num_rows_beside` is of all rows, its own and those of others, in the steps of its `num_decode_rows`.
+    `known_until`; of those that decoded, `mixed_step_seconds` computed prompts as well. Of the weights that its
+    `num_decode_rows` read it has `weight_shares`: a row has one, divided by the rows of its step.
     """
 
     arrival: float
+    added: float | None = None  # to the engine, read and checked
     first_scheduled: float | None = None
     first_token: float | None = None
     last_token: float | None = None
@@ -76,8 +78,9 @@ class RequestMetrics:
     known_until: float = 0.0
     prefill_step_seconds: float = 0.0
     decode_step_seconds: float = 0.0
+    mixed_step_seconds: float = 0.0
     num_decode_rows: int = 0
-    num_rows_beside: int = 0
+    weight_shares: float = 0.0
 
     @property
     def queue_seconds(self) -> float | None:
@@ -102,8 +105,8 @@ class RequestMetrics:
 
     @property
     def mean_batch_rows(self) -> float:
-        """How many rows shared the weights with one of its decode steps, itself included; 1 before there was any."""
-        return self.num_rows_beside / self.num_decode_rows if self.num_decode_rows else 1.0
+        """How many rows shared the weights that one of its decode steps read, itself included; 1 before any did."""
+        return self.num_decode_rows / self.weight_shares if self.weight_shares else 1.0
 
     @property
     def inter_token_seconds(self) -> list[float]:

@@ -21,6 +21,8 @@ def time_of(request: Request) -> RequestTime:
         work=asdict(metrics.phases),
         ttft_seconds=metrics.ttft_seconds,
         ending=_ending(request),
+        preparing_seconds=0.0 if metrics.added is None else metrics.added - metrics.arrival,
+        mixed_seconds=metrics.mixed_step_seconds,
         num_ahead=metrics.num_ahead,
         num_preemptions=metrics.num_preemptions,
         num_recomputed_tokens=metrics.num_recomputed_tokens,
