@@ -49,7 +49,8 @@ SIGTERM lets requests in flight finish."""
 BENCH_EXAMPLES = """examples:
   pagoda bench
   pagoda bench --scenario shared-prefix --prompt-tokens 1024 --batch 16
-  pagoda bench --random-weights qwen2.5-0.5b --scenario single --json result.json"""
+  pagoda bench --random-weights qwen2.5-0.5b --scenario single --json result.json
+  pagoda bench --model ~/models/Qwen2.5-0.5B-Instruct --report report.html"""
 
 QUALITY_EXAMPLES = """examples:
   pagoda bench quality
@@ -191,6 +192,10 @@ def _add_bench(parser: Parser) -> None:
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="requests at once (default: 8)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="measurements of each (default: 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every measurement to a file")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="also write a page (HTML) with plots: where the time and bytes went"
+    )
+    parser.add_argument("--force", action="store_true", help="write over the file of --report if it exists")
     parser.add_argument(
         "--random-weights",
         metavar="SHAPE",

@@ -14,10 +14,12 @@ from functools import cached_property
 from operator import is_
 from time import monotonic, sleep
 
+from pagoda.analysis.decoding import decode_costs
 from pagoda.cache.inspector import Inspector
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.names import PageNames
 from pagoda.config import EngineConfig
+from pagoda.engine.accounting import StepTimes, charge_step
 from pagoda.engine.admission import Admission
 from pagoda.engine.batch import Batch
 from pagoda.engine.breakpoints import check_breakpoints
@@ -71,6 +73,7 @@ class Engine:
         model.fix_length(config.max_model_len)
         if config.deterministic:
             check_determinism(model, kernels)
+        self.decode_costs = decode_costs(model.facts, self.memory, config)
         self.max_model_len = self.memory.max_model_len
         pools = make_pools(self.memory, config.environment.poison_pages)
         self._admission = Admission(model, config, self.memory)
@@ -127,6 +130,9 @@ class Engine:
         request.stop_token_ids = stop_token_ids(request.params, self.model.eos_token_ids)
         request.rules = self.model.generation.rules
         request.seed = self._seeds.getrandbits(63) if request.params.seed is None else request.params.seed
+        request.decode_costs = self.decode_costs
+        request.metrics.added = monotonic()
+        request.metrics.num_ahead = len(self._ends.requests)
         self._scheduler.add(new_sample(request, 0))
         self._ends.requests[request.request_id] = request
 
@@ -149,14 +155,19 @@ class Engine:
 
         What raises for one request ends that one. If it raises all the same, what came of it is told by `fail_all`.
         """
+        begun = monotonic()
         batch = self._schedule()
+        launched = done = monotonic()
         try:
             computed = self._launch(batch)
+            done = monotonic()
             if computed is not None:
                 self._settler.settle(batch, computed)
         except Exception as error:
             logger.exception("A step of %d sequences failed", len(batch))
             self._ends.fail(batch.sequences, RequestError(f"The step that this request was in failed: {error!r}"))
+        if batch:
+            charge_step(batch, StepTimes(begun, launched, done, monotonic()))
         return self._ends.take_events()
 
     def fail_all(self, error: Exception) -> list[TokenEvent]:
@@ -182,7 +193,9 @@ class Engine:
         now = monotonic()
         for chunk in batch.chunks:
             metrics = chunk.sequence.request.metrics
-            metrics.first_scheduled = metrics.first_scheduled or now
+            if metrics.first_scheduled is None:
+                metrics.first_scheduled = metrics.known_until = now
+                metrics.phases.queue = now - metrics.arrival
             metrics.num_computed_tokens += len(chunk.tokens)
         return batch.unfinished()
 

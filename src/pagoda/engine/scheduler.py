@@ -17,6 +17,7 @@ from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from time import monotonic
 
 from pagoda.cache.cache import Cache
 from pagoda.cache.prefix.keys import common_tokens, token_key
@@ -221,7 +222,9 @@ class Scheduler:
         if self._fairness.waits_behind(sequence, step.held_up):
             return False
         room = self._room_for(sequence, budget, step)
+        before = monotonic()
         hit = self._cache.match(sequence.request.namespace, sequence.tokens, limit=sequence.num_resumable)
+        sequence.request.metrics.phases.match += monotonic() - before
         can_share = not sequence.num_unscored and self._cache.missing_key(hit, sequence.tokens) in step.being_written
         if can_share or room <= 0:
             return True
@@ -266,7 +269,9 @@ class Scheduler:
     def _start(self, sequence: Sequence, fitting: Hit, budget: int, step: _Round) -> None:
         """Run a waiting sequence from what the cache holds of it, for which there is room."""
         breakpoints = tuple(each.num_tokens for each in sequence.request.breakpoints)
+        before = monotonic()
         sequence.cached = self._cache.attach(fitting, len(sequence.tokens), breakpoints)
+        sequence.request.metrics.phases.match += monotonic() - before
         num_tokens = min(sequence.num_uncomputed, budget)
         reserved = self._cache.reserve(sequence.cached, num_tokens)
         assert reserved, "the cache promised these pages"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from time import monotonic
 from typing import Any
 
 from transformers import AutoTokenizer
 
+from pagoda.analysis.time import RequestTime
 from pagoda.cache.holdings.allocator import PageCounts
 from pagoda.cache.inspector import CacheStats
 from pagoda.cache.leases import Breakpoint, LeaseInfo, LeaseResult
@@ -90,6 +91,12 @@ class ToyJob:
     @property
     def params(self) -> SamplingParams:
         return self.work.params
+
+    @property
+    def time(self) -> RequestTime:
+        wall, ending = asdict(self.metrics.wall()), self.finish_reasons[0]
+        work = asdict(self.metrics.phases)
+        return RequestTime(len(self.prompt), 0, self.num_output_tokens, wall, work, ending=ending and str(ending))
 
     @property
     def num_output_tokens(self) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from pagoda.analysis.time import RequestTime
 from pagoda.cache.leases import Breakpoint, LeaseResult
 from pagoda.collector import Collector
 from pagoda.engine.request import FinishReason, Request, RequestMetrics, TokenLogprobs
+from pagoda.engine.request_time import time_of
 from pagoda.llm import LLM
 from pagoda.sampling_params import SamplingParams
 from pagoda.server.ground.messages import Call, News
@@ -62,6 +64,10 @@ class LocalJob:
     @property
     def metrics(self) -> RequestMetrics:
         return self._request.metrics
+
+    @property
+    def time(self) -> RequestTime:
+        return time_of(self._request)
 
     @property
     def num_encoder_tokens(self) -> int:

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 from uuid import uuid4
 
+from pagoda.analysis.time import RequestTime
 from pagoda.cache.leases import Breakpoint, LeaseResult
 from pagoda.engine.request import FinishReason, RequestMetrics, TokenLogprobs
 from pagoda.outputs import RequestOutput, StreamChunk
@@ -108,6 +109,10 @@ class Job(Protocol):
 
     @property
     def metrics(self) -> RequestMetrics: ...
+
+    @property
+    def time(self) -> RequestTime:
+        """Where its time has gone so far."""
 
     @property
     def num_encoder_tokens(self) -> int:

@@ -39,6 +39,7 @@ from pagoda.server.ground.tenants import Tenant
 from pagoda.server.openai.chat import tools_of, turns_of
 from pagoda.server.openai.schema import Message, Tools
 from pagoda.server.watched.recent import Past
+from pagoda.server.watched.spent import spent
 from pagoda.tokenizing import decode
 
 SECONDS_BETWEEN_EVENTS = 0.5
@@ -243,6 +244,7 @@ def _shown_job(job: Job, now: float) -> dict[str, Any]:
         "output_tokens": job.num_output_tokens,
         "seconds": now - job.metrics.arrival,
         "preemptions": job.metrics.num_preemptions,
+        "spent": asdict(spent(job.time)),
     }
 
 

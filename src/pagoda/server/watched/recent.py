@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from statistics import fmean
 from time import time
 from typing import Any
 
+from pagoda.engine.request import FinishReason
 from pagoda.server.answered.record import Record
 from pagoda.server.ground.messages import Job
+from pagoda.server.watched.spent import Spent, spent
 
 MOST_REMEMBERED = 240
 
 
 @dataclass(frozen=True)
 class Ended:
-    """The numbers of one request that has ended."""
+    """The numbers of one request that has ended, and where its time went."""
 
+    id: str
     time: float
     prompt_tokens: int
     cached_tokens: int
@@ -27,6 +30,9 @@ class Ended:
     ttft_seconds: float | None
     decode_tokens_per_second: float | None
     seconds: float | None
+    finish_reason: str | None
+    preemptions: int
+    spent: Spent
 
 
 @dataclass
@@ -81,7 +87,11 @@ def _ended(job: Job) -> Ended:
     metrics = job.metrics
     times = metrics.token_times
     rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else None
+    where = job.time
+    if where.ending is None:  # nobody waits for it any more, and the backend will soon hear that
+        where = replace(where, ending=FinishReason.ABORT.value)
     return Ended(
+        id=job.job_id,
         time=time(),
         prompt_tokens=len(job.prompt),
         cached_tokens=job.num_cached_tokens or 0,
@@ -89,4 +99,7 @@ def _ended(job: Job) -> Ended:
         ttft_seconds=metrics.ttft_seconds,
         decode_tokens_per_second=rate,
         seconds=metrics.e2e_seconds,
+        finish_reason=where.ending,
+        preemptions=metrics.num_preemptions,
+        spent=spent(where),
     )
