@@ -117,8 +117,7 @@ class ConversationReader:
     def read(self, conversation: Conversation, scope: Scope | None = None) -> ReadConversation:
         """What was written in `scope` keeps its tokens. Raises ChatTemplateError if the template refuses it."""
         template = self.template(conversation)
-        told = template_arguments(template, conversation.thinking, conversation.effort)
-        conversation = replace(conversation, arguments={**told, **conversation.arguments})
+        conversation = _told(conversation, template)
         text = self._render(conversation, template, None)
         self._texts.check_text(text)
         tokenizer, has_marks = self._texts.need_tokenizer(), bool(conversation.ttls)
@@ -148,6 +147,11 @@ class ConversationReader:
                 check_strict(tool["function"].get("parameters"), "tools")
         form = strict_form(conversation.tools, conversation.strict_tools, style.dialect, tokenizer)
         return ReadConversation(ReadPrompt(text, token_ids), _breakpoints(marks), scope, form, style)
+
+    def written(self, conversation: Conversation) -> str:
+        """The text that the model reads. Raises ChatTemplateError if the template refuses it."""
+        template = self.template(conversation)
+        return self._render(_told(conversation, template), template, None)
 
     def _recalled(self, scope: Scope | None, text: str) -> list[Known]:
         nothing = Known(0, ())
@@ -205,6 +209,12 @@ def instructions(parts: Sequence[Part]) -> tuple[Part, ...]:
     """A system prompt, without what is said of billing."""
     told = (replace(part, text=BILLING.sub("", part.text, count=1)) for part in parts)
     return tuple(after for before, after in zip(parts, told, strict=True) if after.text or not before.text)
+
+
+def _told(conversation: Conversation, template: str) -> Conversation:
+    """With what the template asks for of thinking."""
+    told = template_arguments(template, conversation.thinking, conversation.effort)
+    return replace(conversation, arguments={**told, **conversation.arguments})
 
 
 def _num_before(offsets: Sequence[tuple[int, int]], end: int) -> int:

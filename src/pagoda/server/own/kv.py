@@ -36,7 +36,7 @@ from pagoda.server.asked.body import Body, Items, TokenIds
 from pagoda.server.asked.conversation import Conversation, ConversationReader, ReadConversation
 from pagoda.server.ground.messages import Call, Job, Scope, Work, new_id
 from pagoda.server.ground.tenants import Tenant
-from pagoda.server.openai.chat import tools_of, turns_of
+from pagoda.server.openai.chat_prompt import tools_of, turns_of
 from pagoda.server.openai.schema import Message, Tools
 from pagoda.server.watched.recent import Past
 from pagoda.tokenizing import decode
