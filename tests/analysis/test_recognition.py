@@ -90,7 +90,7 @@ def dated(text: str) -> dict[str, Any]:
     return chat(system(f"{RULES}Current time: {text}."), ASK)
 
 
-PAIRS: dict[str, tuple[str, Any, Any, SectionKind]] = {
+PAIRS: dict[str, tuple[str, Any, Any, SectionKind | None]] = {
     "time to the second": (
         "timestamp",
         dated("2026-11-26T20:09:25Z"),
@@ -282,12 +282,12 @@ PAIRS: dict[str, tuple[str, Any, Any, SectionKind]] = {
         chat(assistant(RULES), ASK),
         SectionKind.MARKER,
     ),
-    "another model": ("model_changed", chat(*TALK, ASK), {**chat(*TALK, ASK), "model": "n"}, SectionKind.GENERATION),
+    "another model": ("model_changed", chat(*TALK, ASK), {**chat(*TALK, ASK), "model": "n"}, None),
     "another salt": (
         "salt_changed",
         chat(*TALK, ASK, cache_salt="a"),
         chat(*TALK, ASK, cache_salt="b"),
-        SectionKind.GENERATION,
+        None,
     ),
     "a thought that the client left out": (
         "thinking_stripped",
@@ -418,9 +418,8 @@ def prompts_of(files: RequestFiles, tokenizer: PlainTokenizer, name: str) -> lis
 def test_each_pair_has_its_cause_and_section(files, tokenizer, name):
     cause, _, _, kind = PAIRS[name]
     finding = find(*prompts_of(files, tokenizer, name), read_tokens=0)
-    assert finding.section is not None
-    assert (finding.cause, finding.section.kind) == (cause, kind)
-    assert finding.first_missed is not None or cause in ("model_changed", "salt_changed")
+    assert (finding.cause, finding.section and finding.section.kind) == (cause, kind)
+    assert finding.first_missed is not None
 
 
 @pytest.mark.parametrize("name", HARMLESS)

@@ -16,6 +16,7 @@ from pagoda.analysis.recognition import TOOL_CAUSES, cause_of
 
 CONTEXT_CHARACTERS = 60
 HARMLESS = ("none", "continued")
+SEPARATE = ("model_changed", "salt_changed")  # prompts that share nothing, whatever their tokens
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,15 @@ class Finding:
 
 
 def find(earlier: Prompt, later: Prompt, read_tokens: int, with_context: bool = False) -> Finding:
-    """Why `later` had to compute what it did, after `earlier`: it read so many tokens."""
+    """Why `later` had to compute what it did, after `earlier`: of what they share it could read so many tokens."""
     difference = Difference(earlier, later)
-    cause = cause_of(difference)
+    cause, parts = cause_of(difference), not difference.is_continued
+    if cause in SEPARATE:
+        missed = min(len(earlier.token_ids), len(later.token_ids) - 1)
+        return Finding(cause, missed, first_missed=0, earlier_tokens=len(earlier.token_ids))
     section = None if cause in HARMLESS else difference.section
     if cause in TOOL_CAUSES:  # where there were none, their place is the template's
         section = Section(SectionKind.TOOLS, difference.place, difference.place)
-    parts = not difference.is_continued
     return Finding(
         cause=cause,
         missed_tokens=max(min(len(earlier.token_ids), len(later.token_ids) - 1) - read_tokens, 0),
