@@ -58,7 +58,7 @@ ROOM_LEVEL = {name: len(SERVER_ROOMS) - number for number, names in enumerate(SE
 CACHE_FLOORS = (
     ("inspector", "view"),
     ("cache", "pool"),
-    ("leases",),
+    ("leases", "lifetime"),
     ("tenants",),
     ("sequence",),
     ("groups",),

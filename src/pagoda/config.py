@@ -107,6 +107,9 @@ class EngineConfig:
     kv_cache_memory_bytes: size of the page pools; None takes 40 % of free memory, at most 4 GiB.
     snapshot_memory_share: how much of that is for copies of recurrent states, from which others resume.
     snapshot_interval_tokens: how far apart such copies are in a long prompt; None follows from the share, 0 makes none.
+    eviction_policy: which idle pages go first when memory is short.
+    prefix_cache_ttl_seconds: what nobody has used for so long is forgotten though there is room; None leaves that to
+    the policy, of which ttl takes 300 and the others keep what they have room for.
     generation_config: where sampling defaults and rules of generating come from: "auto" (the checkpoint), "vllm"
     (nowhere) or a directory with a generation_config.json.
     deterministic: the same bits for every token, however its prompt is cut, batched or cached.
@@ -126,6 +129,7 @@ class EngineConfig:
     max_num_batched_tokens: int = 2048
     enable_prefix_caching: bool = True
     eviction_policy: str = "lru"
+    prefix_cache_ttl_seconds: float | None = None
     generation_config: str = "auto"
     deterministic: bool = False
     tenants: Mapping[str, TenantShare] = field(default_factory=dict)
@@ -152,6 +156,9 @@ class EngineConfig:
                 f"snapshot_interval_tokens is {self.snapshot_interval_tokens}; it must be positive, 0 for none, or "
                 "None to choose by itself."
             )
+        ttl = self.prefix_cache_ttl_seconds
+        if ttl is not None and not (is_number(ttl) and ttl > 0):
+            raise ConfigError(f"prefix_cache_ttl_seconds is {shown(ttl)}; give seconds above 0, or None for no limit.")
         check_tenants(self.tenants)
         if not 0 < self.max_num_seqs <= self.max_num_batched_tokens:
             raise ConfigError(

@@ -30,6 +30,12 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
     "eviction": {
         "lru": "pagoda.cache.eviction.lru:LRU",
+        "lfu": "pagoda.cache.eviction.lfu:LFU",
+        "fifo": "pagoda.cache.eviction.fifo:FIFO",
+        "s3-fifo": "pagoda.cache.eviction.s3fifo:S3FIFO",
+        "sieve": "pagoda.cache.eviction.sieve:Sieve",
+        "gdsf": "pagoda.cache.eviction.gdsf:GDSF",
+        "ttl": "pagoda.cache.eviction.ttl:TTL",
     },
     "kernels": {
         "native": "pagoda.kernels.native:NativeKernels",

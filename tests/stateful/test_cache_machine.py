@@ -27,6 +27,7 @@ from pagoda.config import TenantShare
 from pagoda.errors import OutOfPagesError
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.spec import LayerGroup, Reach
+from pagoda.registry import lookup, names
 
 POISON = -1
 GARBAGE = -2
@@ -102,6 +103,7 @@ class CacheMachine(RuleBasedStateMachine):
     shapes: tuple[GroupShape, ...] = (GroupShape(12, 4),)
     share = True
     tenants: Mapping[str, TenantShare] = {}
+    lifetime_seconds: float | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +112,7 @@ class CacheMachine(RuleBasedStateMachine):
         ]
         self.stores = [TokenStore(shape.num_pages, shape.page_tokens) for shape in self.shapes]
         self.now = 0.0
-        self.cache = Cache(self.groups, self.stores, clock=lambda: self.now)
+        self.cache = Cache(self.groups, self.stores, clock=lambda: self.now, lifetime_seconds=self.lifetime_seconds)
         self.live: list[Live] = []
         self.held = [Held() for _ in self.shapes]
         self.seen: list[list[int]] = [[]]
@@ -385,6 +387,31 @@ class TinyWindow(CacheMachine):
     shapes = (GroupShape(9, 4, window(Reach.SLIDING, 1)),)
 
 
+class Forgetful(CacheMachine):
+    """What lies unused goes after a time, and so nothing that was in use since."""
+
+    shapes = (GroupShape(40, 4), GroupShape(40, 2, window(Reach.SLIDING, 6)))
+    lifetime_seconds = 10.0
+
+    @rule(seconds=st.sampled_from((0.01, 1, 4, 11)))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        before = sum(group.holdings.num_evicted(Reason.EXPIRED) for group in self.groups)
+        self.cache.expire()
+        if sum(group.holdings.num_evicted(Reason.EXPIRED) for group in self.groups) > before:
+            for held in self.held:
+                held.is_exact = False
+        if seconds > self.lifetime_seconds:
+            assert not any(group.holdings.counts.idle for group in self.groups)
+
+
+def under(name: str) -> type[CacheMachine]:
+    """Both rules of keeping, short of pages, in the order of a registered policy."""
+    policy = lookup("eviction", name)()
+    shapes = (GroupShape(9, 4, policy=policy), GroupShape(7, 4, window(Reach.SLIDING, 6), policy))
+    return type(f"Under{name}", (CacheMachine,), {"shapes": shapes})
+
+
 MACHINES = (
     RoomyCache,
     TightCache,
@@ -395,6 +422,8 @@ MACHINES = (
     TightWindows,
     WindowsAfterSinks,
     TinyWindow,
+    Forgetful,
+    *map(under, names("eviction")),
 )
 
 

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from pagoda.cache.cache import Cache, CachedSequence, NoBytes
-from pagoda.cache.eviction.lru import LRU
 from pagoda.cache.groups.pages import PageGroup
 from pagoda.cache.groups.rule import KeepAll
 from pagoda.cache.groups.state import SnapshotRule, StateGroup
 from pagoda.cache.inspector import Inspector
 from pagoda.cache.leases import Breakpoint
 from pagoda.cache.prefix.keys import token_key
+from pagoda.registry import lookup, names
 
 POISON = (-1,)
 PAGE_TOKENS = 4
@@ -55,12 +55,14 @@ class StateMachine(RuleBasedStateMachine):
     num_slots = 400
     interval: int | None = 5
     share = True
+    policy = "lru"
 
     def __init__(self) -> None:
         super().__init__()
-        self.states = StateGroup(self.num_slots, LRU(), SnapshotRule(self.interval, PAGE_TOKENS), self.share)
+        policy = lookup("eviction", self.policy)()
+        self.states = StateGroup(self.num_slots, policy, SnapshotRule(self.interval, PAGE_TOKENS), self.share)
         self.store = StateStore(self.num_slots)
-        self.pages = PageGroup(self.num_pages, PAGE_TOKENS, LRU(), KeepAll(), self.share)
+        self.pages = PageGroup(self.num_pages, PAGE_TOKENS, policy, KeepAll(), self.share)
         self.now = 0.0
         self.cache = Cache([self.pages, self.states], [NoBytes(), self.store], clock=lambda: self.now)
         self.live: list[Live] = []
@@ -294,8 +296,13 @@ class WithoutSharing(StateMachine):
     share = False
 
 
+OTHER_ORDERS = [
+    type(f"StatesUnder{name}", (TightPagesAndStates,), {"policy": name}) for name in names("eviction") if name != "lru"
+]
+
+
 @pytest.mark.parametrize(
-    "machine", [RoomyStates, TightStates, TightPagesAndStates, FewStates, LeasedStates, WithoutSharing]
+    "machine", [RoomyStates, TightStates, TightPagesAndStates, FewStates, LeasedStates, WithoutSharing, *OTHER_ORDERS]
 )
 def test_states_are_those_of_their_tokens(machine: type[StateMachine]) -> None:
     run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=40))

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from pagoda.cache.groups.base import CacheGroup, PageActions, resumable
 from pagoda.cache.groups.table import ResumePoints
 from pagoda.cache.leases import Leases
+from pagoda.cache.lifetime import Lifetime
 from pagoda.cache.prefix.held import Reason
 from pagoda.cache.prefix.keys import token_key
 from pagoda.cache.prefix.namespace import Namespace
@@ -47,8 +48,9 @@ class Cache:
     """Pages of every layer group of a model, shared by prefix.
 
     Every method either succeeds or raises with nothing changed, but where it says otherwise. `page_nbytes` of each
-    group are for telling how large leases are, whose time runs by `clock`. Of the `groups`, `main` knows most of a
-    prefix. `hit_tokens` of the `queried_tokens` of prompts have been found since the start.
+    group are for telling how large leases are, whose time runs by `clock`, and so does that of what nobody uses, which
+    is forgotten after `lifetime_seconds` (None: never). Of the `groups`, `main` knows most of a prefix. `hit_tokens` of
+    the `queried_tokens` of prompts have been found since the start.
     """
 
     def __init__(
@@ -57,16 +59,23 @@ class Cache:
         stores: Sequence[PageStore],
         page_nbytes: Sequence[int] | None = None,
         clock: Callable[[], float] = monotonic,
+        lifetime_seconds: float | None = None,
     ) -> None:
         self.groups = tuple(groups)
         self.main_index = next((i for i, each in enumerate(groups) if each.prefixes and each.prefixes.keeps_all), 0)
         self.main = self.groups[self.main_index]
         self.tenants = Tenants(groups)
         self.leases = Leases(groups, page_nbytes or [0] * len(groups), self.tenants, clock)
+        self._lifetime = Lifetime([group.holdings for group in groups], lifetime_seconds, clock)
         self.sequences: set[CachedSequence] = set()
         self.hit_tokens = 0
         self.queried_tokens = 0
         self._stores = tuple(stores)
+
+    def expire(self) -> None:
+        """End leases whose time has come, and forget what nobody has used for too long."""
+        self.leases.expire()
+        self._lifetime.end()
 
     def match(self, namespace: Namespace, tokens: Sequence[int], limit: int) -> Hit:
         """How many of the first `limit` of `tokens` need not be computed. Changes nothing."""
@@ -129,6 +138,7 @@ class Cache:
         self.hit_tokens += hit.num_tokens
         self.queried_tokens += num_prompt_tokens
         self.leases.use(hit.namespace, hit.key, hit.num_tokens)
+        self._lifetime.mark()
         return sequence
 
     def can_reserve(self, sequence: CachedSequence, num_tokens: int) -> bool:
@@ -178,6 +188,7 @@ class Cache:
                 keep = False
                 group.release(table, tokens, keep)
         self.sequences.discard(sequence)
+        self._lifetime.mark()
         if not keep:
             self.leases.end_broken()
 

@@ -19,7 +19,8 @@ from pagoda.cache.prefix.tree import Watcher
 class CacheStats:
     """A snapshot: `groups` has the page counts of each layer group. From `hit_tokens` on it counts since the start.
 
-    Pages were evicted to make room, forgotten on request (`reset_pages`), or because their content was in doubt.
+    Pages were evicted to make room, forgotten on request (`reset_pages`), because their content was in doubt, or
+    because nobody had used them for too long.
     `format_loss` is what the format of pages should cost in perplexity, as a share: None where that was not measured.
     """
 
@@ -31,6 +32,7 @@ class CacheStats:
     evicted_pages: int
     reset_pages: int = 0
     doubted_pages: int = 0
+    expired_pages: int = 0
     revoked_leases: int = 0
     num_leases: int = 0  # now
     format_loss: float | None = None
@@ -54,7 +56,7 @@ class Inspector:
 
     def stats(self) -> CacheStats:
         cache = self._cache
-        cache.leases.expire()
+        cache.expire()
         tokens_stored, num_pages = _stored(cache.main, [each.tables[cache.main_index] for each in cache.sequences])
         return CacheStats(
             groups=tuple(group.holdings.counts for group in cache.groups),
@@ -65,6 +67,7 @@ class Inspector:
             evicted_pages=self._num_evicted(Reason.ROOM),
             reset_pages=self._num_evicted(Reason.RESET),
             doubted_pages=self._num_evicted(Reason.DOUBT),
+            expired_pages=self._num_evicted(Reason.EXPIRED),
             revoked_leases=cache.leases.num_revoked,
             num_leases=cache.leases.num_live,
             format_loss=self._format_loss,

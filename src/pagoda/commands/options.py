@@ -102,7 +102,17 @@ ENGINE_OPTIONS = (
         "max_num_batched_tokens", "tokens computed in one step; longer prompts go in chunks", type=int, metavar="N"
     ),
     _option("enable_prefix_caching", "share the pages of equal prefixes", action=BooleanOptionalAction),
-    _option("eviction_policy", "which idle pages go first when memory is short", metavar="NAME"),
+    _option(
+        "eviction_policy",
+        f"which idle pages go first when memory is short: {', '.join(names('eviction'))}",
+        metavar="NAME",
+    ),
+    _option(
+        "prefix_cache_ttl_seconds",
+        "forget what nobody has used for so long; by default only the policy ttl does, after 300",
+        type=float,
+        metavar="SECONDS",
+    ),
     _option(
         "deterministic",
         "compute the same bits however prompts are cut, batched or cached; long prompts may take longer",

@@ -54,4 +54,5 @@ def make_cache(memory: MemoryPlan, pools: list[PagePool], config: EngineConfig, 
     if memory.states is not None:
         rule = SnapshotRule(memory.states.interval_tokens, config.block_size)
         groups.append(StateGroup(memory.states.num_slots, policy, rule, share, tenants))
-    return Cache(groups, stores, page_nbytes, clock)
+    ttl = config.prefix_cache_ttl_seconds
+    return Cache(groups, stores, page_nbytes, clock, policy.lifetime_seconds if ttl is None else ttl)

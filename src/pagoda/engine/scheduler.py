@@ -126,7 +126,7 @@ class Scheduler:
         """What to compute next, with room for it reserved. Empty only if nothing can advance."""
         self.failed = {}
         self._release_again()
-        self._cache.leases.expire()
+        self._cache.expire()
         wanted = self._turns.wanted(self.running)
         step = _Round({}, self._max_num_batched_tokens, self._turns.divide(wanted))
         # Decodes first: a long prefill must not stall those who are already reading.

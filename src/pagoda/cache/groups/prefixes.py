@@ -157,6 +157,7 @@ class Prefixes:
         """`node` below `parent` has a page now."""
         self._nodes[node.page] = node
         node.first_used = self.holdings.clock
+        node.note = None
         if self.holdings.leases.anchored:
             self.holdings.leases.sealed(parent, node)
         if self._watcher is not None:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from pagoda.cache.eviction.base import EvictionPolicy
 from pagoda.cache.holdings.accounts import Account, Accounts
+from pagoda.cache.holdings.ageing import Ageing
 from pagoda.cache.holdings.allocator import PageAllocator, PageCounts
 from pagoda.cache.holdings.leased_pages import LeasedPages
 from pagoda.cache.prefix.held import NO_PAGE, Held, Reason
@@ -50,6 +51,7 @@ class Holdings:
         self.clock = 0
         self._unit = unit
         self._shelf = shelf
+        self._ageing: Ageing | None = None
         self._num_evicted = dict.fromkeys(Reason, 0)
 
     @property
@@ -125,11 +127,24 @@ class Holdings:
             accounts = self.accounts
             account = accounts.owner(held.page) if accounts.has_shares else accounts.shared
             account.idle.enter(held)
+            if self._ageing is not None:
+                self._ageing.enter(held)
+
+    def note_ages(self) -> None:
+        """From now on, while nothing is held yet, what lies here can be asked to `expire`."""
+        self._ageing = Ageing(self.counts.total)
+
+    def expire(self, tick: int) -> None:
+        """Evict what nobody uses or leases, and nobody has used since `tick`."""
+        assert self._ageing is not None
+        for held in self._ageing.take_unused_since(tick):
+            self.evict(held, Reason.EXPIRED)
 
     def evict(self, held: Held, reason: Reason) -> None:
         """Free what nobody uses or leases."""
         held.idle_entry = None
         pages = held.pages
+        self.accounts.owner(held.page).idle.gone(held, was_next=reason is Reason.ROOM)
         self._shelf.removed(held, reason)
         for page in pages:
             self.allocator.free(page)

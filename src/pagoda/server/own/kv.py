@@ -258,6 +258,7 @@ def _counts_of_all(stats: CacheStats) -> dict[str, Any]:
         "queried_tokens": stats.queried_tokens,
         "evicted_pages": stats.evicted_pages,
         "reset_pages": stats.reset_pages,
+        "expired_pages": stats.expired_pages,
         "revoked_leases": stats.revoked_leases,
     }
 

@@ -197,7 +197,12 @@ class _CacheState(Collector):
         family = CounterMetricFamily(
             f"{PREFIX}evicted_pages", "Pages forgotten, by reason.", labels=(*LABELS, "reason")
         )
-        reasons = {"capacity": stats.evicted_pages, "reset": stats.reset_pages, "doubt": stats.doubted_pages}
+        reasons = {
+            "capacity": stats.evicted_pages,
+            "reset": stats.reset_pages,
+            "doubt": stats.doubted_pages,
+            "expired": stats.expired_pages,
+        }
         for reason, count in reasons.items():
             family.add_metric((*self._labels, reason), count)
         return family
