@@ -47,7 +47,7 @@ MEANINGS: Mapping[str, Meaning] = {
         "Send the same prompt_cache_key with all requests of one prefix.",
     ),
     "media_changed": Meaning(
-        "An image, a sound or a file differs; a model of text reads none of them, and its pages are shared all the same.",
+        "An image, a sound or a file differs; a model of text reads none of them, and shares its pages all the same.",
         "Send the same bytes again, behind the text that stays as it is.",
     ),
     "reasoning_effort_changed": Meaning(
