@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
+from pagoda.cache.report import NOT_LOOKED_UP
 from pagoda.engine.ends import TokenEvent
 from pagoda.engine.request import Request, Sequence
 from pagoda.errors import RequestError
@@ -117,6 +118,7 @@ class Collector:
             num_cached_encoder_tokens=request.num_cached_encoder_tokens,
             prompt_logprobs=[None, *request.prompt_logprobs] if request.scores_prompt else None,
             leases=tuple(request.lease_results),
+            cache_report=request.cache_report or NOT_LOOKED_UP,
         )
 
     def _completion(self, sample: Sequence) -> CompletionOutput:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 from pagoda.cache.leases import Breakpoint, LeaseResult
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.namespace import Namespace
+from pagoda.cache.report import CacheReport
 from pagoda.cache.sequence import CachedSequence
 from pagoda.models.generation import NO_RULES, Rules
 from pagoda.sampling_params import SamplingParams
@@ -154,6 +155,7 @@ class Request:
     sequences: list[Sequence] = field(default_factory=list)
     num_cached_tokens: int | None = None  # of the prompt, when first scheduled
     num_cached_encoder_tokens: int = 0  # the same of what the encoder reads
+    cache_report: CacheReport | None = None  # the same, and why it was no more
     error: Exception | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of all but the first token, as far as known
     tenant: str = ""
