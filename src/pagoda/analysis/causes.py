@@ -134,7 +134,8 @@ MEANINGS: Mapping[str, Meaning] = {
     "input_changed": Meaning("The text differs.", STATIC_FIRST),
     # The cache.
     "never_seen": Meaning(
-        "No prompt that begins so has been computed since the start.", "Nothing, or pin the prefix beforehand."
+        "No prompt that begins so is remembered: none was computed since the start, or it went long ago.",
+        "Nothing, or pin the prefix beforehand (/v1/kv/pin).",
     ),
     "evicted": Meaning(
         "It was held and had to go to make room.",
@@ -150,6 +151,10 @@ MEANINGS: Mapping[str, Meaning] = {
     "swa_checkpoint_missing": Meaning(
         "Its pages are held, and no window or recurrent state to go on from there.",
         "Raise snapshot_memory_share, or mark the prefix with a breakpoint so that a state is kept at its end.",
+    ),
+    "concurrent_write_pending": Meaning(
+        "A request that begins so was still being computed, and its last page is not shared before it is full.",
+        "Nothing, or send the second request once the first has ended.",
     ),
     "partial_block": Meaning(
         "There was no page free to copy the last tokens to; whole pages were read.", "Give the cache more memory."
@@ -178,7 +183,16 @@ NAMED: Mapping[str, VendorNames] = {
     ),
     **dict.fromkeys(
         (
-            *("never_seen", "evicted", "ttl_expired", "reset", "failed", "swa_checkpoint_missing", "partial_block"),
+            *(
+                "concurrent_write_pending",
+                "never_seen",
+                "evicted",
+                "ttl_expired",
+                "reset",
+                "failed",
+                "swa_checkpoint_missing",
+                "partial_block",
+            ),
             *("prompt_logprobs", "disabled", "other_tenant", "unknown"),
         ),
         VendorNames("unavailable", "unavailable"),

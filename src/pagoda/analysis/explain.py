@@ -82,8 +82,10 @@ class Explanation:
     @property
     def sentence(self) -> str:
         """All of it in one, for people."""
-        if self.place is None:
+        if self.place is None or self.cause in HARMLESS:
             return self.words
+        if self.place.token == 0:
+            return f"The whole prompt misses. {self.words}"
         return f"The prompt misses from token {self.place.token:,} on, in {where(self.place)}. {self.words}"
 
     def as_json(self) -> dict[str, Any]:

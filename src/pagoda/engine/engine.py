@@ -26,8 +26,8 @@ from pagoda.engine.fit_store import FitStore
 from pagoda.engine.format_fit import CalibrationText, fit_format
 from pagoda.engine.forward import Computed, Forward
 from pagoda.engine.identity import identity_of
-from pagoda.engine.pools import make_cache, make_pools
 from pagoda.engine.lookups import Lookups
+from pagoda.engine.pools import make_cache, make_pools
 from pagoda.engine.request import FinishReason, Request, Sequence, new_sample
 from pagoda.engine.sampling import stop_token_ids
 from pagoda.engine.scheduler import Scheduler

@@ -31,7 +31,7 @@ CAUSES = {
 
 
 class Lookups:
-    """Of `cache`, whose pages go by `policy`, or are not shared (None). With 0 `memory_nbytes` nothing is remembered."""
+    """Of `cache`, whose pages go by `policy`, or are not shared (None). Of no `memory_nbytes` nothing is remembered."""
 
     def __init__(self, cache: Cache, policy: str | None, memory_nbytes: int = 0) -> None:
         self._cache = cache
@@ -74,15 +74,14 @@ class Lookups:
         if request.cache_report is None:
             request.cache_report = self._report(sequence, hit)
             if self._recent is not None:
-                looked = Looked(
-                    request.request_id, hit.namespace, hit.key, len(request.prompt), request.cache_report
-                )
+                looked = Looked(request.request_id, hit.namespace, hit.key, len(request.prompt), request.cache_report)
                 self._recent.add(looked)
 
     def end(self, sequence: Sequence) -> None:
-        """Its tokens will not change any more."""
-        if self._recent is not None and sequence.index == 0:
-            self._recent.ended(sequence.request.request_id, token_key(sequence.tokens))
+        """Nothing more of it will be computed."""
+        if self._recent is not None and sequence.index == 0 and sequence.cached is not None:
+            request, tokens = sequence.request, sequence.tokens[: sequence.cached.num_tokens]
+            self._recent.end(request.tenant, request.request_id, token_key(tokens))
 
     def _report(self, sequence: Sequence, hit: Hit) -> CacheReport:
         read, num_prompt_tokens, limit = hit.num_tokens, len(sequence.tokens), sequence.num_resumable

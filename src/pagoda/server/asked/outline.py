@@ -7,10 +7,12 @@ and counts as the template's own; nothing but places is kept.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pagoda.analysis.prompt import Section, SectionKind
-from pagoda.server.asked.conversation import Conversation, Turn
+
+if TYPE_CHECKING:
+    from pagoda.server.asked.conversation import Conversation, Turn
 
 
 def outline(conversation: Conversation, text: str) -> tuple[Section, ...]:

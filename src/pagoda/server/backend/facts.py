@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pagoda.cache.recent import Looked
 from pagoda.sampling_params import SamplingParams
 
 
@@ -57,3 +58,14 @@ class PageFacts:
     nbytes: int
     constants: str | None = None
     attention: tuple[GroupAttention, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lookups:
+    """Late sequences, in the order in which they were looked up; all that is remembered takes `nbytes`, of at most
+    `most_nbytes`, of which 0 means that nothing is.
+    """
+
+    sequences: tuple[Looked, ...]
+    nbytes: int
+    most_nbytes: int

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 from uuid import uuid4
 
+from pagoda.analysis.prompt import Section
 from pagoda.cache.leases import Breakpoint, LeaseResult
 from pagoda.engine.request import FinishReason, RequestMetrics, TokenLogprobs
 from pagoda.outputs import RequestOutput, StreamChunk
@@ -54,7 +55,7 @@ class Origin:
 class Work:
     """One prompt to continue. The answer of one with a `scope` is a turn that may come back.
 
-    Its text has those special tokens that are `shown`.
+    Its text has those special tokens that are `shown`. `sections` are the pieces of the prompt's text, if it has any.
     """
 
     prompt: ReadPrompt
@@ -63,6 +64,7 @@ class Work:
     breakpoints: tuple[Breakpoint, ...] = ()
     scope: Scope | None = None
     shown: frozenset[int] = frozenset()
+    sections: tuple[Section, ...] = ()
 
 
 @dataclass(frozen=True)
