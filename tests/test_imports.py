@@ -61,9 +61,10 @@ CACHE_FLOORS = (
     ("leases", "lifetime"),
     ("tenants",),
     ("sequence",),
+    ("recent",),
     ("groups",),
     ("holdings",),
-    ("prefix",),
+    ("prefix", "report"),
     ("eviction",),
 )
 FLOOR = {name: len(CACHE_FLOORS) - number for number, names in enumerate(CACHE_FLOORS) for name in names}
@@ -163,6 +164,8 @@ def test_floors_of_the_cache_point_down(path):
         "pagoda.planning.checkpoint",
         "pagoda.planning.limits",
         "pagoda.models.plain_tokenizer",
+        "pagoda.commands.explain",
+        "pagoda.commands.request_file",
         "pagoda.tokenizing",
     ],
 )
@@ -171,7 +174,7 @@ def test_no_torch_is_loaded_where_there_are_no_tensors(module):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("folder", ["planning", "checkpoint", "layouts", "formats", "cache", "chat"])
+@pytest.mark.parametrize("folder", ["planning", "checkpoint", "layouts", "formats", "cache", "chat", "analysis"])
 def test_bookkeeping_sizes_and_plans_load_no_torch(folder):
     """Whole folders; of the cache all but the bytes of pages and what a step sees of them."""
     files = (path for path in MODULES if owner(path) == folder and path.stem not in WITH_TENSORS)

@@ -87,7 +87,7 @@ class Engine:
         )
         store = FitStore(config.environment.cache_folder)
         self.fit = fit_format(model, kernels, self.memory, calibration, store)
-        self.inspector = Inspector(self._cache, self.fit.loss)
+        self.inspector = Inspector(self._cache, self.fit.loss, lambda: self.lookups.nbytes)
         self._forward = Forward(model, kernels, self.memory, pools, self.fit.constants)
         self.kernel_choice = self._forward.kernel_choice
         for notice in self.kernel_choice.notices:

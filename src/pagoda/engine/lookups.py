@@ -97,7 +97,7 @@ class Lookups:
             known_tokens=known,
             cause=cause,
             first_missed_token=None if cause is MissCause.NONE else read,
-            missed_tokens=known - read + (0 if run is None else run.num_tokens),
+            missed_tokens=known - read + (0 if run is None else min(run.num_tokens, limit - known)),
             gone_at=None if departure is None else departure.when,
             gone_for=departure.whom if departure is not None and departure.reason is Reason.ROOM else None,
             policy=self._policy if departure is not None and departure.reason is Reason.ROOM else None,
@@ -117,7 +117,8 @@ class Lookups:
         if self._gone is None or main.prefixes is None:
             return MissCause.UNKNOWN, None
         run = self._gone.find(main.prefixes.tree.root(hit.namespace), match, hit.key, main.page_tokens)
-        if run is not None:
+        # A few tokens that somebody else had as well explain nothing.
+        if run is not None and run.num_tokens >= min(main.page_tokens, (sequence.num_resumable - known) // 2):
             had_lapsed = run.departure.had_lapsed and run.departure.reason is Reason.ROOM
             return MissCause.TTL_EXPIRED if had_lapsed else CAUSES[run.departure.reason], run
         return _parting(match, main.page_tokens), None

@@ -48,7 +48,8 @@ class PageFacts:
 
     kinds: in the order of `CacheStats.groups`. formats: those that attention reads, each once. num_pages: of each group
     that attends. page_tokens: of the first of these, 0 without any. nbytes: of all pages. constants: a digest of what
-    was fitted to the model. attention: of each group that attends.
+    was fitted to the model. attention: of each group that attends. miss_memory_nbytes: the most that is kept to explain
+    misses.
     """
 
     kinds: tuple[PageKind, ...]
@@ -58,6 +59,7 @@ class PageFacts:
     nbytes: int
     constants: str | None = None
     attention: tuple[GroupAttention, ...] = ()
+    miss_memory_nbytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -197,6 +197,7 @@ def _page_facts(engine: Engine) -> PageFacts:
             GroupAttention(each.group.name, each.kernels.name, each.obstacle or "")
             for each in engine.kernel_choice.groups
         ),
+        miss_memory_nbytes=engine.lookups.memory_nbytes,
     )
 
 

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from pagoda.analysis.prompt import Section
 from pagoda.cache.leases import Breakpoint, LeaseResult
+from pagoda.cache.report import CacheReport
 from pagoda.engine.request import FinishReason, RequestMetrics, TokenLogprobs
 from pagoda.outputs import RequestOutput, StreamChunk
 from pagoda.sampling_params import SamplingParams
@@ -121,6 +122,10 @@ class Job(Protocol):
 
     @property
     def num_cached_encoder_tokens(self) -> int: ...
+
+    @property
+    def cache_report(self) -> CacheReport | None:
+        """Why no more was cached; None before anything is computed."""
 
     @property
     def num_output_tokens(self) -> int:
