@@ -86,7 +86,10 @@ class Explanation:
             return self.words
         if self.place.token == 0:
             return f"The whole prompt misses. {self.words}"
-        return f"The prompt misses from token {self.place.token:,} on, in {where(self.place)}. {self.words}"
+        text = f"The prompt misses from token {self.place.token:,} on, in {where(self.place)}. {self.words}"
+        if self.reused_tokens < self.place.token:
+            text += f" Of those before it {self.reused_tokens:,} could be read."
+        return text
 
     def as_json(self) -> dict[str, Any]:
         plain = asdict(self)
