@@ -101,6 +101,10 @@ MEANINGS: Mapping[str, Meaning] = {
         "Quotes or dashes are typographic in one and plain in the other.", "Write them in one way."
     ),
     "whitespace": Meaning("There are other spaces or lines between the same words.", "Build texts in one way."),
+    "order_changed": Meaning(
+        "The same words, lines or entries come in another order, as sets and searches give them.",
+        "Sort them before they are written into a prompt.",
+    ),
     "case_changed": Meaning("The same words are written in other case.", "Write them in one way."),
     "tokenization_changed": Meaning(
         "The same text is cut into other tokens: the earlier prompt ends inside of a word, or was given as tokens.",

@@ -17,6 +17,7 @@ from pagoda.analysis.json_edits import has_other_json_form, has_other_key_order,
 LEAST_AGREEMENT_CHARACTERS = 16
 MOST_WORD_CHARACTERS = 256
 KEYWORD_CHARACTERS = 32
+LEAST_ID_DIGITS = 8
 
 _MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
 _DAY = r"(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?\b\.?"
@@ -24,7 +25,9 @@ _CLOCK = r"\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?(?:\s*[ap]\.?m\b\.?)?"
 _ZONE = r"(?:\s*(?:z|utc|gmt|[a-z]{2,4}t)\b|\s*[+-]\d{2}:?\d{2})?"
 _DATES = (
     r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}",
-    r"\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}",
+    r"\d{1,2}[-/]\d{1,2}[-/]\d{2,4}",
+    r"\d{1,2}\.\d{1,2}\.\d{4}|\d{2}\.\d{2}\.\d{2}(?!\d)",
+    rf"{_MONTH}\s+\d{{4}}",
     rf"{_MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?(?:,?\s+\d{{4}})?",
     rf"\d{{1,2}}(?:st|nd|rd|th)?\.?\s+(?:of\s+)?(?:{_MONTH}|[^\W\d_]+)(?:,?\s+\d{{4}})",
     rf"\d{{1,2}}[-\s]{_MONTH}[-\s]\d{{2,4}}",
@@ -32,20 +35,26 @@ _DATES = (
     r"20\d{6}(?:[t_-]?\d{4,6})?z?",
 )
 _DATE = "|".join(_DATES)
+_SINCE = r"(?:\d+|an?)\s*(?:s|sec|min|h|d|second|minute|hour|day|week|month|year)s?\s+ago"
 TIME = re.compile(
     rf"(?<![\w.])(?:(?:{_DAY}(?:,?\s+))?(?:{_DATE})(?:(?:\s*,?\s*(?:at\s+)?|t)(?:{_CLOCK}){_ZONE})?"
-    rf"|(?:{_CLOCK}){_ZONE}|{_DAY}|1[5-9]\d{{8}}(?:\d{{3}}|\.\d+)?)",
+    rf"|(?:{_CLOCK}){_ZONE}|{_DAY}|{_SINCE}|1[5-9]\d{{8}}(?:\d{{3}}|\.\d+)?)",
     re.IGNORECASE,
 )
 WORD = re.compile(r"[A-Za-z0-9]+(?:[-_][A-Za-z0-9]+)*")
+HEX = re.compile(r"[0-9a-f]{7,}|[0-9A-F]{7,}")
 NUMBER = re.compile(r"\d+")
 COUNTED = re.compile(
     r"(?:#|\b(?:no|nr|num(?:ber)?|id|seq(?:uence)?|count(?:er)?|request|session|turn|step|attempt|run|user|conversation"
-    r"|ticket|nonce|seed|trace|message|call|iteration|version|build)|_(?:id|no|count|seq))\W{0,8}(?:(?:is|of|no)\W+)?$",
+    r"|ticket|nonce|seed|trace|message|call|iteration|budget|usage|used|remaining|left)|_(?:id|no|count|seq))\W{0,8}"
+    r"(?:(?:is|of|no)\W+)?$",
     re.IGNORECASE,
 )
 INVISIBLE = str.maketrans(
-    {**dict.fromkeys("\u00a0\u2007\u202f\u2009\u3000", " "), **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad")}
+    {
+        **dict.fromkeys("\u00a0\u2007\u202f\u2009\u3000", " "),
+        **dict.fromkeys("\u200b\u200c\u200d\u2060\ufe0f\ufeff\u00ad"),
+    }
 )
 TYPOGRAPHIC = str.maketrans(
     {
@@ -107,6 +116,14 @@ def has_other_case(edit: Edit) -> bool:
     return _agrees(edit, str.casefold)
 
 
+def has_other_order(edit: Edit) -> bool:
+    """The same words, lines or entries, as sets and searches give them."""
+    earlier, later = edit.earlier.split(), edit.later.split()
+    if earlier == later or len(earlier) != len(later):
+        return False
+    return sorted(map(_bare, earlier)) == sorted(map(_bare, later))
+
+
 EDITS: tuple[tuple[str, Callable[[Edit], bool]], ...] = (
     ("timestamp", has_other_time),
     ("random_id", has_other_id),
@@ -121,12 +138,18 @@ EDITS: tuple[tuple[str, Callable[[Edit], bool]], ...] = (
     ("typographic_characters", has_typographic_characters),
     ("whitespace", has_other_spaces),
     ("case_changed", has_other_case),
+    ("order_changed", has_other_order),
 )
 
 
 def edit_kind(edit: Edit) -> str | None:
     """The first of `EDITS` that it is; None if it is none of them."""
     return next((name for name, recognises in EDITS if recognises(edit)), None)
+
+
+def _bare(word: str) -> str:
+    """Without what stands between entries."""
+    return word.strip(",;.")
 
 
 def _agrees(edit: Edit, form: Callable[[str], str]) -> bool:
@@ -164,12 +187,19 @@ def _matches(pattern: re.Pattern[str], text: str, place: int) -> dict[int, str]:
 
 
 def _is_random(word: str) -> bool:
-    """Letters and digits in turn, at least twice, or capitals where no word has them."""
-    pieces = re.split(r"[-_]", word)
-    return any(
-        len(piece) >= 4 and (_num_changes(piece, str.isdigit) >= 2 or _num_capitals_inside(piece) >= 3)
-        for piece in pieces
-    )
+    """Letters and digits in turn, many digits, or capitals where no word has them; behind a prefix, fewer do."""
+    *prefixes, _ = pieces = re.split(r"[-_]", word)
+    least = 4 if prefixes else 6
+    return any(len(piece) >= least and _is_mixed(piece) for piece in pieces)
+
+
+def _is_mixed(piece: str) -> bool:
+    num_digits = sum(map(str.isdigit, piece))
+    if num_digits == len(piece):
+        return num_digits >= LEAST_ID_DIGITS
+    if HEX.fullmatch(piece) and num_digits:
+        return True
+    return (num_digits >= 2 and _num_changes(piece, str.isdigit) >= 2) or _num_capitals_inside(piece) >= 3
 
 
 def _num_changes(word: str, kind: Callable[[str], bool]) -> int:

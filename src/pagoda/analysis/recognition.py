@@ -115,14 +115,14 @@ def _order(earlier: Sequence[Message], later: Sequence[Message], index: int) -> 
     if before[0] == after[0]:
         return None
     gone, new = before[0] not in after, after[0] not in before
+    is_front = all(each.role == "system" for each in earlier[:index])
     is_system = earlier[index].role == "system" or later[index].role == "system"
-    if is_system and (gone or new):
+    if is_front and is_system and (gone or new):
         return "system_changed" if earlier[index].role != later[index].role else None
     if not gone and not new:
         return "messages_reordered"
     if not gone:
         return "message_inserted"
-    is_front = all(each.role == "system" for each in earlier[:index])
     if not new:
         return "context_compacted" if is_front or before.index(after[0]) > 1 else "message_removed"
     return "context_compacted" if _is_summed_up(before, after) else None
