@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pagoda.analysis.explain import find
+from pagoda.analysis.explain import LAST_ADVICE, Reuse, explain, find
 from pagoda.analysis.prompt import Prompt, SectionKind
 from pagoda.commands.request_file import RequestFiles
 from pagoda.llm import EMBEDDED_MODEL
@@ -494,6 +494,16 @@ def test_each_pair_has_its_cause_and_section(files, tokenizer, name):
     finding = find(*prompts_of(files, tokenizer, name), read_tokens=0)
     assert (finding.cause, finding.section and finding.section.kind) == (cause, kind)
     assert finding.first_missed is not None
+
+
+def test_what_changes_in_the_last_message_is_where_it_should_be(files):
+    for earlier, later, is_last in (
+        ([system(RULES), user("It is 10:01.")], [system(RULES), user("It is 10:02.")], True),
+        ([system(RULES), user("Where?"), ASK], [system(RULES), user("Who?"), ASK], False),
+    ):
+        finding = find(*read(files, chat(*earlier), chat(*later)), read_tokens=0)
+        advice = explain(finding, Reuse(1, 0, 32)).advice
+        assert (advice == LAST_ADVICE) is finding.is_last is is_last
 
 
 @pytest.mark.parametrize("name", HARMLESS)

@@ -16,6 +16,9 @@ from pagoda.analysis.recognition import TOOL_CAUSES, cause_of
 
 CONTEXT_CHARACTERS = 60
 HARMLESS = ("none", "continued")
+# What may change in the last message, where it costs nothing.
+EXPECTED_LAST = ("message_edited", "timestamp", "random_id", "counter")
+LAST_ADVICE = "Nothing: what changes with every request stands last."
 SEPARATE = ("model_changed", "salt_changed")  # prompts that share nothing, whatever their tokens
 
 
@@ -118,6 +121,7 @@ class Finding:
     section: Section | None = None
     earlier_tokens: int | None = None
     context: Context | None = None
+    is_last: bool = False  # whether it is in the last message
 
 
 def find(earlier: Prompt, later: Prompt, read_tokens: int, with_context: bool = False) -> Finding:
@@ -137,6 +141,7 @@ def find(earlier: Prompt, later: Prompt, read_tokens: int, with_context: bool = 
         section=section,
         earlier_tokens=len(earlier.token_ids),
         context=Context.of(difference) if with_context and parts else None,
+        is_last=section is not None and section.message == len(later.messages) - 1,
     )
 
 
@@ -146,7 +151,7 @@ def explain(finding: Finding, reuse: Reuse, rates: Rates = NO_RATES) -> Explanat
     return Explanation(
         cause=finding.cause,
         words=meaning.words,
-        advice=meaning.advice,
+        advice=LAST_ADVICE if finding.is_last and finding.cause in EXPECTED_LAST else meaning.advice,
         vendor=vendor_names(finding.cause, finding.section),
         place=None if place is None else Place.of(place, reuse.page_tokens, finding.section),
         prompt_tokens=reuse.prompt_tokens,

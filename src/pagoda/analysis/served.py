@@ -24,8 +24,8 @@ LEAST_SHARED_TOKENS = 16
 class Shown(Protocol):
     """Makes of sequences what people can read."""
 
-    def prompt(self, looked: Looked) -> Prompt:
-        """With its answer as the last message."""
+    def prompt(self, looked: Looked, has_answer: bool) -> Prompt:
+        """The prompt alone, or with its answer as the last message."""
 
     def section(self, looked: Looked, token: int) -> Section:
         """What the token of that index is a part of."""
@@ -68,7 +68,7 @@ class Served:
 
     def _compared(self, finding: Finding, near: Looked, with_context: bool) -> Finding:
         """What the two prompts tell. If they part nowhere, the rest is new, or was there and could not be read."""
-        earlier, later = self.shown.prompt(near), self.shown.prompt(self.looked)
+        earlier, later = self.shown.prompt(near, True), self.shown.prompt(self.looked, False)
         compared = find(earlier, later, self.looked.report.num_read_tokens, with_context)
         if compared.cause not in HARMLESS:
             return compared

@@ -138,7 +138,7 @@ def _token_rows(report: Mapping[str, Any]) -> Rows:
 
 def _cost_rows(report: Mapping[str, Any]) -> Rows:
     rows = []
-    if report["missed_seconds"] is not None:
+    if report["missed_seconds"]:
         rows.append(("time for what was missed", format_seconds(report["missed_seconds"])))
     if report["missed_price"] is not None:
         rows.append(("price of the prompt", f"{report['price']:.6f}"))

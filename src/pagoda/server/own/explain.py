@@ -102,8 +102,8 @@ class _ShownSequences:
     service: Service
     decode: Callable[[list[int]], str]
 
-    def prompt(self, looked: Looked) -> Prompt:
-        token_ids = key_tokens(looked.key)
+    def prompt(self, looked: Looked, has_answer: bool) -> Prompt:
+        token_ids = key_tokens(looked.key if has_answer else looked.prompt_key)
         text = self.decode(token_ids)
         sections = self._sections(looked, token_ids, text)
         return Prompt(
@@ -120,7 +120,7 @@ class _ShownSequences:
         )
 
     def section(self, looked: Looked, token: int) -> Section:
-        token_ids = key_tokens(looked.key)
+        token_ids = key_tokens(looked.prompt_key)
         text = self.decode(token_ids)
         prompt = Prompt(token_ids, text, self._sections(looked, token_ids, text))
         return prompt.section_at(len(self.decode(token_ids[:token])))
