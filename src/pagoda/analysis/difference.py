@@ -1,6 +1,6 @@
 """Where two prompts part: the first token and the first character that differ, and the section that these are in.
 
-Compares, and judges nothing: what the difference means is for `causes.py` to say.
+Compares, and judges nothing: what the difference means is for `recognition.py` to say.
 """
 
 from __future__ import annotations
@@ -59,10 +59,8 @@ class Difference:
     def edit(self) -> Edit:
         """What stands in both sections, as far as they are known."""
         earlier, later = self.sections
-        start = max(earlier.start, later.start) if earlier.start != later.start else earlier.start
-        return Edit(
-            self.earlier.text[start : earlier.end], self.later.text[start : later.end], max(self.place - start, 0)
-        )
+        start = min(max(earlier.start, later.start), self.place)
+        return Edit(self.earlier.text[start : earlier.end], self.later.text[start : later.end], self.place - start)
 
 
 @dataclass(frozen=True)

@@ -79,10 +79,6 @@ class Explanation:
         return self.prompt_tokens - self.reused_tokens
 
     @property
-    def has_missed(self) -> bool:
-        return self.missed_tokens > 0
-
-    @property
     def sentence(self) -> str:
         """All of it in one, for people."""
         if self.place is None or self.cause in HARMLESS:

@@ -23,8 +23,6 @@ THOUGHT_CHARACTERS = 48
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 EFFORTS = ("reasoning_effort", "thinking")
 TEMPLATE_SETTINGS = ("chat_template_kwargs", "add_generation_prompt", "continue_final_message")
-
-
 TOOL_CAUSES = ("tools_reordered", "tool_added", "tool_removed", "tool_changed")
 
 

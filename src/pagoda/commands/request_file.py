@@ -36,6 +36,7 @@ ANTHROPIC_BLOCKS = ("tool_use", "tool_result", "thinking", "redacted_thinking")
 FORMS = (
     "give text, a list of messages, or the body of a request (messages, input or prompt) as OpenAI and Anthropic have"
 )
+TOKEN_IDS = range(1 << 31)
 SHOWN_SETTINGS = ("model", "cache_salt", "prompt_cache_key")
 
 
@@ -71,6 +72,8 @@ class RequestFiles:
             return Prompt(self._encoded(text), text)
         except PagodaError as error:
             raise ConfigError(f"{name} cannot be read: {error}") from error
+        except RecursionError as error:
+            raise ConfigError(f"{name} cannot be read: it is nested too deeply; make it flatter.") from error
 
     def _request(self, body: Mapping[str, Any]) -> Prompt:
         if isinstance(body.get("body"), Mapping):  # a line of a batch
@@ -180,7 +183,8 @@ def _told(conversation: Conversation) -> dict[str, Any]:
 def _media(value: Any) -> Iterator[str]:
     """Digests of all that is no text, in order."""
     if isinstance(value, Mapping):
-        if value.get("type") in MEDIA:
+        kind = value.get("type")
+        if isinstance(kind, str) and kind in MEDIA:
             yield blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
             return
         value = list(value.values())
@@ -204,4 +208,4 @@ def _is_messages(value: Any) -> bool:
 
 
 def _is_token_ids(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(each) is int for each in value)
+    return isinstance(value, list) and bool(value) and all(type(each) is int and each in TOKEN_IDS for each in value)

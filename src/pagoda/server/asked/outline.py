@@ -11,6 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from pagoda.analysis.prompt import Section, SectionKind
 
+# Beyond them a text is one that nobody has written to be read.
+MOST_LEFT_OUT = 64
+MOST_TRIES = 64
+MOST_TOOLS = 4
+
 if TYPE_CHECKING:
     from pagoda.server.asked.conversation import Conversation, Turn
 
@@ -18,10 +23,12 @@ if TYPE_CHECKING:
 def outline(conversation: Conversation, text: str) -> tuple[Section, ...]:
     """The sections of `text`, in order."""
     found: list[Section] = []
-    start = 0
+    start, num_left_out = 0, 0
     for index, turn in enumerate(conversation.turns):
-        section = _message(text, start, index, turn)
-        if section is not None:
+        section = _message(text, start, index, turn) if num_left_out < MOST_LEFT_OUT else None
+        if section is None:
+            num_left_out += 1
+        else:
             found.append(section)
             start = section.end
     tools = _tools(conversation, text, found)
@@ -41,31 +48,40 @@ def _message(text: str, start: int, index: int, turn: Turn) -> Section | None:
 
 def _find(text: str, words: str, start: int) -> int:
     """Where `words` stand by themselves, not as a part of longer ones: names of roles are words too."""
-    place = text.find(words, start)
-    while place >= 0:
-        end = place + len(words)
-        is_begun = place > 0 and text[place - 1].isalnum() and words[0].isalnum()
-        goes_on = end < len(text) and text[end].isalnum() and words[-1].isalnum()
-        if not is_begun and not goes_on:
-            return place
+    place = start - 1
+    for _ in range(MOST_TRIES):
         place = text.find(words, place + 1)
+        if place < 0 or _stands_alone(text, place, words):
+            return place
     return -1
+
+
+def _stands_alone(text: str, place: int, words: str) -> bool:
+    before, after = text[max(place - 1, 0) : place], text[place + len(words) : place + len(words) + 1]
+    return not (before.isalnum() and words[0].isalnum()) and not (after.isalnum() and words[-1].isalnum())
 
 
 def _tools(conversation: Conversation, text: str, messages: Sequence[Section]) -> Section | None:
     """From the line that names the first tool to the end of what lies between the messages around it."""
-    for tool in conversation.tools:
-        name = _name(tool)
-        place = text.find(name)
-        while place >= 0:
-            inside = next((each for each in messages if each.start <= place < each.end), None)
-            if inside is None:
-                before = max((each.end for each in messages if each.end <= place), default=0)
-                start = max(text.rfind("\n", 0, place) + 1, before)
-                end = min((each.start for each in messages if each.start >= place), default=len(text))
-                return Section(SectionKind.TOOLS, start, end)
-            place = text.find(name, inside.end)
+    for tool in conversation.tools[:MOST_TOOLS]:
+        place = _find_outside(text, _name(tool), messages)
+        if place >= 0:
+            before = max((each.end for each in messages if each.end <= place), default=0)
+            start = max(text.rfind("\n", 0, place) + 1, before)
+            end = min((each.start for each in messages if each.start >= place), default=len(text))
+            return Section(SectionKind.TOOLS, start, end)
     return None
+
+
+def _find_outside(text: str, name: str, messages: Sequence[Section]) -> int:
+    """Where `name` stands in no message; -1 if that is nowhere."""
+    place = text.find(name)
+    for _ in range(MOST_TRIES):
+        inside = next((each for each in messages if each.start <= place < each.end), None)
+        if inside is None:
+            return place
+        place = text.find(name, inside.end)
+    return -1
 
 
 def _name(tool: Any) -> str:
