@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from time import monotonic
 from typing import Any
 
+from pagoda.cache.report import NOT_LOOKED_UP
 from pagoda.engine.ends import TokenEvent
 from pagoda.engine.request import Request, Sequence
 from pagoda.engine.request_time import time_of
@@ -134,6 +135,7 @@ class Collector:
             prompt_logprobs=[None, *request.prompt_logprobs] if request.scores_prompt else None,
             leases=tuple(request.lease_results),
             time=time_of(request),
+            cache_report=request.cache_report or NOT_LOOKED_UP,
         )
 
     def _completion(self, sample: Sequence) -> CompletionOutput:

@@ -6,6 +6,7 @@ API and the command line cannot drift apart. Imports no torch: `--help` must be 
 
 from __future__ import annotations
 
+import math
 from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace
 from dataclasses import fields, replace
 from pathlib import Path
@@ -36,6 +37,17 @@ def size(text: str) -> int:
         return parse_nbytes(text)
     except ConfigError as error:
         raise ArgumentTypeError(str(error)) from error
+
+
+def not_negative(text: str) -> float:
+    """A number of 0 or more, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise ArgumentTypeError(f"{text!r} is no number of 0 or more")
+    return value
 
 
 def _option(field: str, help: str, **more: Any) -> Option:
@@ -100,6 +112,12 @@ ENGINE_OPTIONS = (
         "forget what nobody has used for so long; by default only the policy ttl does, after 300",
         type=float,
         metavar="SECONDS",
+    ),
+    _option(
+        "miss_memory_bytes",
+        "memory for what explains why prompts missed, such as 64MiB; 0 remembers nothing",
+        type=size,
+        metavar="SIZE",
     ),
     _option(
         "deterministic",

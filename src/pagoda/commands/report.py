@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from pagoda.analysis.time import OVERHEADS
 from pagoda.cache.holdings.allocator import PageCounts
 from pagoda.cache.inspector import CacheStats
-from pagoda.llm import LLM
 from pagoda.outputs import RequestOutput
 from pagoda.units import NOT_MEASURED, format_nbytes, format_rate, format_seconds
+
+if TYPE_CHECKING:
+    from pagoda.llm import LLM
 
 Rows = list[tuple[str, str]]
 

@@ -28,6 +28,7 @@ from pagoda.engine.fit_store import FitStore
 from pagoda.engine.format_fit import CalibrationText, fit_format
 from pagoda.engine.forward import Computed, Forward
 from pagoda.engine.identity import identity_of
+from pagoda.engine.lookups import Lookups
 from pagoda.engine.pools import make_pools
 from pagoda.engine.request import FinishReason, Request, Sequence, new_sample
 from pagoda.engine.sampling import stop_token_ids
@@ -56,7 +57,7 @@ class Engine:
     """Generates tokens for many requests over one paged, prefix-shared cache. Leases run by `clock`.
 
     Formats of few bits are fitted to the model with what `calibration` reads. What there is to see of the cache is
-    shown by `inspector`, on the thread that steps.
+    shown by `inspector`, and why late prompts missed by `lookups`, on the thread that steps.
     """
 
     def __init__(
@@ -78,16 +79,19 @@ class Engine:
         pools = make_pools(self.memory, config.environment.poison_pages)
         self._admission = Admission(model, config, self.memory)
         self._cache = make_cache(self.memory, pools, config, clock)
+        policy = config.eviction_policy if config.enable_prefix_caching else None
+        self.lookups = Lookups(self._cache, policy, config.miss_memory_bytes)
         self._scheduler = Scheduler(
             self._cache,
             config.max_num_seqs,
             config.max_num_batched_tokens,
             max_scored_tokens(model.vocab_size),
             {name: share.weight for name, share in config.tenants.items()},
+            self.lookups,
         )
         store = FitStore(config.environment.cache_folder)
         self.fit = fit_format(model, kernels, self.memory, calibration, store)
-        self.inspector = Inspector(self._cache, self.fit.loss)
+        self.inspector = Inspector(self._cache, self.fit.loss, lambda: self.lookups.nbytes)
         self._forward = Forward(model, kernels, self.memory, pools, self.fit.constants)
         self.kernel_choice = self._forward.kernel_choice
         for notice in self.kernel_choice.notices:
@@ -177,6 +181,7 @@ class Engine:
 
     def reset_prefix_cache(self) -> int:
         """Forget every page that no running sequence uses; returns how many."""
+        self.lookups.serve_nobody()
         return self._cache.reset()
 
     def _schedule(self) -> Batch:

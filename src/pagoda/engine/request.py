@@ -15,6 +15,7 @@ from pagoda.analysis.decoding import DecodeCosts
 from pagoda.cache.leases import Breakpoint, LeaseResult
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.namespace import Namespace
+from pagoda.cache.report import CacheReport
 from pagoda.cache.sequence import CachedSequence
 from pagoda.engine.phases import PhaseSeconds, WallSeconds
 from pagoda.models.generation import NO_RULES, Rules
@@ -186,6 +187,7 @@ class Request:
     sequences: list[Sequence] = field(default_factory=list)
     num_cached_tokens: int | None = None  # of the prompt, when first scheduled
     num_cached_encoder_tokens: int = 0  # the same of what the encoder reads
+    cache_report: CacheReport | None = None  # the same, and why it was no more
     error: Exception | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of all but the first token, as far as known
     tenant: str = ""

@@ -25,6 +25,7 @@ from pagoda.cache.sequence import CachedSequence, Hit
 from pagoda.engine.batch import Batch, next_chunk
 from pagoda.engine.division import Division
 from pagoda.engine.fairness import Fairness
+from pagoda.engine.lookups import Lookups
 from pagoda.engine.request import Phase, Sequence
 from pagoda.engine.turns import Turns
 from pagoda.engine.waiting import Waiting
@@ -83,8 +84,10 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_scored_tokens: int | None = None,
         weights: Mapping[str, float] | None = None,
+        lookups: Lookups | None = None,
     ) -> None:
         self._cache = cache
+        self._lookups = lookups or Lookups(cache, None)
         self._max_num_batched_tokens = max_num_batched_tokens
         self._max_scored_tokens = max_scored_tokens or max_num_batched_tokens
         self.waiting = Waiting(weights, max_num_batched_tokens)
@@ -116,6 +119,7 @@ class Scheduler:
 
     def remove(self, sequence: Sequence, keep_pages: bool = True) -> None:
         """Take a sequence out, wherever it is; with `keep_pages` off its pages are forgotten."""
+        self._lookups.end(sequence)
         self._release(sequence, keep_pages)
         if sequence.phase is Phase.RUNNING:
             self.running.remove(sequence)
@@ -126,6 +130,7 @@ class Scheduler:
     def schedule(self) -> Batch:
         """What to compute next, with room for it reserved. Empty only if nothing can advance."""
         self.failed = {}
+        self._lookups.serve_nobody()
         self._release_again()
         self._cache.expire()
         wanted = self._turns.wanted(self.running)
@@ -184,6 +189,7 @@ class Scheduler:
     def _advance(self, sequence: Sequence, num_tokens: int, step: _Round) -> None:
         """Plan a running sequence, sending back the youngest ones until its pages can be had."""
         assert sequence.cached is not None
+        self._lookups.serve(sequence)
         while not self._cache.reserve(sequence.cached, num_tokens):
             victim = self._fairness.victim_of(sequence, num_tokens)
             if victim is sequence and self._fairness.revoke_lease(sequence):
@@ -269,6 +275,7 @@ class Scheduler:
     def _start(self, sequence: Sequence, fitting: Hit, budget: int, step: _Round) -> None:
         """Run a waiting sequence from what the cache holds of it, for which there is room."""
         breakpoints = tuple(each.num_tokens for each in sequence.request.breakpoints)
+        self._lookups.start(sequence, fitting)
         before = monotonic()
         sequence.cached = self._cache.attach(fitting, len(sequence.tokens), breakpoints)
         sequence.request.metrics.phases.match += monotonic() - before

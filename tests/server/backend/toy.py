@@ -16,6 +16,7 @@ from pagoda.cache.holdings.allocator import PageCounts
 from pagoda.cache.inspector import CacheStats
 from pagoda.cache.leases import Breakpoint, LeaseInfo, LeaseResult
 from pagoda.cache.prefix.outline import Outline
+from pagoda.cache.report import CacheReport
 from pagoda.chat.options import ChatOptions
 from pagoda.engine.constraint import Constraint
 from pagoda.engine.request import FinishReason, RequestMetrics, TokenLogprobs
@@ -24,7 +25,7 @@ from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
 from pagoda.prompts import Prompt, ReadPrompt
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server.backend.base import Embedder
-from pagoda.server.backend.facts import PageFacts, PageKind, ServedModel
+from pagoda.server.backend.facts import Lookups, PageFacts, PageKind, ServedModel
 from pagoda.server.ground.messages import Call, News, Work
 
 MAX_MODEL_LEN = 64
@@ -79,6 +80,7 @@ class ToyJob:
     num_encoder_tokens: int = 0
     num_cached_encoder_tokens: int = 0
     prompt_logprobs: list[TokenLogprobs] | None = None
+    cache_report: CacheReport | None = None
 
     @property
     def prompt(self) -> list[int]:
@@ -177,6 +179,9 @@ class ToyInspector:
 
     def outline(self, most: int, most_tokens: int, tenant: str | None) -> Future[list[Outline]]:
         return self._thread.submit(list)
+
+    def lookups(self) -> Future[Lookups]:
+        return self._thread.submit(lambda: Lookups((), 0, 0))
 
     def page_states(self, stride: int) -> Future[list[bytes]]:
         return self._thread.submit(lambda: [bytes(PAGES.total)])

@@ -7,6 +7,7 @@ from functools import partial
 
 from pagoda.analysis.time import RequestTime
 from pagoda.cache.leases import Breakpoint, LeaseResult
+from pagoda.cache.report import CacheReport
 from pagoda.collector import Collector
 from pagoda.engine.request import FinishReason, Request, RequestMetrics, TokenLogprobs
 from pagoda.engine.request_time import time_of
@@ -80,6 +81,10 @@ class LocalJob:
     @property
     def num_cached_encoder_tokens(self) -> int:
         return self._request.num_cached_encoder_tokens
+
+    @property
+    def cache_report(self) -> CacheReport | None:
+        return self._request.cache_report
 
     @property
     def num_output_tokens(self) -> int:

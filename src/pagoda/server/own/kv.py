@@ -36,7 +36,7 @@ from pagoda.server.asked.body import Body, Items, TokenIds
 from pagoda.server.asked.conversation import Conversation, ConversationReader, ReadConversation
 from pagoda.server.ground.messages import Call, Job, Scope, Work, new_id
 from pagoda.server.ground.tenants import Tenant
-from pagoda.server.openai.chat import tools_of, turns_of
+from pagoda.server.openai.chat_prompt import tools_of, turns_of
 from pagoda.server.openai.schema import Message, Tools
 from pagoda.server.watched.recent import Past
 from pagoda.server.watched.spent import spent
@@ -145,9 +145,15 @@ class Kv:
             "format_loss": stats.format_loss,
             "constants": facts.constants,
             "cache": _counts_of_all(stats) if sees_all else _counts_of(service.recent.of(tenant.name)),
+            "miss_memory": self._miss_memory(stats, sees_all),
             "leases": [self._lease(each) for each in sorted(own, key=lambda each: each.expires_in_seconds)],
             "requests": self._jobs(tenant),
         }
+
+    def _miss_memory(self, stats: CacheStats, sees_all: bool) -> dict[str, int]:
+        """What it takes to explain misses."""
+        used = {"bytes": stats.miss_memory_nbytes} if sees_all else {}
+        return used | {"limit": self._service.backend.pages.miss_memory_nbytes}
 
     def _sees_all(self, tenant: Tenant) -> bool:
         return tenant.is_admin or not self._service.tenants.are_several

@@ -176,6 +176,7 @@ class _CacheState(Collector):
         yield self._gauge("num_requests_waiting", "Requests that wait to be computed.", waiting)
         yield self._gauge("kv_cache_usage_perc", "Share of the pages in use, from 0 to 1.", used)
         yield self._gauge("kv_cache_memory_bytes", "Memory of the page pools.", self._facts.nbytes)
+        yield self._gauge("miss_memory_bytes", "Memory that explains misses.", stats.miss_memory_nbytes)
         yield self._gauge("process_resident_memory_bytes", "Memory of the process.", resident_memory_nbytes())
         yield self._counter("prefix_cache_queries", "Tokens looked up in the cache.", stats.queried_tokens)
         yield self._counter("prefix_cache_hits", "Tokens found in the cache.", stats.hit_tokens)
