@@ -150,6 +150,9 @@ def test_windows_and_states_resume_where_the_engine_would(files, capsys, tmp_pat
         ('{"temperature": 1}', "neither messages, input nor one prompt"),
         ('{"input": "x", "previous_response_id": "resp_1"}', "give the whole input"),
         ('{"prompt": ""}', "is empty"),
+        ('{"prompt": [1, 99999999999]}', "99999999999 among its token ids"),
+        ("[1, -4]", "-4 among its token ids"),
+        ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "tokenizer fails"),
     ],
 )
 def test_what_is_no_request_is_refused_by_name(files, capsys, tmp_path, text, words) -> None:
