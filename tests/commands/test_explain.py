@@ -174,8 +174,9 @@ def test_wrong_calls_say_what_to_give(files, capsys, tmp_path) -> None:
     assert main(["explain", *files, "--model", str(tmp_path / "nowhere")]) == 1
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     assert main(["explain", files[0], str(tmp_path / "binary")]) == 2
-    with pytest.raises(SystemExit):
-        main(["explain", *files, "--price-input", "-1"])
+    for option in (("--price-input", "-1"), ("--prefill-rate", "x"), ("--block-size", "0"), ("--block-size", "33")):
+        with pytest.raises(SystemExit):
+            main(["explain", *files, *option])
 
 
 def test_no_model_is_loaded(files) -> None:
