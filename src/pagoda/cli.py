@@ -15,13 +15,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from pagoda import __version__
-from pagoda.commands.options import (
-    add_engine_options,
-    add_model_options,
-    add_sampling_options,
-    add_server_options,
-    not_negative,
-)
+from pagoda.commands.explain_options import add_explain_options
+from pagoda.commands.options import add_engine_options, add_model_options, add_sampling_options, add_server_options
 from pagoda.commands.plan_options import add_plan_options
 from pagoda.commands.simulate_options import add_simulate_options
 from pagoda.commands.streams import UNWRITABLE, forget_output, keep_usable
@@ -145,7 +140,7 @@ def build_parser() -> Parser:
         _command(commands, "plan", "how many users fit, how long, how fast, before anything is loaded", PLAN_EXAMPLES)
     )
     add_simulate_options(_command(commands, "simulate", "what a cache would find in a trace", SIMULATE_EXAMPLES))
-    _add_explain(_command(commands, "explain", "why a prompt missed the cache", EXPLAIN_EXAMPLES))
+    add_explain_options(_command(commands, "explain", "why a prompt missed the cache", EXPLAIN_EXAMPLES))
     _add_doctor(_command(commands, "doctor", "what runs here, how fast, and why", DOCTOR_EXAMPLES))
     return parser
 
@@ -266,27 +261,6 @@ def _add_quality(parser: Parser) -> None:
     for action in parser._actions:
         if action.dest in ("model", "tokenizer", "dtype", "json", "repeats"):
             action.default = argparse.SUPPRESS  # `pagoda bench` has them too, and what was given before "quality"
-
-
-def _add_explain(parser: Parser) -> None:
-    add = parser.add_argument
-    add(
-        "files", nargs="*", type=Path, metavar="FILE", help="the earlier request, which was computed, and the later one"
-    )
-    add(
-        "--model", type=Path, metavar="PATH", help="checkpoint whose tokenizer and layers count (default: the embedded)"
-    )
-    add("--tokenizer", type=Path, metavar="PATH", help="tokenizer directory, if it is not the model's")
-    add("--chat-template", type=Path, metavar="FILE", help="a Jinja file that replaces the tokenizer's chat template")
-    add("--block-size", type=int, default=32, metavar="TOKENS", help="tokens per page (default: 32)")
-    add("--url", metavar="URL", help="ask a running server instead, as http://localhost:8000")
-    add("--request-id", metavar="ID", help="with --url: the id of a response, or of a request")
-    add("--api-key", metavar="KEY", help="with --url: the key to send")
-    add("--prefill-rate", type=not_negative, metavar="N", help="tokens computed in a second, to tell times")
-    add("--price-input", type=not_negative, metavar="X", help="price of a million tokens of prompts that are computed")
-    add("--price-cached", type=not_negative, metavar="X", help="price of a million tokens of prompts that are read")
-    add("--show-text", action="store_true", help="quote what stands where the prompts part")
-    add("--json", action="store_true", help="print the report as JSON")
 
 
 def _add_doctor(parser: Parser) -> None:

@@ -414,6 +414,14 @@ PAIRS: dict[str, tuple[str, Any, Any, SectionKind | None]] = {
         SectionKind.PROMPT,
     ),
     "another prompt": ("input_changed", "The sea was calm.", "A storm came up.", SectionKind.PROMPT),
+    "token ids": ("input_changed", "[5, 6, 7, 8]", "[5, 6, 9, 8]", SectionKind.PROMPT),
+    "a conversation that the client has rendered": (
+        "template_changed",
+        "<|im_start|>user\nWhere is the harbour?<|im_end|>",
+        chat(user("Where is the harbour?")),
+        SectionKind.PROMPT,
+    ),
+    "text instead of a conversation": ("input_changed", "A storm came up.", chat(ASK), SectionKind.PROMPT),
     "another document before the question": (
         "input_changed",
         "Document: the sea was calm.\nQuestion: why?",

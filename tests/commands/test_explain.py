@@ -150,6 +150,9 @@ def test_windows_and_states_resume_where_the_engine_would(files, capsys, tmp_pat
         ('{"temperature": 1}', "neither messages, input nor one prompt"),
         ('{"input": "x", "previous_response_id": "resp_1"}', "give the whole input"),
         ('{"prompt": ""}', "is empty"),
+        ('{"prompt": [1, 99999999999]}', "99999999999 among its token ids"),
+        ("[1, -4]", "-4 among its token ids"),
+        ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "tokenizer fails"),
     ],
 )
 def test_what_is_no_request_is_refused_by_name(files, capsys, tmp_path, text, words) -> None:
@@ -171,8 +174,9 @@ def test_wrong_calls_say_what_to_give(files, capsys, tmp_path) -> None:
     assert main(["explain", *files, "--model", str(tmp_path / "nowhere")]) == 1
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     assert main(["explain", files[0], str(tmp_path / "binary")]) == 2
-    with pytest.raises(SystemExit):
-        main(["explain", *files, "--price-input", "-1"])
+    for option in (("--price-input", "-1"), ("--prefill-rate", "x"), ("--block-size", "0"), ("--block-size", "33")):
+        with pytest.raises(SystemExit):
+            main(["explain", *files, *option])
 
 
 def test_no_model_is_loaded(files) -> None:

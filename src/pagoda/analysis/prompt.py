@@ -75,6 +75,8 @@ class Prompt:
 
     def gap_at(self, place: int) -> Section:
         """What the template has written around `place`, at which a section may begin or end."""
+        if not self.sections:
+            return self.section_at(place)
         before = [section.end for section in self.sections if section.end <= place]
         after = [section.start for section in self.sections if section.start >= place]
         kind = SectionKind.MARKER if after else SectionKind.GENERATION

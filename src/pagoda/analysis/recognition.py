@@ -13,7 +13,7 @@ from typing import Any
 
 from pagoda.analysis.difference import TEMPLATE_KINDS, Difference, Edit, num_common
 from pagoda.analysis.edits import edit_kind
-from pagoda.analysis.prompt import Message, SectionKind
+from pagoda.analysis.prompt import Message, Prompt, SectionKind
 
 THOUGHT = re.compile(
     r"<think|<\|begin_of_thought|\[THINK\]|<\|channel\|>analysis|<\|START_THINKING|<seed:think", re.IGNORECASE
@@ -156,7 +156,9 @@ def _words_of_template(difference: Difference) -> str | None:
 
 
 def _settings(difference: Difference) -> str | None:
-    """What the template was told beside the messages."""
+    """What the template was told beside the messages, if both have any."""
+    if not (difference.earlier.messages and difference.later.messages):
+        return None
     if any(_is_set_otherwise(difference, name) for name in EFFORTS):
         return "reasoning_effort_changed"
     if any(_is_set_otherwise(difference, name) for name in TEMPLATE_SETTINGS):
@@ -166,13 +168,13 @@ def _settings(difference: Difference) -> str | None:
 
 def _template(difference: Difference) -> str | None:
     """The messages are the same there, so it is what the template makes of them."""
-    if not difference.later.messages and not difference.later.sections:
+    earlier, later = difference.earlier, difference.later
+    if not (_has_words_of(earlier, later) and _has_words_of(later, earlier)):
         return None
-    earlier, _ = difference.sections
-    if earlier.kind is SectionKind.GENERATION:
+    if difference.sections[0].kind is SectionKind.GENERATION:
         return "generation_prompt"
-    place = max(difference.place - THOUGHT_CHARACTERS, 0), difference.place + THOUGHT_CHARACTERS
-    had, has = (bool(THOUGHT.search(text[slice(*place)])) for text in (difference.earlier.text, difference.later.text))
+    around = slice(max(difference.place - THOUGHT_CHARACTERS, 0), difference.place + THOUGHT_CHARACTERS)
+    had, has = (bool(THOUGHT.search(prompt.text[around])) for prompt in (earlier, later))
     return "thinking_stripped" if had != has else "template_changed"
 
 
@@ -207,6 +209,11 @@ def _candidates(difference: Difference) -> range:
     after = min((each.message or 0 for each in known if each.start >= difference.place), default=None)
     last = len(difference.later.messages) - 1 if after is None else after
     return range(before + 1, last + 1)
+
+
+def _has_words_of(prompt: Prompt, other: Prompt) -> bool:
+    """Whether `prompt` is a conversation, or the text of one that ends as `other` does."""
+    return bool(prompt.messages) or (bool(other.messages) and other.messages[-1].content in prompt.text)
 
 
 def _parts(difference: Difference) -> bool:

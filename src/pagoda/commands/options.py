@@ -6,7 +6,6 @@ API and the command line cannot drift apart. Imports no torch: `--help` must be 
 
 from __future__ import annotations
 
-import math
 from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace
 from dataclasses import fields, replace
 from pathlib import Path
@@ -37,17 +36,6 @@ def size(text: str) -> int:
         return parse_nbytes(text)
     except ConfigError as error:
         raise ArgumentTypeError(str(error)) from error
-
-
-def not_negative(text: str) -> float:
-    """A number of 0 or more, for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise ArgumentTypeError(f"{text!r} is no number of 0 or more")
-    return value
 
 
 def _option(field: str, help: str, **more: Any) -> Option:

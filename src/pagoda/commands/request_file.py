@@ -67,8 +67,8 @@ class RequestFiles:
                 return self._request(value)
             if _is_messages(value):
                 return self._request({"messages": value})
-            if _is_token_ids(value):
-                return Prompt(value)
+            if _are_numbers(value):
+                return Prompt(_token_ids(value))
             return Prompt(self._encoded(text), text)
         except PagodaError as error:
             raise ConfigError(f"{name} cannot be read: {error}") from error
@@ -99,8 +99,8 @@ class RequestFiles:
         prompt = body.get("prompt", body.get("prompt_token_ids"))
         if isinstance(prompt, str):
             return Prompt(self._encoded(prompt), prompt, settings=_settings(body))
-        if _is_token_ids(prompt):
-            return Prompt(prompt, settings=_settings(body))
+        if _are_numbers(prompt):
+            return Prompt(_token_ids(prompt), settings=_settings(body))
         raise ConfigError(f"it has neither messages, input nor one prompt; {FORMS}.")
 
     def _encoded(self, text: str) -> list[int]:
@@ -207,5 +207,12 @@ def _is_messages(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(each, Mapping) for each in value)
 
 
-def _is_token_ids(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(each) is int and each in TOKEN_IDS for each in value)
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(each) is int for each in value)
+
+
+def _token_ids(numbers: list[int]) -> list[int]:
+    wrong = [number for number in numbers if number not in TOKEN_IDS]
+    if wrong:
+        raise ConfigError(f"it has {wrong[0]} among its token ids; give numbers from 0 up, as the tokenizer does.")
+    return numbers

@@ -105,6 +105,11 @@ def test_a_lease_that_ran_out_is_told_of():
     run = watched.find(tokens(0, 8))
     assert run is not None
     assert run.departure.had_lapsed
+    watched.store(tokens(0, 8))
+    watched.store(tokens(100, 32))
+    again = watched.find(tokens(0, 8))
+    assert again is not None
+    assert not again.departure.had_lapsed
 
 
 def test_the_last_time_counts():

@@ -81,7 +81,9 @@ class Gone:
         if reason is Reason.SUPERSEDED:
             return
         fingerprint = node.fingerprint
-        had_lapsed = bool(self._lapsed) and fingerprint in self._lapsed
+        had_lapsed = fingerprint in self._lapsed
+        if had_lapsed:
+            del self._lapsed[fingerprint]
         departure = self._departures.get((reason, had_lapsed))
         if departure is None:
             departure = Departure(time(), reason, self._whom, had_lapsed)
