@@ -34,9 +34,9 @@ REFUSED = RequestRecord(
     RequestTime(3, 0, 0, dict.fromkeys(WALL, 0.0), dict.fromkeys(NAMES, 0.0), ending="error"),
 )
 SAMPLES = (
-    CacheSample(0.0, 0, 0, (0, 0), (0, 0), 0),
-    CacheSample(1.5, 388, 6400, (300 * MIB, 5 * MIB), (20 * MIB, MIB), 3 * MIB),
-    CacheSample(3.0, 388, 6400, (100 * MIB, 5 * MIB), (220 * MIB, MIB), 2 * MIB),
+    CacheSample(0.0, 0, 0, (0, 0), (0, 0), (0, 0)),
+    CacheSample(1.5, 388, 6400, (300 * MIB, 5 * MIB), (20 * MIB, MIB), (3 * MIB, 0)),
+    CacheSample(3.0, 388, 6400, (100 * MIB, 5 * MIB), (220 * MIB, MIB), (2 * MIB, 0)),
 )
 MAPS = (PageMap("KV, full (bf16)", bytes([2, 2, 1, 3, 0, 4]), 1, 26, 128 << 10, 32),)
 SCENARIO = ScenarioRecord(
@@ -158,7 +158,7 @@ def test_names_are_escaped() -> None:
 
 def test_a_run_in_which_little_happened_is_a_page_too() -> None:
     empty = ScenarioRecord("nothing", [], [], ["KV"], [], [])
-    refused = replace(empty, name="refused", requests=[REFUSED], samples=[CacheSample(0.0, 0, 0, (0,), (0,), 0)])
+    refused = replace(empty, name="refused", requests=[REFUSED], samples=[CacheSample(0.0, 0, 0, (0,), (0,), (0,))])
     page = run_page(replace(RUN, scenarios=[empty, refused]))
     seen = Reader(page).words
     assert "Nothing was looked up." in seen
@@ -175,6 +175,6 @@ def test_of_many_requests_the_first_are_drawn_and_all_are_in_the_table() -> None
 
 
 def test_a_long_run_is_drawn_with_as_many_points_as_can_be_seen() -> None:
-    samples = [CacheSample(number / 1000, number, 2 * number, (number,), (0,), 0) for number in range(20_000)]
+    samples = [CacheSample(number / 1000, number, 2 * number, (number,), (0,), (0,)) for number in range(20_000)]
     page = run_page(replace(RUN, scenarios=[replace(SCENARIO, samples=samples, kinds=["KV"], maps=[])]))
     assert len(page) < 200_000

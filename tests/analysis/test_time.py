@@ -151,6 +151,13 @@ def test_cut_answers_say_how_they_ended() -> None:
     assert "It failed after 3.8 s and 1 token." in verdict(failed)
 
 
+def test_what_others_do_can_be_left_out() -> None:
+    busy = replace(COMPUTED, work=work(0.3, 0.5), reads=WEIGHTS_AND_CACHE, mixed_seconds=1.5)
+    said = verdict(busy.without_others())
+    assert said == (f"{MISSED}.", "All of it took 3.8 s: 53 % decode and 47 % prefill.")
+    assert len(verdict(busy)) > len(said)
+
+
 def test_nothing_is_said_of_no_time() -> None:
     nothing = RequestTime(0, 0, 0, wall(), work(), ending="error")
     assert verdict(nothing) == ()

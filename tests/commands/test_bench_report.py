@@ -85,7 +85,7 @@ def test_what_is_recorded_is_what_the_cache_had(family: str) -> None:
     assert sum(last.in_use) == 0
     peak = found.peak
     assert peak is not None
-    assert 0 <= peak.unfilled <= peak.in_use[0]
+    assert all(0 <= unfilled <= in_use for unfilled, in_use in zip(peak.unfilled, peak.in_use, strict=True))
     for request in found.requests:
         spans = request.spans
         assert [phase for phase, *_ in spans] == ["queue", "prefill", "decode"]

@@ -111,11 +111,10 @@ def _bytes(scenario: ScenarioRecord, weight_nbytes: int, most_x: float) -> str:
     if peak is None:
         return ""
     used = [(run_plots.kind_class(index), name) for index, name in enumerate(scenario.kinds)]
-    # The room in pages that no token fills is told apart from the first kind, which it is of.
-    filled = [peak.in_use[0] - peak.unfilled, *peak.in_use[1:]] if peak.in_use else []
+    filled = [nbytes - unfilled for nbytes, unfilled in zip(peak.in_use, peak.unfilled, strict=True)]
     parts = [("weights", "weights", weight_nbytes)]
     parts += [(kind, f"{name}, in use", nbytes) for (kind, name), nbytes in zip(used, filled, strict=True)]
-    parts += [("unfilled", "waste: room in pages in use that no token fills", peak.unfilled)]
+    parts += [("unfilled", "waste: room in pages in use that no token fills", sum(peak.unfilled))]
     parts += [("idle", "idle, kept for later hits", sum(peak.idle))]
     rows = [(name, format_nbytes(nbytes)) for _, name, nbytes in parts]
     over_time = [(kind, f"{name}, in use") for kind, name in used] + [("idle", "idle")]

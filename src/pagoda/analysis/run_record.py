@@ -33,6 +33,8 @@ class RequestRecord:
 class CacheSample:
     """What the cache held at a moment, in bytes: pages in use and idle of each kind, and unfilled room in those in use.
 
+    Of room it is known for the kind that keeps most tokens, and 0 for others.
+
     `hit_tokens` of `queried_tokens` had been found since the scenario began.
     """
 
@@ -41,7 +43,7 @@ class CacheSample:
     queried_tokens: int
     in_use: tuple[int, ...]
     idle: tuple[int, ...]
-    unfilled: int
+    unfilled: tuple[int, ...]
 
     @property
     def hit_rate(self) -> float:

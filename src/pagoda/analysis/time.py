@@ -7,7 +7,7 @@ is not said. What another format would save is an estimate from bytes, and says 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pagoda.analysis.decoding import DecodeReads
 from pagoda.units import format_nbytes, format_seconds
@@ -39,7 +39,7 @@ class RequestTime:
     """One request: `wall` is what it waited for (queue, prefill, decode, waiting), `work` what it cost, by phase.
 
     `ending` is its finish reason, None while it goes on. `reads` is what decoding read for a token, if that is known.
-    `num_ahead` requests had not ended when it came to the engine, which of the queue was after `preparing_seconds`. Of
+    `num_ahead` requests were there when it came to the engine, which of the queue was after `preparing_seconds`. Of
     decode, steps of `mixed_seconds` computed prompts of others as well.
     """
 
@@ -65,6 +65,10 @@ class RequestTime:
     def num_computed_tokens(self) -> int:
         """Of the prompt."""
         return self.num_prompt_tokens - self.num_cached_tokens
+
+    def without_others(self) -> RequestTime:
+        """Without what tells how much else the engine does: what it cost of shared steps, and what they read."""
+        return replace(self, work={}, reads=None, mixed_seconds=0.0)
 
 
 def verdict(time: RequestTime, cause: str | None = None) -> tuple[str, ...]:
@@ -160,7 +164,7 @@ def _computed(time: RequestTime, cause: str | None) -> str:
 def _shared(time: RequestTime) -> str:
     """That a step was mostly somebody else's."""
     prefill = time.wall["prefill"]
-    others = 1 - time.work["prefill"] / prefill if prefill else 0.0
+    others = 1 - time.work.get("prefill", prefill) / prefill if prefill else 0.0
     return f"; {_percent(others)} of those steps went to others" if others > 1 - SHARED_SHARE else ""
 
 

@@ -14,6 +14,7 @@ from pagoda.analysis.run_record import CacheSample, PageMap, RequestRecord, Scen
 from pagoda.cache.holdings.allocator import ShownState
 from pagoda.cache.inspector import CacheStats
 from pagoda.commands.scenarios import Measurement
+from pagoda.layouts.spec import Reach
 from pagoda.llm import LLM
 from pagoda.outputs import RequestOutput
 from pagoda.planning.memory import MemoryPlan
@@ -89,7 +90,7 @@ class CacheWatch:
         self.samples: list[CacheSample] = []
         self.maps: list[PageMap] = []
         self._inspector = llm.engine.inspector
-        self._per_token = llm.engine.memory.nbytes_per_token
+        self._main = _main_kind(llm.engine.memory)
         self._before = self._inspector.stats()
         self._next = self._most_in_use = 0.0
         self.sample()
@@ -119,11 +120,13 @@ class CacheWatch:
             unfilled=self._unfilled(stats),
         )
 
-    def _unfilled(self, stats: CacheStats) -> int:
-        """Bytes of rows that no token has yet, in the pages of the group that keeps most."""
-        kind = self.kinds[0]
+    def _unfilled(self, stats: CacheStats) -> tuple[int, ...]:
+        """Bytes of rows that no token has yet."""
         rows = stats.token_slots_allocated - stats.tokens_stored
-        return round(rows * kind.page_nbytes / kind.page_tokens)
+        return tuple(
+            round(rows * kind.page_nbytes / kind.page_tokens) if index == self._main else 0
+            for index, kind in enumerate(self.kinds)
+        )
 
     def _page_maps(self) -> list[PageMap]:
         return [_page_map(*pair) for pair in zip(self.kinds, self._inspector.page_states(), strict=True)]
@@ -146,3 +149,9 @@ def page_kinds(memory: MemoryPlan) -> list[PageKind]:
     if memory.states is not None:
         kinds.append(PageKind("recurrent states", memory.states.geometry.page_nbytes, 1))
     return kinds
+
+
+def _main_kind(memory: MemoryPlan) -> int:
+    """Which kind statistics of stored tokens are of: the first that keeps all tokens of a sequence, if one does."""
+    reaches = [geometry.group.reach for geometry in memory.geometries]
+    return reaches.index(Reach.FULL) if Reach.FULL in reaches else 0

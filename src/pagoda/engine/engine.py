@@ -136,7 +136,7 @@ class Engine:
         request.seed = self._seeds.getrandbits(63) if request.params.seed is None else request.params.seed
         request.decode_costs = self.decode_costs
         request.metrics.added = monotonic()
-        request.metrics.num_ahead = len(self._ends.requests)
+        request.metrics.num_ahead = self._scheduler.num_ahead(request.tenant)
         self._scheduler.add(new_sample(request, 0))
         self._ends.requests[request.request_id] = request
 

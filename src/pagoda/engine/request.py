@@ -59,8 +59,8 @@ class TokenLogprobs:
 class RequestMetrics:
     """Times in seconds on the monotonic clock; None until they happen.
 
-    `phases` has what it cost. `num_ahead` requests had not ended when it arrived. The time of its steps is known until
-    `known_until`; of those that decoded, `mixed_step_seconds` computed prompts as well. Of the weights that its
+    `phases` has what it cost. `num_ahead` requests of its tenant were there before it. The time of its steps is known
+    until `known_until`; of those that decoded, `mixed_step_seconds` computed prompts as well. Of the weights that its
     `num_decode_rows` read it has `weight_shares`: a row has one, divided by the rows of its step.
     """
 

@@ -102,6 +102,11 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
+    def num_ahead(self, tenant: str) -> int:
+        """What of a tenant runs and waits; what there is of others is none of its business."""
+        running = {each.request for each in self.running if each.request.tenant == tenant}
+        return len(running) + self.waiting.number_of(tenant)
+
     def add(self, sequence: Sequence) -> None:
         self.waiting.enter(sequence.request.tenant, self._fairness.active_tenants)
         self.waiting.append(sequence)

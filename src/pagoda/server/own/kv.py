@@ -122,7 +122,7 @@ class Kv:
                 status["pages"] = [b64encode(states).decode() for states in pages]
             else:
                 status["changed_pages"] = [_changes(*pair) for pair in zip(shown, pages, strict=True)]
-            status["recent"] = past.since(num_ended)
+            status["recent"] = past.since(num_ended, self._sees_all(tenant))
             status["hours"] = hours.since(num_samples)
             shown, num_ended, num_samples = pages, past.num_ended, hours.num_kept
             yield f"id: {number}\n".encode() + sse.named({"type": kind, "number": number, **status})
@@ -174,7 +174,7 @@ class Kv:
         """Those in flight, the oldest first."""
         calls, now = self._service.in_flight.items(), monotonic()
         own = (answer for answer, call in calls if tenant.is_admin or call.origin.tenant is tenant)
-        return [_shown_job(job, now) for answer in own for job in answer.jobs]
+        return [_shown_job(job, now, self._sees_all(tenant)) for answer in own for job in answer.jobs]
 
     async def _pages(self) -> list[bytes]:
         return await asyncio.wrap_future(self._service.backend.inspector.page_states(self._stride))
@@ -241,7 +241,7 @@ class Kv:
         return -(-max(self._service.backend.pages.num_pages, default=0) // MOST_SHOWN_PAGES) or 1
 
 
-def _shown_job(job: Job, now: float) -> dict[str, Any]:
+def _shown_job(job: Job, now: float, sees_all: bool) -> dict[str, Any]:
     return {
         "id": job.job_id,
         "state": "waiting" if job.metrics.first_scheduled is None else "running",
@@ -250,7 +250,7 @@ def _shown_job(job: Job, now: float) -> dict[str, Any]:
         "output_tokens": job.num_output_tokens,
         "seconds": now - job.metrics.arrival,
         "preemptions": job.metrics.num_preemptions,
-        "spent": asdict(spent(job.time)),
+        "spent": spent(job.time, sees_all),
     }
 
 

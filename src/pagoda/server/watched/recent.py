@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from statistics import fmean
 from time import time
 from typing import Any
 
+from pagoda.analysis.time import RequestTime
 from pagoda.engine.request import FinishReason
 from pagoda.server.answered.record import Record
 from pagoda.server.ground.messages import Job
-from pagoda.server.watched.spent import Spent, spent
+from pagoda.server.watched.spent import spent
 
 MOST_REMEMBERED = 240
 
@@ -32,7 +33,13 @@ class Ended:
     seconds: float | None
     finish_reason: str | None
     preemptions: int
-    spent: Spent
+    where: RequestTime
+
+    def shown(self, sees_all: bool) -> dict[str, Any]:
+        """As data, for somebody who may see what all do together or not."""
+        return {name: value for name, value in vars(self).items() if name != "where"} | {
+            "spent": spent(self.where, sees_all)
+        }
 
 
 @dataclass
@@ -50,10 +57,10 @@ class Past:
         self.queried_tokens += record.num_prompt_tokens
         self.hit_tokens += record.num_read
 
-    def since(self, number: int) -> list[dict[str, Any]]:
+    def since(self, number: int, sees_all: bool) -> list[dict[str, Any]]:
         """What is remembered of those after the first `number` there have ever been, the oldest first."""
         skipped = max(number - (self.num_ended - len(self.ended)), 0)
-        return [asdict(each) for each in islice(self.ended, skipped, None)]
+        return [each.shown(sees_all) for each in islice(self.ended, skipped, None)]
 
     @property
     def hit_rate(self) -> float:
@@ -101,5 +108,5 @@ def _ended(job: Job) -> Ended:
         seconds=metrics.e2e_seconds,
         finish_reason=where.ending,
         preemptions=metrics.num_preemptions,
-        spent=spent(where),
+        where=where,
     )

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Any
 
 from pagoda.analysis.time import RequestTime, verdict
 
 
-@dataclass(frozen=True)
-class Spent:
-    """Seconds by the clock on the `wall`, which add up, seconds of `work` by phase, and the `verdict` in words."""
+def spent(time: RequestTime, sees_all: bool) -> dict[str, Any]:
+    """Seconds by the clock on the `wall`, which add up, seconds of `work` by phase, and the `verdict` in words.
 
-    wall: Mapping[str, float]
-    work: Mapping[str, float]
-    verdict: tuple[str, ...]
-
-
-def spent(time: RequestTime) -> Spent:
-    """Of one request."""
-    return Spent(time.wall, time.work, verdict(time))
+    Whoever does not see all is not told what others had of the same steps, and so no work.
+    """
+    shown = time if sees_all else time.without_others()
+    return {"wall": shown.wall, "work": shown.work, "verdict": verdict(shown)}

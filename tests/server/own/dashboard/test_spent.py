@@ -17,12 +17,12 @@ def values(page: Page, part: str) -> list[str]:
 
 
 def test_a_click_on_a_request_tells_where_its_time_went(server: Running, live: Page) -> None:
-    for prompt in (STORY, STORY + SHIPS):
-        complete(server, prompt, max_tokens=30, ignore_eos=True)
+    for prompt, number in ((STORY, 29), (STORY + SHIPS, 30)):
+        complete(server, prompt, max_tokens=number, ignore_eos=True)
     server.wait_until_idle()
     row = live.locator("#ended tr").first
-    expect(row.locator(".state")).to_have_text("cut off")
     expect(row.locator(".number").nth(2)).to_have_text("30")
+    expect(row.locator(".state")).to_have_text("cut off")
     row.locator(".share").click()
     dialog = live.locator("#spent-dialog")
     expect(dialog).to_be_visible()

@@ -46,7 +46,8 @@ export class SpentDialog {
       update: () => {},
     });
     showParts("wall", parts(WALL, wall, (value) => `${brief(value)} · ${percent(total ? value / total : 0)}`));
-    showParts("work", parts(WORK, work, brief));
+    byId("spent-cost").hidden = work.prefill === undefined; // what others do is not shown to everybody
+    if (!byId("spent-cost").hidden) showParts("work", parts(WORK, work, brief));
     setText(byId("spent-total"), brief(total));
     const computed = request.prompt_tokens - request.cached_tokens;
     const tokens = { cached: request.cached_tokens, computed: request.state === "waiting" ? 0 : computed };
