@@ -162,6 +162,11 @@ def test_a_folder_with_a_configuration_alone_is_enough(tmp_path: Path) -> None:
     assert plan(file).model.weight_nbytes == plan(file).model.parameters * 2  # type: ignore[operator]
 
 
+def test_what_is_left_out_of_a_shipped_configuration_is_said() -> None:
+    assert "Left out is its vision part, 0.4 G weights more." in plan("gemma-3-27b").model.notes
+    assert plan("llama-3-8b").model.notes == ()
+
+
 @pytest.mark.parametrize("spelling", ["llama-3-70b", "Llama 3 70B", "meta-llama/Llama-3-70B", "Meta-Llama-3-70B"])
 def test_names_are_found_however_they_are_spelled(spelling: str) -> None:
     assert plan(spelling).model.name == "llama-3-70b"
