@@ -1,4 +1,4 @@
-"""A plan answers for every family whose cache can be read from a config.json, whether its weights are counted or not."""
+"""A plan answers for every family whose cache can be read from a config.json, its weights counted or not."""
 
 from __future__ import annotations
 
