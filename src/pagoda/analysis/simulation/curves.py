@@ -53,7 +53,7 @@ def draw(rows: Sequence[Row], title: str, file: Path) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=MOST_IN_A_ROW, frameon=False)
     figure.suptitle(title, fontsize="medium")
     try:
-        figure.savefig(file, dpi=150)
+        figure.savefig(file, dpi=120)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be written: {error}; name a .png, .svg or .pdf.") from error
     finally:
