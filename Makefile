@@ -45,6 +45,7 @@ bench: $(VENV)/.installed
 docs: $(VENV)/.installed
 	@$(BIN)/python scripts/write_cli_reference.py
 	@$(BIN)/python scripts/write_models_reference.py
+	@$(BIN)/python scripts/write_planning_reference.py
 	@$(BIN)/python scripts/write_file_index.py
 
 lock: $(VENV)/.installed-dev

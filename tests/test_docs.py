@@ -59,6 +59,11 @@ def test_the_list_of_models_is_current() -> None:
         assert write["row"](family) in lines, "run `make docs`"
 
 
+def test_the_tables_of_plans_are_current() -> None:
+    write = runpy.run_path(str(ROOT / "scripts" / "write_planning_reference.py"))
+    assert write["TARGET"].read_text(encoding="utf-8") == write["document"](), "run `make docs`"
+
+
 def test_the_index_of_files_is_that_of_the_package() -> None:
     write = runpy.run_path(str(ROOT / "scripts" / "write_file_index.py"))
     assert (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8") == write["document"](), "run `make docs`"

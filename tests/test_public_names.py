@@ -19,6 +19,7 @@ PUBLIC_NAMES = [
     "SamplingParams",
     "StreamChunk",
     "StructuredOutputs",
+    "plan",
 ]
 
 

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pagoda.analysis.plan import plan as plan
     from pagoda.cache.inspector import CacheStats as CacheStats
     from pagoda.config import EngineConfig as EngineConfig
     from pagoda.engine.request import FinishReason as FinishReason
@@ -29,6 +30,7 @@ _EXPORTS = {
     "FinishReason": "pagoda.engine.request",
     "EngineConfig": "pagoda.config",
     "CacheStats": "pagoda.cache.inspector",
+    "plan": "pagoda.analysis.plan",
 }
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "SamplingParams",
     "StreamChunk",
     "StructuredOutputs",
+    "plan",
 ]
 
 

@@ -16,13 +16,14 @@ from typing import NoReturn
 
 from pagoda import __version__
 from pagoda.commands.options import add_engine_options, add_model_options, add_sampling_options, add_server_options
+from pagoda.commands.plan_options import add_plan_options
 from pagoda.commands.simulate_options import add_simulate_options
 from pagoda.commands.streams import UNWRITABLE, forget_output, keep_usable
 from pagoda.config import Environment
 from pagoda.errors import ConfigError, InvalidSamplingError, KernelUnavailableError, PagodaError
 
 FAILED, USAGE, BROKEN_PIPE, INTERRUPTED = 1, 2, 141, 130
-OPERANDS = {"generate": " [prompt]", "simulate": " trace"}
+OPERANDS = {"generate": " [prompt]", "plan": " [model]", "simulate": " trace"}
 USAGE_ERRORS = (ConfigError, InvalidSamplingError, KernelUnavailableError)
 
 GENERATE_EXAMPLES = """examples:
@@ -55,6 +56,13 @@ QUALITY_EXAMPLES = """examples:
   pagoda bench quality --model ~/models/Qwen2.5-0.5B-Instruct --formats int8 k8v4 int4 int4:none --plot quality.png
   pagoda bench quality --model ~/models/Qwen2.5-0.5B-Instruct --texts novel.txt code.py --position 8192"""
 
+PLAN_EXAMPLES = """examples:
+  pagoda plan llama-3-70b --machine H100 --gpus 4 --context 4096 --users 8
+  pagoda plan ~/models/Qwen2.5-0.5B --machine this --kv-cache-dtype auto int8
+  pagoda plan deepseek-v3 --machine B200 --gpus 8 --shared-prefix 2048 --explain
+  pagoda plan gemma-3-27b --memory 80GiB --bandwidth 3.35TB/s --flops 990TFLOPS --plot plan.png
+
+No weights are loaded. Sizes are powers of 1024 (80GiB), rates powers of 1000 (3.35TB/s, 990TFLOPS)."""
 SIMULATE_EXAMPLES = """examples:
   pagoda simulate trace.jsonl
   pagoda simulate trace.jsonl.gz --policy all --capacity 5% 20% inf --plot curves.png --csv curves.csv
@@ -119,6 +127,9 @@ def build_parser() -> Parser:
     _add_chat(_command(commands, "chat", "talk with a model in the terminal", CHAT_EXAMPLES))
     _add_serve(_command(commands, "serve", "serve a model to OpenAI and Anthropic clients", SERVE_EXAMPLES))
     _add_bench(_command(commands, "bench", "measure this machine with a model", BENCH_EXAMPLES))
+    add_plan_options(
+        _command(commands, "plan", "how many users fit, how long, how fast, before anything is loaded", PLAN_EXAMPLES)
+    )
     add_simulate_options(_command(commands, "simulate", "what a cache would find in a trace", SIMULATE_EXAMPLES))
     _add_doctor(_command(commands, "doctor", "what runs here, how fast, and why", DOCTOR_EXAMPLES))
     return parser

@@ -6,10 +6,12 @@ Knows numbers and text only. Every command, log line and report that shows a siz
 from __future__ import annotations
 
 import re
+from math import isinf
 
 from pagoda.errors import ConfigError
 
 NOT_MEASURED = "-"
+DECIMAL_PREFIXES = ("", "k", "M", "G", "T", "P")
 BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -25,9 +27,34 @@ def format_nbytes(nbytes: float) -> str:
 def parse_nbytes(text: str) -> int:
     """'512MiB', '4G' and '1073741824' as bytes. All units are powers of 1024."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
-    if match is None:
+    if match is None or isinf(float(match[1])):
         raise ConfigError(f"{text!r} is not a size; write bytes, or a number with a unit such as 512MiB or 4G.")
     return int(float(match[1]) * 1024 ** " kmgt".index(match[2] or " "))
+
+
+def parse_bandwidth(text: str) -> float:
+    """'3.35TB/s' and '900 GB/s' as bytes a second. Units are powers of 1000, those with an i of 1024."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b(?:/s|ps)", text.strip().lower())
+    if match is None or not float(match[1]):
+        raise ConfigError(f"{text!r} is not a bandwidth; write bytes a second with a unit, as 3.35TB/s or 900GB/s.")
+    return float(match[1]) * float(1024 if match[3] else 1000) ** " kmgt".index(match[2] or " ")
+
+
+def parse_flops(text: str) -> float:
+    """'990TFLOPS' and '67 GFLOP/s' as operations a second. Units are powers of 1000."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)flop(?:s|/s)", text.strip().lower())
+    if match is None or not float(match[1]):
+        raise ConfigError(f"{text!r} is not a rate of arithmetic; write operations a second, as 990TFLOPS or 67GFLOPS.")
+    return float(match[1]) * 1000.0 ** " kmgtp".index(match[2] or " ")
+
+
+def format_decimal(value: float, unit: str) -> str:
+    """3.35e12, 'B/s' -> '3.35 TB/s': in powers of 1000, as rates are given."""
+    exponent = 0
+    while abs(value) >= 999.5 and exponent < len(DECIMAL_PREFIXES) - 1:
+        value /= 1000
+        exponent += 1
+    return f"{_three_digits(value)} {DECIMAL_PREFIXES[exponent]}{unit}"
 
 
 def format_seconds(seconds: float | None) -> str:

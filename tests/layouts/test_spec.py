@@ -1,11 +1,15 @@
 """Layouts and how the layers of a model are sorted into groups."""
 
+from dataclasses import replace
+
 import pytest
 
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.base import Axis, Layout
 from pagoda.layouts.cross import CrossLayout
+from pagoda.layouts.latent import LatentLayout
 from pagoda.layouts.spec import LayerGroup, Reach, SiteSlot, group_layers
+from pagoda.layouts.state import StateKind, StateLayout, StateTensor
 
 GQA = AttentionLayout(num_kv_heads=2, key_width=16, value_width=16)
 WIDE = AttentionLayout(num_kv_heads=1, key_width=48, value_width=32)
@@ -48,7 +52,28 @@ def test_nothing_of_an_encoder_s_output_is_good_for_a_part_of_its_input():
     assert {layout.resumable_tokens(num_tokens) for num_tokens in (0, 1, 32, 1000)} == {0}
 
 
+@pytest.mark.parametrize(("num_devices", "num_heads"), [(1, 8), (2, 4), (3, 3), (8, 1), (16, 1)])
+def test_heads_are_divided_and_never_cut(num_devices, num_heads):
+    assert AttentionLayout(8, 64, 32).part(num_devices) == AttentionLayout(num_heads, 64, 32)
+    assert CrossLayout(8, 64, 64).part(num_devices) == CrossLayout(num_heads, 64, 64)
+
+
+def test_what_every_head_reads_is_kept_on_every_device():
+    latent = LatentLayout(512, 64)
+    assert latent.part(8) == latent
+    state = StateLayout((StateTensor(StateKind.RECURRENT, 0, (32, 128, 128), full_precision=True),))
+    assert state.part(8).nbytes(2) * 8 == state.nbytes(2)
+    spec = replace(group_layers([FULL, SLIDING], [None, None]), states=(state,))
+    assert spec.part(2).elements_per_token * 2 == spec.elements_per_token
+    assert spec.part(2).sites == spec.sites
+
+
 class TestGroup:
+    def test_windows_keep_their_last_tokens_and_sinks(self):
+        full, sliding = LayerGroup(Reach.FULL, None, (GQA,)), LayerGroup(Reach.SLIDING, 64, (GQA,), sink_tokens=4)
+        assert [full.num_kept(count) for count in (0, 10, 1000)] == [0, 10, 1000]
+        assert [sliding.num_kept(count) for count in (0, 10, 1000)] == [0, 10, 68]
+
     def test_the_layer_that_resumes_earliest_decides(self):
         group = LayerGroup(Reach.FULL, None, (GQA, EveryFourth()))
         assert group.resumable_tokens(7) == 4

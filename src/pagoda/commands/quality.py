@@ -24,6 +24,7 @@ from rich.table import Table
 
 from pagoda import machine
 from pagoda.commands.comparison import Probes, TextResult, compare_window
+from pagoda.commands.drawing import pyplot, save
 from pagoda.config import Environment, engine_config
 from pagoda.engine.fit_store import FitStore
 from pagoda.engine.format_fit import Trial, calibration_text
@@ -98,7 +99,7 @@ class Bench:
     def __init__(self, arguments: Namespace) -> None:
         self._arguments = arguments
         if arguments.plot is not None:
-            _pyplot()  # an error that is better told now
+            pyplot()  # an error that is better told now
         self.path = EMBEDDED_MODEL if arguments.model is None else arguments.model
         self.model = load_model(self.path, dtype=arguments.dtype)
         if not can_run(self.model):
@@ -282,8 +283,7 @@ def _shown(items: list[Item], what: str, console: Console) -> Iterable[Item]:
 
 def draw(results: list[FormatResult], file: Path) -> None:
     """Loss over bytes, a point for each format and text."""
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(8, 5))
+    figure, axes = pyplot().subplots(figsize=(8, 5))
     ordered = sorted(results, key=lambda result: result.nbytes_per_token)
     for text in results[0].texts:
         losses = [100 * result.texts[text].change for result in ordered]
@@ -300,21 +300,7 @@ def draw(results: list[FormatResult], file: Path) -> None:
     axes.set_ylabel("perplexity above exact pages, %")
     axes.legend()
     figure.tight_layout()
-    try:
-        figure.savefig(file, dpi=150)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be written: {error}") from error
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise ConfigError("--plot needs matplotlib: pip install 'pagoda-kv[plot]'.") from error
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt
+    save(figure, file)
 
 
 def _texts(files: list[Path] | None) -> Iterator[tuple[str, str]]:

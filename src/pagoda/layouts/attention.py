@@ -1,7 +1,7 @@
 """Keys and values of multi-head, grouped-query and multi-query attention."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from pagoda.layouts.base import Axis, Layout, Plane
@@ -39,3 +39,7 @@ class AttentionLayout(Layout):
     def resumable_tokens(self, num_matched_tokens: int) -> int:
         """Any prefix of a causal layer can be resumed at any token."""
         return num_matched_tokens
+
+    def part(self, num_devices: int) -> Self:
+        """Its share of the heads, or a copy of one: heads are never cut."""
+        return replace(self, num_kv_heads=-(-self.num_kv_heads // num_devices))

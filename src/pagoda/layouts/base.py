@@ -53,6 +53,10 @@ class Layout(ABC):
     def resumable_tokens(self, num_matched_tokens: int) -> int:
         """How many of `num_matched_tokens` leading tokens a new sequence can take over without computing them."""
 
+    def part(self, num_devices: int) -> Self:  # noqa: ARG002
+        """What each of so many devices keeps that divide the heads of the model: all, where every head reads it."""
+        return self
+
     @property
     def elements_per_token(self) -> int:
         return sum(plane.elements_per_token for plane in self.planes)

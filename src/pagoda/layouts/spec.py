@@ -4,7 +4,9 @@ Knows layer groups and where each attention call of the model finds its own laye
 tensors; `planning/spec.py` derives a spec from a checkpoint's config, `models/discovery.py` from the model itself.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from pagoda.layouts.base import Layout
@@ -42,6 +44,12 @@ class LayerGroup:
     @property
     def elements_per_token(self) -> int:
         return sum(layout.elements_per_token for layout in self.layouts)
+
+    def num_kept(self, num_tokens: int) -> int:
+        """How many of `num_tokens` tokens at most are read, and must be kept, when the next one comes."""
+        if self.span is None or self.reach is Reach.FULL:
+            return num_tokens
+        return min(num_tokens, self.span + self.sink_tokens)
 
     def first_needed(self, num_tokens: int) -> int:
         """The first token behind the sinks that a query at position `num_tokens`, or a later one, attends to."""
@@ -87,6 +95,11 @@ class CacheSpec:
     @property
     def elements_per_encoder_token(self) -> int:
         return sum(group.elements_per_token for group in self.groups if group.reach is Reach.ENCODER)
+
+    def part(self, num_devices: int) -> CacheSpec:
+        """What each of so many devices keeps under tensor parallelism."""
+        groups = [replace(g, layouts=tuple(each.part(num_devices) for each in g.layouts)) for g in self.groups]
+        return replace(self, groups=tuple(groups), states=tuple(each.part(num_devices) for each in self.states))
 
     def state_nbytes(self, weight_nbytes: int) -> int:
         """Bytes of the recurrent state of one sequence, with `weight_nbytes` for a number of the weights."""

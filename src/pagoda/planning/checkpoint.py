@@ -19,7 +19,7 @@ from pagoda.planning.encoder import encoder_facts
 from pagoda.planning.facts import DTYPE_NBYTES, MachineFacts, ModelFacts
 from pagoda.planning.lengths import longest, longest_asked_for, plain_lengths, table_offset
 from pagoda.planning.spec import spec_from_config
-from pagoda.planning.text_config import Sizes, first, text_config
+from pagoda.planning.text_config import Sizes, first, named_fields, text_config
 
 # What transformers computes in where nothing says otherwise.
 USUAL_DTYPE = "float32"
@@ -43,7 +43,7 @@ def facts_from_checkpoint(path: str | Path, machine: MachineFacts, dtype: str = 
 
 def facts_from_config(config: Sizes, machine: MachineFacts, dtype: str = "auto") -> ModelFacts:
     """The facts of the model that `config` (the contents of config.json) describes."""
-    with model_errors(f"The configuration of {config.get('model_type')!r:.100}"):
+    with model_errors(f"The configuration of {config.get('model_type')!r:.100}"), named_fields(config):
         text = text_config(config)
         # The tables of a decoder with an encoder have rows for tokens alone.
         lengths, offset = plain_lengths(text), 0 if config.get("is_encoder_decoder") else table_offset(text)

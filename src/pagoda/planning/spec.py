@@ -72,7 +72,7 @@ def spec_from_config(config: Mapping[str, Any]) -> CacheSpec:
     """The layer groups of the model that `config` (the contents of config.json) describes."""
     text = text_config(config)
     _refuse_unknowable(text)
-    kinds = _layer_kinds(text)
+    kinds = layer_kinds(text)
     attending = [(index, kind) for index, kind in enumerate(kinds) if kind not in KINDS_WITHOUT_TOKENS]
     layers = [_layer(text, kind, index) for index, kind in attending]
     calls = [(_reach(text, layer.kind), layer.span, layer.layout) for layer in layers]
@@ -98,7 +98,7 @@ def _refuse_unknowable(text: Mapping[str, Any]) -> None:
         raise UnsupportedModelError(f"The cache of {family} cannot be read from its config.json: {reason}.")
 
 
-def _layer_kinds(text: Mapping[str, Any]) -> list[str]:
+def layer_kinds(text: Mapping[str, Any]) -> list[str]:
     """The kind of every layer, in order."""
     stated = text.get("layer_types") or text.get("layers_block_type")
     if stated:
@@ -172,13 +172,14 @@ def _layer(text: Mapping[str, Any], kind: str, index: int) -> _Layer:
         "sliding_attention": sizes.get("sliding_window") or sizes.get("window_size"),
         "chunked_attention": sizes.get("attention_chunk_size"),
     }.get(kind)
-    return _Layer(kind, span, _layout(sizes))
+    return _Layer(kind, span, attention_layout(sizes))
 
 
-def _layout(sizes: Mapping[str, Any]) -> Layout:
+def attention_layout(sizes: Mapping[str, Any]) -> Layout:
+    """What an attending layer of these sizes keeps of a token."""
     if sizes.get("kv_lora_rank"):
         return LatentLayout(sizes["kv_lora_rank"], sizes["qk_rope_head_dim"])
-    heads = first(sizes, "num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads")
+    heads = query_heads(sizes)
     grouped = next((sizes[name] for name in KV_HEADS if sizes.get(name)), heads)
     if sizes.get("multi_query") and not sizes.get("new_decoder_architecture"):
         grouped = 1
@@ -188,6 +189,10 @@ def _layout(sizes: Mapping[str, Any]) -> Layout:
         or first(sizes, "hidden_size", "n_embd", "d_model") // heads
     )
     return AttentionLayout(grouped, width, sizes.get("v_head_dim") or width)
+
+
+def query_heads(sizes: Mapping[str, Any]) -> int:
+    return first(sizes, "num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads")
 
 
 def _sources(text: Mapping[str, Any], kinds: list[str]) -> list[int | None]:

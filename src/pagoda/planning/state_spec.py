@@ -18,11 +18,11 @@ def state_layout(sizes: Sizes) -> StateLayout | None:
 
 def _selective_scan(sizes: Sizes) -> StateLayout:
     """Mamba (arXiv 2312.00752): every channel has a state of its own."""
-    inner = _inner_width(sizes)
+    inner = inner_width(sizes)
     size, heads = first(sizes, "state_size", "mamba_d_state"), sizes.get("n_mamba_heads")
     # Zamba splits the channels into heads.
     recurrent = (heads, inner // heads, size) if heads else (inner, size)
-    return _layout((inner, _kernel_width(sizes)), recurrent)
+    return _layout((inner, kernel_width(sizes)), recurrent)
 
 
 def _state_space_dual(sizes: Sizes) -> StateLayout:
@@ -30,8 +30,8 @@ def _state_space_dual(sizes: Sizes) -> StateLayout:
     heads = first(sizes, "mamba_num_heads", "mamba_n_heads", "n_mamba_heads", "num_heads")
     groups = first(sizes, "mamba_n_groups", "mamba_ngroups", "n_groups")
     size = first(sizes, "ssm_state_size", "mamba_d_state", "state_size")
-    inner = heads * sizes["mamba_head_dim"] if sizes.get("mamba_head_dim") else _inner_width(sizes)
-    return _layout((inner + 2 * groups * size, _kernel_width(sizes)), (heads, inner // heads, size))
+    inner = heads * sizes["mamba_head_dim"] if sizes.get("mamba_head_dim") else inner_width(sizes)
+    return _layout((inner + 2 * groups * size, kernel_width(sizes)), (heads, inner // heads, size))
 
 
 def _gated_delta(sizes: Sizes) -> StateLayout:
@@ -39,13 +39,13 @@ def _gated_delta(sizes: Sizes) -> StateLayout:
     keys = sizes["linear_num_key_heads"] * sizes["linear_key_head_dim"]
     values = sizes["linear_num_value_heads"] * sizes["linear_value_head_dim"]
     recurrent = (sizes["linear_num_value_heads"], sizes["linear_key_head_dim"], sizes["linear_value_head_dim"])
-    return _layout((2 * keys + values, _kernel_width(sizes)), recurrent)
+    return _layout((2 * keys + values, kernel_width(sizes)), recurrent)
 
 
 def _kimi_delta(sizes: Sizes) -> StateLayout:
     """Kimi delta attention (arXiv 2510.26692): as many heads, of the same width, for keys and values."""
     heads, width = sizes["linear_num_heads"], sizes["linear_head_dim"]
-    return _layout((3 * heads * width, _kernel_width(sizes)), (heads, width, width))
+    return _layout((3 * heads * width, kernel_width(sizes)), (heads, width, width))
 
 
 def _short_convolution(sizes: Sizes) -> StateLayout:
@@ -60,12 +60,12 @@ def _layout(convolution: tuple[int, ...], recurrent: tuple[int, ...] | None) -> 
     return StateLayout(tuple(tensors))
 
 
-def _inner_width(sizes: Sizes) -> int:
+def inner_width(sizes: Sizes) -> int:
     stated = sizes.get("mamba_d_ssm") or (sizes.get("intermediate_size") if "expand" in sizes else None)
     return int(stated or first(sizes, "mamba_expand", "expand") * sizes["hidden_size"])
 
 
-def _kernel_width(sizes: Sizes) -> int:
+def kernel_width(sizes: Sizes) -> int:
     return first(sizes, "mamba_d_conv", "conv_kernel", "linear_conv_kernel_dim")
 
 

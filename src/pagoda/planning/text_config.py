@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from pagoda.errors import UnsupportedModelError
@@ -37,6 +38,15 @@ def first(sizes: Sizes, *names: str) -> int:
         if sizes.get(name):
             return int(sizes[name])
     raise UnsupportedModelError(f"config.json of {sizes.get('model_type')} has none of: {', '.join(names)}.")
+
+
+@contextmanager
+def named_fields(config: Sizes) -> Iterator[None]:
+    """Inside of it a field that `config` lacks is an error that names it."""
+    try:
+        yield
+    except KeyError as error:
+        raise UnsupportedModelError(f"config.json of {config.get('model_type')} has no {error.args[0]}.") from error
 
 
 def _decoder_names(config: Sizes) -> Sizes:

@@ -1,0 +1,118 @@
+"""What can be asked of a plan, checked once. Sizes and rates may be numbers, or text with a unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from typing import Any
+
+from pagoda.analysis.machines import Machine, find_machine
+from pagoda.checks import is_whole, shown
+from pagoda.config import EngineConfig
+from pagoda.errors import ConfigError
+from pagoda.units import parse_bandwidth, parse_flops, parse_nbytes
+
+# What is compared where nobody names formats, the first in all other answers.
+FORMATS = ("auto", "fp8_e4m3", "int8", "k8v4", "int4")
+USUAL_OUTPUT_TOKENS = 256
+MAX_TOKENS = 1 << 40
+MAX_GPUS = 1 << 16
+COUNTS = ("context", "users", "output_tokens", "encoder_tokens", "gpus", "shared_prefix")
+PARSERS = {
+    **dict.fromkeys(("memory", "weights", "kv_cache_memory_bytes"), parse_nbytes),
+    "bandwidth": parse_bandwidth,
+    "flops": parse_flops,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """One question. None is answered from the model or the machine, or left open.
+
+    memory: of one device; weights, activations and the cache share it. kv_cache_memory_bytes: of the cache alone.
+    machine: a preset or "this", for what of memory, bandwidth and flops is not given.
+    context: tokens of one user, the last `output_tokens` of them generated. encoder_tokens: what an encoder reads.
+    shared_prefix: tokens with which every user's prompt begins. gpus: devices that divide the heads of the model.
+    weights: bytes of all weights, if they are kept otherwise than in `dtype`.
+    """
+
+    memory: int | str | None = None
+    machine: str | None = None
+    bandwidth: float | str | None = None
+    flops: float | str | None = None
+    context: int | None = None
+    users: int | None = None
+    output_tokens: int | None = None
+    encoder_tokens: int | None = None
+    kv_cache_dtype: tuple[str, ...] = ()
+    kv_cache_memory_bytes: int | str | None = None
+    shared_prefix: int = 0
+    gpus: int = 1
+    weights: int | str | None = None
+    dtype: str = "auto"
+    block_size: int = EngineConfig.block_size
+    max_num_batched_tokens: int = EngineConfig.max_num_batched_tokens
+    max_num_seqs: int = EngineConfig.max_num_seqs
+
+    def __post_init__(self) -> None:
+        for name, parse in PARSERS.items():
+            value = getattr(self, name)
+            object.__setattr__(self, name, _positive(name, parse(value) if isinstance(value, str) else value))
+        for name in COUNTS:
+            _check_count(name, getattr(self, name), least=int(name != "shared_prefix"))
+        named = (self.kv_cache_dtype,) if isinstance(self.kv_cache_dtype, str) else tuple(self.kv_cache_dtype)
+        object.__setattr__(self, "kv_cache_dtype", tuple(dict.fromkeys(named)) or FORMATS)
+        self.engine_config()
+        if self.gpus > MAX_GPUS:
+            raise ConfigError(f"gpus is {self.gpus}; give at most {MAX_GPUS}.")
+
+    def device(self) -> Machine:
+        """The machine that is asked about; what is given wins over what a preset says."""
+        found = find_machine(self.machine) if self.machine else Machine("as given")
+        given = {name: value for name, value in self._figures().items() if value is not None}
+        source = f"{found.source}; some figures as given" if self.machine and given else found.source
+        return replace(found, **given, source=source)
+
+    @property
+    def weight_nbytes(self) -> int | None:
+        return None if self.weights is None else int(self.weights)
+
+    @property
+    def cache_nbytes(self) -> int:
+        return int(self.kv_cache_memory_bytes or 0)
+
+    def _figures(self) -> dict[str, Any]:
+        """What is given of a machine; one rate of arithmetic is that of every type."""
+        flops = None if self.flops is None else {"float32": self.flops}
+        return {"memory_nbytes": self.memory, "bandwidth": self.bandwidth, "flops": flops}
+
+    def engine_config(self, **more: Any) -> EngineConfig:
+        """The engine's configuration as far as it is asked about."""
+        return EngineConfig(
+            block_size=self.block_size,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            max_num_seqs=self.max_num_seqs,
+            **more,
+        )
+
+
+def plan_options(**options: Any) -> PlanOptions:
+    """Options by name. Raises ConfigError for a name that there is none of."""
+    known = [each.name for each in fields(PlanOptions)]
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}."
+            raise ConfigError(f"There is no option {name!r} of a plan; {hint}")
+    return PlanOptions(**options)
+
+
+def _positive(name: str, value: Any) -> Any:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30):
+        raise ConfigError(f"{name} is {shown(value)}; give a positive number, or text with a unit.")
+    return value
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if value is not None and (not is_whole(value) or not least <= value <= MAX_TOKENS):
+        raise ConfigError(f"{name} is {shown(value)}; give a whole number from {least} to {MAX_TOKENS:,}.")

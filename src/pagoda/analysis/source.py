@@ -1,0 +1,119 @@
+"""Where the facts of a model come from: a folder, a config.json, or a configuration that comes with the package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pagoda.analysis.catalog import find_shape
+from pagoda.checkpoint.configuration import read_config
+from pagoda.checkpoint.failures import model_errors
+from pagoda.checkpoint.files import read_object
+from pagoda.checks import is_number
+from pagoda.config import DTYPES
+from pagoda.errors import ConfigError, CorruptCheckpointError, UnsupportedModelError
+from pagoda.planning.checkpoint import facts_from_checkpoint, facts_from_config
+from pagoda.planning.facts import MachineFacts, ModelFacts
+from pagoda.planning.text_config import text_config
+from pagoda.planning.weights.count import WeightCount
+from pagoda.planning.weights.families import count_weights
+
+# What every configuration says in one of these names.
+NEEDED = {
+    "num_hidden_layers": ("n_layer", "num_layers", "n_layers", "layer_types", "layers_block_type"),
+    "hidden_size": ("n_embd", "d_model"),
+    "vocab_size": (),
+}
+# What it says if any layer attends.
+NEEDED_TO_ATTEND = {"num_attention_heads": ("n_head", "num_heads", "n_heads", "attention_heads")}
+WITHOUT_HEADS = ("falcon_mamba", "mamba", "mamba2")
+OTHER_PARTS = ("vision_config", "audio_config", "vision_tower_config")
+
+
+@dataclass(frozen=True)
+class Described:
+    """A model as far as files tell. `count` is None of a family whose weights are not counted."""
+
+    name: str
+    source: str
+    config: Mapping[str, Any]
+    facts: ModelFacts
+    count: WeightCount | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> Mapping[str, Any]:
+        """The part that generates text."""
+        return text_config(self.config)
+
+    @property
+    def weight_nbytes(self) -> int | None:
+        """By what is stored, or else by what is counted."""
+        if self.facts.weight_nbytes is not None or self.count is None:
+            return self.facts.weight_nbytes
+        return self.count.total * self.facts.number_nbytes
+
+
+def describe(model: str | Path, dtype: str = "auto") -> Described:
+    """The facts of `model`. Raises ModelError if there is no such model, or its configuration says too little."""
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype is {dtype!r:.100}; choose one of: {', '.join(DTYPES)}.")
+    path = Path(model).expanduser()
+    if path.is_dir() and any(path.glob("*.safetensors")):
+        config = _checked(read_config(path), str(path / "config.json"))
+        return _described(path.resolve().name, str(path), config, facts_from_checkpoint(path, _NO_LIMIT, dtype))
+    if path.is_dir() or path.is_file():
+        file = path / "config.json" if path.is_dir() else path
+        config = _checked(read_config(path) if path.is_dir() else read_object(path), str(file))
+        name = file.resolve().parent.name if file.name == "config.json" else file.stem
+        return _described(name, str(file), config, facts_from_config(config, _NO_LIMIT, dtype))
+    shape = find_shape(str(model))
+    config = shape.config()
+    return _described(shape.name, shape.source, config, facts_from_config(config, _NO_LIMIT, dtype))
+
+
+def stretched(model: Described, context: int | None) -> Described:
+    """`model` as if it took `context` tokens: asked about a longer one than it takes, a plan answers, and says so."""
+    most = model.facts.most_model_len
+    if context is None or most is None or context <= most:
+        return model
+    note = f"{model.name} takes at most {most:,} tokens, and the engine refuses more; this plans as if it took them."
+    facts = replace(model.facts, max_model_len=context, most_model_len=context)
+    return replace(model, facts=facts, notes=(*model.notes, note))
+
+
+_NO_LIMIT = MachineFacts(None)
+
+
+def _described(name: str, source: str, config: Mapping[str, Any], facts: ModelFacts) -> Described:
+    with model_errors(f"The configuration {source}"):
+        return Described(name, source, config, facts, count_weights(config), tuple(_notes(config, facts)))
+
+
+def _notes(config: Mapping[str, Any], facts: ModelFacts) -> list[str]:
+    notes = []
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if method and facts.weight_nbytes is None:
+        notes.append(f"Weights are published in {method}; here they count in {facts.dtype}: give --weights for others.")
+    others = [name.removesuffix("_config") for name in OTHER_PARTS if config.get(name)]
+    if others and facts.weight_nbytes is None:
+        notes.append(f"The weights of its {' and '.join(others)} part are not counted.")
+    return notes
+
+
+def _checked(config: dict[str, Any], file: str) -> dict[str, Any]:
+    """Refuse a configuration that lacks what every model has, naming all of it."""
+    with model_errors(file):
+        text = text_config(config)
+    family = text.get("model_type") or config.get("model_type")
+    needed = NEEDED | ({} if family in WITHOUT_HEADS else NEEDED_TO_ATTEND)
+    missing = [name for name, others in needed.items() if not any(text.get(each) for each in (name, *others))]
+    missing += [] if family else ["model_type"]
+    if missing:
+        raise UnsupportedModelError(f"{file} has no {', no '.join(missing)}; a plan needs them.")
+    for each in (spelling for name, others in needed.items() for spelling in (name, *others)):
+        if is_number(text.get(each)) and text[each] <= 0:
+            raise CorruptCheckpointError(f"{file} has {each} {text[each]!r:.30}, as no model has.")
+    return config

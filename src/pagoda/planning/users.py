@@ -1,0 +1,114 @@
+"""How many sequences of one length run at once over a memory plan: what the cache grants, counted without running it.
+
+Counts pages as `PageGroup.growth_cost` and the scheduler's admission do; a test holds it to an engine that runs. A
+sequence starts if the most that its prompt takes can be had, with a page left over for everyone who runs already, and
+is counted if nobody has to be sent back until all have reached their length. Knows pages; not bytes, nor machines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pagoda.cache.groups.rule import window_pages
+from pagoda.config import EngineConfig
+from pagoda.formats.page import PageGeometry
+from pagoda.layouts.spec import LayerGroup, Reach
+from pagoda.planning.memory import LEDGER_PAGES, MemoryPlan
+
+
+@dataclass(frozen=True)
+class Load:
+    """Sequences of `num_tokens`, the last `num_generated` of which they generate, one at least.
+
+    The first `num_shared` are the same for all. An encoder reads `num_encoded` for each.
+    """
+
+    num_tokens: int
+    num_generated: int = 1
+    num_shared: int = 0
+    num_encoded: int = 0
+
+    @property
+    def num_prompt(self) -> int:
+        return max(self.num_tokens - self.num_generated, 1)
+
+    @property
+    def num_kept(self) -> int:
+        """Tokens whose keys and values are kept: nothing is computed from the last."""
+        return max(self.num_tokens - 1, 1)
+
+
+@dataclass(frozen=True)
+class GroupNeed:
+    """Pages that one group takes.
+
+    `shared` are for all sequences. Each has at most `at_start` while its prompt is computed and `at_end` once it is,
+    and others that want to start find that it holds `resting` and may want one more.
+    """
+
+    shared: int
+    at_start: int
+    at_end: int
+    resting: int
+    grows: bool = True
+
+    def most(self, num_pages: int) -> int:
+        """How many sequences `num_pages` pages are enough for."""
+        left = num_pages - self.shared
+        if left < max(self.at_start, self.at_end):
+            return 0
+        started = 1 + (left - self.at_start) // max(self.resting + self.grows, 1)
+        return min(started, left // self.at_end) if self.at_end else started
+
+    def pages(self, num_sequences: int) -> int:
+        """What so many sequences hold once they have their length."""
+        return self.shared + num_sequences * self.at_end
+
+
+def group_need(geometry: PageGeometry, load: Load, step_tokens: int) -> GroupNeed:
+    """What sequences take of the pages of one group, where at most `step_tokens` are computed in a step."""
+    size, group = geometry.page_tokens, geometry.group
+    if group.reach is Reach.ENCODER:
+        encoded = -(-load.num_encoded // size)
+        return GroupNeed(0, encoded, encoded, encoded, grows=False)
+    if group.span is None:
+        return whole_need(size, load)
+    peak = window_pages(group.span, size, min(step_tokens, load.num_prompt), group.sink_tokens)
+    # A window is where it was a page before, but for the page.
+    lengths = range(max(load.num_prompt, load.num_kept - size), load.num_kept + 1)
+    held = [held_pages(group, size, length) for length in lengths]
+    reserved = [count + (length % size == 0) for count, length in zip(held, lengths, strict=True)]
+    return GroupNeed(0, min(_pages(load.num_prompt, size), peak), max(reserved[:-1] or held), max(held))
+
+
+def whole_need(page_tokens: int, load: Load) -> GroupNeed:
+    """Where every token is kept."""
+    shared = min(load.num_shared, load.num_prompt) // page_tokens
+    start, end = (_pages(count, page_tokens) - shared for count in (load.num_prompt, load.num_kept))
+    return GroupNeed(shared, start, end, start)
+
+
+def held_pages(group: LayerGroup, page_tokens: int, num_tokens: int) -> int:
+    """Pages that a sequence of so many tokens holds between two steps: its window, and its last full page."""
+    first = max(min(group.first_needed(num_tokens) // page_tokens, num_tokens // page_tokens - 1), 0)
+    return _pages(num_tokens, page_tokens) - first + min(_pages(group.sink_tokens, page_tokens), first)
+
+
+def _pages(num_tokens: int, page_tokens: int) -> int:
+    return -(-num_tokens // page_tokens)
+
+
+def most_users(memory: MemoryPlan, config: EngineConfig, load: Load) -> int:
+    """How many of such sequences are sure to find pages and states in `memory`; seats are not counted."""
+    return min(users_by_group(memory, config, load))
+
+
+def users_by_group(memory: MemoryPlan, config: EngineConfig, load: Load) -> list[int]:
+    """The same by each group of `memory.pools` alone, and then by whatever else is limited."""
+    step_tokens = config.max_num_batched_tokens
+    limits = [group_need(geometry, load, step_tokens).most(num_pages) for geometry, num_pages in memory.pools]
+    if not memory.geometries:  # pages without bytes keep the tokens
+        limits.append(whole_need(config.block_size, load).most(LEDGER_PAGES))
+    if memory.states is not None:
+        limits.append(memory.states.num_slots)
+    return limits
