@@ -68,7 +68,7 @@ No weights are loaded. Sizes are powers of 1024 (80GiB), rates powers of 1000 (3
 SIMULATE_EXAMPLES = """examples:
   pagoda simulate trace.jsonl
   pagoda simulate trace.jsonl.gz --policy all --capacity 5% 20% inf --plot curves.png --csv curves.csv
-  pagoda simulate requests.jsonl --model ~/models/Qwen2.5-0.5B --capacity 2GiB 8GiB --ttl 300
+  pagoda simulate requests.jsonl --model llama-3-70b --capacity 10GiB 40GiB 160GiB --ttl 300
   pagoda simulate azure.csv --prefill-rate 20000 --decode-rate 40 --replicas 4 --routing prefix-aware
 
 A trace is JSON lines or CSV, also compressed with gzip: blocks with hash_ids, lengths, prompts or chat messages, or

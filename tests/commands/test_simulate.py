@@ -81,7 +81,7 @@ class TestOutput:
             "torch_dtype": "bfloat16",
         }
         (tmp_path / "config.json").write_text(json.dumps(config))
-        for model in (tmp_path, tmp_path / "config.json"):
+        for model in (tmp_path, tmp_path / "config.json", "llama-3-70b"):
             found = figures(capsys, trace, "--model", model, "--capacity", "10GiB", "1000tokens", "--processes", "1")
             first, second = found["runs"]
             assert first["capacity_tokens"] == 32 * 1024, "320 KiB a token"
@@ -128,7 +128,7 @@ class TestOutput:
         (["--policy", "belady", "--replicas", "2"], "of one cache"),
         (["--plot", "no/such/directory.png"], "There is no directory"),
         (["--plot", "curves.xyz"], "no kind of picture"),
-        (["--model", "missing"], "is not a file"),
+        (["--model", "missing"], "no shipped configuration 'missing'"),
         (["--kv-cache-dtype", "int8"], "give --model"),
         (["--tenants", "missing"], "cannot be read"),
         (["--rates", "missing"], "cannot be read"),

@@ -25,14 +25,12 @@ from pagoda.analysis.simulation.report import Row, document
 from pagoda.analysis.simulation.settings import OPTIMUM, Settings, policies
 from pagoda.analysis.simulation.sweep import Run, Sweep, sweep
 from pagoda.analysis.simulation.timed import Timing
+from pagoda.analysis.source import describe
 from pagoda.analysis.traces.reading import ReadOptions, read_trace
 from pagoda.analysis.traces.trace import Kind, Trace
 from pagoda.analysis.traces.workload import Workload, prepare
-from pagoda.checkpoint.files import read_object
 from pagoda.config import EngineConfig
 from pagoda.errors import ConfigError
-from pagoda.planning.checkpoint import facts_from_config
-from pagoda.planning.facts import MachineFacts
 from pagoda.server.ground.options import ServerOptions
 from pagoda.server.ground.tenants import Tenants
 from pagoda.units import format_nbytes, format_rate, format_seconds
@@ -108,11 +106,9 @@ def _model(arguments: Namespace) -> ModelPages | None:
         if arguments.kv_cache_dtype is not None:
             raise ConfigError("--kv-cache-dtype is of the pages of a model; give --model.")
         return None
-    file = arguments.model / "config.json" if arguments.model.is_dir() else arguments.model
-    facts = facts_from_config(read_object(file), MachineFacts(None))
     block_size = arguments.block_size or USUAL_PAGE_TOKENS
     config = EngineConfig(kv_cache_dtype=arguments.kv_cache_dtype or "auto", block_size=block_size)
-    return ModelPages(facts, config)
+    return ModelPages(describe(arguments.model).facts, config)
 
 
 def _read(arguments: Namespace, console: Console) -> Trace:

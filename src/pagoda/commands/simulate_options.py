@@ -35,7 +35,7 @@ def _add_cache(parser: ArgumentParser) -> None:
         metavar="TOKENS",
         help="tokens per page (default: as the trace has them, else 32)",
     )
-    add("--model", type=Path, metavar="PATH", help="config.json, or its directory, of the model whose pages they are")
+    add("--model", metavar="MODEL", help="whose pages they are: a directory, a config.json, or a name as for `plan`")
     add("--kv-cache-dtype", metavar="FORMAT", help="format of the pages of --model (default: auto)")
     add("--ttl", type=float, metavar="SECONDS", help="forget what nobody has used for so long")
     add("--tenants", type=Path, metavar="FILE", help="the file that `pagoda serve --tenants` takes, for their quotas")

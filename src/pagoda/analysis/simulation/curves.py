@@ -13,6 +13,7 @@ from pagoda.errors import ConfigError
 GIB = 1 << 30
 PANEL_INCHES = 5.2
 MOST_IN_A_ROW = 9
+MOST_RATIO = 20  # of values that are told apart on one scale
 MARKERS = "osD^vPX*"
 
 
@@ -48,12 +49,12 @@ def draw(rows: Sequence[Row], title: str, file: Path) -> None:
         axes.set_xlabel(f"capacity of a replica ({'GiB' if _in_bytes(rows) else 'tokens'})")
         axes.set_ylabel(label)
         axes.grid(visible=True, alpha=0.3)
-        axes.set_ylim(0, min(100, axes.get_ylim()[1] * 1.05) if is_bounded else None)
+        _scale(axes, [value(row) for row in rows if _has(row, value)], is_bounded)
     handles, labels = all_axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=MOST_IN_A_ROW, frameon=False)
     figure.suptitle(title, fontsize="medium")
     try:
-        figure.savefig(file, dpi=150)
+        figure.savefig(file, dpi=120)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be written: {error}; name a .png, .svg or .pdf.") from error
     finally:
@@ -93,9 +94,24 @@ def _draw_panel(axes: Any, rows: Sequence[Row], value: Callable[[Row], float]) -
         text = "unlimited" if len(found) * 2 > len(policies) else f"unlimited, {', '.join(found)}"
         axes.annotate(text, (1, height), (-4, 2), ("axes fraction", "data"), "offset points", ha="right", va="bottom")
     if any(row["capacity_pages"] is not None for row in rows):
+        from matplotlib.ticker import LogLocator
+
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(_short)
         axes.xaxis.set_minor_formatter("")
+
+
+def _scale(axes: Any, values: Sequence[float], is_share: bool) -> None:
+    """From 0 on, with room for words above; powers of ten where a few values would hide the others."""
+    highest, lowest = max(values, default=0.0), min(values, default=0.0)
+    if is_share:
+        axes.set_ylim(0, min(max(highest * 1.1, 1), 100))
+    elif lowest > 0 and highest > MOST_RATIO * lowest:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(_short)
+    else:
+        axes.set_ylim(0, highest * 1.1 or 1)
 
 
 def _style(number: int, policy: str, num_policies: int) -> dict[str, Any]:

@@ -37,17 +37,14 @@ class Replica:
     def serve(self, asked: Asked) -> int | None:
         """Run a request from start to end: how many tokens of its prompt were found, None if it can never fit."""
         self._pass_time(asked)
-        cache, sequence_units = self.cache, asked.sequence
+        cache = self.cache
         hit = self._fitting(asked)
         if hit is None:
             return None
-        num_found = hit.num_tokens
-        if num_found > asked.num_common:
-            hit = hit._replace(num_tokens=asked.num_common)
-        sequence = cache.attach(hit, asked.num_prompt_tokens)
+        sequence = cache.attach(_common(asked, hit), asked.num_prompt_tokens)
         self._compute(sequence, asked)
-        cache.release(sequence, sequence_units)
-        found = self._workload.found_tokens(asked, num_found)
+        cache.release(sequence, asked.sequence)
+        found = self._workload.found_tokens(asked, hit.num_tokens)
         self.computed_tokens += asked.num_prompt_tokens - found
         return found
 
@@ -60,11 +57,14 @@ class Replica:
         """What is found, or its whole pages where there is none left to copy the rest to; None if it never fits."""
         cache = self.cache
         hit = cache.match(asked.namespace, asked.prompt, asked.num_findable)
-        for candidate in (hit, cache.whole_pages(hit)):
-            used = candidate._replace(num_tokens=min(candidate.num_tokens, asked.num_common))
-            if cache.can_attach(used, len(asked.sequence) - used.num_tokens, self._step):
-                return candidate
-        return None
+        if self._fits(asked, hit):
+            return hit
+        whole = cache.whole_pages(hit)
+        return whole if self._fits(asked, whole) else None
+
+    def _fits(self, asked: Asked, hit: Hit) -> bool:
+        used = _common(asked, hit)
+        return self.cache.can_attach(used, len(asked.sequence) - used.num_tokens, self._step)
 
     def _compute(self, sequence: CachedSequence, asked: Asked) -> None:
         """The prompt in steps, then each token of the answer, as the engine does it."""
@@ -78,6 +78,11 @@ class Replica:
             assert reserved, "the cache promised these pages"
             done += count
             cache.commit(sequence, units, done)
+
+
+def _common(asked: Asked, hit: Hit) -> Hit:
+    """What of a hit the sequence goes on from: where an answer changed the last page, less than was found."""
+    return hit if hit.num_tokens <= asked.num_common else hit._replace(num_tokens=asked.num_common)
 
 
 def simulated_cache(settings: Settings, num_pages: int, page_units: int, clock: Callable[[], float]) -> Cache:

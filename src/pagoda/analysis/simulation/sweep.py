@@ -9,8 +9,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from queue import Empty
@@ -76,13 +76,24 @@ def sweep(
         channel.wanted.put(index)
     processes = [context.Process(target=_work, args=(sweep, runs, channel), daemon=True) for _ in range(number)]
     try:
-        for process in processes:
-            process.start()
+        with _without_interrupts():
+            for process in processes:
+                process.start()
         found = _collect(len(runs), channel, processes, tell)
     finally:
         for process in processes:
             process.terminate()
     return [Outcome(run, found[index]) for index, run in enumerate(runs)]
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes that are started inside never get Ctrl-C: whoever started them does, and ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,6 @@ class _Channel:
 
 def _work(sweep: Sweep, runs: Sequence[Run], channel: _Channel) -> None:
     """One process: runs what nobody has begun."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who waits for the runs ends this
     while (index := channel.wanted.get()) is not None:
         try:
             channel.found.put((index, sweep.run(runs[index], channel.tell)))

@@ -7,12 +7,12 @@ blocks of 512 is a single unit and nothing is lost. Knows no cache.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import accumulate, count
 from math import gcd
+from typing import NamedTuple
 
-from pagoda.analysis.traces.trace import Kind, Trace, TracedRequest
+from pagoda.analysis.traces.trace import Kind, Trace
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.namespace import Namespace
 from pagoda.errors import ConfigError
@@ -20,8 +20,7 @@ from pagoda.errors import ConfigError
 MOST_UNITS = 2**31 - 1  # a token id of the cache has 32 bits
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """One request in units.
 
     Of the prompt up to `num_findable` units may be found. It shares its first `num_common` units with the `sequence`
@@ -41,16 +40,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Workload:
-    """The requests of a trace for pages of `page_tokens`, which have `page_units` units of `unit_tokens` each.
-
-    With `is_exact` units are tokens, and the last token of a prompt is computed as the engine does it.
-    """
+    """The requests of a trace for pages of `page_tokens`, which have `page_units` units of `unit_tokens` each."""
 
     kind: Kind
     page_tokens: int
     unit_tokens: int
     requests: tuple[Asked, ...]
-    is_exact: bool
 
     @property
     def page_units(self) -> int:
@@ -75,52 +70,53 @@ def prepare(trace: Trace, page_tokens: int, unit_tokens: int | None = None) -> W
     """Cut a trace for pages of `page_tokens`, into units of `unit_tokens` if they are to be so small."""
     if page_tokens <= 0:
         raise ConfigError(f"The page size is {page_tokens}; it must be positive.")
-    unit = unit_tokens or (page_tokens if trace.kind is Kind.LENGTHS else gcd(page_tokens, trace.unit_tokens))
-    is_exact = trace.kind is Kind.TOKENS
-    if trace.kind is Kind.LENGTHS:
-        requests = tuple(_unique(trace, unit))
-    else:
-        requests = tuple(_refined(trace, unit, computes_last=is_exact))
-    return Workload(trace.kind, page_tokens, unit, requests, is_exact)
+    is_unknown = trace.kind is Kind.LENGTHS
+    unit = unit_tokens or (page_tokens if is_unknown else gcd(page_tokens, trace.unit_tokens))
+    cut = _unique(trace, unit) if is_unknown else _refined(trace, unit)
+    # Many processes are told of them: one namespace is one object.
+    namespaces: dict[Namespace, Namespace] = {}
+    requests = []
+    for number, (request, prompt, sequence) in enumerate(zip(trace.requests, *cut, strict=True)):
+        namespace = Namespace(request.salt, tenant=request.tenant)
+        requests.append(
+            Asked(
+                number=number,
+                namespace=namespaces.setdefault(namespace, namespace),
+                num_prompt_tokens=request.num_prompt_tokens,
+                num_output_tokens=request.num_output_tokens,
+                prompt=prompt,
+                sequence=sequence,
+                num_common=_num_common(prompt, sequence),
+                num_findable=len(prompt) - (trace.kind is Kind.TOKENS),
+                arrival_seconds=request.arrival_seconds,
+            )
+        )
+    return Workload(trace.kind, page_tokens, unit, tuple(requests))
 
 
-def _unique(trace: Trace, unit: int) -> Iterator[Asked]:
-    """Prompts of which nothing is known but how long they are: all of their tokens are new."""
-    start = 0
-    for number, request in enumerate(trace.requests):
-        stop = start + -(-request.num_prompt_tokens // unit)
-        _check_numbers(stop)
-        units = array(TOKEN_TYPE, range(start, stop))
-        start = stop
-        yield _asked(number, request, units, units, len(units))
+def _unique(trace: Trace, unit: int) -> tuple[list[array[int]], list[array[int]]]:
+    """Prompts, and sequences, of which nothing is known but how long they are: all of their tokens are new."""
+    counts = [-(-request.num_prompt_tokens // unit) for request in trace.requests]
+    stops = list(accumulate(counts))
+    _check_numbers(max(stops, default=0))
+    prompts = [array(TOKEN_TYPE, range(stop - number, stop)) for stop, number in zip(stops, counts, strict=True)]
+    return prompts, prompts
 
 
-def _refined(trace: Trace, unit: int, computes_last: bool) -> Iterator[Asked]:
+def _refined(trace: Trace, unit: int) -> tuple[list[array[int]], list[array[int]]]:
+    """Prompts and sequences, each run as so many units."""
     parts = trace.unit_tokens // unit
     highest = max((max(each.sequence, default=0) for each in trace.requests), default=0)
     _check_numbers((highest + 1) * parts)
-    for number, request in enumerate(trace.requests):
-        prompt = _parts(request.prompt, parts, -(-request.num_prompt_tokens // unit))
-        sequence = prompt
+    prompts, sequences = [], []
+    for request in trace.requests:
+        prompt = sequence = _parts(request.prompt, parts, -(-request.num_prompt_tokens // unit))
         if request.sequence is not request.prompt:
             known = request.num_prompt_tokens + max(request.num_output_tokens - 1, 0)
             sequence = _parts(request.sequence, parts, -(-known // unit))
-        yield _asked(number, request, prompt, sequence, len(prompt) - computes_last)
-
-
-def _asked(number: int, request: TracedRequest, prompt: array[int], sequence: array[int], num_findable: int) -> Asked:
-    num_common = len(prompt) if sequence[: len(prompt)] == prompt else _num_common(prompt, sequence)
-    return Asked(
-        number,
-        Namespace(request.salt, tenant=request.tenant),
-        request.num_prompt_tokens,
-        request.num_output_tokens,
-        prompt,
-        sequence,
-        num_common,
-        num_findable,
-        request.arrival_seconds,
-    )
+        prompts.append(prompt)
+        sequences.append(sequence)
+    return prompts, sequences
 
 
 def _parts(runs: array[int], parts: int, num_units: int) -> array[int]:
@@ -131,10 +127,11 @@ def _parts(runs: array[int], parts: int, num_units: int) -> array[int]:
     return array(TOKEN_TYPE, units[:num_units])
 
 
-def _num_common(left: Sequence[int], right: Sequence[int]) -> int:
-    return next(
-        (i for i, pair in enumerate(zip(left, right, strict=False)) if pair[0] != pair[1]), min(len(left), len(right))
-    )
+def _num_common(prompt: array[int], sequence: array[int]) -> int:
+    """How many units both begin with."""
+    if prompt is sequence or sequence[: len(prompt)] == prompt:
+        return len(prompt)
+    return next(index for index in range(len(prompt)) if sequence[index : index + 1] != prompt[index : index + 1])
 
 
 def _check_numbers(highest: int) -> None:
