@@ -48,7 +48,6 @@ RUN = RunRecord(
     [("processor", "A chip"), ("cores", "2")],
     [("block size", "32")],
     264 * MIB,
-    1 << 30,
     [SCENARIO],
 )
 

@@ -56,10 +56,11 @@ def _work(scenarios: Iterable[ScenarioRecord]) -> str:
     times = [request.time for scenario in scenarios for request in scenario.requests]
     model = [(phase, sum(time.work[phase] for time in times)) for phase in ("prefill", "decode")]
     beside = sum(time.work[name] for time in times for name in OVERHEADS)
-    parts = [*model, ("beside", beside)]
-    names = {"beside": f"beside the model ({', '.join(OVERHEADS.values())})"}
-    legend = [(phase, f"{names.get(phase, phase)} {format_seconds(seconds)}") for phase, seconds in parts]
-    return f"<h3>Work by phase</h3>{_legend(legend)}{_plot(run_plots.phase_shares(parts))}"
+    told = f"beside the model ({', '.join(OVERHEADS.values())})"
+    parts = [*((phase, phase, seconds) for phase, seconds in model), ("beside", told, beside)]
+    legend = [(kind, f"{name} {format_seconds(seconds)}") for kind, name, seconds in parts]
+    drawn = run_plots.shares("Seconds of work by phase", parts, format_seconds)
+    return f"<h3>Work by phase</h3>{_legend(legend)}{_plot(drawn)}"
 
 
 def _scenario(scenario: ScenarioRecord, weight_nbytes: int) -> str:
@@ -123,7 +124,7 @@ def _bytes(scenario: ScenarioRecord, weight_nbytes: int, most_x: float) -> str:
             "<h3>Bytes by kind</h3>",
             _note(f"When most was in use, after {format_seconds(peak.seconds)}."),
             _legend([(kind, name) for kind, name, _ in parts]),
-            _plot(run_plots.bytes_by_kind(parts)),
+            _plot(run_plots.shares("Bytes by kind when most was in use", parts, format_nbytes)),
             _table(("kind", "bytes"), rows),
             "<h3>Bytes of pages over time</h3>",
             _legend(over_time),

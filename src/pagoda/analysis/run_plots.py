@@ -10,6 +10,7 @@ from pagoda.cache.holdings.allocator import ShownState
 from pagoda.units import format_nbytes, format_seconds
 
 ROW = 20
+BAR = 28
 MOST_ROWS = 64
 MOST_POINTS = 400
 # Classes of kinds, which are told apart up to so many.
@@ -64,28 +65,16 @@ def bytes_over_time(scenario: ScenarioRecord, most_x: float) -> str:
     return drawing("Bytes of pages in use and idle over time", axes.height, parts)
 
 
-def bytes_by_kind(parts: Sequence[tuple[str, str, int]]) -> str:
-    """One bar of (class, name, bytes)."""
-    total = sum(nbytes for _, _, nbytes in parts) or 1
+def shares(label: str, parts: Sequence[tuple[str, str, float]], write: Callable[[float], str]) -> str:
+    """One bar of (class, name, value), end to end."""
+    total = sum(value for *_, value in parts) or 1
     drawn, at = [], 0.0
-    for kind, name, nbytes in parts:
-        width = (WIDTH - 1) * nbytes / total
-        if nbytes:
-            drawn.append(bar(at, 0, width, 28, kind, f"{name}: {format_nbytes(nbytes)}, {nbytes / total:.1%}"))
+    for kind, name, value in parts:
+        width = (WIDTH - 1) * value / total
+        if value:
+            drawn.append(bar(at, 0, width, BAR, kind, f"{name}: {write(value)}, {value / total:.1%}"))
         at += width
-    return drawing("Bytes by kind at the moment when most was in use", 28, drawn)
-
-
-def phase_shares(parts: Sequence[tuple[str, float]]) -> str:
-    """One bar of (phase, seconds)."""
-    total = sum(seconds for _, seconds in parts) or 1
-    drawn, at = [], 0.0
-    for phase, seconds in parts:
-        width = (WIDTH - 1) * seconds / total
-        if seconds:
-            drawn.append(bar(at, 0, width, 28, phase, f"{phase}: {format_seconds(seconds)}, {seconds / total:.1%}"))
-        at += width
-    return drawing("Seconds by phase", 28, drawn)
+    return drawing(label, BAR, drawn)
 
 
 def page_map(pages: PageMap) -> str:

@@ -87,12 +87,11 @@ class ScenarioRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """All of a run. `budget_nbytes` is of all pages and states."""
+    """All of a run."""
 
     title: str
     when: str
     machine: Rows
     configuration: Rows
     weight_nbytes: int
-    budget_nbytes: int
     scenarios: Sequence[ScenarioRecord]

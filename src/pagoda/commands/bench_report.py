@@ -98,6 +98,5 @@ def _run(setting: Mapping[str, Any], found: Found) -> RunRecord:
             *((name.replace("_", " "), f"{value:,}") for name, value in workload.items()),
         ],
         weight_nbytes=engine.weight_nbytes,
-        budget_nbytes=engine.budget_nbytes,
         scenarios=found.scenarios,
     )
