@@ -38,10 +38,12 @@ from pagoda.cache.cache import Cache, NoBytes
 from pagoda.cache.groups.pages import PageGroup
 from pagoda.cache.groups.rule import KeepAll
 from pagoda.cache.inspector import Inspector
+from pagoda.cache.prefix.gone import Gone
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.registry import lookup, names
 from peers.cache_prompts import PROMPT_PAGES, prompts
 
+MISS_NBYTES = 4 << 20
 STEPS = ("match", "attach", "insert", "evict", "new", "hit")
 PEERS = {"vllm": Path(__file__).parent / "peers" / "vllm_cache.py"}
 
@@ -84,7 +86,9 @@ class Bench:
         next(self.prompts)
         baseline = _peak_nbytes()
         policy = lookup("eviction", setup.policy)()
-        self.cache = Cache([PageGroup(setup.num_pages, setup.page_tokens, policy, KeepAll())], [NoBytes()])
+        group = PageGroup(setup.num_pages, setup.page_tokens, policy, KeepAll())
+        group.prefixes.watch_removals(Gone(MISS_NBYTES).removed)  # as in the engine
+        self.cache = Cache([group], [NoBytes()])
         self._fill(until_free=(setup.num_repeats + 1) * setup.batch_pages)
         for _ in range(setup.num_repeats):
             self._insert_batch()

@@ -1,4 +1,6 @@
-"""Takes the pictures of docs/dashboard.md from a server with traffic: prompts that share beginnings, chats, pins.
+"""Takes the pictures of docs/dashboard.md and docs/timing.md from a server with traffic.
+
+That is prompts that share beginnings, chats and pins.
 
     pagoda serve --port 8300 --kv-cache-memory-bytes 24MiB &
     python scripts/dashboard_screenshots.py http://127.0.0.1:8300
@@ -87,6 +89,11 @@ def talk(page: Page) -> None:
     page.locator("#tree [aria-expanded=false]").first.click()
 
 
+def save(screenshot: bytes, name: str) -> None:
+    picture = Image.open(BytesIO(screenshot)).convert("RGB").quantize(256, kmeans=3, dither=Image.Dither.NONE)
+    picture.save(IMAGES / name, optimize=True)
+
+
 def main(url: str) -> None:
     browser_path = os.environ.get("CHROMIUM", "/usr/bin/chromium")
     with sync_playwright() as playwright, Traffic(url):
@@ -98,9 +105,10 @@ def main(url: str) -> None:
         for theme in ("light", "dark"):
             page.emulate_media(color_scheme=theme)
             page.locator("#requests tr").nth(1).wait_for(timeout=60_000)
-            picture = Image.open(BytesIO(page.screenshot()))
-            picture = picture.convert("RGB").quantize(256, kmeans=3, dither=Image.Dither.NONE)
-            picture.save(IMAGES / f"dashboard-{theme}.png", optimize=True)
+            save(page.screenshot(), f"dashboard-{theme}.png")
+        page.emulate_media(color_scheme="light")
+        page.locator("#ended button").first.click()
+        save(page.locator("#spent-dialog").screenshot(), "request.png")
         browser.close()
 
 

@@ -103,6 +103,17 @@ def test_stats_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
         assert word not in captured.out
 
 
+def test_stats_say_where_the_time_went(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", PROMPT, *SMALL, "--stats", "--ignore-eos", "--json"]) == 0
+    captured = capsys.readouterr()
+    for word in ("queue", "prefill", "decode", "waiting", "beside the model", "verdict"):
+        assert word in captured.err
+    told = json.loads(captured.out)
+    assert sum(told["time"]["wall"].values()) == pytest.approx(told["metrics"]["ended"] - told["metrics"]["arrival"])
+    assert told["verdict"][0].startswith("The first token took ")
+    assert "".join(told["verdict"][0].split()) in "".join(captured.err.split())
+
+
 def test_token_ids_in_and_out_without_a_tokenizer(capsys: pytest.CaptureFixture[str]) -> None:
     text = generated(capsys, "--skip-tokenizer-init", "--ignore-eos", "--prompt-token-ids", "5", "6", "7")
     assert len([int(token) for token in text.split()]) == 8

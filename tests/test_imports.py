@@ -61,9 +61,10 @@ CACHE_FLOORS = (
     ("leases", "lifetime"),
     ("tenants",),
     ("sequence",),
+    ("recent",),
     ("groups",),
     ("holdings",),
-    ("prefix",),
+    ("prefix", "report"),
     ("eviction",),
 )
 FLOOR = {name: len(CACHE_FLOORS) - number for number, names in enumerate(CACHE_FLOORS) for name in names}
@@ -163,6 +164,8 @@ def test_floors_of_the_cache_point_down(path):
         "pagoda.planning.checkpoint",
         "pagoda.planning.limits",
         "pagoda.models.plain_tokenizer",
+        "pagoda.commands.explain",
+        "pagoda.commands.request_file",
         "pagoda.tokenizing",
     ],
 )

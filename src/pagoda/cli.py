@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pagoda import __version__
+from pagoda.commands.explain_options import add_explain_options
 from pagoda.commands.options import add_engine_options, add_model_options, add_sampling_options, add_server_options
 from pagoda.commands.plan_options import add_plan_options
 from pagoda.commands.simulate_options import add_simulate_options
@@ -23,7 +24,7 @@ from pagoda.config import Environment
 from pagoda.errors import ConfigError, InvalidSamplingError, KernelUnavailableError, PagodaError
 
 FAILED, USAGE, BROKEN_PIPE, INTERRUPTED = 1, 2, 141, 130
-OPERANDS = {"generate": " [prompt]", "plan": " [model]", "simulate": " trace"}
+OPERANDS = {"generate": " [prompt]", "plan": " [model]", "simulate": " trace", "explain": " [EARLIER LATER]"}
 USAGE_ERRORS = (ConfigError, InvalidSamplingError, KernelUnavailableError)
 
 GENERATE_EXAMPLES = """examples:
@@ -49,7 +50,8 @@ SIGTERM lets requests in flight finish."""
 BENCH_EXAMPLES = """examples:
   pagoda bench
   pagoda bench --scenario shared-prefix --prompt-tokens 1024 --batch 16
-  pagoda bench --random-weights qwen2.5-0.5b --scenario single --json result.json"""
+  pagoda bench --random-weights qwen2.5-0.5b --scenario single --json result.json
+  pagoda bench --model ~/models/Qwen2.5-0.5B-Instruct --report report.html"""
 
 QUALITY_EXAMPLES = """examples:
   pagoda bench quality
@@ -72,6 +74,13 @@ SIMULATE_EXAMPLES = """examples:
 A trace is JSON lines or CSV, also compressed with gzip: blocks with hash_ids, lengths, prompts or chat messages, or
 what `pagoda serve --request-log` writes. Capacities are tokens (100000), pages (400pages), bytes with --model (8GiB), a
 part of what the trace fills (10%), or inf."""
+EXPLAIN_EXAMPLES = """examples:
+  pagoda explain earlier.json later.json
+  pagoda explain earlier.txt later.txt --model ~/models/Qwen2.5-0.5B-Instruct --show-text
+  pagoda explain earlier.json later.json --prefill-rate 900 --price-input 2.50 --price-cached 0.25
+  pagoda explain --url http://localhost:8000 --request-id chatcmpl-123
+
+A file has text, a list of messages, or the body of a request as OpenAI and Anthropic have it; - is standard input."""
 
 DOCTOR_EXAMPLES = """examples:
   pagoda doctor
@@ -131,6 +140,7 @@ def build_parser() -> Parser:
         _command(commands, "plan", "how many users fit, how long, how fast, before anything is loaded", PLAN_EXAMPLES)
     )
     add_simulate_options(_command(commands, "simulate", "what a cache would find in a trace", SIMULATE_EXAMPLES))
+    add_explain_options(_command(commands, "explain", "why a prompt missed the cache", EXPLAIN_EXAMPLES))
     _add_doctor(_command(commands, "doctor", "what runs here, how fast, and why", DOCTOR_EXAMPLES))
     return parser
 
@@ -191,6 +201,10 @@ def _add_bench(parser: Parser) -> None:
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="requests at once (default: 8)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="measurements of each (default: 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every measurement to a file")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="also write a page (HTML) with plots: where the time and bytes went"
+    )
+    parser.add_argument("--force", action="store_true", help="write over the file of --report if it exists")
     parser.add_argument(
         "--random-weights",
         metavar="SHAPE",

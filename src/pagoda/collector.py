@@ -7,10 +7,13 @@ of the engine's loop; does not know where its results are awaited.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from time import monotonic
 from typing import Any
 
+from pagoda.cache.report import NOT_LOOKED_UP
 from pagoda.engine.ends import TokenEvent
 from pagoda.engine.request import Request, Sequence
+from pagoda.engine.request_time import time_of
 from pagoda.errors import RequestError
 from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
 from pagoda.text import TextStream
@@ -54,8 +57,7 @@ class Collector:
     def _take(self, event: TokenEvent, is_last: bool) -> None:
         sample = event.sequence
         stream = self._streams.get(sample.index)
-        if stream is not None and sample.finish_reason is not None:
-            stream.finish()
+        text = self._text_of(stream, is_final=sample.finish_reason is not None) if stream is not None else ""
         error = self._request.error
         if is_last and error is not None:
             self._fail(error)
@@ -63,7 +65,6 @@ class Collector:
         output = self._output() if is_last else None
         if self._on_chunk is not None:
             tokens = [] if event.token_id is None else [event.token_id]
-            text = stream.take() if stream is not None else ""
             wants_logprobs = tokens and self._request.params.logprobs is not None
             self._on_chunk(
                 StreamChunk(
@@ -89,7 +90,23 @@ class Collector:
                 tell(error)
         self._has_ended = True
 
+    def _text_of(self, stream: TextStream, is_final: bool) -> str:
+        """What is new of a sample, if somebody reads it as it grows."""
+        before = monotonic()
+        if is_final:
+            stream.finish()
+        text = stream.take() if self._on_chunk is not None else ""
+        self._request.metrics.phases.detokenise += monotonic() - before
+        return text
+
     def _watch(self, sample: Sequence, token: int) -> str | None:
+        """The stop string that `token` completes."""
+        before = monotonic()
+        stopped = self._extend(sample, token)
+        self._request.metrics.phases.detokenise += monotonic() - before
+        return stopped
+
+    def _extend(self, sample: Sequence, token: int) -> str | None:
         params = self._request.params
         if sample.index not in self._streams:
             self._streams[sample.index] = TextStream(
@@ -117,6 +134,8 @@ class Collector:
             num_cached_encoder_tokens=request.num_cached_encoder_tokens,
             prompt_logprobs=[None, *request.prompt_logprobs] if request.scores_prompt else None,
             leases=tuple(request.lease_results),
+            time=time_of(request),
+            cache_report=request.cache_report or NOT_LOOKED_UP,
         )
 
     def _completion(self, sample: Sequence) -> CompletionOutput:

@@ -110,6 +110,7 @@ class EngineConfig:
     eviction_policy: which idle pages go first when memory is short.
     prefix_cache_ttl_seconds: what nobody has used for so long is forgotten though there is room; None leaves that to
     the policy, of which ttl takes 300 and the others keep what they have room for.
+    miss_memory_bytes: memory for what explains misses, late prompts and pages that went; 0 keeps none.
     generation_config: where sampling defaults and rules of generating come from: "auto" (the checkpoint), "vllm"
     (nowhere) or a directory with a generation_config.json.
     deterministic: the same bits for every token, however its prompt is cut, batched or cached.
@@ -130,6 +131,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     eviction_policy: str = "lru"
     prefix_cache_ttl_seconds: float | None = None
+    miss_memory_bytes: int = 16 << 20
     generation_config: str = "auto"
     deterministic: bool = False
     tenants: Mapping[str, TenantShare] = field(default_factory=dict)
@@ -159,6 +161,8 @@ class EngineConfig:
         ttl = self.prefix_cache_ttl_seconds
         if ttl is not None and not (is_number(ttl) and ttl > 0):
             raise ConfigError(f"prefix_cache_ttl_seconds is {shown(ttl)}; give seconds above 0, or None for no limit.")
+        if self.miss_memory_bytes < 0:
+            raise ConfigError(f"miss_memory_bytes is {self.miss_memory_bytes}; give bytes, or 0 to remember nothing.")
         check_tenants(self.tenants)
         if not 0 < self.max_num_seqs <= self.max_num_batched_tokens:
             raise ConfigError(
@@ -188,7 +192,7 @@ class EngineConfig:
 
 WHOLE_NUMBERS = (
     *("block_size", "max_model_len", "kv_cache_memory_bytes", "snapshot_interval_tokens", "max_num_seqs"),
-    *("max_num_batched_tokens", "num_threads", "seed"),
+    *("max_num_batched_tokens", "num_threads", "seed", "miss_memory_bytes"),
 )
 MAY_BE_NONE = ("max_model_len", "kv_cache_memory_bytes", "snapshot_interval_tokens", "num_threads")
 KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {

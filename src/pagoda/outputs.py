@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pagoda.analysis.time import RequestTime, verdict
 from pagoda.cache.leases import LeaseResult
+from pagoda.cache.report import NOT_LOOKED_UP, CacheReport
 from pagoda.engine.request import FinishReason, RequestMetrics, TokenLogprobs
 
 
@@ -26,7 +28,8 @@ class RequestOutput:
     """A finished request. `num_cached_tokens` of its prompt were not computed again.
 
     `prompt_logprobs` has None for the first token, which nothing predicts; it is None unless they were asked for.
-    `leases` says of each breakpoint whether its prefix stays held.
+    `leases` says of each breakpoint whether its prefix stays held, `cache_report` why no more was cached, and `time`
+    where its time went.
 
     The `encoder_` fields are of what the encoder read, for encoder-decoder models; tokens only if that was text.
     """
@@ -43,6 +46,13 @@ class RequestOutput:
     num_cached_encoder_tokens: int = 0
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     leases: tuple[LeaseResult, ...] = ()
+    cache_report: CacheReport = NOT_LOOKED_UP
+    time: RequestTime | None = None
+
+    @property
+    def verdict(self) -> tuple[str, ...]:
+        """Where its time went, in words: a sentence for each cause."""
+        return () if self.time is None else verdict(self.time)
 
     @property
     def text(self) -> str:

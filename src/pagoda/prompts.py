@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,9 +21,11 @@ from pagoda.errors import (
     RequestError,
     TokenizerRequiredError,
 )
-from pagoda.models.encoder import Encoder, EncoderInput
-from pagoda.models.model import Model
 from pagoda.tokenizing import encode
+
+if TYPE_CHECKING:
+    from pagoda.models.encoder import Encoder, EncoderInput
+    from pagoda.models.model import Model
 
 # A prompt is text, token ids, or vLLM's dictionary of either. For an encoder-decoder model that is what the encoder
 # reads, unless a dictionary names an `encoder_prompt` and a `decoder_prompt`, or sound beside what is a decoder prompt.

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pagoda import plan
@@ -161,6 +162,11 @@ def test_a_folder_with_a_configuration_alone_is_enough(tmp_path: Path) -> None:
     assert plan(file).model.weight_nbytes == plan(file).model.parameters * 2  # type: ignore[operator]
 
 
+def test_what_is_left_out_of_a_shipped_configuration_is_said() -> None:
+    assert "Left out is its vision part, 0.4 G weights more." in plan("gemma-3-27b").model.notes
+    assert plan("llama-3-8b").model.notes == ()
+
+
 @pytest.mark.parametrize("spelling", ["llama-3-70b", "Llama 3 70B", "meta-llama/Llama-3-70B", "Meta-Llama-3-70B"])
 def test_names_are_found_however_they_are_spelled(spelling: str) -> None:
     assert plan(spelling).model.name == "llama-3-70b"
@@ -255,6 +261,14 @@ def test_a_context_beyond_the_model_is_planned_and_noted() -> None:
         ({"context": 100, "output_tokens": 101}, "are parts of it"),
         ({"context": 100, "shared_prefix": 101}, "are parts of it"),
         ({"encoder_tokens": 5}, "has no encoder"),
+        ({"gpus": None}, "gpus is None"),
+        ({"gpus": True}, "gpus is True"),
+        ({"machine": 5}, "machine is 5"),
+        ({"kv_cache_dtype": 5}, "kv_cache_dtype is 5"),
+        ({"kv_cache_dtype": (5,)}, "give the name of a format, or several"),
+        ({"memory": [5]}, "give a positive number"),
+        ({"memory": True}, "give a positive number"),
+        ({"dtype": 5}, "dtype is 5"),
         ({"kv_cache_dtype": "int3"}, "no format named 'int3'"),
         ({"kv_cache_dtype": ("auto", "int3")}, "no format named 'int3'"),
         ({"block_size": 17}, "multiple of 16"),
@@ -267,6 +281,13 @@ def test_a_context_beyond_the_model_is_planned_and_noted() -> None:
 def test_nonsense_says_what_is_taken(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         plan("llama-3-8b", **options)
+
+
+def test_numbers_of_any_kind_are_taken() -> None:
+    """Also those of numpy, and sizes with a fraction."""
+    given = plan("llama-3-8b", memory=80.5 * GIB, context=np.int64(4096), bandwidth=np.float32(1e12), users=np.int32(2))
+    assert given.main.users == plan("llama-3-8b", memory="80.5GiB", context=4096).main.users
+    assert json.dumps(given.as_json())
 
 
 def test_everything_can_be_written_as_json() -> None:

@@ -21,11 +21,12 @@ MAX_NEAR = 6
 
 @dataclass(frozen=True)
 class Shape:
-    """A shipped configuration. `parameters` is the published number of weights, of the part that generates text."""
+    """A shipped configuration. `parameters` is the published number of weights, but for those of what is `left_out`."""
 
     name: str
     source: str
     parameters: int
+    left_out: str = ""
 
     def config(self) -> dict[str, Any]:
         """What its config.json says of sizes."""
@@ -35,7 +36,7 @@ class Shape:
 def shapes() -> tuple[Shape, ...]:
     """All of them, in the order of the index."""
     index = json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
-    return tuple(Shape(name, entry["source"], entry["parameters"]) for name, entry in index.items())
+    return tuple(Shape(name, **entry) for name, entry in index.items())
 
 
 def find_shape(name: str) -> Shape:

@@ -11,7 +11,7 @@ from pagoda.analysis.source import Described
 from pagoda.formats.page import PageGeometry
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.spec import Reach
-from pagoda.planning.spec import KV_HEADS, query_heads
+from pagoda.planning.spec import KV_HEADS, layer_kinds, query_heads
 from pagoda.planning.text_config import first
 
 
@@ -38,7 +38,7 @@ def naive_nbytes(config: Mapping[str, Any], num_tokens: int, number_nbytes: int)
     heads = next((config[name] for name in ("num_attention_heads", "n_head", "num_heads") if config.get(name)), None)
     if heads is None:
         return None
-    layers = first(config, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
+    layers = len(layer_kinds(config))
     grouped = next((config[name] for name in KV_HEADS if config.get(name)), heads)
     width = config.get("head_dim") or first(config, "hidden_size", "n_embd", "d_model") // heads
     return int(2 * layers * grouped * width * number_nbytes * num_tokens)

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from pagoda.analysis.machines import Machine, find_machine
-from pagoda.checks import is_whole, shown
+from pagoda.checks import as_float, is_number, is_whole, shown
 from pagoda.config import EngineConfig
 from pagoda.errors import ConfigError
 from pagoda.units import parse_bandwidth, parse_flops, parse_nbytes
@@ -17,7 +17,11 @@ FORMATS = ("auto", "fp8_e4m3", "int8", "k8v4", "int4")
 USUAL_OUTPUT_TOKENS = 256
 MAX_TOKENS = 1 << 40
 MAX_GPUS = 1 << 16
-COUNTS = ("context", "users", "output_tokens", "encoder_tokens", "gpus", "shared_prefix")
+MOST = 1e30
+OF_ENGINE = ("block_size", "max_num_batched_tokens", "max_num_seqs")
+RATES = ("bandwidth", "flops")
+COUNTS = {**dict.fromkeys(("context", "users", "output_tokens", "encoder_tokens", "gpus"), 1), "shared_prefix": 0}
+NEVER_NONE = ("gpus", "shared_prefix")
 PARSERS = {
     **dict.fromkeys(("memory", "weights", "kv_cache_memory_bytes"), parse_nbytes),
     "bandwidth": parse_bandwidth,
@@ -58,11 +62,14 @@ class PlanOptions:
         for name, parse in PARSERS.items():
             value = getattr(self, name)
             object.__setattr__(self, name, _positive(name, parse(value) if isinstance(value, str) else value))
-        for name in COUNTS:
-            _check_count(name, getattr(self, name), least=int(name != "shared_prefix"))
-        named = (self.kv_cache_dtype,) if isinstance(self.kv_cache_dtype, str) else tuple(self.kv_cache_dtype)
-        object.__setattr__(self, "kv_cache_dtype", tuple(dict.fromkeys(named)) or FORMATS)
-        self.engine_config()
+        for name, least in COUNTS.items():
+            object.__setattr__(self, name, _count(name, getattr(self, name), least))
+        object.__setattr__(self, "kv_cache_dtype", _names(self.kv_cache_dtype) or FORMATS)
+        if not isinstance(self.machine, str | None):
+            raise ConfigError(f"machine is {shown(self.machine)}; give the name of a preset, or this.")
+        config = self.engine_config()
+        for name in OF_ENGINE:
+            object.__setattr__(self, name, getattr(config, name))
         if self.gpus > MAX_GPUS:
             raise ConfigError(f"gpus is {self.gpus}; give at most {MAX_GPUS}.")
 
@@ -108,11 +115,26 @@ def plan_options(**options: Any) -> PlanOptions:
 
 
 def _positive(name: str, value: Any) -> Any:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30):
+    """A size in whole bytes, or a rate."""
+    if value is None:
+        return None
+    if not is_number(value) or not 1 <= as_float(value) < MOST:
         raise ConfigError(f"{name} is {shown(value)}; give a positive number, or text with a unit.")
-    return value
+    return as_float(value) if name in RATES else int(value)
 
 
-def _check_count(name: str, value: Any, least: int) -> None:
-    if value is not None and (not is_whole(value) or not least <= value <= MAX_TOKENS):
+def _count(name: str, value: Any, least: int) -> int | None:
+    """As Python's own number: others reckon in other ways."""
+    if value is None and name not in NEVER_NONE:
+        return None
+    if not is_whole(value) or not least <= value <= MAX_TOKENS:
         raise ConfigError(f"{name} is {shown(value)}; give a whole number from {least} to {MAX_TOKENS:,}.")
+    return int(value)
+
+
+def _names(formats: Any) -> tuple[str, ...]:
+    """One name, or several; each once."""
+    found = (formats,) if isinstance(formats, str) else formats
+    if not isinstance(found, (tuple, list)) or not all(isinstance(each, str) for each in found):
+        raise ConfigError(f"kv_cache_dtype is {shown(formats)}; give the name of a format, or several.")
+    return tuple(dict.fromkeys(found))

@@ -71,7 +71,9 @@ def describe(model: str | Path, dtype: str = "auto") -> Described:
         return _described(name, str(file), config, facts_from_config(config, _NO_LIMIT, dtype))
     shape = find_shape(str(model))
     config = shape.config()
-    return _described(shape.name, shape.source, config, facts_from_config(config, _NO_LIMIT, dtype))
+    found = _described(shape.name, shape.source, config, facts_from_config(config, _NO_LIMIT, dtype))
+    left_out = (f"Left out is {shape.left_out}.",) if shape.left_out else ()
+    return replace(found, notes=(*found.notes, *left_out))
 
 
 def stretched(model: Described, context: int | None) -> Described:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from pagoda.cache.cache import Cache
@@ -22,6 +22,7 @@ class CacheStats:
     Pages were evicted to make room, forgotten on request (`reset_pages`), because their content was in doubt, or
     because nobody had used them for too long.
     `format_loss` is what the format of pages should cost in perplexity, as a share: None where that was not measured.
+    What explains misses takes `miss_memory_nbytes` now.
     """
 
     groups: tuple[PageCounts, ...]
@@ -36,6 +37,7 @@ class CacheStats:
     revoked_leases: int = 0
     num_leases: int = 0  # now
     format_loss: float | None = None
+    miss_memory_nbytes: int = 0
 
     @property
     def utilization(self) -> float:
@@ -48,11 +50,14 @@ class CacheStats:
 
 
 class Inspector:
-    """Looks at `cache`, whose format was measured to cost `format_loss`."""
+    """Looks at `cache`, whose format was measured to cost `format_loss`; `miss_nbytes` tells what explains misses."""
 
-    def __init__(self, cache: Cache, format_loss: float | None = None) -> None:
+    def __init__(
+        self, cache: Cache, format_loss: float | None = None, miss_nbytes: Callable[[], int] = lambda: 0
+    ) -> None:
         self._cache = cache
         self._format_loss = format_loss
+        self._miss_nbytes = miss_nbytes
 
     def stats(self) -> CacheStats:
         cache = self._cache
@@ -71,6 +76,7 @@ class Inspector:
             revoked_leases=cache.leases.num_revoked,
             num_leases=cache.leases.num_live,
             format_loss=self._format_loss,
+            miss_memory_nbytes=self._miss_nbytes(),
         )
 
     def leases(self) -> list[LeaseInfo]:

@@ -99,6 +99,7 @@ class Leases:
         self._ends: list[tuple[float, int, Lease]] = []  # one entry per lease, with a time at which it may end
         self._tickets = count()
         self._num_by_account: Counter[Account] = Counter()
+        self._on_lapse: Callable[[Lease], None] = lambda _: None
         self.num_live = 0
         self.num_revoked = 0
 
@@ -154,7 +155,12 @@ class Leases:
             if lease.expires_at > self._clock():
                 heappush(self._ends, (lease.expires_at, ticket, lease))
             else:
+                self._on_lapse(lease)
                 self._end(lease)
+
+    def watch_lapses(self, lapsed: Callable[[Lease], None]) -> None:
+        """Call `lapsed` with each lease whose time has come, before it ends."""
+        self._on_lapse = lapsed
 
     def revoke(self, namespace: Namespace, tokens: Sequence[int] = ()) -> bool:
         """End the lease that expires first of those that can be in the way of a sequence of `tokens`.

@@ -9,34 +9,42 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from pagoda import machine
+from pagoda.commands.bench_report import Found, check_target, engine_facts, write_report
 from pagoda.commands.options import engine_options
+from pagoda.commands.recording import RecordedLLM, record
 from pagoda.commands.scenarios import SCENARIOS, Measurement, Workload
 from pagoda.commands.shapes import shape_config
 from pagoda.errors import ConfigError
-from pagoda.llm import EMBEDDED_MODEL, LLM
+from pagoda.llm import EMBEDDED_MODEL
 from pagoda.models.loader import load_model, model_from_config
 from pagoda.models.model import Model
 
 
 def run(arguments: Namespace) -> int:
     workload = Workload(arguments.prompt_tokens, arguments.output_tokens, arguments.batch, arguments.repeats)
+    if arguments.report is not None:
+        check_target(arguments.report, arguments.force)
     model = _load(arguments)
     console = Console()
-    measurements: list[Measurement] = []
+    found = Found()
     for name in arguments.scenario or SCENARIOS:
-        found = _measure(model, engine_options(arguments), name, workload)
-        console.print(_table(name, found))
-        measurements += found
+        before = len(found.measurements)
+        _measure(model, arguments, name, workload, found)
+        console.print(_table(name, found.measurements[before:]))
+    setting = _setting(arguments, model, workload)
     if arguments.json is not None:
-        _write(arguments.json, _setting(arguments, model, workload), measurements)
+        _write(arguments.json, setting, found.measurements)
+    if arguments.report is not None:
+        write_report(arguments.report, setting, found)
+        console.print(f"The report is {arguments.report}.")
     return 0
 
 
@@ -56,15 +64,19 @@ def _model(arguments: Namespace) -> Model:
     return model_from_config(shape_config(arguments.random_weights), dtype=dtype)
 
 
-def _measure(model: Model, options: dict[str, Any], name: str, workload: Workload) -> list[Measurement]:
-    """Run one scenario with and, if it compares the two, without prefix caching."""
+def _measure(model: Model, arguments: Namespace, name: str, workload: Workload, found: Found) -> None:
+    """Run one scenario with and, if it compares the two, without prefix caching; record it if that is to be told."""
     scenario = SCENARIOS[name]
-    measurements = []
     for is_caching in scenario.prefix_caching:
-        with LLM(model, skip_tokenizer_init=True, **options | {"enable_prefix_caching": is_caching}) as llm:
+        options = engine_options(arguments) | {"enable_prefix_caching": is_caching}
+        with RecordedLLM(model, skip_tokenizer_init=True, **options) as llm:
             suffix = "" if len(scenario.prefix_caching) == 1 else f", prefix caching {'on' if is_caching else 'off'}"
-            measurements += scenario.measure(llm, workload, name, suffix)
-    return measurements
+            measurements = scenario.measure(llm, workload, name, suffix)
+            found.measurements += measurements
+            if arguments.report is not None:
+                found.engine = engine_facts(llm)
+                run = partial(scenario.once, llm, workload)
+                found.scenarios.append(record(llm, name + suffix, run, measurements))
 
 
 def _table(name: str, measurements: list[Measurement]) -> Table:
@@ -73,8 +85,7 @@ def _table(name: str, measurements: list[Measurement]) -> Table:
     for heading in ("median", "lowest", "highest"):
         table.add_column(heading, justify="right")
     for found in measurements:
-        numbers = (median(found.values), min(found.values), max(found.values))
-        table.add_row(found.name, *(found.shown(number) for number in numbers))
+        table.add_row(*found.summary)
     return table
 
 

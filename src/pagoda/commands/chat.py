@@ -119,7 +119,7 @@ class Chat:
         is_cut = output is None or isinstance(output.outputs[0].stop_reason, str)
         self._conversation.answered(question, text, token_ids, is_cut)
         if output is not None and self._shows_stats:
-            self._aside.print(_cost_line(output), style="dim")
+            self._aside.print("\n".join([_cost_line(output), *output.verdict]), style="dim")
 
     def _new_conversation(self) -> Conversation:
         chats = self._llm.chats

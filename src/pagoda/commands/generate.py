@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from pagoda.commands.options import load_llm, sampling_params
-from pagoda.commands.report import CacheWatch, RequestCost, table
+from pagoda.commands.report import CacheWatch, RequestCost, table, time_rows
 from pagoda.commands.sound import read_wav
 from pagoda.errors import ConfigError
 from pagoda.llm import LLM
@@ -46,10 +46,11 @@ def run(arguments: Namespace) -> int:
 
 
 def as_json(output: RequestOutput) -> dict[str, Any]:
-    """A RequestOutput as plain data, with the durations that its metrics derive."""
+    """A RequestOutput as plain data, with the durations that its metrics derive and the verdict on its time."""
     plain = asdict(output)
     plain["metrics"]["queue_seconds"] = output.metrics.queue_seconds
     plain["metrics"]["ttft_seconds"] = output.metrics.ttft_seconds
+    plain["verdict"] = output.verdict
     return plain
 
 
@@ -120,6 +121,7 @@ def _print_stats(llm: LLM, output: RequestOutput, cache: CacheWatch) -> None:
     rows = [
         *RequestCost.of(output).rows(),
         ("finished", ", ".join(completion.finish_reason for completion in output.outputs)),
+        *time_rows(output),
         *cache.rows(),
         ("kernels", llm.engine.kernels.name),
     ]

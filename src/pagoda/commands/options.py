@@ -102,6 +102,12 @@ ENGINE_OPTIONS = (
         metavar="SECONDS",
     ),
     _option(
+        "miss_memory_bytes",
+        "memory for what explains why prompts missed, such as 64MiB; 0 remembers nothing",
+        type=size,
+        metavar="SIZE",
+    ),
+    _option(
         "deterministic",
         "compute the same bits however prompts are cut, batched or cached; long prompts may take longer",
         action="store_true",

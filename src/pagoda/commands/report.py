@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from pagoda.analysis.time import OVERHEADS
 from pagoda.cache.holdings.allocator import PageCounts
 from pagoda.cache.inspector import CacheStats
-from pagoda.llm import LLM
 from pagoda.outputs import RequestOutput
-from pagoda.units import format_nbytes, format_rate, format_seconds
+from pagoda.units import NOT_MEASURED, format_nbytes, format_rate, format_seconds
+
+if TYPE_CHECKING:
+    from pagoda.llm import LLM
 
 Rows = list[tuple[str, str]]
 
@@ -108,6 +112,23 @@ def _use(groups: Sequence[PageCounts]) -> str:
     used = sum(group.open + group.in_use for group in groups)
     idle = sum(group.idle for group in groups)
     return f"{used:,} of {sum(group.total for group in groups):,}, {idle:,} more kept for later hits"
+
+
+def time_rows(output: RequestOutput) -> Rows:
+    """Where the time of a request went, and what that means; nothing if nobody measured it."""
+    time = output.time
+    if time is None or not time.seconds:
+        return []
+    wall = [
+        (f"  {name}", f"{format_seconds(seconds)}, {seconds / time.seconds:.1%}") for name, seconds in time.wall.items()
+    ]
+    beside = [f"{said} {format_seconds(time.work[name])}" for name, said in OVERHEADS.items() if time.work[name]]
+    return [
+        ("time in all", format_seconds(time.seconds)),
+        *wall,
+        ("  beside the model", ", ".join(beside) or NOT_MEASURED),
+        ("verdict", "\n".join(output.verdict)),
+    ]
 
 
 def table(rows: Rows) -> Table:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import median
 from time import perf_counter
 
 from pagoda.errors import ConfigError
@@ -48,6 +49,13 @@ class Measurement:
     unit: str
     values: list[float] = field(default_factory=list)
 
+    @property
+    def summary(self) -> tuple[str, str, str, str]:
+        """Its name, median, lowest and highest value."""
+        values = (median(self.values), min(self.values), max(self.values))
+        middle, lowest, highest = map(self.shown, values)
+        return self.name, middle, lowest, highest
+
     def shown(self, value: float) -> str:
         if self.unit == "s":
             return format_seconds(value)
@@ -78,6 +86,10 @@ class Scenario:
 
     repeat: Repeat
     prefix_caching: tuple[bool, ...] = (True,)
+
+    def once(self, llm: LLM, workload: Workload) -> None:
+        """One repeat that is not measured, with prompts of its own."""
+        self.repeat(llm, workload, random.Random("once"), Recorder("", ""))
 
     def measure(self, llm: LLM, workload: Workload, name: str, suffix: str = "") -> list[Measurement]:
         generator = random.Random(0)

@@ -7,9 +7,9 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import ExitStack
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from pagoda.commands.extras import need
 from pagoda.commands.options import SERVER_OPTIONS, load_llm, options_given
 from pagoda.config import Environment
 from pagoda.errors import ConfigError
@@ -26,7 +26,7 @@ EMBEDDED_NAME = "pagoda-tiny"
 
 def run(arguments: Namespace) -> int:
     options = ServerOptions(**options_given(arguments, SERVER_OPTIONS))
-    _need("fastapi", "httptools", "orjson", "prometheus_client", "uvicorn", "uvloop")
+    need("fastapi", "httptools", "orjson", "prometheus_client", "uvicorn", "uvloop")
     from pagoda.server.watched import logs
 
     logs.set_up(options.log_format, logging.getLevelNamesMapping()[Environment.read().log_level.upper()])
@@ -54,7 +54,7 @@ def _publish(backend: LocalBackend, options: ServerOptions) -> Callable[[], None
     """Tell routers which pages are held, if that is wanted; what is returned ends it."""
     if options.kv_events_endpoint is None:
         return lambda: None
-    _need("msgspec", "zmq", extra="events")
+    need("msgspec", "zmq", extra="events")
     from pagoda.server.watched.kv_events import KvEvents
 
     endpoints = (options.kv_events_endpoint, options.kv_events_replay_endpoint)
@@ -68,7 +68,7 @@ def _trace(service: Service, options: ServerOptions) -> Callable[[], None]:
     """Send a span for each request, if that is wanted; what is returned ends it."""
     if options.otlp_traces_endpoint is None:
         return lambda: None
-    _need("opentelemetry.sdk", "opentelemetry.exporter", extra="otel")
+    need("opentelemetry.sdk", "opentelemetry.exporter", extra="otel")
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     from pagoda.server.watched.traces import Traces
@@ -91,9 +91,3 @@ def _log_requests(service: Service, backend: LocalBackend, options: ServerOption
     log = RequestLog(options.request_log, backend.page_names, backend.pages.page_tokens)
     service.log_request = log.add
     return log.close
-
-
-def _need(*modules: str, extra: str = "server") -> None:
-    missing = [module for module in modules if find_spec(module) is None]
-    if missing:
-        raise ConfigError(f"{missing[0]} is not installed; get it with: pip install 'pagoda-kv[{extra}]'.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from time import monotonic
 from typing import Any, NamedTuple, TypeVar
 
 from pagoda.engine.request import FinishReason, Phase, Request, Sequence
@@ -59,11 +60,14 @@ class Ends:
             self.fail([sequence], error)
             return None
 
-    def finish(self, sequence: Sequence, reason: FinishReason, keep_pages: bool = True) -> None:
-        """End one sequence; whoever ends it tells of it."""
+    def finish(
+        self, sequence: Sequence, reason: FinishReason, keep_pages: bool = True, now: float | None = None
+    ) -> None:
+        """End one sequence, with its last token if that came `now`; whoever ends it tells of it."""
         sequence.finish_reason = reason
         self._scheduler.remove(sequence, keep_pages)
         if sequence.request.is_finished:
+            _note_end(sequence.request, monotonic() if now is None else now)
             self.requests.pop(sequence.request.request_id, None)
 
     def end(self, request: Request, reason: FinishReason, keep_pages: bool = True) -> None:
@@ -81,3 +85,10 @@ class Ends:
         for request in {sequence.request: None for sequence in sequences}:
             request.error = error
             self.end(request, FinishReason.ERROR, keep_pages)
+
+
+def _note_end(request: Request, now: float) -> None:
+    metrics = request.metrics
+    metrics.ended = now
+    if metrics.first_scheduled is None:
+        metrics.phases.queue = now - metrics.arrival

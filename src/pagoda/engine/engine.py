@@ -14,10 +14,12 @@ from functools import cached_property
 from operator import is_
 from time import monotonic, sleep
 
+from pagoda.analysis.decoding import decode_costs
 from pagoda.cache.inspector import Inspector
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.names import PageNames
 from pagoda.config import EngineConfig
+from pagoda.engine.accounting import StepTimes, charge_step
 from pagoda.engine.admission import Admission
 from pagoda.engine.batch import Batch
 from pagoda.engine.breakpoints import check_breakpoints
@@ -26,6 +28,7 @@ from pagoda.engine.fit_store import FitStore
 from pagoda.engine.format_fit import CalibrationText, fit_format
 from pagoda.engine.forward import Computed, Forward
 from pagoda.engine.identity import identity_of
+from pagoda.engine.lookups import Lookups
 from pagoda.engine.pools import make_pools
 from pagoda.engine.request import FinishReason, Request, Sequence, new_sample
 from pagoda.engine.sampling import stop_token_ids
@@ -54,7 +57,7 @@ class Engine:
     """Generates tokens for many requests over one paged, prefix-shared cache. Leases run by `clock`.
 
     Formats of few bits are fitted to the model with what `calibration` reads. What there is to see of the cache is
-    shown by `inspector`, on the thread that steps.
+    shown by `inspector`, and why late prompts missed by `lookups`, on the thread that steps.
     """
 
     def __init__(
@@ -71,20 +74,24 @@ class Engine:
         model.fix_length(config.max_model_len)
         if config.deterministic:
             check_determinism(model, kernels)
+        self.decode_costs = decode_costs(model.facts, self.memory, config)
         self.max_model_len = self.memory.max_model_len
         pools = make_pools(self.memory, config.environment.poison_pages)
         self._admission = Admission(model, config, self.memory)
         self._cache = make_cache(self.memory, pools, config, clock)
+        policy = config.eviction_policy if config.enable_prefix_caching else None
+        self.lookups = Lookups(self._cache, policy, config.miss_memory_bytes)
         self._scheduler = Scheduler(
             self._cache,
             config.max_num_seqs,
             config.max_num_batched_tokens,
             max_scored_tokens(model.vocab_size),
             {name: share.weight for name, share in config.tenants.items()},
+            self.lookups,
         )
         store = FitStore(config.environment.cache_folder)
         self.fit = fit_format(model, kernels, self.memory, calibration, store)
-        self.inspector = Inspector(self._cache, self.fit.loss)
+        self.inspector = Inspector(self._cache, self.fit.loss, lambda: self.lookups.nbytes)
         self._forward = Forward(model, kernels, self.memory, pools, self.fit.constants)
         self.kernel_choice = self._forward.kernel_choice
         for notice in self.kernel_choice.notices:
@@ -127,6 +134,9 @@ class Engine:
         request.stop_token_ids = stop_token_ids(request.params, self.model.eos_token_ids)
         request.rules = self.model.generation.rules
         request.seed = self._seeds.getrandbits(63) if request.params.seed is None else request.params.seed
+        request.decode_costs = self.decode_costs
+        request.metrics.added = monotonic()
+        request.metrics.num_ahead = self._scheduler.num_ahead(request.tenant)
         self._scheduler.add(new_sample(request, 0))
         self._ends.requests[request.request_id] = request
 
@@ -149,14 +159,19 @@ class Engine:
 
         What raises for one request ends that one. If it raises all the same, what came of it is told by `fail_all`.
         """
+        begun = monotonic()
         batch = self._schedule()
+        launched = done = monotonic()
         try:
             computed = self._launch(batch)
+            done = monotonic()
             if computed is not None:
                 self._settler.settle(batch, computed)
         except Exception as error:
             logger.exception("A step of %d sequences failed", len(batch))
             self._ends.fail(batch.sequences, RequestError(f"The step that this request was in failed: {error!r}"))
+        if batch:
+            charge_step(batch, StepTimes(begun, launched, done, monotonic()))
         return self._ends.take_events()
 
     def fail_all(self, error: Exception) -> list[TokenEvent]:
@@ -166,6 +181,7 @@ class Engine:
 
     def reset_prefix_cache(self) -> int:
         """Forget every page that no running sequence uses; returns how many."""
+        self.lookups.serve_nobody()
         return self._cache.reset()
 
     def _schedule(self) -> Batch:
@@ -182,7 +198,9 @@ class Engine:
         now = monotonic()
         for chunk in batch.chunks:
             metrics = chunk.sequence.request.metrics
-            metrics.first_scheduled = metrics.first_scheduled or now
+            if metrics.first_scheduled is None:
+                metrics.first_scheduled = metrics.known_until = now
+                metrics.phases.queue = now - metrics.arrival
             metrics.num_computed_tokens += len(chunk.tokens)
         return batch.unfinished()
 

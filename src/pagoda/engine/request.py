@@ -11,10 +11,13 @@ from functools import cached_property
 from time import monotonic
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
+from pagoda.analysis.decoding import DecodeCosts
 from pagoda.cache.leases import Breakpoint, LeaseResult
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.namespace import Namespace
+from pagoda.cache.report import CacheReport
 from pagoda.cache.sequence import CachedSequence
+from pagoda.engine.phases import PhaseSeconds, WallSeconds
 from pagoda.models.generation import NO_RULES, Rules
 from pagoda.sampling_params import SamplingParams
 
@@ -54,15 +57,31 @@ class TokenLogprobs:
 
 @dataclass
 class RequestMetrics:
-    """Times in seconds on the monotonic clock; None until they happen."""
+    """Times in seconds on the monotonic clock; None until they happen.
+
+    `phases` has what it cost. `num_ahead` requests of its tenant were there before it. The time of its steps is known
+    until `known_until`; of those that decoded, `mixed_step_seconds` computed prompts as well. Of the weights that its
+    `num_decode_rows` read it has `weight_shares`: a row has one, divided by the rows of its step.
+    """
 
     arrival: float
+    added: float | None = None  # to the engine, read and checked
     first_scheduled: float | None = None
     first_token: float | None = None
     last_token: float | None = None
+    ended: float | None = None  # with the last token, unless something else ended it
     num_computed_tokens: int = 0  # token positions run through the model, recomputed ones counted again
     num_preemptions: int = 0
     token_times: list[float] = field(default_factory=list)  # of the first sample
+    num_recomputed_tokens: int = 0
+    num_ahead: int = 0
+    phases: PhaseSeconds = field(default_factory=PhaseSeconds)
+    known_until: float = 0.0
+    prefill_step_seconds: float = 0.0
+    decode_step_seconds: float = 0.0
+    mixed_step_seconds: float = 0.0
+    num_decode_rows: int = 0
+    weight_shares: float = 0.0
 
     @property
     def queue_seconds(self) -> float | None:
@@ -77,6 +96,18 @@ class RequestMetrics:
     def e2e_seconds(self) -> float | None:
         """From arrival to the last token so far."""
         return None if self.last_token is None else self.last_token - self.arrival
+
+    def wall(self, now: float | None = None) -> WallSeconds:
+        """What it waited for until it ended; until `now` if it goes on."""
+        until = self.ended if self.ended is not None else monotonic() if now is None else now
+        start = until if self.first_scheduled is None else self.first_scheduled
+        prefill, decode = self.prefill_step_seconds, self.decode_step_seconds
+        return WallSeconds(start - self.arrival, prefill, decode, max(until - start - prefill - decode, 0.0))
+
+    @property
+    def mean_batch_rows(self) -> float:
+        """How many rows shared the weights that one of its decode steps read, itself included; 1 before any did."""
+        return self.num_decode_rows / self.weight_shares if self.weight_shares else 1.0
 
     @property
     def inter_token_seconds(self) -> list[float]:
@@ -98,7 +129,9 @@ class Sequence:
     cached: CachedSequence | None = None
     matcher: Matcher | None = None  # of the request's constraint
     is_held: bool = False  # since the matcher does not know yet what may follow
+    held_since: float | None = None  # when it was found that the matcher keeps it waiting
     last_planned: int = 0  # a number that grows with whatever the scheduler plans
+    num_once_computed: int = 0  # tokens, before it was sent back
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     cumulative_logprob: float = 0.0
     finish_reason: FinishReason | None = None
@@ -154,11 +187,13 @@ class Request:
     sequences: list[Sequence] = field(default_factory=list)
     num_cached_tokens: int | None = None  # of the prompt, when first scheduled
     num_cached_encoder_tokens: int = 0  # the same of what the encoder reads
+    cache_report: CacheReport | None = None  # the same, and why it was no more
     error: Exception | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of all but the first token, as far as known
     tenant: str = ""
     breakpoints: tuple[Breakpoint, ...] = ()
     lease_results: list[LeaseResult] = field(default_factory=list)
+    decode_costs: DecodeCosts | None = None  # of the engine
 
     @property
     def scores_prompt(self) -> bool:

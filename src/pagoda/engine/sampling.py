@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable
+from time import monotonic
 
 import numpy as np
 import torch
@@ -49,6 +50,7 @@ def draw(
 ) -> tuple[list[tuple[Sequence, torch.Tensor, int]], list[tuple[Sequence, RequestError]]]:
     """The next token of each sequence beside its logits, and those that can have none: the others go on."""
     drawn, failed = [], []
+    before = monotonic()
     for sequence, logits in rows:
         try:
             drawn.append((sequence, logits, sample(logits, sequence, eos_token_ids)))
@@ -59,6 +61,9 @@ def draw(
         except BaseException as error:  # a grammar in Rust that panics raises what is no Exception
             logger.exception("Sampling for request %s failed", sequence.request.request_id)
             failed.append((sequence, RequestError(f"Sampling failed: {error!r}")))
+        now = monotonic()
+        sequence.request.metrics.phases.sampling += now - before
+        before = now
     return drawn, failed
 
 

@@ -17,6 +17,7 @@ from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from time import monotonic
 
 from pagoda.cache.cache import Cache
 from pagoda.cache.prefix.keys import common_tokens, token_key
@@ -24,6 +25,7 @@ from pagoda.cache.sequence import CachedSequence, Hit
 from pagoda.engine.batch import Batch, next_chunk
 from pagoda.engine.division import Division
 from pagoda.engine.fairness import Fairness
+from pagoda.engine.lookups import Lookups
 from pagoda.engine.request import Phase, Sequence
 from pagoda.engine.turns import Turns
 from pagoda.engine.waiting import Waiting
@@ -82,8 +84,10 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_scored_tokens: int | None = None,
         weights: Mapping[str, float] | None = None,
+        lookups: Lookups | None = None,
     ) -> None:
         self._cache = cache
+        self._lookups = lookups or Lookups(cache, None)
         self._max_num_batched_tokens = max_num_batched_tokens
         self._max_scored_tokens = max_scored_tokens or max_num_batched_tokens
         self.waiting = Waiting(weights, max_num_batched_tokens)
@@ -97,6 +101,11 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
+
+    def num_ahead(self, tenant: str) -> int:
+        """What of a tenant runs and waits; what there is of others is none of its business."""
+        running = {each.request for each in self.running if each.request.tenant == tenant}
+        return len(running) + self.waiting.number_of(tenant)
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.enter(sequence.request.tenant, self._fairness.active_tenants)
@@ -115,6 +124,7 @@ class Scheduler:
 
     def remove(self, sequence: Sequence, keep_pages: bool = True) -> None:
         """Take a sequence out, wherever it is; with `keep_pages` off its pages are forgotten."""
+        self._lookups.end(sequence)
         self._release(sequence, keep_pages)
         if sequence.phase is Phase.RUNNING:
             self.running.remove(sequence)
@@ -125,6 +135,7 @@ class Scheduler:
     def schedule(self) -> Batch:
         """What to compute next, with room for it reserved. Empty only if nothing can advance."""
         self.failed = {}
+        self._lookups.serve_nobody()
         self._release_again()
         self._cache.expire()
         wanted = self._turns.wanted(self.running)
@@ -183,6 +194,7 @@ class Scheduler:
     def _advance(self, sequence: Sequence, num_tokens: int, step: _Round) -> None:
         """Plan a running sequence, sending back the youngest ones until its pages can be had."""
         assert sequence.cached is not None
+        self._lookups.serve(sequence)
         while not self._cache.reserve(sequence.cached, num_tokens):
             victim = self._fairness.victim_of(sequence, num_tokens)
             if victim is sequence and self._fairness.revoke_lease(sequence):
@@ -221,7 +233,9 @@ class Scheduler:
         if self._fairness.waits_behind(sequence, step.held_up):
             return False
         room = self._room_for(sequence, budget, step)
+        before = monotonic()
         hit = self._cache.match(sequence.request.namespace, sequence.tokens, limit=sequence.num_resumable)
+        sequence.request.metrics.phases.match += monotonic() - before
         can_share = not sequence.num_unscored and self._cache.missing_key(hit, sequence.tokens) in step.being_written
         if can_share or room <= 0:
             return True
@@ -266,7 +280,10 @@ class Scheduler:
     def _start(self, sequence: Sequence, fitting: Hit, budget: int, step: _Round) -> None:
         """Run a waiting sequence from what the cache holds of it, for which there is room."""
         breakpoints = tuple(each.num_tokens for each in sequence.request.breakpoints)
+        self._lookups.start(sequence, fitting)
+        before = monotonic()
         sequence.cached = self._cache.attach(fitting, len(sequence.tokens), breakpoints)
+        sequence.request.metrics.phases.match += monotonic() - before
         num_tokens = min(sequence.num_uncomputed, budget)
         reserved = self._cache.reserve(sequence.cached, num_tokens)
         assert reserved, "the cache promised these pages"

@@ -110,7 +110,9 @@ class Settler:
     def _append(self, sequence: Sequence, token: int, logits: torch.Tensor, now: float) -> None:
         request, params = sequence.request, sequence.request.params
         if params.logprobs is not None:
+            before = monotonic()
             logprobs = token_logprobs(logits, token, params.logprobs)
+            request.metrics.phases.sampling += monotonic() - before
             sequence.logprobs.append(logprobs)
             sequence.cumulative_logprob += logprobs.logprob
         sequence.tokens.append(token)
@@ -127,15 +129,15 @@ class Settler:
             sequence.matcher.push(token)
         if stops:
             sequence.stop_reason = None if token in self._model.eos_token_ids else token
-            self._ends.finish(sequence, FinishReason.STOP)
+            self._ends.finish(sequence, FinishReason.STOP, now=now)
         elif matched is not None and sequence.num_output_tokens >= params.min_tokens:
             sequence.stop_reason = matched
-            self._ends.finish(sequence, FinishReason.STOP)
+            self._ends.finish(sequence, FinishReason.STOP, now=now)
         elif sequence.matcher is not None:
             sequence.is_held = True
             self._held.append(sequence)
         elif self._is_full(sequence):
-            self._ends.finish(sequence, FinishReason.LENGTH)
+            self._ends.finish(sequence, FinishReason.LENGTH, now=now)
 
     def _is_full(self, sequence: Sequence) -> bool:
         request = sequence.request
@@ -146,9 +148,13 @@ class Settler:
         """Let a sequence go on, or end it, if its matcher knows by now."""
         assert sequence.matcher is not None
         if not sequence.matcher.is_ready:
+            sequence.held_since = sequence.held_since or monotonic()
             self._held.append(sequence)
             return
         sequence.is_held = False
+        if sequence.held_since is not None:
+            sequence.request.metrics.phases.structured += monotonic() - sequence.held_since
+            sequence.held_since = None
         if sequence.matcher.is_done or self._is_full(sequence):
             self._ends.finish(sequence, FinishReason.STOP if sequence.matcher.is_done else FinishReason.LENGTH)
             self._ends.tell(sequence, None)

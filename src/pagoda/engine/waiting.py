@@ -57,6 +57,9 @@ class Waiting:
         """Who waits of one tenant, in order."""
         return list(self._queues.get(tenant, ()))
 
+    def number_of(self, tenant: str) -> int:
+        return len(self._queues.get(tenant, ()))
+
     def append(self, sequence: Sequence) -> None:
         self._queues.setdefault(sequence.request.tenant, deque()).append(sequence)
 

@@ -30,6 +30,7 @@ from pagoda.server.openai.completions import Completions
 from pagoda.server.openai.embeddings import Embeddings
 from pagoda.server.openai.responses import Responses
 from pagoda.server.own.examples import add_examples
+from pagoda.server.own.explain import Explain
 from pagoda.server.own.kv import Kv
 from pagoda.server.own.operation import Operation
 from pagoda.server.own.tokens import Tokens
@@ -115,6 +116,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         ("GET", "/tokenizer_info", tokens.info),
         ("GET", "/v1/kv/status", kv.status),
         ("GET", "/v1/kv/tree", kv.tree),
+        ("GET", "/v1/kv/explain", Explain(service).explain),
         ("POST", "/v1/kv/pin", kv.pin),
         ("GET", "/v1/kv/events", kv.events),
         ("GET", "/health", operation.health),

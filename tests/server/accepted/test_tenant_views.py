@@ -154,6 +154,8 @@ def test_a_status_has_nothing_of_others(server: Running) -> None:
     assert whole["leases"][0]["text"].startswith("Others. Others.")
     assert "evicted_pages" in whole["cache"]
     assert (before["sees_all"], whole["sees_all"]) == (False, True)
+    assert all(each["spent"]["work"] == {} for each in event["recent"])
+    assert all(each["spent"]["work"]["prefill"] > 0 for each in whole["recent"])
 
 
 def test_what_is_remembered_of_a_tenant_outlasts_others(server: Running) -> None:

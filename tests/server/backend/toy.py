@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from time import monotonic
 from typing import Any
 
 from transformers import AutoTokenizer
 
+from pagoda.analysis.time import RequestTime
 from pagoda.cache.holdings.allocator import PageCounts
 from pagoda.cache.inspector import CacheStats
 from pagoda.cache.leases import Breakpoint, LeaseInfo, LeaseResult
 from pagoda.cache.prefix.outline import Outline
+from pagoda.cache.report import CacheReport
 from pagoda.chat.options import ChatOptions
 from pagoda.engine.constraint import Constraint
 from pagoda.engine.request import FinishReason, RequestMetrics, TokenLogprobs
@@ -23,7 +25,7 @@ from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
 from pagoda.prompts import Prompt, ReadPrompt
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server.backend.base import Embedder
-from pagoda.server.backend.facts import PageFacts, PageKind, ServedModel
+from pagoda.server.backend.facts import Lookups, PageFacts, PageKind, ServedModel
 from pagoda.server.ground.messages import Call, News, Work
 
 MAX_MODEL_LEN = 64
@@ -78,6 +80,7 @@ class ToyJob:
     num_encoder_tokens: int = 0
     num_cached_encoder_tokens: int = 0
     prompt_logprobs: list[TokenLogprobs] | None = None
+    cache_report: CacheReport | None = None
 
     @property
     def prompt(self) -> list[int]:
@@ -90,6 +93,12 @@ class ToyJob:
     @property
     def params(self) -> SamplingParams:
         return self.work.params
+
+    @property
+    def time(self) -> RequestTime:
+        wall, ending = asdict(self.metrics.wall()), self.finish_reasons[0]
+        work = asdict(self.metrics.phases)
+        return RequestTime(len(self.prompt), 0, self.num_output_tokens, wall, work, ending=ending and str(ending))
 
     @property
     def num_output_tokens(self) -> int:
@@ -170,6 +179,9 @@ class ToyInspector:
 
     def outline(self, most: int, most_tokens: int, tenant: str | None) -> Future[list[Outline]]:
         return self._thread.submit(list)
+
+    def lookups(self) -> Future[Lookups]:
+        return self._thread.submit(lambda: Lookups((), 0, 0))
 
     def page_states(self, stride: int) -> Future[list[bytes]]:
         return self._thread.submit(lambda: [bytes(PAGES.total)])

@@ -115,6 +115,14 @@ def test_a_miss_of_what_was_evicted_is_not_blamed_on_the_client(client: openai.O
     assert found.type == "comparison_response_not_found"
 
 
+def test_a_prompt_that_was_cut_at_the_front_is_compacted(client: openai.OpenAI) -> None:
+    turns = [{"role": role, "content": f"{number} {LONG}"} for number, role in enumerate(["user", "assistant"] * 2)]
+    first = client.responses.create(input=turns, instructions="Be brief.", **ASKED)
+    options = {"comparison_response_id": first.id}
+    cut = client.responses.create(input=turns[2:], instructions="Be brief.", prompt_cache_options=options, **ASKED)
+    assert cut.prompt_cache_diagnostics.reason == "context_compacted"
+
+
 def test_calls_and_their_results_are_read(client: openai.OpenAI, server: Running) -> None:
     items = [
         {"role": "user", "content": QUESTION},

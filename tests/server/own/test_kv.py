@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
+import pytest
 
 from pagoda import LLM
 from pagoda.cache.holdings.allocator import ShownState
 from server.running import MODEL, MOST_SECONDS, Running, running
 
 STORY = "The room was a pleasant one, at the top of the house, overlooking the sea. " * 4
+PHASES = ("queue", "match", "promotion", "prefill", "decode", "sampling", "detokenise", "structured")
 SHORT = {"model": MODEL, "prompt": STORY, "max_tokens": 2}
 
 
@@ -116,6 +118,12 @@ def test_events_are_a_state_and_its_changes(server: Running) -> None:
                 states[page] = state
             recent += change["recent"]
     assert len(recent) == 1
+    ended = recent[0]
+    assert (ended["output_tokens"], ended["finish_reason"], ended["preemptions"]) == (2, "length", 0)
+    assert sum(ended["spent"]["wall"].values()) == pytest.approx(ended["seconds"], rel=1e-9)
+    assert set(ended["spent"]["work"]) == set(PHASES)
+    assert min(ended["spent"]["work"][phase] for phase in ("prefill", "decode", "sampling", "detokenise")) > 0
+    assert ended["spent"]["verdict"][0].startswith("The first token took ")
 
 
 def test_tenants_see_their_own(llm: LLM, tmp_path: Path) -> None:

@@ -119,6 +119,12 @@ def test_metrics_count_what_requests_cost(server: Running) -> None:
     assert metric(server, "pagoda:kv_pages", state="idle") == stats.idle
     assert metric(server, "pagoda:num_requests_running") == 0
     assert metric(server, "vllm:prompt_tokens_total") == 0
+    phases = ("queue", "match", "promotion", "prefill", "decode", "sampling", "detokenise", "structured")
+    numbers = {metric(server, "pagoda:request_phase_seconds_count", phase=phase) for phase in phases}
+    assert len(numbers) == 1
+    assert min(numbers) >= metric(server, "pagoda:e2e_request_latency_seconds_count") >= 2
+    for phase in ("prefill", "decode", "sampling", "detokenise"):
+        assert metric(server, "pagoda:request_phase_seconds_sum", phase=phase) > 0
 
 
 def test_metrics_have_the_names_of_another_engine_too(llm: LLM) -> None:

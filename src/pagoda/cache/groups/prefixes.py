@@ -42,12 +42,18 @@ class Prefixes:
         self.keeps_all = keeps_all
         self.tree = PrefixTree(page_tokens)
         self._page_tokens = page_tokens
-        self._watcher: Watcher | None = None
+        self._on_stored: tuple[Callable[[Node], None], ...] = ()
+        self._on_removed: tuple[Callable[[Node, Reason], None], ...] = ()
         self._nodes: list[Node | None] = [None] * num_pages  # by page
 
     def watch(self, watcher: Watcher) -> None:
-        """Tell `watcher` which pages can be hit, on the thread that changes them."""
-        self._watcher = watcher
+        """Tell `watcher`, beside others, which pages can be hit, on the thread that changes them."""
+        self._on_stored += (watcher.stored,)
+        self.watch_removals(watcher.removed)
+
+    def watch_removals(self, removed: Callable[[Node, Reason], None]) -> None:
+        """Call `removed` with each page that can be hit no longer."""
+        self._on_removed += (removed,)
 
     def outline(self, most: int, most_tokens: int, tenant: str | None) -> list[Outline]:
         """Up to `most` branches of the tree of a tenant, or of all (None), each with its first `most_tokens`."""
@@ -130,8 +136,8 @@ class Prefixes:
 
     def removed(self, node: Node, reason: Reason) -> None:
         """Nodes without a page that lead nowhere go, and a parent may become the next to go."""
-        if self._watcher is not None:
-            self._tell(lambda watcher: watcher.removed(node, reason))
+        for removed in self._on_removed:
+            _tell(removed, node, reason)
         self._nodes[node.page] = None
         node.page = NO_PAGE
         while node.page == NO_PAGE and not node.children and node.parent is not None:
@@ -160,16 +166,8 @@ class Prefixes:
         node.note = None
         if self.holdings.leases.anchored:
             self.holdings.leases.sealed(parent, node)
-        if self._watcher is not None:
-            self._tell(lambda watcher: watcher.stored(node))
-
-    def _tell(self, event: Callable[[Watcher], None]) -> None:
-        """What a watcher makes of it is its own business."""
-        assert self._watcher is not None
-        try:
-            event(self._watcher)
-        except Exception:
-            logger.exception("A watcher of the cache failed; what it knows may be wrong from now on")
+        for stored in self._on_stored:
+            _tell(stored, node)
 
     def _shorter(self, parent: Node, key: bytes) -> Node | None:
         """The tail below `parent` that holds the first tokens of `key` and nothing else."""
@@ -178,3 +176,11 @@ class Prefixes:
 
     def _is_idle(self, node: Node) -> bool:
         return node.page != NO_PAGE and not self.holdings.allocator.is_used(node.page)
+
+
+def _tell(event: Callable[..., None], *arguments: object) -> None:
+    """What a watcher makes of it is its own business."""
+    try:
+        event(*arguments)
+    except Exception:
+        logger.exception("A watcher of the cache failed; what it knows may be wrong from now on")

@@ -80,8 +80,10 @@ def hidden_width(sizes: Sizes) -> int:
 
 
 def feed_width(sizes: Sizes) -> int:
+    """Of all layers, or of the widest where each has its own."""
     names = ("intermediate_size", "n_inner", "ffn_hidden_size", "d_ff")
-    return next((int(sizes[name]) for name in names if sizes.get(name)), 4 * hidden_width(sizes))
+    stated = next((sizes[name] for name in names if sizes.get(name)), 4 * hidden_width(sizes))
+    return int(max(stated) if isinstance(stated, list) else stated)
 
 
 class Heads(NamedTuple):

@@ -15,7 +15,7 @@ from pagoda.errors import HttpError
 from pagoda.outputs import RequestOutput
 from pagoda.sampling_params import SamplingParams
 from pagoda.server.accepted.service import Service
-from pagoda.server.accepted.wire import ignore, origin_of, scope_of
+from pagoda.server.accepted.wire import ignore, origin_of, request_id_of, scope_of
 from pagoda.server.answered import sse
 from pagoda.server.answered.answer import Answer
 from pagoda.server.asked.conversation import ReadConversation
@@ -109,5 +109,6 @@ async def respond(service: Service, call: Call, request: Request, writer: Writer
 def submit(service: Service, call: Call, request: Request) -> Answer:
     """Hand a call to the backend; the log line of the request will tell of the answer."""
     answer = service.submit(call)
+    service.late_calls.add(call, request_id_of(request))
     request.state.answer = answer
     return answer

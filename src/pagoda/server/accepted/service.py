@@ -19,6 +19,7 @@ from pagoda.engine.constraint import Constraint
 from pagoda.errors import HttpError, PagodaError
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server.accepted.compiling import Compiling
+from pagoda.server.accepted.late_calls import LateCalls
 from pagoda.server.accepted.quotas import Quotas, check_limit
 from pagoda.server.answered.answer import Answer, Outbox
 from pagoda.server.asked.conversation import ReadConversation
@@ -59,6 +60,7 @@ class Service:
         self._deadlines: dict[Answer, asyncio.TimerHandle] = {}
         self.recent = Recent()
         self.hours = Hours()
+        self.late_calls = LateCalls()
         self._sampling: asyncio.Task[None] | None = None
         tokenizer = backend.texts.tokenizer
         self.transcripts = None if tokenizer is None else Transcripts(tokenizer, backend.model.eos_token_ids)
@@ -111,7 +113,7 @@ class Service:
         constraint = await self.constraint(form, param, origin) if form else None
         least = self.options.min_cacheable_tokens
         breakpoints = tuple(each for each in read.breakpoints if each.num_tokens >= least)
-        return Work(read.prompt, params, constraint, breakpoints, read.scope, read.style.shown_tokens)
+        return Work(read.prompt, params, constraint, breakpoints, read.scope, read.style.shown_tokens, read.sections)
 
     async def constraint(self, form: StructuredOutputs, param: str, origin: Origin) -> Constraint | None:
         """What holds an output to `form`; one that is known already waits for no other."""

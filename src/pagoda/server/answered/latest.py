@@ -48,6 +48,11 @@ class Latest(Generic[Value]):
         found = None if shelf is None else shelf.values.get(name)
         return None if found is None else found[0]
 
+    def find_any(self, name: str) -> Value | None:
+        """What somebody has under this name; of several the first's."""
+        found = (shelf.values[name] for shelf in self._shelves.values() if name in shelf.values)
+        return next(found, (None, 0))[0]
+
     def remove(self, tenant: str, name: str) -> None:
         """Raises KeyError if it is not here."""
         self._shelves[tenant].remove(name)

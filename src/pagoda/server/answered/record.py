@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from pagoda.cache.report import MissCause
 from pagoda.server.ground.messages import Job
 
 
@@ -25,13 +26,14 @@ class Record:
     """What one call has cost: prompt = read + computed, all counts in tokens.
 
     num_read: of the prompts, found in the cache on this device. num_output_tokens: of all samples. leases: one for each
-    breakpoint.
+    breakpoint. causes: why no more was read, for each prompt.
     """
 
     num_prompt_tokens: int
     num_read: int
     num_output_tokens: int
     leases: tuple[Written, ...]
+    causes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, jobs: Sequence[Job]) -> Record:
@@ -41,6 +43,7 @@ class Record:
             num_read=sum((each.num_cached_tokens or 0) + each.num_cached_encoder_tokens for each in jobs),
             num_output_tokens=sum(each.num_output_tokens for each in jobs),
             leases=tuple(written for each in jobs for written in _written(each)),
+            causes=tuple(str(each.cache_report.cause) for each in jobs if each.cache_report is not None),
         )
 
     @property
@@ -62,7 +65,12 @@ class Record:
             for each in self.leases
         ]
         read = {"device": self.num_read, "host": 0, "disk": 0, "remote": 0}
-        return {**read, "computed": self.num_computed, "leases": leases}
+        return {**read, "computed": self.num_computed, "cause": self.cause, "leases": leases}
+
+    @property
+    def cause(self) -> str | None:
+        """Of the first prompt that was not read whole."""
+        return next((each for each in self.causes if each != MissCause.NONE), next(iter(self.causes), None))
 
 
 def _written(job: Job) -> list[Written]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
+from pagoda.analysis.prompt import Section
 from pagoda.cache.leases import Breakpoint
 from pagoda.chat.options import ChatOptions
 from pagoda.chat.renderer import takes_tools
@@ -19,6 +20,7 @@ from pagoda.errors import HttpError
 from pagoda.prompts import ReadPrompt
 from pagoda.sampling_params import StructuredOutputs
 from pagoda.server.asked.forms import check_strict
+from pagoda.server.asked.outline import outline
 from pagoda.server.asked.strict_calls import strict_form
 from pagoda.server.asked.template_words import call_id_length, complete_tool, with_ids
 from pagoda.server.asked.thinking import template_arguments
@@ -89,7 +91,7 @@ class ReadConversation:
     """The prompt, and how many of its tokens come before each mark; the marks are in order.
 
     In `scope` the answer is remembered, for when it comes back. It has the `form`, unless another one is asked for, and
-    is written in the `style` of the template.
+    is written in the `style` of the template. `sections` are the pieces of the prompt's text.
     """
 
     prompt: ReadPrompt
@@ -97,6 +99,7 @@ class ReadConversation:
     scope: Scope | None = None
     form: StructuredOutputs | None = None
     style: ReplyStyle = field(default_factory=ReplyStyle)
+    sections: tuple[Section, ...] = ()
 
 
 class ConversationReader:
@@ -117,8 +120,7 @@ class ConversationReader:
     def read(self, conversation: Conversation, scope: Scope | None = None) -> ReadConversation:
         """What was written in `scope` keeps its tokens. Raises ChatTemplateError if the template refuses it."""
         template = self.template(conversation)
-        told = template_arguments(template, conversation.thinking, conversation.effort)
-        conversation = replace(conversation, arguments={**told, **conversation.arguments})
+        conversation = _told(conversation, template)
         text = self._render(conversation, template, None)
         self._texts.check_text(text)
         tokenizer, has_marks = self._texts.need_tokenizer(), bool(conversation.ttls)
@@ -147,7 +149,13 @@ class ConversationReader:
             if tool["function"]["name"] in conversation.strict_tools:
                 check_strict(tool["function"].get("parameters"), "tools")
         form = strict_form(conversation.tools, conversation.strict_tools, style.dialect, tokenizer)
-        return ReadConversation(ReadPrompt(text, token_ids), _breakpoints(marks), scope, form, style)
+        sections = outline(conversation, text)
+        return ReadConversation(ReadPrompt(text, token_ids), _breakpoints(marks), scope, form, style, sections)
+
+    def written(self, conversation: Conversation) -> str:
+        """The text that the model reads. Raises ChatTemplateError if the template refuses it."""
+        template = self.template(conversation)
+        return self._render(_told(conversation, template), template, None)
 
     def _recalled(self, scope: Scope | None, text: str) -> list[Known]:
         nothing = Known(0, ())
@@ -205,6 +213,12 @@ def instructions(parts: Sequence[Part]) -> tuple[Part, ...]:
     """A system prompt, without what is said of billing."""
     told = (replace(part, text=BILLING.sub("", part.text, count=1)) for part in parts)
     return tuple(after for before, after in zip(parts, told, strict=True) if after.text or not before.text)
+
+
+def _told(conversation: Conversation, template: str) -> Conversation:
+    """With what the template asks for of thinking."""
+    told = template_arguments(template, conversation.thinking, conversation.effort)
+    return replace(conversation, arguments={**told, **conversation.arguments})
 
 
 def _num_before(offsets: Sequence[tuple[int, int]], end: int) -> int:

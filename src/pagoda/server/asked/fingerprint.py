@@ -26,15 +26,20 @@ class Section(StrEnum):
     TOOLS = "tools"
     SYSTEM = "system"
     MESSAGES = "messages"
+    EFFORT = "effort"
     SETTINGS = "settings"
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """The first section that differs; for messages, `message` is the index of the first that does."""
+    """The first section that differs; for messages, `message` is the index of the first that does.
+
+    It `is_compacted` if later ones stand nearer to the front than before.
+    """
 
     section: Section
     message: int | None = None
+    is_compacted: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Fingerprint:
             Section.CACHE_KEY: _digest(cache_key),
             Section.TOOLS: _digest(conversation.tools),
             Section.SYSTEM: _digest([plain(turn) for turn in system]),
+            Section.EFFORT: _digest([conversation.thinking, conversation.effort]),
             Section.SETTINGS: _digest(settings),
         }
         others = (turn for turn in conversation.turns if turn.role != "system")
@@ -76,10 +82,17 @@ class Fingerprint:
         if first is None and len(self.messages) < len(earlier.messages):
             first = len(self.messages)
         if first is not None:
-            return Divergence(Section.MESSAGES, first)
-        if self.sections[Section.SETTINGS] != earlier.sections[Section.SETTINGS]:
-            return Divergence(Section.SETTINGS)
+            return Divergence(Section.MESSAGES, first, self._is_compacted(earlier, first))
+        for section in (Section.EFFORT, Section.SETTINGS):
+            if self.sections[section] != earlier.sections[section]:
+                return Divergence(section)
         return None
+
+    def _is_compacted(self, earlier: Fingerprint, first: int) -> bool:
+        """Whether a message from the index `first` on was further back in the earlier prompt."""
+        places = {digest: place for place, digest in enumerate(earlier.messages)}
+        later = enumerate(self.messages[first:], start=first)
+        return any(places.get(digest, -1) > place for place, digest in later)
 
 
 class ReadBody(NamedTuple):

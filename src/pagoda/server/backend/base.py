@@ -15,7 +15,7 @@ from pagoda.cache.leases import LeaseInfo
 from pagoda.cache.prefix.outline import Outline
 from pagoda.chat.options import ChatOptions
 from pagoda.sampling_params import StructuredOutputs
-from pagoda.server.backend.facts import PageFacts, ServedModel
+from pagoda.server.backend.facts import Lookups, PageFacts, ServedModel
 from pagoda.server.ground.messages import Call, Job, News
 
 if TYPE_CHECKING:
@@ -70,6 +70,9 @@ class Inspector(Protocol):
 
     def outline(self, most: int, most_tokens: int, tenant: str | None) -> Future[list[Outline]]:
         """Up to `most` branches of the prefix tree of a tenant, or of all (None), each with its first `most_tokens`."""
+
+    def lookups(self) -> Future[Lookups]:
+        """What is remembered of late sequences."""
 
     def page_states(self, stride: int) -> Future[list[bytes]]:
         """What one page in `stride` of each group is."""

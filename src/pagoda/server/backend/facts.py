@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pagoda.cache.recent import Looked
 from pagoda.sampling_params import SamplingParams
 
 
@@ -47,7 +48,8 @@ class PageFacts:
 
     kinds: in the order of `CacheStats.groups`. formats: those that attention reads, each once. num_pages: of each group
     that attends. page_tokens: of the first of these, 0 without any. nbytes: of all pages. constants: a digest of what
-    was fitted to the model. attention: of each group that attends.
+    was fitted to the model. attention: of each group that attends. miss_memory_nbytes: the most that is kept to explain
+    misses.
     """
 
     kinds: tuple[PageKind, ...]
@@ -57,3 +59,15 @@ class PageFacts:
     nbytes: int
     constants: str | None = None
     attention: tuple[GroupAttention, ...] = ()
+    miss_memory_nbytes: int = 0
+
+
+@dataclass(frozen=True)
+class Lookups:
+    """Late sequences, in the order in which they were looked up; all that is remembered takes `nbytes`, of at most
+    `most_nbytes`, of which 0 means that nothing is.
+    """
+
+    sequences: tuple[Looked, ...]
+    nbytes: int
+    most_nbytes: int

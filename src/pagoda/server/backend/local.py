@@ -26,7 +26,7 @@ from pagoda.planning.memory import MemoryPlan
 from pagoda.prompts import Prompt, PromptReader, ReadPrompt
 from pagoda.sampling_params import SamplingParams
 from pagoda.server.backend import base
-from pagoda.server.backend.facts import GroupAttention, PageFacts, PageKind, ServedModel
+from pagoda.server.backend.facts import GroupAttention, Lookups, PageFacts, PageKind, ServedModel
 from pagoda.server.backend.local_call import LocalCall
 from pagoda.server.ground.messages import Call, Work
 
@@ -142,6 +142,10 @@ class LocalInspector:
     def outline(self, most: int, most_tokens: int, tenant: str | None) -> Future[list[Outline]]:
         return self._loop.call(lambda: self._engine.inspector.outline(most, most_tokens, tenant))
 
+    def lookups(self) -> Future[Lookups]:
+        known = self._engine.lookups
+        return self._loop.call(lambda: Lookups(tuple(known.all()), known.nbytes, known.memory_nbytes))
+
     def page_states(self, stride: int) -> Future[list[bytes]]:
         return self._loop.call(lambda: self._engine.inspector.page_states(stride))
 
@@ -193,6 +197,7 @@ def _page_facts(engine: Engine) -> PageFacts:
             GroupAttention(each.group.name, each.kernels.name, each.obstacle or "")
             for each in engine.kernel_choice.groups
         ),
+        miss_memory_nbytes=engine.lookups.memory_nbytes,
     )
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from pagoda.analysis.time import RequestTime
 from pagoda.cache.leases import Breakpoint, LeaseResult
+from pagoda.cache.report import CacheReport
 from pagoda.collector import Collector
 from pagoda.engine.request import FinishReason, Request, RequestMetrics, TokenLogprobs
+from pagoda.engine.request_time import time_of
 from pagoda.llm import LLM
 from pagoda.sampling_params import SamplingParams
 from pagoda.server.ground.messages import Call, News
@@ -64,6 +67,10 @@ class LocalJob:
         return self._request.metrics
 
     @property
+    def time(self) -> RequestTime:
+        return time_of(self._request)
+
+    @property
     def num_encoder_tokens(self) -> int:
         return self._request.namespace.num_encoder_tokens
 
@@ -74,6 +81,10 @@ class LocalJob:
     @property
     def num_cached_encoder_tokens(self) -> int:
         return self._request.num_cached_encoder_tokens
+
+    @property
+    def cache_report(self) -> CacheReport | None:
+        return self._request.cache_report
 
     @property
     def num_output_tokens(self) -> int:

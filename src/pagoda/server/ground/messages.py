@@ -12,7 +12,10 @@ from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 from uuid import uuid4
 
+from pagoda.analysis.prompt import Section
+from pagoda.analysis.time import RequestTime
 from pagoda.cache.leases import Breakpoint, LeaseResult
+from pagoda.cache.report import CacheReport
 from pagoda.engine.request import FinishReason, RequestMetrics, TokenLogprobs
 from pagoda.outputs import RequestOutput, StreamChunk
 from pagoda.sampling_params import SamplingParams
@@ -54,7 +57,7 @@ class Origin:
 class Work:
     """One prompt to continue. The answer of one with a `scope` is a turn that may come back.
 
-    Its text has those special tokens that are `shown`.
+    Its text has those special tokens that are `shown`. `sections` are the pieces of the prompt's text, if it has any.
     """
 
     prompt: ReadPrompt
@@ -63,6 +66,7 @@ class Work:
     breakpoints: tuple[Breakpoint, ...] = ()
     scope: Scope | None = None
     shown: frozenset[int] = frozenset()
+    sections: tuple[Section, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,10 @@ class Job(Protocol):
     def metrics(self) -> RequestMetrics: ...
 
     @property
+    def time(self) -> RequestTime:
+        """Where its time has gone so far."""
+
+    @property
     def num_encoder_tokens(self) -> int:
         """What an encoder reads beside the prompt."""
 
@@ -119,6 +127,10 @@ class Job(Protocol):
 
     @property
     def num_cached_encoder_tokens(self) -> int: ...
+
+    @property
+    def cache_report(self) -> CacheReport | None:
+        """Why no more was cached; None before anything is computed."""
 
     @property
     def num_output_tokens(self) -> int:

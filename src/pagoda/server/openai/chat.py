@@ -4,41 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pagoda.chat.messages import read_arguments
 from pagoda.errors import HttpError
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server.accepted.exchange import Exchange, respond
 from pagoda.server.accepted.service import Service
 from pagoda.server.answered.token_text import TokenTexts
-from pagoda.server.asked.conversation import (
-    Conversation,
-    ConversationReader,
-    Part,
-    ReadConversation,
-    Turn,
-    instructions,
-)
+from pagoda.server.asked.conversation import Conversation, ConversationReader, ReadConversation
 from pagoda.server.asked.forms import call_form, check_choice, json_form
-from pagoda.server.asked.json_shape import check_arguments
 from pagoda.server.ground.messages import Scope
+from pagoda.server.openai.chat_prompt import conversation_of
 from pagoda.server.openai.chat_writer import ChatShape, ChatWriter
 from pagoda.server.openai.guided import guided_form, guided_param
-from pagoda.server.openai.marks import kept, ttl_of
 from pagoda.server.openai.parameters import sampling_params
 from pagoda.server.openai.schema import (
     ChatBody,
     JsonObjectFormat,
     JsonSchemaFormat,
-    Message,
     NamedTool,
-    PromptCacheOptions,
-    TextPart,
-    Tool,
 )
 from pagoda.server.replies.reader import Terms
 
@@ -76,58 +63,6 @@ class ChatCompletions:
         conversation = conversation_of(body)
         params = _params(body, conversation, self._service.backend.model.default_params)
         return _ReadChat(conversation, params, self._conversations.read(conversation, scope))
-
-
-def conversation_of(body: ChatBody) -> Conversation:
-    """A body in the words of chat templates."""
-    return Conversation(
-        turns=turns_of(body.messages, body.prompt_cache_options),
-        tools=tools_of(body.tools),
-        strict_tools=frozenset(
-            tool.function.name for tool in body.tools or () if tool.function.strict and body.tool_choice != "none"
-        ),
-        continues=body.continue_final_message,
-        adds_generation_prompt=body.add_generation_prompt,
-        arguments=body.chat_template_kwargs or {},
-        effort=body.reasoning_effort,
-        **kept(body.prompt_cache_options),
-    )
-
-
-def turns_of(messages: list[Message], options: PromptCacheOptions | None = None) -> tuple[Turn, ...]:
-    calls = (call for message in messages for call in message.tool_calls or ())
-    check_arguments((call.function.arguments for call in calls), "messages")
-    ttl = "30m" if options is None else options.ttl
-    return tuple(_turn(message, ttl) for message in messages)
-
-
-def tools_of(tools: list[Tool] | None) -> tuple[dict[str, Any], ...]:
-    return tuple(tool.model_dump(exclude_none=True) for tool in tools or ())
-
-
-def _turn(message: Message, ttl: str) -> Turn:
-    more: dict[str, Any] = {}
-    if message.tool_calls:
-        more["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
-            for call in message.tool_calls
-            for arguments in [read_arguments(call.function.arguments)]
-        ]
-    more |= {name: value for name in ("name", "tool_call_id") if (value := getattr(message, name)) is not None}
-    if thoughts := message.reasoning_content or message.reasoning:
-        more["reasoning_content"] = thoughts
-    role = "system" if message.role == "developer" else message.role
-    parts = _parts(message, ttl)
-    return Turn(role, instructions(parts) if role == "system" else parts, more)
-
-
-def _parts(message: Message, ttl: str) -> tuple[Part, ...]:
-    if message.content is None or isinstance(message.content, str):
-        return (Part(message.content or ""),)
-    return tuple(
-        Part(part.text, ttl_of(part.prompt_cache_breakpoint, ttl)) if isinstance(part, TextPart) else Part(part.refusal)
-        for part in message.content
-    )
 
 
 def _params(body: ChatBody, conversation: Conversation, defaults: SamplingParams) -> SamplingParams:

@@ -41,6 +41,7 @@ REASONS = {
     Section.TOOLS: "tools_changed",
     Section.SYSTEM: "input_changed",
     Section.MESSAGES: "input_changed",
+    Section.EFFORT: "reasoning_effort_changed",
     Section.SETTINGS: "text_format_changed",
 }
 
@@ -151,7 +152,7 @@ class Responses:
         return {
             "type": "cache_miss",
             "cache_missed_tokens": missed,
-            "reason": REASONS[divergence.section],
+            "reason": "context_compacted" if divergence.is_compacted else REASONS[divergence.section],
             "comparison_reusable_tokens": record.num_read,
         }
 

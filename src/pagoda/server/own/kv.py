@@ -36,9 +36,10 @@ from pagoda.server.asked.body import Body, Items, TokenIds
 from pagoda.server.asked.conversation import Conversation, ConversationReader, ReadConversation
 from pagoda.server.ground.messages import Call, Job, Scope, Work, new_id
 from pagoda.server.ground.tenants import Tenant
-from pagoda.server.openai.chat import tools_of, turns_of
+from pagoda.server.openai.chat_prompt import tools_of, turns_of
 from pagoda.server.openai.schema import Message, Tools
 from pagoda.server.watched.recent import Past
+from pagoda.server.watched.spent import spent
 from pagoda.tokenizing import decode
 
 SECONDS_BETWEEN_EVENTS = 0.5
@@ -121,7 +122,7 @@ class Kv:
                 status["pages"] = [b64encode(states).decode() for states in pages]
             else:
                 status["changed_pages"] = [_changes(*pair) for pair in zip(shown, pages, strict=True)]
-            status["recent"] = past.since(num_ended)
+            status["recent"] = past.since(num_ended, self._sees_all(tenant))
             status["hours"] = hours.since(num_samples)
             shown, num_ended, num_samples = pages, past.num_ended, hours.num_kept
             yield f"id: {number}\n".encode() + sse.named({"type": kind, "number": number, **status})
@@ -144,9 +145,15 @@ class Kv:
             "format_loss": stats.format_loss,
             "constants": facts.constants,
             "cache": _counts_of_all(stats) if sees_all else _counts_of(service.recent.of(tenant.name)),
+            "miss_memory": self._miss_memory(stats, sees_all),
             "leases": [self._lease(each) for each in sorted(own, key=lambda each: each.expires_in_seconds)],
             "requests": self._jobs(tenant),
         }
+
+    def _miss_memory(self, stats: CacheStats, sees_all: bool) -> dict[str, int]:
+        """What it takes to explain misses."""
+        used = {"bytes": stats.miss_memory_nbytes} if sees_all else {}
+        return used | {"limit": self._service.backend.pages.miss_memory_nbytes}
 
     def _sees_all(self, tenant: Tenant) -> bool:
         return tenant.is_admin or not self._service.tenants.are_several
@@ -167,7 +174,7 @@ class Kv:
         """Those in flight, the oldest first."""
         calls, now = self._service.in_flight.items(), monotonic()
         own = (answer for answer, call in calls if tenant.is_admin or call.origin.tenant is tenant)
-        return [_shown_job(job, now) for answer in own for job in answer.jobs]
+        return [_shown_job(job, now, self._sees_all(tenant)) for answer in own for job in answer.jobs]
 
     async def _pages(self) -> list[bytes]:
         return await asyncio.wrap_future(self._service.backend.inspector.page_states(self._stride))
@@ -234,7 +241,7 @@ class Kv:
         return -(-max(self._service.backend.pages.num_pages, default=0) // MOST_SHOWN_PAGES) or 1
 
 
-def _shown_job(job: Job, now: float) -> dict[str, Any]:
+def _shown_job(job: Job, now: float, sees_all: bool) -> dict[str, Any]:
     return {
         "id": job.job_id,
         "state": "waiting" if job.metrics.first_scheduled is None else "running",
@@ -243,6 +250,7 @@ def _shown_job(job: Job, now: float) -> dict[str, Any]:
         "output_tokens": job.num_output_tokens,
         "seconds": now - job.metrics.arrival,
         "preemptions": job.metrics.num_preemptions,
+        "spent": spent(job.time, sees_all),
     }
 
 

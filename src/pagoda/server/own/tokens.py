@@ -11,7 +11,7 @@ from pagoda.errors import HttpError
 from pagoda.server.accepted.service import Service
 from pagoda.server.accepted.wire import json_response, tenant_of
 from pagoda.server.asked.conversation import Conversation, ConversationReader
-from pagoda.server.openai.chat import tools_of, turns_of
+from pagoda.server.openai.chat_prompt import tools_of, turns_of
 from pagoda.server.openai.schema import DetokenizeBody, TokenizeBody
 from pagoda.tokenizing import decode, encode
 

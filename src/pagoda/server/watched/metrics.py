@@ -6,6 +6,7 @@ What jobs have cost is counted when they end, on the event loop's thread. What t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
@@ -22,6 +23,7 @@ from pagoda.server.ground.messages import Job
 PREFIX = "pagoda:"
 LABELS = ("model_name", "engine")
 LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
+PHASE_BUCKETS = (0.0001, 0.001, 0.01, 0.1, 1, 10, 100)
 TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)
 LENGTH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 
@@ -80,6 +82,12 @@ class Metrics:
         self._inter_token = self._histogram("inter_token_latency_seconds", "Between two tokens.", TOKEN_BUCKETS)
         self._e2e = self._histogram("e2e_request_latency_seconds", "From arrival to the last token.", LATENCY_BUCKETS)
         self._queue = self._histogram("request_queue_time_seconds", "From arrival to the first step.", LATENCY_BUCKETS)
+        self._phases = self._histogram(
+            "request_phase_seconds",
+            "What a request cost in each phase; of a step that several share, its part.",
+            PHASE_BUCKETS,
+            "phase",
+        )
         self._computed = self._histogram(
             "request_prefill_kv_computed_tokens", "Tokens of a prompt that were computed.", LENGTH_BUCKETS
         )
@@ -124,6 +132,8 @@ class Metrics:
         ):
             if seconds is not None:
                 self._of(histogram).observe(seconds)
+        for phase, seconds in asdict(metrics.phases).items():
+            self._of(self._phases, phase).observe(seconds)
         inter_token = self._of(self._inter_token)
         for seconds in metrics.inter_token_seconds:
             inter_token.observe(seconds)
@@ -137,9 +147,10 @@ class Metrics:
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
         return Counter(PREFIX + name, help, (*LABELS, *labels), registry=self.registry)
 
-    def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
-        histogram = Histogram(PREFIX + name, help, LABELS, registry=self.registry, buckets=buckets)
-        histogram.labels(*self._labels)
+    def _histogram(self, name: str, help: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        histogram = Histogram(PREFIX + name, help, (*LABELS, *labels), registry=self.registry, buckets=buckets)
+        if not labels:  # it is there before anything is observed
+            histogram.labels(*self._labels)
         return histogram
 
 
@@ -165,6 +176,7 @@ class _CacheState(Collector):
         yield self._gauge("num_requests_waiting", "Requests that wait to be computed.", waiting)
         yield self._gauge("kv_cache_usage_perc", "Share of the pages in use, from 0 to 1.", used)
         yield self._gauge("kv_cache_memory_bytes", "Memory of the page pools.", self._facts.nbytes)
+        yield self._gauge("miss_memory_bytes", "Memory that explains misses.", stats.miss_memory_nbytes)
         yield self._gauge("process_resident_memory_bytes", "Memory of the process.", resident_memory_nbytes())
         yield self._counter("prefix_cache_queries", "Tokens looked up in the cache.", stats.queried_tokens)
         yield self._counter("prefix_cache_hits", "Tokens found in the cache.", stats.hit_tokens)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from statistics import fmean
 from time import time
 from typing import Any
 
+from pagoda.analysis.time import RequestTime
+from pagoda.engine.request import FinishReason
 from pagoda.server.answered.record import Record
 from pagoda.server.ground.messages import Job
+from pagoda.server.watched.spent import spent
 
 MOST_REMEMBERED = 240
 
 
 @dataclass(frozen=True)
 class Ended:
-    """The numbers of one request that has ended."""
+    """The numbers of one request that has ended, and where its time went."""
 
+    id: str
     time: float
     prompt_tokens: int
     cached_tokens: int
@@ -27,6 +31,15 @@ class Ended:
     ttft_seconds: float | None
     decode_tokens_per_second: float | None
     seconds: float | None
+    finish_reason: str | None
+    preemptions: int
+    where: RequestTime
+
+    def shown(self, sees_all: bool) -> dict[str, Any]:
+        """As data, for somebody who may see what all do together or not."""
+        return {name: value for name, value in vars(self).items() if name != "where"} | {
+            "spent": spent(self.where, sees_all)
+        }
 
 
 @dataclass
@@ -44,10 +57,10 @@ class Past:
         self.queried_tokens += record.num_prompt_tokens
         self.hit_tokens += record.num_read
 
-    def since(self, number: int) -> list[dict[str, Any]]:
+    def since(self, number: int, sees_all: bool) -> list[dict[str, Any]]:
         """What is remembered of those after the first `number` there have ever been, the oldest first."""
         skipped = max(number - (self.num_ended - len(self.ended)), 0)
-        return [asdict(each) for each in islice(self.ended, skipped, None)]
+        return [each.shown(sees_all) for each in islice(self.ended, skipped, None)]
 
     @property
     def hit_rate(self) -> float:
@@ -81,7 +94,11 @@ def _ended(job: Job) -> Ended:
     metrics = job.metrics
     times = metrics.token_times
     rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else None
+    where = job.time
+    if where.ending is None:  # nobody waits for it any more, and the backend will soon hear that
+        where = replace(where, ending=FinishReason.ABORT.value)
     return Ended(
+        id=job.job_id,
         time=time(),
         prompt_tokens=len(job.prompt),
         cached_tokens=job.num_cached_tokens or 0,
@@ -89,4 +106,7 @@ def _ended(job: Job) -> Ended:
         ttft_seconds=metrics.ttft_seconds,
         decode_tokens_per_second=rate,
         seconds=metrics.e2e_seconds,
+        finish_reason=where.ending,
+        preemptions=metrics.num_preemptions,
+        where=where,
     )

@@ -17,11 +17,19 @@ HEIGHTS = {390: 844, 1100: 700, 1400: 900, 1920: 1080}
 LONG_TEXT = "<|system|>You are the librarian of a small town by the sea and answer kindly and briefly. "
 NUMBER = 98_765_432
 PAGE_STATES = ("free", "open", "in_use", "idle", "leased")
+SPENT = {
+    "wall": {"queue": 4321.5, "prefill": 4321.5, "decode": 43_210.5, "waiting": 4321.5},
+    "work": dict.fromkeys(
+        ("queue", "match", "promotion", "prefill", "decode", "sampling", "detokenise", "structured"), 54_321.5
+    ),
+    "verdict": ["The first token took 1.8 s because 6,012 of 6,400 prompt tokens were computed. " * 2, "It failed."],
+}
 
 
 def recent(now: float, ttft_seconds: float) -> dict[str, Any]:
-    counts = {"prompt_tokens": 12_345, "cached_tokens": 4_321, "output_tokens": 512}
-    return {"time": now, "ttft_seconds": ttft_seconds, "decode_tokens_per_second": 54_321.0, "seconds": 99.9, **counts}
+    counts = {"prompt_tokens": 12_345, "cached_tokens": 4_321, "output_tokens": 512, "preemptions": 2}
+    told = {"id": f"cmpl-{now}", "time": now, "finish_reason": "abort", "spent": SPENT}
+    return {"ttft_seconds": ttft_seconds, "decode_tokens_per_second": 54_321.0, "seconds": 99.9, **told, **counts}
 
 
 def sample(now: float, factor: float) -> dict[str, Any]:
@@ -37,7 +45,7 @@ def crowded() -> dict[str, Any]:
     lease = {"tenant": "a-tenant-with-a-long-name", "text": LONG_TEXT, "tokens": NUMBER, "bytes": 999 << 20}
     lease |= {"expires_in_seconds": 29 * 86_400.5, "age_seconds": 1.0, "ttl_seconds": 30 * 86_400.0, "hits": NUMBER}
     request = {"id": "chatcmpl-1", "state": "running", "prompt_tokens": 131_072, "cached_tokens": 65_000}
-    request |= {"output_tokens": 65_432, "seconds": 4321.0, "preemptions": 3}
+    request |= {"output_tokens": 65_432, "seconds": 4321.0, "preemptions": 3, "spent": SPENT}
     return {
         "type": "state",
         "number": 0,

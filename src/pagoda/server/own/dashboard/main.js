@@ -10,7 +10,8 @@ import { Leases } from "./leases.js";
 import { updateMemory } from "./memory.js";
 import { Pages } from "./pages.js";
 import { Playground } from "./playground.js";
-import { updateRequests } from "./requests.js";
+import { Requests } from "./requests.js";
+import { SpentDialog } from "./spent.js";
 import { Tree } from "./tree.js";
 import { partsOf, updateUsage } from "./usage.js";
 import { bytes, clockTime, count, percent } from "./words.js";
@@ -20,6 +21,8 @@ const pages = new Pages();
 const leases = new Leases();
 const charts = new Charts();
 const hours = new Hours();
+const spent = new SpentDialog();
+const requests = new Requests((request) => spent.open(request));
 const tree = new Tree(() => root.dataset.connection === "live");
 const playground = new Playground((error) => error instanceof KeyNeeded && dialog.ask());
 const dialog = new KeyDialog(() => feed.retry());
@@ -33,7 +36,8 @@ function onEvent(event) {
   hours.update(event);
   updateUsage(event);
   updateMemory(event);
-  updateRequests(event);
+  requests.update(event);
+  spent.update((id) => requests.find(id));
 }
 
 function onState(state, reason) {

@@ -1,0 +1,54 @@
+"""What the cache had of one prompt when it was looked up, and why it had no more. Data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class MissCause(StrEnum):
+    """Why tokens of a prompt were computed, as far as the cache can tell by itself."""
+
+    NONE = "none"  # all was read that ever is
+    CONTINUED = "continued"  # all that an earlier sequence had was read; the rest is new
+    INPUT_CHANGED = "input_changed"  # it parts from an earlier one
+    NEVER_SEEN = "never_seen"
+    EVICTED = "evicted"
+    TTL_EXPIRED = "ttl_expired"
+    RESET = "reset"
+    FAILED = "failed"
+    CHECKPOINT_MISSING = "swa_checkpoint_missing"  # no window or state to go on from, though pages are held
+    PARTIAL_BLOCK = "partial_block"  # no page to copy the last tokens to
+    PROMPT_LOGPROBS = "prompt_logprobs"
+    DISABLED = "disabled"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """Of a request when it was first scheduled; all counts are in tokens of its prompt.
+
+    prompt_tokens = sum of `read_tokens` (by tier) + `uncached_tokens`; `written_tokens` of these can be hit by others
+    from then on. known_tokens: those held by whoever holds most; more than were read where nobody can resume.
+    first_missed_token: None where nothing was missed. missed_tokens: so many beyond it were held before and went, at
+    `gone_at` (seconds since 1970), for the request `gone_for`, by the eviction `policy`. What nobody can tell is None.
+    """
+
+    prompt_tokens: int
+    read_tokens: dict[str, int] = field(default_factory=dict)
+    uncached_tokens: int = 0
+    written_tokens: int = 0
+    known_tokens: int = 0
+    cause: MissCause = MissCause.UNKNOWN
+    first_missed_token: int | None = None
+    missed_tokens: int = 0
+    gone_at: float | None = None
+    gone_for: str | None = None
+    policy: str | None = None
+
+    @property
+    def num_read_tokens(self) -> int:
+        return sum(self.read_tokens.values())
+
+
+NOT_LOOKED_UP = CacheReport(0)

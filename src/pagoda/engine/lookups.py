@@ -1,0 +1,142 @@
+"""Says of each request, when it is first scheduled, what the cache had of its prompt and why it had no more.
+
+Remembers within a bound what went and which sequences there were, so that this can be explained later. Changes nothing
+of the cache; integers only, no tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Series
+
+from pagoda.cache.cache import Cache
+from pagoda.cache.groups.base import resumable
+from pagoda.cache.leases import Lease
+from pagoda.cache.prefix.gone import Gone, GoneRun
+from pagoda.cache.prefix.held import Held, Reason
+from pagoda.cache.prefix.keys import token_key
+from pagoda.cache.prefix.tree import PrefixMatch
+from pagoda.cache.recent import Looked, RecentSequences
+from pagoda.cache.report import CacheReport, MissCause
+from pagoda.cache.sequence import Hit
+from pagoda.engine.request import Sequence
+
+DEVICE = "device"
+GONE_SHARE = 0.25  # of the memory, for pages that went
+CAUSES = {
+    Reason.ROOM: MissCause.EVICTED,
+    Reason.EXPIRED: MissCause.TTL_EXPIRED,
+    Reason.RESET: MissCause.RESET,
+    Reason.DOUBT: MissCause.FAILED,
+}
+
+
+class Lookups:
+    """Of `cache`, whose pages go by `policy`, or are not shared (None). Of no `memory_nbytes` nothing is remembered."""
+
+    def __init__(self, cache: Cache, policy: str | None, memory_nbytes: int = 0) -> None:
+        self._cache = cache
+        self._policy = policy
+        self.memory_nbytes = memory_nbytes
+        self._gone: Gone | None = None
+        self._recent: RecentSequences | None = None
+        if memory_nbytes:
+            self._remember(int(memory_nbytes * GONE_SHARE), memory_nbytes)
+
+    def _remember(self, gone_nbytes: int, all_nbytes: int) -> None:
+        self._recent = RecentSequences(all_nbytes - gone_nbytes)
+        if self._cache.main.prefixes is not None:
+            gone = self._gone = Gone(gone_nbytes)
+            self._cache.main.prefixes.watch_removals(gone.removed)
+            self._cache.leases.watch_lapses(lambda lease: gone.lapsed(self._kept(lease)))
+
+    @property
+    def nbytes(self) -> int:
+        """About as many as what is remembered takes."""
+        return (self._gone.nbytes if self._gone else 0) + (self._recent.nbytes if self._recent else 0)
+
+    def all(self) -> list[Looked]:
+        """What is remembered of sequences, the oldest first."""
+        return self._recent.all() if self._recent else []
+
+    def serve(self, sequence: Sequence) -> None:
+        """Pages that go from now on go for `sequence`."""
+        if self._gone is not None:
+            self._gone.serve(sequence.request.request_id)
+
+    def serve_nobody(self) -> None:
+        if self._gone is not None:
+            self._gone.serve(None)
+
+    def start(self, sequence: Sequence, hit: Hit) -> None:
+        """A sequence is about to start from a fresh `hit`; the first time that is its request's report."""
+        self.serve(sequence)
+        request = sequence.request
+        if request.cache_report is None:
+            request.cache_report = self._report(sequence, hit)
+            if self._recent is not None:
+                looked = Looked(request.request_id, hit.namespace, hit.key, len(request.prompt), request.cache_report)
+                self._recent.add(looked)
+
+    def end(self, sequence: Sequence) -> None:
+        """Nothing more of it will be computed."""
+        if self._recent is not None and sequence.index == 0 and sequence.cached is not None:
+            request, tokens = sequence.request, sequence.tokens[: sequence.cached.num_tokens]
+            self._recent.end(request.tenant, request.request_id, token_key(tokens))
+
+    def _report(self, sequence: Sequence, hit: Hit) -> CacheReport:
+        read, num_prompt_tokens, limit = hit.num_tokens, len(sequence.tokens), sequence.num_resumable
+        known = min(hit.matches[self._cache.main_index].num_tokens, limit)
+        shares = self._policy is not None
+        cause, run = self._cause(sequence, hit, known) if read < limit or sequence.num_unscored else _NOTHING
+        departure = None if run is None else run.departure
+        return CacheReport(
+            prompt_tokens=num_prompt_tokens,
+            read_tokens={DEVICE: read},
+            uncached_tokens=num_prompt_tokens - read,
+            written_tokens=num_prompt_tokens - read if shares else 0,
+            known_tokens=known,
+            cause=cause,
+            first_missed_token=None if cause is MissCause.NONE else read,
+            missed_tokens=known - read + (0 if run is None else min(run.num_tokens, limit - known)),
+            gone_at=None if departure is None else departure.when,
+            gone_for=departure.whom if departure is not None and departure.reason is Reason.ROOM else None,
+            policy=self._policy if departure is not None and departure.reason is Reason.ROOM else None,
+        )
+
+    def _cause(self, sequence: Sequence, hit: Hit, known: int) -> tuple[MissCause, GoneRun | None]:
+        if sequence.num_unscored:
+            return MissCause.PROMPT_LOGPROBS, None
+        if self._policy is None:
+            return MissCause.DISABLED, None
+        # Whatever costs more tokens is the cause: what is known and cannot be resumed, or what is not known.
+        if known - hit.num_tokens >= sequence.num_resumable - known:
+            pairs = tuple(zip(self._cache.groups, hit.matches, strict=True))
+            is_whole = resumable(pairs, sequence.num_resumable) > hit.num_tokens
+            return MissCause.PARTIAL_BLOCK if is_whole else MissCause.CHECKPOINT_MISSING, None
+        main, match = self._cache.main, hit.matches[self._cache.main_index]
+        if self._gone is None or main.prefixes is None:
+            return MissCause.UNKNOWN, None
+        run = self._gone.find(main.prefixes.tree.root(hit.namespace), match, hit.key, main.page_tokens)
+        # A few tokens that somebody else had as well explain nothing.
+        if run is not None and run.num_tokens >= min(main.page_tokens, (sequence.num_resumable - known) // 2):
+            had_lapsed = run.departure.had_lapsed and run.departure.reason is Reason.ROOM
+            return MissCause.TTL_EXPIRED if had_lapsed else CAUSES[run.departure.reason], run
+        return _parting(match, main.page_tokens), None
+
+    def _kept(self, lease: Lease) -> Series[Held]:
+        return lease.holds[self._cache.main_index].kept
+
+
+_NOTHING: tuple[MissCause, GoneRun | None] = (MissCause.NONE, None)
+
+
+def _parting(match: PrefixMatch, page_tokens: int) -> MissCause:
+    """Whether an earlier sequence ended where `match` does, or went its own way."""
+    partial, path = match.partial, match.path
+    if partial is not None:
+        is_over = match.partial_tokens == partial.recompute_tokens and not partial.children
+    else:
+        is_over = bool(path) and not path[-1].children
+    if is_over:
+        return MissCause.CONTINUED
+    return MissCause.INPUT_CHANGED if match.num_tokens >= page_tokens else MissCause.NEVER_SEEN
