@@ -73,7 +73,7 @@ SIMULATE_EXAMPLES = """examples:
 
 A trace is JSON lines or CSV, also compressed with gzip: blocks with hash_ids, lengths, prompts or chat messages, or
 what `pagoda serve --request-log` writes. Capacities are tokens (100000), pages (400pages), bytes with --model (8GiB), a
-part of what the trace fills (10%), or inf."""
+part of what the trace fills (10%), or inf; several are written one after the other, or with commas: 10%,20%,inf."""
 EXPLAIN_EXAMPLES = """examples:
   pagoda explain earlier.json later.json
   pagoda explain earlier.txt later.txt --model ~/models/Qwen2.5-0.5B-Instruct --show-text

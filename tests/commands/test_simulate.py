@@ -27,7 +27,7 @@ def figures(capsys, *arguments):
 
 class TestOutput:
     def test_a_table(self, trace, capsys):
-        assert simulate(trace, "--capacity", "50pages", "inf", "--policy", "lru", "belady", "--processes", "1") == 0
+        assert simulate(trace, "--capacity", "50pages,inf", "--policy", "lru", "belady", "--processes", "1") == 0
         out = capsys.readouterr().out
         assert "trace.jsonl: 150 requests" in out
         assert [line.split()[:2] for line in out.splitlines()[2:]] == [

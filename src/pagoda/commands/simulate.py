@@ -51,7 +51,7 @@ def run(arguments: Namespace) -> int:
     settings = _settings(arguments)
     _check_times(arguments, trace)
     capacities = Capacities(workload, model, settings.max_num_seqs if timing else 1)
-    wanted = [capacities.read(text) for text in arguments.capacity or USUAL]
+    wanted = [capacities.read(text) for text in _listed(arguments.capacity or USUAL)]
     runs = [Run(policy, capacity) for policy in _policies(arguments) for capacity in wanted]
     with _progress(console, len(runs) * len(workload.requests), "simulating") as tell:
         outcomes = sweep(Sweep(workload, settings, timing), runs, tell, arguments.processes)
@@ -168,8 +168,13 @@ def _settings(arguments: Namespace) -> Settings:
 
 
 def _policies(arguments: Namespace) -> Sequence[str]:
-    wanted = arguments.policy or ["lru"]
+    wanted = _listed(arguments.policy or ["lru"])
     return list(dict.fromkeys(name for each in wanted for name in (policies() if each == "all" else (each,))))
+
+
+def _listed(values: Sequence[str]) -> list[str]:
+    """What was given in several words, or in one with commas."""
+    return [part for value in values for part in value.split(",") if part]
 
 
 def _check_times(arguments: Namespace, trace: Trace) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+from array import array
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from analysis.synthetic import BLOCK, block_rows, read, written
 from pagoda.analysis.simulation.optimum import optimum
 from pagoda.analysis.simulation.replay import replay
 from pagoda.analysis.simulation.settings import Settings
+from pagoda.analysis.traces.trace import Kind, Trace, TracedRequest
 from pagoda.analysis.traces.workload import prepare, working_set
 
 # Beside a checkout, where there is one.
@@ -121,6 +123,21 @@ class TestOptimum:
         fitting = [row["hash_ids"] for row in rows if len(row["hash_ids"]) <= capacity]
         assert counts.num_hit_tokens == BLOCK * most_hits(fitting, capacity)
         assert counts.num_too_long == len(rows) - len(fitting)
+
+    @settings(max_examples=60)
+    @given(data=st.data(), capacity=st.integers(2, 6))
+    def test_of_a_log_whose_prompts_end_within_pages(self, data, capacity):
+        """A prompt may find the last page of another sequence, and leave one of its own behind."""
+        requests = []
+        for number in range(data.draw(st.integers(1, 12))):
+            prompt = array("i", data.draw(st.lists(st.integers(0, 1), min_size=1, max_size=3)))
+            sequence = prompt[:-1] + array("i", data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=2)))
+            tokens = len(prompt) * 32 - 5
+            requests.append(TracedRequest(number, tokens, len(sequence) * 32 - tokens + 1, prompt, sequence))
+        workload = prepare(Trace(Kind.PAGES, 32, tuple(requests)), 32)
+        bound = hits(workload, capacity, run=optimum, policy="belady")
+        for policy in ("lru", "sieve", "s3-fifo"):
+            assert hits(workload, capacity, policy=policy).num_hit_tokens <= bound.num_hit_tokens
 
 
 def most_hits(paths: list[list[str]], capacity: int) -> int:

@@ -67,6 +67,13 @@ class TestTimes:
         counts = timed(requests_of(tmp_path, lengths((30, 100, 1), (10, 200, 1), (20, 300, 1))))
         assert counts.times.ttft_seconds.tolist() == pytest.approx([0.2, 0.3, 0.1])
 
+    def test_who_does_not_say_when_comes_with_the_one_before(self, tmp_path):
+        rows = lengths((1_700_000_000, 100, 1), (0, 200, 1), (1_700_000_010, 300, 1))
+        del rows[1]["timestamp"]
+        counts = timed(requests_of(tmp_path, rows))
+        assert counts.times.ttft_seconds.tolist() == pytest.approx([0.3, 0.3, 0.3])
+        assert counts.times.duration_seconds == pytest.approx(10.3)
+
     def test_a_faster_world(self, tmp_path):
         workload = requests_of(tmp_path, lengths(*((at, 500, 1) for at in range(10))))
         slow = timed(workload).times

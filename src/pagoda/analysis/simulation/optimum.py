@@ -17,11 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
+from itertools import accumulate
 
 from pagoda.analysis.simulation.counts import Counts
 from pagoda.analysis.simulation.settings import Settings
 from pagoda.analysis.traces.workload import Asked, Workload
+from pagoda.cache.lifetime import Lifetime
 from pagoda.cache.prefix.held import Reason
+from pagoda.cache.prefix.namespace import Namespace
 
 NEVER = 1 << 60
 OFTEN = 64
@@ -31,13 +34,17 @@ def optimum(workload: Workload, settings: Settings, num_pages: int, tell: Callab
     """The most hits that a cache of `num_pages` can have. `tell` is called with how many more requests are done."""
     requests = workload.requests
     fits = [workload.num_pages(asked) <= num_pages for asked in requests]
-    paths = [path if each else [] for each, path in zip(fits, _paths(requests), strict=True)]
+    nodes = _Nodes()
+    prompts = [nodes.path(asked.namespace, asked.prompt) for asked in requests]
+    paths = [
+        _used(nodes, asked, prompt) if fit else [] for asked, prompt, fit in zip(requests, prompts, fits, strict=True)
+    ]
     next_uses = _next_uses(requests, paths, settings.ttl_seconds)
     counts = Counts.of(len(requests))
     kept = _Kept(num_pages * workload.page_units)
     for number, (asked, path, uses) in enumerate(zip(requests, paths, next_uses, strict=True)):
         if fits[number]:
-            num_units = kept.num_found(path[: asked.num_findable])
+            num_units = kept.num_found(prompts[number][: asked.num_findable])
             counts.add(number, asked.num_prompt_tokens, workload.found_tokens(asked, num_units))
             kept.use(path, uses)
         else:
@@ -81,30 +88,40 @@ class _Kept:
                 self.num_dropped += 1
 
 
-def _paths(requests: Sequence[Asked]) -> list[list[int]]:
-    """For each request the numbers of its units, which are equal where all before them are equal, too."""
-    known: dict[tuple[object, int], int] = {}
-    paths = []
-    for asked in requests:
-        node: object = asked.namespace
+class _Nodes:
+    """Numbers of units, which are equal where all before them are equal, too."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, int], int] = {}
+
+    def path(self, namespace: Namespace, units: Sequence[int]) -> list[int]:
+        known = self._known
+        node: object = namespace
         path = []
-        for unit in asked.sequence:
+        for unit in units:
             node = known.setdefault((node, unit), len(known))
             path.append(node)
-        paths.append(path)
-    return paths
+        return path
+
+
+def _used(nodes: _Nodes, asked: Asked, prompt: list[int]) -> list[int]:
+    """All that a request uses: what it leaves behind, and what it looks for of others' last pages."""
+    if asked.sequence is asked.prompt:
+        return prompt
+    return [*nodes.path(asked.namespace, asked.sequence), *prompt[asked.num_common :]]
 
 
 def _next_uses(requests: Sequence[Asked], paths: Sequence[list[int]], ttl_seconds: float | None) -> list[list[int]]:
     """For each unit of each request the number of the next request that uses it: NEVER if that comes too late."""
+    times = list(accumulate((asked.arrival_seconds or 0.0 for asked in requests), max))
     last: dict[int, int] = {}
     found: list[list[int]] = []
     for number in reversed(range(len(requests))):
         path = paths[number]
         uses = [last.get(unit, NEVER) for unit in path]
         if ttl_seconds is not None:
-            ends = (requests[number].arrival_seconds or 0.0) + ttl_seconds
-            uses = [use if use != NEVER and (requests[use].arrival_seconds or 0.0) < ends else NEVER for use in uses]
+            ends = times[number] + ttl_seconds * (1 + Lifetime.RESOLUTION)
+            uses = [use if use != NEVER and times[use] < ends else NEVER for use in uses]
         found.append(uses)
         last.update(dict.fromkeys(path, number))
     found.reverse()

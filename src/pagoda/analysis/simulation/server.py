@@ -129,6 +129,7 @@ class Server:
 
     def _refuse(self, sequence: Sequence) -> None:
         """Nothing runs and the first in the queue cannot start."""
+        assert not self._scheduler.running
         job = self._jobs.pop(sequence.request)
         self._scheduler.remove(sequence)
         assert sequence.phase is Phase.FINISHED

@@ -171,6 +171,10 @@ def _arrivals(workload: Workload, timing: Timing) -> list[float]:
             arrivals.append(now)
             now += draw.expovariate(timing.requests_per_second)
         return arrivals
-    times = [asked.arrival_seconds or 0.0 for asked in requests]
-    first = min(times, default=0.0)
-    return [(time - first) / timing.speed for time in times]
+    known = [asked.arrival_seconds for asked in requests if asked.arrival_seconds is not None]
+    first = time = min(known, default=0.0)
+    arrivals = []
+    for asked in requests:
+        time = time if asked.arrival_seconds is None else asked.arrival_seconds  # who does not say comes with the last
+        arrivals.append((time - first) / timing.speed)
+    return arrivals
