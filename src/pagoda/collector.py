@@ -13,9 +13,9 @@ from typing import Any
 from pagoda.cache.report import NOT_LOOKED_UP
 from pagoda.engine.ends import TokenEvent
 from pagoda.engine.request import Request, Sequence
-from pagoda.engine.request_time import time_of
 from pagoda.errors import RequestError
 from pagoda.outputs import CompletionOutput, RequestOutput, StreamChunk
+from pagoda.request_time import time_of
 from pagoda.text import TextStream
 
 

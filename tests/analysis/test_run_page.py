@@ -9,11 +9,11 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from pagoda.analysis.decoding import DecodeReads
 from pagoda.analysis.run_page import run_page
 from pagoda.analysis.run_plots import MOST_ROWS
 from pagoda.analysis.run_record import CacheSample, PageMap, RequestRecord, RunRecord, ScenarioRecord
 from pagoda.analysis.time import RequestTime, verdict
+from pagoda.planning.decoding import DecodeReads
 
 MIB = 1 << 20
 VOID = {"meta"}

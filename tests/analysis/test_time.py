@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from pagoda.analysis.decoding import DecodeReads
 from pagoda.analysis.time import RequestTime, verdict, verdict_of_all
+from pagoda.planning.decoding import DecodeReads
 
 MIB = 1 << 20
 WEIGHTS_AND_CACHE = DecodeReads(264 * MIB, {"full": 936 * MIB}, 0, {"int8": 486 * MIB, "int4": 260 * MIB})

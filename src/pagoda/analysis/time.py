@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pagoda.analysis.decoding import DecodeReads
+from pagoda.planning.decoding import DecodeReads
 from pagoda.units import format_nbytes, format_seconds
 
 # Less of a whole than this is not worth a sentence.

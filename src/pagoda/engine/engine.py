@@ -14,7 +14,6 @@ from functools import cached_property
 from operator import is_
 from time import monotonic, sleep
 
-from pagoda.analysis.decoding import decode_costs
 from pagoda.cache.inspector import Inspector
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.names import PageNames
@@ -44,6 +43,7 @@ from pagoda.kernels.base import Kernels
 from pagoda.models.determinism import check_determinism
 from pagoda.models.model import Model
 from pagoda.planning.caches import make_cache
+from pagoda.planning.decoding import decode_costs
 from pagoda.planning.facts import MachineFacts
 from pagoda.planning.memory import plan_memory
 

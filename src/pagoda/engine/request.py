@@ -11,7 +11,6 @@ from functools import cached_property
 from time import monotonic
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from pagoda.analysis.decoding import DecodeCosts
 from pagoda.cache.leases import Breakpoint, LeaseResult
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.namespace import Namespace
@@ -19,6 +18,7 @@ from pagoda.cache.report import CacheReport
 from pagoda.cache.sequence import CachedSequence
 from pagoda.engine.phases import PhaseSeconds, WallSeconds
 from pagoda.models.generation import NO_RULES, Rules
+from pagoda.planning.decoding import DecodeCosts
 from pagoda.sampling_params import SamplingParams
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from pagoda.cache.leases import Breakpoint, LeaseResult
 from pagoda.cache.report import CacheReport
 from pagoda.collector import Collector
 from pagoda.engine.request import FinishReason, Request, RequestMetrics, TokenLogprobs
-from pagoda.engine.request_time import time_of
 from pagoda.llm import LLM
+from pagoda.request_time import time_of
 from pagoda.sampling_params import SamplingParams
 from pagoda.server.ground.messages import Call, News
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from pagoda.analysis.decoding import DecodeReads
 from pagoda.analysis.time import RequestTime
 from pagoda.engine.request import Request
+from pagoda.planning.decoding import DecodeReads
 
 
 def time_of(request: Request) -> RequestTime:

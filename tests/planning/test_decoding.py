@@ -6,11 +6,11 @@ import pytest
 
 from oracle.families import build_tiny
 from pagoda import LLM, SamplingParams
-from pagoda.analysis.decoding import DecodeCosts, decode_costs
 from pagoda.config import EngineConfig
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.spec import LayerGroup, Reach
 from pagoda.models.model import Model
+from pagoda.planning.decoding import DecodeCosts, decode_costs
 from pagoda.planning.facts import MachineFacts
 from pagoda.planning.memory import MemoryPlan, plan_memory
 
