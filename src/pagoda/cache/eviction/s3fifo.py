@@ -35,11 +35,11 @@ class S3FIFO(EvictionPolicy):
     num_queues = 2
 
     def __init__(self, num_pages: int = 0) -> None:
-        self._small_pages = max(int(num_pages * SMALL_SHARE), 1)
-        self._most_ghosts = max(num_pages - self._small_pages, 1)
+        self._most_main = num_pages - max(int(num_pages * SMALL_SHARE), 1)
+        self._most_ghosts = max(self._most_main, 1)
         self._ghosts: OrderedDict[int, None] = OrderedDict()
         self._places = count()
-        self._num_small = 0
+        self._num_main = 0
 
     def over(self, num_pages: int) -> S3FIFO:
         return S3FIFO(num_pages)
@@ -56,7 +56,8 @@ class S3FIFO(EvictionPolicy):
         return queue
 
     def queues_in_order(self) -> Sequence[int]:
-        return (SMALL, MAIN) if self._num_small >= self._small_pages else (MAIN, SMALL)
+        # All that is not in the main queue counts as small: pages that others continue wait for their turn.
+        return (MAIN, SMALL) if self._num_main > self._most_main else (SMALL, MAIN)
 
     def keeps(self, usage: Usage) -> bool:
         standing = usage.note
@@ -84,7 +85,7 @@ class S3FIFO(EvictionPolicy):
 
     def _enter(self, usage: Usage, queue: int) -> None:
         usage.note = _Standing(queue, next(self._places), usage.num_hits)
-        self._num_small += usage.num_pages if queue == SMALL else 0
+        self._num_main += usage.num_pages if queue == MAIN else 0
 
     def _leave(self, usage: Usage) -> None:
-        self._num_small -= usage.num_pages if usage.note.queue == SMALL else 0
+        self._num_main -= usage.num_pages if usage.note.queue == MAIN else 0
