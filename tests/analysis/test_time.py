@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pagoda.analysis.time import RequestTime, verdict, verdict_of_all
+from pagoda.cache.report import MissCause
 from pagoda.planning.decoding import DecodeReads
 
 MIB = 1 << 20
@@ -37,6 +38,18 @@ FIRST_SENTENCES = {
     "nothing cached": (
         replace(COMPUTED, num_cached_tokens=0),
         "The first token took 1.8 s because all 6,400 prompt tokens were computed: none was in the cache.",
+    ),
+    "a prefix was evicted": (
+        replace(COMPUTED, cause=MissCause.EVICTED),
+        f"{MISSED} (what was held of it was evicted to make room).",
+    ),
+    "all was reset": (
+        replace(COMPUTED, num_cached_tokens=0, cause=MissCause.RESET),
+        "The first token took 1.8 s because all 6,400 prompt tokens were computed: the cache was reset.",
+    ),
+    "a prompt that parts": (
+        replace(COMPUTED, cause=MissCause.INPUT_CHANGED),
+        f"{MISSED}.",
     ),
     "all cached": (
         replace(
@@ -94,11 +107,6 @@ def test_each_cause_of_a_late_first_token_has_its_sentence(name: str) -> None:
     time, expected = FIRST_SENTENCES[name]
     assert verdict(time)[0] == expected
 
-
-def test_whoever_knows_why_the_prefix_missed_can_say_so() -> None:
-    assert verdict(COMPUTED, "evicted to make room")[0].endswith("missed at token 388 (evicted to make room).")
-    nothing = replace(COMPUTED, num_cached_tokens=0)
-    assert verdict(nothing, "another tenant's")[0].endswith("none was in the cache (another tenant's).")
 
 
 def test_the_whole_is_told_by_its_largest_parts() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from pagoda.cache.report import MissCause
 from pagoda.planning.decoding import DecodeReads
 from pagoda.units import format_nbytes, format_seconds
 
@@ -32,6 +33,17 @@ OVERHEADS = {
     "structured": "the structured output",
     "match": "the lookup in the cache",
 }
+# Causes that say more than that the prompt is new from there on.
+LOST = {
+    MissCause.EVICTED: "what was held of it was evicted to make room",
+    MissCause.TTL_EXPIRED: "what was held of it had outlived its time",
+    MissCause.RESET: "the cache was reset",
+    MissCause.FAILED: "what was held of it was in doubt",
+    MissCause.CHECKPOINT_MISSING: "pages were held, but no window or state to go on from",
+    MissCause.PARTIAL_BLOCK: "no page was free to copy the rest to",
+    MissCause.PROMPT_LOGPROBS: "log-probabilities of the prompt were asked for",
+    MissCause.DISABLED: "prefixes are not shared here",
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,7 @@ class RequestTime:
 
     `ending` is its finish reason, None while it goes on. `reads` is what decoding read for a token, if that is known.
     `num_ahead` requests were there when it came to the engine, which of the queue was after `preparing_seconds`. Of
-    decode, steps of `mixed_seconds` computed prompts of others as well.
+    decode, steps of `mixed_seconds` computed prompts of others as well. `cause`: why no more of the prompt was found.
     """
 
     num_prompt_tokens: int
@@ -56,6 +68,7 @@ class RequestTime:
     num_preemptions: int = 0
     num_recomputed_tokens: int = 0
     reads: DecodeReads | None = None
+    cause: MissCause = MissCause.UNKNOWN
 
     @property
     def seconds(self) -> float:
@@ -71,9 +84,9 @@ class RequestTime:
         return replace(self, work={}, reads=None, mixed_seconds=0.0)
 
 
-def verdict(time: RequestTime, cause: str | None = None) -> tuple[str, ...]:
-    """What took the time of a request; `cause` says why its prompt was not found, if somebody knows."""
-    return tuple(_sentences(time, cause))
+def verdict(time: RequestTime) -> tuple[str, ...]:
+    """What took the time of a request."""
+    return tuple(_sentences(time))
 
 
 def verdict_of_all(times: Sequence[RequestTime]) -> tuple[str, ...]:
@@ -111,10 +124,10 @@ def _advice(times: Sequence[RequestTime], prefill: float, decode: float) -> str:
     return "Mostly decode, which reads the cache: shorter contexts and smaller formats of pages save the most."
 
 
-def _sentences(time: RequestTime, cause: str | None) -> Iterator[str]:
+def _sentences(time: RequestTime) -> Iterator[str]:
     if not time.seconds:
         return
-    yield _first_token(time, cause) if time.ttft_seconds is not None else _no_token(time)
+    yield _first_token(time) if time.ttft_seconds is not None else _no_token(time)
     if time.ttft_seconds is None:
         return
     if time.ending in ("abort", "error"):
@@ -130,7 +143,7 @@ def _sentences(time: RequestTime, cause: str | None) -> Iterator[str]:
     yield from _overheads(time)
 
 
-def _first_token(time: RequestTime, cause: str | None) -> str:
+def _first_token(time: RequestTime) -> str:
     """What most of the time to first token went to."""
     assert time.ttft_seconds is not None
     took = f"The first token took {format_seconds(time.ttft_seconds)}"
@@ -144,19 +157,20 @@ def _first_token(time: RequestTime, cause: str | None) -> str:
         return f"{took} because it waited {format_seconds(queue)} {_behind(time)}."
     if between > prefill:
         return f"{took} because it waited {format_seconds(between)} between the steps that computed its prompt."
-    return f"{took}{_computed(time, cause)}{_shared(time)}."
+    return f"{took}{_computed(time)}{_shared(time)}."
 
 
-def _computed(time: RequestTime, cause: str | None) -> str:
+def _computed(time: RequestTime) -> str:
     """How much of the prompt was computed, and why."""
-    because = f" ({cause})" if cause else ""
     total, cached, computed = time.num_prompt_tokens, time.num_cached_tokens, time.num_computed_tokens
     if total <= 1:
         return ": its prompt is one token"
     if cached == 0:
-        return f" because all {total:,} prompt tokens were computed: none was in the cache{because}"
+        why = LOST.get(time.cause, "none was in the cache")
+        return f" because all {total:,} prompt tokens were computed: {why}"
     if computed <= 1:
         return f": {cached:,} of {total:,} prompt tokens came from the cache, and the last one is always computed"
+    because = f" ({LOST[time.cause]})" if time.cause in LOST else ""
     missed = f"the prefix missed at token {cached:,}{because}"
     return f" because {computed:,} of {total:,} prompt tokens were computed: {missed}"
 
