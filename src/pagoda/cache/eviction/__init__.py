@@ -1,1 +1,1 @@
-"""Which idle page goes when memory is short: one pure function per policy."""
+"""Which idle page goes when memory is short: one order per policy, from how each was used."""
