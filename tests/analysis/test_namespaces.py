@@ -116,6 +116,9 @@ def test_the_digest_is_of_all_parts() -> None:
         ({**IDENTITY._asdict(), "page_tokens": True}, "page_tokens is missing or wrong"),
         ({**IDENTITY._asdict(), "page_tokens": 7}, "pages of 7 tokens"),
         ({**IDENTITY._asdict(), "page_tokens": -32}, "pages of -32 tokens"),
+        ({**IDENTITY._asdict(), "page_tokens": 16 * 10**30}, "pages of 160+ tokens"),
+        ({**IDENTITY._asdict(), "format": "\ud800"}, "format is missing or wrong"),
+        ({**IDENTITY._asdict(), "adapter": "\x1b[31m"}, "adapter is missing or wrong"),
         ({"error": {"message": "This key may not do that; use an admin's key."}}, "no identity"),
     ],
 )

@@ -17,6 +17,7 @@ from pagoda.formats.page import PAGE_TOKENS_MULTIPLE
 MOST_TOLD_CHARACTERS = 200
 MOST_SHOWN_CHARACTERS = 48  # within a sentence
 DIGEST_NBYTES = 16
+PAGE_SIZES = range(0, 1 << 31, PAGE_TOKENS_MULTIPLE)
 
 # In words, what decides others first: other weights have other constants, too.
 NAMES: Mapping[str, str] = {
@@ -75,12 +76,13 @@ def identity_from_json(value: Any, source: str) -> Identity:
     """What `identity_as_json` has made, as `source` has it. Raises ConfigError for anything else."""
     if not isinstance(value, Mapping):
         raise ConfigError(f"{source} has no identity of pages; {WANTED}")
-    kinds = {name: int if name == "page_tokens" else str for name in Identity._fields}
-    wrong = [name for name, kind in kinds.items() if type(value.get(name)) is not kind]
+    texts = [name for name in Identity._fields if name != "page_tokens"]
+    wrong = [name for name in texts if not (isinstance(value.get(name), str) and value[name].isprintable())]
+    wrong += [] if type(value.get("page_tokens")) is int else ["page_tokens"]
     if wrong:
         raise ConfigError(f"{source} has no identity of pages: {', '.join(wrong)} is missing or wrong; {WANTED}")
     identity = Identity(**{name: value[name] for name in Identity._fields})
-    if identity.page_tokens < 0 or identity.page_tokens % PAGE_TOKENS_MULTIPLE:
+    if identity.page_tokens not in PAGE_SIZES:
         raise ConfigError(f"{source} has pages of {identity.page_tokens} tokens, which no server has; {WANTED}")
     return identity
 

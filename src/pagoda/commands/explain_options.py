@@ -25,8 +25,8 @@ def add_explain_options(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="URL",
-        help="ask a running server, as http://localhost:8000: one why its --request-id missed; or, given twice, those "
-        "that the two files went to what their pages are of",
+        help="a running server, as http://localhost:8000: why its --request-id missed; or, given twice, the servers that "
+        "the two files went to, the earlier one first",
     )
     add("--request-id", metavar="ID", help="with --url: the id of a response, or of a request")
     add("--api-key", metavar="KEY", help="with --url: the key to send, an admin's with two servers")
@@ -35,7 +35,7 @@ def add_explain_options(parser: ArgumentParser) -> None:
         type=Path,
         nargs=2,
         metavar="FILE",
-        help="instead of two --url: what GET /v1/kv/identity answered when the two files were sent",
+        help="instead of two --url: what GET /v1/kv/identity answered at the time of each of the two requests",
     )
     add("--prefill-rate", type=not_negative, metavar="N", help="tokens computed in a second, to tell times")
     add("--price-input", type=not_negative, metavar="X", help="price of a million tokens of prompts that are computed")
