@@ -61,6 +61,7 @@ class Place:
 class Explanation:
     """Counts are in tokens: `prompt_tokens` = `reused_tokens` + `computed_tokens`. `missed_tokens` of the computed ones
     would have been read, had the prompt gone on where the earlier one ended. What nobody can tell is None.
+    `parts` are those in which the pages of two servers differ.
     """
 
     cause: str

@@ -25,8 +25,8 @@ def add_explain_options(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="URL",
-        help="a running server, as http://localhost:8000: why its --request-id missed; or, given twice, the servers that "
-        "the two files went to, the earlier one first",
+        help="a running server, as http://localhost:8000: why its --request-id missed; or, given twice, the servers "
+        "that the two files went to, the earlier one first",
     )
     add("--request-id", metavar="ID", help="with --url: the id of a response, or of a request")
     add("--api-key", metavar="KEY", help="with --url: the key to send, an admin's with two servers")
