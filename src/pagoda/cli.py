@@ -79,6 +79,8 @@ EXPLAIN_EXAMPLES = """examples:
   pagoda explain earlier.txt later.txt --model ~/models/Qwen2.5-0.5B-Instruct --show-text
   pagoda explain earlier.json later.json --prefill-rate 900 --price-input 2.50 --price-cached 0.25
   pagoda explain --url http://localhost:8000 --request-id chatcmpl-123
+  pagoda explain earlier.json later.json --url http://a:8000 --url http://b:8001
+  pagoda explain earlier.json later.json --identity before-restart.json after-restart.json
 
 A file has text, a list of messages, or the body of a request as OpenAI and Anthropic have it; - is standard input."""
 

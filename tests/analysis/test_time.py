@@ -108,7 +108,6 @@ def test_each_cause_of_a_late_first_token_has_its_sentence(name: str) -> None:
     assert verdict(time)[0] == expected
 
 
-
 def test_the_whole_is_told_by_its_largest_parts() -> None:
     time = replace(COMPUTED, wall=wall(0.01, 1.79, 2.0, 0.5))
     assert "All of it took 4.3 s: 47 % decode, 42 % prefill and 12 % waiting between its steps." in verdict(time)

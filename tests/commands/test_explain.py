@@ -172,6 +172,26 @@ def test_wrong_calls_say_what_to_give(files, capsys, tmp_path) -> None:
     assert main(["explain", files[0], str(tmp_path / "missing.json")]) == 2
     assert "missing.json cannot be read" in capsys.readouterr().err
     assert main(["explain", *files, "--model", str(tmp_path / "nowhere")]) == 1
+    capsys.readouterr()
+    assert main(["explain", *files, "--url", "http://localhost:1"]) == 2
+    assert "give --url twice" in capsys.readouterr().err
+    assert main(["explain", *files, *["--url", "http://localhost:1"] * 3]) == 2
+    assert "give --url twice" in capsys.readouterr().err
+    assert main(["explain", *["--url", "http://localhost:1"] * 2]) == 2
+    assert "Give two files" in capsys.readouterr().err
+    assert main(["explain", "--identity", "a", "b"]) == 2
+    assert "Give two files" in capsys.readouterr().err
+    assert main(["explain", *files, "--identity", "a", "b", "--url", "http://localhost:1"]) == 2
+    assert "--url and --identity" in capsys.readouterr().err
+    assert main(["explain", *files, "--url", "http://localhost:1", "--request-id", "a"]) == 2
+    assert "files and a --request-id" in capsys.readouterr().err
+    assert main(["explain", *files, "--identity", files[0], files[1]]) == 2
+    error = capsys.readouterr().err
+    assert "earlier.json has no identity of pages" in error
+    assert "/v1/kv/identity" in error
+    (tmp_path / "broken.json").write_text("{")
+    assert main(["explain", *files, "--identity", str(tmp_path / "broken.json"), files[1]]) == 2
+    assert "broken.json is not valid JSON" in capsys.readouterr().err
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     assert main(["explain", files[0], str(tmp_path / "binary")]) == 2
     for option in (("--price-input", "-1"), ("--prefill-rate", "x"), ("--block-size", "0"), ("--block-size", "33")):

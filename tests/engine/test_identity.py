@@ -8,6 +8,7 @@ import pytest
 
 from engine.tiny import tiny_model
 from pagoda import LLM
+from pagoda.cache.prefix.names import Identity
 from pagoda.cache.prefix.namespace import Namespace
 from pagoda.models.loader import model_from_config
 
@@ -50,3 +51,14 @@ def test_another_setting_is_another_model() -> None:
     config = tiny_model().config
     config.rms_norm_eps = 0.5
     assert name(model_from_config(config, dtype="float32", seed=0)) != name()
+
+
+def test_layouts_and_formats_can_be_read() -> None:
+    def identity(**options: Any) -> Identity:
+        with LLM(tiny_model(), num_threads=1, block_size=16, **options) as llm:
+            return llm.engine.page_names.identity
+
+    plain = identity()
+    assert (plain.format, plain.page_tokens) == ("fp32", 16)
+    assert plain.layout == "full: 2 x AttentionLayout(num_kv_heads=2, key_width=16, value_width=16)"
+    assert identity(kv_cache_dtype="int8", kv_cache_dtype_skip_layers=(1,)).format == "1 x int8, 1 x fp32"

@@ -167,6 +167,11 @@ MEANINGS: Mapping[str, Meaning] = {
         "Log-probabilities of the prompt were asked for, so all of it was computed.", "Ask for them only where needed."
     ),
     "disabled": Meaning("Prefixes are not shared here.", "Start without --no-enable-prefix-caching."),
+    "other_namespace": Meaning(
+        "The two went to servers whose pages are of different things, or to one before and after a restart.",
+        "Start servers that should find the same prompts with the same weights, adapter and options of pages (such as "
+        "--kv-cache-dtype and --block-size); after a change of them every prompt misses once.",
+    ),
     "other_tenant": Meaning("Another tenant has it, and tenants share nothing.", "Nothing: this is on purpose."),
     "unknown": Meaning(
         "What was held before is not remembered.", "Give --miss-memory-bytes more, or ask sooner after the request."
@@ -197,7 +202,7 @@ NAMED: Mapping[str, VendorNames] = {
                 "swa_checkpoint_missing",
                 "partial_block",
             ),
-            *("prompt_logprobs", "disabled", "other_tenant", "unknown"),
+            *("prompt_logprobs", "disabled", "other_namespace", "other_tenant", "unknown"),
         ),
         VendorNames("unavailable", "unavailable"),
     ),

@@ -5,12 +5,14 @@ An explanation quotes no prompt, unless `context` is asked for. Knows neither fi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pagoda.analysis.causes import MEANINGS, VendorNames, vendor_names
 from pagoda.analysis.cost import NO_RATES, Rates
 from pagoda.analysis.difference import Difference
+from pagoda.analysis.namespaces import Part
 from pagoda.analysis.prompt import Prompt, Section, SectionKind
 from pagoda.analysis.recognition import TOOL_CAUSES, cause_of
 
@@ -19,7 +21,8 @@ HARMLESS = ("none", "continued")
 # What may change in the last message, where it costs nothing.
 EXPECTED_LAST = ("message_edited", "timestamp", "random_id", "counter")
 LAST_ADVICE = "Nothing: what changes with every request stands last."
-SEPARATE = ("model_changed", "salt_changed")  # prompts that share nothing, whatever their tokens
+OTHER_NAMESPACE = "other_namespace"
+SEPARATE = (OTHER_NAMESPACE, "model_changed", "salt_changed")  # prompts that share nothing, whatever their tokens
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Place:
 class Explanation:
     """Counts are in tokens: `prompt_tokens` = `reused_tokens` + `computed_tokens`. `missed_tokens` of the computed ones
     would have been read, had the prompt gone on where the earlier one ended. What nobody can tell is None.
+    `parts` are those in which the pages of two servers differ.
     """
 
     cause: str
@@ -73,6 +77,7 @@ class Explanation:
     price: float | None = None
     earlier_tokens: int | None = None
     context: Context | None = None
+    parts: tuple[Part, ...] = ()
 
     @property
     def computed_tokens(self) -> int:
@@ -84,7 +89,8 @@ class Explanation:
         if self.place is None or self.cause in HARMLESS:
             return self.words
         if self.place.token == 0:
-            return f"The whole prompt misses. {self.words}"
+            differing = "; ".join(part.words for part in self.parts)
+            return f"The whole prompt misses. {self.words}" + (f" They differ in {differing}." if differing else "")
         text = f"The prompt misses from token {self.place.token:,} on, in {where(self.place)}. {self.words}"
         if self.reused_tokens < self.place.token:
             text += f" Of those before it {self.reused_tokens:,} could be read."
@@ -93,6 +99,7 @@ class Explanation:
     def as_json(self) -> dict[str, Any]:
         plain = asdict(self)
         plain["vendor"] = self.vendor._asdict()
+        plain["parts"] = [asdict(part) | {"name": part.name} for part in self.parts]
         plain["computed_tokens"] = self.computed_tokens
         plain["sentence"] = self.sentence
         return plain
@@ -118,37 +125,45 @@ class Finding:
     earlier_tokens: int | None = None
     context: Context | None = None
     is_last: bool = False  # whether it is in the last message
+    parts: tuple[Part, ...] = ()
 
 
-def find(earlier: Prompt, later: Prompt, read_tokens: int, with_context: bool = False) -> Finding:
-    """Why `later` had to compute what it did, after `earlier`: of what they share it could read so many tokens."""
+def find(
+    earlier: Prompt, later: Prompt, read_tokens: int, with_context: bool = False, parts: Sequence[Part] = ()
+) -> Finding:
+    """Why `later` had to compute what it did, after `earlier`: of what they share it could read so many tokens.
+
+    `parts` are those in which their servers differ.
+    """
     difference = Difference(earlier, later)
-    cause, parts = cause_of(difference), not difference.is_continued
+    cause = OTHER_NAMESPACE if parts else cause_of(difference)
+    is_parted = not difference.is_continued
     if cause in SEPARATE:
         missed = min(len(earlier.token_ids), len(later.token_ids) - 1)
-        return Finding(cause, missed, first_missed=0, earlier_tokens=len(earlier.token_ids))
+        return Finding(cause, missed, first_missed=0, earlier_tokens=len(earlier.token_ids), parts=tuple(parts))
     section = None if cause in HARMLESS else difference.section
     if cause in TOOL_CAUSES:  # where there were none, their place is the template's
         section = Section(SectionKind.TOOLS, difference.place, difference.place)
     return Finding(
         cause=cause,
         missed_tokens=max(min(len(earlier.token_ids), len(later.token_ids) - 1) - read_tokens, 0),
-        first_missed=difference.num_common_tokens if parts else None,
+        first_missed=difference.num_common_tokens if is_parted else None,
         section=section,
         earlier_tokens=len(earlier.token_ids),
-        context=Context.of(difference) if with_context and parts else None,
+        context=Context.of(difference) if with_context and is_parted else None,
         is_last=section is not None and section.message == len(later.messages) - 1,
     )
 
 
 def explain(finding: Finding, reuse: Reuse, rates: Rates = NO_RATES) -> Explanation:
     """All that there is to say of a finding."""
+    named = "model_changed" if any(part.is_of_model for part in finding.parts) else finding.cause
     meaning, place, missed = MEANINGS[finding.cause], finding.first_missed, finding.missed_tokens
     return Explanation(
         cause=finding.cause,
         words=meaning.words,
         advice=LAST_ADVICE if finding.is_last and finding.cause in EXPECTED_LAST else meaning.advice,
-        vendor=vendor_names(finding.cause, finding.section),
+        vendor=vendor_names(named, finding.section),
         place=None if place is None else Place.of(place, reuse.page_tokens, finding.section),
         prompt_tokens=reuse.prompt_tokens,
         reused_tokens=reuse.read_tokens,
@@ -158,6 +173,7 @@ def explain(finding: Finding, reuse: Reuse, rates: Rates = NO_RATES) -> Explanat
         price=rates.price(reuse.prompt_tokens - reuse.read_tokens, reuse.read_tokens),
         earlier_tokens=finding.earlier_tokens,
         context=finding.context,
+        parts=finding.parts,
     )
 
 

@@ -17,12 +17,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from pagoda.analysis.cost import Rates
-from pagoda.analysis.explain import SEPARATE, Explanation, Reuse, explain, find
-from pagoda.analysis.prompt import Prompt
+from pagoda.analysis.explain import SEPARATE, Reuse, explain, find
+from pagoda.analysis.namespaces import differing_parts
 from pagoda.analysis.rehearsal import Rehearsal
 from pagoda.checkpoint.configuration import read_config
-from pagoda.commands.asking import ask_server
+from pagoda.commands.asking import ask_explanation
 from pagoda.commands.extras import need
+from pagoda.commands.identities import find_identities
+from pagoda.commands.reading import read_text
 from pagoda.commands.report import Rows, table
 from pagoda.config import EngineConfig
 from pagoda.errors import ConfigError, ModelError, ModelNotFoundError
@@ -34,26 +36,39 @@ from pagoda.planning.memory import plan_memory
 from pagoda.units import format_seconds
 
 EMBEDDED_MODEL = Path(__file__).parents[1] / "assets" / "tiny"
-STANDARD_INPUT = "-"
 # Of memory that would hold the snapshots of recurrent states; how far these lie apart depends on it.
 USUAL_CACHE_NBYTES = 4 << 30
 MOST_TOKENS = 1 << 20
+USUAL_PAGE_TOKENS = 32
 PLAIN_NOTE = "its config.json says nothing of what its layers keep, so all of them are taken to attend to all tokens"
 
 
 def run(arguments: Namespace) -> int:
     rates = Rates(arguments.prefill_rate, arguments.price_input, arguments.price_cached)
-    if arguments.url is not None:
-        report = ask_server(arguments, rates)
-    elif len(arguments.files) == 2:
-        report = _of_files(arguments, rates)
-    else:
-        raise ConfigError("Give two files, the earlier request and the later one, or --url and --request-id.")
+    _check(arguments)
+    report = _of_files(arguments, rates) if arguments.files else ask_explanation(arguments, rates)
     if arguments.json:
         sys.stdout.write(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     else:
         show(report, Console())
     return 0
+
+
+def _check(arguments: Namespace) -> None:
+    """Raises ConfigError where nobody can tell what is asked."""
+    num_servers = len(arguments.url)
+    if arguments.identity is not None and num_servers:
+        raise ConfigError("There are --url and --identity; ask two servers, or give what they have answered before.")
+    if arguments.files and arguments.request_id is not None:
+        raise ConfigError("There are files and a --request-id; give two files, or --url and --request-id.")
+    if num_servers == 1 and not arguments.files:
+        return
+    if len(arguments.files) != 2:
+        raise ConfigError("Give two files, the earlier request and the later one, or one --url and --request-id.")
+    if num_servers not in (0, 2):
+        raise ConfigError(
+            "With two files give --url twice, the server of the earlier one first; or none, for one and the same."
+        )
 
 
 def _of_files(arguments: Namespace, rates: Rates) -> dict[str, Any]:
@@ -64,20 +79,19 @@ def _of_files(arguments: Namespace, rates: Rates) -> dict[str, Any]:
     tokenizer = load_plain_tokenizer(arguments.tokenizer or model)
     if tokenizer is None:
         raise ConfigError(f"There is no tokenizer in {arguments.tokenizer or model}; give one with --tokenizer.")
-    template = None if arguments.chat_template is None else _read(arguments.chat_template)
-    texts = [_read(file) for file in arguments.files]
+    identities = find_identities(arguments)
+    template = None if arguments.chat_template is None else read_text(arguments.chat_template)
+    texts = [read_text(file) for file in arguments.files]
     with closing(RequestFiles(tokenizer, MOST_TOKENS, template)) as files:
         earlier, later = files.read(texts, [str(file) for file in arguments.files])
-    rehearsal, note = _rehearsal(Path(model), arguments.block_size)
-    explanation = _explained(earlier, later, rehearsal, arguments, rates)
-    return explanation.as_json() | {"page_tokens": arguments.block_size, "note": note}
-
-
-def _explained(earlier: Prompt, later: Prompt, rehearsal: Rehearsal, arguments: Namespace, rates: Rates) -> Explanation:
+    told_page_tokens = identities[1].page_tokens if identities else 0
+    page_tokens = arguments.block_size or told_page_tokens or USUAL_PAGE_TOKENS
+    rehearsal, note = _rehearsal(Path(model), page_tokens)
     read = rehearsal.resumed_tokens(earlier.token_ids, later.token_ids)
-    finding = find(earlier, later, read, with_context=arguments.show_text)
-    reuse = Reuse(len(later.token_ids), 0 if finding.cause in SEPARATE else read, arguments.block_size)
-    return explain(finding, reuse, rates)
+    parts = differing_parts(*identities) if identities else ()
+    finding = find(earlier, later, read, with_context=arguments.show_text, parts=parts)
+    reuse = Reuse(len(later.token_ids), 0 if finding.cause in SEPARATE else read, page_tokens)
+    return explain(finding, reuse, rates).as_json() | {"page_tokens": page_tokens, "note": note}
 
 
 def _rehearsal(model: Path, page_tokens: int) -> tuple[Rehearsal, str | None]:
@@ -93,15 +107,6 @@ def _rehearsal(model: Path, page_tokens: int) -> tuple[Rehearsal, str | None]:
     return Rehearsal(facts.spec, page_tokens, None if states is None else states.interval_tokens), None
 
 
-def _read(file: Path) -> str:
-    if str(file) == STANDARD_INPUT:
-        return sys.stdin.read()
-    try:
-        return file.expanduser().read_bytes().decode("utf-8")  # line ends as they are
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} cannot be read as text: {error}") from error
-
-
 def show(report: Mapping[str, Any], console: Console) -> None:
     """A report for people."""
     console.print(f"[bold]{escape(report['sentence'])}[/]")
@@ -115,6 +120,9 @@ def show(report: Mapping[str, Any], console: Console) -> None:
 def _place_rows(report: Mapping[str, Any]) -> Rows:
     place, context = report["place"], report["context"]
     rows = [("cause", report["cause"])]
+    rows += [
+        (f"  {part['name']}", f"{part['earlier'] or 'none'} and {part['later'] or 'none'}") for part in report["parts"]
+    ]
     if place is not None:
         rows.append(("first missed token", f"{place['token']:,}: page {place['page']:,}, token {place['page_offset']}"))
         message = "" if place["message"] is None else f", message {place['message']} ({place['role']})"

@@ -19,10 +19,24 @@ def add_explain_options(parser: ArgumentParser) -> None:
     )
     add("--tokenizer", type=Path, metavar="PATH", help="tokenizer directory, if it is not the model's")
     add("--chat-template", type=Path, metavar="FILE", help="a Jinja file that replaces the tokenizer's chat template")
-    add("--block-size", type=page_size, default=32, metavar="TOKENS", help="tokens per page (default: 32)")
-    add("--url", metavar="URL", help="ask a running server instead, as http://localhost:8000")
+    add("--block-size", type=page_size, metavar="TOKENS", help="tokens per page (default: the servers', else 32)")
+    add(
+        "--url",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="a running server, as http://localhost:8000: why its --request-id missed; or, given twice, the servers "
+        "that the two files went to, the earlier one first",
+    )
     add("--request-id", metavar="ID", help="with --url: the id of a response, or of a request")
-    add("--api-key", metavar="KEY", help="with --url: the key to send")
+    add("--api-key", metavar="KEY", help="with --url: the key to send, an admin's with two servers")
+    add(
+        "--identity",
+        type=Path,
+        nargs=2,
+        metavar="FILE",
+        help="instead of two --url: what GET /v1/kv/identity answered at the time of each of the two requests",
+    )
     add("--prefill-rate", type=not_negative, metavar="N", help="tokens computed in a second, to tell times")
     add("--price-input", type=not_negative, metavar="X", help="price of a million tokens of prompts that are computed")
     add("--price-cached", type=not_negative, metavar="X", help="price of a million tokens of prompts that are read")

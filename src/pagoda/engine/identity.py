@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from itertools import groupby
 
 from pagoda.cache.prefix.names import Identity
+from pagoda.formats.page import PageGeometry
 from pagoda.models.digest import config_digest, weights_digest
 from pagoda.models.model import Model
 from pagoda.planning.memory import MemoryPlan
@@ -14,17 +17,30 @@ LENGTH_MATTERS = ("dynamic", "longrope")
 
 
 def identity_of(model: Model, memory: MemoryPlan, constants: str | None) -> Identity:
-    """Of the pages in `memory`, kept with `constants`; layouts and formats are those of every layer, in order."""
+    """Of the pages in `memory`, kept with `constants`. Layouts are those of all layers in order, formats too; of one
+    format for all of them only its name.
+    """
     groups = memory.geometries
     return Identity(
         model=config_digest(model.config),
         weights=weights_digest(model.network),
-        layout=repr([each.group for each in groups]),
-        format=repr([[each.format_of(layer).name for layer in range(len(each.group.layouts))] for each in groups]),
+        layout="; ".join(f"{each.group.name}: {_runs(map(repr, each.group.layouts))}" for each in groups),
+        format=_formats(groups),
         constants=constants or "",
         page_tokens=groups[0].page_tokens if groups else 0,
         positions=_positions(model, memory.max_model_len),
     )
+
+
+def _formats(groups: Iterable[PageGeometry]) -> str:
+    names = [[each.format_of(layer).name for layer in range(len(each.group.layouts))] for each in groups]
+    different = {name for group in names for name in group}
+    return different.pop() if len(different) == 1 else "; ".join(map(_runs, names))
+
+
+def _runs(words: Iterable[str]) -> str:
+    """Words, each with how often it comes in a row."""
+    return ", ".join(f"{len([*same])} x {word}" for word, same in groupby(words))
 
 
 def _positions(model: Model, max_model_len: int) -> str:

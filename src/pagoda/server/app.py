@@ -31,6 +31,7 @@ from pagoda.server.openai.embeddings import Embeddings
 from pagoda.server.openai.responses import Responses
 from pagoda.server.own.examples import add_examples
 from pagoda.server.own.explain import Explain
+from pagoda.server.own.identity import PageIdentity
 from pagoda.server.own.kv import Kv
 from pagoda.server.own.operation import Operation
 from pagoda.server.own.tokens import Tokens
@@ -117,6 +118,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         ("GET", "/v1/kv/status", kv.status),
         ("GET", "/v1/kv/tree", kv.tree),
         ("GET", "/v1/kv/explain", Explain(service).explain),
+        ("GET", "/v1/kv/identity", PageIdentity(service).identity),
         ("POST", "/v1/kv/pin", kv.pin),
         ("GET", "/v1/kv/events", kv.events),
         ("GET", "/health", operation.health),

@@ -105,6 +105,8 @@ def test_what_it_is_and_holds_is_told(server: Serving, toy: ToyBackend) -> None:
     group = server.get("/v1/kv/status").json()["groups"][0]
     assert (group["name"], group["total"], group["free"]) == ("toy", 8, 8)
     assert server.get("/v1/kv/tree").json() == {"roots": [], "page_tokens": 16}
+    identity = server.get("/v1/kv/identity").json()
+    assert (identity["model"], identity["page_tokens"], identity["format"]) == ("toy", 16, "")
     pinned = server.post("/v1/kv/pin", {"model": MODEL, "prompt": PROMPT, "ttl_seconds": 60}).json()
     assert (pinned["granted"], pinned["tokens"]) == (False, len(ids))
     assert server.post("/reset_prefix_cache").json()["pages"] == 0

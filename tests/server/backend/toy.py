@@ -15,6 +15,7 @@ from pagoda.analysis.time import RequestTime
 from pagoda.cache.holdings.allocator import PageCounts
 from pagoda.cache.inspector import CacheStats
 from pagoda.cache.leases import Breakpoint, LeaseInfo, LeaseResult
+from pagoda.cache.prefix.names import Identity
 from pagoda.cache.prefix.outline import Outline
 from pagoda.cache.report import CacheReport
 from pagoda.chat.options import ChatOptions
@@ -225,6 +226,9 @@ class ToyBackend:
 
     def reset(self) -> Future[int]:
         return self.thread.submit(lambda: 0)
+
+    def page_identity(self) -> Future[Identity]:
+        return self.thread.submit(lambda: Identity(model="toy", page_tokens=self.pages.page_tokens))
 
     def answer_to(self, prompt: list[int], max_tokens: int | None) -> list[int]:
         return prompt[::-1][:max_tokens]

@@ -39,7 +39,7 @@ class PageNames:
     """Names of the pages of one layer group."""
 
     def __init__(self, identity: Identity) -> None:
-        self._identity = identity
+        self.identity = identity
 
     def of(self, node: Node) -> bytes:
         """The name of the page at `node`."""
@@ -58,14 +58,14 @@ class PageNames:
     def of_tokens(self, namespace: Namespace, tokens: Sequence[int], with_tail: bool = False) -> Iterator[bytes]:
         """The names of the whole pages of `tokens`, in order; `with_tail` of what is left of them, too."""
         name, key = self.before_all(namespace), token_key(tokens)
-        size = self._identity.page_tokens * TOKEN_NBYTES
+        size = self.identity.page_tokens * TOKEN_NBYTES
         for start in range(0, len(key) if with_tail else len(key) - size + 1, size):
             name = _after(name, key[start : start + size])
             yield name
 
     def before_all(self, namespace: Namespace) -> bytes:
         """What the first page of a namespace continues."""
-        return blake2b(repr((tuple(self._identity), tuple(namespace))).encode(), digest_size=NAME_NBYTES).digest()
+        return blake2b(repr((tuple(self.identity), tuple(namespace))).encode(), digest_size=NAME_NBYTES).digest()
 
 
 def _after(name: bytes, key: bytes) -> bytes:

@@ -30,6 +30,12 @@ def tenant_of(request: Request) -> Tenant:
     return tenant
 
 
+def check_admin(request: Request) -> None:
+    """Raises HttpError 403 for everybody else."""
+    if not tenant_of(request).is_admin:
+        raise HttpError(403, "This key may not do that; use an admin's key.", code="admin_only")
+
+
 def scope_of(request: Request, cache_salt: str | None) -> Scope:
     """Whose answers may have come back in this request."""
     return Scope(tenant_of(request).name, cache_salt or "")

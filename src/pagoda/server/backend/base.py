@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pagoda.cache.inspector import CacheStats
 from pagoda.cache.leases import LeaseInfo
+from pagoda.cache.prefix.names import Identity
 from pagoda.cache.prefix.outline import Outline
 from pagoda.chat.options import ChatOptions
 from pagoda.sampling_params import StructuredOutputs
@@ -147,6 +148,9 @@ class Backend(Protocol):
 
     def embedder(self) -> Embedder:
         """Raises UnsupportedModelError if the model makes no vectors."""
+
+    def page_identity(self) -> Future[Identity]:
+        """What its pages are of. All weights are read for that, once, and meanwhile nothing waits but who asks."""
 
     def reset(self) -> Future[int]:
         """Forget every page that no job uses; how many those were."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from pagoda.cache.inspector import CacheStats
 from pagoda.cache.leases import LeaseInfo
-from pagoda.cache.prefix.names import PageNames
+from pagoda.cache.prefix.names import Identity, PageNames
 from pagoda.cache.prefix.outline import Outline
 from pagoda.cache.prefix.tree import Watcher
 from pagoda.chat.options import ChatOptions
@@ -29,6 +30,8 @@ from pagoda.server.backend import base
 from pagoda.server.backend.facts import GroupAttention, Lookups, PageFacts, PageKind, ServedModel
 from pagoda.server.backend.local_call import LocalCall
 from pagoda.server.ground.messages import Call, Work
+
+Result = TypeVar("Result")
 
 NOTHING = SamplingParams(max_tokens=0)  # more than the prompt
 
@@ -54,6 +57,7 @@ class LocalBackend:
         self.texts = LocalTexts(llm.reader, llm.chats, llm.tokenizer)
         self.forms = llm.grammars
         self.inspector = LocalInspector(self._engine, self._loop)
+        self._identity: Future[Identity] | None = None
 
     @property
     def is_alive(self) -> bool:
@@ -78,6 +82,11 @@ class LocalBackend:
     def page_names(self) -> PageNames:
         """What others call the pages that `watch` tells of."""
         return self._engine.page_names
+
+    def page_identity(self) -> Future[Identity]:
+        if self._identity is None:
+            self._identity = _in_a_thread(lambda: self.page_names.identity, "pagoda-identity")
+        return self._identity
 
     def watch(self, watcher: Watcher) -> None:
         """Tell `watcher`, on the engine's thread, which pages are held now and from now on."""
@@ -182,6 +191,21 @@ class LocalEmbedding:
     def _advanced(self, num_tokens: int) -> np.ndarray | None:
         vector = self._embedding.advance(num_tokens)
         return None if vector is None else vector.numpy()
+
+
+def _in_a_thread(function: Callable[[], Result], name: str) -> Future[Result]:
+    """What comes of `function`, for all who ever ask: none of them can cancel it."""
+    future: Future[Result] = Future()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
 
 
 def _page_facts(engine: Engine) -> PageFacts:

@@ -13,7 +13,7 @@ from pagoda import __version__
 from pagoda.cache.inspector import CacheStats
 from pagoda.errors import HttpError
 from pagoda.server.accepted.service import Service
-from pagoda.server.accepted.wire import json_response, tenant_of
+from pagoda.server.accepted.wire import check_admin, json_response
 from pagoda.server.watched.pulse import Pulse
 
 STATS_SECONDS = 0.25  # a step of a large model may take longer: then the last statistics have to do
@@ -49,7 +49,7 @@ class Operation:
     async def metrics(self, request: Request) -> Response:
         """For Prometheus."""
         if self._service.options.metrics_need_admin:
-            self.check_admin(request)
+            check_admin(request)
         stats = await self.stats()
         waiting = self._service.num_waiting
         running = sum(len(answer.jobs) for answer in self._service.in_flight) - waiting
@@ -78,13 +78,9 @@ class Operation:
 
     async def reset_prefix_cache(self, request: Request) -> Response:
         """Forget every page that no request uses."""
-        self.check_admin(request)
+        check_admin(request)
         count = await asyncio.wrap_future(self._service.backend.reset())
         return json_response({"success": True, "pages": count})
-
-    def check_admin(self, request: Request) -> None:
-        if not tenant_of(request).is_admin:
-            raise HttpError(403, "This key may not do that; use an admin's key.", code="admin_only")
 
     def _model(self, name: str, request: Request) -> dict[str, Any]:
         service = self._service
