@@ -28,7 +28,8 @@ def work(prefill: float = 0.0, decode: float = 0.0, **others: float) -> dict[str
 COMPUTED = RequestTime(6400, 388, 100, wall(0.01, 1.79, 2.0), work(1.79, 2.0), ttft_seconds=1.8)
 NO_TOKEN = replace(COMPUTED, num_output_tokens=0, ttft_seconds=None)
 FROM_CACHE = "came from the cache, and the last one is always computed"
-MISSED = "The first token took 1.8 s because 6,012 of 6,400 prompt tokens were computed: the prefix missed at token 388"
+TOOK = "The first token took 1.8 s"
+MISSED = f"{TOOK} because 6,012 of 6,400 prompt tokens were computed: the prefix missed at token 388"
 
 FIRST_SENTENCES = {
     "a prefix missed": (
@@ -50,6 +51,28 @@ FIRST_SENTENCES = {
     "a prompt that parts": (
         replace(COMPUTED, cause=MissCause.INPUT_CHANGED),
         f"{MISSED}.",
+    ),
+    "a conversation that goes on": (
+        replace(COMPUTED, cause=MissCause.CONTINUED),
+        f"{TOOK} because 6,012 of 6,400 prompt tokens were computed, which are new: the others were cached.",
+    ),
+    "log-probabilities of the prompt": (
+        replace(COMPUTED, num_cached_tokens=0, cause=MissCause.PROMPT_LOGPROBS),
+        f"{TOOK} because all 6,400 prompt tokens were computed: log-probabilities of the prompt were asked for.",
+    ),
+    "an encoder": (
+        replace(COMPUTED, num_prompt_tokens=1, num_cached_tokens=0, num_encoder_tokens=1500),
+        "The first token took 1.8 s because 1,500 tokens of its encoder and 1 prompt token were computed.",
+    ),
+    "an encoder's output that is held": (
+        replace(
+            COMPUTED,
+            num_prompt_tokens=4,
+            num_cached_tokens=0,
+            num_encoder_tokens=1500,
+            num_cached_encoder_tokens=1500,
+        ),
+        "The first token took 1.8 s: what the 1,500 tokens of its encoder make came from the cache.",
     ),
     "all cached": (
         replace(

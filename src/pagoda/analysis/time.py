@@ -69,6 +69,8 @@ class RequestTime:
     num_recomputed_tokens: int = 0
     reads: DecodeReads | None = None
     cause: MissCause = MissCause.UNKNOWN
+    num_encoder_tokens: int = 0
+    num_cached_encoder_tokens: int = 0
 
     @property
     def seconds(self) -> float:
@@ -163,16 +165,27 @@ def _first_token(time: RequestTime) -> str:
 def _computed(time: RequestTime) -> str:
     """How much of the prompt was computed, and why."""
     total, cached, computed = time.num_prompt_tokens, time.num_cached_tokens, time.num_computed_tokens
+    if time.num_encoder_tokens:
+        read = f"{time.num_encoder_tokens:,} tokens of its encoder"
+        if time.num_cached_encoder_tokens:
+            return f": what the {read} make came from the cache"
+        return f" because {read} and {_count(computed, 'prompt token')} were computed"
     if total <= 1:
         return ": its prompt is one token"
+    if cached > 0 and computed <= 1:
+        return f": {cached:,} of {total:,} prompt tokens came from the cache, and the last one is always computed"
+    return f" because {_missed(time)}"
+
+
+def _missed(time: RequestTime) -> str:
+    total, cached, computed = time.num_prompt_tokens, time.num_cached_tokens, time.num_computed_tokens
     if cached == 0:
         why = LOST.get(time.cause, "none was in the cache")
-        return f" because all {total:,} prompt tokens were computed: {why}"
-    if computed <= 1:
-        return f": {cached:,} of {total:,} prompt tokens came from the cache, and the last one is always computed"
+        return f"all {total:,} prompt tokens were computed: {why}"
+    if time.cause is MissCause.CONTINUED:
+        return f"{computed:,} of {total:,} prompt tokens were computed, which are new: the others were cached"
     because = f" ({LOST[time.cause]})" if time.cause in LOST else ""
-    missed = f"the prefix missed at token {cached:,}{because}"
-    return f" because {computed:,} of {total:,} prompt tokens were computed: {missed}"
+    return f"{computed:,} of {total:,} prompt tokens were computed: the prefix missed at token {cached:,}{because}"
 
 
 def _shared(time: RequestTime) -> str:

@@ -6,6 +6,7 @@ what else the machine is doing; compare two of them only if they were taken one 
 
 from __future__ import annotations
 
+import gc
 import json
 from argparse import Namespace
 from dataclasses import asdict
@@ -35,17 +36,25 @@ def run(arguments: Namespace) -> int:
     model = _load(arguments)
     console = Console()
     found = Found()
-    for name in arguments.scenario or SCENARIOS:
-        before = len(found.measurements)
-        _measure(model, arguments, name, workload, found)
-        console.print(_table(name, found.measurements[before:]))
-    setting = _setting(arguments, model, workload)
+    try:
+        for name in arguments.scenario or SCENARIOS:
+            before = len(found.measurements)
+            for is_caching in SCENARIOS[name].prefix_caching:
+                _measure(model, arguments, name, workload, found, is_caching)
+                gc.collect()  # the pages of this engine, before those of the next are made
+            console.print(_table(name, found.measurements[before:]))
+    finally:  # what was measured before something failed is told as well
+        if found.measurements:
+            _tell(arguments, _setting(arguments, model, workload), found, console)
+    return 0
+
+
+def _tell(arguments: Namespace, setting: dict[str, Any], found: Found, console: Console) -> None:
     if arguments.json is not None:
         _write(arguments.json, setting, found.measurements)
-    if arguments.report is not None:
+    if arguments.report is not None and found.scenarios:
         write_report(arguments.report, setting, found)
         console.print(f"The report is {arguments.report}.")
-    return 0
 
 
 def _load(arguments: Namespace) -> Model:
@@ -64,19 +73,18 @@ def _model(arguments: Namespace) -> Model:
     return model_from_config(shape_config(arguments.random_weights), dtype=dtype)
 
 
-def _measure(model: Model, arguments: Namespace, name: str, workload: Workload, found: Found) -> None:
-    """Run one scenario with and, if it compares the two, without prefix caching; record it if that is to be told."""
+def _measure(model: Model, arguments: Namespace, name: str, workload: Workload, found: Found, is_caching: bool) -> None:
+    """Run one scenario with or without prefix caching; record it if that is to be told."""
     scenario = SCENARIOS[name]
-    for is_caching in scenario.prefix_caching:
-        options = engine_options(arguments) | {"enable_prefix_caching": is_caching}
-        with RecordedLLM(model, skip_tokenizer_init=True, **options) as llm:
-            suffix = "" if len(scenario.prefix_caching) == 1 else f", prefix caching {'on' if is_caching else 'off'}"
-            measurements = scenario.measure(llm, workload, name, suffix)
-            found.measurements += measurements
-            if arguments.report is not None:
-                found.engine = engine_facts(llm)
-                run = partial(scenario.once, llm, workload)
-                found.scenarios.append(record(llm, name + suffix, run, measurements))
+    options = engine_options(arguments) | {"enable_prefix_caching": is_caching}
+    with RecordedLLM(model, skip_tokenizer_init=True, **options) as llm:
+        suffix = "" if len(scenario.prefix_caching) == 1 else f", prefix caching {'on' if is_caching else 'off'}"
+        measurements = scenario.measure(llm, workload, name, suffix)
+        found.measurements += measurements
+        if arguments.report is not None:
+            found.engine = engine_facts(llm)
+            run = partial(scenario.once, llm, workload)
+            found.scenarios.append(record(llm, name + suffix, run, measurements))
 
 
 def _table(name: str, measurements: list[Measurement]) -> Table:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from pagoda import __version__, machine
@@ -48,6 +49,11 @@ def check_target(file: Path, force: bool) -> None:
         raise ConfigError(f"{file} exists; give --force to write over it, or name another file.")
     if not file.absolute().parent.is_dir():
         raise ConfigError(f"There is no folder {file.parent}; make it, or name a file elsewhere.")
+    try:
+        with TemporaryFile(dir=file.absolute().parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written ({error}); name a file elsewhere.") from error
 
 
 def engine_facts(llm: LLM) -> EngineFacts:
