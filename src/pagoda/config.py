@@ -163,6 +163,8 @@ class EngineConfig:
             raise ConfigError(f"prefix_cache_ttl_seconds is {shown(ttl)}; give seconds above 0, or None for no limit.")
         if self.miss_memory_bytes < 0:
             raise ConfigError(f"miss_memory_bytes is {self.miss_memory_bytes}; give bytes, or 0 to remember nothing.")
+        if ttl is not None and not self.enable_prefix_caching:
+            raise ConfigError("prefix_cache_ttl_seconds is for prefixes that are shared; leave out one of the two.")
         check_tenants(self.tenants)
         if not 0 < self.max_num_seqs <= self.max_num_batched_tokens:
             raise ConfigError(

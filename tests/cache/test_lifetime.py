@@ -105,3 +105,8 @@ def test_many_uses_leave_few_marks():
 def test_a_lifetime_is_a_number_of_seconds(seconds):
     with pytest.raises(ConfigError, match="prefix_cache_ttl_seconds"):
         EngineConfig(prefix_cache_ttl_seconds=seconds)
+
+
+def test_a_lifetime_of_what_is_not_kept_is_refused():
+    with pytest.raises(ConfigError, match="leave out one"):
+        EngineConfig(prefix_cache_ttl_seconds=5, enable_prefix_caching=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pagoda.analysis.run_record import ScenarioRecord
 from pagoda.cli import main
 from pagoda.commands.recording import RecordedLLM, page_kinds, record
 from pagoda.commands.scenarios import SCENARIOS, Workload
+from pagoda.errors import ConfigError
 from pagoda.models.model import Model
 from pagoda.sampling_params import SamplingParams
 
@@ -103,3 +105,23 @@ def test_only_what_was_generated_in_the_recorded_run_counts() -> None:
         found = record(llm, "one", lambda: llm.generate([[5, 6, 7, 8]], params), [])
     assert [request.time.num_prompt_tokens for request in found.requests] == [4]
     assert found.requests[0].time.num_cached_tokens == 0, "the cache is empty when a recording begins"
+
+
+def test_what_was_recorded_before_a_failure_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise ConfigError("no room")
+
+    scenarios = {"single": SCENARIOS["single"], "broken": replace(SCENARIOS["single"], repeat=fail)}
+    monkeypatch.setattr("pagoda.commands.bench.SCENARIOS", scenarios)
+    file = tmp_path / "report.html"
+    sizes = ["--prompt-tokens", "64", "--output-tokens", "3", "--repeats", "1"]
+    assert main(["bench", *sizes, *ENGINE, "--report", str(file)]) == 2
+    assert "no room" in capsys.readouterr().err
+    assert "Scenario: single" in file.read_text(encoding="utf-8")
+
+
+def test_a_folder_that_takes_no_file_is_refused_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*BENCH, *ENGINE, "--report", "/proc/report.html"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
