@@ -54,7 +54,7 @@ FIRST_SENTENCES = {
     ),
     "a conversation that goes on": (
         replace(COMPUTED, cause=MissCause.CONTINUED),
-        f"{TOOK} because 6,012 of 6,400 prompt tokens were computed, which are new: the others were cached.",
+        f"{TOOK} because 6,012 of 6,400 prompt tokens were computed, which are new: the cache had the others.",
     ),
     "log-probabilities of the prompt": (
         replace(COMPUTED, num_cached_tokens=0, cause=MissCause.PROMPT_LOGPROBS),

@@ -183,7 +183,7 @@ def _missed(time: RequestTime) -> str:
         why = LOST.get(time.cause, "none was in the cache")
         return f"all {total:,} prompt tokens were computed: {why}"
     if time.cause is MissCause.CONTINUED:
-        return f"{computed:,} of {total:,} prompt tokens were computed, which are new: the others were cached"
+        return f"{computed:,} of {total:,} prompt tokens were computed, which are new: the cache had the others"
     because = f" ({LOST[time.cause]})" if time.cause in LOST else ""
     return f"{computed:,} of {total:,} prompt tokens were computed: the prefix missed at token {cached:,}{because}"
 
