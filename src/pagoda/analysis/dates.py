@@ -58,17 +58,21 @@ _DAY = (
     rf"(?:(?:{_any_of(*DAYS)})\b|星期[一二三四五六日天]|周[一二三四五六日]|[月火水木金土日]曜日?|[월화수목금토일]요일)"
 )
 _BARE_CLOCK = r"(?:[01]?\d|2[0-4]):[0-5]\d"
+_HALF_DAY = "(?:上午|下午|午前|午後|早上|晚上|오전|오후)"
 _CLOCK = (
     rf"(?:{_BARE_CLOCK}(?::\d{{2}}(?:[.,]\d+)?)?(?:\s*[ap]\.?m\b\.?)?|\d{{1,2}}\s*[ap]\.?m\b\.?"
     r"|\d{1,2}(?:[.:]\d{2})?\s+Uhr\b|\d{1,2}\s?h\s?[0-5]\d\b"
-    r"|\d{1,2}\s*[时時点點시]\s*\d{1,2}\s*[分분](?:\s*\d{1,2}\s*[秒초])?)"
+    rf"|(?:{_HALF_DAY}\s*)?\d{{1,2}}\s*[时時点點시]\s*\d{{1,2}}\s*[分분](?:\s*\d{{1,2}}\s*[秒초])?"
+    rf"|{_HALF_DAY}\s*\d{{1,2}}\s*[时時点點시])"
 )
 _ZONE = r"(?:\s*(?:z|utc|gmt|(?-i:[A-Z]{2,4}T))\b|\s*[+-]\d{2}:?\d{2})?"
 _NTH = r"\d{1,2}(?:st|nd|rd|th|er|º)?\.?"
 _DATES = (
     r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}",
     r"\d{1,2}[-/]\d{1,2}[-/]\d{2,4}",
-    r"\d{1,2}\.\d{1,2}\.\d{4}|\d{2}\.\d{2}\.\d{2}(?!\d)",
+    r"\d{1,2}\.\d{1,2}\.\d{4}|(?:0[1-9]|[12]\d|3[01])\.(?:0[1-9]|1[0-2])\.\d{2}(?!\d)",
+    r"\d{4}-W\d{2}(?:-\d)?",
+    r"\d{1,2}\s+[\u0370-\u1fff]+\s+\d{4}",  # the months of all scripts between Latin and those of East Asia
     rf"{_MONTH}\s+\d{{4}}(?!\d)",
     rf"{_MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?,?\s+\d{{4}}(?!\d)",
     rf"{_NAMED_MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?(?!\w)",
@@ -85,7 +89,7 @@ _AT = r"(?:\s*,?\s*(?:(?:at|um|à|a las|alle|às)\s+)?|t)"
 _SINCE = r"(?:\d+|an?)\s*(?:s|sec|min|h|d|second|minute|hour|day|week|month|year)s?\s+ago"
 _START = r"(?:(?<![\w.])|(?<=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]))"  # words of these scripts have no spaces
 _TIME = (
-    rf"{_START}(?:(?:(?:{_DAY}|{_SHORT_DAY})(?:,?\s+(?:(?:der|den|le|el)\s+)?))?{_DATE}(?:{_AT}{_CLOCK}{_ZONE})?"
+    rf"{_START}(?:(?:(?:{_DAY}|{_SHORT_DAY}|[^\W\d_]{{2,4}}[.,])(?:,?\s+(?:(?:der|den|le|el)\s+)?))?{_DATE}(?:{_AT}{_CLOCK}{_ZONE})?"
     rf"|(?:{_DAY}|{_SHORT_DAY}),?\s+{_CLOCK}{_ZONE}"
     rf"|{_CLOCK}{_ZONE}|{_DAY}|{_SHORT_DAY}(?!\s*\w)|{_SINCE}|(?P<seconds>1[5-9]\d{{8}}(?:\d{{3}}|\.\d+)?)(?!\d))"
 )
@@ -97,8 +101,11 @@ NO_CLOCK_BEFORE = re.compile(
     re.IGNORECASE,
 )
 NO_CLOCK_BEHIND = re.compile(
-    r"\W*(?:in favou?r|against|votes?|voted|ratio|scale|odds|victory|win|defeat|lead|majority|aspect)\b", re.IGNORECASE
+    r"\W*(?:in favou?r|against|votes?|voted|ratio|scale|odds|victory|win|defeat|lead|majority|aspect|display|screen)\b",
+    re.IGNORECASE,
 )
+VERSION_BEFORE = re.compile(r"\b(?:v|ver|versions?)\W{0,3}$", re.IGNORECASE)
+PADDED = re.compile(r"0\d:|\d+:0\d")
 # As `John 3:16`: a name before it, other than words that come before times.
 NAME_BEFORE = re.compile(r"\b[A-Z][a-z]+\.? $")
 TIME_WORD_BEFORE = re.compile(
@@ -121,10 +128,15 @@ def is_time(match: re.Match[str]) -> bool:
         match.string[max(start - CONTEXT_CHARACTERS, 0) : start],
         match.string[end : end + CONTEXT_CHARACTERS],
     )
+    if VERSION_BEFORE.search(before):
+        return False
     if match["seconds"]:
         return SECONDS_BEFORE.search(before) is not None
-    if not BARE_CLOCK.fullmatch(match.group()):
-        return True
+    return not BARE_CLOCK.fullmatch(match.group()) or _is_clock(match.group(), before, behind)
+
+
+def _is_clock(text: str, before: str, behind: str) -> bool:
+    """Rather than a verse, a ratio or a vote."""
     if NO_CLOCK_BEFORE.search(before) or NO_CLOCK_BEHIND.match(behind):
         return False
-    return not NAME_BEFORE.search(before) or TIME_WORD_BEFORE.search(before) is not None
+    return bool(PADDED.match(text) or TIME_WORD_BEFORE.search(before) or not NAME_BEFORE.search(before))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 
 from pagoda.analysis.dates import TIME, is_time
 from pagoda.analysis.difference import Edit, num_common
@@ -25,10 +24,11 @@ MOST_WORD_CHARACTERS = 256
 KEYWORD_CHARACTERS = 32
 LEAST_ID_DIGITS = 8
 LEAST_PIECE_CHARACTERS = 8  # what is shorter stands anywhere
-LEAST_WORD_LETTERS = 3
+LEAST_WORD_LETTERS = 3  # in about, of names in camel case
 
-SPACE = re.compile(r"\s")
-PIECE_END = re.compile(r"\n|[.!?;](?=\s)")
+PIECE_START = re.compile(r"[\s>\u3001\u3002\uff0c\uff1a]")
+PIECE_END = re.compile(r"\n|[.!?;](?=\s)|</|[\u3002\uff01\uff1b\uff1f]")
+RUN = re.compile(r"\d+|[A-Z]*[a-z]+|[A-Z]+")
 
 WORD = re.compile(r"[A-Za-z0-9]+(?:[-_][A-Za-z0-9]+)*")
 HEX = re.compile(r"[0-9a-f]{7,}|[0-9A-F]{7,}")
@@ -157,7 +157,8 @@ def _has_other_words(earlier: str, later: str) -> bool:
 
 def _piece(text: str, place: int) -> str:
     """The rest of the sentence or line around `place`, from a word's beginning on."""
-    start = max((match.end() for match in SPACE.finditer(text, max(place - MOST_WORD_CHARACTERS, 0), place)), default=0)
+    starts = PIECE_START.finditer(text, max(place - MOST_WORD_CHARACTERS, 0), place)
+    start = max((match.end() for match in starts), default=0)
     end = PIECE_END.search(text, place)
     return text[start : end.start() if end else len(text)].strip(" ,;.")
 
@@ -206,7 +207,7 @@ def _matches(
 
 
 def _is_random(word: str) -> bool:
-    """Letters and digits in turn, many digits, or capitals where no word has them; behind a prefix, fewer do."""
+    """Letters and digits in turn, or many digits; behind a prefix, fewer do."""
     *prefixes, _ = pieces = re.split(r"[-_]", word)
     least = 4 if prefixes else 6
     return any(len(piece) >= least and _is_mixed(piece) for piece in pieces)
@@ -218,19 +219,11 @@ def _is_mixed(piece: str) -> bool:
         return num_digits >= LEAST_ID_DIGITS
     if HEX.fullmatch(piece) and num_digits:
         return True
-    if num_digits >= 2 and _num_changes(piece, str.isdigit) >= 2:
-        return True
-    return num_digits > 0 and _has_capitals_of_no_word(piece)
-
-
-def _num_changes(word: str, kind: Callable[[str], bool]) -> int:
-    return sum(kind(left) != kind(right) for left, right in pairwise(word))
-
-
-def _has_capitals_of_no_word(piece: str) -> bool:
-    """Capitals after small letters, closer together than where words begin."""
-    num_capitals = sum(left.islower() and right.isupper() for left, right in pairwise(piece))
-    return num_capitals >= 3 and len(piece) < LEAST_WORD_LETTERS * (num_capitals + 1)
+    runs = RUN.findall(piece)
+    if len(runs) < 3 or num_digits < (2 if len(runs) == 3 else 1):
+        return False
+    is_of_one_case = piece.islower() or piece.isupper()
+    return num_digits >= 2 if is_of_one_case else len(piece) < LEAST_WORD_LETTERS * len(runs)
 
 
 def _is_counted(text: str, start: int) -> bool:

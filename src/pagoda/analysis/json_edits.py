@@ -43,9 +43,10 @@ def has_other_whitespace(edit: Edit) -> bool:
 
 
 def has_other_key_order(edit: Edit) -> bool:
+    """And nothing else but whitespace."""
     return any(
-        _dumped(earlier.value) != _dumped(later.value)
-        and _dumped(earlier.value, sort_keys=True) == _dumped(later.value, sort_keys=True)
+        json.dumps(earlier.value) != json.dumps(later.value)
+        and json.dumps(earlier.value, sort_keys=True) == json.dumps(later.value, sort_keys=True)
         for earlier, later in _largest_equal(edit)
     )
 
@@ -58,7 +59,10 @@ def has_other_json_form(edit: Edit) -> bool:
 def has_other_entry_order(edit: Edit) -> bool:
     """Lists of the same entries."""
     try:
-        return any(_unordered(earlier.value) == _unordered(later.value) for earlier, later in _values(edit))
+        return any(
+            earlier.value != later.value and _unordered(earlier.value) == _unordered(later.value)
+            for earlier, later in _values(edit)
+        )
     except RecursionError:
         return False
 
@@ -77,7 +81,11 @@ def json_objects(text: str) -> list[dict[str, Any]]:
 
 def _largest_equal(edit: Edit) -> Iterator[tuple[_Written, _Written]]:
     """The largest value around the place where the texts part that is the same in both, if there is one."""
-    return islice((pair for pair in _values(edit) if pair[0].value == pair[1].value), 1)
+    return islice(((earlier, later) for earlier, later in _values(edit) if _are_equal(earlier, later)), 1)
+
+
+def _are_equal(earlier: _Written, later: _Written) -> bool:
+    return bool(earlier.value == later.value) and _exact(earlier.text) == _exact(later.text)
 
 
 def _values(edit: Edit) -> Iterator[tuple[_Written, _Written]]:
@@ -90,7 +98,7 @@ def _values(edit: Edit) -> Iterator[tuple[_Written, _Written]]:
         left -= len(edit.earlier) + len(edit.later) - 2 * start
         if left < 0:
             break
-        earlier, later = (_value_at(text, start, EXACT_DECODER) for text in (edit.earlier, edit.later))
+        earlier, later = _value_at(edit.earlier, start), _value_at(edit.later, start)
         if earlier is not None and later is not None and min(earlier[1], later[1]) > edit.place:
             yield (
                 _Written(earlier[0], edit.earlier[start : earlier[1]]),
@@ -98,19 +106,23 @@ def _values(edit: Edit) -> Iterator[tuple[_Written, _Written]]:
             )
 
 
-def _value_at(text: str, start: int, decoder: json.JSONDecoder = DECODER) -> tuple[Any, int] | None:
+def _value_at(text: str, start: int) -> tuple[Any, int] | None:
     try:
-        return decoder.raw_decode(text, start)
-    except (ValueError, ArithmeticError, RecursionError):
+        return DECODER.raw_decode(text, start)
+    except (ValueError, RecursionError):
         return None
+
+
+def _exact(text: str) -> object:
+    """With numbers as they are written, which floats may round; the text where they are beyond bounds."""
+    try:
+        return EXACT_DECODER.decode(text)
+    except ArithmeticError:
+        return text
 
 
 def _without_space(text: str) -> str:
     return STRING_OR_SPACE.sub(lambda match: match[0] if match[0].startswith('"') else "", text)
-
-
-def _dumped(value: Any, sort_keys: bool = False) -> str:
-    return json.dumps(value, default=str, sort_keys=sort_keys)
 
 
 def _unordered(value: Any) -> int:
@@ -121,4 +133,4 @@ def _unordered(value: Any) -> int:
         case list():
             return hash(tuple(sorted(_unordered(entry) for entry in value)))
         case _:
-            return hash(_dumped(value))
+            return hash((type(value), value))
