@@ -89,7 +89,8 @@ _AT = r"(?:\s*,?\s*(?:(?:at|um|à|a las|alle|às)\s+)?|t)"
 _SINCE = r"(?:\d+|an?)\s*(?:s|sec|min|h|d|second|minute|hour|day|week|month|year)s?\s+ago"
 _START = r"(?:(?<![\w.])|(?<=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]))"  # words of these scripts have no spaces
 _TIME = (
-    rf"{_START}(?:(?:(?:{_DAY}|{_SHORT_DAY}|[^\W\d_]{{2,4}}[.,])(?:,?\s+(?:(?:der|den|le|el)\s+)?))?{_DATE}(?:{_AT}{_CLOCK}{_ZONE})?"
+    rf"{_START}(?:(?:(?:{_DAY}|{_SHORT_DAY}|[^\W\d_]{{2,4}}[.,]),?\s+(?:(?:der|den|le|el)\s+)?)?"
+    rf"{_DATE}(?:{_AT}{_CLOCK}{_ZONE})?"
     rf"|(?:{_DAY}|{_SHORT_DAY}),?\s+{_CLOCK}{_ZONE}"
     rf"|{_CLOCK}{_ZONE}|{_DAY}|{_SHORT_DAY}(?!\s*\w)|{_SINCE}|(?P<seconds>1[5-9]\d{{8}}(?:\d{{3}}|\.\d+)?)(?!\d))"
 )
@@ -109,8 +110,8 @@ PADDED = re.compile(r"0\d:|\d+:0\d")
 # As `John 3:16`: a name before it, other than words that come before times.
 NAME_BEFORE = re.compile(r"\b[A-Z][a-z]+\.? $")
 TIME_WORD_BEFORE = re.compile(
-    r"\b(?:time|now|at|from|since|until|till?|is|um|uhr|date|clock|today|tonight|tomorrow|yesterday|by|before|after|around"
-    r"|about|and|or|to|on|updated?|started|ended|heute|jetzt|as of|utc|gmt|le|el|la) $",
+    r"\b(?:time|now|at|from|since|until|till|date|clock|today|tonight|tomorrow|yesterday|before|after|around|about|updated"
+    r"|started|ended|as of|um|heute|jetzt):? $",
     re.IGNORECASE,
 )
 SECONDS_BEFORE = re.compile(
@@ -124,19 +125,20 @@ SECONDS_BEFORE = re.compile(
 def is_time(match: re.Match[str]) -> bool:
     """Whether a match of `TIME` is one by what stands around it: other numbers look like clocks and like seconds."""
     start, end = match.span()
-    before, behind = (
-        match.string[max(start - CONTEXT_CHARACTERS, 0) : start],
-        match.string[end : end + CONTEXT_CHARACTERS],
-    )
+    before = match.string[max(start - CONTEXT_CHARACTERS, 0) : start]
     if VERSION_BEFORE.search(before):
         return False
     if match["seconds"]:
         return SECONDS_BEFORE.search(before) is not None
-    return not BARE_CLOCK.fullmatch(match.group()) or _is_clock(match.group(), before, behind)
+    if BARE_CLOCK.fullmatch(match.group()):
+        return _is_clock(match.group(), before, match.string[end : end + CONTEXT_CHARACTERS])
+    return True
 
 
 def _is_clock(text: str, before: str, behind: str) -> bool:
     """Rather than a verse, a ratio or a vote."""
-    if NO_CLOCK_BEFORE.search(before) or NO_CLOCK_BEHIND.match(behind):
+    if NO_CLOCK_BEHIND.match(behind):
         return False
-    return bool(PADDED.match(text) or TIME_WORD_BEFORE.search(before) or not NAME_BEFORE.search(before))
+    if TIME_WORD_BEFORE.search(before):
+        return True
+    return not NO_CLOCK_BEFORE.search(before) and bool(PADDED.match(text) or not NAME_BEFORE.search(before))
