@@ -13,6 +13,7 @@ DOCUMENTS = ["The sea was calm and blue.", "The lamp was lit at dusk.", "A ship 
 
 NO_IDS = [
     ("Call getUserDataFromApi.", "Call getOrderListFromDb."),
+    ("Call facade1.", "Call decade2."),
     ("Call base64ToUtf8String.", "Call base64ToUtf16Bytes."),
     ("Call getUserDataFromApi2.", "Call getOrderListFromDb2."),
 ]
@@ -27,6 +28,9 @@ ORDERS = [
     ("Documents: " + "\n\n".join(DOCUMENTS) + "\nWhy?", "Documents: " + "\n\n".join(DOCUMENTS[::-1]) + "\nWho?"),
     (f"<doc>{'</doc><doc>'.join(DOCUMENTS)}</doc> Why?", f"<doc>{'</doc><doc>'.join(DOCUMENTS[::-1])}</doc> Who?"),
     ("文档：海很平静很蓝色很美丽。灯在黄昏时分点亮。问题一", "文档：灯在黄昏时分点亮。海很平静很蓝色很美丽。问题二"),  # noqa: RUF001
+    ("Speak of ['a', 'b', 'c'] here.", "Speak of ['c', 'a', 'b'] there."),
+    ("Speak of {'ships', 'tides'}.", "Speak of {'tides', 'ships'}."),
+    ("ships,tides,lamps", "lamps,ships,tides"),
     ("Speak of ships, tides, lamps. Where is it?", "Speak of tides, lamps, ships. And when was that?"),
     (
         "[1] The log of 2026-11-26.\n[2] The log of 2026-11-27.\nWhy?",

@@ -27,10 +27,12 @@ LEAST_PIECE_CHARACTERS = 8  # what is shorter stands anywhere
 LEAST_WORD_LETTERS = 3  # in about, of names in camel case
 
 PIECE_START = re.compile(r"[\s>\u3001\u3002\uff0c\uff1a]")
-PIECE_END = re.compile(r"\n|[.!?;](?=\s)|</|[\u3002\uff01\uff1b\uff1f]")
-RUN = re.compile(r"\d+|[A-Z]*[a-z]+|[A-Z]+")
-
+SENTENCE_END = re.compile(r"\n|[.!?;](?=\s)|</|[\u3002\uff01\uff1b\uff1f]")
+PIECE_ENDS = (SENTENCE_END, re.compile(r"[\])}\n]"))
+ENTRY = re.compile(r"[^\s,;|]+")
+AROUND_ENTRY = ".()[]{}\"'"
 WORD = re.compile(r"[A-Za-z0-9]+(?:[-_][A-Za-z0-9]+)*")
+RUN = re.compile(r"\d+|[A-Z]*[a-z]+|[A-Z]+")
 HEX = re.compile(r"[0-9a-f]{7,}|[0-9A-F]{7,}")
 NUMBER = re.compile(r"\d+")
 COUNTED = re.compile(
@@ -107,15 +109,14 @@ def has_other_case(edit: Edit) -> bool:
 
 
 def has_other_order(edit: Edit) -> bool:
-    """The same words or entries, in all or in the line where the texts part, as sets give them."""
-    return _has_other_words(edit.earlier, edit.later) or _has_other_words(
-        _piece(edit.earlier, edit.place), _piece(edit.later, edit.place)
-    )
+    """The same words or entries, in all, or in the line or list where the texts part, as sets give them."""
+    pieces = ((_piece(edit.earlier, edit.place, end), _piece(edit.later, edit.place, end)) for end in PIECE_ENDS)
+    return _has_other_words(edit.earlier, edit.later) or any(_has_other_words(*pair) for pair in pieces)
 
 
 def has_swapped_pieces(edit: Edit) -> bool:
     """What either has where they part stands further on in the other, as searches give documents."""
-    pieces = _piece(edit.earlier, edit.place), _piece(edit.later, edit.place)
+    pieces = _piece(edit.earlier, edit.place, SENTENCE_END), _piece(edit.later, edit.place, SENTENCE_END)
     if min(map(len, pieces)) < LEAST_PIECE_CHARACTERS or pieces[0] == pieces[1]:
         return False
     before, after = edit.earlier[edit.place :], edit.later[edit.place :]
@@ -151,21 +152,16 @@ def edit_kind(edit: Edit) -> str | None:
 
 
 def _has_other_words(earlier: str, later: str) -> bool:
-    before, after = ([_bare(word) for word in text.split()] for text in (earlier, later))
+    before, after = ([word.strip(AROUND_ENTRY) for word in ENTRY.findall(text)] for text in (earlier, later))
     return before != after and sorted(before) == sorted(after)
 
 
-def _piece(text: str, place: int) -> str:
+def _piece(text: str, place: int, piece_end: re.Pattern[str]) -> str:
     """The rest of the sentence or line around `place`, from a word's beginning on."""
-    starts = PIECE_START.finditer(text, max(place - MOST_WORD_CHARACTERS, 0), place)
-    start = max((match.end() for match in starts), default=0)
-    end = PIECE_END.search(text, place)
+    low = max(place - MOST_WORD_CHARACTERS, 0)
+    start = max((match.end() for match in PIECE_START.finditer(text, low, place)), default=low)
+    end = piece_end.search(text, place)
     return text[start : end.start() if end else len(text)].strip(" ,;.")
-
-
-def _bare(word: str) -> str:
-    """Without what stands between entries."""
-    return word.strip(",;.")
 
 
 def _agrees(edit: Edit, form: Callable[[str], str]) -> bool:
@@ -217,7 +213,7 @@ def _is_mixed(piece: str) -> bool:
     num_digits = sum(map(str.isdigit, piece))
     if num_digits == len(piece):
         return num_digits >= LEAST_ID_DIGITS
-    if HEX.fullmatch(piece) and num_digits:
+    if HEX.fullmatch(piece) and num_digits >= 2:
         return True
     runs = RUN.findall(piece)
     if len(runs) < 3 or num_digits < (2 if len(runs) == 3 else 1):
