@@ -10,20 +10,25 @@ from typing import Any
 
 import pytest
 
-from pagoda.analysis.explain import LAST_ADVICE, Reuse, explain, find
+from pagoda.analysis.causes import MEANINGS
+from pagoda.analysis.explain import BEHIND_ADVICE, LAST_ADVICE, Reuse, explain, find
 from pagoda.analysis.prompt import Prompt, SectionKind
 from pagoda.commands.request_file import RequestFiles
 from pagoda.llm import EMBEDDED_MODEL
 from pagoda.models.plain_tokenizer import PlainTokenizer, load_plain_tokenizer
 
 RULES = "You are the keeper of a lighthouse. Answer in one sentence, and never of the war. "
+PARAMETERS: dict[str, Any] = {
+    "type": "object",
+    "properties": {"place": {"type": "string"}, "day": {"type": "string"}},
+}
 TOOLS = [
     {
         "type": "function",
         "function": {
             "name": name,
             "description": f"Looks up {what}.",
-            "parameters": {"type": "object", "properties": {"place": {"type": "string"}, "day": {"type": "string"}}},
+            "parameters": PARAMETERS,
         },
     }
     for name, what in (("get_weather", "the weather"), ("get_tides", "when tides come"), ("find_ship", "a ship"))
@@ -70,6 +75,9 @@ TALK = [
     user("And the ships?"),
     assistant("Out."),
 ]
+LOG = [f"On day {day} of the log the keeper saw {day + 7} sails and lit {day % 5} lamps.\n" for day in range(40)]
+DOCUMENTS, REORDERED_DOCUMENTS = "".join(LOG), "".join([*LOG[20:], *LOG[:20]])
+MORE_DOCUMENTS = DOCUMENTS.replace("keeper saw", "cook heard")
 ASK = user("When do they come back?")
 CALL = {"id": "call_8fa91c2b", "type": "function", "function": {"name": "get_tides", "arguments": '{"place": "x"}'}}
 
@@ -189,6 +197,72 @@ PAIRS: dict[str, tuple[str, Any, Any, SectionKind | None]] = {
         chat(*tool_talk('{"place": "x", "day": "y"}', "4")),
         chat(*tool_talk('{"day": "y", "place": "x"}', "4")),
         SectionKind.MARKER,
+    ),
+    "a tool with a field more": (
+        "tool_changed",
+        chat(*TALK, ASK, tools=TOOLS),
+        chat(*TALK, ASK, tools=edited_tool(strict=True)),
+        SectionKind.TOOLS,
+    ),
+    "a schema that says what is required": (
+        "tool_changed",
+        chat(*TALK, ASK, tools=TOOLS),
+        chat(*TALK, ASK, tools=edited_tool(parameters=PARAMETERS | {"required": ["place"]})),
+        SectionKind.TOOLS,
+    ),
+    "a parameter more": (
+        "tool_changed",
+        chat(*TALK, ASK, tools=TOOLS),
+        chat(
+            *TALK,
+            ASK,
+            tools=edited_tool(
+                parameters={"type": "object", "properties": PARAMETERS["properties"] | {"hour": {"type": "string"}}}
+            ),
+        ),
+        SectionKind.TOOLS,
+    ),
+    "a schema with choices in another order": (
+        "order_changed",
+        chat(*TALK, ASK, tools=edited_tool(parameters={"enum": ["north", "south"]})),
+        chat(*TALK, ASK, tools=edited_tool(parameters={"enum": ["south", "north"]})),
+        SectionKind.TOOLS,
+    ),
+    "JSON that has grown": (
+        "system_changed",
+        chat(system(f'{RULES}[{{"id": 1}}]'), ASK),
+        chat(system(f'{RULES}[{{"id": 1}}, {{"id": 2}}]'), ASK),
+        SectionKind.SYSTEM,
+    ),
+    "a tool's answer with a row more": (
+        "message_edited",
+        chat(*tool_talk('{"place": "x"}', '[{"high": 4}]')),
+        chat(*tool_talk('{"place": "x"}', '[{"high": 4}, {"high": 5}]')),
+        SectionKind.MESSAGE,
+    ),
+    "a mark behind a source": (
+        "message_edited",
+        chat(system(RULES), user("See source [1]."), ASK),
+        chat(system(RULES), user("See source [1],"), ASK),
+        SectionKind.MESSAGE,
+    ),
+    "an exchange taken out of the middle": (
+        "message_removed",
+        chat(*TALK, ASK),
+        chat(*TALK[:3], ASK),
+        SectionKind.MESSAGE,
+    ),
+    "an exchange with a tool taken out of the middle": (
+        "message_removed",
+        chat(*TALK[:3], *tool_talk('{"place": "x"}', "4")[1:4], assistant("At four."), ASK),
+        chat(*TALK[:3], ASK),
+        SectionKind.MESSAGE,
+    ),
+    "exchanges cut out of the middle": (
+        "context_compacted",
+        chat(*TALK, ASK, assistant("At six."), user("And then?")),
+        chat(*TALK[:3], user("And then?")),
+        SectionKind.MESSAGE,
     ),
     "JSON with escapes": (
         "json_encoding",
@@ -504,14 +578,22 @@ def test_each_pair_has_its_cause_and_section(files, tokenizer, name):
     assert finding.first_missed is not None
 
 
-def test_what_changes_in_the_last_message_is_where_it_should_be(files):
-    for earlier, later, is_last in (
-        ([system(RULES), user("It is 10:01.")], [system(RULES), user("It is 10:02.")], True),
-        ([system(RULES), user("Where?"), ASK], [system(RULES), user("Who?"), ASK], False),
-    ):
-        finding = find(*read(files, chat(*earlier), chat(*later)), read_tokens=0)
-        advice = explain(finding, Reuse(1, 0, 32)).advice
-        assert (advice == LAST_ADVICE) is finding.is_last is is_last
+@pytest.mark.parametrize(
+    ("earlier", "later", "advice"),
+    [
+        ([user("It is 10:01.")], [user("It is 10:02.")], LAST_ADVICE),
+        ([user(f"{DOCUMENTS}It is 10:01.")], [user(f"{DOCUMENTS}It is 10:02.")], LAST_ADVICE),
+        ([user(f"{DOCUMENTS}Where?")], [user(f"{MORE_DOCUMENTS}Who?")], LAST_ADVICE),
+        ([user(f"[2026-11-26 10:00] {DOCUMENTS}")], [user(f"[2026-11-26 10:01] {DOCUMENTS}")], BEHIND_ADVICE),
+        ([user(f"At 10:00: {DOCUMENTS}Where?")], [user(f"At 10:01: {DOCUMENTS}Who?")], BEHIND_ADVICE),
+        ([user(f"Q: Where?\nDocs: {DOCUMENTS}")], [user(f"Q: Who is it?\nDocs: {DOCUMENTS}")], BEHIND_ADVICE),
+        ([user(f"{DOCUMENTS}Where?")], [user(f"{REORDERED_DOCUMENTS}Who?")], MEANINGS["order_changed"].advice),
+        ([user("Where?"), ASK], [user("Who?"), ASK], MEANINGS["message_edited"].advice),
+    ],
+)
+def test_nothing_is_to_be_changed_where_what_changes_stands_last(files, earlier, later, advice):
+    finding = find(*read(files, chat(system(RULES), *earlier), chat(system(RULES), *later)), read_tokens=0)
+    assert explain(finding, Reuse(1, 0, 32)).advice == advice
 
 
 @pytest.mark.parametrize("name", HARMLESS)

@@ -150,6 +150,14 @@ def test_windows_and_states_resume_where_the_engine_would(files, capsys, tmp_pat
         ('{"temperature": 1}', "neither messages, input nor one prompt"),
         ('{"input": "x", "previous_response_id": "resp_1"}', "give the whole input"),
         ('{"prompt": ""}', "is empty"),
+        ('{"prompt": ["The sea", "The land"]}', "has 2 prompts"),
+        ('{"prompt": [[5, 6], [7], [8]]}', "has 3 prompts"),
+        ('["The sea", "The land"]', "has 2 prompts"),
+        ("[]", "neither messages, input nor one prompt"),
+        ("null", "neither messages, input nor one prompt"),
+        ("42", "neither messages, input nor one prompt"),
+        ("true", "neither messages, input nor one prompt"),
+        ('[{"role": "user", "content": "x"}, 5]', "neither messages, input nor one prompt"),
         ('{"prompt": [1, 99999999999]}', "99999999999 among its token ids"),
         ("[1, -4]", "-4 among its token ids"),
         ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "tokenizer fails"),
@@ -162,6 +170,20 @@ def test_what_is_no_request_is_refused_by_name(files, capsys, tmp_path, text, wo
     error = capsys.readouterr().err
     assert words in error
     assert "wrong.json" in error
+
+
+def test_a_list_of_one_prompt_is_that_prompt(capsys, tmp_path) -> None:
+    for name, value in (("earlier", "The sea was calm."), ("later", ["The sea was calm."])):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"prompt": value}))
+        (tmp_path / f"{name}-alone.json").write_text(json.dumps(value))
+    assert report(capsys, *(str(tmp_path / f"{name}.json") for name in ("earlier", "later")))["cause"] == "none"
+    assert report(capsys, *(str(tmp_path / f"{name}-alone.json") for name in ("earlier", "later")))["cause"] == "none"
+
+
+def test_numbers_in_a_file_of_text_are_text(capsys, tmp_path) -> None:
+    for name, text in (("earlier", "42"), ("later", "43")):
+        (tmp_path / name).write_text(text)
+    assert report(capsys, str(tmp_path / "earlier"), str(tmp_path / "later"))["cause"] == "input_changed"
 
 
 def test_wrong_calls_say_what_to_give(files, capsys, tmp_path) -> None:

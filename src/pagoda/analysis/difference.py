@@ -11,6 +11,8 @@ from functools import cached_property
 from pagoda.analysis.prompt import Prompt, Section, SectionKind
 from pagoda.cache.prefix.keys import common_tokens, token_key
 
+BLOCK = 64  # characters; fewer are the same by chance
+MOST_COMPARED = 1 << 18
 TEMPLATE_KINDS = (SectionKind.MARKER, SectionKind.GENERATION)
 
 
@@ -82,3 +84,11 @@ def num_common(left: str, right: str) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if left[low:middle] == right[low:middle] else (low, middle)
     return low
+
+
+def num_repeated(edit: Edit) -> int:
+    """How many characters, in about, both texts have behind the place where they part, if only at other places."""
+    earlier, later = (text[edit.place : edit.place + MOST_COMPARED] for text in (edit.earlier, edit.later))
+    blocks = {earlier[start : start + BLOCK] for start in range(0, len(earlier) - BLOCK + 1, BLOCK)}
+    found = blocks.intersection(later[start : start + BLOCK] for start in range(len(later) - BLOCK + 1))
+    return len(found) * BLOCK

@@ -9,39 +9,30 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 
+from pagoda.analysis.dates import TIME, is_time
 from pagoda.analysis.difference import Edit, num_common
-from pagoda.analysis.json_edits import has_other_json_form, has_other_key_order, has_other_whitespace
+from pagoda.analysis.json_edits import (
+    has_other_entry_order,
+    has_other_json_form,
+    has_other_key_order,
+    has_other_whitespace,
+)
 
 LEAST_AGREEMENT_CHARACTERS = 16
 MOST_WORD_CHARACTERS = 256
 KEYWORD_CHARACTERS = 32
 LEAST_ID_DIGITS = 8
+LEAST_PIECE_CHARACTERS = 8  # what is shorter stands anywhere
+LEAST_WORD_LETTERS = 3  # in about, of names in camel case
 
-_MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
-_DAY = r"(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?\b\.?"
-_CLOCK = r"\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?(?:\s*[ap]\.?m\b\.?)?"
-_ZONE = r"(?:\s*(?:z|utc|gmt|[a-z]{2,4}t)\b|\s*[+-]\d{2}:?\d{2})?"
-_DATES = (
-    r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}",
-    r"\d{1,2}[-/]\d{1,2}[-/]\d{2,4}",
-    r"\d{1,2}\.\d{1,2}\.\d{4}|\d{2}\.\d{2}\.\d{2}(?!\d)",
-    rf"{_MONTH}\s+\d{{4}}",
-    rf"{_MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?(?:,?\s+\d{{4}})?",
-    rf"\d{{1,2}}(?:st|nd|rd|th)?\.?\s+(?:of\s+)?(?:{_MONTH}|[^\W\d_]+)(?:,?\s+\d{{4}})",
-    rf"\d{{1,2}}[-\s]{_MONTH}[-\s]\d{{2,4}}",
-    r"\d{4}年\d{1,2}月\d{1,2}日",
-    r"20\d{6}(?:[t_-]?\d{4,6})?z?",
-)
-_DATE = "|".join(_DATES)
-_SINCE = r"(?:\d+|an?)\s*(?:s|sec|min|h|d|second|minute|hour|day|week|month|year)s?\s+ago"
-TIME = re.compile(
-    rf"(?<![\w.])(?:(?:{_DAY}(?:,?\s+))?(?:{_DATE})(?:(?:\s*,?\s*(?:at\s+)?|t)(?:{_CLOCK}){_ZONE})?"
-    rf"|(?:{_CLOCK}){_ZONE}|{_DAY}|{_SINCE}|1[5-9]\d{{8}}(?:\d{{3}}|\.\d+)?)",
-    re.IGNORECASE,
-)
+PIECE_START = re.compile(r"[\s>\u3001\u3002\uff0c\uff1a]")
+SENTENCE_END = re.compile(r"\n|[.!?;](?=\s)|</|[\u3002\uff01\uff1b\uff1f]")
+PIECE_ENDS = (SENTENCE_END, re.compile(r"[\])}\n]"))
+ENTRY = re.compile(r"[^\s,;|]+")
+AROUND_ENTRY = ".()[]{}\"'"
 WORD = re.compile(r"[A-Za-z0-9]+(?:[-_][A-Za-z0-9]+)*")
+RUN = re.compile(r"\d+|[A-Z]*[a-z]+|[A-Z]+")
 HEX = re.compile(r"[0-9a-f]{7,}|[0-9A-F]{7,}")
 NUMBER = re.compile(r"\d+")
 COUNTED = re.compile(
@@ -54,6 +45,7 @@ INVISIBLE = str.maketrans(
     {
         **dict.fromkeys("\u00a0\u2007\u202f\u2009\u3000", " "),
         **dict.fromkeys("\u200b\u200c\u200d\u2060\ufe0f\ufeff\u00ad"),
+        **dict.fromkeys("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"),  # directions
     }
 )
 TYPOGRAPHIC = str.maketrans(
@@ -76,7 +68,7 @@ def has_other_unicode_form(edit: Edit) -> bool:
 
 
 def has_invisible_characters(edit: Edit) -> bool:
-    """Spaces that do not break, or have no width."""
+    """Spaces that do not break or have no width, and marks of direction."""
     return _agrees(edit, lambda text: text.translate(INVISIBLE))
 
 
@@ -87,7 +79,7 @@ def has_typographic_characters(edit: Edit) -> bool:
 
 def has_other_time(edit: Edit) -> bool:
     """A date or a time of day in both, not the same."""
-    return any(True for _ in _pairs(TIME, edit))
+    return any(True for _ in _pairs(TIME, edit, is_time))
 
 
 def has_other_id(edit: Edit) -> bool:
@@ -117,20 +109,32 @@ def has_other_case(edit: Edit) -> bool:
 
 
 def has_other_order(edit: Edit) -> bool:
-    """The same words, lines or entries, as sets and searches give them."""
-    earlier, later = edit.earlier.split(), edit.later.split()
-    if earlier == later or len(earlier) != len(later):
+    """The same words or entries, in all, or in the line or list where the texts part, as sets give them."""
+    pieces = ((_piece(edit.earlier, edit.place, end), _piece(edit.later, edit.place, end)) for end in PIECE_ENDS)
+    return _has_other_words(edit.earlier, edit.later) or any(_has_other_words(*pair) for pair in pieces)
+
+
+def has_swapped_pieces(edit: Edit) -> bool:
+    """What either has where they part stands further on in the other, as searches give documents."""
+    pieces = _piece(edit.earlier, edit.place, SENTENCE_END), _piece(edit.later, edit.place, SENTENCE_END)
+    if min(map(len, pieces)) < LEAST_PIECE_CHARACTERS or pieces[0] == pieces[1]:
         return False
-    return sorted(map(_bare, earlier)) == sorted(map(_bare, later))
+    before, after = edit.earlier[edit.place :], edit.later[edit.place :]
+    return all(piece in text for piece, text in zip(pieces, (after, before), strict=True)) and all(
+        edit.earlier.count(piece) == edit.later.count(piece) for piece in pieces
+    )
 
 
+# What is the same in another form is that for certain, so those questions come first.
 EDITS: tuple[tuple[str, Callable[[Edit], bool]], ...] = (
-    ("timestamp", has_other_time),
-    ("random_id", has_other_id),
-    ("counter", has_other_count),
     ("json_whitespace", has_other_whitespace),
     ("json_key_order", has_other_key_order),
     ("json_encoding", has_other_json_form),
+    ("order_changed", has_other_entry_order),
+    ("order_changed", has_swapped_pieces),
+    ("timestamp", has_other_time),
+    ("random_id", has_other_id),
+    ("counter", has_other_count),
     ("line_endings", has_other_line_endings),
     ("trailing_whitespace", ends_with_other_whitespace),
     ("invisible_characters", has_invisible_characters),
@@ -147,9 +151,17 @@ def edit_kind(edit: Edit) -> str | None:
     return next((name for name, recognises in EDITS if recognises(edit)), None)
 
 
-def _bare(word: str) -> str:
-    """Without what stands between entries."""
-    return word.strip(",;.")
+def _has_other_words(earlier: str, later: str) -> bool:
+    before, after = ([word.strip(AROUND_ENTRY) for word in ENTRY.findall(text)] for text in (earlier, later))
+    return before != after and sorted(before) == sorted(after)
+
+
+def _piece(text: str, place: int, piece_end: re.Pattern[str]) -> str:
+    """The rest of the sentence or line around `place`, from a word's beginning on."""
+    low = max(place - MOST_WORD_CHARACTERS, 0)
+    start = max((match.end() for match in PIECE_START.finditer(text, low, place)), default=low)
+    end = piece_end.search(text, place)
+    return text[start : end.start() if end else len(text)].strip(" ,;.")
 
 
 def _agrees(edit: Edit, form: Callable[[str], str]) -> bool:
@@ -164,10 +176,12 @@ def _compatible(text: str) -> str:
     return unicodedata.normalize("NFKC", text)
 
 
-def _pairs(pattern: re.Pattern[str], edit: Edit) -> Iterator[tuple[str, str]]:
+def _pairs(
+    pattern: re.Pattern[str], edit: Edit, accepts: Callable[[re.Match[str]], bool] = bool
+) -> Iterator[tuple[str, str]]:
     """What matches in both texts from the same place on, over the place where they part, and is not the same."""
-    found = _matches(pattern, edit.later, edit.place)
-    for start, earlier in _matches(pattern, edit.earlier, edit.place).items():
+    found = _matches(pattern, edit.later, edit.place, accepts)
+    for start, earlier in _matches(pattern, edit.earlier, edit.place, accepts).items():
         if start in found and found[start] != earlier:
             yield earlier, found[start]
 
@@ -179,15 +193,17 @@ def _starts(pattern: re.Pattern[str], edit: Edit) -> list[int]:
     return [start for start, text in own.items() if start in found and found[start] != text]
 
 
-def _matches(pattern: re.Pattern[str], text: str, place: int) -> dict[int, str]:
+def _matches(
+    pattern: re.Pattern[str], text: str, place: int, accepts: Callable[[re.Match[str]], bool] = bool
+) -> dict[int, str]:
     """By where they begin; nothing that is looked for is long."""
     low, high = max(place - MOST_WORD_CHARACTERS, 0), place + MOST_WORD_CHARACTERS
     found = pattern.finditer(text, low, high)
-    return {match.start(): match.group() for match in found if match.start() <= place <= match.end()}
+    return {match.start(): match.group() for match in found if match.start() <= place <= match.end() and accepts(match)}
 
 
 def _is_random(word: str) -> bool:
-    """Letters and digits in turn, many digits, or capitals where no word has them; behind a prefix, fewer do."""
+    """Letters and digits in turn, or many digits; behind a prefix, fewer do."""
     *prefixes, _ = pieces = re.split(r"[-_]", word)
     least = 4 if prefixes else 6
     return any(len(piece) >= least and _is_mixed(piece) for piece in pieces)
@@ -197,18 +213,13 @@ def _is_mixed(piece: str) -> bool:
     num_digits = sum(map(str.isdigit, piece))
     if num_digits == len(piece):
         return num_digits >= LEAST_ID_DIGITS
-    if HEX.fullmatch(piece) and num_digits:
+    if HEX.fullmatch(piece) and num_digits >= 2:
         return True
-    return (num_digits >= 2 and _num_changes(piece, str.isdigit) >= 2) or _num_capitals_inside(piece) >= 3
-
-
-def _num_changes(word: str, kind: Callable[[str], bool]) -> int:
-    return sum(kind(left) != kind(right) for left, right in pairwise(word))
-
-
-def _num_capitals_inside(word: str) -> int:
-    """Capitals after small letters."""
-    return sum(left.islower() and right.isupper() for left, right in pairwise(word))
+    runs = RUN.findall(piece)
+    if len(runs) < 3 or num_digits < (2 if len(runs) == 3 else 1):
+        return False
+    is_of_one_case = piece.islower() or piece.isupper()
+    return num_digits >= 2 if is_of_one_case else len(piece) < LEAST_WORD_LETTERS * len(runs)
 
 
 def _is_counted(text: str, start: int) -> bool:

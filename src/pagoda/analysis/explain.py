@@ -11,7 +11,7 @@ from typing import Any
 
 from pagoda.analysis.causes import MEANINGS, VendorNames, vendor_names
 from pagoda.analysis.cost import NO_RATES, Rates
-from pagoda.analysis.difference import Difference
+from pagoda.analysis.difference import Difference, num_repeated
 from pagoda.analysis.namespaces import Part
 from pagoda.analysis.prompt import Prompt, Section, SectionKind
 from pagoda.analysis.recognition import TOOL_CAUSES, cause_of
@@ -21,6 +21,11 @@ HARMLESS = ("none", "continued")
 # What may change in the last message, where it costs nothing.
 EXPECTED_LAST = ("message_edited", "timestamp", "random_id", "counter")
 LAST_ADVICE = "Nothing: what changes with every request stands last."
+BEHIND_ADVICE = (
+    "Put what changes with every request, as a question or the time, at the end of the last message: behind documents "
+    "and all else that stays as it is."
+)
+REPEATED_CHARACTERS = 256  # what is said again after the difference, and is worth a change
 OTHER_NAMESPACE = "other_namespace"
 SEPARATE = (OTHER_NAMESPACE, "model_changed", "salt_changed")  # prompts that share nothing, whatever their tokens
 
@@ -124,7 +129,8 @@ class Finding:
     section: Section | None = None
     earlier_tokens: int | None = None
     context: Context | None = None
-    is_last: bool = False  # whether it is in the last message
+    is_in_last: bool = False  # whether it is in the last message
+    is_followed: bool = False  # whether much that is the same comes behind it in there
     parts: tuple[Part, ...] = ()
 
 
@@ -151,7 +157,8 @@ def find(
         section=section,
         earlier_tokens=len(earlier.token_ids),
         context=Context.of(difference) if with_context and is_parted else None,
-        is_last=section is not None and section.message == len(later.messages) - 1,
+        is_in_last=section is not None and section.message == len(later.messages) - 1,
+        is_followed=num_repeated(difference.edit) >= REPEATED_CHARACTERS,
     )
 
 
@@ -162,7 +169,7 @@ def explain(finding: Finding, reuse: Reuse, rates: Rates = NO_RATES) -> Explanat
     return Explanation(
         cause=finding.cause,
         words=meaning.words,
-        advice=LAST_ADVICE if finding.is_last and finding.cause in EXPECTED_LAST else meaning.advice,
+        advice=_advice(finding),
         vendor=vendor_names(named, finding.section),
         place=None if place is None else Place.of(place, reuse.page_tokens, finding.section),
         prompt_tokens=reuse.prompt_tokens,
@@ -175,6 +182,12 @@ def explain(finding: Finding, reuse: Reuse, rates: Rates = NO_RATES) -> Explanat
         context=finding.context,
         parts=finding.parts,
     )
+
+
+def _advice(finding: Finding) -> str:
+    if not finding.is_in_last or finding.cause not in EXPECTED_LAST:
+        return MEANINGS[finding.cause].advice
+    return BEHIND_ADVICE if finding.is_followed else LAST_ADVICE
 
 
 def where(place: Place) -> str:

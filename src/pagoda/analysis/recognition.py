@@ -122,8 +122,14 @@ def _order(earlier: Sequence[Message], later: Sequence[Message], index: int) -> 
     if not gone:
         return "message_inserted"
     if not new:
-        return "context_compacted" if is_front or before.index(after[0]) > 1 else "message_removed"
+        removed = earlier[index : index + before.index(after[0])]
+        return "message_removed" if not is_front and _is_one_exchange(removed) else "context_compacted"
     return "context_compacted" if _is_summed_up(before, after) else None
+
+
+def _is_one_exchange(messages: Sequence[Message]) -> bool:
+    """A question and all that came of it, or as little."""
+    return len(messages) <= 2 or sum(message.role == "user" for message in messages) == 1
 
 
 def _is_summed_up(before: Sequence[str], after: Sequence[str]) -> bool:

@@ -36,6 +36,7 @@ ANTHROPIC_BLOCKS = ("tool_use", "tool_result", "thinking", "redacted_thinking")
 FORMS = (
     "give text, a list of messages, or the body of a request (messages, input or prompt) as OpenAI and Anthropic have"
 )
+JSON_SUFFIX = ".json"
 TOKEN_IDS = range(1 << 31)
 SHOWN_SETTINGS = ("model", "cache_salt", "prompt_cache_key")
 
@@ -67,8 +68,8 @@ class RequestFiles:
                 return self._request(value)
             if _is_messages(value):
                 return self._request({"messages": value})
-            if _are_numbers(value):
-                return Prompt(_token_ids(value))
+            if _are_numbers(value) or Path(name).suffix == JSON_SUFFIX:
+                return self._completion({"prompt": value})
             return Prompt(self._encoded(text), text)
         except PagodaError as error:
             raise ConfigError(f"{name} cannot be read: {error}") from error
@@ -96,7 +97,7 @@ class RequestFiles:
         )
 
     def _completion(self, body: Mapping[str, Any]) -> Prompt:
-        prompt = body.get("prompt", body.get("prompt_token_ids"))
+        prompt = _only(body.get("prompt", body.get("prompt_token_ids")))
         if isinstance(prompt, str):
             return Prompt(self._encoded(prompt), prompt, settings=_settings(body))
         if _are_numbers(prompt):
@@ -198,7 +199,7 @@ def _parsed(text: str, name: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        if Path(name).suffix == ".json":
+        if Path(name).suffix == JSON_SUFFIX:
             raise ConfigError(f"{name} is not valid JSON: {error}; {FORMS}.") from error
         return None
 
@@ -209,6 +210,15 @@ def _is_messages(value: Any) -> bool:
 
 def _are_numbers(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(each) is int for each in value)
+
+
+def _only(prompt: Any) -> Any:
+    """The one prompt of a list of prompts."""
+    if not isinstance(prompt, list) or not all(isinstance(each, str | list) for each in prompt):
+        return prompt
+    if len(prompt) > 1:
+        raise ConfigError(f"it has {len(prompt)} prompts; give a file to each, and compare two of them.")
+    return prompt[0] if prompt else prompt
 
 
 def _token_ids(numbers: list[int]) -> list[int]:
