@@ -38,6 +38,7 @@ def completion(text: str) -> Prompt:
         (chat("", "Where is gold?"), chat("", "Bonjour, mes amis!")),
         (chat("", "When is high tide?", TOOLS), chat("", "Who is free?", CALENDAR)),
         (completion(f"The {RULES}"), completion(f"The {OTHER}")),
+        (completion("hi"), completion("History is the study of what was before.")),
         (Prompt(list(range(90))), Prompt([0, 1, *range(200, 290)])),
     ],
 )
@@ -65,5 +66,5 @@ def test_the_same_words_make_an_edit_wherever_they_part(earlier: Prompt, later: 
 
 def test_one_beginning_in_common_is_enough_to_compare_and_not_to_count_what_follows() -> None:
     counted = [" ".join(f"{number}, {number**3}." for number in range(start, start + 90)) for start in (100, 500)]
-    likeness = Likeness(*(chat(RULES, text) for text in counted))
+    likeness = Likeness(*(chat(RULES * 2, text) for text in counted))
     assert (likeness.is_edit, likeness.begins_alike, likeness.agrees) == (True, True, False)

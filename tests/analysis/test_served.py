@@ -150,3 +150,10 @@ def test_what_ran_beside_it_had_no_answer_yet():
 def test_pages_that_are_held_and_could_not_be_gone_on_from_are_told_so():
     request = looked(9, ASKED, read=40, cause=MissCause.INPUT_CHANGED, known=90, missed=50)
     assert cause_of(request, looked(1, [*ASKED[:90], 600])) == ("swa_checkpoint_missing", 50, "1")
+
+
+def test_what_goes_on_from_a_short_prompt_with_another_answer_is_compared():
+    short = looked(1, ASKED[:5])
+    short.key = token_key([*ASKED[:5], 600, 601])
+    assert cause_of(looked(9, ASKED, read=5), short) == ("input_changed", 2, "1")
+    assert cause_of(looked(9, ASKED, read=2), looked(1, [*ASKED[:2], 600])) == ("never_seen", 0, None)

@@ -20,7 +20,7 @@ from pagoda.cache.prefix.keys import common_tokens, token_key
 LEAST_OPENING = 64
 LEAST_SHARE = 0.25
 # Unrelated texts share words, and seldom three or four in a row.
-WINDOW, LEAST_WINDOW, WINDOWS_OF_SHORT = 16, 3, 4
+WINDOW, LEAST_WINDOW, WINDOWS_OF_SHORT = 16, 6, 4
 NO_LETTER = re.compile(r"[\W_]+")
 
 Letters = str | tuple[int, ...]
@@ -42,7 +42,7 @@ class Likeness:
     def begins_alike(self) -> bool:
         """Both begin with the same words, or one begins with all of the other."""
         shorter = min(len(_own(self.earlier)), len(_own(self.later)))
-        return 0 < min(shorter, LEAST_OPENING) <= self._num_opening
+        return shorter >= LEAST_WINDOW and self._num_opening >= min(shorter, LEAST_OPENING)
 
     @cached_property
     def agrees(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 from pagoda.analysis.explain import HARMLESS, Finding, find
@@ -23,6 +24,8 @@ COMPARED = (MissCause.INPUT_CHANGED, MissCause.NEVER_SEEN, MissCause.UNKNOWN, Mi
 UNREADABLE = (MissCause.DISABLED, MissCause.PROMPT_LOGPROBS)
 # So many tokens more must be shared with another namespace than with the own one.
 LEAST_SHARED_TOKENS = 16
+# A prompt of fewer may begin another one by chance.
+LEAST_WHOLE_TOKENS = 4
 
 
 class Shown(Protocol):
@@ -92,7 +95,7 @@ class Served:
     def _dearer(self, lost: Finding, near: Near, with_context: bool) -> Finding:
         """What costs more tokens: those that were shared and not read, or those beyond the place where both part."""
         report, earlier = self.looked.report, self.shown.prompt(near.looked, True)
-        compared = find(earlier, self.shown.prompt(self.looked, False), report.num_read_tokens, with_context)
+        compared = find(earlier, self._prompt, report.num_read_tokens, with_context)
         is_harmless = compared.cause in HARMLESS
         num_edited = max(compared.missed_tokens - self._num_unread(near), 0) if near.agrees else 0
         if not is_harmless and (not lost.missed_tokens or num_edited > lost.missed_tokens):
@@ -116,13 +119,19 @@ class Served:
         """The one that begins most like the request; if all begin otherwise, the one that is most like it."""
         key = self.looked.prompt_key
         first, num_shared = closest(key, earlier)
-        if first is not None and (likeness := self._likeness(first)).begins_alike:
-            return Near(first, num_shared, likeness.agrees)
+        if first is not None:
+            likeness, is_whole = self._likeness(first), num_shared >= max(first.num_prompt_tokens, LEAST_WHOLE_TOKENS)
+            if is_whole or likeness.begins_alike:
+                return Near(first, num_shared, is_whole or likeness.agrees)
         best, num_shared = most_alike(key, earlier)
         return Near(best, num_shared, True) if best is not None and self._likeness(best).is_edit else None
 
     def _likeness(self, other: Looked) -> Likeness:
-        return Likeness(self.shown.prompt(other, False), self.shown.prompt(self.looked, False))
+        return Likeness(self.shown.prompt(other, False), self._prompt)
+
+    @cached_property
+    def _prompt(self) -> Prompt:
+        return self.shown.prompt(self.looked, False)
 
     def _earlier(self, own: bool) -> list[Looked]:
         """Those before it of its own namespace, or of others, as they were when it was looked up."""
