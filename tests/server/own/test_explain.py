@@ -245,10 +245,10 @@ def test_a_prompt_beside_the_same_one_with_more_waits_for_it(server: Running) ->
 
 def test_a_time_behind_what_was_evicted_is_told_of_where_it_costs_more(small: Running) -> None:
     small.llm.reset_prefix_cache()
-    ask = {"model": MODEL, "max_tokens": 1}
-    small.post("/v1/completions", {**ask, "prompt": f"{FLOOD.format('one')} It is 10:05:01. {STORY}"})
+    ask, head = {"model": MODEL, "max_tokens": 1}, f"Of the mill: {MILL}"
+    small.post("/v1/completions", {**ask, "prompt": f"{head} It is 10:05:01. {STORY * 2}"})
     flood(small)
-    late = small.post("/v1/completions", {**ask, "prompt": f"{FLOOD.format('one')} It is 10:05:09. {STORY}"}).json()
+    late = small.post("/v1/completions", {**ask, "prompt": f"{head} It is 10:05:09. {STORY * 2}"}).json()
     found = explained(small, late["id"])
     assert (found["cause"], found["missed_tokens"]) == ("timestamp", found["computed_tokens"] - 1)
     assert "The whole prompt misses" not in found["sentence"]
