@@ -21,9 +21,9 @@ HARMLESS = ("none", "continued")
 # What may change in the last message, where it costs nothing.
 EXPECTED_LAST = ("message_edited", "timestamp", "random_id", "counter")
 LAST_ADVICE = "Nothing: what changes with every request stands last."
-HELD_BEFORE = ("evicted", "ttl_expired", "reset", "failed")
 OTHER_NAMESPACE = "other_namespace"
 SEPARATE = (OTHER_NAMESPACE, "model_changed", "salt_changed")  # prompts that share nothing, whatever their tokens
+HELD_BEFORE = ("evicted", "ttl_expired", "reset", "failed")
 
 
 @dataclass(frozen=True)
