@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pagoda.cache.prefix.keys import token_key
 from pagoda.cache.prefix.namespace import Namespace
-from pagoda.cache.recent import ENTRY_NBYTES, Looked, RecentSequences, closest
+from pagoda.cache.recent import ENTRY_NBYTES, Looked, RecentSequences, closest, most_alike, resembles
 from pagoda.cache.report import CacheReport
 
 
@@ -62,3 +62,31 @@ def test_the_closest_shares_most_and_of_equals_is_the_last():
     assert found is not None
     assert (found.request_id, num_tokens) == ("c", 3)
     assert closest(token_key([5]), others) == (None, 0)
+
+
+def test_the_most_alike_has_the_most_tokens_in_common_then_the_most_first_ones():
+    key = token_key(range(100))
+    others = [
+        looked("a", [7, *range(1, 100)]),
+        looked("b", [*range(99), 7]),
+        looked("c", [*range(9), *range(500, 600)]),
+    ]
+    assert most_alike(key, others) == (others[1], 99)
+    assert most_alike(key, [others[0], others[2]]) == (others[0], 0)
+    assert most_alike(key, [looked("d", [600])]) == (None, 0)
+    assert most_alike(key, []) == (None, 0)
+
+
+def test_rows_of_tokens_tell_what_resembles_what():
+    tail = list(range(100))
+    assert resembles(token_key([1, 2, 3, *tail]), token_key([9, *tail]))
+    assert not resembles(token_key(tail), token_key(tail[::-1]))
+    assert not resembles(token_key([]), token_key(tail))
+
+
+def test_those_that_begin_so_are_of_one_namespace():
+    recent = RecentSequences(1 << 16)
+    for name, tokens, tenant in (("a", [1, 2, 3], "x"), ("b", [1, 9], "x"), ("c", [1, 2], "y")):
+        recent.add(looked(name, tokens, tenant))
+    assert [each.request_id for each in recent.beginning(Namespace(tenant="x"), token_key([1, 2]))] == ["a"]
+    assert recent.beginning(Namespace(tenant="z"), b"") == []

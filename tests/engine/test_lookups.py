@@ -94,6 +94,37 @@ def test_an_evicted_an_expired_and_a_reset_prefix_are_told_apart(model: Model) -
     assert reset.gone_at is not None
 
 
+@pytest.mark.parametrize(("place", "cause"), [(33, MissCause.INPUT_CHANGED), (80, MissCause.EVICTED)])
+def test_an_edit_that_costs_more_than_what_went_is_the_cause(model: Model, place: int, cause: MissCause) -> None:
+    served, asked = Reported(model), tokens(120)
+    served.run(asked)
+    served.flood()
+    report = served.report([*asked[:place], (asked[place] + 1) % VOCABULARY, *asked[place + 1 :]])
+    assert report.cause is cause
+    assert report.missed_tokens == place // PAGE_TOKENS * PAGE_TOKENS
+    assert report.gone_at is not None
+
+
+def test_a_new_question_after_instructions_that_went_is_no_edit(model: Model) -> None:
+    served = Reported(model)
+    served.run([*tokens(33), *tokens(80, seed=7)])
+    served.flood()
+    assert served.report([*tokens(33), *tokens(80, seed=11)]).cause is MissCause.EVICTED
+
+
+@pytest.mark.parametrize(("whose", "is_told"), [("b", False), ("a", True)])
+def test_a_tenant_is_told_when_pages_went_for_itself_alone(model: Model, whose: str, is_told: bool) -> None:
+    served = Reported(model)
+    served.run(tokens(100), tenant="a")
+    for number in range(6):
+        served.run(tokens(100, seed=50 + number), tenant=whose)
+    report = served.report(tokens(100), tenant="a")
+    assert (report.cause, report.missed_tokens >= 96) == (MissCause.EVICTED, True)
+    told = [each is not None for each in (report.gone_at, report.gone_for, report.policy)]
+    assert told == [is_told] * 3
+    assert served.engine.lookups.all()[-1].report.gone_at is not None
+
+
 def test_what_lay_unused_for_too_long_is_expired(model: Model) -> None:
     served = Reported(model, prefix_cache_ttl_seconds=60)
     served.run(tokens(100))

@@ -28,6 +28,7 @@ BEHIND_ADVICE = (
 REPEATED_CHARACTERS = 256  # what is said again after the difference, and is worth a change
 OTHER_NAMESPACE = "other_namespace"
 SEPARATE = (OTHER_NAMESPACE, "model_changed", "salt_changed")  # prompts that share nothing, whatever their tokens
+HELD_BEFORE = ("evicted", "ttl_expired", "reset", "failed")
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,20 @@ class Explanation:
         """All of it in one, for people."""
         if self.place is None or self.cause in HARMLESS:
             return self.words
-        if self.place.token == 0:
+        if self.place.token == 0 and not self._was_held_in_part:
             differing = "; ".join(part.words for part in self.parts)
             return f"The whole prompt misses. {self.words}" + (f" They differ in {differing}." if differing else "")
         text = f"The prompt misses from token {self.place.token:,} on, in {where(self.place)}. {self.words}"
+        if self._was_held_in_part:
+            text += f" That is so of {self.missed_tokens:,} of the {self.computed_tokens:,} tokens that were computed."
         if self.reused_tokens < self.place.token:
             text += f" Of those before it {self.reused_tokens:,} could be read."
         return text
+
+    @property
+    def _was_held_in_part(self) -> bool:
+        """The last token is computed whatever is held."""
+        return self.cause in HELD_BEFORE and self.missed_tokens < self.computed_tokens - 1
 
     def as_json(self) -> dict[str, Any]:
         plain = asdict(self)

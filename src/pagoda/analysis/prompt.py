@@ -60,15 +60,15 @@ class Prompt:
     media: Sequence[str] = ()
 
     def section_at(self, place: int) -> Section:
-        """What the character at `place` is a part of; what ends there counts as well."""
+        """What the character at `place` is a part of; what ends there counts as well, unless another one begins."""
         if not self.sections:
             kind = SectionKind.MARKER if self.messages else SectionKind.PROMPT
             return Section(kind, 0, len(self.text))
         start = 0
-        for section in self.sections:
+        for section, following in zip(self.sections, (*self.sections[1:], None), strict=True):
             if place < section.start:
                 return Section(SectionKind.MARKER, start, section.start)
-            if place <= section.end:
+            if place < section.end or (place == section.end and (following is None or following.start > place)):
                 return section
             start = section.end
         return Section(SectionKind.GENERATION, start, len(self.text))

@@ -6,16 +6,21 @@ Knows tokens and whose they are. Keeps no text.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from pagoda.cache.prefix.keys import TOKEN_NBYTES, common_tokens
+from pagoda.cache.prefix.keys import TOKEN_NBYTES, common_tokens, key_tokens
 from pagoda.cache.prefix.namespace import Namespace
 from pagoda.cache.report import CacheReport
 
 # Of one sequence beside its tokens, with all that Python needs.
 ENTRY_NBYTES = 1536
+MOST_COMPARED = 64  # of the last ones, by all of their tokens
+ABOUT_AS_ALIKE = 0.9
+# Rows of so many tokens that two sequences share are no chance.
+ROW_TOKENS, LEAST_SHARE = 8, 0.25
+MOST_ROWS = 4096
 
 
 @dataclass
@@ -92,6 +97,12 @@ class RecentSequences:
         entries = [looked for shelf in self._shelves.values() for looked in shelf.entries.values()]
         return sorted(entries, key=lambda looked: looked.begin)
 
+    def beginning(self, namespace: Namespace, key: bytes) -> list[Looked]:
+        """Those of `namespace` that begin with the tokens of `key`."""
+        shelf = self._shelves.get(namespace.tenant)
+        entries = () if shelf is None else shelf.entries.values()
+        return [each for each in entries if each.namespace == namespace and each.key.startswith(key)]
+
     def _grow(self, shelf: _Shelf, nbytes: int) -> None:
         shelf.nbytes += nbytes
         self.nbytes += nbytes
@@ -102,11 +113,38 @@ class RecentSequences:
                 del self._shelves[tenant]
 
 
-def closest(key: bytes, others: Iterable[Looked]) -> tuple[Looked | None, int]:
+def closest(key: bytes, others: Iterable[Looked], least_tokens: int = 1) -> tuple[Looked | None, int]:
     """The one of `others`, and of equals the last, that shares most of the first tokens of `key`, and how many."""
     best, most = None, 0
     for other in others:
         num_tokens = common_tokens(other.key, key)
-        if num_tokens >= max(most, 1):
+        if num_tokens >= max(most, least_tokens):
             best, most = other, num_tokens
     return best, most
+
+
+def most_alike(key: bytes, others: Sequence[Looked]) -> tuple[Looked | None, int]:
+    """Of the last of `others` the one of the most tokens in common with `key`, and how many first ones it shares.
+
+    Of those that are about as much alike that one counts which shares more of the first, and of equals the last.
+    """
+    wanted = set(key_tokens(key))
+    rated = [(_share(wanted, set(key_tokens(each.prompt_key))), each) for each in others[-MOST_COMPARED:]]
+    best = max((share for share, _ in rated), default=0.0)
+    return closest(key, [each for share, each in rated if share >= best * ABOUT_AS_ALIKE and share], least_tokens=0)
+
+
+def resembles(key: bytes, other: bytes) -> bool:
+    """Whether enough rows of tokens of the shorter one stand somewhere in the longer one, as far as both are read."""
+    shorter, longer = sorted((_rows(key), _rows(other)), key=len)
+    return bool(shorter) and len(shorter & longer) >= LEAST_SHARE * len(shorter)
+
+
+def _share(tokens: set[int], others: set[int]) -> float:
+    return len(tokens & others) / max(len(tokens | others), 1)
+
+
+def _rows(key: bytes) -> set[bytes]:
+    size = ROW_TOKENS * TOKEN_NBYTES
+    starts = range(0, len(key) - size + 1, TOKEN_NBYTES)[:MOST_ROWS]
+    return {key[start : start + size] for start in starts}

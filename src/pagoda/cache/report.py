@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 
@@ -49,6 +49,11 @@ class CacheReport:
     @property
     def num_read_tokens(self) -> int:
         return sum(self.read_tokens.values())
+
+    @property
+    def without_departure(self) -> CacheReport:
+        """For those who may not know when others were served, and so neither when pages went for them."""
+        return replace(self, gone_at=None, gone_for=None, policy=None)
 
 
 NOT_LOOKED_UP = CacheReport(0)

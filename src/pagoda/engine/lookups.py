@@ -11,11 +11,11 @@ from collections.abc import Sequence as Series
 from pagoda.cache.cache import Cache
 from pagoda.cache.groups.base import resumable
 from pagoda.cache.leases import Lease
-from pagoda.cache.prefix.gone import Gone, GoneRun
+from pagoda.cache.prefix.gone import Departure, Gone, GoneRun
 from pagoda.cache.prefix.held import Held, Reason
-from pagoda.cache.prefix.keys import token_key
+from pagoda.cache.prefix.keys import TOKEN_NBYTES, token_key
 from pagoda.cache.prefix.tree import PrefixMatch
-from pagoda.cache.recent import Looked, RecentSequences
+from pagoda.cache.recent import Looked, RecentSequences, closest, resembles
 from pagoda.cache.report import CacheReport, MissCause
 from pagoda.cache.sequence import Hit
 from pagoda.engine.request import Sequence
@@ -61,7 +61,7 @@ class Lookups:
     def serve(self, sequence: Sequence) -> None:
         """Pages that go from now on go for `sequence`."""
         if self._gone is not None:
-            self._gone.serve(sequence.request.request_id)
+            self._gone.serve(sequence.request.request_id, sequence.request.tenant)
 
     def serve_nobody(self) -> None:
         if self._gone is not None:
@@ -72,10 +72,11 @@ class Lookups:
         self.serve(sequence)
         request = sequence.request
         if request.cache_report is None:
-            request.cache_report = self._report(sequence, hit)
+            report, run = self._report(sequence, hit)
+            is_own = run is None or run.departure.tenant == request.tenant
+            request.cache_report = report if is_own else report.without_departure
             if self._recent is not None:
-                looked = Looked(request.request_id, hit.namespace, hit.key, len(request.prompt), request.cache_report)
-                self._recent.add(looked)
+                self._recent.add(Looked(request.request_id, hit.namespace, hit.key, len(request.prompt), report))
 
     def end(self, sequence: Sequence) -> None:
         """Nothing more of it will be computed."""
@@ -83,13 +84,14 @@ class Lookups:
             request, tokens = sequence.request, sequence.tokens[: sequence.cached.num_tokens]
             self._recent.end(request.tenant, request.request_id, token_key(tokens))
 
-    def _report(self, sequence: Sequence, hit: Hit) -> CacheReport:
+    def _report(self, sequence: Sequence, hit: Hit) -> tuple[CacheReport, GoneRun | None]:
+        """All that is known, which its tenant is not told where pages went for another one, and what went."""
         read, num_prompt_tokens, limit = hit.num_tokens, len(sequence.tokens), sequence.num_resumable
         known = min(hit.matches[self._cache.main_index].num_tokens, limit)
         shares = self._policy is not None
         cause, run = self._cause(sequence, hit, known) if read < limit or sequence.num_unscored else _NOTHING
         departure = None if run is None else run.departure
-        return CacheReport(
+        report = CacheReport(
             prompt_tokens=num_prompt_tokens,
             read_tokens={DEVICE: read},
             uncached_tokens=num_prompt_tokens - read,
@@ -102,6 +104,7 @@ class Lookups:
             gone_for=departure.whom if departure is not None and departure.reason is Reason.ROOM else None,
             policy=self._policy if departure is not None and departure.reason is Reason.ROOM else None,
         )
+        return report, run
 
     def _cause(self, sequence: Sequence, hit: Hit, known: int) -> tuple[MissCause, GoneRun | None]:
         if sequence.num_unscored:
@@ -118,16 +121,34 @@ class Lookups:
             return MissCause.UNKNOWN, None
         run = self._gone.find(main.prefixes.tree.root(hit.namespace), match, hit.key, main.page_tokens)
         # A few tokens that somebody else had as well explain nothing.
-        if run is not None and run.num_tokens >= min(main.page_tokens, (sequence.num_resumable - known) // 2):
-            had_lapsed = run.departure.had_lapsed and run.departure.reason is Reason.ROOM
-            return MissCause.TTL_EXPIRED if had_lapsed else CAUSES[run.departure.reason], run
-        return _parting(match, main.page_tokens), None
+        if run is None or run.num_tokens < min(main.page_tokens, (sequence.num_resumable - known) // 2):
+            return _parting(match, main.page_tokens), None
+        is_edited = self._is_edited(hit, known + run.num_tokens, run.num_tokens)
+        return MissCause.INPUT_CHANGED if is_edited else _departed(run.departure), run
+
+    def _is_edited(self, hit: Hit, num_had: int, num_gone: int) -> bool:
+        """Whether a late sequence had the first `num_had` tokens and parts from the prompt to lose more than went."""
+        if self._recent is None:
+            return False
+        start = num_had * TOKEN_NBYTES
+        near, num_shared = closest(hit.key, self._recent.beginning(hit.namespace, hit.key[:start]))
+        if near is None:
+            return False
+        earlier, later = near.key[num_shared * TOKEN_NBYTES :], hit.key[num_shared * TOKEN_NBYTES :]
+        num_lost = min(len(earlier), len(later)) // TOKEN_NBYTES
+        return num_lost > num_gone + num_shared - num_had and resembles(earlier, later)
 
     def _kept(self, lease: Lease) -> Series[Held]:
         return lease.holds[self._cache.main_index].kept
 
 
 _NOTHING: tuple[MissCause, GoneRun | None] = (MissCause.NONE, None)
+
+
+def _departed(departure: Departure) -> MissCause:
+    """Why pages went. What made room once its lease was over had been kept for so long."""
+    has_expired = departure.had_lapsed and departure.reason is Reason.ROOM
+    return MissCause.TTL_EXPIRED if has_expired else CAUSES[departure.reason]
 
 
 def _parting(match: PrefixMatch, page_tokens: int) -> MissCause:

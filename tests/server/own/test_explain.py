@@ -160,6 +160,7 @@ def test_without_memory_the_counts_are_there_and_the_cause_is_unknown() -> None:
         assert answer["usage"]["kv"]["computed"] == answer["usage"]["prompt_tokens"]
         response = server.get("/v1/kv/explain", params={"request_id": answer["id"]})
         assert (response.status_code, response.json()["error"]["code"]) == (404, "miss_memory_off")
+        assert server.service.late_calls.find(None, answer["id"]) is None
         memory = server.get("/v1/kv/status").json()["miss_memory"]
         assert memory == {"bytes": 0, "limit": 0}
 
@@ -197,7 +198,8 @@ def test_salts_are_told_of_to_admins_alone(llm: LLM, tmp_path: Path) -> None:
         asked(server, system(STORY), key="a", cache_salt="pepper")
         salted = asked(server, system(STORY), key="a", cache_salt="sugar")
         assert explained(server, salted["id"], key="a")["cause"] == "never_seen"
-        assert explained(server, salted["id"], key="operator")["cause"] == "salt_changed"
+        seen = explained(server, salted["id"], key="operator")
+        assert (seen["cause"], seen["missed_tokens"]) == ("salt_changed", seen["prompt_tokens"] - 1)
 
 
 def test_whom_a_page_went_for_is_told_of_ones_own_requests_alone(tmp_path: Path) -> None:
@@ -214,8 +216,51 @@ def test_whom_a_page_went_for_is_told_of_ones_own_requests_alone(tmp_path: Path)
             server.post("/v1/completions", body, headers={"x-api-key": "b"})
         again = server.post("/v1/completions", ask, headers={"x-api-key": "a"}).json()
         found = explained(server, again["id"], key="a")
-        assert (found["cause"], found["cache_report"]["gone_for"]) == ("evicted", None)
-        assert explained(server, again["id"], key="operator")["cache_report"]["gone_for"].startswith("cmpl-")
+        assert found["cause"] == "evicted"
+        assert [found["cache_report"][name] for name in ("gone_for", "gone_at", "policy")] == [None] * 3
+        seen = explained(server, again["id"], key="operator")["cache_report"]
+        assert seen["gone_for"].startswith("cmpl-")
+        assert (seen["gone_at"] > 0, seen["policy"]) == (True, "lru")
+        server.post("/reset_prefix_cache", headers={"x-api-key": "operator"})
+        again = server.post("/v1/completions", ask, headers={"x-api-key": "a"}).json()
+        found = explained(server, again["id"], key="a")
+        assert (found["cause"], found["cache_report"]["gone_at"]) == ("reset", None)
+
+
+def test_unrelated_conversations_share_a_template_and_nothing_else(server: Running) -> None:
+    server.llm.reset_prefix_cache()
+    asked(server, system("A pirate loves rum, parrots and gold. " * 5), user("Sing!"))
+    second = asked(server, system("Translate medical documents from French into Welsh. " * 5), user("Bonjour"))
+    found = explained(server, second["id"])
+    assert (found["cause"], found["missed_tokens"], found["closest_request_id"]) == ("never_seen", 0, None)
+    assert found["cache_report"]["cause"] == "never_seen"
+
+
+def test_a_prompt_beside_the_same_one_with_more_waits_for_it(server: Running) -> None:
+    server.llm.reset_prefix_cache()
+    body = {"model": MODEL, "prompt": [f"Beside. {STORY}", f"Beside. {STORY} z"], "max_tokens": 4}
+    call_id = server.post("/v1/completions", body).json()["id"]
+    assert explained(server, f"{call_id}-1")["cause"] == "concurrent_write_pending"
+
+
+def test_a_time_behind_what_was_evicted_is_told_of_where_it_costs_more(small: Running) -> None:
+    small.llm.reset_prefix_cache()
+    ask, head = {"model": MODEL, "max_tokens": 1}, f"Of the mill: {MILL}"
+    small.post("/v1/completions", {**ask, "prompt": f"{head} It is 10:05:01. {STORY * 2}"})
+    flood(small)
+    late = small.post("/v1/completions", {**ask, "prompt": f"{head} It is 10:05:09. {STORY * 2}"}).json()
+    found = explained(small, late["id"])
+    assert (found["cause"], found["missed_tokens"]) == ("timestamp", found["computed_tokens"] - 1)
+    assert "The whole prompt misses" not in found["sentence"]
+
+
+def test_a_message_right_behind_the_tools_has_its_name(server: Running) -> None:
+    tools = [{"type": "function", "function": {"name": "tides", "description": "Looks up tides.", "parameters": {}}}]
+    asked(server, system(RULES), user("Hello you"), tools=tools)
+    second = asked(server, system(RULES), user("Bye now"), tools=tools)
+    found = explained(server, second["id"])
+    assert (found["cause"], found["place"]["section"], found["place"]["message"]) == ("message_edited", "message", 1)
+    assert "message 1 (user)" in found["sentence"]
 
 
 def test_the_command_asks_a_server(server: Running, capsys: pytest.CaptureFixture[str]) -> None:

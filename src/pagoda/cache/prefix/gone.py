@@ -18,7 +18,7 @@ ENTRY_NBYTES = 128
 
 
 class Departure(NamedTuple):
-    """Pages went at `when`, in seconds since 1970; `whom` was served then, if anybody was.
+    """Pages went at `when`, in seconds since 1970; the request `whom` of `tenant` was served then, if any was.
 
     With `had_lapsed` a lease had kept them until its time was over.
     """
@@ -27,6 +27,7 @@ class Departure(NamedTuple):
     reason: Reason
     whom: str | None
     had_lapsed: bool
+    tenant: str = ""
 
 
 class GoneRun(NamedTuple):
@@ -56,6 +57,7 @@ class Gone:
         self._old: dict[int, Departure] = {}
         self._lapsed: dict[int, None] = {}
         self._whom: str | None = None
+        self._tenant = ""
         self._departures: dict[tuple[Reason, bool], Departure] = {}  # of whom is served now
 
     @property
@@ -63,9 +65,9 @@ class Gone:
         """About as many as it takes now."""
         return ENTRY_NBYTES * (len(self._young) + len(self._old)) + ENTRY_NBYTES // 2 * len(self._lapsed)
 
-    def serve(self, whom: str | None) -> None:
-        """What goes from now on goes for `whom`."""
-        self._whom = whom
+    def serve(self, whom: str | None, tenant: str = "") -> None:
+        """What goes from now on goes for the request `whom` of `tenant`."""
+        self._whom, self._tenant = whom, tenant
         if self._departures:
             self._departures = {}
 
@@ -86,7 +88,7 @@ class Gone:
             del self._lapsed[fingerprint]
         departure = self._departures.get((reason, had_lapsed))
         if departure is None:
-            departure = Departure(time(), reason, self._whom, had_lapsed)
+            departure = Departure(time(), reason, self._whom, had_lapsed, self._tenant)
             self._departures[reason, had_lapsed] = departure
         if len(self._young) >= self._most:
             self._young, self._old = {}, self._young

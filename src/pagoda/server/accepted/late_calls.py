@@ -9,7 +9,6 @@ from pagoda.server.answered.latest import Latest
 from pagoda.server.ground.messages import Call
 
 MOST_REMEMBERED = 4096
-MOST_REMEMBERED_NBYTES = 16 << 20
 CALL_NBYTES, SECTION_NBYTES = 512, 128  # with what Python needs for them
 
 
@@ -27,10 +26,13 @@ class LateCall:
 
 
 class LateCalls:
-    """By tenant, under the ids of calls, of their jobs and of the HTTP requests that brought them."""
+    """By tenant, under the ids of calls, of their jobs and of the HTTP requests that brought them.
 
-    def __init__(self) -> None:
-        self._calls = Latest[LateCall](3 * MOST_REMEMBERED, MOST_REMEMBERED_NBYTES)
+    Those of one tenant take at most `most_nbytes`.
+    """
+
+    def __init__(self, most_nbytes: int) -> None:
+        self._calls = Latest[LateCall](3 * MOST_REMEMBERED, most_nbytes)
 
     def add(self, call: Call, request_id: str) -> None:
         late = LateCall(call.call_id, call.works[0].sections)

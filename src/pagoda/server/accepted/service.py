@@ -60,7 +60,7 @@ class Service:
         self._deadlines: dict[Answer, asyncio.TimerHandle] = {}
         self.recent = Recent()
         self.hours = Hours()
-        self.late_calls = LateCalls()
+        self.late_calls = LateCalls(backend.pages.miss_memory_nbytes)
         self._sampling: asyncio.Task[None] | None = None
         tokenizer = backend.texts.tokenizer
         self.transcripts = None if tokenizer is None else Transcripts(tokenizer, backend.model.eos_token_ids)

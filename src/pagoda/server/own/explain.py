@@ -1,7 +1,8 @@
 """Explains why a request missed that was served lately: `/v1/kv/explain`.
 
 Where there are several tenants each asks of its own requests, and hears of nobody else's: neither that another has the
-same prompt, nor whom a page went for. Reads what is remembered in the turn of who asks; quotes no prompt unasked.
+same prompt, nor whom a page went for, nor when. Reads what is remembered in the turn of who asks; quotes no prompt
+unasked.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pagoda.analysis.cost import Rates
+from pagoda.analysis.difference import TEMPLATE_KINDS
 from pagoda.analysis.explain import Reuse, explain
 from pagoda.analysis.json_edits import json_objects
 from pagoda.analysis.prompt import Message, Prompt, Section, SectionKind
@@ -81,7 +83,7 @@ class Explain:
             "closest_request_id": None if near is None else near.request_id,
             "prefill_rate": rates.prefill,
             "page_tokens": page_tokens,
-            "cache_report": asdict(report) | {"gone_for": report.gone_for if report.gone_for in known else None},
+            "cache_report": asdict(report if tenant.is_admin or report.gone_for in known else report.without_departure),
         }
 
     def _measured_rate(self, whose: str | None) -> float | None:
@@ -120,10 +122,13 @@ class _ShownSequences:
         )
 
     def section(self, looked: Looked, token: int) -> Section:
+        """Of a token that has words of the template and of a message, the message."""
         token_ids = key_tokens(looked.prompt_key)
         text = self.decode(token_ids)
         prompt = Prompt(token_ids, text, self._sections(looked, token_ids, text))
-        return prompt.section_at(len(self.decode(token_ids[:token])))
+        start, end = (len(self.decode(token_ids[:stop])) for stop in (token, token + 1))
+        sections = [prompt.section_at(place) for place in (start, max(end - 1, start))]
+        return next((each for each in sections if each.kind not in TEMPLATE_KINDS), sections[0])
 
     def _sections(self, looked: Looked, token_ids: list[int], text: str) -> tuple[Section, ...]:
         """What the call has said, and the answer, if there is one, as one message more."""
