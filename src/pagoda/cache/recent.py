@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 
 from pagoda.cache.prefix.keys import TOKEN_NBYTES, common_tokens, key_tokens
 from pagoda.cache.prefix.namespace import Namespace
@@ -98,10 +98,11 @@ class RecentSequences:
         return sorted(entries, key=lambda looked: looked.begin)
 
     def beginning(self, namespace: Namespace, key: bytes) -> list[Looked]:
-        """Those of `namespace` that begin with the tokens of `key`."""
+        """The last ones of `namespace` that begin with the tokens of `key`, few enough to be compared in a step."""
         shelf = self._shelves.get(namespace.tenant)
-        entries = () if shelf is None else shelf.entries.values()
-        return [each for each in entries if each.namespace == namespace and each.key.startswith(key)]
+        entries = () if shelf is None else reversed(shelf.entries.values())
+        found = (each for each in entries if each.namespace == namespace and each.key.startswith(key))
+        return [*islice(found, MOST_COMPARED)][::-1]
 
     def _grow(self, shelf: _Shelf, nbytes: int) -> None:
         shelf.nbytes += nbytes
