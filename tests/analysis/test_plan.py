@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
 
 from pagoda import plan
 from pagoda.analysis.options import FORMATS
@@ -154,6 +157,43 @@ def test_the_weights_of_a_checkpoint_are_those_that_are_stored() -> None:
     stored = sum(file.stat().st_size for file in EMBEDDED_MODEL.glob("*.safetensors"))
     assert found.model.weight_nbytes == pytest.approx(stored, rel=0.01)
     assert found.model.parameters == (found.model.weight_nbytes or 0) / 2
+
+
+def packed(folder: Path, kind: type, **changes: object) -> Path:
+    """A folder of LLAMA whose matrices are packed into numbers of another kind, with their scales."""
+    written(folder, **changes)
+    tensors = {f"model.layers.{i}.q_proj.qweight": np.zeros((64, 8), kind) for i in range(2)}
+    tensors |= {f"model.layers.{i}.q_proj.scales": np.zeros((2, 64), np.float32) for i in range(2)}
+    tensors["model.embed_tokens.weight"] = np.zeros((50, 64), np.float16)
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.uint8, np.int64, np.bool_])
+def test_weights_in_fewer_bits_count_as_they_are_stored(tmp_path: Path, kind: type) -> None:
+    folder = packed(tmp_path, kind, quantization_config={"bits": 4, "quant_method": "awq"})
+    found = plan(folder)
+    assert found.model.weight_nbytes == 2 * (64 * 8 * kind().itemsize + 2 * 64 * 4) + 50 * 64 * 2
+    assert any("stored in awq and count as they are stored" in note for note in found.model.notes)
+
+
+def test_weights_in_fewer_bits_are_seen_by_their_types_alone(tmp_path: Path) -> None:
+    """Plain numbers then count in the precision of the model, as the engine keeps them."""
+    found = plan(packed(tmp_path, np.int32))
+    assert found.model.weight_nbytes == 2 * (64 * 8 * 4 + 2 * 64 * 2) + 50 * 64 * 2
+    assert any("stored in I32 and count" in note for note in found.model.notes)
+
+
+def test_weights_in_eight_bits_of_floats_count_a_byte_each(tmp_path: Path) -> None:
+    tensors = {"q.weight": torch.zeros(64, 64, dtype=torch.float8_e4m3fn), "q.weight_scale": torch.zeros(1)}
+    save_torch(tensors, written(tmp_path, quantization_config={"quant_method": "fp8"}).parent / "model.safetensors")
+    assert plan(tmp_path).model.weight_nbytes == 64 * 64 + 4
+
+
+def test_a_method_that_is_stated_of_the_text_part_is_noted(tmp_path: Path) -> None:
+    text = LLAMA | {"quantization_config": {"quant_method": "gptq"}}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": text}), encoding="utf-8")
+    assert any("published in gptq" in note for note in plan(tmp_path).model.notes)
 
 
 def test_a_folder_with_a_configuration_alone_is_enough(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from pagoda.checkpoint.files import read_object
 from pagoda.checks import is_number
 from pagoda.config import DTYPES
 from pagoda.errors import ConfigError, CorruptCheckpointError, UnsupportedModelError
-from pagoda.planning.checkpoint import facts_from_checkpoint, facts_from_config
+from pagoda.planning.checkpoint import StoredWeights, facts_and_weights, facts_from_config
 from pagoda.planning.facts import MachineFacts, ModelFacts
-from pagoda.planning.text_config import text_config
+from pagoda.planning.text_config import quantization, text_config
 from pagoda.planning.weights.count import WeightCount
 from pagoda.planning.weights.families import count_weights
 
@@ -42,6 +42,7 @@ class Described:
     facts: ModelFacts
     count: WeightCount | None
     notes: tuple[str, ...] = ()
+    weights_are: str = ""  # how they are kept, if in another precision than that of the facts
 
     @property
     def text(self) -> Mapping[str, Any]:
@@ -63,7 +64,9 @@ def describe(model: str | Path, dtype: str = "auto") -> Described:
     path = Path(model).expanduser()
     if path.is_dir() and any(path.glob("*.safetensors")):
         config = _checked(read_config(path), str(path / "config.json"))
-        return _described(path.resolve().name, str(path), config, facts_from_checkpoint(path, _NO_LIMIT, dtype))
+        facts, stored = facts_and_weights(path, _NO_LIMIT, dtype)
+        found = _described(path.resolve().name, str(path), config, facts)
+        return _as_stored(found, stored) if stored.other_types or quantization(config) else found
     if path.is_dir() or path.is_file():
         file = path / "config.json" if path.is_dir() else path
         config = _checked(read_config(path) if path.is_dir() else read_object(path), str(file))
@@ -74,6 +77,25 @@ def describe(model: str | Path, dtype: str = "auto") -> Described:
     found = _described(shape.name, shape.source, config, facts_from_config(config, _NO_LIMIT, dtype))
     left_out = (f"Left out is {shape.left_out}.",) if shape.left_out else ()
     return replace(found, notes=(*found.notes, *left_out))
+
+
+def _as_stored(model: Described, stored: StoredWeights) -> Described:
+    """Weights in fewer bits, and their scales, take the bytes that they have in their files; so do masks."""
+    method = quantization(model.config).get("quant_method")
+    types = ", ".join(stored.other_types)
+    runs = "the engine itself runs bf16, fp16 and fp32."
+    if quantization(model.config):
+        note, nbytes = (
+            f"Weights are stored in {method or 'fewer bits'} and count as they are stored; {runs}",
+            stored.nbytes,
+        )
+    else:
+        note = f"Some tensors are stored in {types} and count as they are stored; {runs}"
+        nbytes = (model.facts.weight_nbytes or 0) + stored.other_nbytes
+    facts = replace(model.facts, weight_nbytes=nbytes)
+    return replace(
+        model, facts=facts, weights_are=f"as stored in {method or types or 'fewer bits'}", notes=(*model.notes, note)
+    )
 
 
 def stretched(model: Described, context: int | None) -> Described:
@@ -96,7 +118,7 @@ def _described(name: str, source: str, config: Mapping[str, Any], facts: ModelFa
 
 def _notes(config: Mapping[str, Any], facts: ModelFacts) -> list[str]:
     notes = []
-    method = (config.get("quantization_config") or {}).get("quant_method")
+    method = quantization(config).get("quant_method")
     if method and facts.weight_nbytes is None:
         notes.append(f"Weights are published in {method}; here they count in {facts.dtype}: give --weights for others.")
     others = [name.removesuffix("_config") for name in OTHER_PARTS if config.get(name)]

@@ -32,6 +32,11 @@ def text_config(config: Sizes) -> Sizes:
     return UNSAID.get(text.get("model_type", ""), {}) | (text.get("attn_config") or {}) | dict(text)
 
 
+def quantization(config: Sizes) -> Sizes:
+    """How weights are published in fewer bits: nothing of it if they are not."""
+    return text_config(config).get("quantization_config") or config.get("quantization_config") or {}
+
+
 def first(sizes: Sizes, *names: str) -> int:
     """The size under the first of `names` that the configuration has."""
     for name in names:
