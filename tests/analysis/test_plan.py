@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
 from pagoda import plan
+from pagoda.analysis.catalog import FOLDER
 from pagoda.analysis.options import FORMATS
 from pagoda.errors import ConfigError, CorruptCheckpointError, ModelError, ModelNotFoundError, UnsupportedModelError
 from pagoda.llm import EMBEDDED_MODEL
@@ -194,6 +195,24 @@ def test_a_method_that_is_stated_of_the_text_part_is_noted(tmp_path: Path) -> No
     text = LLAMA | {"quantization_config": {"quant_method": "gptq"}}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": text}), encoding="utf-8")
     assert any("published in gptq" in note for note in plan(tmp_path).model.notes)
+
+
+def test_a_family_that_nobody_knows_is_noted(tmp_path: Path) -> None:
+    notes = plan(written(tmp_path, model_type="new_family")).model.notes
+    assert any("'new_family' is not known: every layer is taken to keep all tokens" in note for note in notes)
+    kinds = ["full_attention", "sliding_attention"]
+    notes = plan(written(tmp_path, model_type="new_family", layer_types=kinds, sliding_window=64)).model.notes
+    assert any("what layer_types and heads say" in note for note in notes)
+    assert not any("not known" in note for note in plan(written(tmp_path)).model.notes)
+
+
+def test_a_family_under_another_name_is_planned_as_what_it_is(tmp_path: Path) -> None:
+    said = plan("deepseek-v3")
+    config = json.loads((FOLDER / "deepseek-v3.json").read_text(encoding="utf-8")) | {"model_type": "kimi_k2"}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    found = plan(tmp_path)
+    assert (found.main.groups, found.model.parameters) == (said.main.groups, said.model.parameters)
+    assert "kimi_k2 has the architecture of deepseek_v3, and is planned as it is." in found.model.notes
 
 
 def test_a_folder_with_a_configuration_alone_is_enough(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from pagoda.config import DTYPES
 from pagoda.errors import ConfigError, CorruptCheckpointError, UnsupportedModelError
 from pagoda.planning.checkpoint import StoredWeights, facts_and_weights, facts_from_config
 from pagoda.planning.facts import MachineFacts, ModelFacts
+from pagoda.planning.known_families import KNOWN_FAMILIES, SAME_AS
 from pagoda.planning.text_config import quantization, text_config
 from pagoda.planning.weights.count import WeightCount
 from pagoda.planning.weights.families import count_weights
@@ -117,7 +118,7 @@ def _described(name: str, source: str, config: Mapping[str, Any], facts: ModelFa
 
 
 def _notes(config: Mapping[str, Any], facts: ModelFacts) -> list[str]:
-    notes = []
+    notes = [*_family_notes(config)]
     method = quantization(config).get("quant_method")
     if method and facts.weight_nbytes is None:
         notes.append(f"Weights are published in {method}; here they count in {facts.dtype}: give --weights for others.")
@@ -125,6 +126,19 @@ def _notes(config: Mapping[str, Any], facts: ModelFacts) -> list[str]:
     if others and facts.weight_nbytes is None:
         notes.append(f"The weights of its {' and '.join(others)} part are not counted.")
     return notes
+
+
+def _family_notes(config: Mapping[str, Any]) -> Iterator[str]:
+    """Whose cache nobody has held to the network that it is of."""
+    text = text_config(config)
+    family, own = text.get("model_type"), (config.get("text_config") or config).get("model_type")
+    if own in SAME_AS:
+        yield f"{own} has the architecture of {family}, and is planned as it is."
+    if family not in KNOWN_FAMILIES and not text.get("layer_types"):
+        heads = "with the heads that config.json states"
+        yield f"Family {family!r:.100} is not known: every layer is taken to keep all tokens, {heads}."
+    elif family not in KNOWN_FAMILIES:
+        yield f"Family {family!r:.100} is not known: its layers are taken to keep what layer_types and heads say."
 
 
 def _checked(config: dict[str, Any], file: str) -> dict[str, Any]:

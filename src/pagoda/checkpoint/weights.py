@@ -66,7 +66,7 @@ class Outline:
 def stored_nbytes(tensor: Any) -> int:
     """Of a tensor that was opened and not read: safetensors allows no gap, and names types by their bits."""
     bits = BITS_IN_NAME.match(tensor.get_dtype())
-    return prod(tensor.get_shape()) * (int(bits[1]) // 8 if bits else 1)
+    return prod(map(int, tensor.get_shape())) * (int(bits[1]) // 8 if bits else 1)
 
 
 @contextmanager

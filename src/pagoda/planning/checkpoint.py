@@ -50,8 +50,11 @@ def facts_and_weights(path: str | Path, machine: MachineFacts, dtype: str = "aut
             count = Outline.of_tensors(numbers).num_elements
             stored_as = next((FLOAT_NAMES[tensor.get_dtype()] for tensor in numbers.values()), USUAL_DTYPE)
             others = [tensor for name, tensor in tensors.items() if name not in numbers]
-            types = tuple(sorted({tensor.get_dtype() for tensor in others}))
-            stored = StoredWeights(*(sum(map(stored_nbytes, each)) for each in (tensors.values(), others)), types)
+            stored = StoredWeights(
+                nbytes=sum(map(stored_nbytes, tensors.values())),
+                other_nbytes=sum(map(stored_nbytes, others)),
+                other_types=tuple(sorted({tensor.get_dtype() for tensor in others})),
+            )
         is_stated = dtype != "auto" or _stated_dtype(config)
         facts = facts_from_config(config, machine, dtype if is_stated else stored_as)
         return replace(facts, weight_nbytes=count * facts.number_nbytes), stored
