@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -293,8 +294,41 @@ def test_memory_that_is_too_small_says_by_how_much() -> None:
     with pytest.raises(ConfigError, match=r"a device has 80 GiB, 52.1 GiB less than its weights .* --gpus 2"):
         plan("llama-3-70b", machine="H100")
     assert plan("llama-3-70b", machine="H100", gpus=2).budget is not None
+    with pytest.raises(ConfigError, match=r"here they count in bfloat16"):
+        plan("deepseek-v3", machine="H100", dtype="bfloat16")
     with pytest.raises(ConfigError, match="too little; give more memory"):
         plan("llama-3-70b", kv_cache_memory_bytes="1MiB")
+
+
+@pytest.mark.parametrize(
+    ("model", "memory"),
+    [("llama-3-70b", "24GiB"), ("qwen2.5-7b", "10GiB"), ("gpt-oss-120b", "24GiB"), ("mamba-2.8b", "6GiB")],
+)
+def test_as_many_devices_are_named_as_are_enough_and_divide_the_heads(model: str, memory: str) -> None:
+    with pytest.raises(ConfigError, match="does not fit") as error:
+        plan(model, memory=memory)
+    named = re.search(r"Try --gpus (\d+)", str(error.value))
+    assert named is not None
+    found = plan(model, memory=memory, gpus=int(named[1]))
+    assert found.main.users_by_memory
+    assert not any("query heads cannot be divided" in note for note in found.sharding.notes)
+
+
+def test_more_memory_is_named_where_no_number_of_devices_is_enough() -> None:
+    with pytest.raises(ConfigError, match="Try more memory, or weights in fewer bytes"):
+        plan("llama-3-70b", memory="1GiB")
+
+
+def test_devices_that_do_not_divide_the_heads_are_noted() -> None:
+    notes = plan("qwen2.5-7b", gpus=3).sharding.notes
+    assert any("28 query heads cannot be divided evenly by 3" in note and "2, 4, 7, 14, 28" in note for note in notes)
+    assert not any("query heads" in note for note in plan("qwen2.5-7b", gpus=7).sharding.notes)
+
+
+def test_the_longest_context_is_the_models_own_whatever_is_asked_about() -> None:
+    found = plan("llama-3-8b", machine="H100", context=100_000)
+    assert (found.model.max_model_len, found.main.longest_context, found.main.limited_by) == (8192, 8192, "the model")
+    assert found.main.users_by_memory
 
 
 def test_a_context_beyond_the_model_is_planned_and_noted() -> None:

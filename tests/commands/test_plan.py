@@ -54,6 +54,16 @@ def test_no_table_is_cut_off(capsys: pytest.CaptureFixture[str], columns: int, n
     assert "…" not in out
 
 
+def test_the_heading_says_how_weights_are_kept(capsys: pytest.CaptureFixture[str], columns: int) -> None:
+    said = " ".join(printed(capsys, "plan", "gpt-oss-120b", "--machine", "H100").split())
+    assert said.startswith(
+        "gpt-oss-120b: 60.8 GiB of weights as published in mxfp4 (117 G parameters, 5.13 G active), "
+    )
+    said = " ".join(printed(capsys, "plan", "gpt-oss-120b", "--weights", "61GiB").split())
+    assert said.startswith("gpt-oss-120b: 61 GiB of weights as given (")
+    assert "as they are published" not in said
+
+
 def test_json_is_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     told = json.loads(printed(capsys, *LLAMA, "--json", "--explain"))
     assert told["formats"][0]["users_nbytes"] == 10 << 30
@@ -78,7 +88,7 @@ def test_notes_say_what_no_table_does(capsys: pytest.CaptureFixture[str], monkey
     )
     nbytes = json.loads(alone[0])["budget"]["cache_nbytes"]
     assert f"--kv-cache-memory-bytes {nbytes}; by itself it takes 40% of free memory, at most 4 GiB" in alone[1]
-    assert "fp8; here they count in bfloat16" in printed(capsys, "plan", "deepseek-v3")
+    assert "fp8; here they count in bfloat16" in printed(capsys, "plan", "deepseek-v3", "--dtype", "bfloat16")
     assert "latent rows are keys and values at once" in printed(capsys, "plan", "deepseek-v3")
 
 

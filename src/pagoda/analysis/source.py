@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pagoda.analysis.catalog import find_shape
+from pagoda.analysis.catalog import Shape, find_shape
 from pagoda.checkpoint.configuration import read_config
 from pagoda.checkpoint.failures import model_errors
 from pagoda.checkpoint.files import read_object
@@ -30,12 +30,18 @@ NEEDED = {
 # What it says if any layer attends.
 NEEDED_TO_ATTEND = {"num_attention_heads": ("n_head", "num_heads", "n_heads", "attention_heads")}
 WITHOUT_HEADS = ("falcon_mamba", "mamba", "mamba2")
+ENGINE_RUNS = "The engine itself runs bf16, fp16 and fp32."
 OTHER_PARTS = ("vision_config", "audio_config", "vision_tower_config")
 
 
 @dataclass(frozen=True)
 class Described:
-    """A model as far as files tell. `count` is None of a family whose weights are not counted."""
+    """A model as far as files tell. `count` is None of a family whose weights are not counted.
+
+    weights_are: how they are kept, if not in the precision of the facts. weights_note: what to say where the answer
+    rests on their size. expert_nbytes: of routed experts, where those have a precision of their own. stretched_from:
+    the facts as they are, where those that are planned with take a longer context.
+    """
 
     name: str
     source: str
@@ -43,12 +49,20 @@ class Described:
     facts: ModelFacts
     count: WeightCount | None
     notes: tuple[str, ...] = ()
-    weights_are: str = ""  # how they are kept, if in another precision than that of the facts
+    weights_are: str = ""
+    weights_note: str = ""
+    expert_nbytes: int | None = None
+    stretched_from: ModelFacts | None = None
 
     @property
     def text(self) -> Mapping[str, Any]:
         """The part that generates text."""
         return text_config(self.config)
+
+    @property
+    def own_max_model_len(self) -> int | None:
+        """Of the model as it is."""
+        return (self.stretched_from or self.facts).max_model_len
 
     @property
     def weight_nbytes(self) -> int | None:
@@ -73,29 +87,40 @@ def describe(model: str | Path, dtype: str = "auto") -> Described:
         config = _checked(read_config(path) if path.is_dir() else read_object(path), str(file))
         name = file.resolve().parent.name if file.name == "config.json" else file.stem
         return _described(name, str(file), config, facts_from_config(config, _NO_LIMIT, dtype))
-    shape = find_shape(str(model))
+    return _shipped(find_shape(str(model)), dtype)
+
+
+def _shipped(shape: Shape, dtype: str) -> Described:
     config = shape.config()
     found = _described(shape.name, shape.source, config, facts_from_config(config, _NO_LIMIT, dtype))
     left_out = (f"Left out is {shape.left_out}.",) if shape.left_out else ()
-    return replace(found, notes=(*found.notes, *left_out))
+    found = replace(found, notes=(*found.notes, *left_out))
+    published = shape.published
+    if published is None or dtype != "auto":
+        return found
+    return replace(
+        found,
+        facts=replace(found.facts, weight_nbytes=published.nbytes),
+        weights_are=f"as published in {published.method}",
+        weights_note=f"Weights count as they are published: {published.scheme}. {ENGINE_RUNS}",
+        expert_nbytes=published.expert_nbytes,
+    )
 
 
 def _as_stored(model: Described, stored: StoredWeights) -> Described:
     """Weights in fewer bits, and their scales, take the bytes that they have in their files; so do masks."""
-    method = quantization(model.config).get("quant_method")
     types = ", ".join(stored.other_types)
-    runs = "the engine itself runs bf16, fp16 and fp32."
     if quantization(model.config):
-        note, nbytes = (
-            f"Weights are stored in {method or 'fewer bits'} and count as they are stored; {runs}",
-            stored.nbytes,
-        )
+        method = str(quantization(model.config).get("quant_method") or types or "fewer bits")
+        note, nbytes = f"Weights are stored in {method}", stored.nbytes
     else:
-        note = f"Some tensors are stored in {types} and count as they are stored; {runs}"
+        method, note = types, f"Some tensors are stored in {types}"
         nbytes = (model.facts.weight_nbytes or 0) + stored.other_nbytes
-    facts = replace(model.facts, weight_nbytes=nbytes)
     return replace(
-        model, facts=facts, weights_are=f"as stored in {method or types or 'fewer bits'}", notes=(*model.notes, note)
+        model,
+        facts=replace(model.facts, weight_nbytes=nbytes),
+        weights_are=f"as stored in {method}",
+        weights_note=f"{note} and count as they are stored. {ENGINE_RUNS}",
     )
 
 
@@ -106,7 +131,7 @@ def stretched(model: Described, context: int | None) -> Described:
         return model
     note = f"{model.name} takes at most {most:,} tokens, and the engine refuses more; this plans as if it took them."
     facts = replace(model.facts, max_model_len=context, most_model_len=context)
-    return replace(model, facts=facts, notes=(*model.notes, note))
+    return replace(model, facts=facts, stretched_from=model.facts, notes=(*model.notes, note))
 
 
 _NO_LIMIT = MachineFacts(None)
@@ -114,18 +139,26 @@ _NO_LIMIT = MachineFacts(None)
 
 def _described(name: str, source: str, config: Mapping[str, Any], facts: ModelFacts) -> Described:
     with model_errors(f"The configuration {source}"):
-        return Described(name, source, config, facts, count_weights(config), tuple(_notes(config, facts)))
+        note = _precision_note(config, facts)
+        return Described(
+            name, source, config, facts, count_weights(config), tuple(_notes(config, facts)), weights_note=note
+        )
 
 
 def _notes(config: Mapping[str, Any], facts: ModelFacts) -> list[str]:
     notes = [*_family_notes(config)]
-    method = quantization(config).get("quant_method")
-    if method and facts.weight_nbytes is None:
-        notes.append(f"Weights are published in {method}; here they count in {facts.dtype}: give --weights for others.")
     others = [name.removesuffix("_config") for name in OTHER_PARTS if config.get(name)]
     if others and facts.weight_nbytes is None:
         notes.append(f"The weights of its {' and '.join(others)} part are not counted.")
     return notes
+
+
+def _precision_note(config: Mapping[str, Any], facts: ModelFacts) -> str:
+    """Of a configuration alone, which does not say how many bytes its scheme comes to."""
+    if not quantization(config) or facts.weight_nbytes is not None:
+        return ""
+    method = quantization(config).get("quant_method") or "fewer bits"
+    return f"Weights are published in {method}; here they count in {facts.dtype}: give --weights for others."
 
 
 def _family_notes(config: Mapping[str, Any]) -> Iterator[str]:

@@ -45,13 +45,16 @@ def _heading(plan: Plan) -> RenderableType:
     model, machine = plan.model, plan.machine
     weights = "weights unknown: give --weights 14GiB"
     if model.weight_nbytes is not None:
-        weights = f"{format_nbytes(model.weight_nbytes)} of weights"
+        weights = f"{format_nbytes(model.weight_nbytes)} of weights{f' {model.weights_are}' * bool(model.weights_are)}"
     if model.parameters is not None:
         active = model.active_parameters if model.active_parameters != model.parameters else None
         weights += f" ({compact_count(model.parameters)} parameters"
         # What is looked up is not active either; say it where experts make the difference.
         weights += f", {compact_count(active)} active)" if active and active < 0.8 * model.parameters else ")"
-    lines = [Text(f"{model.name} in {model.dtype}: {weights}", style="bold"), Text(model.source, style="dim")]
+    said = f"{model.name} in {model.dtype}: {weights}"
+    if model.weights_are:
+        said = f"{model.name}: {weights}, computed with in {model.dtype}"
+    lines = [Text(said, style="bold"), Text(model.source, style="dim")]
     if machine.memory_nbytes is not None or machine.bandwidth is not None:
         lines.append(Text(_machine_line(plan)))
     if plan.options.machine is not None:
