@@ -11,10 +11,10 @@ from pagoda.analysis.catalog import Shape, find_shape
 from pagoda.checkpoint.configuration import read_config
 from pagoda.checkpoint.failures import model_errors
 from pagoda.checkpoint.files import read_object
-from pagoda.checks import is_number
 from pagoda.config import DTYPES
-from pagoda.errors import ConfigError, CorruptCheckpointError, UnsupportedModelError
+from pagoda.errors import ConfigError, UnsupportedModelError
 from pagoda.planning.checkpoint import StoredWeights, facts_and_weights, facts_from_config
+from pagoda.planning.contradictions import check_sizes
 from pagoda.planning.facts import MachineFacts, ModelFacts
 from pagoda.planning.known_families import KNOWN_FAMILIES, SAME_AS
 from pagoda.planning.text_config import quantization, text_config
@@ -177,6 +177,7 @@ def _family_notes(config: Mapping[str, Any]) -> Iterator[str]:
 def _checked(config: dict[str, Any], file: str) -> dict[str, Any]:
     """Refuse a configuration that lacks what every model has, naming all of it."""
     with model_errors(file):
+        check_sizes(config, file)
         text = text_config(config)
     family = text.get("model_type") or config.get("model_type")
     needed = NEEDED | ({} if family in WITHOUT_HEADS else NEEDED_TO_ATTEND)
@@ -184,7 +185,4 @@ def _checked(config: dict[str, Any], file: str) -> dict[str, Any]:
     missing += [] if family else ["model_type"]
     if missing:
         raise UnsupportedModelError(f"{file} has no {', no '.join(missing)}; a plan needs them.")
-    for each in (spelling for name, others in needed.items() for spelling in (name, *others)):
-        if is_number(text.get(each)) and text[each] <= 0:
-            raise CorruptCheckpointError(f"{file} has {each} {text[each]!r:.30}, as no model has.")
     return config
