@@ -13,7 +13,7 @@ from pagoda.checkpoint.failures import model_errors
 from pagoda.checkpoint.files import read_object
 from pagoda.config import DTYPES
 from pagoda.errors import ConfigError, UnsupportedModelError
-from pagoda.planning.checkpoint import StoredWeights, facts_and_weights, facts_from_config
+from pagoda.planning.checkpoint import USUAL_DTYPE, StoredWeights, facts_and_weights, facts_from_config, stated_dtype
 from pagoda.planning.contradictions import check_sizes
 from pagoda.planning.facts import MachineFacts, ModelFacts
 from pagoda.planning.known_families import KNOWN_FAMILIES, SAME_AS
@@ -31,6 +31,9 @@ NEEDED = {
 NEEDED_TO_ATTEND = {"num_attention_heads": ("n_head", "num_heads", "n_heads", "attention_heads")}
 WITHOUT_HEADS = ("falcon_mamba", "mamba", "mamba2")
 ENGINE_RUNS = "The engine itself runs bf16, fp16 and fp32."
+UNSAID_DTYPE = (
+    f"config.json states no dtype: weights and pages count in {USUAL_DTYPE}, as transformers takes it; give --dtype."
+)
 OTHER_PARTS = ("vision_config", "audio_config", "vision_tower_config")
 
 
@@ -86,7 +89,9 @@ def describe(model: str | Path, dtype: str = "auto") -> Described:
         file = path / "config.json" if path.is_dir() else path
         config = _checked(read_config(path) if path.is_dir() else read_object(path), str(file))
         name = file.resolve().parent.name if file.name == "config.json" else file.stem
-        return _described(name, str(file), config, facts_from_config(config, _NO_LIMIT, dtype))
+        found = _described(name, str(file), config, facts_from_config(config, _NO_LIMIT, dtype))
+        is_said = dtype != "auto" or stated_dtype(config) or stated_dtype(found.text)
+        return found if is_said else replace(found, notes=(*found.notes, UNSAID_DTYPE))
     return _shipped(find_shape(str(model)), dtype)
 
 

@@ -55,7 +55,7 @@ def facts_and_weights(path: str | Path, machine: MachineFacts, dtype: str = "aut
                 other_nbytes=sum(map(stored_nbytes, others)),
                 other_types=tuple(sorted({tensor.get_dtype() for tensor in others})),
             )
-        is_stated = dtype != "auto" or _stated_dtype(config)
+        is_stated = dtype != "auto" or stated_dtype(config)
         facts = facts_from_config(config, machine, dtype if is_stated else stored_as)
         return replace(facts, weight_nbytes=count * facts.number_nbytes), stored
 
@@ -77,12 +77,13 @@ def facts_from_config(config: Sizes, machine: MachineFacts, dtype: str = "auto")
 
 
 def _dtype(config: Sizes, text: Sizes) -> str:
-    stated = _stated_dtype(config) or _stated_dtype(text) or USUAL_DTYPE
+    stated = stated_dtype(config) or stated_dtype(text) or USUAL_DTYPE
     name = str(stated).removeprefix("torch.")
     if name not in DTYPE_NBYTES:
         raise CorruptCheckpointError(f"config.json of {text.get('model_type')} has dtype {stated!r:.100}.")
     return name
 
 
-def _stated_dtype(config: Sizes) -> Any:
+def stated_dtype(config: Sizes) -> Any:
+    """What this part of a config.json says of the precision of weights."""
     return config.get("dtype") or config.get("torch_dtype")
