@@ -117,14 +117,14 @@ def _as_stored(model: Described, stored: StoredWeights) -> Described:
     types = ", ".join(stored.other_types)
     if quantization(model.config):
         method = str(quantization(model.config).get("quant_method") or types or "fewer bits")
-        note, nbytes = f"Weights are stored in {method}", stored.nbytes
+        kept, note, nbytes = f"as stored in {method}", f"Weights are stored in {method}", stored.nbytes
     else:
-        method, note = types, f"Some tensors are stored in {types}"
+        kept, note = f"with tensors in {types}", f"Some tensors are stored in {types}"
         nbytes = (model.facts.weight_nbytes or 0) + stored.other_nbytes
     return replace(
         model,
         facts=replace(model.facts, weight_nbytes=nbytes),
-        weights_are=f"as stored in {method}",
+        weights_are=kept,
         weights_note=f"{note} and count as they are stored. {ENGINE_RUNS}",
     )
 
@@ -172,7 +172,7 @@ def _family_notes(config: Mapping[str, Any]) -> Iterator[str]:
     family, own = text.get("model_type"), (config.get("text_config") or config).get("model_type")
     if own in SAME_AS:
         yield f"{own} has the architecture of {family}, and is planned as it is."
-    if family not in KNOWN_FAMILIES and not text.get("layer_types"):
+    if family not in KNOWN_FAMILIES and not (text.get("layer_types") or text.get("layers_block_type")):
         heads = "with the heads that config.json states"
         yield f"Family {family!r:.100} is not known: every layer is taken to keep all tokens, {heads}."
     elif family not in KNOWN_FAMILIES:
