@@ -18,7 +18,14 @@ from pagoda.units import (
 
 @pytest.mark.parametrize(
     ("nbytes", "text"),
-    [(0, "0 B"), (1000, "1,000 B"), (327680, "320 KiB"), (1536 << 20, "1.5 GiB"), (4 << 40, "4 TiB")],
+    [
+        (0, "0 B"),
+        (1000, "1,000 B"),
+        (327680, "320 KiB"),
+        (1536 << 20, "1.5 GiB"),
+        (4 << 40, "4 TiB"),
+        ((1 << 20) - 1, "1 MiB"),
+    ],
 )
 def test_format_nbytes(nbytes: int, text: str) -> None:
     assert format_nbytes(nbytes) == text
@@ -39,6 +46,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 def test_seconds_and_rates() -> None:
     assert [format_seconds(value) for value in (2.5e-6, 0.0123, 1.5, None)] == ["2.5 µs", "12.3 ms", "1.5 s", "-"]
+    assert [format_seconds(value) for value in (0.00099999, 0.000999, 0.99999)] == ["1 ms", "999 µs", "1 s"]
     assert [format_rate(value, "tokens") for value in (1234.5, 6.54, None)] == ["1,234 tokens/s", "6.54 tokens/s", "-"]
 
 

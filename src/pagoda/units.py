@@ -18,7 +18,7 @@ BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 def format_nbytes(nbytes: float) -> str:
     """327680 -> '320 KiB'; three digits are enough to compare."""
     exponent = 0
-    while abs(nbytes) >= 1024 and exponent < len(BYTE_UNITS) - 1:
+    while abs(nbytes) >= 1023.5 and exponent < len(BYTE_UNITS) - 1:
         nbytes /= 1024
         exponent += 1
     return f"{_three_digits(nbytes)} {BYTE_UNITS[exponent]}"
@@ -61,9 +61,9 @@ def format_seconds(seconds: float | None) -> str:
     """0.0123 -> '12.3 ms'; a dash for what was not measured."""
     if seconds is None:
         return NOT_MEASURED
-    if seconds < 1e-3:
+    if seconds < 999.5e-6:
         return f"{_three_digits(seconds * 1e6)} µs"
-    if seconds < 1:
+    if seconds < 999.5e-3:
         return f"{_three_digits(seconds * 1e3)} ms"
     return f"{_three_digits(seconds)} s"
 

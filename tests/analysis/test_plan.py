@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
 
 from pagoda import plan
+from pagoda.analysis.catalog import FOLDER
 from pagoda.analysis.options import FORMATS
 from pagoda.errors import ConfigError, CorruptCheckpointError, ModelError, ModelNotFoundError, UnsupportedModelError
 from pagoda.llm import EMBEDDED_MODEL
@@ -156,6 +161,61 @@ def test_the_weights_of_a_checkpoint_are_those_that_are_stored() -> None:
     assert found.model.parameters == (found.model.weight_nbytes or 0) / 2
 
 
+def packed(folder: Path, kind: type, **changes: object) -> Path:
+    """A folder of LLAMA whose matrices are packed into numbers of another kind, with their scales."""
+    written(folder, **changes)
+    tensors = {f"model.layers.{i}.q_proj.qweight": np.zeros((64, 8), kind) for i in range(2)}
+    tensors |= {f"model.layers.{i}.q_proj.scales": np.zeros((2, 64), np.float32) for i in range(2)}
+    tensors["model.embed_tokens.weight"] = np.zeros((50, 64), np.float16)
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.uint8, np.int64, np.bool_])
+def test_weights_in_fewer_bits_count_as_they_are_stored(tmp_path: Path, kind: type) -> None:
+    folder = packed(tmp_path, kind, quantization_config={"bits": 4, "quant_method": "awq"})
+    found = plan(folder)
+    assert found.model.weight_nbytes == 2 * (64 * 8 * kind().itemsize + 2 * 64 * 4) + 50 * 64 * 2
+    assert any("stored in awq and count as they are stored" in note for note in found.model.notes)
+
+
+def test_weights_in_fewer_bits_are_seen_by_their_types_alone(tmp_path: Path) -> None:
+    """Plain numbers then count in the precision of the model, as the engine keeps them."""
+    found = plan(packed(tmp_path, np.int32))
+    assert found.model.weight_nbytes == 2 * (64 * 8 * 4 + 2 * 64 * 2) + 50 * 64 * 2
+    assert any("stored in I32 and count" in note for note in found.model.notes)
+
+
+def test_weights_in_eight_bits_of_floats_count_a_byte_each(tmp_path: Path) -> None:
+    tensors = {"q.weight": torch.zeros(64, 64, dtype=torch.float8_e4m3fn), "q.weight_scale": torch.zeros(1)}
+    save_torch(tensors, written(tmp_path, quantization_config={"quant_method": "fp8"}).parent / "model.safetensors")
+    assert plan(tmp_path).model.weight_nbytes == 64 * 64 + 4
+
+
+def test_a_method_that_is_stated_of_the_text_part_is_noted(tmp_path: Path) -> None:
+    text = LLAMA | {"quantization_config": {"quant_method": "gptq"}}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": text}), encoding="utf-8")
+    assert any("published in gptq" in note for note in plan(tmp_path).model.notes)
+
+
+def test_a_family_that_nobody_knows_is_noted(tmp_path: Path) -> None:
+    notes = plan(written(tmp_path, model_type="new_family")).model.notes
+    assert any("'new_family' is not known: every layer is taken to keep all tokens" in note for note in notes)
+    kinds = ["full_attention", "sliding_attention"]
+    notes = plan(written(tmp_path, model_type="new_family", layer_types=kinds, sliding_window=64)).model.notes
+    assert any("what layer_types and heads say" in note for note in notes)
+    assert not any("not known" in note for note in plan(written(tmp_path)).model.notes)
+
+
+def test_a_family_under_another_name_is_planned_as_what_it_is(tmp_path: Path) -> None:
+    said = plan("deepseek-v3")
+    config = json.loads((FOLDER / "deepseek-v3.json").read_text(encoding="utf-8")) | {"model_type": "kimi_k2"}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    found = plan(tmp_path)
+    assert (found.main.groups, found.model.parameters) == (said.main.groups, said.model.parameters)
+    assert "kimi_k2 has the architecture of deepseek_v3, and is planned as it is." in found.model.notes
+
+
 def test_a_folder_with_a_configuration_alone_is_enough(tmp_path: Path) -> None:
     file = written(tmp_path)
     assert plan(tmp_path).main == plan(str(file)).main
@@ -234,8 +294,41 @@ def test_memory_that_is_too_small_says_by_how_much() -> None:
     with pytest.raises(ConfigError, match=r"a device has 80 GiB, 52.1 GiB less than its weights .* --gpus 2"):
         plan("llama-3-70b", machine="H100")
     assert plan("llama-3-70b", machine="H100", gpus=2).budget is not None
+    with pytest.raises(ConfigError, match=r"here they count in bfloat16"):
+        plan("deepseek-v3", machine="H100", dtype="bfloat16")
     with pytest.raises(ConfigError, match="too little; give more memory"):
         plan("llama-3-70b", kv_cache_memory_bytes="1MiB")
+
+
+@pytest.mark.parametrize(
+    ("model", "memory"),
+    [("llama-3-70b", "24GiB"), ("qwen2.5-7b", "10GiB"), ("gpt-oss-120b", "24GiB"), ("mamba-2.8b", "6GiB")],
+)
+def test_as_many_devices_are_named_as_are_enough_and_divide_the_heads(model: str, memory: str) -> None:
+    with pytest.raises(ConfigError, match="does not fit") as error:
+        plan(model, memory=memory)
+    named = re.search(r"Try --gpus (\d+)", str(error.value))
+    assert named is not None
+    found = plan(model, memory=memory, gpus=int(named[1]))
+    assert found.main.users_by_memory
+    assert not any("query heads cannot be divided" in note for note in found.sharding.notes)
+
+
+def test_more_memory_is_named_where_no_number_of_devices_is_enough() -> None:
+    with pytest.raises(ConfigError, match="Try more memory, or weights in fewer bytes"):
+        plan("llama-3-70b", memory="1GiB")
+
+
+def test_devices_that_do_not_divide_the_heads_are_noted() -> None:
+    notes = plan("qwen2.5-7b", gpus=3).sharding.notes
+    assert any("28 query heads cannot be divided evenly by 3" in note and "2, 4, 7, 14, 28" in note for note in notes)
+    assert not any("query heads" in note for note in plan("qwen2.5-7b", gpus=7).sharding.notes)
+
+
+def test_the_longest_context_is_the_models_own_whatever_is_asked_about() -> None:
+    found = plan("llama-3-8b", machine="H100", context=100_000)
+    assert (found.model.max_model_len, found.main.longest_context, found.main.limited_by) == (8192, 8192, "the model")
+    assert found.main.users_by_memory
 
 
 def test_a_context_beyond_the_model_is_planned_and_noted() -> None:

@@ -54,6 +54,16 @@ def test_no_table_is_cut_off(capsys: pytest.CaptureFixture[str], columns: int, n
     assert "…" not in out
 
 
+def test_the_heading_says_how_weights_are_kept(capsys: pytest.CaptureFixture[str], columns: int) -> None:
+    said = " ".join(printed(capsys, "plan", "gpt-oss-120b", "--machine", "H100").split())
+    assert said.startswith(
+        "gpt-oss-120b: 60.8 GiB of weights as published in mxfp4 (117 G parameters, 5.13 G active), "
+    )
+    said = " ".join(printed(capsys, "plan", "gpt-oss-120b", "--weights", "61GiB").split())
+    assert said.startswith("gpt-oss-120b: 61 GiB of weights as given (")
+    assert "as they are published" not in said
+
+
 def test_json_is_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     told = json.loads(printed(capsys, *LLAMA, "--json", "--explain"))
     assert told["formats"][0]["users_nbytes"] == 10 << 30
@@ -78,8 +88,39 @@ def test_notes_say_what_no_table_does(capsys: pytest.CaptureFixture[str], monkey
     )
     nbytes = json.loads(alone[0])["budget"]["cache_nbytes"]
     assert f"--kv-cache-memory-bytes {nbytes}; by itself it takes 40% of free memory, at most 4 GiB" in alone[1]
-    assert "fp8; here they count in bfloat16" in printed(capsys, "plan", "deepseek-v3")
+    assert "fp8; here they count in bfloat16" in printed(capsys, "plan", "deepseek-v3", "--dtype", "bfloat16")
     assert "latent rows are keys and values at once" in printed(capsys, "plan", "deepseek-v3")
+
+
+def test_what_limits_users_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    out = printed(capsys, "plan", "mamba-2.8b", "--machine", "H100", "--context", "4096")
+    assert "States are enough for 2,840 users" in out
+    assert "2,097,152 tokens at most: 512 of 4,096." in out
+    out = printed(capsys, "plan", "gemma-3-27b", "--machine", "H100")
+    assert "of 16.4 GiB for sliding 1024 1 user of 131,072 tokens take 1.23 GiB at most" in out
+    out = printed(capsys, "plan", "llama-3-8b", "--machine", "H100")
+    assert "divides memory before" not in out
+    assert "States are enough" not in out
+
+
+def test_nominal_memory_is_noted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    note = "80 GiB is what the maker states: what a driver holds of it is not taken off"
+    for gpus in ("1", "2"):
+        assert note in printed(capsys, "plan", "llama-3-8b", "--machine", "H100", "--gpus", gpus)
+    assert note not in printed(capsys, "plan", "llama-3-8b", "--machine", "H100", "--memory", "80GiB")
+    assert note not in printed(capsys, "plan", "llama-3-8b", "--machine", "H100", "--kv-cache-memory-bytes", "4GiB")
+
+
+def test_what_is_unknown_is_no_never(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = {"model_type": "stablelm", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 50}), encoding="utf-8")
+    out = printed(capsys, "plan", str(tmp_path))
+    assert "never" not in out
+    assert "config.json states no dtype" in " ".join(out.split())
+    given = printed(capsys, "plan", str(tmp_path), "--dtype", "float32", "--weights", "1GiB")
+    assert "states no dtype" not in " ".join(given.split())
 
 
 def test_the_list_names_every_configuration(capsys: pytest.CaptureFixture[str]) -> None:

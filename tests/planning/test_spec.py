@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from transformers import AutoConfig
 
 from oracle import families
 from pagoda.errors import UnsupportedModelError
@@ -10,7 +11,9 @@ from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.spec import Reach
 from pagoda.models.discovery import discover
 from pagoda.models.tiny import shrink
+from pagoda.planning.known_families import KNOWN_FAMILIES
 from pagoda.planning.spec import UNKNOWABLE, spec_from_config
+from pagoda.planning.text_config import text_config
 from planning.families import KNOWABLE
 
 FULL, SLIDING, CHUNKED = Reach.FULL, Reach.SLIDING, Reach.CHUNKED
@@ -66,6 +69,12 @@ def with_window(family, **values):
             with_window("llama4_text", attention_chunk_size=64, no_rope_layers=[1, 1, 1, 0] * 3),
             {(CHUNKED, 64): 9, (FULL, None): 3},
         ),
+        (with_window("llama4_text", no_rope_layers=[]), {(CHUNKED, 8192): 9, (FULL, None): 3}),
+        (with_window("llama4_text", no_rope_layer_interval=6), {(CHUNKED, 8192): 10, (FULL, None): 2}),
+        (
+            with_window("gpt_neo", sliding_window=None, window_size=64, attention_types=[[["global", "local"], 6]]),
+            {(FULL, None): 6, (SLIDING, 64): 6},
+        ),
         (
             with_window("new_family", layer_types=["sliding_attention"] * 11 + ["full_attention"]),
             {(SLIDING, 100): 11, (FULL, None): 1},
@@ -106,11 +115,46 @@ def test_encoder_and_decoder_are_counted_apart():
         (LLAMA | {"sliding_window": 10}, "does not say which layers"),
         (LLAMA | {"num_attention_heads": None}, "none of: num_attention_heads"),
         (LLAMA | {"model_type": "diffllama"}, "attends twice"),
+        (LLAMA | {"attn_type_list": [0] * 31 + [1]}, "attn_type_list says that its layers differ"),
+        (LLAMA | {"block_types": ["recurrent", "attention"]}, "block_types says that its layers differ"),
+        (LLAMA | {"attention_window_size": 2048}, "attention_window_size says"),
+        (LLAMA | {"block_configs": [], "num_key_value_heads": None}, "block_configs says"),
+        (LLAMA | {"use_cla": True}, "use_cla says"),
+        (LLAMA | {"full_attention_interval": 4}, "full_attention_interval says"),
+        (LLAMA | {"num_attention_groups": 1}, "num_attention_groups says how heads are shared"),
+        (LLAMA | {"multi_query_group_num": 2}, "multi_query_group_num says how heads are shared"),
+        (LLAMA | {"num_key_value_heads": [8] * 32}, "num_key_value_heads is a list"),
+        (LLAMA | {"sliding_window": [512, None] * 16}, "sliding_window is a list"),
     ],
 )
 def test_what_cannot_be_known_is_refused(config, reason):
     with pytest.raises(UnsupportedModelError, match=reason):
         spec_from_config(config)
+
+
+def test_what_says_that_layers_do_not_differ_is_no_reason_to_refuse():
+    for same in (
+        {"attn_type_list": [1] * 32},
+        {"use_cla": False},
+        {"block_configs": None},
+        {"num_attention_groups": 8},
+    ):
+        assert spec_from_config(LLAMA | {"num_key_value_heads": 8} | same).groups[0].layouts[0].planes[0].num_heads == 8
+    stated = LLAMA | {"attn_type_list": [0] * 32, "layer_types": ["full_attention"] * 32}
+    assert len(spec_from_config(stated).groups[0].layouts) == 32
+
+
+def test_known_are_the_families_that_are_discovered():
+    found = {text_config(families.default_config(family).to_dict())["model_type"] for family in KNOWABLE}
+    assert found == KNOWN_FAMILIES
+
+
+@pytest.mark.parametrize("interval", [None, 2])
+def test_an_empty_list_of_rotary_layers_is_what_transformers_takes_it_for(interval):
+    said = {"model_type": "llama4_text", "num_hidden_layers": 8, "hidden_size": 64, "num_attention_heads": 4}
+    said |= {"no_rope_layers": [], "num_key_value_heads": 2, "head_dim": 16}
+    said |= {"no_rope_layer_interval": interval} if interval else {}
+    assert spec_from_config(said) == spec_from_config(AutoConfig.for_model(**said).to_dict())
 
 
 @pytest.mark.parametrize("family", KNOWABLE)

@@ -17,7 +17,10 @@ from pagoda.planning.memory import MemoryPlan
 
 @dataclass(frozen=True)
 class ModelSize:
-    """The model. `active_parameters` are those that one token passes through; experts are routed."""
+    """The model. `active_parameters` are those that one token passes through; experts are routed.
+
+    weights_are: how they are kept, if not in `dtype`, in which the model computes.
+    """
 
     name: str
     source: str
@@ -25,6 +28,7 @@ class ModelSize:
     parameters: int | None
     active_parameters: int | None
     weight_nbytes: int | None
+    weights_are: str
     max_model_len: int | None
     num_states: int  # recurrent layers
     state_nbytes: int  # of one sequence, however long

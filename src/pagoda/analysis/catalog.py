@@ -20,13 +20,30 @@ MAX_NEAR = 6
 
 
 @dataclass(frozen=True)
+class Published:
+    """Weights that are published in fewer bits: by which method, what it does, and the bytes that come of it.
+
+    Bytes are counted from parameters by the scheme; those of routed experts, scales included, are `expert_nbytes`.
+    """
+
+    method: str
+    scheme: str
+    nbytes: int
+    expert_nbytes: int
+
+
+@dataclass(frozen=True)
 class Shape:
-    """A shipped configuration. `parameters` is the published number of weights, but for those of what is `left_out`."""
+    """A shipped configuration. `parameters` is the published number of weights, but for those of what is `left_out`.
+
+    `published`: None where they are in the precision that the configuration states.
+    """
 
     name: str
     source: str
     parameters: int
     left_out: str = ""
+    published: Published | None = None
 
     def config(self) -> dict[str, Any]:
         """What its config.json says of sizes."""
@@ -36,7 +53,11 @@ class Shape:
 def shapes() -> tuple[Shape, ...]:
     """All of them, in the order of the index."""
     index = json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
-    return tuple(Shape(name, **entry) for name, entry in index.items())
+    return tuple(_shape(name, **entry) for name, entry in index.items())
+
+
+def _shape(name: str, published: dict[str, Any] | None = None, **entry: Any) -> Shape:
+    return Shape(name, **entry, published=None if published is None else Published(**published))
 
 
 def find_shape(name: str) -> Shape:

@@ -24,11 +24,13 @@ from pagoda.errors import ConfigError
 from pagoda.formats.page import PageGeometry
 from pagoda.formats.state import StateGeometry
 from pagoda.planning.page_formats import choose_geometries
+from pagoda.planning.spec import query_heads
 from pagoda.planning.text_config import named_fields
 from pagoda.planning.users import Load
 from pagoda.units import format_nbytes
 
 PAGE_SIZES = (16, 32, 64, 128)
+USUAL_DEVICES = 64
 USUAL_CONTEXT = 8192  # where a model sets no limit
 
 
@@ -44,7 +46,36 @@ def make_plan(model: str | Path, options: PlanOptions) -> Plan:
     """`plan` for options that are checked already."""
     described = stretched(describe(model, options.dtype), options.context)
     with model_errors(f"The configuration of {described.name}"), named_fields(described.text):
-        return _answer(described, options)
+        try:
+            return _answer(described, options)
+        except DoesNotFitError as error:
+            raise ConfigError(f"{error} {_remedy(described, options)}") from error
+
+
+class DoesNotFitError(ConfigError):
+    """Weights and activations take all memory of a device, and more."""
+
+
+def _remedy(model: Described, options: PlanOptions) -> str:
+    """What to try where a device has too little: the fewest devices that divide the heads and leave room for a user."""
+    more = (replace(options, gpus=gpus) for gpus in _divisors(model) if gpus > options.gpus)
+    enough = next((each.gpus for each in more if _has_room(model, each)), None)
+    devices = f"--gpus {enough}" if enough else "more memory"
+    note = f" {model.weights_note}" if model.weights_note and options.weights is None else ""
+    return f"Try {devices}, or weights in fewer bytes (--weights).{note}"
+
+
+def _has_room(model: Described, options: PlanOptions) -> bool:
+    try:
+        return bool(_answer(model, options).main.users_by_memory)
+    except ConfigError:
+        return False
+
+
+def _divisors(model: Described) -> list[int]:
+    """Numbers of devices that divide the query heads, or whatever is usual where no layer attends."""
+    heads = query_heads(model.text) if model.facts.spec.groups else USUAL_DEVICES
+    return [count for count in range(1, heads + 1) if not heads % count]
 
 
 def _answer(described: Described, options: PlanOptions) -> Plan:
@@ -113,18 +144,18 @@ def _budget(
     own = -(-weights // gpus)
     left = machine.memory_nbytes - own - activation_nbytes
     if left <= 0:
-        room = machine.memory_nbytes - activation_nbytes
-        more = f"--gpus {weights // room + 1}" if room > 0 else "more memory"
-        raise ConfigError(
+        raise DoesNotFitError(
             f"{model.name} does not fit: a device has {format_nbytes(machine.memory_nbytes)}, {format_nbytes(-left)} "
             f"less than its weights ({format_nbytes(own)}) and activations ({format_nbytes(activation_nbytes)}) take, "
-            f"with nothing for the cache; try {more}, or weights in fewer bytes (--weights)."
+            "with nothing for the cache."
         )
     return Budget(machine.memory_nbytes, own, activation_nbytes, left)
 
 
 def _model_size(model: Described, setting: Setting) -> ModelSize:
     count, facts = model.count, model.facts
+    is_given = setting.options.weights is not None
+    about_weights = (model.weights_note,) if model.weights_note and not is_given else ()
     return ModelSize(
         name=model.name,
         source=model.source,
@@ -132,10 +163,11 @@ def _model_size(model: Described, setting: Setting) -> ModelSize:
         parameters=count.total if count else None,
         active_parameters=count.active if count else None,
         weight_nbytes=setting.weight_nbytes,
-        max_model_len=facts.max_model_len,
+        weights_are="as given" if is_given else model.weights_are,
+        max_model_len=model.own_max_model_len,
         num_states=len(facts.spec.states),
         state_nbytes=_state_nbytes(model),
-        notes=model.notes,
+        notes=(*model.notes, *about_weights),
     )
 
 
@@ -166,6 +198,12 @@ def _sharding(model: Described, setting: Setting) -> Sharding:
     elif gpus > 1 and any(plane.num_heads % gpus for plane in planes):
         counts = "/".join(map(str, sorted({plane.num_heads for plane in planes})))
         notes.append(f"{counts} KV heads cannot be divided evenly by {gpus}: some devices keep copies.")
+    if planes and gpus not in _divisors(model):
+        near = ", ".join(f"{count:,}" for count in _divisors(model) if count > 1)
+        notes.append(
+            f"{query_heads(model.text):,} query heads cannot be divided evenly by {gpus:,}: engines that divide heads "
+            f"take {near} devices."
+        )
     weights = None if setting.weight_nbytes is None else -(-setting.weight_nbytes // gpus)
     return Sharding(gpus, part * gpus / whole if whole else 1.0, weights, part, tuple(notes))
 

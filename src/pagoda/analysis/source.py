@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pagoda.analysis.catalog import find_shape
+from pagoda.analysis.catalog import Shape, find_shape
 from pagoda.checkpoint.configuration import read_config
 from pagoda.checkpoint.failures import model_errors
 from pagoda.checkpoint.files import read_object
-from pagoda.checks import is_number
 from pagoda.config import DTYPES
-from pagoda.errors import ConfigError, CorruptCheckpointError, UnsupportedModelError
-from pagoda.planning.checkpoint import facts_from_checkpoint, facts_from_config
+from pagoda.errors import ConfigError, UnsupportedModelError
+from pagoda.planning.checkpoint import USUAL_DTYPE, StoredWeights, facts_and_weights, facts_from_config, stated_dtype
+from pagoda.planning.contradictions import check_sizes
 from pagoda.planning.facts import MachineFacts, ModelFacts
-from pagoda.planning.text_config import text_config
+from pagoda.planning.known_families import KNOWN_FAMILIES, SAME_AS
+from pagoda.planning.text_config import quantization, text_config
 from pagoda.planning.weights.count import WeightCount
 from pagoda.planning.weights.families import count_weights
 
@@ -29,12 +30,21 @@ NEEDED = {
 # What it says if any layer attends.
 NEEDED_TO_ATTEND = {"num_attention_heads": ("n_head", "num_heads", "n_heads", "attention_heads")}
 WITHOUT_HEADS = ("falcon_mamba", "mamba", "mamba2")
+ENGINE_RUNS = "The engine itself runs bf16, fp16 and fp32."
+UNSAID_DTYPE = (
+    f"config.json states no dtype: weights and pages count in {USUAL_DTYPE}, as transformers takes it; give --dtype."
+)
 OTHER_PARTS = ("vision_config", "audio_config", "vision_tower_config")
 
 
 @dataclass(frozen=True)
 class Described:
-    """A model as far as files tell. `count` is None of a family whose weights are not counted."""
+    """A model as far as files tell. `count` is None of a family whose weights are not counted.
+
+    weights_are: how they are kept, if not in the precision of the facts. weights_note: what to say where the answer
+    rests on their size. expert_nbytes: of routed experts, where those have a precision of their own. stretched_from:
+    the facts as they are, where those that are planned with take a longer context.
+    """
 
     name: str
     source: str
@@ -42,11 +52,20 @@ class Described:
     facts: ModelFacts
     count: WeightCount | None
     notes: tuple[str, ...] = ()
+    weights_are: str = ""
+    weights_note: str = ""
+    expert_nbytes: int | None = None
+    stretched_from: ModelFacts | None = None
 
     @property
     def text(self) -> Mapping[str, Any]:
         """The part that generates text."""
         return text_config(self.config)
+
+    @property
+    def own_max_model_len(self) -> int | None:
+        """Of the model as it is."""
+        return (self.stretched_from or self.facts).max_model_len
 
     @property
     def weight_nbytes(self) -> int | None:
@@ -63,17 +82,51 @@ def describe(model: str | Path, dtype: str = "auto") -> Described:
     path = Path(model).expanduser()
     if path.is_dir() and any(path.glob("*.safetensors")):
         config = _checked(read_config(path), str(path / "config.json"))
-        return _described(path.resolve().name, str(path), config, facts_from_checkpoint(path, _NO_LIMIT, dtype))
+        facts, stored = facts_and_weights(path, _NO_LIMIT, dtype)
+        found = _described(path.resolve().name, str(path), config, facts)
+        return _as_stored(found, stored) if stored.other_types or quantization(config) else found
     if path.is_dir() or path.is_file():
         file = path / "config.json" if path.is_dir() else path
         config = _checked(read_config(path) if path.is_dir() else read_object(path), str(file))
         name = file.resolve().parent.name if file.name == "config.json" else file.stem
-        return _described(name, str(file), config, facts_from_config(config, _NO_LIMIT, dtype))
-    shape = find_shape(str(model))
+        found = _described(name, str(file), config, facts_from_config(config, _NO_LIMIT, dtype))
+        is_said = dtype != "auto" or stated_dtype(config) or stated_dtype(found.text)
+        return found if is_said else replace(found, notes=(*found.notes, UNSAID_DTYPE))
+    return _shipped(find_shape(str(model)), dtype)
+
+
+def _shipped(shape: Shape, dtype: str) -> Described:
     config = shape.config()
     found = _described(shape.name, shape.source, config, facts_from_config(config, _NO_LIMIT, dtype))
     left_out = (f"Left out is {shape.left_out}.",) if shape.left_out else ()
-    return replace(found, notes=(*found.notes, *left_out))
+    found = replace(found, notes=(*found.notes, *left_out))
+    published = shape.published
+    if published is None or dtype != "auto":
+        return found
+    return replace(
+        found,
+        facts=replace(found.facts, weight_nbytes=published.nbytes),
+        weights_are=f"as published in {published.method}",
+        weights_note=f"Weights count as they are published: {published.scheme}. {ENGINE_RUNS}",
+        expert_nbytes=published.expert_nbytes,
+    )
+
+
+def _as_stored(model: Described, stored: StoredWeights) -> Described:
+    """Weights in fewer bits, and their scales, take the bytes that they have in their files; so do masks."""
+    types = ", ".join(stored.other_types)
+    if quantization(model.config):
+        method = str(quantization(model.config).get("quant_method") or types or "fewer bits")
+        kept, note, nbytes = f"as stored in {method}", f"Weights are stored in {method}", stored.nbytes
+    else:
+        kept, note = f"with tensors in {types}", f"Some tensors are stored in {types}"
+        nbytes = (model.facts.weight_nbytes or 0) + stored.other_nbytes
+    return replace(
+        model,
+        facts=replace(model.facts, weight_nbytes=nbytes),
+        weights_are=kept,
+        weights_note=f"{note} and count as they are stored. {ENGINE_RUNS}",
+    )
 
 
 def stretched(model: Described, context: int | None) -> Described:
@@ -83,7 +136,7 @@ def stretched(model: Described, context: int | None) -> Described:
         return model
     note = f"{model.name} takes at most {most:,} tokens, and the engine refuses more; this plans as if it took them."
     facts = replace(model.facts, max_model_len=context, most_model_len=context)
-    return replace(model, facts=facts, notes=(*model.notes, note))
+    return replace(model, facts=facts, stretched_from=model.facts, notes=(*model.notes, note))
 
 
 _NO_LIMIT = MachineFacts(None)
@@ -91,23 +144,45 @@ _NO_LIMIT = MachineFacts(None)
 
 def _described(name: str, source: str, config: Mapping[str, Any], facts: ModelFacts) -> Described:
     with model_errors(f"The configuration {source}"):
-        return Described(name, source, config, facts, count_weights(config), tuple(_notes(config, facts)))
+        note = _precision_note(config, facts)
+        return Described(
+            name, source, config, facts, count_weights(config), tuple(_notes(config, facts)), weights_note=note
+        )
 
 
 def _notes(config: Mapping[str, Any], facts: ModelFacts) -> list[str]:
-    notes = []
-    method = (config.get("quantization_config") or {}).get("quant_method")
-    if method and facts.weight_nbytes is None:
-        notes.append(f"Weights are published in {method}; here they count in {facts.dtype}: give --weights for others.")
+    notes = [*_family_notes(config)]
     others = [name.removesuffix("_config") for name in OTHER_PARTS if config.get(name)]
     if others and facts.weight_nbytes is None:
         notes.append(f"The weights of its {' and '.join(others)} part are not counted.")
     return notes
 
 
+def _precision_note(config: Mapping[str, Any], facts: ModelFacts) -> str:
+    """Of a configuration alone, which does not say how many bytes its scheme comes to."""
+    if not quantization(config) or facts.weight_nbytes is not None:
+        return ""
+    method = quantization(config).get("quant_method") or "fewer bits"
+    return f"Weights are published in {method}; here they count in {facts.dtype}: give --weights for others."
+
+
+def _family_notes(config: Mapping[str, Any]) -> Iterator[str]:
+    """Whose cache nobody has held to the network that it is of."""
+    text = text_config(config)
+    family, own = text.get("model_type"), (config.get("text_config") or config).get("model_type")
+    if own in SAME_AS:
+        yield f"{own} has the architecture of {family}, and is planned as it is."
+    if family not in KNOWN_FAMILIES and not (text.get("layer_types") or text.get("layers_block_type")):
+        heads = "with the heads that config.json states"
+        yield f"Family {family!r:.100} is not known: every layer is taken to keep all tokens, {heads}."
+    elif family not in KNOWN_FAMILIES:
+        yield f"Family {family!r:.100} is not known: its layers are taken to keep what layer_types and heads say."
+
+
 def _checked(config: dict[str, Any], file: str) -> dict[str, Any]:
     """Refuse a configuration that lacks what every model has, naming all of it."""
     with model_errors(file):
+        check_sizes(config, file)
         text = text_config(config)
     family = text.get("model_type") or config.get("model_type")
     needed = NEEDED | ({} if family in WITHOUT_HEADS else NEEDED_TO_ATTEND)
@@ -115,7 +190,4 @@ def _checked(config: dict[str, Any], file: str) -> dict[str, Any]:
     missing += [] if family else ["model_type"]
     if missing:
         raise UnsupportedModelError(f"{file} has no {', no '.join(missing)}; a plan needs them.")
-    for each in (spelling for name, others in needed.items() for spelling in (name, *others)):
-        if is_number(text.get(each)) and text[each] <= 0:
-            raise CorruptCheckpointError(f"{file} has {each} {text[each]!r:.30}, as no model has.")
     return config

@@ -99,7 +99,7 @@ class FormatPlanner:
         users = min(fit, seats)
         return replace(
             sizes,
-            longest_context=memory.max_model_len,
+            longest_context=self._longest(memory),
             limited_by="memory" if memory.limited_by == "what the page pool holds" else "the model",
             users_by_memory=fit,
             users=users,
@@ -107,6 +107,11 @@ class FormatPlanner:
             memory=memory,
             decode=self._decode(part, (users,)),
         )
+
+    def _longest(self, memory: MemoryPlan) -> int:
+        """What the pages hold and the model takes, whatever is asked about."""
+        own = self._model.stretched_from
+        return memory.max_model_len if own is None else min(memory.max_model_len, own.most_model_len or UNLIMITED)
 
     def _memory(self, config: EngineConfig) -> MemoryPlan:
         """What an engine would start with on one device; a length that is asked for spares a warning."""
@@ -167,12 +172,19 @@ class FormatPlanner:
 
     def _decode_floor(self, part: tuple[PageGeometry, ...], users: int, bandwidth: float) -> DecodeFloor:
         setting, load = self._setting, self._setting.load
-        weights = round(self._read_share(users) * (setting.weight_nbytes or 0) / setting.options.gpus)
+        weights = round(self._read_nbytes(users) / setting.options.gpus)
         # A state is read and written.
         cache = users * (kept_nbytes(part, load.num_tokens, load.num_encoded) + 2 * self._state_nbytes)
         return DecodeFloor(users, load.num_tokens, weights, cache, (weights + cache) / bandwidth)
 
-    def _read_share(self, users: int) -> float:
-        """Which share of the weights a step reads; all where their parts are not known."""
-        count = self._model.count
-        return 1.0 if count is None else count.read_by(users) / count.total
+    def _read_nbytes(self, users: int) -> float:
+        """Of the weights that a step reads: all where their parts are not known, or their share if all are alike."""
+        model, nbytes = self._model, self._setting.weight_nbytes or 0
+        count = model.count
+        if count is None:
+            return nbytes
+        if model.expert_nbytes is None or self._setting.options.weights is not None:
+            return nbytes * count.read_by(users) / count.total
+        # Nobody publishes tables in fewer bits.
+        table = count.table * model.facts.number_nbytes
+        return nbytes - table - model.expert_nbytes * (1 - count.experts.share_read(users))

@@ -39,7 +39,7 @@ def check_values(values: dict[str, Any], outline: Outline, file: Path) -> None:
     for name, value in _named(values):
         if isinstance(value, (dict, list)) and len(value) > MAX_ENTRIES:
             raise CorruptCheckpointError(f"{file} has {len(value)} entries in {name}, more than any configuration.")
-        most = _largest(name, outline)
+        most = largest(name, outline)
         if most is not None and isinstance(value, (int, float)) and not value <= most:
             raise CorruptCheckpointError(
                 f"{file} has {name} {value!r:.30}, which does not fit its weights: {outline.num_tensors} tensors of "
@@ -59,7 +59,7 @@ def _named(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             pending += ((name, entry) for entry in value)
 
 
-def _largest(name: str, outline: Outline) -> int | None:
+def largest(name: str, outline: Outline) -> int | None:
     """What a number called `name` is at most, None if it may have any size."""
     limits = {
         KERNELS: MAX_KERNEL,

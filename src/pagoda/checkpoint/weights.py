@@ -35,6 +35,7 @@ MAX_SIZE = 1 << 40
 # In torch's names, by those of safetensors.
 FLOAT_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 OTHER_TYPES = {"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F8_E4M3", "F8_E5M2"}
+BITS_IN_NAME = re.compile(r"(?:BF|[FIU])(\d+)")
 
 Shape = tuple[int, ...]
 
@@ -60,6 +61,12 @@ class Outline:
     def of_tensors(cls, tensors: Mapping[str, Any]) -> Outline:
         """Of tensors that were opened and not read."""
         return cls.of({name: tuple(tensor.get_shape()) for name, tensor in tensors.items()})
+
+
+def stored_nbytes(tensor: Any) -> int:
+    """Of a tensor that was opened and not read: safetensors allows no gap, and names types by their bits."""
+    bits = BITS_IN_NAME.match(tensor.get_dtype())
+    return prod(map(int, tensor.get_shape())) * (int(bits[1]) // 8 if bits else 1)
 
 
 @contextmanager

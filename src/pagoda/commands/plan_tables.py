@@ -11,8 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pagoda.analysis.answer import FormatPlan, Plan
+from pagoda.analysis.machines import PRESETS
+from pagoda.commands.plan_pools import pool_notes
 from pagoda.config import DEFAULT_KV_CACHE_NBYTES, DEFAULT_KV_CACHE_SHARE
-from pagoda.units import format_decimal, format_nbytes, format_seconds
+from pagoda.units import NOT_MEASURED, format_decimal, format_nbytes, format_seconds
 
 LARGE = 1 << 39  # tokens: more than anybody has
 
@@ -45,13 +47,16 @@ def _heading(plan: Plan) -> RenderableType:
     model, machine = plan.model, plan.machine
     weights = "weights unknown: give --weights 14GiB"
     if model.weight_nbytes is not None:
-        weights = f"{format_nbytes(model.weight_nbytes)} of weights"
+        weights = f"{format_nbytes(model.weight_nbytes)} of weights{f' {model.weights_are}' * bool(model.weights_are)}"
     if model.parameters is not None:
         active = model.active_parameters if model.active_parameters != model.parameters else None
         weights += f" ({compact_count(model.parameters)} parameters"
         # What is looked up is not active either; say it where experts make the difference.
         weights += f", {compact_count(active)} active)" if active and active < 0.8 * model.parameters else ")"
-    lines = [Text(f"{model.name} in {model.dtype}: {weights}", style="bold"), Text(model.source, style="dim")]
+    said = f"{model.name} in {model.dtype}: {weights}"
+    if model.weights_are:
+        said = f"{model.name}: {weights}, computed with in {model.dtype}"
+    lines = [Text(said, style="bold"), Text(model.source, style="dim")]
     if machine.memory_nbytes is not None or machine.bandwidth is not None:
         lines.append(Text(_machine_line(plan)))
     if plan.options.machine is not None:
@@ -93,7 +98,8 @@ def _formats(plan: Plan) -> RenderableType:
         token = format_nbytes(each.nbytes_per_token)
         if each.nbytes_per_encoder_token:
             token += f" + {format_nbytes(each.nbytes_per_encoder_token)}"
-        cells = [_format_name(each), token, format_nbytes(each.users_nbytes), _tokens(each.overtakes_at)]
+        equal = NOT_MEASURED if plan.model.weight_nbytes is None else _tokens(each.overtakes_at)
+        cells = [_format_name(each), token, format_nbytes(each.users_nbytes), equal]
         cells += [_tokens(each.longest_context), f"{each.users_by_memory:,}", f"{each.users:,}"] if has_memory else []
         rows.append(tuple(cells))
     return _table("Formats", rows)
@@ -166,6 +172,7 @@ def notes_of(plan: Plan) -> Iterator[str]:
     yield from plan.model.notes
     yield from _memory_notes(plan)
     yield from _users_notes(plan)
+    yield from pool_notes(plan)
     if plan.options.gpus > 1:
         shard = plan.sharding
         token = format_nbytes(shard.nbytes_per_token)
@@ -189,7 +196,12 @@ def _memory_notes(plan: Plan) -> Iterator[str]:
     device = f", {format_nbytes(taken / gpus)} on each of {gpus} devices" if gpus > 1 else ""
     load = f"{_users(plan.users)} of {plan.context:,} tokens"
     yield f"Weights, activations and the cache of {load} take {format_nbytes(taken)} in all{device}."
-    if plan.budget is not None and plan.budget.memory_nbytes is not None and gpus == 1:
+    if plan.budget is None or plan.budget.memory_nbytes is None:
+        return
+    if plan.options.memory is None and any(each.name == plan.machine.name for each in PRESETS):
+        memory = format_nbytes(plan.budget.memory_nbytes)
+        yield f"{memory} is what the maker states: what a driver holds of it is not taken off; --memory gives less."
+    if gpus == 1:
         usual = f"{DEFAULT_KV_CACHE_SHARE:.0%} of free memory, at most {format_nbytes(DEFAULT_KV_CACHE_NBYTES)}"
         yield f"Tell the engine --kv-cache-memory-bytes {plan.budget.cache_nbytes}; by itself it takes {usual}."
 

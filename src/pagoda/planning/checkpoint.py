@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pagoda.checkpoint.configuration import read_config
 from pagoda.checkpoint.directory import checkpoint_directory
 from pagoda.checkpoint.failures import model_errors
 from pagoda.checkpoint.plausible import check_values
-from pagoda.checkpoint.weights import FLOAT_NAMES, Outline, stored_tensors
+from pagoda.checkpoint.weights import FLOAT_NAMES, Outline, stored_nbytes, stored_tensors
 from pagoda.errors import CorruptCheckpointError
 from pagoda.planning.encoder import encoder_facts
 from pagoda.planning.facts import DTYPE_NBYTES, MachineFacts, ModelFacts
@@ -25,8 +25,21 @@ from pagoda.planning.text_config import Sizes, first, named_fields, text_config
 USUAL_DTYPE = "float32"
 
 
+class StoredWeights(NamedTuple):
+    """What the headers of weights say: bytes of all tensors, and of those that are no plain floats, with types."""
+
+    nbytes: int
+    other_nbytes: int
+    other_types: tuple[str, ...]
+
+
 def facts_from_checkpoint(path: str | Path, machine: MachineFacts, dtype: str = "auto") -> ModelFacts:
     """The facts of the checkpoint in a directory. `dtype` is "auto" (as stored) or the one to compute in."""
+    return facts_and_weights(path, machine, dtype)[0]
+
+
+def facts_and_weights(path: str | Path, machine: MachineFacts, dtype: str = "auto") -> tuple[ModelFacts, StoredWeights]:
+    """The same, which are of what the engine loads, and what is stored, which may be more than that."""
     directory = checkpoint_directory(path)
     file = directory / "config.json"
     with model_errors(f"The configuration in {directory}"):
@@ -36,9 +49,15 @@ def facts_from_checkpoint(path: str | Path, machine: MachineFacts, dtype: str = 
             numbers = {name: tensor for name, tensor in tensors.items() if tensor.get_dtype() in FLOAT_NAMES}
             count = Outline.of_tensors(numbers).num_elements
             stored_as = next((FLOAT_NAMES[tensor.get_dtype()] for tensor in numbers.values()), USUAL_DTYPE)
-        is_stated = dtype != "auto" or _stated_dtype(config)
+            others = [tensor for name, tensor in tensors.items() if name not in numbers]
+            stored = StoredWeights(
+                nbytes=sum(map(stored_nbytes, tensors.values())),
+                other_nbytes=sum(map(stored_nbytes, others)),
+                other_types=tuple(sorted({tensor.get_dtype() for tensor in others})),
+            )
+        is_stated = dtype != "auto" or stated_dtype(config)
         facts = facts_from_config(config, machine, dtype if is_stated else stored_as)
-        return replace(facts, weight_nbytes=count * facts.number_nbytes)
+        return replace(facts, weight_nbytes=count * facts.number_nbytes), stored
 
 
 def facts_from_config(config: Sizes, machine: MachineFacts, dtype: str = "auto") -> ModelFacts:
@@ -58,12 +77,13 @@ def facts_from_config(config: Sizes, machine: MachineFacts, dtype: str = "auto")
 
 
 def _dtype(config: Sizes, text: Sizes) -> str:
-    stated = _stated_dtype(config) or _stated_dtype(text) or USUAL_DTYPE
+    stated = stated_dtype(config) or stated_dtype(text) or USUAL_DTYPE
     name = str(stated).removeprefix("torch.")
     if name not in DTYPE_NBYTES:
         raise CorruptCheckpointError(f"config.json of {text.get('model_type')} has dtype {stated!r:.100}.")
     return name
 
 
-def _stated_dtype(config: Sizes) -> Any:
+def stated_dtype(config: Sizes) -> Any:
+    """What this part of a config.json says of the precision of weights."""
     return config.get("dtype") or config.get("torch_dtype")

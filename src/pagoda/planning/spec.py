@@ -45,9 +45,11 @@ STATE_KIND_OF = {
     "falcon_h1": "hybrid",
 }
 # Every n-th layer attends to all tokens and the others to a window, in families that may leave the pattern unsaid.
-FULL_LAYER_EVERY = {"gemma2": 2, "gemma3_text": 6, "gpt_oss": 2, "cohere2": 4, "vaultgemma": 2, "llama4_text": 4}
+FULL_LAYER_EVERY = {"gemma2": 2, "gemma3_text": 6, "gpt_oss": 2, "cohere2": 4, "vaultgemma": 2}
 # A window in the configuration of these families applies to all layers.
 WINDOW_EVERYWHERE = {"mistral", "mixtral", "phi3", "phimoe", "starcoder2"}
+# Every n-th layer has no rotary embedding and attends to all tokens; the others attend in chunks.
+CHUNKED_FAMILY = "llama4_text"
 KV_HEADS = ("num_key_value_heads", "kv_n_heads", "num_kv_heads")
 UNKNOWABLE = {
     "diffllama": "it attends twice in every layer",
@@ -57,6 +59,16 @@ UNKNOWABLE = {
     "moshi": "its cache has a window that its attention ignores",
     "hrm_text": "it runs through its layers several times",
 }
+# What says that layers differ from one another, in ways that nobody here has read; and what gives heads by other names.
+DIFFERENCES = (
+    *("attention_pattern", "attention_window_size", "attn_cfg", "attn_type_list", "block_configs", "block_types"),
+    *("cla_share_factor", "full_attn_layers", "global_attn_every_n_layers", "hybrid_layer_ids", "hybrid_layer_pattern"),
+    *("layer_group_size", "layer_pattern", "layers_pattern", "linear_attn_config", "mb_per_layer", "mixer_types"),
+    *("sliding_window_layers", "ssm_cfg", "swa_layers", "use_cla"),
+)
+INTERVALS = ("attn_layer_indices", "attn_layer_period", "full_attention_interval", "full_attn_idxs")
+OTHER_HEADS = ("multi_query_group_num", "num_attention_groups")
+OF_ALL_LAYERS = (*KV_HEADS, "head_dim", "num_attention_heads", "num_query_heads", "sliding_window")
 
 
 @dataclass(frozen=True)
@@ -94,29 +106,74 @@ def _refuse_unknowable(text: Mapping[str, Any]) -> None:
     reason = UNKNOWABLE.get(family)
     if text.get("kv_lora_rank") and family not in LATENT_FAMILIES:
         reason = "it keeps latents instead of keys and values (MLA)"
+    reason = reason or _difference(text)
     if reason:
         raise UnsupportedModelError(f"The cache of {family} cannot be read from its config.json: {reason}.")
 
 
+def _difference(text: Mapping[str, Any]) -> str | None:
+    """What the configuration says of its layers that is not read here."""
+    listed = next((name for name in OF_ALL_LAYERS if isinstance(text.get(name), list)), None)
+    if listed:
+        return f"{listed} is a list, so its layers differ in it"
+    renamed = next((name for name in OTHER_HEADS if _says(text, name)), None)
+    if renamed and not any(text.get(name) for name in KV_HEADS):
+        return f"{renamed} says how heads are shared, and num_key_value_heads does not"
+    if _stated_kinds(text):
+        return None
+    names = DIFFERENCES + (() if text.get("model_type", "") in STATE_KIND_OF else INTERVALS)
+    differing = next((name for name in names if _says(text, name)), None)
+    return f"{differing} says that its layers differ, and layer_types does not say how" if differing else None
+
+
+def _says(text: Mapping[str, Any], name: str) -> bool:
+    """Whether something is said under `name`. A list of types that are all ones is of layers that all attend."""
+    value = text.get(name)
+    if isinstance(value, list) and name == "attn_type_list" and value:
+        return any(kind != 1 for kind in value)
+    return value is not None and value is not False
+
+
+def _stated_kinds(text: Mapping[str, Any]) -> Any:
+    return text.get("layer_types") or text.get("layers_block_type")
+
+
 def layer_kinds(text: Mapping[str, Any]) -> list[str]:
     """The kind of every layer, in order."""
-    stated = text.get("layer_types") or text.get("layers_block_type")
-    if stated:
-        return [LEGACY_KINDS.get(kind, kind) for kind in stated]
-    if text.get("attention_layers"):
-        return [LEGACY_KINDS[kind] for kind in text["attention_layers"]]
-    if text.get("hybrid_override_pattern"):  # a letter for each layer
-        return [PATTERN_KINDS[letter] for letter in text["hybrid_override_pattern"]]
+    spelled = _spelled_kinds(text)
+    if spelled:
+        return spelled
     count = first(text, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
     if not 0 < count <= MAX_LAYERS:
         raise UnsupportedModelError(f"config.json of {text.get('model_type')} has {count} layers, as no model has.")
-    if text.get("no_rope_layers"):  # 1 where the layer has rotary embedding, and then it attends in chunks
-        return ["chunked_attention" if rotary else "full_attention" for rotary in text["no_rope_layers"]]
+    if text.get("model_type") == CHUNKED_FAMILY:
+        return ["chunked_attention" if rotary else "full_attention" for rotary in _rotary_layers(text, count)]
     others = STATE_KIND_OF.get(text.get("model_type", ""))
     if others:
         attending = _attending_layers(text, count)
         return ["full_attention" if index in attending else others for index in range(count)]
     return ["sliding_attention" if _slides(text, index) else "full_attention" for index in range(count)]
+
+
+def _spelled_kinds(text: Mapping[str, Any]) -> list[str] | None:
+    """Those of a configuration that states each."""
+    stated = _stated_kinds(text)
+    if stated:
+        return [LEGACY_KINDS.get(kind, kind) for kind in stated]
+    if text.get("attention_layers"):
+        return [LEGACY_KINDS[kind] for kind in text["attention_layers"]]
+    if text.get("attention_types"):  # kinds, and how many times, one after the other
+        return [LEGACY_KINDS[kind] for kinds, times in text["attention_types"] for kind in kinds * times]
+    if text.get("hybrid_override_pattern"):  # a letter for each layer
+        return [PATTERN_KINDS[letter] for letter in text["hybrid_override_pattern"]]
+    return None
+
+
+def _rotary_layers(text: Mapping[str, Any], count: int) -> list[Any]:
+    """1 for each layer with rotary embedding; an empty list says as little as none."""
+    stated = text.get("no_rope_layers")
+    every = text["no_rope_layer_interval"]
+    return stated[:count] if stated else [(index + 1) % every for index in range(count)]
 
 
 def _attending_layers(text: Mapping[str, Any], count: int) -> Collection[int]:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pagoda.errors import UnsupportedModelError
+from pagoda.planning.known_families import SAME_AS
 
 Sizes = Mapping[str, Any]
 
@@ -21,6 +22,7 @@ UNSAID = {
         "vocab_size": 262208,
         "max_position_embeddings": 131072,
     },
+    "llama4_text": {"attention_chunk_size": 8192, "no_rope_layer_interval": 4},
 }
 
 
@@ -29,7 +31,14 @@ def text_config(config: Sizes) -> Sizes:
     text = config.get("text_config") or config
     if config.get("is_encoder_decoder"):
         text = config["decoder"] if isinstance(config.get("decoder"), dict) else _decoder_names(config)
-    return UNSAID.get(text.get("model_type", ""), {}) | (text.get("attn_config") or {}) | dict(text)
+    family = text.get("model_type", "")
+    same = {"model_type": SAME_AS[family]} if family in SAME_AS else {}
+    return UNSAID.get(family, {}) | (text.get("attn_config") or {}) | dict(text) | same
+
+
+def quantization(config: Sizes) -> Sizes:
+    """How weights are published in fewer bits: nothing of it if they are not."""
+    return text_config(config).get("quantization_config") or config.get("quantization_config") or {}
 
 
 def first(sizes: Sizes, *names: str) -> int:
