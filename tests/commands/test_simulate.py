@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 from analysis.synthetic import block_rows, written
 from pagoda.cli import main
+from pagoda.commands.trace_texts import EMBEDDED_MODEL
 
 
 @pytest.fixture
@@ -110,6 +112,39 @@ class TestOutput:
         (run,) = figures(capsys, file, "--capacity", "inf")["runs"]
         assert run["requests"] == 4
         assert run["token_hit_rate"] > 0.6
+
+    @pytest.mark.parametrize(
+        "template", [None, "{% for each in messages %}<{{each.role}}>{{each.content}}{% endfor %}"]
+    )
+    def test_texts_that_differ_before_their_common_end_share_nothing(self, tmp_path, capsys, template):
+        """Whatever the difference is in, and whether the template shows tools or not."""
+        question = {"role": "user", "content": "and here is a long question about what came before it " * 20}
+        options = []
+        if template is not None:
+            shutil.copytree(EMBEDDED_MODEL, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+            (tmp_path / "model" / "chat_template.jinja").write_text(template)
+            options = ["--tokenizer", tmp_path / "model"]
+
+        def tool(letter):
+            return {"type": "function", "function": {"name": letter * 30, "parameters": {"type": "object"}}}
+
+        def picture(letter):
+            part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{letter * 40}"}}
+            return [{"role": "user", "content": [part, {"type": "text", "text": question["content"]}]}]
+
+        for ask in (
+            lambda letter: {"messages": [question], "tools": [tool(letter)]},
+            lambda letter: {"messages": [question], "system": letter * 200},
+            lambda letter: {"body": {"input": question["content"], "instructions": letter * 200}},
+            lambda letter: {"messages": picture(letter)},
+        ):
+            shares = []
+            for second in "ab":
+                file = written(tmp_path / "chat.jsonl", [ask("a"), ask(second)])
+                (run,) = figures(capsys, file, "--capacity", "inf", *options)["runs"]
+                shares.append(run["token_hit_rate"])
+            assert shares[0] > 0.45
+            assert shares[1] < 0.05
 
 
 @pytest.mark.parametrize(
