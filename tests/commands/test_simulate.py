@@ -90,6 +90,17 @@ class TestOutput:
             assert second["capacity_bytes"] == 31 * 32 * 327_680
             assert first["peak_bytes"] <= 10 << 30
 
+    @pytest.mark.parametrize("model", ["llama-3-70b", "gemma-3-27b", None])
+    def test_more_than_the_trace_fills_is_as_much_as_without_limit(self, trace, capsys, model):
+        sizes = ["1000000000GiB"] if model else ["10000000000pages", "1000000000%"]
+        options = ["--model", model] if model else []
+        *runs, unlimited = figures(capsys, trace, "--capacity", *sizes, "inf", "--processes", "1", *options)["runs"]
+        for run in runs:
+            assert run["hit_tokens"] == unlimited["hit_tokens"] > 0
+            assert run["peak_pages"] == unlimited["peak_pages"]
+            assert run["evicted_pages"] == 0
+            assert run["capacity_pages"] > 10**6
+
     def test_faults_are_told_and_left_out(self, tmp_path, capsys):
         lines = [json.dumps(row) for row in block_rows(5)]
         file = tmp_path / "trace.jsonl"
@@ -154,8 +165,14 @@ class TestOutput:
         (["--capacity", "0"], "less than a page"),
         (["--capacity", "much"], "is not a size"),
         (["--capacity", "1GiB"], "give --model"),
+        (["--capacity", "9" * 310 + "GiB"], "is not a size"),
+        (["--capacity", "9" * 300 + "TiB"], "is not a size"),
+        (["--capacity", "9" * 20 + "GiB", "--model", "llama-3-70b"], "larger than any cache"),
         (["--ttl", "-1"], "must be positive"),
+        (["--ttl", "nan"], "must be positive"),
+        (["--ttl", "inf"], "must be positive"),
         (["--replicas", "0"], "not a positive whole number"),
+        (["--replicas", "100000"], "simulate at most 1024"),
         (["--routing", "random"], "invalid choice"),
         (["--prefill-rate", "5"], "needs both"),
         (["--prefill-rate", "0", "--decode-rate", "5"], "must be positive"),

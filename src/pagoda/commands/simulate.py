@@ -50,7 +50,7 @@ def run(arguments: Namespace) -> int:
     workload = _prepare(arguments, trace, model)
     settings = _settings(arguments)
     _check_times(arguments, trace)
-    capacities = Capacities(workload, model, settings.max_num_seqs if timing else 1)
+    capacities = Capacities(workload, model, settings.max_num_seqs if timing else None, settings.num_replicas)
     wanted = [capacities.read(text) for text in _listed(arguments.capacity or USUAL)]
     runs = [Run(policy, capacity) for policy in _policies(arguments) for capacity in wanted]
     with _progress(console, len(runs) * len(workload.requests), "simulating") as tell:

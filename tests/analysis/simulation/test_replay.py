@@ -139,6 +139,31 @@ class TestOptimum:
         for policy in ("lru", "sieve", "s3-fifo"):
             assert hits(workload, capacity, policy=policy).num_hit_tokens <= bound.num_hit_tokens
 
+    def test_what_is_not_used_within_the_lifetime_is_forgotten_though_there_is_room(self, tmp_path):
+        rows = [
+            {"timestamp": at * 1000, "input_length": 2 * BLOCK, "hash_ids": hashes}
+            for at, hashes in ((0, [1, 2]), (5, [1, 3]), (14, [1, 3]), (16, [1, 2]), (100, [1, 2]))
+        ]
+        requests = workload(tmp_path, rows)
+        counts = hits(requests, 99, run=optimum, policy="belady", ttl_seconds=10)
+        assert counts.hit_tokens.tolist() == [0, BLOCK, 2 * BLOCK, BLOCK, 0]
+        same = hits(requests, 99, ttl_seconds=10)
+        assert counts.hit_tokens == same.hit_tokens
+        # Block 2 lies for 16 s; then all three, of which only two come back, for 74 s and more.
+        assert counts.evicted_pages["expired"] == same.evicted_pages["expired"] == 4
+        assert counts.evicted_pages["room"] == 0
+
+    @pytest.mark.parametrize("num_pages", [25, 60, 10**4])
+    @pytest.mark.parametrize("ttl_seconds", [0.5, 3, 20])
+    def test_it_bounds_others_with_the_same_lifetime(self, tmp_path, num_pages, ttl_seconds):
+        requests = workload(tmp_path, block_rows(300))
+        bound = hits(requests, num_pages, run=optimum, policy="belady", ttl_seconds=ttl_seconds)
+        longest = hits(requests, num_pages, ttl_seconds=ttl_seconds * 1.01)
+        found = hits(requests, num_pages, ttl_seconds=ttl_seconds)
+        assert found.num_hit_tokens <= bound.num_hit_tokens
+        if num_pages == 10**4:
+            assert bound.num_hit_tokens <= longest.num_hit_tokens
+
 
 def most_hits(paths: list[list[str]], capacity: int) -> int:
     """By trying all that can be kept."""

@@ -300,6 +300,11 @@ class TestFaults:
             ('{"input_length": true, "hash_ids": []}', "input_length is True"),
             ('{"input_length": NaN, "hash_ids": []}', "input_length is nan"),
             ('{"input_length": 1e300, "hash_ids": []}', "input_length is 1e+300"),
+            ('{"input_length": 2147483647, "hash_ids": []}', "input_length is 2147483647; no model has more than"),
+            (
+                '{"input_length": 5, "output_length": 2147483647, "hash_ids": []}',
+                "output_length is 2147483647; no model",
+            ),
             ('{"input_length": 0, "hash_ids": []}', "its prompt is empty"),
             ('{"input_length": 600, "hash_ids": "ab"}', "hash_ids is 'ab'; it must be a list"),
             ('{"input_length": 600, "hash_ids": [1, null]}', "hash_ids has None"),

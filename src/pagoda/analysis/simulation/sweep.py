@@ -57,10 +57,10 @@ class Sweep:
         capacity = run.capacity
         settings = replace(self.settings, policy=run.policy, memory=capacity.memory, page_nbytes=capacity.page_nbytes)
         if run.policy == OPTIMUM:
-            return optimum(self.workload, settings, capacity.num_pages, tell)
+            return optimum(self.workload, settings, capacity.num_simulated, tell)
         if self.timing is not None:
-            return simulate(self.workload, settings, capacity.num_pages, self.timing, tell)
-        return replay(self.workload, settings, capacity.num_pages, tell)
+            return simulate(self.workload, settings, capacity.num_simulated, self.timing, tell)
+        return replay(self.workload, settings, capacity.num_simulated, tell)
 
 
 def sweep(
