@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from analysis.counting import flat_lru, unlimited
 from analysis.synthetic import BLOCK, block_rows, read, written
+from pagoda.analysis.simulation.certain import nothing_found
 from pagoda.analysis.simulation.optimum import optimum
 from pagoda.analysis.simulation.replay import replay
 from pagoda.analysis.simulation.settings import Settings
 from pagoda.analysis.traces.trace import Kind, Trace, TracedRequest
-from pagoda.analysis.traces.workload import prepare, working_set
+from pagoda.analysis.traces.workload import prepare, shares_nothing, working_set
 
 # Beside a checkout, where there is one.
 SHARED = "shared/data/traces/mooncake_conversation_trace.jsonl.gz"
@@ -71,6 +72,35 @@ def unlimited_chained(rows):
         found.append(min(num_blocks * BLOCK, row["input_length"]))
         seen.update(hashes)
     return found
+
+
+class TestNothingInCommon:
+    @pytest.mark.parametrize("num_pages", [3, 8, 10**4])
+    def test_what_is_certain_is_what_a_replay_counts(self, tmp_path, num_pages):
+        rows = [{"input_length": BLOCK * (1 + number % 7)} for number in range(40)]
+        named = [
+            {**row, "hash_ids": [f"{number}/{part}" for part in range(1 + number % 7)]}
+            for number, row in enumerate(rows)
+        ]
+        for each in (rows, named):
+            requests = workload(tmp_path, each)
+            assert shares_nothing(requests)
+            certain, tried = nothing_found(requests, num_pages), hits(requests, num_pages)
+            for name in (
+                "hit_tokens",
+                "num_too_long",
+                "num_refused_tokens",
+                "num_prompt_tokens",
+                "num_computed_tokens",
+            ):
+                assert getattr(certain, name) == getattr(tried, name)
+            assert working_set(requests) == (sum(1 + number % 7 for number in range(40)), 0)
+
+    def test_one_common_begin_is_enough(self, tmp_path):
+        rows = [{"input_length": 2 * BLOCK, "hash_ids": [number % 39, f"{number}"]} for number in range(40)]
+        assert not shares_nothing(workload(tmp_path, rows))
+        apart = [{**row, "tenant": str(number)} for number, row in enumerate(rows)]
+        assert shares_nothing(workload(tmp_path, apart))
 
 
 class TestLeastRecentlyUsed:

@@ -22,6 +22,7 @@ OUTPUT_LENGTHS = (
     *("outputlength", "outputtokens", "generatedtokens", "completiontokens", "responsetokens"),
     *("numdecodetokens", "outputlen", "maxtokens", "maxcompletiontokens"),
 )
+CACHED_TOKENS = ("cachedtokens",)
 SECONDS = ("arrivedat", "arrivaltime", "time", "arrivalseconds")
 MILLISECONDS = ("arrivalms", "timestampms")
 TIMESTAMPS = ("timestamp",)  # in the unit of the kind of file
