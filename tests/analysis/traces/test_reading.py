@@ -75,6 +75,20 @@ class TestBlocks:
         assert trace.unit_tokens == size
         assert [len(request.prompt) for request in trace.requests] == [-(-length // size) for length in lengths]
 
+    def test_of_two_sizes_that_fit_the_one_with_a_hash_for_every_block_is_taken(self, tmp_path):
+        """300 tokens and 2 hashes are blocks of 256, and could be of 128 the last of which has none."""
+        rows = [{"input_length": 300, "hash_ids": [1, number]} for number in range(6)]
+        trace = read_rows(tmp_path, rows)
+        assert trace.unit_tokens == 256
+        assert {len(request.prompt) for request in trace.requests} == {2}
+
+    @pytest.mark.parametrize("length", [100, 1024, 5000])
+    def test_rows_without_hashes_tell_no_size(self, tmp_path, length):
+        empty = {"input_length": length, "hash_ids": []}
+        assert read_rows(tmp_path, [empty, empty]).unit_tokens == BLOCK
+        rows = [{"input_length": 64 * n + 3, "hash_ids": [*range(n + 1)]} for n in range(2, 9)]
+        assert read_rows(tmp_path, [empty, *rows]).unit_tokens == 64
+
     def test_blocks_without_a_hash_are_found_by_nobody(self, tmp_path):
         rows = [{"input_length": 700, "hash_ids": [5]}, {"input_length": 700, "hash_ids": [5]}]
         first, second = read_rows(tmp_path, rows, block_tokens=BLOCK).requests
