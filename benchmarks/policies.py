@@ -114,7 +114,7 @@ def read(file: Path, page_tokens: int) -> Workload:
 
 
 def run(workload: Workload) -> list[Outcome]:
-    read_capacity = Capacities(workload, None, 1).read
+    read_capacity = Capacities(workload, None).read
     runs = [Run(policy, read_capacity(text)) for policy in policies() for text in CAPACITIES]
     return sweep(Sweep(workload, Settings()), runs, lambda _: None)
 

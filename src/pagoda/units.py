@@ -6,7 +6,7 @@ Knows numbers and text only. Every command, log line and report that shows a siz
 from __future__ import annotations
 
 import re
-from math import isinf
+from math import inf, isinf
 
 from pagoda.errors import ConfigError
 
@@ -27,9 +27,10 @@ def format_nbytes(nbytes: float) -> str:
 def parse_nbytes(text: str) -> int:
     """'512MiB', '4G' and '1073741824' as bytes. All units are powers of 1024."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
-    if match is None or isinf(float(match[1])):
+    nbytes = inf if match is None else float(match[1]) * 1024.0 ** " kmgt".index(match[2] or " ")
+    if isinf(nbytes):
         raise ConfigError(f"{text!r} is not a size; write bytes, or a number with a unit such as 512MiB or 4G.")
-    return int(float(match[1]) * 1024 ** " kmgt".index(match[2] or " "))
+    return int(nbytes)
 
 
 def parse_bandwidth(text: str) -> float:

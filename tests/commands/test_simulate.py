@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 from analysis.synthetic import block_rows, written
 from pagoda.cli import main
+from pagoda.commands.trace_texts import EMBEDDED_MODEL
 
 
 @pytest.fixture
@@ -61,6 +63,106 @@ class TestOutput:
         assert picture.read_bytes() == before
         assert simulate(*options, "--force") == 0
 
+    def test_rows_to_standard_output(self, trace, capsys, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert simulate(trace, "--capacity", "20%", "inf", "--csv", "-", "--processes", "1") == 0
+        rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+        assert [row["capacity"] for row in rows] == ["20%", "inf"]
+        assert not (tmp_path / "-").exists()
+        assert simulate(trace, "--csv", "-", "--json") == 2
+        assert "both go to standard output" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("option", ["--csv", "--plot"])
+    def test_what_is_read_is_not_written_over(self, trace, tmp_path, capsys, option):
+        link = tmp_path / "link.png"
+        link.symlink_to(trace)
+        rates = tmp_path / "rates.png"
+        rates.write_text("{}")
+        for file, more in ((link, []), (rates, ["--rates", rates])):
+            before = file.read_bytes()
+            assert simulate(trace, option, file, "--force", *more) == 2
+            assert "is read by this command; name another file" in capsys.readouterr().err
+            assert file.read_bytes() == before
+
+    def test_two_outputs_are_two_files(self, trace, tmp_path, capsys):
+        file = tmp_path / "x.png"
+        assert simulate(trace, "--csv", file, "--plot", file) == 2
+        assert "both write" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("options", "num_timed"),
+        [(["--model", "llama-3-70b"], 3), (["--policy", "all"], 3 * 7), (["--policy", "lru"], 3)],
+    )
+    def test_a_table_has_every_figure_within_80_columns(self, trace, capsys, options, num_timed):
+        rates = ["--prefill-rate", "20000", "--decode-rate", "31", "--ttl", "3", "--request-rate", "2"]
+        assert simulate(trace, *options, *rates, "--capacity", "20pages", "40%", "inf") == 0
+        _, *lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= 80
+        assert not any("…" in line for line in lines)
+        shown = " ".join(lines)
+        for heading in ("tokens found", "expired", "too long", "first token p50", "p90", "p99", "output", "sent back"):
+            assert shown.count(heading) == 1
+        assert shown.count("tokens/s") == num_timed
+
+    def test_that_nothing_can_be_found_is_told_and_not_tried(self, tmp_path, capsys):
+        """Of lengths, and of prompts that have nothing in common."""
+        rows = [{"timestamp": 9, "input_length": 2000, "output_length": 9} for _ in range(9)]
+        other = [{**row, "hash_ids": [4 * number + part for part in range(4)]} for number, row in enumerate(rows)]
+        for each, why in ((rows, "how long prompts are"), (other, "begin with the same block")):
+            file = written(tmp_path / "trace.jsonl", each)
+            found = figures(capsys, file, "--capacity", "2pages", "inf")
+            assert why in found["note"]
+            assert "nothing was replayed" in found["note"]
+            assert [run["evicted_pages"] for run in found["runs"]] == [None, None]
+            assert [run["too_long_requests"] for run in found["runs"]] == [9, 0]
+            assert [run["computed_tokens"] for run in found["runs"]] == [0, 18_000]
+            assert simulate(file) == 0
+            assert "Nothing can be found" in capsys.readouterr().out
+            timed = figures(capsys, file, "--capacity", "inf", "--prefill-rate", "9", "--decode-rate", "9")
+            assert "nothing was replayed" not in timed["note"]
+            assert timed["runs"][0]["output_tokens"] == 81
+        assert figures(capsys, written(file, block_rows(9)), "--capacity", "inf")["note"] is None
+
+    def test_requests_that_do_not_say_when_they_came(self, tmp_path, capsys):
+        rows = block_rows(6)
+        for number, row in enumerate(rows):
+            row["timestamp"] = f"2024-05-01T10:00:0{number}Z"
+        del rows[2]["timestamp"]
+        rates = ("--prefill-rate", "50000", "--decode-rate", "50", "--capacity", "inf")
+        file = written(tmp_path / "trace.jsonl", rows)
+        assert simulate(file, *rates, "--json") == 0
+        out, error = capsys.readouterr()
+        found = json.loads(out)
+        assert found["trace"]["requests_without_time"] == 1
+        assert 5 < found["runs"][0]["duration_seconds"] < 10
+        assert "1 of 6 requests do not say when they came: each comes with the one before it" in error
+        for row in rows:
+            row.pop("timestamp", None)
+        assert simulate(written(file, rows), *rates) == 0
+        assert "does not say when requests came: all are there at once" in capsys.readouterr().err
+
+    def test_what_the_server_found_stands_beside_a_request_log(self, tmp_path, capsys):
+        def line(name, cached):
+            return {
+                "log": "pagoda.requests/1",
+                "input_length": 40,
+                "output_length": 1,
+                "cached_tokens": cached,
+                "page_tokens": 32,
+                "pages": ["same"],
+                "prompt_tail": name,
+                "tail": name,
+            }
+
+        file = written(tmp_path / "log.jsonl", [line("a", 0), line("b", 36), {**line("c", None)}, line("d", 41)])
+        found = figures(capsys, file, "--capacity", "inf")
+        assert found["trace"]["server_hit_tokens"] == 36
+        assert found["trace"]["server_prompt_tokens"] == 80
+        assert found["runs"][0]["hit_tokens"] == 64
+        assert found["trace"]["faults"] == [{"line": 4, "problem": "cached_tokens is 41, and its prompt has 40"}]
+        assert simulate(file, "--capacity", "inf") == 0
+        assert "the server itself found 36 of 80 prompt tokens (45.00%)" in capsys.readouterr().out
+
     def test_times_of_a_timed_run(self, trace, capsys):
         rates = ("--prefill-rate", "50000", "--decode-rate", "50")
         (run,) = figures(capsys, trace, "--capacity", "inf", *rates)["runs"]
@@ -88,6 +190,17 @@ class TestOutput:
             assert second["capacity_bytes"] == 31 * 32 * 327_680
             assert first["peak_bytes"] <= 10 << 30
 
+    @pytest.mark.parametrize("model", ["llama-3-70b", "gemma-3-27b", None])
+    def test_more_than_the_trace_fills_is_as_much_as_without_limit(self, trace, capsys, model):
+        sizes = ["1000000000GiB"] if model else ["10000000000pages", "1000000000%"]
+        options = ["--model", model] if model else []
+        *runs, unlimited = figures(capsys, trace, "--capacity", *sizes, "inf", "--processes", "1", *options)["runs"]
+        for run in runs:
+            assert run["hit_tokens"] == unlimited["hit_tokens"] > 0
+            assert run["peak_pages"] == unlimited["peak_pages"]
+            assert run["evicted_pages"] == 0
+            assert run["capacity_pages"] > 10**6
+
     def test_faults_are_told_and_left_out(self, tmp_path, capsys):
         lines = [json.dumps(row) for row in block_rows(5)]
         file = tmp_path / "trace.jsonl"
@@ -111,6 +224,39 @@ class TestOutput:
         assert run["requests"] == 4
         assert run["token_hit_rate"] > 0.6
 
+    @pytest.mark.parametrize(
+        "template", [None, "{% for each in messages %}<{{each.role}}>{{each.content}}{% endfor %}"]
+    )
+    def test_texts_that_differ_before_their_common_end_share_nothing(self, tmp_path, capsys, template):
+        """Whatever the difference is in, and whether the template shows tools or not."""
+        question = {"role": "user", "content": "and here is a long question about what came before it " * 20}
+        options = []
+        if template is not None:
+            shutil.copytree(EMBEDDED_MODEL, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+            (tmp_path / "model" / "chat_template.jinja").write_text(template)
+            options = ["--tokenizer", tmp_path / "model"]
+
+        def tool(letter):
+            return {"type": "function", "function": {"name": letter * 30, "parameters": {"type": "object"}}}
+
+        def picture(letter):
+            part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{letter * 40}"}}
+            return [{"role": "user", "content": [part, {"type": "text", "text": question["content"]}]}]
+
+        for ask in (
+            lambda letter: {"messages": [question], "tools": [tool(letter)]},
+            lambda letter: {"messages": [question], "system": letter * 200},
+            lambda letter: {"body": {"input": question["content"], "instructions": letter * 200}},
+            lambda letter: {"messages": picture(letter)},
+        ):
+            shares = []
+            for second in "ab":
+                file = written(tmp_path / "chat.jsonl", [ask("a"), ask(second)])
+                (run,) = figures(capsys, file, "--capacity", "inf", *options)["runs"]
+                shares.append(run["token_hit_rate"])
+            assert shares[0] > 0.45
+            assert shares[1] < 0.05
+
 
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -119,8 +265,14 @@ class TestOutput:
         (["--capacity", "0"], "less than a page"),
         (["--capacity", "much"], "is not a size"),
         (["--capacity", "1GiB"], "give --model"),
+        (["--capacity", "9" * 310 + "GiB"], "is not a size"),
+        (["--capacity", "9" * 300 + "TiB"], "is not a size"),
+        (["--capacity", "9" * 20 + "GiB", "--model", "llama-3-70b"], "larger than any cache"),
         (["--ttl", "-1"], "must be positive"),
+        (["--ttl", "nan"], "must be positive"),
+        (["--ttl", "inf"], "must be positive"),
         (["--replicas", "0"], "not a positive whole number"),
+        (["--replicas", "100000"], "simulate at most 1024"),
         (["--routing", "random"], "invalid choice"),
         (["--prefill-rate", "5"], "needs both"),
         (["--prefill-rate", "0", "--decode-rate", "5"], "must be positive"),

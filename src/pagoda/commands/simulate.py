@@ -15,29 +15,29 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from pagoda.analysis.simulation.capacity import USUAL, Capacities
 from pagoda.analysis.simulation.curves import check_file, draw
 from pagoda.analysis.simulation.pages import ModelPages
 from pagoda.analysis.simulation.rates import Rates, measured_rates
 from pagoda.analysis.simulation.report import Row, document
-from pagoda.analysis.simulation.settings import OPTIMUM, Settings, policies
+from pagoda.analysis.simulation.settings import Settings, policies
 from pagoda.analysis.simulation.sweep import Run, Sweep, sweep
 from pagoda.analysis.simulation.timed import Timing
 from pagoda.analysis.source import describe
 from pagoda.analysis.traces.reading import ReadOptions, read_trace
 from pagoda.analysis.traces.trace import Kind, Trace
 from pagoda.analysis.traces.workload import Workload, prepare
+from pagoda.commands.simulate_table import tables
 from pagoda.config import EngineConfig
 from pagoda.errors import ConfigError
 from pagoda.server.ground.options import ServerOptions
 from pagoda.server.ground.tenants import Tenants
-from pagoda.units import format_nbytes, format_rate, format_seconds
 
 USUAL_PAGE_TOKENS = EngineConfig.block_size
 MOST_SHOWN = 5  # lines that were skipped
-WIDE = 200  # characters, for who reads a file
+NARROW = 80  # characters, where nobody knows how wide the screen is
+STANDARD_OUTPUT = Path("-")
 
 
 def run(arguments: Namespace) -> int:
@@ -47,10 +47,11 @@ def run(arguments: Namespace) -> int:
     timing, model = _timing(arguments), _model(arguments)
     trace = _read(arguments, console)
     _report_faults(trace)
+    _report_times(arguments, trace, timing)
     workload = _prepare(arguments, trace, model)
     settings = _settings(arguments)
     _check_times(arguments, trace)
-    capacities = Capacities(workload, model, settings.max_num_seqs if timing else 1)
+    capacities = Capacities(workload, model, settings.max_num_seqs if timing else None, settings.num_replicas)
     wanted = [capacities.read(text) for text in _listed(arguments.capacity or USUAL)]
     runs = [Run(policy, capacity) for policy in _policies(arguments) for capacity in wanted]
     with _progress(console, len(runs) * len(workload.requests), "simulating") as tell:
@@ -61,14 +62,25 @@ def run(arguments: Namespace) -> int:
 
 
 def _check_files(arguments: Namespace) -> None:
-    """What would only fail after all the work."""
+    """What would only fail after all the work, or destroy what is read."""
     if arguments.plot is not None:
         check_file(arguments.plot)
-    for file in (arguments.plot, arguments.csv):
-        if file is not None and file.exists() and not arguments.force:
-            raise ConfigError(f"{file} exists; name another file, or say --force to write over it.")
-        if file is not None and not file.parent.is_dir():
+    if arguments.csv == STANDARD_OUTPUT and arguments.json:
+        raise ConfigError("--csv - and --json both go to standard output; name a file for one of them.")
+    written = [file for file in (arguments.plot, arguments.csv) if file not in (None, STANDARD_OUTPUT)]
+    for file in written:
+        if not file.parent.is_dir():
             raise ConfigError(f"There is no directory {file.parent}; make it, or name another file.")
+        if any(_is_same(file, read) for read in (arguments.trace, arguments.rates, arguments.tenants, arguments.model)):
+            raise ConfigError(f"{file} is read by this command; name another file to write.")
+        if file.exists() and not arguments.force:
+            raise ConfigError(f"{file} exists; name another file, or say --force to write over it.")
+    if len(written) > 1 and written[0].resolve() == written[1].resolve():
+        raise ConfigError(f"--plot and --csv both write {written[0]}; name another file for one of them.")
+
+
+def _is_same(file: Path, other: Path | str | None) -> bool:
+    return other is not None and file.exists() and Path(other).exists() and file.samefile(other)
 
 
 def _timing(arguments: Namespace) -> Timing | None:
@@ -147,6 +159,17 @@ def _report_faults(trace: Trace) -> None:
         sys.stderr.write(f"  and {number - MOST_SHOWN} more\n")
 
 
+def _report_times(arguments: Namespace, trace: Trace, timing: Timing | None) -> None:
+    number = trace.num_without_time
+    if timing is None or arguments.request_rate is not None or not number:
+        return
+    if number == len(trace.requests):
+        sys.stderr.write("warning: the trace does not say when requests came: all are there at once\n")
+    else:
+        sys.stderr.write(f"warning: {number} of {len(trace.requests)} requests do not say when they came: each comes ")
+        sys.stderr.write("with the one before it\n")
+
+
 def _prepare(arguments: Namespace, trace: Trace, model: ModelPages | None) -> Workload:
     """Pages as the trace has them, unless another size is asked for or a model has its own."""
     own = trace.unit_tokens if trace.kind in (Kind.BLOCKS, Kind.PAGES) and model is None else USUAL_PAGE_TOKENS
@@ -199,16 +222,33 @@ class Tell(Protocol):
 
 def _write(arguments: Namespace, found: Row) -> None:
     rows = found["runs"]
-    if arguments.csv is not None:
-        _write_text(arguments.csv, _csv(rows))
     if arguments.plot is not None:
         draw(rows, _title(arguments, found), arguments.plot)
+    if arguments.csv == STANDARD_OUTPUT:
+        sys.stdout.write(_csv(rows))
+        return
+    if arguments.csv is not None:
+        _write_text(arguments.csv, _csv(rows))
     if arguments.json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
         return
-    console = Console(width=None if sys.stdout.isatty() else WIDE)
-    console.print(_title(arguments, found), highlight=False, soft_wrap=True)
-    console.print(_table(rows))
+    _show(arguments, found)
+
+
+def _show(arguments: Namespace, found: Row) -> None:
+    """Tables with what to know of them, for people."""
+    width = Console().width if sys.stdout.isatty() else NARROW
+    lines = filter(None, (_title(arguments, found), _served(found), found["note"]))
+    sys.stdout.write("\n".join(lines) + "\n" + "\n\n".join(tables(found["runs"], width)) + "\n")
+
+
+def _served(found: Row) -> str | None:
+    """What stands beside the figures of a request log."""
+    prompt_tokens, hit_tokens = found["trace"]["server_prompt_tokens"], found["trace"]["server_hit_tokens"]
+    if prompt_tokens is None:
+        return None
+    share = hit_tokens / prompt_tokens
+    return f"the server itself found {hit_tokens:,} of {prompt_tokens:,} prompt tokens ({share:.2%})"
 
 
 def _title(arguments: Namespace, found: Row) -> str:
@@ -233,39 +273,3 @@ def _csv(rows: Sequence[Row]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _table(rows: Sequence[Row]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    is_timed = any("ttft_p50_seconds" in row for row in rows)
-    has_bytes = any(row["capacity_bytes"] is not None for row in rows)
-    headings = ["policy", "capacity", "pages", *["memory"] * has_bytes, "tokens found", "of requests", "evicted"]
-    headings += ["expired"] * any(row["evicted_expired_pages"] for row in rows)
-    headings += ["too long"] * any(row["too_long_requests"] for row in rows)
-    headings += ["first token p50", "p90", "p99", "output", "sent back"] * is_timed
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "policy" else "right")
-    for row in rows:
-        table.add_row(*(_cells(row, set(headings))))
-    return table
-
-
-def _cells(row: Row, headings: set[str]) -> Iterator[str]:
-    pages, nbytes = row["capacity_pages"], row["capacity_bytes"]
-    yield row["policy"]
-    yield row["capacity"]
-    yield "unlimited" if pages is None else f"{pages:,}"
-    if "memory" in headings:
-        yield "" if nbytes is None else format_nbytes(nbytes)
-    yield f"{row['token_hit_rate']:.2%}"
-    yield f"{row['mean_request_hit_rate']:.2%}"
-    yield f"{row['evicted_room_pages']:,}"
-    if "expired" in headings:
-        yield f"{row['evicted_expired_pages']:,}"
-    if "too long" in headings:
-        yield f"{row['too_long_requests']:,}"
-    if "sent back" in headings and row["policy"] != OPTIMUM:
-        for percent in (50, 90, 99):
-            yield format_seconds(row[f"ttft_p{percent}_seconds"])
-        yield format_rate(row["output_tokens_per_second"], "tokens")
-        yield f"{row['preemptions']:,}"

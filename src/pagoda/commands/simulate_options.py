@@ -81,7 +81,7 @@ def _add_time(parser: ArgumentParser) -> None:
 def _add_output(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("output").add_argument
     add("--json", action="store_true", help="print every figure as JSON")
-    add("--csv", type=Path, metavar="FILE", help="write a row for each run")
+    add("--csv", type=Path, metavar="FILE", help="write a row for each run (-: to standard output)")
     add("--plot", type=Path, metavar="FILE", help="draw the curves (needs the plot extra)")
     add("--force", action="store_true", help="write over files")
     add("--processes", type=_positive, metavar="N", help="runs at once (default: one per processor)")

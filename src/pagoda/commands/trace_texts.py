@@ -5,14 +5,15 @@ Needs neither torch nor the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from pagoda.analysis.traces.messages import Message, Tool, tools_as_text
 from pagoda.chat.options import ChatOptions
-from pagoda.chat.renderer import ChatRenderer
+from pagoda.chat.renderer import ChatRenderer, takes_tools
 from pagoda.errors import ConfigError
 from pagoda.models.plain_tokenizer import PlainTokenizer, load_plain_tokenizer
+from pagoda.server.asked.template_words import complete_tool
 from pagoda.tokenizing import encode
 
 EMBEDDED_MODEL = Path(__file__).parent.parent / "assets" / "tiny"
@@ -29,8 +30,13 @@ class TraceTokens:
     def of_text(self, text: str) -> list[int]:
         return self._encoded(text, add_special_tokens=True)
 
-    def of_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        return self._encoded(self._renderer.render(messages, ChatOptions()), add_special_tokens=False)
+    def of_chat(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
+        template = self._renderer.template(ChatOptions(tools=tools))
+        if tools and not takes_tools(template):
+            # A server refuses them; whoever sent them had another template, which showed them before all else.
+            messages, tools = [{"role": "system", "content": tools_as_text(tools)}, *messages], ()
+        tools = [complete_tool(each, template) for each in tools]
+        return self._encoded(self._renderer.render(messages, ChatOptions(tools=tools)), add_special_tokens=False)
 
     def of_answer(self, text: str) -> list[int]:
         return self._encoded(text, add_special_tokens=False)

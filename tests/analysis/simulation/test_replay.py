@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from analysis.counting import flat_lru, unlimited
 from analysis.synthetic import BLOCK, block_rows, read, written
+from pagoda.analysis.simulation.certain import nothing_found
 from pagoda.analysis.simulation.optimum import optimum
 from pagoda.analysis.simulation.replay import replay
 from pagoda.analysis.simulation.settings import Settings
 from pagoda.analysis.traces.trace import Kind, Trace, TracedRequest
-from pagoda.analysis.traces.workload import prepare, working_set
+from pagoda.analysis.traces.workload import prepare, shares_nothing, working_set
 
 # Beside a checkout, where there is one.
 SHARED = "shared/data/traces/mooncake_conversation_trace.jsonl.gz"
@@ -71,6 +72,35 @@ def unlimited_chained(rows):
         found.append(min(num_blocks * BLOCK, row["input_length"]))
         seen.update(hashes)
     return found
+
+
+class TestNothingInCommon:
+    @pytest.mark.parametrize("num_pages", [3, 8, 10**4])
+    def test_what_is_certain_is_what_a_replay_counts(self, tmp_path, num_pages):
+        rows = [{"input_length": BLOCK * (1 + number % 7)} for number in range(40)]
+        named = [
+            {**row, "hash_ids": [f"{number}/{part}" for part in range(1 + number % 7)]}
+            for number, row in enumerate(rows)
+        ]
+        for each in (rows, named):
+            requests = workload(tmp_path, each)
+            assert shares_nothing(requests)
+            certain, tried = nothing_found(requests, num_pages), hits(requests, num_pages)
+            for name in (
+                "hit_tokens",
+                "num_too_long",
+                "num_refused_tokens",
+                "num_prompt_tokens",
+                "num_computed_tokens",
+            ):
+                assert getattr(certain, name) == getattr(tried, name)
+            assert working_set(requests) == (sum(1 + number % 7 for number in range(40)), 0)
+
+    def test_one_common_begin_is_enough(self, tmp_path):
+        rows = [{"input_length": 2 * BLOCK, "hash_ids": [number % 39, f"{number}"]} for number in range(40)]
+        assert not shares_nothing(workload(tmp_path, rows))
+        apart = [{**row, "tenant": str(number)} for number, row in enumerate(rows)]
+        assert shares_nothing(workload(tmp_path, apart))
 
 
 class TestLeastRecentlyUsed:
@@ -138,6 +168,31 @@ class TestOptimum:
         bound = hits(workload, capacity, run=optimum, policy="belady")
         for policy in ("lru", "sieve", "s3-fifo"):
             assert hits(workload, capacity, policy=policy).num_hit_tokens <= bound.num_hit_tokens
+
+    def test_what_is_not_used_within_the_lifetime_is_forgotten_though_there_is_room(self, tmp_path):
+        rows = [
+            {"timestamp": at * 1000, "input_length": 2 * BLOCK, "hash_ids": hashes}
+            for at, hashes in ((0, [1, 2]), (5, [1, 3]), (14, [1, 3]), (16, [1, 2]), (100, [1, 2]))
+        ]
+        requests = workload(tmp_path, rows)
+        counts = hits(requests, 99, run=optimum, policy="belady", ttl_seconds=10)
+        assert counts.hit_tokens.tolist() == [0, BLOCK, 2 * BLOCK, BLOCK, 0]
+        same = hits(requests, 99, ttl_seconds=10)
+        assert counts.hit_tokens == same.hit_tokens
+        # Block 2 lies for 16 s; then all three, of which only two come back, for 74 s and more.
+        assert counts.evicted_pages["expired"] == same.evicted_pages["expired"] == 4
+        assert counts.evicted_pages["room"] == 0
+
+    @pytest.mark.parametrize("num_pages", [25, 60, 10**4])
+    @pytest.mark.parametrize("ttl_seconds", [0.5, 3, 20])
+    def test_it_bounds_others_with_the_same_lifetime(self, tmp_path, num_pages, ttl_seconds):
+        requests = workload(tmp_path, block_rows(300))
+        bound = hits(requests, num_pages, run=optimum, policy="belady", ttl_seconds=ttl_seconds)
+        longest = hits(requests, num_pages, ttl_seconds=ttl_seconds * 1.01)
+        found = hits(requests, num_pages, ttl_seconds=ttl_seconds)
+        assert found.num_hit_tokens <= bound.num_hit_tokens
+        if num_pages == 10**4:
+            assert bound.num_hit_tokens <= longest.num_hit_tokens
 
 
 def most_hits(paths: list[list[str]], capacity: int) -> int:

@@ -61,7 +61,12 @@ class TestTimes:
         ]
         counts = timed(requests_of(tmp_path, rows), step_tokens=4096)
         assert counts.hit_tokens.tolist() == [0, 2 * BLOCK - 1]
-        assert sorted(counts.times.ttft_seconds) == pytest.approx([0.1, 2 * BLOCK / 1000]), "a single token is a decode"
+        assert sorted(counts.times.ttft_seconds) == pytest.approx([1 / 1000, 2 * BLOCK / 1000])
+
+    def test_a_prompt_of_one_token_is_a_prompt(self, tmp_path):
+        times = timed(requests_of(tmp_path, lengths((0, 1, 3), (9, 513, 1)))).times
+        assert sorted(times.ttft_seconds) == pytest.approx([0.001, 0.513])
+        assert min(times.e2e_seconds) == pytest.approx(0.001 + 2 * 0.1)
 
     def test_arrivals_out_of_order_are_served_in_time(self, tmp_path):
         counts = timed(requests_of(tmp_path, lengths((30, 100, 1), (10, 200, 1), (20, 300, 1))))

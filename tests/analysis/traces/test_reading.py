@@ -16,8 +16,9 @@ class Letters:
     def of_text(self, text):
         return [ord(each) for each in text]
 
-    def of_chat(self, messages):
-        return self.of_text("".join(f"<{each['role']}>{each['content']}" for each in messages) + "<assistant>")
+    def of_chat(self, messages, tools):
+        shown = "".join(f"<{each['role']}>{each['content']}" for each in messages) + "<assistant>"
+        return self.of_text("".join(f"<tool>{each['function']['name']}" for each in tools) + shown)
 
     def of_answer(self, text):
         return self.of_text(text)
@@ -73,6 +74,20 @@ class TestBlocks:
         trace = read_rows(tmp_path, rows)
         assert trace.unit_tokens == size
         assert [len(request.prompt) for request in trace.requests] == [-(-length // size) for length in lengths]
+
+    def test_of_two_sizes_that_fit_the_one_with_a_hash_for_every_block_is_taken(self, tmp_path):
+        """300 tokens and 2 hashes are blocks of 256, and could be of 128 the last of which has none."""
+        rows = [{"input_length": 300, "hash_ids": [1, number]} for number in range(6)]
+        trace = read_rows(tmp_path, rows)
+        assert trace.unit_tokens == 256
+        assert {len(request.prompt) for request in trace.requests} == {2}
+
+    @pytest.mark.parametrize("length", [100, 1024, 5000])
+    def test_rows_without_hashes_tell_no_size(self, tmp_path, length):
+        empty = {"input_length": length, "hash_ids": []}
+        assert read_rows(tmp_path, [empty, empty]).unit_tokens == BLOCK
+        rows = [{"input_length": 64 * n + 3, "hash_ids": [*range(n + 1)]} for n in range(2, 9)]
+        assert read_rows(tmp_path, [empty, *rows]).unit_tokens == 64
 
     def test_blocks_without_a_hash_are_found_by_nobody(self, tmp_path):
         rows = [{"input_length": 700, "hash_ids": [5]}, {"input_length": 700, "hash_ids": [5]}]
@@ -160,6 +175,62 @@ class TestTexts:
         )
         assert [request.num_output_tokens for request in trace.requests] == [5, 2, 5, 2]
 
+    @pytest.mark.parametrize("name", ["system", "system_prompt", "instructions"])
+    @pytest.mark.parametrize(
+        "value", ["Be brief.", [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]]
+    )
+    def test_instructions_beside_a_prompt_come_before_it(self, tmp_path, name, value):
+        asked = [{"messages": [{"role": "user", "content": "hi"}]}, {"body": {"input": "hi"}}, {"prompt": "hi"}]
+        rows = [{**row, name: value} for row in asked if "body" not in row]
+        rows.append({"body": {"input": "hi", name: value}})
+        assert texts(read_rows(tmp_path, rows)) == ["<system>Be brief.<user>hi<assistant>"] * 3
+
+    @pytest.mark.parametrize(
+        "tools",
+        [
+            [{"type": "function", "function": {"name": "dig", "parameters": {}}}],
+            [{"type": "function", "name": "dig", "parameters": {}}],
+            [{"name": "dig", "input_schema": {}}],
+            '[{"name": "dig", "parameters": {}}]',
+        ],
+    )
+    def test_tools_are_part_of_a_prompt(self, tmp_path, tools):
+        rows = [{"messages": [{"role": "user", "content": "hi"}], "tools": tools}, {"input": "hi", "tools": tools}]
+        assert texts(read_rows(tmp_path, rows)) == ["<tool>dig<user>hi<assistant>"] * 2
+        functions = [{"name": "dig", "parameters": {}}]
+        assert texts(read_rows(tmp_path, [{"prompt": "hi", "functions": functions}])) == [
+            "<tool>dig<user>hi<assistant>"
+        ]
+
+    @pytest.mark.parametrize(
+        "ask",
+        [
+            lambda it: {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": it}}]}]},
+            lambda it: {"messages": [{"role": "user", "content": [{"type": "tool_result", "content": it}]}]},
+            lambda it: {"input": [{"role": "user", "content": [{"type": "input_file", "file_data": it}]}]},
+            lambda it: {"messages": [{"role": "user", "content": [{"type": "input_audio", "text": None, "data": it}]}]},
+            lambda it: {"messages": [{"role": "user", "content": [{"type": "unheard of", "x": {"y": [it]}}]}]},
+            lambda it: {"messages": [{"role": "user", "content": "", "images": [it]}]},
+            lambda it: {"prompt": "", "image": it},
+            lambda it: {"prompt": "", "multi_modal_data": {"image": it}},
+        ],
+    )
+    def test_what_is_no_text_is_told_apart_by_its_content(self, tmp_path, ask):
+        one, same, other = texts(read_rows(tmp_path, [ask("AAAA"), ask("AAAA"), ask("BBBB")]))
+        assert one == same != other
+
+    def test_a_mark_of_a_part_is_not_its_content(self, tmp_path):
+        part = {"type": "image", "source": {"data": "AAAA"}}
+        rows = [
+            {"messages": [{"role": "user", "content": [each]}]}
+            for each in (part, {**part, "cache_control": {"type": "ephemeral"}})
+        ]
+        assert len(set(texts(read_rows(tmp_path, rows)))) == 1
+
+    def test_an_instruction_and_what_it_is_about(self, tmp_path):
+        rows = [{"instruction": "Translate.", "input": "sea", "output": "mare"}, {"instruction": "Sing.", "input": ""}]
+        assert texts(read_rows(tmp_path, rows)) == ["Translate.\n\nsea", "Sing."]
+
     def test_what_ends_with_a_question_is_one_request(self, tmp_path):
         talk = [{"role": name, "content": name} for name in ("user", "assistant", "user")]
         assert len(read_rows(tmp_path, [{"messages": talk}]).requests) == 1
@@ -175,6 +246,10 @@ class TestTexts:
             ({"messages": [{"role": "user", "content": 3}]}, "a message has the content 3"),
             ({"conversations": [{"from": "gpt", "value": "only"}]}, "nobody asks anything in it"),
             ({"conversations": []}, "it has neither a prompt nor messages"),
+            ({"prompt": "hi", "system": 5}, "system is 5; it must be text"),
+            ({"prompt": "hi", "tools": "dig"}, "tools is 'dig'; it must be a list of tools"),
+            ({"prompt": "hi", "tools": [{"function": 5}]}, "it must be a list of tools"),
+            ({"prompt": [1, 2], "system": "Be brief."}, "whose place nobody knows"),
         ],
     )
     def test_what_is_no_request(self, tmp_path, row, problem):
@@ -239,6 +314,11 @@ class TestFaults:
             ('{"input_length": true, "hash_ids": []}', "input_length is True"),
             ('{"input_length": NaN, "hash_ids": []}', "input_length is nan"),
             ('{"input_length": 1e300, "hash_ids": []}', "input_length is 1e+300"),
+            ('{"input_length": 2147483647, "hash_ids": []}', "input_length is 2147483647; no model has more than"),
+            (
+                '{"input_length": 5, "output_length": 2147483647, "hash_ids": []}',
+                "output_length is 2147483647; no model",
+            ),
             ('{"input_length": 0, "hash_ids": []}', "its prompt is empty"),
             ('{"input_length": 600, "hash_ids": "ab"}', "hash_ids is 'ab'; it must be a list"),
             ('{"input_length": 600, "hash_ids": [1, null]}', "hash_ids has None"),

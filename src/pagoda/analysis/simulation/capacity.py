@@ -14,18 +14,21 @@ from pagoda.units import format_nbytes, parse_nbytes
 USUAL = ("1%", "2%", "5%", "10%", "15%", "20%", "35%", "50%", "75%", "inf")
 COUNTED = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(%|pages?|tokens?|)", re.IGNORECASE)
 UNLIMITED = ("inf", "infinite", "unlimited")
+MOST = 1 << 63  # of whatever is counted
+MOST_PAGES = 1 << 26  # of all replicas together; a page that holds no bytes takes some sixty to be told apart
 
 
 @dataclass(frozen=True)
 class Capacity:
     """Of one replica: `num_pages` for all that keeps a whole prefix. `text` is how it was asked for.
 
-    nbytes: if it is known of which model the pages are. memory: the groups of a model that has several kinds.
-    page_nbytes: of a page of each group, where that is known.
+    num_simulated: of these pages, as many as the trace could ever fill. nbytes: if it is known of which model the pages
+    are. memory: the groups of a model of several kinds. page_nbytes: of a page of each group, where that is known.
     """
 
     text: str
     num_pages: int
+    num_simulated: int
     is_unlimited: bool = False
     nbytes: int | None = None
     memory: MemoryPlan | None = None
@@ -33,13 +36,21 @@ class Capacity:
 
 
 class Capacities:
-    """Reads capacities for `workload`, of whose largest requests so many run at once, on pages of `model`."""
+    """Reads capacities for `workload` on pages of `model`, each for so many replicas.
 
-    def __init__(self, workload: Workload, model: ModelPages | None, num_running: int) -> None:
+    In the time model `num_running` of the largest requests run at once, and answers are kept whose tokens nobody knows.
+    """
+
+    def __init__(
+        self, workload: Workload, model: ModelPages | None, num_running: int | None = None, num_replicas: int = 1
+    ) -> None:
         whole, partial = working_set(workload)
         longest = max((workload.num_pages(asked) for asked in workload.requests), default=0)
         self.num_filled = whole + partial
-        self._all = self.num_filled + (longest + 1) * num_running + sum_of_answers(workload)
+        at_once = 1 if num_running is None else min(num_running, len(workload.requests))
+        answers = 0 if num_running is None else sum_of_answers(workload)
+        self._all = self.num_filled + (longest + 1) * at_once + answers
+        self._num_replicas = num_replicas
         self._page_tokens = workload.page_tokens
         self._model = model
 
@@ -52,6 +63,7 @@ class Capacities:
         if counted is None:
             return self._of_nbytes(text, parse_nbytes(wanted))
         number, unit = float(counted[1]), counted[2]
+        _check_number(text, number)
         if unit == "%":
             pages = number / 100 * self.num_filled
         else:
@@ -62,24 +74,40 @@ class Capacities:
 
     def _of_pages(self, text: str, num_pages: int, is_unlimited: bool = False) -> Capacity:
         if self._model is None:
-            return Capacity(text, num_pages, is_unlimited)
+            return Capacity(text, num_pages, self._simulated(text, num_pages), is_unlimited)
         return self._of_model(text, num_pages, num_pages * self._model.page_nbytes, self._model, is_unlimited)
 
     def _of_model(
         self, text: str, num_pages: int, nbytes: int, model: ModelPages, is_unlimited: bool = False
     ) -> Capacity:
         memory = model.plan(nbytes)
-        if memory is not None and is_unlimited:
+        if memory is None:
+            simulated = self._simulated(text, num_pages)
+            return Capacity(text, num_pages, simulated, is_unlimited, nbytes, page_nbytes=model.group_nbytes)
+        if is_unlimited:
             memory = _without_limit(memory, num_pages)
-        if memory is not None:
-            num_pages = max(memory.num_pages)
-        return Capacity(text, num_pages, is_unlimited, nbytes, memory, model.group_nbytes)
+        num_pages, simulated = max(memory.num_pages), self._simulated(text, max(memory.num_pages))
+        return Capacity(
+            text, num_pages, simulated, is_unlimited, nbytes, _clipped(memory, simulated), model.group_nbytes
+        )
+
+    def _simulated(self, text: str, num_pages: int) -> int:
+        """Raises ConfigError for more than can be told apart."""
+        simulated = min(num_pages, self._all)
+        if simulated * self._num_replicas > MOST_PAGES:
+            raise ConfigError(
+                f"A capacity of {text} is {simulated:,} pages in each of {self._num_replicas} replicas, more than the "
+                f"{MOST_PAGES:,} that can be simulated; take larger pages (--block-size), a smaller capacity, fewer "
+                "replicas or the first --requests."
+            )
+        return simulated
 
     def _of_nbytes(self, text: str, nbytes: int) -> Capacity:
         if self._model is None:
             raise ConfigError(
                 f"A capacity of {text} is in bytes, which only pages of a model have; give --model, or tokens or pages."
             )
+        _check_number(text, nbytes)
         num_pages = nbytes // self._model.page_nbytes
         if not num_pages:
             page = format_nbytes(self._model.page_nbytes)
@@ -91,6 +119,17 @@ def _without_limit(memory: MemoryPlan, num_pages: int) -> MemoryPlan:
     """As many pages in every group; of states no more are kept than there are pages."""
     states = memory.states and replace(memory.states, num_slots=num_pages)
     return replace(memory, num_pages=(num_pages,) * len(memory.num_pages), states=states)
+
+
+def _clipped(memory: MemoryPlan, most_pages: int) -> MemoryPlan:
+    """No more of anything than the trace can fill."""
+    states = memory.states and replace(memory.states, num_slots=min(memory.states.num_slots, most_pages))
+    return replace(memory, num_pages=tuple(min(number, most_pages) for number in memory.num_pages), states=states)
+
+
+def _check_number(text: str, number: float) -> None:
+    if number >= MOST:
+        raise ConfigError(f"A capacity of {text} is larger than any cache; write inf for one without limit.")
 
 
 def sum_of_answers(workload: Workload) -> int:

@@ -40,7 +40,7 @@ class Counts:
 
     All requests count, so that runs can be compared: of those that can never fit nothing is found, nor computed.
     `evicted_pages` are by reason; `peak_pages` were filled at some time, of all replicas. Bytes are 0 where nobody
-    knows them.
+    knows them. Where nothing `is_replayed`, as it is certain what would be found, there are neither of these.
     """
 
     hit_tokens: array[int]
@@ -57,6 +57,7 @@ class Counts:
     peak_nbytes: int = 0
     by_replica: list[int] = field(default_factory=list)
     times: Times | None = None
+    is_replayed: bool = True
 
     @classmethod
     def of(cls, num_requests: int) -> Counts:

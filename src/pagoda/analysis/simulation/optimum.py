@@ -15,6 +15,7 @@ out of the cache, as no engine can; so this is a bound, not a policy.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from itertools import accumulate
@@ -27,6 +28,7 @@ from pagoda.cache.prefix.held import Reason
 from pagoda.cache.prefix.namespace import Namespace
 
 NEVER = 1 << 60
+NO_END = float("inf")
 OFTEN = 64
 
 
@@ -39,34 +41,40 @@ def optimum(workload: Workload, settings: Settings, num_pages: int, tell: Callab
     paths = [
         _used(nodes, asked, prompt) if fit else [] for asked, prompt, fit in zip(requests, prompts, fits, strict=True)
     ]
-    next_uses = _next_uses(requests, paths, settings.ttl_seconds)
+    times = list(accumulate((asked.arrival_seconds or 0.0 for asked in requests), max))
+    ends = _ends(times, settings.ttl_seconds)
+    next_uses = _next_uses(paths, times, ends)
     counts = Counts.of(len(requests))
     kept = _Kept(num_pages * workload.page_units)
     for number, (asked, path, uses) in enumerate(zip(requests, paths, next_uses, strict=True)):
+        kept.expire(times[number])
         if fits[number]:
             num_units = kept.num_found(prompts[number][: asked.num_findable])
             counts.add(number, asked.num_prompt_tokens, workload.found_tokens(asked, num_units))
-            kept.use(path, uses)
+            kept.use(path, uses, ends[number])
         else:
             counts.refuse(asked.num_prompt_tokens)
         counts.peak_pages = max(counts.peak_pages, -(-len(kept) // workload.page_units))
         if number % OFTEN == OFTEN - 1:
             tell(OFTEN)
     tell(len(requests) % OFTEN)
-    counts.evicted_pages = {Reason.ROOM.value: kept.num_dropped // workload.page_units}
+    dropped = {Reason.ROOM: kept.num_dropped, Reason.EXPIRED: kept.num_expired}
+    counts.evicted_pages = {reason.value: number // workload.page_units for reason, number in dropped.items()}
     counts.by_replica = [len(requests)]
     counts.peak_nbytes = counts.peak_pages * sum(settings.page_nbytes)
     return counts
 
 
 class _Kept:
-    """Up to `capacity` units, and when each is used next."""
+    """Up to `capacity` units, when each is used next, and until when it may lie."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._uses: dict[int, int] = {}
         self._order: list[tuple[int, int, int]] = []  # the last use first, and then the deepest
-        self.num_dropped = 0
+        self._ends: dict[int, float] = {}
+        self._used: deque[tuple[float, Sequence[int]]] = deque()  # paths, the one first whose time ends first
+        self.num_dropped = self.num_expired = 0
 
     def __len__(self) -> int:
         return len(self._uses)
@@ -76,16 +84,33 @@ class _Kept:
         uses = self._uses
         return next((depth for depth, unit in enumerate(path) if unit not in uses), len(path))
 
-    def use(self, path: Sequence[int], next_uses: Sequence[int]) -> None:
+    def expire(self, now: float) -> None:
+        """What nobody has used for too long goes, though there is room."""
+        while self._used and self._used[0][0] <= now:
+            _, path = self._used.popleft()
+            for unit in path:
+                if self._ends.get(unit, NO_END) <= now:
+                    self._drop(unit)
+                    self.num_expired += 1
+
+    def use(self, path: Sequence[int], next_uses: Sequence[int], end: float) -> None:
+        """All of a path is used now and may lie until `end`, which is never before that of the path before."""
         uses, order = self._uses, self._order
+        if end < NO_END:
+            self._used.append((end, path))
+            self._ends.update(dict.fromkeys(path, end))
         for depth, (unit, next_use) in enumerate(zip(path, next_uses, strict=True)):
             uses[unit] = next_use
             heappush(order, (-next_use, -depth, unit))
         while len(uses) > self._capacity:
             use, _, unit = heappop(order)
             if uses.get(unit) == -use:
-                del uses[unit]
+                self._drop(unit)
                 self.num_dropped += 1
+
+    def _drop(self, unit: int) -> None:
+        del self._uses[unit]
+        self._ends.pop(unit, None)
 
 
 class _Nodes:
@@ -111,18 +136,20 @@ def _used(nodes: _Nodes, asked: Asked, prompt: list[int]) -> list[int]:
     return [*nodes.path(asked.namespace, asked.sequence), *prompt[asked.num_common :]]
 
 
-def _next_uses(requests: Sequence[Asked], paths: Sequence[list[int]], ttl_seconds: float | None) -> list[list[int]]:
+def _ends(times: Sequence[float], ttl_seconds: float | None) -> list[float]:
+    """Until when what is used at each of `times` may lie: a little longer than in a cache, as this is a bound."""
+    lifetime = NO_END if ttl_seconds is None else ttl_seconds * (1 + Lifetime.RESOLUTION)
+    return [time + lifetime for time in times]
+
+
+def _next_uses(paths: Sequence[list[int]], times: Sequence[float], ends: Sequence[float]) -> list[list[int]]:
     """For each unit of each request the number of the next request that uses it: NEVER if that comes too late."""
-    times = list(accumulate((asked.arrival_seconds or 0.0 for asked in requests), max))
     last: dict[int, int] = {}
     found: list[list[int]] = []
-    for number in reversed(range(len(requests))):
-        path = paths[number]
+    for number in reversed(range(len(paths))):
+        path, end = paths[number], ends[number]
         uses = [last.get(unit, NEVER) for unit in path]
-        if ttl_seconds is not None:
-            ends = times[number] + ttl_seconds * (1 + Lifetime.RESOLUTION)
-            uses = [use if use != NEVER and times[use] < ends else NEVER for use in uses]
-        found.append(uses)
+        found.append([use if use != NEVER and times[use] < end else NEVER for use in uses])
         last.update(dict.fromkeys(path, number))
     found.reverse()
     return found

@@ -11,10 +11,11 @@ from typing import Any
 from pagoda.analysis.simulation.counts import Times, percentiles
 from pagoda.analysis.simulation.settings import Settings
 from pagoda.analysis.simulation.sweep import Outcome
-from pagoda.analysis.traces.trace import Trace
-from pagoda.analysis.traces.workload import Workload
+from pagoda.analysis.traces.trace import Kind, Trace
+from pagoda.analysis.traces.workload import Workload, shares_nothing
 
 MOST_FAULTS = 100
+RUNS = {Kind.BLOCKS: "block", Kind.PAGES: "page", Kind.TOKENS: "token"}
 
 Row = dict[str, Any]
 
@@ -28,6 +29,8 @@ def document(trace: Trace, workload: Workload, settings: Settings, num_filled: i
             "prompt_tokens": trace.num_prompt_tokens,
             "output_tokens": sum(request.num_output_tokens for request in trace.requests),
             "unit_tokens": trace.unit_tokens,
+            "requests_without_time": trace.num_without_time,
+            **_served(trace),
             "skipped_lines": len(trace.faults),
             "faults": [{"line": fault.line, "problem": fault.problem} for fault in trace.faults[:MOST_FAULTS]],
         },
@@ -36,7 +39,29 @@ def document(trace: Trace, workload: Workload, settings: Settings, num_filled: i
         "replicas": settings.num_replicas,
         "routing": settings.routing if settings.num_replicas > 1 else None,
         "ttl_seconds": settings.ttl_seconds,
+        "note": note(workload, outcomes),
         "runs": [row(outcome, workload) for outcome in outcomes],
+    }
+
+
+def note(workload: Workload, outcomes: Sequence[Outcome]) -> str | None:
+    """What to know of the figures, if nothing can be found."""
+    if workload.kind is Kind.LENGTHS:
+        why = "the trace tells how long prompts are, and not what is in them."
+    elif shares_nothing(workload):
+        why = f"no two prompts of the trace begin with the same {RUNS[workload.kind]}."
+    else:
+        return None
+    is_replayed = all(outcome.counts.is_replayed for outcome in outcomes)
+    return f"Nothing can be found: {why}{'' if is_replayed else ' So nothing was replayed.'}"
+
+
+def _served(trace: Trace) -> Row:
+    """What the server that wrote the trace found itself; None where it does not say."""
+    served = trace.served
+    return {
+        "server_prompt_tokens": None if served is None else served.num_prompt_tokens,
+        "server_hit_tokens": None if served is None else served.num_cached_tokens,
     }
 
 
@@ -44,7 +69,7 @@ def row(outcome: Outcome, workload: Workload) -> Row:
     """One run."""
     counts, capacity = outcome.counts, outcome.run.capacity
     evicted = {f"evicted_{reason}_pages": number for reason, number in counts.evicted_pages.items() if reason in SHOWN}
-    return {
+    found = {
         "policy": outcome.run.policy,
         "capacity": capacity.text,
         "capacity_pages": None if capacity.is_unlimited else capacity.num_pages,
@@ -67,10 +92,15 @@ def row(outcome: Outcome, workload: Workload) -> Row:
         "requests_by_replica": counts.by_replica,
         **(_times(counts.times) if counts.times is not None else {}),
     }
+    return found if counts.is_replayed else found | dict.fromkeys(OF_REPLAYS)
 
 
 # Why pages go in a simulation; nobody resets it, and nothing in it is in doubt.
 SHOWN = ("room", "superseded", "expired")
+OF_REPLAYS = (
+    *("evicted_pages", "peak_pages", "evicted_bytes", "peak_bytes", "requests_by_replica"),
+    *(f"evicted_{reason}_pages" for reason in SHOWN),
+)
 
 
 def _times(times: Times) -> Row:

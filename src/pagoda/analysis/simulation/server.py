@@ -16,7 +16,7 @@ from pagoda.analysis.simulation.settings import Settings
 from pagoda.cache.cache import Cache
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.namespace import Namespace
-from pagoda.engine.batch import Batch
+from pagoda.engine.batch import Batch, Chunk
 from pagoda.engine.request import Phase, Request, RequestMetrics, Sequence
 from pagoda.engine.scheduler import Scheduler
 from pagoda.sampling_params import SamplingParams
@@ -103,9 +103,14 @@ class Server:
     def _seconds(self, batch: Batch) -> float:
         if self._rates is None:
             return 0.0
-        num_decodes = sum(len(chunk.tokens) == 1 and len(chunk.drawn) == 1 for chunk in batch.chunks)
+        num_decodes = sum(map(self._is_decode, batch.chunks))
         num_prompt_tokens = sum(len(chunk.tokens) for chunk in batch.chunks) - num_decodes
         return self._rates.step_seconds(num_prompt_tokens, num_decodes)
+
+    def _is_decode(self, chunk: Chunk) -> bool:
+        """Whether it is the last token that was answered; the last one of a prompt alone is of the prompt."""
+        num_prompt_tokens = len(self._jobs[chunk.sequence.request].prompt)
+        return len(chunk.tokens) == 1 and len(chunk.drawn) == 1 and chunk.stop > num_prompt_tokens
 
     def _answer(self, sequence: Sequence) -> None:
         """All of its tokens are computed: it gets the next one, or has them all."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 from pagoda.config import NO_TENANTS, TenantShare
 from pagoda.errors import ConfigError
 from pagoda.planning.memory import MemoryPlan
 from pagoda.registry import names
 
+MOST_REPLICAS = 1024
 OPTIMUM = "belady"  # which knows what comes, and so is no policy of a cache
 
 
@@ -38,8 +40,10 @@ class Settings:
             raise ConfigError(f"There is no policy {self.policy!r}; choose one of: {', '.join(policies())}.")
         if self.num_replicas <= 0:
             raise ConfigError(f"There are {self.num_replicas} replicas; there must be at least one.")
-        if self.ttl_seconds is not None and self.ttl_seconds <= 0:
-            raise ConfigError(f"The time to live is {self.ttl_seconds} s; it must be positive.")
+        if self.num_replicas > MOST_REPLICAS:
+            raise ConfigError(f"There are {self.num_replicas} replicas; simulate at most {MOST_REPLICAS}.")
+        if self.ttl_seconds is not None and not 0 < self.ttl_seconds < inf:
+            raise ConfigError(f"The time to live is {self.ttl_seconds} s; it must be positive, and not infinite.")
         if self.policy == OPTIMUM and (self.num_replicas > 1 or self.tenants):
             raise ConfigError(f"The bound {OPTIMUM!r} is of one cache without shares; leave out replicas and tenants.")
 

@@ -17,12 +17,13 @@ from queue import Empty
 from typing import Any
 
 from pagoda.analysis.simulation.capacity import Capacity
+from pagoda.analysis.simulation.certain import nothing_found
 from pagoda.analysis.simulation.counts import Counts
 from pagoda.analysis.simulation.optimum import optimum
 from pagoda.analysis.simulation.replay import replay
 from pagoda.analysis.simulation.settings import OPTIMUM, Settings
 from pagoda.analysis.simulation.timed import Timing, simulate
-from pagoda.analysis.traces.workload import Workload
+from pagoda.analysis.traces.workload import Workload, shares_nothing
 from pagoda.errors import ConfigError, PagodaError
 
 POLL_SECONDS = 0.1
@@ -52,21 +53,28 @@ class Sweep:
     settings: Settings
     timing: Timing | None = None
 
+    @property
+    def is_certain(self) -> bool:
+        """Whether nothing can be found, and nobody asks for times or shares."""
+        return self.timing is None and not self.settings.tenants and shares_nothing(self.workload)
+
     def run(self, run: Run, tell: Callable[[int], None]) -> Counts:
         """`tell` is called now and then with how many more requests are done."""
         capacity = run.capacity
         settings = replace(self.settings, policy=run.policy, memory=capacity.memory, page_nbytes=capacity.page_nbytes)
         if run.policy == OPTIMUM:
-            return optimum(self.workload, settings, capacity.num_pages, tell)
+            return optimum(self.workload, settings, capacity.num_simulated, tell)
         if self.timing is not None:
-            return simulate(self.workload, settings, capacity.num_pages, self.timing, tell)
-        return replay(self.workload, settings, capacity.num_pages, tell)
+            return simulate(self.workload, settings, capacity.num_simulated, self.timing, tell)
+        return replay(self.workload, settings, capacity.num_simulated, tell)
 
 
 def sweep(
     sweep: Sweep, runs: Sequence[Run], tell: Callable[[int], None], num_processes: int | None = None
 ) -> list[Outcome]:
     """The outcomes of `runs`, in their order. `tell` is called now and then with how many more requests are done."""
+    if sweep.is_certain and all(run.capacity.memory is None for run in runs):
+        return [Outcome(run, nothing_found(sweep.workload, run.capacity.num_simulated)) for run in runs]
     number = min(num_processes or os.cpu_count() or 1, len(runs))
     if number == 1:
         return [Outcome(run, sweep.run(run, tell)) for run in runs]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,18 +53,19 @@ class BlockReader:
 def find_block_tokens(rows: Sequence[Row]) -> int:
     """How many tokens a block has, by the lengths of prompts and how many hashes they have.
 
-    The last block of a prompt has a hash even if it is not full; in some traces it has none. Raises TraceError if no
-    size explains most of the rows.
+    The last block of a prompt has a hash even if it is not full; in some traces it has none. Of sizes that explain as
+    many rows the one with a hash for every block is preferred. Rows without hashes tell nothing. Raises TraceError if
+    no size explains most of the rows.
     """
-    pairs = [pair for row in rows if (pair := _lengths(row)) is not None]
-    counts = Counter(
-        {
-            size: sum(num_hashes in (-(-num_tokens // size), num_tokens // size) for num_tokens, num_hashes in pairs)
-            for size in POSSIBLE_TOKENS
-        }
-    )
-    size, num_explained = counts.most_common(1)[0]
-    if pairs and num_explained * 2 <= len(pairs):
+    pairs = [pair for row in rows if (pair := _lengths(row)) is not None and pair[1]]
+
+    def explained(size: int) -> tuple[int, int]:
+        whole = sum(num_hashes == -(-num_tokens // size) for num_tokens, num_hashes in pairs)
+        cut = sum(num_hashes == num_tokens // size and num_tokens % size > 0 for num_tokens, num_hashes in pairs)
+        return whole + cut, whole
+
+    size = max(POSSIBLE_TOKENS, key=explained)
+    if pairs and explained(size)[0] * 2 <= len(pairs):
         raise TraceError("Lengths and hash_ids fit no size of blocks; say with --trace-block how many tokens one has.")
     return size
 

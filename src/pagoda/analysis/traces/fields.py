@@ -22,11 +22,12 @@ OUTPUT_LENGTHS = (
     *("outputlength", "outputtokens", "generatedtokens", "completiontokens", "responsetokens"),
     *("numdecodetokens", "outputlen", "maxtokens", "maxcompletiontokens"),
 )
+CACHED_TOKENS = ("cachedtokens",)
 SECONDS = ("arrivedat", "arrivaltime", "time", "arrivalseconds")
 MILLISECONDS = ("arrivalms", "timestampms")
 TIMESTAMPS = ("timestamp",)  # in the unit of the kind of file
 TENANTS = ("tenant", "tenantid")
-MOST_TOKENS = 2**31 - 1
+MOST_TOKENS = 1 << 24  # of a prompt or an answer: more than any model reads or writes
 
 Row = Mapping[str, Any]
 
@@ -41,8 +42,10 @@ def length(row: Row, names: tuple[str, ...]) -> int | None:
     if value is None:
         return None
     number = _number(name, value)
-    if number != int(number) or not 0 <= number <= MOST_TOKENS:
+    if number != int(number) or number < 0:
         raise LineError(f"{name} is {shown(value)}; it must be a whole number of tokens")
+    if number > MOST_TOKENS:
+        raise LineError(f"{name} is {shown(value)}; no model has more than {MOST_TOKENS} tokens")
     return int(number)
 
 

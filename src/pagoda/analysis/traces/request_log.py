@@ -9,7 +9,16 @@ from __future__ import annotations
 from array import array
 from typing import Any
 
-from pagoda.analysis.traces.fields import OUTPUT_LENGTHS, PROMPT_LENGTHS, LineError, Row, length, seconds, tenant
+from pagoda.analysis.traces.fields import (
+    CACHED_TOKENS,
+    OUTPUT_LENGTHS,
+    PROMPT_LENGTHS,
+    LineError,
+    Row,
+    length,
+    seconds,
+    tenant,
+)
 from pagoda.analysis.traces.trace import Numbers, TracedRequest
 from pagoda.checks import is_whole, shown
 
@@ -42,9 +51,17 @@ class RequestLogReader:
             if not isinstance(tail, str):
                 raise LineError(f"prompt_tail is {shown(tail)}; it must be the name of a page")
             prompt = prompt + array(prompt.typecode, [self._tails.setdefault(tail, sequence[num_whole])])
-        salt = str(row.get("salt") or "")
-        arrival = seconds(row, 1e3)
-        return TracedRequest(line, num_prompt_tokens, num_output_tokens, prompt, sequence, arrival, tenant(row), salt)
+        return TracedRequest(
+            line,
+            num_prompt_tokens,
+            num_output_tokens,
+            prompt,
+            sequence,
+            arrival_seconds=seconds(row, 1e3),
+            tenant=tenant(row),
+            salt=str(row.get("salt") or ""),
+            num_cached_tokens=_cached(row, num_prompt_tokens),
+        )
 
 
 def is_request_log(row: Row) -> bool:
@@ -58,6 +75,13 @@ def page_tokens_of(row: Row) -> int:
     if not is_whole(value) or not 0 < int(value or 0) < 1 << 20:
         raise LineError(f"page_tokens is {shown(value)}; it must be a number of tokens")
     return int(value or 0)
+
+
+def _cached(row: Row, num_prompt_tokens: int) -> int | None:
+    number = length(row, CACHED_TOKENS)
+    if number is not None and number > num_prompt_tokens:
+        raise LineError(f"cached_tokens is {number}, and its prompt has {num_prompt_tokens}")
+    return number
 
 
 def _names(row: Row) -> list[str]:

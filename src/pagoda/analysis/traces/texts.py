@@ -8,25 +8,20 @@ has a tokenizer makes tokens of them (`Tokens`).
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from pagoda.analysis.traces.fields import OUTPUT_LENGTHS, LineError, Row, length, seconds, tenant
+from pagoda.analysis.traces.messages import Message, Tool, front_of, read_messages, tools_of
 from pagoda.analysis.traces.trace import TracedRequest
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.checks import is_whole, shown
 from pagoda.errors import PagodaError
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
-TEXTS = ("prompt", "text", "input", "question", "instruction")
+TEXTS = ("prompt", "text", "instruction", "input", "question")
 ANSWERS = ("completion", "response", "output", "answer")
 MOST_TOKEN_ID = 2**31 - 1
-ROLES = {
-    **dict.fromkeys(("human", "user", "prompter"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "bot", "chatgpt", "model"), "assistant"),
-}
-
-Message = Mapping[str, Any]
 
 
 class Tokens(Protocol):
@@ -35,8 +30,11 @@ class Tokens(Protocol):
     def of_text(self, text: str) -> list[int]:
         """Of a prompt that is text."""
 
-    def of_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Of messages that the model is to answer. Raises a PagodaError for what a template refuses."""
+    def of_chat(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
+        """Of messages that the model is to answer, and tools that it may call for that.
+
+        Raises a PagodaError for what a template refuses.
+        """
 
     def of_answer(self, text: str) -> list[int]:
         """Of what a model wrote."""
@@ -74,33 +72,43 @@ class TextReader:
     def _asked(self, row: Row) -> Iterator[tuple[list[int], list[int] | None]]:
         """Prompts and what was answered, None if that is not known."""
         try:
+            front, tools = front_of(row), tools_of(row)
             name = next((name for name in CONVERSATIONS if row.get(name)), None)
             if name is not None:
-                yield from self._turns(_messages(name, row[name]), row)
+                yield from self._turns([*front, *read_messages(name, row[name])], tools, row)
                 return
-            name = next((name for name in TEXTS if name in row), None)
-            if name is None:
-                raise LineError("it has neither a prompt nor messages")
-            yield self._prompt(name, row[name]), self._answer(row)
+            yield self._prompt(front, tools, row), self._answer(row)
         except PagodaError as error:
             raise LineError(str(error)) from error
 
-    def _turns(self, messages: list[Message], row: Row) -> Iterator[tuple[list[int], list[int] | None]]:
+    def _turns(
+        self, messages: list[Message], tools: Sequence[Tool], row: Row
+    ) -> Iterator[tuple[list[int], list[int] | None]]:
         if messages[-1]["role"] != "assistant":
-            yield self._tokens.of_chat(messages), self._answer(row)
+            yield self._tokens.of_chat(messages, tools), self._answer(row)
             return
         for index, message in enumerate(messages):
             if message["role"] == "assistant" and index:
-                yield self._tokens.of_chat(messages[:index]), self._tokens.of_answer(_text(message["content"]))
+                yield self._tokens.of_chat(messages[:index], tools), self._tokens.of_answer(message["content"])
 
-    def _prompt(self, name: str, value: Any) -> list[int]:
-        if isinstance(value, str):
-            return self._tokens.of_text(value)
+    def _prompt(self, front: list[Message], tools: Sequence[Tool], row: Row) -> list[int]:
+        """Of a row without messages: a chat of one question if there is anything before that."""
+        name = next((name for name in TEXTS if name in row), None)
+        if name is None:
+            raise LineError("it has neither a prompt nor messages")
+        value = row[name]
         if isinstance(value, list) and all(is_whole(each) and 0 <= each <= MOST_TOKEN_ID for each in value):
+            if front or tools:
+                raise LineError(f"{name} is token ids, and there are instructions or tools, whose place nobody knows")
             return [*value]
         if isinstance(value, list) and name == "input":  # of OpenAI's Responses
-            return self._tokens.of_chat(_messages(name, value))
-        raise LineError(f"{name} is {shown(value)}; it must be text or token ids")
+            return self._tokens.of_chat([*front, *read_messages(name, value)], tools)
+        if not isinstance(value, str):
+            raise LineError(f"{name} is {shown(value)}; it must be text or token ids")
+        text = _with_input(name, row)
+        if front or tools:
+            return self._tokens.of_chat([*front, {"role": "user", "content": text}], tools)
+        return self._tokens.of_text(text)
 
     def _answer(self, row: Row) -> list[int] | None:
         text = next((row[name] for name in ANSWERS if isinstance(row.get(name), str)), None)
@@ -113,26 +121,7 @@ def _inner(row: Row) -> Row:
     return body if isinstance(body, dict) else row
 
 
-def _messages(name: str, value: Any) -> list[Message]:
-    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-        raise LineError(f"{name} is {shown(value)}; it must be a list of messages")
-    return [_message(each) for each in value]
-
-
-def _message(message: Mapping[str, Any]) -> Message:
-    """In the words of chat templates, whatever they were."""
-    role = message.get("role", message.get("from"))
-    content = message.get("content", message.get("value"))
-    if not isinstance(role, str):
-        raise LineError(f"a message has the role {shown(role)}")
-    if not (content is None or isinstance(content, str | list)):
-        raise LineError(f"a message has the content {shown(content)}")
-    more = {key: value for key, value in message.items() if key not in ("role", "from", "content", "value")}
-    return {**more, "role": ROLES.get(role, role), "content": _text(content)}
-
-
-def _text(content: Any) -> str:
-    """The text of a message, which may be in parts, or none beside calls of tools."""
-    if isinstance(content, list):
-        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return content or ""
+def _with_input(name: str, row: Row) -> str:
+    """The text in the field `name`; what an instruction is about comes after it."""
+    about = row.get("input") if name == "instruction" else None
+    return f"{row[name]}\n\n{about}" if about and isinstance(about, str) else str(row[name])

@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 
@@ -29,7 +30,8 @@ class TracedRequest:
 
     `prompt` are its runs in order; `sequence` the runs of the prompt and of those tokens of the answer that were
     computed, as far as the trace knows them. Of `LENGTHS` there are none. Requests of other tenants or salts share
-    nothing with it. `arrival_seconds` is None where the trace does not say.
+    nothing with it. `arrival_seconds` is None where the trace does not say, and so is `num_cached_tokens`: what the
+    server that was watched found of the prompt.
     """
 
     line: int
@@ -40,6 +42,7 @@ class TracedRequest:
     arrival_seconds: float | None = None
     tenant: str = ""
     salt: str = ""
+    num_cached_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,13 @@ class Fault:
         return f"line {self.line}: {self.problem}"
 
 
+class Served(NamedTuple):
+    """What a server itself found of the prompts of whose requests it said so."""
+
+    num_cached_tokens: int
+    num_prompt_tokens: int
+
+
 @dataclass(frozen=True)
 class Trace:
     """All requests of a file in its order, and the lines that are none. Of `LENGTHS` `unit_tokens` is 1."""
@@ -64,7 +74,18 @@ class Trace:
 
     @property
     def has_times(self) -> bool:
-        return all(request.arrival_seconds is not None for request in self.requests)
+        return not self.num_without_time
+
+    @property
+    def num_without_time(self) -> int:
+        return sum(request.arrival_seconds is None for request in self.requests)
+
+    @property
+    def served(self) -> Served | None:
+        """None if no request says."""
+        said = [request for request in self.requests if request.num_cached_tokens is not None]
+        found = sum(request.num_cached_tokens or 0 for request in said)
+        return Served(found, sum(request.num_prompt_tokens for request in said)) if said else None
 
     @property
     def num_prompt_tokens(self) -> int:

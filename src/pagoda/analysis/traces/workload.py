@@ -139,9 +139,23 @@ def _check_numbers(highest: int) -> None:
         raise ConfigError("The trace has more different runs of tokens than can be numbered; choose larger pages.")
 
 
+def shares_nothing(workload: Workload) -> bool:
+    """Whether no two requests begin alike, so that no cache can find anything."""
+    begins = {(asked.namespace, units[0]) for asked in workload.requests for units in _different(asked)}
+    return len(begins) == sum(len(_different(asked)) for asked in workload.requests)
+
+
+def _different(asked: Asked) -> list[array[int]]:
+    """What a request looks for, and what it leaves behind if that begins otherwise."""
+    return [asked.prompt] if asked.num_common else [asked.prompt, asked.sequence]
+
+
 def working_set(workload: Workload) -> tuple[int, int]:
     """How many different pages all requests fill, and how many they leave partly filled."""
     size = workload.page_units
+    if shares_nothing(workload):
+        lengths = [len(asked.sequence) for asked in workload.requests]
+        return sum(number // size for number in lengths), sum(number % size > 0 for number in lengths)
     nodes: dict[tuple[object, bytes], int] = {}
     tickets, num_partial = count(1), 0
     for asked in workload.requests:
