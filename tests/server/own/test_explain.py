@@ -13,7 +13,7 @@ from pagoda.cli import main
 from server.running import MODEL, TENANTS, Running, running
 
 RULES = "You are the keeper of a lighthouse. Answer in one sentence, and never of the war. " * 3
-MILL = "You are the keeper of a windmill, and speak of flour and of bread. " * 3  # of one test alone
+MILL = "Grind rye on Mondays and spelt on Thursdays; weigh every sack twice before it goes. " * 3  # of one test alone
 SECRET = "The password of the harbour is swordfish."
 STORY = "The room was a pleasant one, at the top of the house, overlooking the sea. " * 4
 FLOOD = "A storm came up in number {} and nobody went out to the ships in the bay. "
@@ -77,8 +77,8 @@ def test_an_evicted_an_expired_and_a_reset_prefix_are_told_apart(small: Running)
 
 
 def test_what_was_changed_is_found_in_the_closest_request(server: Running) -> None:
-    first = asked(server, system(f"{MILL}It is 10:05:01."), user("Where is the harbour?"))
-    second = asked(server, system(f"{MILL}It is 10:05:09."), user("Where is the harbour?"))
+    first = asked(server, system(f"{MILL}It is 10:05:01."), user("Which flour is left?"))
+    second = asked(server, system(f"{MILL}It is 10:05:09."), user("Which flour is left?"))
     found = explained(server, second["id"])
     assert (found["cause"], found["place"]["section"], found["place"]["message"]) == ("timestamp", "system", 0)
     assert found["vendor"] == {"openai": "input_changed", "anthropic": "system_changed"}
