@@ -14,6 +14,7 @@ from server.running import MODEL, TENANTS, Running, running
 
 RULES = "You are the keeper of a lighthouse. Answer in one sentence, and never of the war. " * 3
 MILL = "Grind rye on Mondays and spelt on Thursdays; weigh every sack twice before it goes. " * 3  # of one test alone
+ORCHARD = "Bees of the north field swarm in May; count each hive at noon, and write nothing down. " * 3  # likewise
 SECRET = "The password of the harbour is swordfish."
 STORY = "The room was a pleasant one, at the top of the house, overlooking the sea. " * 4
 FLOOD = "A storm came up in number {} and nobody went out to the ships in the bay. "
@@ -176,7 +177,7 @@ def test_tenants_hear_nothing_of_each_other(llm: LLM, tmp_path: Path) -> None:
     file.write_text(TENANTS)
     with running(llm, tenants=file) as server:
         server.llm.reset_prefix_cache()
-        messages = [system(RULES), user(SECRET)]
+        messages = [system(ORCHARD), user(SECRET)]
         theirs = asked(server, *messages, key="a")
         mine = asked(server, *messages, key="b")
         found = explained(server, mine["id"], key="b", include_text="true")
