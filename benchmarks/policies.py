@@ -18,12 +18,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pagoda.analysis.simulation.capacity import Capacities
-from pagoda.analysis.simulation.curves import draw
 from pagoda.analysis.simulation.report import row
 from pagoda.analysis.simulation.settings import Settings, policies
 from pagoda.analysis.simulation.sweep import Outcome, Run, Sweep, sweep
 from pagoda.analysis.traces.reading import ReadOptions, read_trace
 from pagoda.analysis.traces.workload import Workload, prepare
+from pagoda.commands.simulate_plot import draw
 from pagoda.commands.trace_texts import TraceTokens
 
 CAPACITIES = ("1%", "2%", "5%", "10%", "20%", "35%", "50%", "inf")

@@ -17,7 +17,7 @@ from pagoda.analysis.machines import Machine
 
 READ_NBYTES = 256 << 20
 SIDE = 1024
-REPEATS = 3
+REPEATS = 16
 
 
 def this_machine() -> Machine:
@@ -46,7 +46,7 @@ def product_rate() -> float:
 
 
 def _best_seconds(run: Callable[[], object]) -> float:
-    """The least of a few times, after one that does not count: a limit is looked for."""
+    """The least of some times, after one that does not count: a limit is looked for, and memory is slow at moments."""
     times = []
     for _ in range(REPEATS + 1):
         start = time.perf_counter()

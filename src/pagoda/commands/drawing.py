@@ -20,9 +20,20 @@ def pyplot() -> Any:
     return plt
 
 
+def check_kind(file: Path) -> None:
+    """Raise ConfigError for a kind of file that nothing can be drawn into."""
+    figure = pyplot().figure()
+    kinds = figure.canvas.get_supported_filetypes()
+    pyplot().close(figure)
+    if file.suffix.removeprefix(".").lower() not in kinds:
+        raise ConfigError(f"{file} is no kind of picture; name a .png, .svg or .pdf.")
+
+
 def save(figure: Any, file: Path) -> None:
-    """Write a picture in the format that the ending of `file` says."""
+    """Write a picture in the format that the ending of `file` says, and close it."""
     try:
         figure.savefig(file, dpi=150)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be written: {error}") from error
+        raise ConfigError(f"{file} cannot be written: {error}; name a .png, .svg or .pdf.") from error
+    finally:
+        pyplot().close(figure)

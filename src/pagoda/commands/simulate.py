@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from pagoda.analysis.simulation.capacity import USUAL, Capacities
-from pagoda.analysis.simulation.curves import check_file, draw
 from pagoda.analysis.simulation.pages import ModelPages
 from pagoda.analysis.simulation.rates import Rates, measured_rates
 from pagoda.analysis.simulation.report import Row, document
@@ -28,6 +27,8 @@ from pagoda.analysis.source import describe
 from pagoda.analysis.traces.reading import ReadOptions, read_trace
 from pagoda.analysis.traces.trace import Kind, Trace
 from pagoda.analysis.traces.workload import Workload, prepare
+from pagoda.commands.drawing import check_kind
+from pagoda.commands.simulate_plot import draw
 from pagoda.commands.simulate_table import tables
 from pagoda.config import EngineConfig
 from pagoda.errors import ConfigError
@@ -64,7 +65,7 @@ def run(arguments: Namespace) -> int:
 def _check_files(arguments: Namespace) -> None:
     """What would only fail after all the work, or destroy what is read."""
     if arguments.plot is not None:
-        check_file(arguments.plot)
+        check_kind(arguments.plot)
     if arguments.csv == STANDARD_OUTPUT and arguments.json:
         raise ConfigError("--csv - and --json both go to standard output; name a file for one of them.")
     written = [file for file in (arguments.plot, arguments.csv) if file not in (None, STANDARD_OUTPUT)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from pagoda.analysis.simulation.report import Row
 from pagoda.analysis.simulation.settings import OPTIMUM
-from pagoda.errors import ConfigError
+from pagoda.commands.drawing import pyplot, save
 
 GIB = 1 << 30
 PANEL_INCHES = 5.2
@@ -17,33 +17,11 @@ MOST_RATIO = 20  # of values that are told apart on one scale
 MARKERS = "osD^vPX*"
 
 
-def pyplot() -> Any:
-    """Raises ConfigError where it is not installed."""
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise ConfigError("--plot needs matplotlib: pip install 'pagoda-kv[plot]'.") from error
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt
-
-
-def check_file(file: Path) -> None:
-    """Raise ConfigError for a kind of file that nothing can be drawn into."""
-    figure = pyplot().figure()
-    kinds = figure.canvas.get_supported_filetypes()
-    pyplot().close(figure)
-    if file.suffix.removeprefix(".") not in kinds:
-        raise ConfigError(f"{file} is no kind of picture; name a .png, .svg or .pdf.")
-
-
 def draw(rows: Sequence[Row], title: str, file: Path) -> None:
     """Draw the rows of all runs into `file`. Raises ConfigError if it cannot be written."""
-    plt = pyplot()
     panels = _panels(rows)
     size = (PANEL_INCHES * len(panels) + 0.6, 5.6)
-    figure, all_axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
+    figure, all_axes = pyplot().subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
     for axes, (label, value, is_bounded) in zip(all_axes[0], panels, strict=True):
         _draw_panel(axes, rows, value)
         axes.set_xlabel(f"capacity of a replica ({'GiB' if _in_bytes(rows) else 'tokens'})")
@@ -53,12 +31,7 @@ def draw(rows: Sequence[Row], title: str, file: Path) -> None:
     handles, labels = all_axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=MOST_IN_A_ROW, frameon=False)
     figure.suptitle(title, fontsize="medium")
-    try:
-        figure.savefig(file, dpi=120)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be written: {error}; name a .png, .svg or .pdf.") from error
-    finally:
-        plt.close(figure)
+    save(figure, file)
 
 
 # What the axis says, a value of a row, and whether it is a share of a hundred.
