@@ -20,6 +20,7 @@ from pagoda.kernels.dispatch import choose_kernels
 from pagoda.llm import EMBEDDED_MODEL
 from pagoda.models.loader import load_model, model_from_config
 from pagoda.models.model import Model
+from pagoda.registry import names
 from pagoda.sampling_params import SamplingParams
 
 BASE = {
@@ -53,12 +54,17 @@ SHAPES: dict[str, dict[str, Any]] = {
     "hybrid": BASE | MAMBA | {"model_type": "bamba", "attn_layer_indices": [1, 3], "mamba_d_conv": 4},
 }
 MODELS = ("embedded", *SHAPES)
-FORMATS = ("auto", "fp8_e4m3", "int8", "k8v4", "int4")
+FORMATS = ("auto", *names("format"))
 CASES = [(name, format) for name in MODELS for format in FORMATS if (name, format) != ("latent", "k8v4")]
 # An answer is so long that the first has not ended when the last starts, and fills more than a page.
 PROMPT, GENERATED = 70, 50
 BUDGET = {"embedded": 2_600_000}
+WIDE = 2  # times the budget for pages of fp32
 STEP_TOKENS = 512
+
+
+def budget(name: str, format: str) -> int:
+    return BUDGET.get(name, 300_000) * (WIDE if format == "fp32" else 1)
 
 
 @cache
@@ -81,7 +87,7 @@ def planned(name: str, folder: Path, format: str, **options: Any) -> Any:
     options = {"context": PROMPT + GENERATED, "output_tokens": GENERATED} | options
     return plan(
         source_of(name, folder),
-        kv_cache_memory_bytes=BUDGET.get(name, 300_000),
+        kv_cache_memory_bytes=budget(name, format),
         kv_cache_dtype=format,
         max_num_batched_tokens=STEP_TOKENS,
         **options,
@@ -91,7 +97,7 @@ def planned(name: str, folder: Path, format: str, **options: Any) -> Any:
 def engine_of(name: str, format: str) -> Engine:
     config = EngineConfig(
         kv_cache_dtype=format,
-        kv_cache_memory_bytes=BUDGET.get(name, 300_000),
+        kv_cache_memory_bytes=budget(name, format),
         max_num_batched_tokens=STEP_TOKENS,
         kv_cache_calibration="none",
     )
