@@ -65,6 +65,7 @@ CACHE_FLOORS = (
     ("recent",),
     ("groups",),
     ("holdings",),
+    ("tiers",),
     ("prefix", "report"),
     ("eviction",),
 )

@@ -22,7 +22,10 @@
     │   └── RequestCancelledError
     ├── CacheError
     │   ├── OutOfPagesError         the pool cannot hold what was asked for
-    │   └── IntegrityError          Pagoda's own bookkeeping is broken: please report it
+    │   ├── IntegrityError          Pagoda's own bookkeeping is broken: please report it
+    │   ├── PageRecordError         stored bytes are not the page that was asked for: a miss, which says why
+    │   ├── TierError               a tier cannot be used, or failed
+    │   └── SessionError            a session file cannot be read, or is of something else
     ├── TraceError                  a trace, or under --strict a line of it, cannot be replayed
     ├── HttpError                   the server's answer to a request that it does not serve, with a status
     ├── KernelUnavailableError      a kernel was forced that this machine or build lacks
@@ -127,6 +130,22 @@ class OutOfPagesError(CacheError):
 
 class IntegrityError(CacheError):
     """The cache's bookkeeping contradicts itself: a bug in Pagoda."""
+
+
+class PageRecordError(CacheError):
+    """Stored bytes are damaged, or are not the page that was asked for: `field` says what differs."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class TierError(CacheError):
+    """A tier cannot be used, or failed; requests go on without it."""
+
+
+class SessionError(CacheError):
+    """A session file cannot be read, or holds what another model, format or tenant computed."""
 
 
 class TraceError(PagodaError, ValueError):

@@ -37,6 +37,12 @@ REGISTRY: dict[str, dict[str, str]] = {
         "gdsf": "pagoda.cache.eviction.gdsf:GDSF",
         "ttl": "pagoda.cache.eviction.ttl:TTL",
     },
+    "tier": {
+        "host": "pagoda.cache.tiers.host:HostTier",
+        "disk": "pagoda.cache.tiers.disk.tier:DiskTier",
+        "redis": "pagoda.cache.tiers.redis:RedisTier",
+        "s3": "pagoda.cache.tiers.objects:ObjectTier",
+    },
     "kernels": {
         "native": "pagoda.kernels.native:NativeKernels",
         "reference": "pagoda.kernels.reference:ReferenceKernels",
