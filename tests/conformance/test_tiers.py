@@ -1,8 +1,16 @@
-"""What every registered tier inherits: records come back as they were put or not at all; a fault is named, or a miss."""
+"""What every registered tier inherits: a record comes back as it was put or not at all, and faults have names.
 
+A tier has a line in `CASES`: how it is opened here, and what can go wrong with it.
+"""
+
+import errno
+import os
+import shutil
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
@@ -11,10 +19,15 @@ import pytest
 from page_records import OVERHEAD_NBYTES, key, make_put
 from pagoda.cache.tiers.base import Tier, TierSettings
 from pagoda.cache.tiers.record import read_record
+from pagoda.errors import ConfigError, TierError
 from pagoda.registry import lookup
 
 LIMIT_NBYTES = 1 << 17
 RECORD_NBYTES = 500 + OVERHEAD_NBYTES
+
+
+# Makes something go wrong until the monkeypatch is undone; it is given the folder of the test, too.
+Fault = Callable[[pytest.MonkeyPatch, Path], None]
 
 
 @dataclass(frozen=True)
@@ -27,12 +40,76 @@ class Case:
     settings: Callable[[Path], TierSettings]
     is_bounded: bool = True
     outlives: bool = True
+    faults: Mapping[str, Fault] = field(default_factory=dict)
 
 
+def broken_call(name, before=None, after=None):
+    """A function of `os` that does something `before` it or `after` it: `after` is given its arguments and result."""
+
+    def inject(monkeypatch, folder):
+        real = getattr(os, name)
+
+        def call(*arguments, **options):
+            if before is not None:
+                before()
+            result = real(*arguments, **options)
+            return result if after is None else after(arguments, result)
+
+        monkeypatch.setattr(os, name, call)
+
+    return inject
+
+
+def raising(number):
+    def before():
+        raise OSError(number, os.strerror(number))
+
+    return before
+
+
+def short_writes(fails_with=None):
+    """Writes end after some bytes; then they go on, or fail."""
+
+    def inject(monkeypatch, folder):
+        real, calls = os.pwrite, []
+
+        def pwrite(descriptor, data, offset):
+            calls.append(offset)
+            if fails_with is not None and len(calls) % 2 == 0:
+                raising(fails_with)()
+            return real(descriptor, data[: max(1, len(data) // 3)], offset)
+
+        monkeypatch.setattr(os, "pwrite", pwrite)
+
+    return inject
+
+
+def flip(arguments, num_read):
+    buffer = arguments[1][0]
+    buffer[len(buffer) // 2] ^= 1
+    return num_read
+
+
+DISK_FAULTS = {
+    "short writes": short_writes(),
+    "torn writes": short_writes(errno.EIO),
+    "full": short_writes(errno.ENOSPC),
+    "no more can be written": broken_call("pwrite", raising(errno.EROFS)),
+    "nothing can be cut off": broken_call("ftruncate", raising(errno.EIO)),
+    "nothing can be removed": broken_call("unlink", raising(errno.EACCES)),
+    "nothing can be opened": broken_call("open", raising(errno.EMFILE)),
+    "nothing can be synced": broken_call("fdatasync", raising(errno.EIO)),
+    "bits flip": broken_call("preadv", after=flip),
+    "reads fail": broken_call("preadv", raising(errno.EIO)),
+    "slow": broken_call("preadv", lambda: time.sleep(0.01)),
+    "gone": lambda _, folder: shutil.rmtree(folder / "pages"),
+    "cut": lambda _, folder: [os.truncate(path, 700) for path in (folder / "pages").glob("segment*")],
+}
 CASES = {
     "host": Case(lambda _: TierSettings(limit_nbytes=LIMIT_NBYTES), outlives=False),
-    "disk": Case(lambda folder: TierSettings(str(folder / "pages"), LIMIT_NBYTES)),
+    "disk": Case(lambda folder: TierSettings(str(folder / "pages"), LIMIT_NBYTES), faults=DISK_FAULTS),
 }
+FAULTS = [(name, fault) for name, case in CASES.items() for fault in case.faults]
 every_tier = pytest.mark.parametrize("name", CASES)
 
 
@@ -221,3 +298,50 @@ class TestLives:
         assert not failures
         assert tier.put([make_put(7)]) == [True]
         assert check_held(tier, [7]) == 1
+
+
+@pytest.mark.parametrize(("name", "fault"), FAULTS)
+class TestFaults:
+    def test_they_are_named_or_misses_and_it_goes_on(self, name, fault, opened, tmp_path):
+        tier, draw = opened(name), Random(0)
+        tier.put([make_put(number, 3000) for number in range(30)])
+        tier.flush()
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            CASES[name].faults[fault](monkeypatch, tmp_path)
+            for number in range(30, 130):
+                self.attempt(tier, number, draw)
+        for number in range(200, 300):
+            self.attempt(tier, number, draw)
+        tier.close()
+        again = opened(name)
+        check_held(again, range(300), 3000)
+        assert again.stats().fault is None
+        assert again.put([make_put(500, 3000)]) == [True]
+        assert check_held(again, [500], 3000) == 1
+
+    def attempt(self, tier, number, draw):
+        numbers = [number, *(draw.randrange(number) for _ in range(3))]
+        calls = [
+            lambda: tier.put([make_put(number, 3000)]),
+            lambda: check_held(tier, numbers, 3000),
+            lambda: tier.drop([key(numbers[1])]) if number % 5 == 0 else None,
+            tier.flush,
+            lambda: tier.clear() if number % 40 == 0 else None,
+        ]
+        for call in calls:
+            with suppress(OSError, TierError):
+                call()
+            assert len(tier.contains([key(each) for each in numbers])) == 4
+            assert tier.stats().nbytes <= LIMIT_NBYTES
+
+    def test_it_is_opened_or_says_why_not(self, name, fault, opened, tmp_path):
+        first = opened(name)
+        first.put([make_put(number, 3000) for number in range(30)])
+        first.close()
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            CASES[name].faults[fault](monkeypatch, tmp_path)
+            with suppress(ConfigError, TierError):
+                second = opened(name)
+                self.attempt(second, 40, Random(0))
+                second.close()
+        assert check_held(opened(name), range(30), 3000) <= 30
