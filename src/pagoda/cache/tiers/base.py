@@ -78,6 +78,11 @@ class Tier(ABC):
         """Whether `contains` answers from memory."""
         return True
 
+    @property
+    def persists(self) -> bool:
+        """Whether what it holds outlives the process."""
+        return True
+
     @abstractmethod
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
         """Whether each is held, as far as is known."""
