@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from threading import Lock
+from dataclasses import replace
 from typing import Any
 
 from pagoda.cache.tiers.base import Put, Tier, TierSettings, TierStats
@@ -52,11 +52,7 @@ class RedisTier(Tier):
         self._where = shown_url(settings.where)
         self._ttl_ms = None if settings.ttl_seconds is None else max(1, int(settings.ttl_seconds * 1000))
         self._written = Written(settings.limit_nbytes)
-        self._limit_nbytes = settings.limit_nbytes
         self._usual_nbytes = 0  # of first parts, as far as is known
-        self._lock = Lock()
-        self._num_dropped, self._num_refused = 0, 0
-        self._read_nbytes, self._written_nbytes = 0, 0
         self._memory: tuple[int | None, int | None] = (None, None)
         self._memory_asked_at = -STATS_SECONDS
 
@@ -88,7 +84,7 @@ class RedisTier(Tier):
             seconds = self._fetch([PREFIX + keys[number] + SECOND for number in cut], self._usual_nbytes // 4)
             for number, second in zip(cut, seconds, strict=True):
                 found[number] = None if second is None else b"".join((found[number] or b"", second))
-        self._note_read(keys, found)
+        self._written.read(keys, found)
         self._unlink([keys[number] for number in cut if found[number] is None])  # halves would not be put again
         return list(found)
 
@@ -99,13 +95,11 @@ class RedisTier(Tier):
             for group in self._groups(records, taken):
                 for number, is_taken in zip(group, self._write([records[n] for n in group]), strict=True):
                     taken[number] = is_taken
-        with self._lock:
-            self._num_refused += taken.count(False)
+        self._written.refused(taken.count(False))
         return taken
 
     def drop(self, keys: Sequence[bytes]) -> None:
-        for key in keys:
-            self._written.forget(key)
+        self._written.forget(keys)
         self._unlink(keys)
 
     def clear(self) -> None:
@@ -114,17 +108,8 @@ class RedisTier(Tier):
     def stats(self) -> TierStats:
         """The limit is what was given, or the store's own; `shared_nbytes` is all that the store holds."""
         shared_nbytes, most_nbytes = self._server_memory()
-        with self._lock:
-            return TierStats(
-                num_records=len(self._written),
-                nbytes=self._written.nbytes,
-                limit_nbytes=self._limit_nbytes or most_nbytes,
-                num_dropped=self._num_dropped,
-                num_refused=self._num_refused,
-                read_nbytes=self._read_nbytes,
-                written_nbytes=self._written_nbytes,
-                shared_nbytes=shared_nbytes,
-            )
+        stats = self._written.stats()
+        return replace(stats, limit_nbytes=stats.limit_nbytes or most_nbytes, shared_nbytes=shared_nbytes)
 
     def flush(self) -> None:
         """What was put is in the store; whether it writes that down is set there."""
@@ -174,18 +159,6 @@ class RedisTier(Tier):
             found += values
         return found
 
-    def _note_read(self, keys: Sequence[bytes], found: Sequence[bytes | None]) -> None:
-        nbytes = num_gone = 0
-        for key, record in zip(keys, found, strict=True):
-            if record is None:
-                num_gone += self._written.forget(key)
-            else:
-                self._written.used(key)
-                nbytes += len(record)
-        with self._lock:
-            self._read_nbytes += nbytes
-            self._num_dropped += num_gone
-
     def _groups(self, records: Sequence[Put], taken: Sequence[bool]) -> Iterator[list[int]]:
         """Which records are to be written, those of one pipeline together."""
         group: list[int] = []
@@ -227,16 +200,9 @@ class RedisTier(Tier):
         return not isinstance(answer, RedisError)
 
     def _note_written(self, records: Sequence[Put], taken: Sequence[bool]) -> None:
-        gone = [record.key for record, is_taken in zip(records, taken, strict=True) if not is_taken]
-        num_given_up = 0
+        gone: list[bytes] = []
         for record, is_taken in zip(records, taken, strict=True):
-            if is_taken:
-                given_up = self._written.add(record.key, _taken_nbytes(record))
-                gone += given_up
-                num_given_up += len(given_up)
-        with self._lock:
-            self._num_dropped += num_given_up
-            self._written_nbytes += sum(r.record.nbytes for r, is_taken in zip(records, taken, strict=True) if is_taken)
+            gone += self._written.add(*record, _taken_nbytes(record)) if is_taken else [record.key]
         self._unlink(gone)
 
     def _keep(self, keys: Sequence[bytes]) -> None:
@@ -244,8 +210,7 @@ class RedisTier(Tier):
         names = [PREFIX + key + end for key in keys for end in (b"", SECOND)]
         if names:
             self._many(("TOUCH", n) if self._ttl_ms is None else ("PEXPIRE", n, self._ttl_ms) for n in names)
-        for key in keys:
-            self._written.used(key)
+        self._written.used(keys)
 
     def _unlink(self, keys: Sequence[bytes]) -> None:
         names = [PREFIX + key + end for key in keys for end in (b"", SECOND)]

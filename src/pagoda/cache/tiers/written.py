@@ -6,7 +6,11 @@ Knows keys and sizes alone. The store may have lost any of them.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from threading import Lock
+
+from pagoda.cache.tiers.base import TierStats
+from pagoda.cache.tiers.record import Bytes
 
 MOST_KEYS = 1 << 18  # some 40 MB; the oldest beyond are left to the store
 
@@ -18,22 +22,18 @@ class Written:
         self._limit_nbytes = limit_nbytes
         self._nbytes_of: OrderedDict[bytes, int] = OrderedDict()
         self._nbytes = 0
+        self._num_dropped, self._num_refused = 0, 0
+        self._read_nbytes, self._written_nbytes = 0, 0
         self._lock = Lock()
 
-    @property
-    def nbytes(self) -> int:
-        return self._nbytes
-
-    def __len__(self) -> int:
-        return len(self._nbytes_of)
-
     def fits(self, nbytes: int) -> bool:
-        """Whether a record of `nbytes` could be kept at all."""
+        """Whether a record that takes `nbytes` could be kept at all."""
         return self._limit_nbytes is None or nbytes <= self._limit_nbytes
 
-    def add(self, key: bytes, nbytes: int) -> list[bytes]:
-        """Note a record; those that must go from the store so that all stay within the limit."""
+    def add(self, key: bytes, record: memoryview, nbytes: int) -> list[bytes]:
+        """Note a record that takes `nbytes`; those that must go from the store so that all stay within the limit."""
         with self._lock:
+            self._written_nbytes += record.nbytes
             self._nbytes += nbytes - self._nbytes_of.pop(key, 0)
             self._nbytes_of[key] = nbytes
             while len(self._nbytes_of) > MOST_KEYS:
@@ -43,19 +43,34 @@ class Written:
                 oldest, oldest_nbytes = self._nbytes_of.popitem(last=False)
                 self._nbytes -= oldest_nbytes
                 gone.append(oldest)
+            self._num_dropped += len(gone)
             return gone
 
-    def used(self, key: bytes) -> None:
+    def refused(self, num_records: int) -> None:
         with self._lock:
-            if key in self._nbytes_of:
-                self._nbytes_of.move_to_end(key)
+            self._num_refused += num_records
 
-    def forget(self, key: bytes) -> bool:
-        """The record is gone; True if it was one of these."""
+    def used(self, keys: Sequence[bytes]) -> None:
         with self._lock:
-            nbytes = self._nbytes_of.pop(key, None)
-            self._nbytes -= nbytes or 0
-            return nbytes is not None
+            for key in keys:
+                if key in self._nbytes_of:
+                    self._nbytes_of.move_to_end(key)
+
+    def read(self, keys: Sequence[bytes], found: Sequence[Bytes | None]) -> None:
+        """Note what was found: the store has dropped those that are missing."""
+        gone = [key for key, record in zip(keys, found, strict=True) if record is None]
+        self.used(keys)
+        num_known = self.forget(gone)
+        with self._lock:
+            self._num_dropped += num_known
+            self._read_nbytes += sum(len(record) for record in found if record is not None)
+
+    def forget(self, keys: Sequence[bytes]) -> int:
+        """The records are gone; how many of them were these."""
+        with self._lock:
+            sizes = [self._nbytes_of.pop(key) for key in keys if key in self._nbytes_of]
+            self._nbytes -= sum(sizes)
+            return len(sizes)
 
     def take_all(self) -> list[bytes]:
         """All keys, which are forgotten."""
@@ -64,3 +79,15 @@ class Written:
             self._nbytes_of.clear()
             self._nbytes = 0
             return keys
+
+    def stats(self) -> TierStats:
+        with self._lock:
+            return TierStats(
+                num_records=len(self._nbytes_of),
+                nbytes=self._nbytes,
+                limit_nbytes=self._limit_nbytes,
+                num_dropped=self._num_dropped,
+                num_refused=self._num_refused,
+                read_nbytes=self._read_nbytes,
+                written_nbytes=self._written_nbytes,
+            )
