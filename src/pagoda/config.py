@@ -33,6 +33,8 @@ class Environment:
     poison_pages: bool = False  # fill fresh pages with NaN: a read of what was never written shows
     log_level: str = "WARNING"
     cache_dir: str | None = None  # keeps what was measured of models; "" keeps nothing, None is the user's cache folder
+    kv_remote_password: str | None = field(default=None, repr=False)  # of the shared store, if its URL has none
+    kv_key: str | None = field(default=None, repr=False)  # encrypts pages outside memory: 32 bytes as hex or base64
 
     @property
     def cache_folder(self) -> Path | None:
