@@ -29,11 +29,14 @@ MOST_ATTEMPTS = 3
 
 
 class Promotion:
-    """Where one sequence stands with the tiers."""
+    """Where one sequence stands with the tiers, those of which that are `off` or late cannot be asked."""
 
     def __init__(self) -> None:
         self.asked: float | None = None
+        self.off: tuple[str, ...] = ()
+        self.is_late = False
         self.num_failed = 0
+        self.num_failed_records = 0
         self.answer: Future[Plan | None] | None = None
         self.loading: Loading | None = None
         self.decision: LoadDecision | None = None
@@ -83,6 +86,7 @@ class Promotions:
         try:
             promotion.loading = self._residency.begin(hit, plan, points)
         except OutOfPagesError:
+            promotion.decision = None
             return False
         sequence.cached = promotion.loading.cached
         sequence.is_loading = True
@@ -113,6 +117,7 @@ class Promotions:
         promotion = sequence.promotion = sequence.promotion or Promotion()
         if promotion.asked is None:
             promotion.asked = monotonic()
+            promotion.off = residency.tiers_off
             promotion.answer = residency.seek(hit, sequence.num_resumable)
         answer = promotion.answer
         if answer is None:
@@ -120,7 +125,7 @@ class Promotions:
         if not answer.done():
             if monotonic() - promotion.asked <= ASK_SECONDS:
                 return True
-            promotion.answer = None
+            promotion.answer, promotion.is_late = None, True
         elif residency.answers_at_once and (plan := self._plan(sequence)) and plan.held_tokens != hit.num_tokens:
             promotion.answer = residency.seek(hit, sequence.num_resumable)  # the pool has changed since
         return False
@@ -155,6 +160,7 @@ class Promotions:
             logger.warning("A page of %d tokens from a tier was not used: %s", label.num_tokens, reason)
         sequence.cached = None
         promotion.num_failed += 1
+        promotion.num_failed_records += len(loading.load.failed) or loading.load.num_parts
         if loading.load.is_done and promotion.num_failed < MOST_ATTEMPTS:
             promotion.asked = None
         return False

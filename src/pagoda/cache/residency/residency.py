@@ -86,6 +86,11 @@ class Residency:
         """Whether all tiers know from memory what they hold."""
         return all(tier.is_instant for tier in self.tiers)
 
+    @property
+    def tiers_off(self) -> tuple[str, ...]:
+        """Those that have failed, and are left alone for now."""
+        return tuple(tier.name for tier in self.tiers if tier.fault is not None)
+
     def seek(self, hit: Hit, limit: int) -> Future[Plan | None]:
         """What tiers have of a prompt beyond `hit`, up to `limit` tokens; answered at once where they can."""
         matches = zip(self._cache.groups, hit.matches, strict=True)
