@@ -16,7 +16,7 @@ LEVELS = (
     ("cli", "cluster"),
     ("commands",),
     ("server",),
-    ("llm",),
+    ("hf", "llm"),
     ("chat", "collector", "prompts", "structured"),
     ("outputs", "request_time"),
     ("analysis",),
