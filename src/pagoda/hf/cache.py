@@ -8,6 +8,8 @@ the engine (`cache/cache.py`).
 
 from __future__ import annotations
 
+from os import PathLike
+from pathlib import Path
 from time import monotonic
 from typing import Any, Self
 from weakref import finalize
@@ -17,10 +19,14 @@ from transformers import Cache as TransformersCache
 from transformers.cache_utils import DummyLayer
 
 from pagoda.cache.inspector import Inspector
+from pagoda.cache.prefix.names import PageNames
+from pagoda.cache.session_file import SessionFile
 from pagoda.config import EngineConfig
+from pagoda.engine.identity import identity_of
 from pagoda.engine.pools import make_pools
 from pagoda.errors import OutOfPagesError, UnsupportedCallError
 from pagoda.hf.calls import Call, read_call
+from pagoda.hf.files import Shelf, load_pages, save_pages
 from pagoda.hf.hooks import hook, unhook
 from pagoda.hf.layer import FromPages, FullLayer, WindowLayer
 from pagoda.hf.layer_bytes import LayerBytes
@@ -74,6 +80,42 @@ class PagedCache(TransformersCache):
         self._paged = [layer for layer in layers if layer is not None]
         super().__init__(layers=[layer or DummyLayer() for layer in layers])  # type: ignore[no-untyped-call]
         self._unhook = finalize(self, unhook, hook(self, model))
+
+    @classmethod
+    def load(
+        cls,
+        path: str | PathLike[str],
+        model: Any,
+        *,
+        kv_cache_dtype: str | None = None,
+        kv_cache_memory_bytes: int | None = None,
+        eviction_policy: str = "lru",
+    ) -> Self:
+        """A cache for `model` with the pages that `save` has written, in their format unless another is named.
+
+        Raises SessionError if the file is damaged, or its pages are of another model, other weights or another format.
+        """
+        with SessionFile.open(Path(path)) as file:
+            identity = file.description.identity
+            cache = cls(
+                model,
+                kv_cache_dtype=kv_cache_dtype or identity.format,
+                kv_cache_memory_bytes=kv_cache_memory_bytes,
+                block_size=identity.page_tokens,
+                eviction_policy=eviction_policy,
+            )
+            try:
+                load_pages(file, cache._shelf())
+            except BaseException:
+                cache.close()
+                raise
+        return cache
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write all pages to a file. Reads all weights, to say what the pages are of: a second for each gigabyte."""
+        self.reset()
+        self._check_weights()
+        save_pages(Path(path), self._shelf(), self._subject.config.model_type)
 
     @property
     def num_cached_tokens(self) -> int:
@@ -266,6 +308,10 @@ class PagedCache(TransformersCache):
                 "This PagedCache is used by another model than it was made for, or by a part of it, or is closed: make "
                 "one with the model that is called."
             )
+
+    def _shelf(self) -> Shelf:
+        identity = identity_of(self._subject, self._memory, None)
+        return Shelf(self._cache, self._pools, PageNames(identity), self._subject.facts.vocab_size)
 
     def _check_weights(self) -> None:
         """Pages are of the weights that made them."""
