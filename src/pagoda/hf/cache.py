@@ -24,7 +24,7 @@ from pagoda.cache.session_file import SessionFile
 from pagoda.config import EngineConfig
 from pagoda.engine.identity import identity_of
 from pagoda.engine.pools import make_pools
-from pagoda.errors import OutOfPagesError, UnsupportedCallError
+from pagoda.errors import ConfigError, OutOfPagesError, SessionError, UnsupportedCallError
 from pagoda.hf.calls import Call, read_call
 from pagoda.hf.files import Shelf, load_pages, save_pages
 from pagoda.hf.hooks import hook, unhook
@@ -97,13 +97,19 @@ class PagedCache(TransformersCache):
         """
         with SessionFile.open(Path(path)) as file:
             identity = file.description.identity
-            cache = cls(
-                model,
-                kv_cache_dtype=kv_cache_dtype or identity.format,
-                kv_cache_memory_bytes=kv_cache_memory_bytes,
-                block_size=identity.page_tokens,
-                eviction_policy=eviction_policy,
-            )
+            try:
+                cache = cls(
+                    model,
+                    kv_cache_dtype=kv_cache_dtype or identity.format,
+                    kv_cache_memory_bytes=kv_cache_memory_bytes,
+                    block_size=identity.page_tokens,
+                    eviction_policy=eviction_policy,
+                )
+            except ConfigError as error:
+                raise SessionError(
+                    f"{path} has pages in {identity.format}, for which no cache can be made here: {error} Name "
+                    "kv_cache_dtype as it was when they were saved."
+                ) from error
             try:
                 load_pages(file, cache._shelf())
             except BaseException:
@@ -186,8 +192,9 @@ class PagedCache(TransformersCache):
         """Take back the last tokens, given as a negative number."""
         if tokens_to_remove > 0:
             raise UnsupportedCallError(f"crop takes back {tokens_to_remove} tokens; give a negative number.")
-        if tokens_to_remove and self._rows.crop(-tokens_to_remove):
-            self._begin_layers(self._rows.num_columns)
+        is_begun = tokens_to_remove < 0 and self._rows.crop(-tokens_to_remove)
+        if is_begun or (tokens_to_remove and not all(layer.can_crop for layer in self._paged)):
+            self._begin_layers(self._rows.num_columns)  # pages have what is not dense any more
         else:
             super().crop(tokens_to_remove)
 

@@ -66,7 +66,7 @@ class Call:
 def read_call(arguments: Mapping[str, Any]) -> Call:
     """What `arguments`, by name, ask for. Raises UnsupportedCallError for what pages cannot serve."""
     for name, value in arguments.items():
-        if name not in (*READ, *HARMLESS) and value is not None:
+        if name not in (*READ, *HARMLESS) and value is not None and value != {}:
             raise UnsupportedCallError(
                 f"{name} may change keys and values, which pages find by tokens alone; leave it out, or use another "
                 "cache for this call."

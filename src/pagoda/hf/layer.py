@@ -49,6 +49,11 @@ class FromPages(DynamicLayer):  # type: ignore[no-untyped-call]
         self._num_attached = None
         super().reset()
 
+    @property
+    def can_crop(self) -> bool:
+        """Whether what is dense begins early enough to take back the last columns."""
+        return True
+
     def shown_columns(self, num_columns: int) -> int:
         """How many of the columns before a call it sees."""
         return num_columns
@@ -66,6 +71,10 @@ class FullLayer(FromPages):  # type: ignore[no-untyped-call]
 
 class WindowLayer(FromPages, DynamicSlidingWindowLayer):  # type: ignore[no-untyped-call]
     """Sees the last tokens."""
+
+    @property
+    def can_crop(self) -> bool:
+        return self.record_past or self.get_seq_length() < self.sliding_window
 
     def shown_columns(self, num_columns: int) -> int:
         return min(num_columns, self.sliding_window - 1)
