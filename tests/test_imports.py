@@ -16,7 +16,7 @@ LEVELS = (
     ("cli", "cluster"),
     ("commands",),
     ("server",),
-    ("llm",),
+    ("hf", "llm"),
     ("chat", "collector", "prompts", "structured"),
     ("outputs", "request_time"),
     ("analysis",),
@@ -29,7 +29,7 @@ LEVELS = (
     ("layouts",),
     ("detokenizer", "text", "tokenizing"),
     ("checkpoint",),
-    ("checks", "config", "confined", "errors", "machine", "registry", "sampling_params", "units"),
+    ("checks", "config", "confined", "errors", "json_shape", "machine", "registry", "sampling_params", "units"),
 )
 LEVEL = {name: len(LEVELS) - number for number, names in enumerate(LEVELS) for name in names}
 ANALYSIS = {
@@ -65,7 +65,7 @@ CACHE_FLOORS = (
     ("recent",),
     ("groups",),
     ("holdings",),
-    ("tiers",),
+    ("session_file", "session_parts", "tiers"),
     ("prefix", "report"),
     ("eviction",),
 )

@@ -25,7 +25,8 @@
     │   ├── IntegrityError          Pagoda's own bookkeeping is broken: please report it
     │   ├── PageRecordError         stored bytes are not the page that was asked for: a miss, which says why
     │   ├── TierError               a tier cannot be used, or failed
-    │   └── SessionError            a session file cannot be read, or is of something else
+    │   ├── SessionError            a session file cannot be read, or is of something else
+    │   └── UnsupportedCallError    Hugging Face code asks a PagedCache for what it cannot do
     ├── TraceError                  a trace, or under --strict a line of it, cannot be replayed
     ├── HttpError                   the server's answer to a request that it does not serve, with a status
     ├── KernelUnavailableError      a kernel was forced that this machine or build lacks
@@ -146,6 +147,10 @@ class TierError(CacheError):
 
 class SessionError(CacheError):
     """A session file cannot be read, or holds what another model, format or tenant computed."""
+
+
+class UnsupportedCallError(CacheError):
+    """Hugging Face code calls a model with a PagedCache in a way that would give wrong results; nothing is computed."""
 
 
 class TraceError(PagodaError, ValueError):

@@ -34,6 +34,11 @@ class Identity(NamedTuple):
     page_tokens: int = 0
     positions: str = ""
 
+    @property
+    def digest(self) -> bytes:
+        """Of all of it."""
+        return blake2b(repr(tuple(self)).encode(), digest_size=NAME_NBYTES).digest()
+
 
 class PageNames:
     """Names of the pages of one layer group."""
