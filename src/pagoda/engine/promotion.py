@@ -49,9 +49,14 @@ class Promotions:
         self._is_asking = False
 
     @property
+    def is_loading_any(self) -> bool:
+        """Whether pages of anybody are on their way."""
+        return bool(self._loading)
+
+    @property
     def is_waiting(self) -> bool:
         """Whether anybody waits for tiers, as far as was seen in this step."""
-        return self._is_asking or bool(self._loading)
+        return self._is_asking or self.is_loading_any
 
     def begin_step(self) -> list[tuple[Sequence, bool]]:
         """Those whose load is over: True with the pages in place, False where the sequence has to start anew."""

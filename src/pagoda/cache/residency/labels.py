@@ -20,6 +20,11 @@ from pagoda.cache.tiers.record import TENANT_NBYTES, Kind, Label, page_key
 NO_NAME = bytes(NAME_NBYTES)
 
 
+def tenant_digest(tenant: str) -> bytes:
+    """Whose a record is, as its label says."""
+    return blake2b(tenant.encode(), digest_size=TENANT_NBYTES).digest()
+
+
 @dataclass(frozen=True)
 class Layout:
     """What the records of each layer group are of, and how many tokens are in a page of it."""
@@ -44,7 +49,7 @@ class PromptLabels:
         self._identity = names.identity_digest()
         self._root = names.before_all(namespace)
         self._whole = [self._root]  # names after so many whole pages
-        self._tenant = blake2b(namespace.tenant.encode(), digest_size=TENANT_NBYTES).digest()
+        self._tenant = tenant_digest(namespace.tenant)
 
     def key(self, group: int, end: int) -> bytes:
         """What tiers find a record by."""
@@ -98,7 +103,7 @@ class Labels:
         return Label(
             identity=self._identity,
             namespace=self._names.of(above),
-            tenant=blake2b(above.namespace.tenant.encode(), digest_size=TENANT_NBYTES).digest(),
+            tenant=tenant_digest(above.namespace.tenant),
             kind=Kind.PAGE,
             group=group,
             name=name,
