@@ -57,7 +57,7 @@ SERVER_ROOMS = (
 ROOM_LEVEL = {name: len(SERVER_ROOMS) - number for number, names in enumerate(SERVER_ROOMS) for name in names}
 # The floors of the cache; those on one line may know each other.
 CACHE_FLOORS = (
-    ("inspector", "view"),
+    ("inspector", "residency", "view"),
     ("cache", "pool"),
     ("leases", "lifetime"),
     ("tenants",),
