@@ -16,6 +16,8 @@ from typing import NoReturn
 
 from pagoda import __version__
 from pagoda.commands.explain_options import add_explain_options
+from pagoda.commands.kv_options import EXAMPLES as KV_EXAMPLES
+from pagoda.commands.kv_options import add_kv_options
 from pagoda.commands.options import add_engine_options, add_model_options, add_sampling_options, add_server_options
 from pagoda.commands.plan_options import add_plan_options
 from pagoda.commands.simulate_options import add_simulate_options
@@ -24,7 +26,13 @@ from pagoda.config import Environment
 from pagoda.errors import ConfigError, InvalidSamplingError, KernelUnavailableError, PagodaError
 
 FAILED, USAGE, BROKEN_PIPE, INTERRUPTED = 1, 2, 141, 130
-OPERANDS = {"generate": " [prompt]", "plan": " [model]", "simulate": " trace", "explain": " [EARLIER LATER]"}
+OPERANDS = {
+    "generate": " [prompt]",
+    "plan": " [model]",
+    "simulate": " trace",
+    "explain": " [EARLIER LATER]",
+    "kv": " ls|verify|gc|export|import DIR",
+}
 USAGE_ERRORS = (ConfigError, InvalidSamplingError, KernelUnavailableError)
 
 GENERATE_EXAMPLES = """examples:
@@ -143,6 +151,7 @@ def build_parser() -> Parser:
     )
     add_simulate_options(_command(commands, "simulate", "what a cache would find in a trace", SIMULATE_EXAMPLES))
     add_explain_options(_command(commands, "explain", "why a prompt missed the cache", EXPLAIN_EXAMPLES))
+    add_kv_options(_command(commands, "kv", "pages that a disk keeps: list, check, thin out, carry", KV_EXAMPLES))
     _add_doctor(_command(commands, "doctor", "what runs here, how fast, and why", DOCTOR_EXAMPLES))
     return parser
 

@@ -101,7 +101,7 @@ DISK_FAULTS = {
     "nothing can be synced": broken_call("fdatasync", raising(errno.EIO)),
     "bits flip": broken_call("preadv", after=flip),
     "reads fail": broken_call("preadv", raising(errno.EIO)),
-    "slow": broken_call("preadv", lambda: time.sleep(0.01)),
+    "slow": broken_call("preadv", lambda: time.sleep(0.002)),
     "gone": lambda _, folder: shutil.rmtree(folder / "pages"),
     "cut": lambda _, folder: [os.truncate(path, 700) for path in (folder / "pages").glob("segment*")],
 }

@@ -193,6 +193,7 @@ class Engine:
             self._ends.fail(batch.sequences, RequestError(f"The step that this request was in failed: {error!r}"))
         if batch:
             charge_step(batch, StepTimes(begun, launched, done, monotonic()))
+            self._promotions.computed(sum(len(chunk.tokens) for chunk in batch.chunks), done - launched)
         return self._ends.take_events()
 
     def fail_all(self, error: Exception) -> list[TokenEvent]:

@@ -99,7 +99,7 @@ class Promotions:
             sequence.promotion.asked = None
 
     def computed(self, num_tokens: int, seconds: float) -> None:
-        """A step computed so many tokens of prompts in so long."""
+        """A step computed so many tokens in so long."""
         if self._residency is not None:
             self._residency.break_even.computed(num_tokens, seconds)
 

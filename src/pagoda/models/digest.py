@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 
 import torch
@@ -10,18 +11,29 @@ from transformers import PretrainedConfig
 
 # Of a configuration, what says where it came from.
 ORIGIN = ("transformers_version", "_name_or_path")
+DIGEST_NBYTES = 16
+# Weights are divided into pieces of so many bytes, so that all cores can take part, however unequal the weights are.
+PIECE_NBYTES = 16 << 20
 
 
 def config_digest(config: PretrainedConfig) -> str:
     """128 bits in hexadecimal."""
     settings = {name: value for name, value in config.to_dict().items() if name not in ORIGIN}
-    return blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+    return blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=DIGEST_NBYTES).hexdigest()
 
 
 def weights_digest(network: torch.nn.Module) -> str:
-    """128 bits in hexadecimal, of names, shapes, types and bytes; about a second for each gigabyte."""
-    digest = blake2b(digest_size=16)
-    for name, weight in (*network.named_parameters(), *network.named_buffers()):
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        digest.update(weight.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+    """128 bits in hexadecimal, of names, shapes, types and bytes; each core takes about a second for a gigabyte."""
+    digest = blake2b(digest_size=DIGEST_NBYTES)
+    with ThreadPoolExecutor(thread_name_prefix="pagoda-digest") as executor:
+        for name, weight in (*network.named_parameters(), *network.named_buffers()):
+            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+            data = weight.detach().contiguous().view(-1).view(torch.uint8).numpy().data
+            pieces = [data[start : start + PIECE_NBYTES] for start in range(0, len(data), PIECE_NBYTES)]
+            for piece in executor.map(_digest, pieces):
+                digest.update(piece)
     return digest.hexdigest()
+
+
+def _digest(piece: memoryview) -> bytes:
+    return blake2b(piece, digest_size=DIGEST_NBYTES).digest()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 DECAY = 0.8
 # A tier that loses is tried again after so many refusals, as it may have become faster.
 RETRY_AFTER = 16
-# Shorter prefills say more of what a step takes than of how fast it is.
+# Steps of fewer tokens say more of what a step takes at least than of how fast prompts are computed.
 LEAST_TOKENS = 64
 
 
@@ -40,7 +40,7 @@ class BreakEven:
         self._num_refused = 0
 
     def computed(self, num_tokens: int, seconds: float) -> None:
-        """A prefill of so many tokens took so long."""
+        """A step of so many tokens took so long."""
         if num_tokens >= LEAST_TOKENS and seconds > 0:
             self.tokens_per_second = _averaged(self.tokens_per_second, num_tokens / seconds)
 
