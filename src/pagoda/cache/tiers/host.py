@@ -40,6 +40,10 @@ class HostTier(Tier):
     def name(self) -> str:
         return "host"
 
+    @property
+    def persists(self) -> bool:
+        return False
+
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
         records = self._records
         return [key in records for key in keys]
