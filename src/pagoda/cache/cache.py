@@ -47,14 +47,17 @@ class PageStore(Protocol):
 
 
 class NoBytes:
-    """Pages that hold no bytes, for simulation."""
+    """Pages that hold no bytes, for simulation; they may say that they have `nbytes`, all of which are one."""
+
+    def __init__(self, nbytes: int = 0) -> None:
+        self._bytes = np.broadcast_to(np.zeros(1, np.uint8), nbytes)
 
     def prepare(self, page: int) -> None: ...
 
     def copy(self, source: int, target: int) -> None: ...
 
     def bytes_of(self, page: int) -> NDArray[np.uint8]:  # noqa: ARG002
-        return np.empty(0, np.uint8)
+        return self._bytes
 
     def blank(self, body: NDArray[np.uint8], num_tokens: int) -> None: ...
 

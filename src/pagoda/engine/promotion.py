@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from concurrent.futures import Future
-from time import monotonic
 
 from pagoda.cache.groups.table import ResumePoints
 from pagoda.cache.residency.break_even import LoadDecision
@@ -117,13 +116,13 @@ class Promotions:
     def _is_unanswered(self, sequence: Sequence, hit: Hit, residency: Residency) -> bool:
         promotion = sequence.promotion = sequence.promotion or Promotion()
         if promotion.asked is None:
-            promotion.asked = monotonic()
+            promotion.asked = residency.now()
             promotion.answer = residency.seek(hit, sequence.num_resumable)
         answer = promotion.answer
         if answer is None:
             return False
         if not answer.done():
-            if monotonic() - promotion.asked <= ASK_SECONDS:
+            if residency.now() - promotion.asked <= ASK_SECONDS:
                 return True
             promotion.answer = None
         elif residency.answers_at_once and (plan := self._plan(sequence)) and plan.held_tokens != hit.num_tokens:
@@ -141,16 +140,17 @@ class Promotions:
             return None
 
     def _is_over(self, sequence: Sequence) -> bool:
+        assert self._residency is not None
         assert sequence.promotion is not None
         assert sequence.promotion.loading is not None
         load = sequence.promotion.loading.load
-        return load.is_done or monotonic() - load.begun > LOAD_SECONDS
+        return load.is_done or self._residency.now() - load.begun > LOAD_SECONDS
 
     def _settle(self, sequence: Sequence) -> bool:
         assert self._residency is not None
         assert sequence.promotion is not None
         promotion, loading = sequence.promotion, self._take(sequence)
-        sequence.request.metrics.phases.promotion += monotonic() - loading.load.begun
+        sequence.request.metrics.phases.promotion += self._residency.now() - loading.load.begun
         if loading.load.is_done and self._residency.settle(loading, sequence.tokens):
             promotion.loaded_tokens = loading.loaded_tokens
             return True

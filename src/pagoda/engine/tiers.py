@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 
 from pagoda.cache.cache import Cache, PageStore
 from pagoda.cache.prefix.names import PageNames
-from pagoda.cache.residency.demotion import DemotionRules, WritePolicy
+from pagoda.cache.residency.demotion import WritePolicy
 from pagoda.cache.residency.labels import Labels, Layout, tenant_digest
+from pagoda.cache.residency.movers import ThreadMovers
 from pagoda.cache.residency.residency import Residency
 from pagoda.cache.tiers.base import Tier, TierSettings
 from pagoda.cache.tiers.cipher import AesGcmCipher
@@ -75,8 +76,8 @@ def make_residency(
 ) -> Residency:
     """What moves pages between `cache` and `tiers`."""
     key = config.environment.kv_key
-    rules = DemotionRules(WritePolicy(config.kv_write), None if key is None else AesGcmCipher.from_text(key))
-    return Residency(cache, stores, labels, tiers, rules)
+    movers = ThreadMovers(None if key is None else AesGcmCipher.from_text(key))
+    return Residency(cache, stores, labels, tiers, WritePolicy(config.kv_write), movers)
 
 
 def labels_of(cache: Cache, page_names: PageNames) -> Labels:

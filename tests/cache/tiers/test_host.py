@@ -52,3 +52,8 @@ def test_what_is_dropped_makes_room():
 def test_a_limit_that_holds_nothing_is_refused(limit_nbytes):
     with pytest.raises(ConfigError, match="leave it out"):
         make_tier(limit_nbytes)
+
+
+def test_it_ends_with_the_process():
+    """So pages come to it when they leave the pool, and not as soon as they are full."""
+    assert not make_tier(None).persists
