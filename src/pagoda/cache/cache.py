@@ -12,7 +12,11 @@ from math import lcm
 from time import monotonic
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pagoda.cache.groups.base import CacheGroup, PageActions, resumable
+from pagoda.cache.groups.fill import Fill, FillTarget
 from pagoda.cache.groups.table import ResumePoints
 from pagoda.cache.leases import Leases
 from pagoda.cache.lifetime import Lifetime
@@ -35,6 +39,12 @@ class PageStore(Protocol):
     def copy(self, source: int, target: int) -> None:
         """Copy all bytes of a page."""
 
+    def bytes_of(self, page: int) -> NDArray[np.uint8]:
+        """The bytes of a page, to be read and written: uint8 [page_nbytes]."""
+
+    def blank(self, body: NDArray[np.uint8], num_tokens: int) -> None:
+        """Of a copy of a page, zero what is behind its first tokens."""
+
 
 class NoBytes:
     """Pages that hold no bytes, for simulation."""
@@ -42,6 +52,11 @@ class NoBytes:
     def prepare(self, page: int) -> None: ...
 
     def copy(self, source: int, target: int) -> None: ...
+
+    def bytes_of(self, page: int) -> NDArray[np.uint8]:  # noqa: ARG002
+        return np.empty(0, np.uint8)
+
+    def blank(self, body: NDArray[np.uint8], num_tokens: int) -> None: ...
 
 
 class Cache:
@@ -135,11 +150,52 @@ class Cache:
             raise
         sequence = CachedSequence(hit.namespace, tuple(tables))
         self.sequences.add(sequence)
-        self.hit_tokens += hit.num_tokens
-        self.queried_tokens += num_prompt_tokens
+        self.count_hit(hit.num_tokens, num_prompt_tokens)
         self.leases.use(hit.namespace, hit.key, hit.num_tokens)
         self._lifetime.mark()
         return sequence
+
+    def attach_to_fill(
+        self, hit: Hit, targets: Sequence[FillTarget], points: ResumePoints
+    ) -> tuple[CachedSequence, list[Sequence[Fill]]]:
+        """A new sequence with what `hit` has, and open pages in each group for what its target brings from elsewhere.
+
+        All targets are of the same number of tokens. Until it is `filled` nothing but `release` may be done with it.
+        Raises OutOfPagesError, changing nothing, if there is no room, or if pages have gone that were to be continued.
+        """
+        self.leases.expire()
+        tables: list[Any] = []
+        actions, fills = [], list[Sequence[Fill]]()
+        try:
+            for group, match, target in zip(self.groups, hit.matches, targets, strict=True):
+                table, action, to_fill = group.attach_to_fill(hit.namespace, match, target, points)
+                tables.append(table)
+                actions.append(action)
+                fills.append(to_fill)
+            self._perform(actions)
+        except BaseException:
+            self._give_up(tables)
+            raise
+        for group, each in zip(self.groups, fills, strict=True):
+            group.holdings.allocator.depart([page for fill in each for page in fill.pages])
+        sequence = CachedSequence(hit.namespace, tuple(tables))
+        self.sequences.add(sequence)
+        self._lifetime.mark()
+        return sequence, fills
+
+    def filled(
+        self, sequence: CachedSequence, fills: Sequence[Sequence[Fill]], tokens: Sequence[int], num_tokens: int
+    ) -> None:
+        """What was to be brought for the first `num_tokens` of `tokens` is there: pages are sealed and shared."""
+        for group, to_fill in zip(self.groups, fills, strict=True):
+            group.holdings.allocator.arrive([page for fill in to_fill for page in fill.pages])
+        for group, table in zip(self.groups, sequence.tables, strict=True):
+            group.filled(table, tokens, num_tokens)
+
+    def count_hit(self, num_tokens: int, num_prompt_tokens: int) -> None:
+        """So many tokens of a prompt were found, for the hit rate."""
+        self.hit_tokens += num_tokens
+        self.queried_tokens += num_prompt_tokens
 
     def can_reserve(self, sequence: CachedSequence, num_tokens: int) -> bool:
         self.leases.expire()

@@ -6,7 +6,9 @@ which bytes belong to a page and nothing of what they mean.
 
 import mmap
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pagoda.formats.page import PageGeometry
 from pagoda.formats.state import StateGeometry
@@ -22,6 +24,7 @@ class PagePool:
         self.geometry = geometry
         self.pages = _map(num_pages * geometry.page_nbytes).view(num_pages, geometry.page_nbytes)
         self._poison = poison
+        self._bytes: NDArray[np.uint8] = self.pages.numpy()
 
     def prepare(self, page: int) -> None:
         if self._poison:
@@ -29,6 +32,25 @@ class PagePool:
 
     def copy(self, source: int, target: int) -> None:
         self.pages[target].copy_(self.pages[source])
+
+    def bytes_of(self, page: int) -> NDArray[np.uint8]:
+        """The bytes of a page, to be read and written: uint8 [page_nbytes]."""
+        row: NDArray[np.uint8] = self._bytes[page]
+        return row
+
+    def blank(self, body: NDArray[np.uint8], num_tokens: int) -> None:
+        """Of a copy of a page, zero what is behind its first tokens: nobody is to see what lay there before."""
+        geometry = self.geometry
+        assert isinstance(geometry, PageGeometry), "a state is whole"
+        data = torch.from_numpy(body)
+        offsets = torch.arange(num_tokens, geometry.page_tokens)
+        for layer, slots in enumerate(geometry.slots):
+            format = geometry.format_of(layer)
+            for slot in slots:
+                plane = slot.plane
+                zeros = torch.zeros(len(offsets), plane.num_heads, plane.width)
+                part = data[slot.offset : slot.offset + slot.nbytes].unsqueeze(0)
+                format.write(part, plane, torch.zeros_like(offsets), offsets, zeros)
 
 
 def _map(nbytes: int) -> torch.Tensor:

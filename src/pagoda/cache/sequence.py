@@ -24,6 +24,11 @@ class Hit(NamedTuple):
     branch_tokens: int
     num_encoder_tokens: int
 
+    @property
+    def is_arriving(self) -> bool:
+        """Whether what an encoder made is being brought from a tier, and has to be waited for."""
+        return any(match.is_arriving for match in self.matches)
+
 
 @dataclass(eq=False)
 class CachedSequence:

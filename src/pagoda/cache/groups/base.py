@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+from pagoda.cache.groups.fill import Fill, FillTarget, Reach
 from pagoda.cache.groups.prefixes import Prefixes
 from pagoda.cache.groups.table import ResumePoints
 from pagoda.cache.holdings.holdings import Holdings
@@ -24,13 +25,18 @@ NO_ACTIONS = PageActions([], [])
 
 
 class Match(Protocol):
-    """What a group holds of a prompt: its first `num_tokens`, and so many that an encoder has read."""
+    """What a group holds of a prompt: its first `num_tokens`, and so many that an encoder has read, or will have read
+    once it `is_arriving` no more.
+    """
 
     @property
     def num_tokens(self) -> int: ...
 
     @property
     def num_encoder_tokens(self) -> int: ...
+
+    @property
+    def is_arriving(self) -> bool: ...
 
 
 class CacheGroup(Protocol):
@@ -65,6 +71,14 @@ class CacheGroup(Protocol):
     def attach(
         self, namespace: Namespace, match: Any, num_tokens: int, points: ResumePoints
     ) -> tuple[Any, PageActions]: ...
+
+    def reach(self, match: Any, num_tokens: int) -> Reach: ...
+
+    def attach_to_fill(
+        self, namespace: Namespace, match: Any, target: FillTarget, points: ResumePoints
+    ) -> tuple[Any, PageActions, list[Fill]]: ...
+
+    def filled(self, table: Any, tokens: Sequence[int], num_tokens: int) -> None: ...
 
     def reserve_cost(self, table: Any, num_tokens: int) -> int: ...
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from pagoda.cache.eviction.base import EvictionPolicy
 from pagoda.cache.groups.base import NO_ACTIONS, PageActions
+from pagoda.cache.groups.fill import CrossReach, Fill, FillTarget
 from pagoda.cache.groups.table import PageTable, ResumePoints
 from pagoda.cache.holdings.accounts import Account
 from pagoda.cache.holdings.holdings import Holdings
@@ -25,15 +26,19 @@ TOKENS_OF_ENCODER = "pages for the tokens of an encoder"
 
 
 class Entry(Held):
-    """The pages of one encoder input. `is_written` from the end of the step that computes it."""
+    """The pages of one encoder input. `is_written` from the end of the step that computes it.
 
-    __slots__ = ("_pages", "is_written", "namespace")
+    While it `is_arriving` it is brought from a tier.
+    """
+
+    __slots__ = ("_pages", "is_arriving", "is_written", "namespace")
 
     def __init__(self, namespace: Namespace, pages: Sequence[int]) -> None:
         super().__init__(namespace.encoder_digest, pages[0])
         self.namespace = namespace
         self._pages = tuple(pages)
         self.is_written = False
+        self.is_arriving = False
 
     @property
     def pages(self) -> tuple[int, ...]:
@@ -62,6 +67,11 @@ class CrossMatch(NamedTuple):
     @property
     def num_encoder_tokens(self) -> int:
         return self.namespace.num_encoder_tokens if self.entry else 0
+
+    @property
+    def is_arriving(self) -> bool:
+        """Whether it has to be waited for."""
+        return self.entry is not None and self.entry.is_arriving
 
 
 class CrossTable(PageTable):
@@ -137,6 +147,25 @@ class CrossGroup:
             self._entries[namespace] = entry
         return CrossTable(account, entry), PageActions(entry.pages, ())
 
+    def reach(self, match: CrossMatch, num_tokens: int) -> CrossReach:  # noqa: ARG002
+        return CrossReach(match.entry is not None)
+
+    def attach_to_fill(
+        self, namespace: Namespace, match: CrossMatch, target: FillTarget, points: ResumePoints
+    ) -> tuple[CrossTable, PageActions, list[Fill]]:
+        """A table of pages that are to be filled, if `target` has them; if not they are written as ever."""
+        table, actions = self.attach(namespace, match, target.num_tokens, points)
+        if match.entry is not None or 0 not in target.brought:
+            return table, actions, []
+        table.entry.is_arriving = True
+        return table, actions, [Fill(0, table.entry.pages)]
+
+    def filled(self, table: CrossTable, tokens: Sequence[int], num_tokens: int) -> None:
+        """The output is there, if it was to be brought."""
+        if table.entry.is_arriving:
+            table.entry.is_arriving = False
+            self.commit(table, tokens, num_tokens)
+
     def reserve_cost(self, table: CrossTable, num_tokens: int) -> int:  # noqa: ARG002
         return 0
 
@@ -151,6 +180,8 @@ class CrossGroup:
             for page in entry.pages:
                 self.holdings.allocator.seal(page)
             entry.first_used = self.holdings.clock
+            if self._is_found(entry):
+                self.holdings.can_be_found(entry)
 
     def fork(self, table: CrossTable) -> CrossTable:
         return self._take(table.entry)

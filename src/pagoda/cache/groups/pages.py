@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from pagoda.cache.eviction.base import EvictionPolicy
 from pagoda.cache.groups.base import NO_ACTIONS, PageActions
+from pagoda.cache.groups.fill import Fill, FillTarget, PageReach, PagesHeld, first_page, needed_pages
 from pagoda.cache.groups.prefixes import Prefixes
 from pagoda.cache.groups.rule import KeepRule, window_pages
 from pagoda.cache.groups.table import NOWHERE, PageTable, ResumePoints
@@ -125,6 +126,39 @@ class PageGroup:
         table.num_tokens = num_tokens
         return table, copy
 
+    def reach(self, match: PrefixMatch, num_tokens: int) -> PageReach:
+        """How far a prompt of `num_tokens` can be resumed with `match` and what is held elsewhere."""
+        whole = frozenset(index for index, node in enumerate(match.path) if node.page != NO_PAGE)
+        partial = match.partial_tokens if match.partial is not None and match.partial.page != NO_PAGE else 0
+        return PageReach(PagesHeld(whole, len(match.path), partial), self._rule, self.page_tokens, num_tokens)
+
+    def attach_to_fill(
+        self, namespace: Namespace, match: PrefixMatch, target: FillTarget, points: ResumePoints = NOWHERE
+    ) -> tuple[PageTable, PageActions, list[Fill]]:
+        """A table that starts with what `match` has, and has open pages for what `target` brings.
+
+        It has the tokens of the former only, until they are `filled`. Raises OutOfPagesError, changing nothing.
+        """
+        start = self.resumable(match, target.num_tokens)
+        if start == target.num_tokens:
+            return *self.attach(namespace, match, start, points), []
+        start -= start % self.page_tokens
+        stop = -(-target.num_tokens // self.page_tokens)
+        indices = [index for index in self._needed_pages(target.num_tokens, stop) if index * self.page_tokens >= start]
+        target.check_brings(*(index * self.page_tokens for index in indices))
+        account = self.holdings.account_of(namespace)
+        self.holdings.check_available(self.attach_cost(match, start) + len(indices), account)
+        table, actions = self.attach(namespace, match, start, points)
+        pages = self.holdings.allocate(len(indices), account)
+        self._skip_to(table, target.num_tokens, dict(zip(indices, pages, strict=True)))
+        fills = [Fill(index * self.page_tokens, (page,)) for index, page in zip(indices, pages, strict=True)]
+        return table, PageActions([*actions.fresh, *pages], actions.copies), fills
+
+    def filled(self, table: PageTable, tokens: Sequence[int], num_tokens: int) -> None:
+        """The pages of a table hold the first `num_tokens` of `tokens` now."""
+        if table.num_tokens < num_tokens:
+            self.commit(table, tokens, num_tokens)
+
     def reserve_cost(self, table: PageTable, num_tokens: int) -> int:
         """How many pages `reserve` would allocate."""
         needed = -(-(table.num_tokens + num_tokens) // self.page_tokens) - len(table.pages)
@@ -222,12 +256,16 @@ class PageGroup:
         """Seal the pages from `index` on, which the tokens in `keys` fill."""
         size, seal, insert = self.page_tokens * TOKEN_NBYTES, self.holdings.allocator.seal, self.prefixes.insert
         for start in range(0, len(keys), size):
-            page = table.pages[index]
+            page, key = table.pages[index], keys[start : start + size]
+            index += 1
+            if page == NO_PAGE:
+                assert table.node is not None, "only what comes from tiers leaves pages out, for all to share"
+                table.node = self.prefixes.pass_over(table.node, key)
+                continue
             seal(page)
             if table.node is not None:
-                table.node = insert(table.node, keys[start : start + size], page)
-                table.pages[index] = table.node.page
-            index += 1
+                table.node = insert(table.node, key, page)
+                table.pages[index - 1] = table.node.page
 
     def _copy_open(self, table: PageTable, source: Node) -> PageActions:
         """Append an open page that is to begin with the bytes of `source`."""
@@ -242,13 +280,26 @@ class PageGroup:
 
     def _first_page(self, num_tokens: int) -> int:
         """The first page that a sequence of so many tokens keeps: what later ones need, and its last sealed page."""
-        return max(min(self._rule.first_needed(num_tokens) // self.page_tokens, num_tokens // self.page_tokens - 1), 0)
+        return first_page(self._rule, self.page_tokens, num_tokens)
 
     def _needed_pages(self, num_tokens: int, stop: int) -> Sequence[int]:
         """Which of the first `stop` pages a sequence of so many tokens keeps."""
+        return needed_pages(self._rule, self.page_tokens, num_tokens, stop)
+
+    def _skip_to(self, table: PageTable, num_tokens: int, pages: Mapping[int, int]) -> None:
+        """Give a table of fewer tokens those `pages` by index that a sequence of `num_tokens` needs beside its own."""
         first = self._first_page(num_tokens)
-        sinks = min(self._num_sinks, first)
-        return [*range(min(sinks, stop)), *range(first, stop)] if sinks else range(first, stop)
+        for index in range(table.num_dropped, min(first, len(table.pages))):
+            if index < self._num_sinks:
+                table.num_sinks = index + 1
+            else:
+                self.prefixes.leave(table.pages[index])
+                table.pages[index] = NO_PAGE
+        for index in range(len(table.pages), -(-num_tokens // self.page_tokens)):
+            table.pages.append(pages.get(index, NO_PAGE))
+            if index < min(self._num_sinks, first):
+                table.num_sinks = index + 1
+        table.num_dropped = max(table.num_dropped, first)
 
     def _take_over(self, table: PageTable, pages: Sequence[int]) -> None:
         """The first pages of a new table, which has room for those behind its window: sinks, and then all others."""

@@ -106,6 +106,11 @@ class Prefixes:
             self.leave(page)
         return existing
 
+    def pass_over(self, parent: Node, key: bytes) -> Node:
+        """The node of a page that nobody needs, since windows have moved on; something is to be put in below it."""
+        existing = parent.children.get(key)
+        return self.tree.insert(parent, key, NO_PAGE) if existing is None else existing
+
     def add(self, parent: Node, key: bytes, page: int) -> Node:
         """Insert a page; a shorter one that holds nothing else makes way, and leases move on to this one."""
         shorter = self._shorter(parent, key) if parent.num_tails else None
@@ -168,6 +173,7 @@ class Prefixes:
             self.holdings.leases.sealed(parent, node)
         for stored in self._on_stored:
             _tell(stored, node)
+        self.holdings.can_be_found(node)
 
     def _shorter(self, parent: Node, key: bytes) -> Node | None:
         """The tail below `parent` that holds the first tokens of `key` and nothing else."""

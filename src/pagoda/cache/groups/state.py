@@ -17,6 +17,7 @@ from typing import NamedTuple
 from pagoda.cache.eviction.base import EvictionPolicy
 from pagoda.cache.eviction.resumed import Resumed
 from pagoda.cache.groups.base import PageActions
+from pagoda.cache.groups.fill import Fill, FillTarget, StateReach
 from pagoda.cache.groups.table import PageTable, ResumePoints
 from pagoda.cache.holdings.accounts import Account
 from pagoda.cache.holdings.holdings import Holdings
@@ -72,6 +73,10 @@ class StateMatch(NamedTuple):
     @property
     def num_encoder_tokens(self) -> int:
         return 0
+
+    @property
+    def is_arriving(self) -> bool:
+        return False
 
     def after(self, num_tokens: int) -> Snapshot | None:
         """The snapshot after exactly so many tokens."""
@@ -161,6 +166,30 @@ class StateGroup:
         table.pages.extend(slots)
         table.num_tokens = num_tokens
         return table, PageActions(slots, [(source, slots[0])])
+
+    def reach(self, match: StateMatch, num_tokens: int) -> StateReach:  # noqa: ARG002
+        return StateReach(tuple(each.num_tokens for each in match.snapshots))
+
+    def attach_to_fill(
+        self, namespace: Namespace, match: StateMatch, target: FillTarget, points: ResumePoints
+    ) -> tuple[StateTable, PageActions, list[Fill]]:
+        """A slot that is to be filled with the state after `target`, and one to keep that in, if there is room."""
+        num_tokens = target.num_tokens
+        if not num_tokens or match.after(num_tokens) is not None:
+            return *self.attach(namespace, match, num_tokens, points), []
+        target.check_brings(num_tokens)
+        table, actions = self.attach(namespace, StateMatch(()), 0, points)
+        fresh = [*actions.fresh]
+        if self.holdings.available_to(table.account):
+            [slot] = self.holdings.allocate(1, table.account)
+            table.cuts.append((num_tokens, slot))
+            fresh.append(slot)
+        return table, PageActions(fresh, []), [Fill(num_tokens, (slot,)) for slot in fresh]
+
+    def filled(self, table: StateTable, tokens: Sequence[int], num_tokens: int) -> None:
+        """The slots hold the state after the first `num_tokens` of `tokens` now."""
+        if table.num_tokens < num_tokens:
+            self.commit(table, tokens, num_tokens)
 
     def reserve_cost(self, table: PageTable, num_tokens: int) -> int:  # noqa: ARG002
         """A slot of its own, if it shares one with a fork."""
@@ -270,6 +299,7 @@ class StateGroup:
         snapshot.num_hits = num_hits
         snapshot.first_used = self.holdings.clock
         self.holdings.leave(snapshot)
+        self.holdings.can_be_found(snapshot)
 
     def _keep_end(self, table: StateTable, tokens: Sequence[int]) -> None:
         """Keep the last state of a sequence, whose slot leaves the table.

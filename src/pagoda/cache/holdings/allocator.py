@@ -2,9 +2,11 @@
 
     free --allocate--> open --seal--> sealed, in use <--retain / release--> sealed, idle --free--> free
 
-Counts only: knows neither tokens nor bytes nor which prefix a page holds.
+An open page whose bytes come from a tier is in transit until they are there. Counts only: knows neither tokens nor
+bytes nor which prefix a page holds.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -32,11 +34,12 @@ class ShownState(IntEnum):
     IN_USE = 2
     IDLE = 3
     LEASED = 4  # and idle
+    IN_TRANSIT = 5
 
 
 @dataclass(frozen=True)
 class PageCounts:
-    """free + open + in_use + idle = total, at every step. Of the idle pages `leased` must stay."""
+    """free + open + in_transit + in_use + idle = total, at every step. Of the idle pages `leased` must stay."""
 
     total: int
     free: int
@@ -44,6 +47,7 @@ class PageCounts:
     in_use: int
     idle: int
     leased: int = 0
+    in_transit: int = 0
 
     @property
     def available(self) -> int:
@@ -66,6 +70,7 @@ class PageAllocator:
         self._states = bytearray(num_pages)
         self._num_open = 0
         self._num_idle = 0
+        self._in_transit: set[int] = set()
 
     @property
     def num_free(self) -> int:
@@ -84,7 +89,10 @@ class PageAllocator:
     def counts(self) -> PageCounts:
         total, free = len(self._references), len(self._free)
         in_use = total - free - self._num_open - self._num_idle
-        return PageCounts(total, free, self._num_open, in_use, self._num_idle, self._num_leased)
+        in_transit = len(self._in_transit)
+        return PageCounts(
+            *(total, free, self._num_open - in_transit, in_use, self._num_idle, self._num_leased, in_transit)
+        )
 
     def page_states(self, stride: int = 1) -> bytes:
         """The `ShownState` of every page, or of one in `stride`."""
@@ -93,6 +101,9 @@ class PageAllocator:
         for index, (references, leased) in enumerate(pairs):
             if shown[index] == SEALED and not references:
                 shown[index] = ShownState.LEASED if leased else ShownState.IDLE
+        for page in self._in_transit:
+            if page % stride == 0:
+                shown[page // stride] = ShownState.IN_TRANSIT
         return bytes(shown)
 
     def references(self, page: int) -> int:
@@ -121,9 +132,18 @@ class PageAllocator:
                 self._accounts.take(page, account)
         return pages
 
+    def depart(self, pages: Collection[int]) -> None:
+        """The bytes of open pages are on their way."""
+        assert all(self._states[page] == OPEN for page in pages)
+        self._in_transit.update(pages)
+
+    def arrive(self, pages: Collection[int]) -> None:
+        """The bytes of pages are there, as far as they will be."""
+        self._in_transit.difference_update(pages)
+
     def seal(self, page: int) -> None:
         """Make an open page immutable."""
-        assert self._states[page] == OPEN
+        assert self._states[page] == OPEN and page not in self._in_transit
         self._states[page] = SEALED
         self._num_open -= 1
 
@@ -151,6 +171,7 @@ class PageAllocator:
             self._accounts.unpin(page)
         if self._states[page] == OPEN:
             self._num_open -= 1
+            self._in_transit.discard(page)
             self._set_free(page)
         else:
             self._num_idle += 1
@@ -200,6 +221,8 @@ class PageAllocator:
         found = (free, self._states.count(OPEN), idle)
         if found != (len(self._free), self._num_open, self._num_idle) or len(set(self._free)) != free:
             raise IntegrityError(f"Pages (free, open, idle) are {found}; the counters say {self.counts}.")
+        if any(self._states[page] != OPEN for page in self._in_transit):
+            raise IntegrityError("A page is in transit and not open.")
         leased = sum(bool(self._leased[page]) for page, count in enumerate(users) if not count)
         if leased != self._num_leased:
             raise IntegrityError(f"{leased} idle pages are leased; the counter says {self._num_leased}.")

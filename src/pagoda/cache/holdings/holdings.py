@@ -30,6 +30,16 @@ class Shelf(Protocol):
         """It is evicted: from now on nobody must find it. Its pages, which `held` still names, are free after that."""
 
 
+class Keeper(Protocol):
+    """Is told what can be found, as soon as its bytes are whole, and what is evicted, while they still are."""
+
+    def held(self, held: Any) -> None:
+        """From now on it can be found."""
+
+    def leaves(self, held: Any, reason: Reason) -> None:
+        """It is about to go."""
+
+
 class Holdings:
     """`num_pages` pages, of which `tenants` may have shares; without `share` nothing outlives its users.
 
@@ -52,11 +62,21 @@ class Holdings:
         self._unit = unit
         self._shelf = shelf
         self._ageing: Ageing | None = None
+        self._keeper: Keeper | None = None
         self._num_evicted = dict.fromkeys(Reason, 0)
 
     @property
     def counts(self) -> PageCounts:
         return self.allocator.counts
+
+    def keep_with(self, keeper: Keeper) -> None:
+        """From now on `keeper` is told what comes and goes."""
+        self._keeper = keeper
+
+    def can_be_found(self, held: Held) -> None:
+        """It has a place on the shelf now, and its pages are sealed."""
+        if self._keeper is not None:
+            self._keeper.held(held)
 
     def num_evicted(self, reason: Reason) -> int:
         """How many pages have gone for `reason` since the start."""
@@ -144,6 +164,8 @@ class Holdings:
         """Free what nobody uses or leases."""
         held.idle_entry = None
         pages = held.pages
+        if self._keeper is not None:
+            self._keeper.leaves(held, reason)
         self.accounts.owner(held.page).idle.gone(held, was_next=reason is Reason.ROOM)
         self._shelf.removed(held, reason)
         for page in pages:

@@ -57,7 +57,7 @@ class PageNames:
             node.name = self.before_all(node.namespace)
         name = node.name
         for each in reversed(unnamed):
-            each.name = name = _after(name, each.key)
+            each.name = name = name_after(name, each.key)
         return name
 
     def of_tokens(self, namespace: Namespace, tokens: Sequence[int], with_tail: bool = False) -> Iterator[bytes]:
@@ -65,13 +65,18 @@ class PageNames:
         name, key = self.before_all(namespace), token_key(tokens)
         size = self.identity.page_tokens * TOKEN_NBYTES
         for start in range(0, len(key) if with_tail else len(key) - size + 1, size):
-            name = _after(name, key[start : start + size])
+            name = name_after(name, key[start : start + size])
             yield name
+
+    def identity_digest(self) -> bytes:
+        """Stands for all that pages are of, whoever's they are."""
+        return blake2b(repr(tuple(self.identity)).encode(), digest_size=NAME_NBYTES).digest()
 
     def before_all(self, namespace: Namespace) -> bytes:
         """What the first page of a namespace continues."""
         return blake2b(repr((tuple(self.identity), tuple(namespace))).encode(), digest_size=NAME_NBYTES).digest()
 
 
-def _after(name: bytes, key: bytes) -> bytes:
+def name_after(name: bytes, key: bytes) -> bytes:
+    """The name of the page of tokens `key` that follows the one called `name`."""
     return blake2b(name + key, digest_size=NAME_NBYTES).digest()

@@ -100,6 +100,10 @@ class PrefixMatch(NamedTuple):
     def num_encoder_tokens(self) -> int:
         return 0
 
+    @property
+    def is_arriving(self) -> bool:
+        return False
+
 
 class PrefixTree:
     """Sealed pages by their tokens, one root per namespace."""
