@@ -168,6 +168,7 @@ def test_floors_of_the_cache_point_down(path):
         "pagoda.models.plain_tokenizer",
         "pagoda.commands.explain",
         "pagoda.commands.request_file",
+        "pagoda.commands.session",
         "pagoda.tokenizing",
     ],
 )

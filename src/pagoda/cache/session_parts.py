@@ -25,6 +25,7 @@ MOST_WEIGHT = 1 << 20
 MOST_DEPTH = 32
 MOST_NAME_CHARACTERS = 200
 MOST_ENCODER_TOKENS = 1 << 31
+MOST_CREATED_MS = 1 << 47  # in the year 6429
 MOST_SHOWN_CHARACTERS = 80
 
 
@@ -88,7 +89,7 @@ def read_description(content: bytes) -> Description:
     return Description(
         identity=identity,
         model=_line(told, "model"),
-        created_ms=_number(told, "created_ms", 1 << 62),
+        created_ms=_number(told, "created_ms", MOST_CREATED_MS),
         name=_line(told, "name"),
         encoder_digest=digest,
         num_encoder_tokens=_number(told, "num_encoder_tokens", MOST_ENCODER_TOKENS),
