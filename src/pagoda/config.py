@@ -33,6 +33,8 @@ class Environment:
     poison_pages: bool = False  # fill fresh pages with NaN: a read of what was never written shows
     log_level: str = "WARNING"
     cache_dir: str | None = None  # keeps what was measured of models; "" keeps nothing, None is the user's cache folder
+    kv_remote_password: str | None = field(default=None, repr=False)  # of the shared store, if its URL has none
+    kv_key: str | None = field(default=None, repr=False)  # encrypts pages outside memory: 32 bytes as hex or base64
 
     @property
     def cache_folder(self) -> Path | None:
@@ -111,6 +113,13 @@ class EngineConfig:
     prefix_cache_ttl_seconds: what nobody has used for so long is forgotten though there is room; None leaves that to
     the policy, of which ttl takes 300 and the others keep what they have room for.
     miss_memory_bytes: memory for what explains misses, late prompts and pages that went; 0 keeps none.
+    kv_host_bytes: memory for pages that leave the page pools; 0 for none.
+    kv_disk: a folder for pages, which outlive the process there; kv_disk_bytes: at most so many (None: half of what is
+    free, at most 20 GiB).
+    kv_remote: the URL of a store that several engines share, redis://... or s3://...; kv_remote_ttl_seconds: for how
+    long pages are of use there (None leaves that to the store).
+    kv_write: when pages go to disk and store: "seal" (as soon as they are full), "evict" (when they leave the pools) or
+    "second-hit" (then, if two prompts have begun with them).
     generation_config: where sampling defaults and rules of generating come from: "auto" (the checkpoint), "vllm"
     (nowhere) or a directory with a generation_config.json.
     deterministic: the same bits for every token, however its prompt is cut, batched or cached.
@@ -132,6 +141,12 @@ class EngineConfig:
     eviction_policy: str = "lru"
     prefix_cache_ttl_seconds: float | None = None
     miss_memory_bytes: int = 16 << 20
+    kv_host_bytes: int = 0
+    kv_disk: str | None = None
+    kv_disk_bytes: int | None = None
+    kv_remote: str | None = None
+    kv_remote_ttl_seconds: float | None = None
+    kv_write: str = "seal"
     generation_config: str = "auto"
     deterministic: bool = False
     tenants: Mapping[str, TenantShare] = field(default_factory=dict)
@@ -143,7 +158,7 @@ class EngineConfig:
         if not isinstance(self.dtype, str) or self.dtype not in DTYPES:
             raise ConfigError(f"dtype is {shown(self.dtype)}; choose one of: {', '.join(DTYPES)}.")
         self._check_types()
-        for name in ("max_model_len", "kv_cache_memory_bytes", "num_threads"):
+        for name in ("max_model_len", "kv_cache_memory_bytes", "num_threads", "kv_disk_bytes"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name} is {value}; it must be positive (or None to choose by itself).")
@@ -161,6 +176,7 @@ class EngineConfig:
         ttl = self.prefix_cache_ttl_seconds
         if ttl is not None and not (is_number(ttl) and ttl > 0):
             raise ConfigError(f"prefix_cache_ttl_seconds is {shown(ttl)}; give seconds above 0, or None for no limit.")
+        self._check_tiers()
         if self.miss_memory_bytes < 0:
             raise ConfigError(f"miss_memory_bytes is {self.miss_memory_bytes}; give bytes, or 0 to remember nothing.")
         if ttl is not None and not self.enable_prefix_caching:
@@ -170,6 +186,25 @@ class EngineConfig:
             raise ConfigError(
                 f"max_num_seqs is {self.max_num_seqs}; it must be positive and at most max_num_batched_tokens "
                 f"({self.max_num_batched_tokens}), so that every running sequence can advance in every step."
+            )
+
+    def _check_tiers(self) -> None:
+        if self.kv_host_bytes < 0:
+            raise ConfigError(f"kv_host_bytes is {self.kv_host_bytes}; give bytes, or 0 for no pages in host memory.")
+        if self.kv_write not in WRITE_POLICIES:
+            raise ConfigError(f"kv_write is {shown(self.kv_write)}; choose one of: {', '.join(WRITE_POLICIES)}.")
+        if self.kv_disk_bytes is not None and self.kv_disk is None:
+            raise ConfigError("kv_disk_bytes bounds a folder; name one with kv_disk.")
+        ttl = self.kv_remote_ttl_seconds
+        if ttl is not None and not (is_number(ttl) and ttl > 0):
+            raise ConfigError(f"kv_remote_ttl_seconds is {shown(ttl)}; give seconds above 0, or None for no limit.")
+        for name in ("kv_disk", "kv_remote"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and value):
+                raise ConfigError(f"{name} is {shown(value)}; give a {'folder' if name == 'kv_disk' else 'URL'}.")
+        if not self.enable_prefix_caching and (self.kv_host_bytes or self.kv_disk or self.kv_remote):
+            raise ConfigError(
+                "Tiers keep prefixes that are shared; leave enable_prefix_caching on, or leave tiers out."
             )
 
     def _check_types(self) -> None:
@@ -194,9 +229,10 @@ class EngineConfig:
 
 WHOLE_NUMBERS = (
     *("block_size", "max_model_len", "kv_cache_memory_bytes", "snapshot_interval_tokens", "max_num_seqs"),
-    *("max_num_batched_tokens", "num_threads", "seed", "miss_memory_bytes"),
+    *("max_num_batched_tokens", "num_threads", "seed", "miss_memory_bytes", "kv_host_bytes", "kv_disk_bytes"),
 )
-MAY_BE_NONE = ("max_model_len", "kv_cache_memory_bytes", "snapshot_interval_tokens", "num_threads")
+MAY_BE_NONE = (*("max_model_len", "kv_cache_memory_bytes", "snapshot_interval_tokens", "num_threads", "kv_disk_bytes"),)
+WRITE_POLICIES = ("seal", "evict", "second-hit")
 KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "kv_cache_dtype": (str, "the name of a format"),
     "kv_cache_dtype_skip_layers": ((tuple, list), "a list of layers"),
@@ -205,6 +241,7 @@ KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "eviction_policy": (str, "the name of a policy"),
     "generation_config": (str, "auto, vllm or a directory"),
     "deterministic": (bool, "True or False"),
+    "kv_write": (str, "seal, evict or second-hit"),
     "tenants": (Mapping, "a dictionary"),
     "environment": (Environment, "an Environment"),
 }

@@ -23,7 +23,7 @@ from pagoda.engine.breakpoints import lease_computed
 from pagoda.engine.division import DECODE_TOKENS, SLICE_TOKENS, TURN_SLICES
 from pagoda.engine.request import Phase, Request, RequestMetrics, Sequence
 from pagoda.engine.request import Sequence as Planned
-from pagoda.engine.scheduler import Scheduler
+from pagoda.engine.scheduler import Limits, Scheduler
 from pagoda.engine.waiting import PRESENT_TOKENS
 from pagoda.sampling_params import SamplingParams
 
@@ -48,7 +48,7 @@ class Loop:
     def __post_init__(self) -> None:
         group = PageGroup(self.num_pages, self.page_tokens, LRU(), KeepAll(), self.share, self.tenants)
         self.cache = Cache([group], [NoBytes()], clock=lambda: self.now)
-        self.scheduler = Scheduler(self.cache, self.max_num_seqs, self.budget, weights=self.weights)
+        self.scheduler = Scheduler(self.cache, Limits(self.max_num_seqs, self.budget, weights=self.weights or {}))
 
     def add(self, prompt, max_tokens=1, n=1, tenant="", breakpoints=()) -> Request:
         number = len(self.requests)

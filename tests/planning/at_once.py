@@ -7,7 +7,7 @@ from math import ceil
 from pagoda.cache.cache import Cache, NoBytes
 from pagoda.cache.groups.pages import PageGroup
 from pagoda.engine.request import Request, RequestMetrics, new_sample
-from pagoda.engine.scheduler import Scheduler
+from pagoda.engine.scheduler import Limits, Scheduler
 from pagoda.planning.users import Load
 from pagoda.sampling_params import SamplingParams
 
@@ -24,7 +24,7 @@ def requests(load: Load, number: int) -> list[Request]:
 def runs_at_once(group: PageGroup, load: Load, number: int, step_tokens: int) -> bool:
     """Whether so many sequences all run at the same time, none of them ever sent back."""
     cache = Cache([group], [NoBytes()])
-    scheduler = Scheduler(cache, 256, step_tokens)
+    scheduler = Scheduler(cache, Limits(256, step_tokens))
     asked = requests(load, number)
     for request in asked:
         scheduler.add(new_sample(request, 0))

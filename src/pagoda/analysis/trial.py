@@ -10,7 +10,7 @@ from pagoda.cache.cache import Cache, NoBytes
 from pagoda.cache.groups.pages import PageGroup
 from pagoda.config import EngineConfig
 from pagoda.engine.request import Request, RequestMetrics, new_sample
-from pagoda.engine.scheduler import Scheduler
+from pagoda.engine.scheduler import Limits, Scheduler
 from pagoda.layouts.spec import Reach
 from pagoda.planning.memory import MemoryPlan
 from pagoda.planning.users import Load, most_users, users_by_group
@@ -47,7 +47,7 @@ def _run_at_once(memory: MemoryPlan, config: EngineConfig, load: Load, users: in
     own = [(each, num_pages) for each, num_pages in memory.pools if each.group.reach is not Reach.ENCODER]
     groups = [PageGroup(num_pages, each.page_tokens, policy, each.group) for each, num_pages in own]
     cache = Cache(groups, [NoBytes()] * len(groups))
-    scheduler = Scheduler(cache, config.max_num_seqs, config.max_num_batched_tokens)
+    scheduler = Scheduler(cache, Limits(config.max_num_seqs, config.max_num_batched_tokens))
     requests = [_request(index, load) for index in range(users)]
     for request in requests:
         scheduler.add(new_sample(request, 0))

@@ -191,6 +191,7 @@ class Cache:
             group.holdings.allocator.arrive([page for fill in to_fill for page in fill.pages])
         for group, table in zip(self.groups, sequence.tables, strict=True):
             group.filled(table, tokens, num_tokens)
+        self.leases.use(sequence.namespace, token_key(tokens), num_tokens)
 
     def count_hit(self, num_tokens: int, num_prompt_tokens: int) -> None:
         """So many tokens of a prompt were found, for the hit rate."""

@@ -17,6 +17,9 @@ from time import monotonic, sleep
 from pagoda.cache.inspector import Inspector
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.names import PageNames
+from pagoda.cache.residency.carry import Carrier
+from pagoda.cache.residency.labels import Labels
+from pagoda.cache.residency.residency import Residency
 from pagoda.config import EngineConfig
 from pagoda.engine.accounting import StepTimes, charge_step
 from pagoda.engine.admission import Admission
@@ -29,11 +32,13 @@ from pagoda.engine.forward import Computed, Forward
 from pagoda.engine.identity import identity_of
 from pagoda.engine.lookups import Lookups
 from pagoda.engine.pools import make_pools
+from pagoda.engine.promotion import Promotions
 from pagoda.engine.request import FinishReason, Request, Sequence, new_sample
 from pagoda.engine.sampling import stop_token_ids
-from pagoda.engine.scheduler import Scheduler
+from pagoda.engine.scheduler import Limits, Scheduler
 from pagoda.engine.scoring import max_scored_tokens
 from pagoda.engine.settle import Settler
+from pagoda.engine.tiers import labels_of, make_residency, open_tiers
 from pagoda.errors import (
     OutOfPagesError,
     RequestError,
@@ -42,7 +47,7 @@ from pagoda.errors import (
 from pagoda.kernels.base import Kernels
 from pagoda.models.determinism import check_determinism
 from pagoda.models.model import Model
-from pagoda.planning.caches import make_cache
+from pagoda.planning.caches import cache_stores, make_cache
 from pagoda.planning.decoding import decode_costs
 from pagoda.planning.facts import MachineFacts
 from pagoda.planning.memory import plan_memory
@@ -81,16 +86,18 @@ class Engine:
         self._cache = make_cache(self.memory, pools, config, clock)
         policy = config.eviction_policy if config.enable_prefix_caching else None
         self.lookups = Lookups(self._cache, policy, config.miss_memory_bytes)
-        self._scheduler = Scheduler(
-            self._cache,
+        store = FitStore(config.environment.cache_folder)
+        self.fit = fit_format(model, kernels, self.memory, calibration, store)
+        self._stores = cache_stores(self.memory, pools)
+        self.residency = self._open_residency(config)
+        limits = Limits(
             config.max_num_seqs,
             config.max_num_batched_tokens,
             max_scored_tokens(model.vocab_size),
             {name: share.weight for name, share in config.tenants.items()},
-            self.lookups,
         )
-        store = FitStore(config.environment.cache_folder)
-        self.fit = fit_format(model, kernels, self.memory, calibration, store)
+        self._promotions = Promotions(self.residency)
+        self._scheduler = Scheduler(self._cache, limits, self.lookups, self._promotions)
         self.inspector = Inspector(self._cache, self.fit.loss, lambda: self.lookups.nbytes)
         self._forward = Forward(model, kernels, self.memory, pools, self.fit.constants)
         self.kernel_choice = self._forward.kernel_choice
@@ -112,6 +119,20 @@ class Engine:
     def page_names(self) -> PageNames:
         """What pages are called outside of the process."""
         return PageNames(identity_of(self.model, self.memory, self.fit.digest))
+
+    @cached_property
+    def carrier(self) -> Carrier:
+        """Takes sequences out of the cache and puts them in."""
+        return Carrier(self._cache, self._stores, self._labels)
+
+    @cached_property
+    def _labels(self) -> Labels:
+        return labels_of(self._cache, self.page_names)
+
+    def close(self) -> None:
+        """Write down what waits for it, and let go of tiers. Nothing is called after it."""
+        if self.residency is not None:
+            self.residency.close()
 
     def validate(self, request: Request) -> None:
         """Raise a RequestError if it can never be served. Looks once at what a request asks for."""
@@ -179,10 +200,16 @@ class Engine:
         self._ends.fail([s for request in list(self._ends.requests.values()) for s in request.sequences], error)
         return self._ends.take_events()
 
-    def reset_prefix_cache(self) -> int:
-        """Forget every page that no running sequence uses; returns how many."""
+    def reset_prefix_cache(self, reset_external: bool = False) -> int:
+        """Forget every page that no running sequence uses; returns how many; tiers do so if `reset_external`."""
         self.lookups.serve_nobody()
+        if reset_external and self.residency is not None:
+            self.residency.forget()
         return self._cache.reset()
+
+    def _open_residency(self, config: EngineConfig) -> Residency | None:
+        tiers = open_tiers(config)
+        return make_residency(self._cache, self._stores, self._labels, tiers, config) if tiers else None
 
     def _schedule(self) -> Batch:
         """What to compute; those for whom that raises end."""
@@ -191,7 +218,9 @@ class Engine:
         for sequence, error in self._scheduler.failed.items():
             logger.error("Scheduling request %s failed", sequence.request.request_id, exc_info=error)
             self._ends.fail([sequence], RequestError(f"This request could not be scheduled: {error!r}"))
-        if not batch and self._settler.holds_any:
+        if not batch and self._promotions.is_waiting:
+            self._promotions.wait(HELD_SECONDS)
+        elif not batch and self._settler.holds_any:
             sleep(HELD_SECONDS)
         elif not batch and not self._scheduler.failed:
             self._refuse_next()
@@ -200,7 +229,7 @@ class Engine:
             metrics = chunk.sequence.request.metrics
             if metrics.first_scheduled is None:
                 metrics.first_scheduled = metrics.known_until = now
-                metrics.phases.queue = now - metrics.arrival
+                metrics.phases.queue = now - metrics.arrival - metrics.phases.promotion
             metrics.num_computed_tokens += len(chunk.tokens)
         return batch.unfinished()
 

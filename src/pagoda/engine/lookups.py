@@ -6,7 +6,9 @@ of the cache; integers only, no tensors.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Series
+from dataclasses import replace
 
 from pagoda.cache.cache import Cache
 from pagoda.cache.groups.base import resumable
@@ -21,6 +23,7 @@ from pagoda.cache.sequence import Hit
 from pagoda.engine.request import Sequence
 
 DEVICE = "device"
+NOTHING_LOADED: Mapping[str, int] = {}
 GONE_SHARE = 0.25  # of the memory, for pages that went
 CAUSES = {
     Reason.ROOM: MissCause.EVICTED,
@@ -67,12 +70,17 @@ class Lookups:
         if self._gone is not None:
             self._gone.serve(None)
 
-    def start(self, sequence: Sequence, hit: Hit) -> None:
-        """A sequence is about to start from a fresh `hit`; the first time that is its request's report."""
+    def start(self, sequence: Sequence, hit: Hit, loaded: Mapping[str, int] = NOTHING_LOADED) -> None:
+        """A sequence is about to start from a fresh `hit`, part of which was just `loaded` from tiers.
+
+        The first time that is its request's report.
+        """
         self.serve(sequence)
         request = sequence.request
         if request.cache_report is None:
             report, run = self._report(sequence, hit)
+            device = hit.num_tokens - sum(loaded.values())
+            report = replace(report, read_tokens={DEVICE: device, **loaded})
             is_own = run is None or run.departure.tenant == request.tenant
             request.cache_report = report if is_own else report.without_departure
             if self._recent is not None:

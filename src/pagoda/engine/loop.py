@@ -142,6 +142,7 @@ class EngineLoop:
             while not self._inbox.empty():
                 if (work := self._inbox.get()) is not None:
                     work()
+            self._engine.close()
 
     def _step(self) -> list[TokenEvent]:
         """One step; a bug of ours must not leave callers waiting for ever."""

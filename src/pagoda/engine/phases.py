@@ -15,7 +15,7 @@ class PhaseSeconds:
     So these need not add up to the time it took, but over all requests they add up to the work that was done.
 
     queue: from arrival to the first step. match: looking its prompt up in the cache, and attaching what was found.
-    promotion: bringing pages from a lower tier, of which there is none yet. prefill, decode: its rows of the model's
+    promotion: bringing pages from a lower tier. prefill, decode: its rows of the model's
     forward passes. sampling: drawing tokens, with the form of a structured output applied. detokenise: making text.
     structured: waiting for what may follow in a structured output.
     """

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from pagoda.engine.constraint import Constraint, Matcher
+    from pagoda.engine.promotion import Promotion
     from pagoda.models.encoder import EncoderInput
 
 
@@ -128,6 +129,8 @@ class Sequence:
     phase: Phase = Phase.WAITING
     cached: CachedSequence | None = None
     matcher: Matcher | None = None  # of the request's constraint
+    promotion: Promotion | None = None  # where it stands with the tiers
+    is_loading: bool = False  # its pages are on their way
     is_held: bool = False  # since the matcher does not know yet what may follow
     held_since: float | None = None  # when it was found that the matcher keeps it waiting
     last_planned: int = 0  # a number that grows with whatever the scheduler plans

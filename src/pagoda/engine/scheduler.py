@@ -20,12 +20,14 @@ from itertools import islice
 from time import monotonic
 
 from pagoda.cache.cache import Cache
+from pagoda.cache.groups.table import ResumePoints
 from pagoda.cache.prefix.keys import common_tokens, token_key
 from pagoda.cache.sequence import CachedSequence, Hit
 from pagoda.engine.batch import Batch, next_chunk
 from pagoda.engine.division import Division
 from pagoda.engine.fairness import Fairness
 from pagoda.engine.lookups import Lookups
+from pagoda.engine.promotion import Promotions
 from pagoda.engine.request import Phase, Sequence
 from pagoda.engine.turns import Turns
 from pagoda.engine.waiting import Waiting
@@ -71,8 +73,21 @@ class _Round:
         self.left += self.plan.pop(sequence, 0)
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How many sequences may run, and how many tokens a step may have; of prompts `max_scored_tokens` are scored in it.
+
+    Tenants have `weights`, 1 where nothing is said.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_scored_tokens: int | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+
 class Scheduler:
-    """Waiting and running sequences over one cache. Tenants have `weights`, 1 where nothing is said.
+    """Waiting and running sequences over one cache. What comes from tiers is brought through `promotions`.
 
     After `schedule`, `failed` has what raised for which sequences; they are to be removed.
     """
@@ -80,20 +95,19 @@ class Scheduler:
     def __init__(
         self,
         cache: Cache,
-        max_num_seqs: int,
-        max_num_batched_tokens: int,
-        max_scored_tokens: int | None = None,
-        weights: Mapping[str, float] | None = None,
+        limits: Limits,
         lookups: Lookups | None = None,
+        promotions: Promotions | None = None,
     ) -> None:
         self._cache = cache
         self._lookups = lookups or Lookups(cache, None)
-        self._max_num_batched_tokens = max_num_batched_tokens
-        self._max_scored_tokens = max_scored_tokens or max_num_batched_tokens
-        self.waiting = Waiting(weights, max_num_batched_tokens)
-        self._turns = Turns(self.waiting, max_num_batched_tokens)
+        self.promotions = promotions or Promotions(None)
+        step_tokens = self._max_num_batched_tokens = limits.max_num_batched_tokens
+        self._max_scored_tokens = limits.max_scored_tokens or step_tokens
+        self.waiting = Waiting(limits.weights, step_tokens)
+        self._turns = Turns(self.waiting, step_tokens)
         self.running: list[Sequence] = []
-        self._fairness = Fairness(cache, self.waiting, self.running, max_num_seqs, max_num_batched_tokens)
+        self._fairness = Fairness(cache, self.waiting, self.running, limits.max_num_seqs, step_tokens)
         self.failed: dict[Sequence, Exception] = {}
         self._num_planned = 0
         self._unreleased: list[tuple[CachedSequence, array[int]]] = []
@@ -138,10 +152,11 @@ class Scheduler:
         self._lookups.serve_nobody()
         self._release_again()
         self._cache.expire()
-        wanted = self._turns.wanted(self.running)
+        self._settle_loads()
+        wanted = self._turns.wanted(self._computing())
         step = _Round({}, self._max_num_batched_tokens, self._turns.divide(wanted))
         # Decodes first: a long prefill must not stall those who are already reading.
-        decodes = [each for each in self.running if each.num_uncomputed <= 1 and not each.is_held]
+        decodes = [each for each in self._computing() if each.num_uncomputed <= 1 and not each.is_held]
         for sequence in step.division.choose(decodes, self.waiting.weight):
             self._contain(step, sequence, lambda each: self._go_on(each, step, step.left))
         if self.waiting:
@@ -149,8 +164,32 @@ class Scheduler:
                 self._contain(step, sequence, lambda each: self._note_writing(each, step))
         for tenant in wanted.with_prompts:
             self._schedule_prompts(tenant, step)
-        self._turns.charge(step.plan, self.running, wanted)
+        self._turns.charge(step.plan, self._computing(), wanted)
         return self._batch(step)
+
+    def _computing(self) -> list[Sequence]:
+        """Those that run and have their pages."""
+        return [each for each in self.running if not each.is_loading]
+
+    def _settle_loads(self) -> None:
+        """Let those go on whose pages have come from tiers, and start those anew that lack some."""
+        for sequence, has_come in self.promotions.begin_step():
+            if has_come:
+                self._note_found(sequence)
+            else:
+                self.running.remove(sequence)
+                sequence.phase = Phase.WAITING
+                self.waiting.appendleft(sequence)
+
+    def _note_found(self, sequence: Sequence) -> None:
+        """Tell what a sequence has that was brought from tiers."""
+        assert sequence.cached is not None
+        assert sequence.promotion is not None
+        hit = self._cache.match(sequence.request.namespace, sequence.tokens, limit=sequence.num_resumable)
+        found = hit._replace(num_tokens=sequence.cached.num_tokens)
+        self._cache.count_hit(found.num_tokens, len(sequence.tokens))
+        self._lookups.start(sequence, found, sequence.promotion.loaded_tokens)
+        self._note_cached(sequence, found)
 
     def _batch(self, step: _Round) -> Batch:
         chunks = []
@@ -164,7 +203,8 @@ class Scheduler:
     def _schedule_prompts(self, tenant: str, step: _Round) -> None:
         """Plan the prompts of one tenant: those that run, then those that wait."""
         before = step.left
-        for sequence in [each for each in self.running if each.request.tenant == tenant and each.num_uncomputed > 1]:
+        prefills = [each for each in self._computing() if each.num_uncomputed > 1]
+        for sequence in [each for each in prefills if each.request.tenant == tenant]:
             self._contain(step, sequence, lambda each: self._go_on(each, step, step.budget(tenant)))
         for sequence in self.waiting.of(tenant):
             if step.is_full or step.budget(tenant) <= 0:
@@ -184,7 +224,7 @@ class Scheduler:
 
     def _go_on(self, sequence: Sequence, step: _Round, budget: int) -> bool:
         """Plan a running sequence, unless it is held, or was sent back meanwhile."""
-        if sequence.is_held:
+        if sequence.is_held or sequence.is_loading:
             return True
         budget = self._room_for(sequence, budget, step)
         if sequence.phase is Phase.RUNNING and budget > 0:
@@ -217,6 +257,7 @@ class Scheduler:
         """Let a running sequence wait again, before the others of its tenant."""
         self.running.remove(sequence)
         self._release(sequence, keep_pages=True)
+        self.promotions.sent_back(sequence)
         sequence.phase = Phase.WAITING
         sequence.request.metrics.num_preemptions += 1
         self.waiting.appendleft(sequence)
@@ -237,7 +278,7 @@ class Scheduler:
         hit = self._cache.match(sequence.request.namespace, sequence.tokens, limit=sequence.num_resumable)
         sequence.request.metrics.phases.match += monotonic() - before
         can_share = not sequence.num_unscored and self._cache.missing_key(hit, sequence.tokens) in step.being_written
-        if can_share or room <= 0:
+        if can_share or room <= 0 or self.promotions.must_wait(sequence, hit):
             return True
         if not self._cache.resumes_anywhere:
             hit = self._parting_from_others(sequence, hit)
@@ -280,6 +321,11 @@ class Scheduler:
     def _start(self, sequence: Sequence, fitting: Hit, budget: int, step: _Round) -> None:
         """Run a waiting sequence from what the cache holds of it, for which there is room."""
         breakpoints = tuple(each.num_tokens for each in sequence.request.breakpoints)
+        self._lookups.serve(sequence)
+        points = ResumePoints(fitting.branch_tokens, len(sequence.tokens), breakpoints)
+        if self.promotions.begin(sequence, fitting, points):
+            self._run(sequence)
+            return
         self._lookups.start(sequence, fitting)
         before = monotonic()
         sequence.cached = self._cache.attach(fitting, len(sequence.tokens), breakpoints)
@@ -287,14 +333,22 @@ class Scheduler:
         num_tokens = min(sequence.num_uncomputed, budget)
         reserved = self._cache.reserve(sequence.cached, num_tokens)
         assert reserved, "the cache promised these pages"
+        self._run(sequence)
+        self._plan(sequence, num_tokens, step)
+        self._note_writing(sequence, step)
+        self._note_cached(sequence, fitting)
+
+    def _run(self, sequence: Sequence) -> None:
         self.waiting.remove(sequence)
         sequence.phase = Phase.RUNNING
         self.running.append(sequence)
-        self._plan(sequence, num_tokens, step)
-        self._note_writing(sequence, step)
-        if sequence.request.num_cached_tokens is None:
-            sequence.request.num_cached_tokens = fitting.num_tokens
-            sequence.request.num_cached_encoder_tokens = fitting.num_encoder_tokens
+
+    def _note_cached(self, sequence: Sequence, hit: Hit) -> None:
+        """Tell what the cache had of a request when it first started."""
+        request = sequence.request
+        if request.num_cached_tokens is None:
+            request.num_cached_tokens = hit.num_tokens
+            request.num_cached_encoder_tokens = hit.num_encoder_tokens
 
     def _note_writing(self, sequence: Sequence, step: _Round) -> bool:
         """Others may wait for the page that `sequence` writes."""
@@ -318,6 +372,9 @@ class Scheduler:
         return hit._replace(branch_tokens=max(hit.branch_tokens, shared))
 
     def _release(self, sequence: Sequence, keep_pages: bool) -> None:
+        if sequence.is_loading:
+            self.promotions.call_off(sequence)
+            keep_pages = True  # nobody has written to them
         if sequence.cached is not None:
             cached, sequence.cached = sequence.cached, None
             self._give_up(cached, sequence.tokens, keep_pages)

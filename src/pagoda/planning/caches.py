@@ -35,14 +35,20 @@ def make_cache(
         else PageGroup(num_pages, geometry.page_tokens, policy, geometry.group, share, tenants)
         for geometry, num_pages in memory.pools
     ]
-    stores, page_nbytes = [*stores], [geometry.page_nbytes for geometry in memory.geometries]
+    page_nbytes = [geometry.page_nbytes for geometry in memory.geometries]
     if not groups:  # pages of nothing tell where prompts part
         groups.append(PageGroup(LEDGER_PAGES, config.block_size, policy, KeepAll(), share, tenants))
-        stores.insert(0, NoBytes())
         page_nbytes.append(0)
     if memory.states is not None:
         rule = SnapshotRule(memory.states.interval_tokens, config.block_size)
         groups.append(StateGroup(memory.states.num_slots, policy, rule, share, tenants))
         page_nbytes.append(memory.states.geometry.page_nbytes)
     ttl = config.prefix_cache_ttl_seconds
-    return Cache(groups, stores, page_nbytes, clock, policy.lifetime_seconds if ttl is None else ttl)
+    return Cache(
+        groups, cache_stores(memory, stores), page_nbytes, clock, policy.lifetime_seconds if ttl is None else ttl
+    )
+
+
+def cache_stores(memory: MemoryPlan, stores: Sequence[PageStore]) -> list[PageStore]:
+    """What lies behind the pages of each group of such a cache."""
+    return [*stores] if memory.pools else [NoBytes(), *stores]

@@ -18,7 +18,7 @@ from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.namespace import Namespace
 from pagoda.engine.batch import Batch, Chunk
 from pagoda.engine.request import Phase, Request, RequestMetrics, Sequence
-from pagoda.engine.scheduler import Scheduler
+from pagoda.engine.scheduler import Limits, Scheduler
 from pagoda.sampling_params import SamplingParams
 
 PARAMS = SamplingParams()
@@ -60,7 +60,7 @@ class Server:
         self.num_preemptions = 0
         self.load_tokens = 0  # of jobs that have not ended
         weights = {name: share.weight for name, share in settings.tenants.items()}
-        self._scheduler = Scheduler(cache, settings.max_num_seqs, settings.step_tokens, weights=weights)
+        self._scheduler = Scheduler(cache, Limits(settings.max_num_seqs, settings.step_tokens, weights=weights))
         self._rates = rates
         self._tell = tell
         self._jobs: dict[Request, Job] = {}

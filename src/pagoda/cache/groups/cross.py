@@ -147,6 +147,11 @@ class CrossGroup:
             self._entries[namespace] = entry
         return CrossTable(account, entry), PageActions(entry.pages, ())
 
+    def pages_of(self, match: CrossMatch, start: int) -> tuple[int, ...]:  # noqa: ARG002
+        """The pages of the output."""
+        assert match.entry is not None
+        return match.entry.pages
+
     def reach(self, match: CrossMatch, num_tokens: int) -> CrossReach:  # noqa: ARG002
         return CrossReach(match.entry is not None)
 

@@ -7,7 +7,7 @@ asked on any thread. Knows neither names nor tiers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 from pagoda.cache.groups.rule import KeepRule
@@ -55,6 +55,9 @@ class Reach(Protocol):
     def missing(self, num_tokens: int, ask: Ask) -> list[Found]:
         """What has to be brought to resume after `num_tokens`, which must be a point that `deepest` gives."""
 
+    def of_nothing(self) -> Reach:
+        """As if the pool had nothing of the prompt."""
+
 
 class PagesHeld(NamedTuple):
     """The pool has `whole` pages of a prompt, and `partial_tokens` of the page after the first `num_path`."""
@@ -92,6 +95,9 @@ class PageReach:
         held = self._held_up_to(num_tokens)
         indices = [] if held == num_tokens else self._needed_beyond(held, num_tokens)
         return [Found(index * self.page_tokens, self._end(index, ask)) for index in indices]
+
+    def of_nothing(self) -> PageReach:
+        return replace(self, held=PagesHeld(frozenset(), 0, 0))
 
     def _held_up_to(self, num_tokens: int) -> int:
         """The deepest point up to `num_tokens` that can be resumed from with what the pool has."""
@@ -160,6 +166,9 @@ class StateReach:
     def missing(self, num_tokens: int, ask: Ask) -> list[Found]:  # noqa: ARG002
         return [] if num_tokens in self.held or not num_tokens else [Found(num_tokens, num_tokens)]
 
+    def of_nothing(self) -> StateReach:
+        return StateReach(())
+
 
 @dataclass(frozen=True)
 class CrossReach:
@@ -172,6 +181,9 @@ class CrossReach:
 
     def missing(self, num_tokens: int, ask: Ask) -> list[Found]:  # noqa: ARG002
         return [] if self.held or not ask([0])[0] else [Found(0, 0)]
+
+    def of_nothing(self) -> CrossReach:
+        return CrossReach(False)
 
 
 def first_page(rule: KeepRule, page_tokens: int, num_tokens: int) -> int:

@@ -126,6 +126,13 @@ class PageGroup:
         table.num_tokens = num_tokens
         return table, copy
 
+    def pages_of(self, match: PrefixMatch, start: int) -> tuple[int, ...]:
+        """The page that begins after `start` tokens of a fresh match."""
+        index = start // self.page_tokens
+        node = match.path[index] if index < len(match.path) else match.partial
+        assert node is not None
+        return node.pages
+
     def reach(self, match: PrefixMatch, num_tokens: int) -> PageReach:
         """How far a prompt of `num_tokens` can be resumed with `match` and what is held elsewhere."""
         whole = frozenset(index for index, node in enumerate(match.path) if node.page != NO_PAGE)

@@ -167,6 +167,12 @@ class StateGroup:
         table.num_tokens = num_tokens
         return table, PageActions(slots, [(source, slots[0])])
 
+    def pages_of(self, match: StateMatch, start: int) -> tuple[int, ...]:
+        """The slot of the snapshot after `start` tokens."""
+        snapshot = match.after(start)
+        assert snapshot is not None
+        return snapshot.pages
+
     def reach(self, match: StateMatch, num_tokens: int) -> StateReach:  # noqa: ARG002
         return StateReach(tuple(each.num_tokens for each in match.snapshots))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pagoda.cache.tiers.record import Bytes
@@ -26,13 +26,14 @@ class TierSettings:
     """How a tier is opened: `where` is its folder or URL, `limit_nbytes` how much it may take there (None: no limit).
 
     Records are to be gone `ttl_seconds` after they were last put, where a tier has a clock of its own. One call may
-    take `timeout_seconds` at most.
+    take `timeout_seconds` at most. `password` opens a store whose URL has none.
     """
 
     where: str = ""
     limit_nbytes: int | None = None
     ttl_seconds: float | None = None
     timeout_seconds: float = 2.0
+    password: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class TierStats:
     """What a tier holds now, of at most `limit_nbytes` (None: it does not decide that itself), and since the start.
 
     `nbytes` is what it takes where it lies, all overheads included. `fault` says in words why it is off, or only read;
-    None while all is well. Of records asked for `num_damaged` were not what they said.
+    None while all is well. Of records asked for `num_damaged` were not what they said. Where a store belongs to others
+    too, `nbytes` is what this process knows of its own, and `shared_nbytes` all that it holds.
     """
 
     num_records: int = 0
@@ -53,6 +55,7 @@ class TierStats:
     read_nbytes: int = 0
     written_nbytes: int = 0
     fault: str | None = None
+    shared_nbytes: int | None = None
 
 
 class Tier(ABC):
@@ -76,6 +79,11 @@ class Tier(ABC):
     @property
     def is_instant(self) -> bool:
         """Whether `contains` answers from memory."""
+        return True
+
+    @property
+    def persists(self) -> bool:
+        """Whether what it holds outlives the process."""
         return True
 
     @abstractmethod

@@ -5,6 +5,7 @@ from random import Random
 
 import pytest
 
+from cache_files import mutate
 from page_records import key, make_put
 from pagoda.cache.tiers.disk.ledger import Entry, Place
 from pagoda.cache.tiers.disk.segment import NOTE_NBYTES, SegmentWriter, headers, load, note, opened, read
@@ -90,26 +91,6 @@ def test_mutated_files_never_raise(file, is_finished):
         assert sum(entry.nbytes for entry in loaded.entries) == loaded.end <= loaded.nbytes == file.stat().st_size
         assert all(entry in entries for entry in loaded.entries)
         list(headers(file))
-
-
-def mutate(data, draw):
-    """Some bytes changed, cut out, put in, or copied from elsewhere."""
-    mutated = bytearray(data)
-    for _ in range(draw.randrange(1, 4)):
-        start, count = draw.randrange(len(mutated) + 1), draw.choice((1, 2, 8, 200))
-        match draw.randrange(5):
-            case 0:
-                mutated[start : start + count] = draw.randbytes(count)
-            case 1:
-                del mutated[start : start + count]
-            case 2:
-                mutated[start:start] = draw.randbytes(count)
-            case 3:
-                source = draw.randrange(len(data))
-                mutated[start : start + count] = data[source : source + count]
-            case _:
-                del mutated[start:]
-    return bytes(mutated)
 
 
 def test_places_that_are_not_there_have_nothing(file, tmp_path):

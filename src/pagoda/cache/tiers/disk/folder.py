@@ -100,8 +100,8 @@ class Folder:
     def segments(self) -> list[int]:
         """The numbers of all segments, in the order in which they were written."""
         with os.scandir(self.path) as entries:
-            names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
-        numbers = [int(match[1]) for match in map(_SEGMENT_NAME.fullmatch, names) if match]
+            names = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+        numbers = {int(match[1]) for match in map(_SEGMENT_NAME.fullmatch, names) if match}
         return sorted(number for number in numbers if self.segment(number).name in names)
 
     def sync(self) -> None:

@@ -43,6 +43,8 @@ class SegmentLog:
     def load(self) -> None:
         """Learn what is there now that was not, or is no longer."""
         present = self._folder.segments()
+        if any(number < self._ledger.next_number for number in set(present).difference(self._ledger.numbers)):
+            self._start_over()
         for number in set(self._ledger.numbers).difference(present):
             self._forget_segment(number)
         known = set(self._ledger.numbers)
@@ -136,6 +138,12 @@ class SegmentLog:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+    def _start_over(self) -> None:
+        """The folder was emptied, and numbers began again: nothing that is known of old ones is worth anything."""
+        with self._lock:
+            self._ledger = SegmentLedger(self._ledger.sizes)
+            self._unfinished.clear()
 
     def _load(self, number: int, is_known: bool) -> None:
         start = self._ledger.entries_nbytes(number) if is_known else 0

@@ -1,0 +1,110 @@
+"""Takes what a sequence has out of a cache as records, and puts such records into another: what sessions are made of.
+
+Both happen at once, on the thread that steps. A record that is not what it should be changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pagoda.cache.cache import Cache, PageStore
+from pagoda.cache.groups.fill import Ask, FillTarget, Found
+from pagoda.cache.groups.table import ResumePoints
+from pagoda.cache.prefix.namespace import Namespace
+from pagoda.cache.residency.copies import blank_rest, copied
+from pagoda.cache.residency.labels import Labels
+from pagoda.cache.sequence import Hit
+from pagoda.cache.tiers.record import Cipher, Draft, Label, Record, read_record
+from pagoda.errors import PageRecordError
+
+
+class Carried(NamedTuple):
+    """The first `num_tokens` of a sequence can be resumed with the pages in `drafts`, which are still to be sealed."""
+
+    num_tokens: int
+    drafts: list[Draft]
+
+
+class Carrier:
+    """Of `cache`, whose pages are in `stores` and called by `labels`."""
+
+    def __init__(self, cache: Cache, stores: Sequence[PageStore], labels: Labels) -> None:
+        self._cache = cache
+        self._stores = tuple(stores)
+        self._labels = labels
+
+    def take_out(self, namespace: Namespace, tokens: Sequence[int]) -> Carried:
+        """Copy all pages that it takes to resume as many of `tokens` as are held."""
+        hit = self._cache.match(namespace, tokens, len(tokens))
+        labels = self._labels.of_prompt(namespace, hit.key)
+        drafts = []
+        for group, (each, match) in enumerate(zip(self._cache.groups, hit.matches, strict=True)):
+            for start, end in self._needed(group, hit):
+                draft = copied(labels.label(group, end), self._stores[group], each.pages_of(match, start))
+                blank_rest(draft, self._stores[group], self._labels.page_tokens[group])
+                drafts.append(draft)
+        return Carried(hit.num_tokens, drafts)
+
+    def put_in(
+        self,
+        namespace: Namespace,
+        tokens: Sequence[int],
+        records: Mapping[bytes, memoryview],
+        cipher: Cipher | None = None,
+    ) -> int:
+        """Hold `tokens`, all of which `take_out` had, with `records` by key; how many of them were not held before.
+
+        Raises PageRecordError if a record that is needed is missing, or is not what it should be, and OutOfPagesError
+        if there is no room; then nothing has changed.
+        """
+        hit = self._cache.match(namespace, tokens, len(tokens))
+        if hit.num_tokens == len(tokens):
+            return 0
+        labels = self._labels.of_prompt(namespace, hit.key)
+        found: list[dict[int, Record]] = []
+        for group in range(len(self._stores)):
+            needed = self._needed(group, hit._replace(num_tokens=len(tokens)))
+            found.append({start: _read(labels.label(group, end), records, cipher) for start, end in needed})
+        targets = [FillTarget(len(tokens), frozenset(each)) for each in found]
+        cached, fills = self._cache.attach_to_fill(hit, targets, ResumePoints(prompt_tokens=len(tokens) + 1))
+        is_whole = False
+        try:
+            for store, to_fill, by_start in zip(self._stores, fills, found, strict=True):
+                for start, pages in to_fill:
+                    _copy(by_start[start], store, pages)
+            self._cache.filled(cached, fills, tokens, len(tokens))
+            is_whole = True
+        finally:
+            self._cache.release(cached, tokens if is_whole else ())
+        return len(tokens) - hit.num_tokens
+
+    def _needed(self, group: int, hit: Hit) -> list[Found]:
+        """What a sequence of `hit.num_tokens` has in one group, as if nothing else held it."""
+        reach = self._cache.groups[group].reach(hit.matches[group], hit.num_tokens).of_nothing()
+        return reach.missing(hit.num_tokens, _up_to(hit.num_tokens, self._labels.page_tokens[group]))
+
+
+def _up_to(num_tokens: int, page_tokens: int) -> Ask:
+    """All whole pages of so many tokens can be had, and the tail that they end with."""
+    return lambda ends: [end == num_tokens or (end < num_tokens and end % page_tokens == 0) for end in ends]
+
+
+def _read(label: Label, records: Mapping[bytes, memoryview], cipher: Cipher | None) -> Record:
+    data = records.get(label.key)
+    if data is None:
+        raise PageRecordError("name", f"the page that ends after {label.num_tokens} tokens is missing")
+    record = read_record(data, cipher)
+    record.check_is(label)
+    return record
+
+
+def _copy(record: Record, store: PageStore, pages: Sequence[int]) -> None:
+    bodies, start = [store.bytes_of(page) for page in pages], 0
+    if len(record.body) != sum(body.nbytes for body in bodies):
+        raise PageRecordError("nbytes", "its pages are of another size")
+    for body in bodies:
+        body[:] = np.frombuffer(record.body[start : start + body.nbytes], np.uint8)
+        start += body.nbytes

@@ -1,0 +1,103 @@
+"""What pages are called in tiers: labels of what is held, and of what a prompt would need.
+
+Knows names and kinds of layer groups. Those of a prompt are made from its tokens alone, on any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from pagoda.cache.groups.cross import Entry
+from pagoda.cache.prefix.keys import TOKEN_NBYTES
+from pagoda.cache.prefix.names import NAME_NBYTES, PageNames, name_after
+from pagoda.cache.prefix.namespace import Namespace
+from pagoda.cache.prefix.snapshots import Snapshot
+from pagoda.cache.prefix.tree import Node, Root
+from pagoda.cache.tiers.record import TENANT_NBYTES, Kind, Label, page_key
+
+NO_NAME = bytes(NAME_NBYTES)
+
+
+class PromptLabels:
+    """Labels of the records of one prompt, by layer group and the number of tokens they end after."""
+
+    def __init__(self, names: PageNames, kinds: Sequence[Kind], namespace: Namespace, key: bytes) -> None:
+        self._kinds = kinds
+        self._namespace = namespace
+        self._key = key
+        self._page_nbytes = names.identity.page_tokens * TOKEN_NBYTES
+        self._identity = names.identity_digest()
+        self._root = names.before_all(namespace)
+        self._whole = [self._root]  # names after so many whole pages
+        self._tenant = blake2b(namespace.tenant.encode(), digest_size=TENANT_NBYTES).digest()
+
+    def key(self, group: int, end: int) -> bytes:
+        """What tiers find a record by."""
+        return page_key(group, self._root if self._kinds[group] is Kind.ENCODER else self._name(end))
+
+    def label(self, group: int, end: int) -> Label:
+        """The whole label of a record."""
+        kind, size = self._kinds[group], self._page_nbytes
+        common = (self._identity, self._root, self._tenant, kind, group)
+        if kind is Kind.ENCODER:
+            return Label(*common, self._root, NO_NAME, self._namespace.num_encoder_tokens, b"")
+        before = max(end * TOKEN_NBYTES - 1, 0) // size
+        own = self._key[before * size : end * TOKEN_NBYTES]
+        return Label(*common, self._name(end), self._after_pages(before), end, own)
+
+    def _name(self, end: int) -> bytes:
+        whole, rest = divmod(end * TOKEN_NBYTES, self._page_nbytes)
+        name, start = self._after_pages(whole), whole * self._page_nbytes
+        return name_after(name, self._key[start : start + rest]) if rest else name
+
+    def _after_pages(self, num_pages: int) -> bytes:
+        names, size = self._whole, self._page_nbytes
+        while len(names) <= num_pages:
+            start = (len(names) - 1) * size
+            names.append(name_after(names[-1], self._key[start : start + size]))
+        return names[num_pages]
+
+
+class Labels:
+    """Of the pages of layer groups of these `kinds`, with `page_tokens` in a page of each."""
+
+    def __init__(self, names: PageNames, kinds: Sequence[Kind], page_tokens: Sequence[int]) -> None:
+        self.kinds = tuple(kinds)
+        self.page_tokens = tuple(page_tokens)
+        self._names = names
+        self._identity = names.identity_digest()
+
+    def of_prompt(self, namespace: Namespace, key: bytes) -> PromptLabels:
+        """Labels of what the tokens in `key` need."""
+        return PromptLabels(self._names, self.kinds, namespace, key)
+
+    def of_node(self, group: int, node: Node) -> Label:
+        """The label of a page that stands in a prefix tree."""
+        parent = node.parent
+        assert parent is not None, "a root has no page"
+        depth, above = len(node.key), parent
+        while above.parent is not None:
+            depth += len(above.key)
+            above = above.parent
+        assert isinstance(above, Root)
+        name, before = self._names.of(node), self._names.of(parent)
+        return Label(
+            identity=self._identity,
+            namespace=self._names.of(above),
+            tenant=blake2b(above.namespace.tenant.encode(), digest_size=TENANT_NBYTES).digest(),
+            kind=Kind.PAGE,
+            group=group,
+            name=name,
+            parent=before,
+            num_tokens=depth // TOKEN_NBYTES,
+            tokens=node.key,
+        )
+
+    def of_snapshot(self, group: int, snapshot: Snapshot) -> Label:
+        """The label of a recurrent state."""
+        return self.of_prompt(snapshot.namespace, snapshot.key).label(group, snapshot.num_tokens)
+
+    def of_entry(self, group: int, entry: Entry) -> Label:
+        """The label of an encoder's output."""
+        return self.of_prompt(entry.namespace, b"").label(group, 0)

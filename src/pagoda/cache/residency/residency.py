@@ -1,0 +1,202 @@
+"""What moves between the pool and the tiers below it, as the engine sees it: seek, begin a load, settle it.
+
+All methods belong to the thread that steps; threads of its own do what may take long. Pages go down as they are sealed
+or evicted (`demotion.py`); they come up where a waiting prompt can use them (`seek.py`, `load.py`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from threading import Event
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pagoda.cache.cache import Cache, PageStore
+from pagoda.cache.groups.fill import Fill
+from pagoda.cache.groups.table import ResumePoints
+from pagoda.cache.prefix.keys import TOKEN_NBYTES
+from pagoda.cache.residency.break_even import BreakEven, LoadDecision
+from pagoda.cache.residency.copies import num_pages
+from pagoda.cache.residency.demotion import Below, Demotion, DemotionRules
+from pagoda.cache.residency.labels import Labels
+from pagoda.cache.residency.load import Load, Part
+from pagoda.cache.residency.seek import Plan, Source, Wanted, seek
+from pagoda.cache.residency.writer import Writer
+from pagoda.cache.sequence import CachedSequence, Hit
+from pagoda.cache.tiers.base import Tier, TierStats
+
+# So much may wait to be written to one tier.
+STAGED_NBYTES = 256 << 20
+NUM_READERS = 4
+CLOSE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class TierReport:
+    """A tier, what waits to be written to it, what was not written since too much waited, and what came from it."""
+
+    name: str
+    stats: TierStats
+    staged_nbytes: int
+    num_skipped: int
+    num_loaded: int
+    loaded_nbytes: int
+
+
+@dataclass(eq=False)
+class Loading:
+    """Pages of `cached` that are on their way for the first `num_tokens` of a prompt."""
+
+    cached: CachedSequence
+    fills: list[Sequence[Fill]]
+    plan: Plan
+    load: Load
+    loaded_tokens: Counter[str] = field(default_factory=Counter)  # by tier
+
+
+class Residency:
+    """Between `cache`, whose pages are in `stores`, and `tiers`, the fastest first, of which some outlive the process.
+
+    Nothing is read from or written to the tiers but by threads of its own.
+    """
+
+    def __init__(
+        self, cache: Cache, stores: Sequence[PageStore], labels: Labels, tiers: Sequence[Tier], rules: DemotionRules
+    ) -> None:
+        self._cache = cache
+        self._stores = tuple(stores)
+        self._labels = labels
+        self._rules = rules
+        self.tiers = tuple(tiers)
+        self.break_even = BreakEven()
+        self._below = [Below(tier, Writer(tier, STAGED_NBYTES), tier.persists) for tier in tiers]
+        self._readers = ThreadPoolExecutor(NUM_READERS, "pagoda-read")
+        self._moved = Event()
+        self._num_loaded = Counter[str]()
+        self._loaded_nbytes = Counter[str]()
+        for index, (group, store) in enumerate(zip(cache.groups, stores, strict=True)):
+            group.holdings.keep_with(Demotion(index, store, labels, self._below, rules))
+
+    @property
+    def answers_at_once(self) -> bool:
+        """Whether all tiers know from memory what they hold."""
+        return all(tier.is_instant for tier in self.tiers)
+
+    def seek(self, hit: Hit, limit: int) -> Future[Plan | None]:
+        """What tiers have of a prompt beyond `hit`, up to `limit` tokens; answered at once where they can."""
+        matches = zip(self._cache.groups, hit.matches, strict=True)
+        reaches = [group.reach(match, len(hit.key) // TOKEN_NBYTES) for group, match in matches]
+        wanted = Wanted(self._labels.of_prompt(hit.namespace, hit.key), limit, hit.num_tokens)
+        if not self.answers_at_once:
+            found = self._readers.submit(seek, wanted, reaches, self.tiers)
+            found.add_done_callback(lambda _: self._moved.set())
+            return found
+        answer: Future[Plan | None] = Future()
+        answer.set_result(seek(wanted, reaches, self.tiers))
+        return answer
+
+    def decide(self, plan: Plan) -> LoadDecision:
+        """Whether to load what was found, or to compute it."""
+        nbytes = Counter[str]()
+        for group, sources in enumerate(plan.sources):
+            page_nbytes = self._stores[group].bytes_of(0).nbytes
+            for source in sources:
+                nbytes[source.tier.name] += page_nbytes * num_pages(source.label, self._labels.page_tokens[group])
+        return self.break_even.decide(plan.num_tokens - plan.held_tokens, nbytes)
+
+    def begin(self, hit: Hit, plan: Plan, points: ResumePoints) -> Loading:
+        """Begin to bring what `plan` found to a new sequence, which is none yet but for its pages.
+
+        `hit` must be fresh. Raises OutOfPagesError, changing nothing, if pages cannot be had, or have gone meanwhile.
+        """
+        cached, fills = self._cache.attach_to_fill(hit, plan.targets, points)
+        parts = [
+            part
+            for group, (sources, to_fill) in enumerate(zip(plan.sources, fills, strict=True))
+            for part in self._parts(group, sources, to_fill)
+        ]
+        parts.sort(key=lambda part: self.tiers.index(part.tier))
+        loading = Loading(cached, fills, plan, Load(parts, self._rules.cipher, self._moved.set))
+        loading.load.begin(self._readers)
+        return loading
+
+    def settle(self, loading: Loading, tokens: Sequence[int]) -> bool:
+        """A load has ended: seal and share its pages. False if something was missing; then the sequence is released."""
+        load, plan = loading.load, loading.plan
+        if load.failed:
+            self.give_up(loading)
+            return False
+        self._cache.filled(loading.cached, loading.fills, tokens, plan.num_tokens)
+        assert load.ended is not None
+        self.break_even.loaded(load.nbytes, load.ended - load.begun)
+        self._loaded_nbytes.update(load.nbytes)
+        self._num_loaded.update(plan.num_records())
+        loading.loaded_tokens = _tokens_by_tier(plan, self._cache.main_index)
+        return True
+
+    def give_up(self, loading: Loading) -> None:
+        """End a load, wherever it is, and give its pages back."""
+        loading.load.call_off()
+        self._cache.release(loading.cached)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until something has moved, or so long."""
+        self._moved.wait(seconds)
+        self._moved.clear()
+
+    def forget(self) -> None:
+        """Forget what lies in tiers, as far as it is this process's to forget."""
+        for below in self._below:
+            below.writer.flush(CLOSE_SECONDS)
+            below.tier.clear()
+
+    def flush(self, seconds: float | None = None) -> bool:
+        """Write what waits to be written; False if some of it still waits after so long."""
+        ends = [below.writer.flush(seconds) for below in self._below]
+        return all(ends)
+
+    def report(self) -> list[TierReport]:
+        return [
+            TierReport(
+                name=below.tier.name,
+                stats=below.tier.stats(),
+                staged_nbytes=below.writer.nbytes,
+                num_skipped=below.writer.num_skipped,
+                num_loaded=self._num_loaded[below.tier.name],
+                loaded_nbytes=self._loaded_nbytes[below.tier.name],
+            )
+            for below in self._below
+        ]
+
+    def close(self) -> None:
+        """Write what waits, for a while, and let go of the tiers."""
+        for below in self._below:
+            below.writer.close(CLOSE_SECONDS)
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        for below in self._below:
+            below.tier.close()
+
+    def _parts(self, group: int, sources: Sequence[Source], fills: Sequence[Fill]) -> list[Part]:
+        """What is to be read for one group. Fills of one record have their bytes from one reading."""
+        store, targets = self._stores[group], dict[int, list[list[NDArray[np.uint8]]]]()
+        for fill in fills:
+            targets.setdefault(fill.start, []).append([store.bytes_of(page) for page in fill.pages])
+        return [Part(each.label, each.tier, targets[each.start]) for each in sources if each.start in targets]
+
+
+def _tokens_by_tier(plan: Plan, main: int) -> Counter[str]:
+    """How many tokens beyond those held came from which tier, by the pages of the group that keeps most."""
+    tokens = Counter[str]()
+    left = plan.num_tokens - plan.held_tokens
+    sources = plan.sources[main] or next((each for each in plan.sources if each), ())
+    for source in reversed(sources):
+        own = min(left, max(source.label.num_tokens - source.start, 0) or left)
+        tokens[source.tier.name] += own
+        left -= own
+    if left and sources:
+        tokens[sources[0].tier.name] += left
+    return tokens
