@@ -211,6 +211,8 @@ class SessionFile:
         description = read_description(content)
         said = _part(file, header.conversation_start, header.conversation_nbytes, header.conversation_checksum)
         conversation = read_conversation(_decrypted(said, content, header, cipher), header.num_tokens)
+        if description.num_held_tokens > header.num_tokens:
+            raise SessionError("It is damaged: it has pages of more tokens than there are.")
         table = np.frombuffer(_part(file, header.table_start, header.table_nbytes, header.table_checksum), _TABLE)
         _check_table(table, header)
         return cls(path, status.st_size, description, conversation, file, table, cipher)

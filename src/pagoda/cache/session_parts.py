@@ -24,7 +24,8 @@ MOST_CONVERSATION_NBYTES = 1 << 26  # without its tokens
 MOST_WEIGHT = 1 << 20
 MOST_DEPTH = 32
 MOST_NAME_CHARACTERS = 200
-MOST_ENCODER_TOKENS = 1 << 31
+MOST_TOKENS = 1 << 31
+MOST_RESUME_POINTS = 16
 MOST_CREATED_MS = 1 << 47  # in the year 6429
 MOST_SHOWN_CHARACTERS = 80
 
@@ -33,7 +34,8 @@ MOST_SHOWN_CHARACTERS = 80
 class Description:
     """What the pages of a session are of, and what it is called. Nobody needs a key to read it.
 
-    `model` is what people call the model, `encoder_digest` (hexadecimal) what the encoder of the model reads.
+    `model` is what people call the model, `encoder_digest` (hexadecimal) what the encoder of the model reads. The
+    conversation can be resumed after so many tokens, in order, as `resume_points` says.
     """
 
     identity: Identity
@@ -42,6 +44,12 @@ class Description:
     name: str = ""
     encoder_digest: str = ""
     num_encoder_tokens: int = 0
+    resume_points: tuple[int, ...] = ()
+
+    @property
+    def num_held_tokens(self) -> int:
+        """So many tokens need not be computed again."""
+        return max(self.resume_points, default=0)
 
     def check_is_of(self, identity: Identity) -> None:
         """Raise SessionError, with both values of the first field that differs, unless `identity` is the same."""
@@ -73,6 +81,7 @@ def description_json(description: Description) -> bytes:
         "name": description.name,
         "encoder_digest": description.encoder_digest,
         "num_encoder_tokens": description.num_encoder_tokens,
+        "resume_points": description.resume_points,
     }
     written = _written(told)
     read_description(written)
@@ -92,7 +101,8 @@ def read_description(content: bytes) -> Description:
         created_ms=_number(told, "created_ms", MOST_CREATED_MS),
         name=_line(told, "name"),
         encoder_digest=digest,
-        num_encoder_tokens=_number(told, "num_encoder_tokens", MOST_ENCODER_TOKENS),
+        num_encoder_tokens=_number(told, "num_encoder_tokens", MOST_TOKENS),
+        resume_points=_resume_points(told.get("resume_points")),
     )
 
 
@@ -172,6 +182,13 @@ def _number(told: Mapping[str, Any], field: str, end: int) -> int:
     if not (type(number) is int and 0 <= number < end):
         raise _wrong(field)
     return number
+
+
+def _resume_points(told: Any) -> tuple[int, ...]:
+    points = told if isinstance(told, list) and len(told) <= MOST_RESUME_POINTS else [None]
+    if not all(type(point) is int and 0 <= point < MOST_TOKENS for point in points):
+        raise _wrong("resume_points")
+    return tuple(points)
 
 
 def _is_hexadecimal(text: str) -> bool:
