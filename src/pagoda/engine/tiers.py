@@ -10,9 +10,11 @@ from urllib.parse import urlsplit
 from pagoda.cache.cache import Cache, PageStore
 from pagoda.cache.prefix.names import PageNames
 from pagoda.cache.residency.demotion import DemotionRules, WritePolicy
-from pagoda.cache.residency.labels import Labels
+from pagoda.cache.residency.labels import Labels, Layout
 from pagoda.cache.residency.residency import Residency
 from pagoda.cache.tiers.base import Tier, TierSettings
+from pagoda.cache.tiers.cipher import AesGcmCipher
+from pagoda.cache.tiers.guarded import GuardedTier
 from pagoda.cache.tiers.record import Kind
 from pagoda.config import EngineConfig
 from pagoda.errors import ConfigError
@@ -37,7 +39,7 @@ def open_tiers(config: EngineConfig) -> list[Tier]:
     tiers: list[Tier] = []
     try:
         for name, settings in wanted:
-            tiers.append(lookup("tier", name).open(settings))
+            tiers.append(_open(name, settings))
     except BaseException:
         for tier in tiers:
             tier.close()
@@ -49,14 +51,21 @@ def make_residency(
     cache: Cache, stores: Sequence[PageStore], labels: Labels, tiers: Sequence[Tier], config: EngineConfig
 ) -> Residency:
     """What moves pages between `cache` and `tiers`."""
-    rules = DemotionRules(WritePolicy(config.kv_write))
+    key = config.environment.kv_key
+    rules = DemotionRules(WritePolicy(config.kv_write), None if key is None else AesGcmCipher.from_text(key))
     return Residency(cache, stores, labels, tiers, rules)
 
 
 def labels_of(cache: Cache, page_names: PageNames) -> Labels:
     """What the pages of `cache` are called outside of the process."""
-    kinds = [_kind_of(group.prefixes is not None, group.snapshots is not None) for group in cache.groups]
-    return Labels(page_names, kinds, [group.page_tokens for group in cache.groups])
+    kinds = tuple(_kind_of(group.prefixes is not None, group.snapshots is not None) for group in cache.groups)
+    return Labels(page_names, Layout(kinds, tuple(group.page_tokens for group in cache.groups)))
+
+
+def _open(name: str, settings: TierSettings) -> Tier:
+    """A tier that raises nothing. Host memory cannot hang, so nothing stands before it."""
+    kind: type[Tier] = lookup("tier", name)
+    return kind.open(settings) if name == "host" else GuardedTier(_shown_name(name), lambda: kind.open(settings))
 
 
 def _kind_of(has_prefixes: bool, has_snapshots: bool) -> Kind:
@@ -77,3 +86,8 @@ def _remote_kind(url: str) -> str:
 def _default_disk_nbytes(folder: Path) -> int:
     existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     return min(int(shutil.disk_usage(existing).free * FREE_SHARE), MOST_DISK_NBYTES)
+
+
+def _shown_name(name: str) -> str:
+    """What people are told."""
+    return name if name == "disk" else "remote"

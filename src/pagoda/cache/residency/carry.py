@@ -52,7 +52,7 @@ class Carrier:
         for group, (each, match) in enumerate(zip(self._cache.groups, hit.matches, strict=True)):
             for start, end in self._needed(group, hit):
                 draft = copied(labels.label(group, end), self._stores[group], each.pages_of(match, start))
-                blank_rest(draft, self._stores[group], self._labels.page_tokens[group])
+                blank_rest(draft, self._stores[group], self._labels.layout.page_tokens[group])
                 drafts.append(draft)
         return Carried(hit.num_tokens, drafts)
 
@@ -92,7 +92,7 @@ class Carrier:
     def _needed(self, group: int, hit: Hit) -> list[Found]:
         """What a sequence of `hit.num_tokens` has in one group, as if nothing else held it."""
         reach = self._cache.groups[group].reach(hit.matches[group], hit.num_tokens).of_nothing()
-        return reach.missing(hit.num_tokens, _up_to(hit.num_tokens, self._labels.page_tokens[group]))
+        return reach.missing(hit.num_tokens, _up_to(hit.num_tokens, self._labels.layout.page_tokens[group]))
 
 
 def _up_to(num_tokens: int, page_tokens: int) -> Ask:

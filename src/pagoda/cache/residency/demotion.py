@@ -50,7 +50,7 @@ class Demotion:
     ) -> None:
         self._group = group
         self._store = store
-        self._page_tokens = labels.page_tokens[group]
+        self._page_tokens = labels.layout.page_tokens[group]
         self._below = below
         self._rules = rules
         label_of: dict[Kind, Callable[[int, Any], Label]] = {
@@ -58,7 +58,7 @@ class Demotion:
             Kind.STATE: labels.of_snapshot,
             Kind.ENCODER: labels.of_entry,
         }
-        self._label = label_of[labels.kinds[group]]
+        self._label = label_of[labels.layout.kinds[group]]
 
     def held(self, held: Held) -> None:
         """It is whole and can be found."""

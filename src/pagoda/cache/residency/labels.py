@@ -5,7 +5,8 @@ Knows names and kinds of layer groups. Those of a prompt are made from its token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 
 from pagoda.cache.groups.cross import Entry
@@ -19,14 +20,27 @@ from pagoda.cache.tiers.record import TENANT_NBYTES, Kind, Label, page_key
 NO_NAME = bytes(NAME_NBYTES)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What the records of each layer group are of, and how many tokens are in a page of it."""
+
+    kinds: tuple[Kind, ...]
+    page_tokens: tuple[int, ...]
+
+    @cached_property
+    def prefix_page_tokens(self) -> int:
+        """Of the groups that keep pages of tokens: names are made in their steps."""
+        return self.page_tokens[self.kinds.index(Kind.PAGE)]
+
+
 class PromptLabels:
     """Labels of the records of one prompt, by layer group and the number of tokens they end after."""
 
-    def __init__(self, names: PageNames, kinds: Sequence[Kind], namespace: Namespace, key: bytes) -> None:
-        self._kinds = kinds
+    def __init__(self, names: PageNames, layout: Layout, namespace: Namespace, key: bytes) -> None:
+        self._kinds = layout.kinds
         self._namespace = namespace
         self._key = key
-        self._page_nbytes = names.identity.page_tokens * TOKEN_NBYTES
+        self._page_nbytes = layout.prefix_page_tokens * TOKEN_NBYTES
         self._identity = names.identity_digest()
         self._root = names.before_all(namespace)
         self._whole = [self._root]  # names after so many whole pages
@@ -60,17 +74,16 @@ class PromptLabels:
 
 
 class Labels:
-    """Of the pages of layer groups of these `kinds`, with `page_tokens` in a page of each."""
+    """Of the pages of layer groups that have this `layout`."""
 
-    def __init__(self, names: PageNames, kinds: Sequence[Kind], page_tokens: Sequence[int]) -> None:
-        self.kinds = tuple(kinds)
-        self.page_tokens = tuple(page_tokens)
+    def __init__(self, names: PageNames, layout: Layout) -> None:
+        self.layout = layout
         self._names = names
         self._identity = names.identity_digest()
 
     def of_prompt(self, namespace: Namespace, key: bytes) -> PromptLabels:
         """Labels of what the tokens in `key` need."""
-        return PromptLabels(self._names, self.kinds, namespace, key)
+        return PromptLabels(self._names, self.layout, namespace, key)
 
     def of_node(self, group: int, node: Node) -> Label:
         """The label of a page that stands in a prefix tree."""

@@ -103,9 +103,9 @@ class Residency:
         """Whether to load what was found, or to compute it."""
         nbytes = Counter[str]()
         for group, sources in enumerate(plan.sources):
-            page_nbytes = self._stores[group].bytes_of(0).nbytes
+            page_nbytes, page_tokens = self._stores[group].bytes_of(0).nbytes, self._labels.layout.page_tokens[group]
             for source in sources:
-                nbytes[source.tier.name] += page_nbytes * num_pages(source.label, self._labels.page_tokens[group])
+                nbytes[source.tier.name] += page_nbytes * num_pages(source.label, page_tokens)
         return self.break_even.decide(plan.num_tokens - plan.held_tokens, nbytes)
 
     def begin(self, hit: Hit, plan: Plan, points: ResumePoints) -> Loading:

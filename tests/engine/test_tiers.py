@@ -1,0 +1,141 @@
+"""Pages from tiers through the engine: no token changes, the same bytes come back, what is there is not computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.greedy import tokens
+from oracle.families import build_tiny
+from oracle.generation import random_tokens
+from pagoda import LLM, SamplingParams
+from pagoda.cache.prefix.namespace import Namespace
+from pagoda.models.model import Model
+from pagoda.registry import REGISTRY
+
+PAGE_TOKENS = 16
+PARAMS = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+MIB = 1 << 20
+LENGTH = 150
+
+# Grouped heads, windows in some layers, latents, states beside attention, states alone.
+DECODERS = ("llama", "gemma3_text", "deepseek_v2", "jamba", "qwen3_next", "mamba2")
+
+
+def make(model: Model, **options: Any) -> LLM:
+    options = {"block_size": PAGE_TOKENS, "kv_cache_memory_bytes": 64 * MIB, "num_threads": 1, **options}
+    return LLM(model, max_num_batched_tokens=48, max_num_seqs=4, **options)
+
+
+def prompt(seed: int = 0, length: int = LENGTH) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(64, 128, (length,), generator=generator).tolist()
+
+
+def bodies(llm: LLM, tokens: list[int]) -> list[tuple[bytes, bytes]]:
+    """The bytes of all that it takes to resume after `tokens`, by key."""
+    carried = llm.loop.call(lambda: llm.engine.carrier.take_out(Namespace(), tokens)).result()
+    assert carried.num_tokens == len(tokens)
+    return [(draft.label.key, draft.body.tobytes()) for draft in carried.drafts]
+
+
+@pytest.fixture(scope="module", params=DECODERS)
+def model(request: pytest.FixtureRequest) -> Model:
+    return Model.from_transformers(build_tiny(request.param))
+
+
+def conversation(llm: LLM, first: list[int], second: list[int]) -> tuple[list[int], list[int | None]]:
+    """Two turns, the second of which goes on from the answer of the first; all tokens, and the cached ones of each."""
+    [answer] = llm.generate([first], PARAMS)
+    whole = [*first, *answer.outputs[0].token_ids, *second]
+    [last] = llm.generate([whole], PARAMS)
+    return [*whole, *last.outputs[0].token_ids], [answer.num_cached_tokens, last.num_cached_tokens]
+
+
+def test_a_conversation_goes_on_after_a_restart_to_the_token(model: Model, tmp_path: Path) -> None:
+    turns = prompt(0), prompt(1, 20)
+    expected, cached = conversation(make(model), *turns)
+    first = make(model, kv_disk=str(tmp_path))
+    [answer] = first.generate([turns[0]], PARAMS)
+    first.close()
+    second = make(model, kv_disk=str(tmp_path))
+    whole = [*turns[0], *answer.outputs[0].token_ids, *turns[1]]
+    [last] = second.generate([whole], PARAMS)
+    assert [*whole, *last.outputs[0].token_ids] == expected
+    assert last.num_cached_tokens == cached[1] == LENGTH + PARAMS.max_tokens - 1
+    assert last.cache_report.read_tokens == {"device": 0, "disk": last.num_cached_tokens}
+    second.check_integrity()
+    assert second.cache_stats().groups[0].in_transit == 0
+
+
+def test_pages_come_back_from_host_memory_with_the_same_bytes(model: Model) -> None:
+    llm = make(model, kv_host_bytes=256 * MIB)
+    [cold] = llm.generate([prompt()], PARAMS)
+    whole = [*prompt(), *cold.outputs[0].token_ids[:-1]]
+    before = bodies(llm, whole)
+    flood(llm)
+    [again] = llm.generate([[*whole, 1]], SamplingParams(temperature=0, max_tokens=1))
+    assert again.cache_report.read_tokens == {"device": 0, "host": len(whole)}
+    assert bodies(llm, whole) == before
+    llm.check_integrity()
+
+
+def flood(llm: LLM) -> None:
+    """Evict what is idle, for want of room."""
+    engine = llm.engine
+
+    def evict() -> None:
+        from pagoda.cache.prefix.held import Reason
+
+        for group in engine._cache.groups:
+            group.holdings.evict_all(Reason.ROOM)
+        engine.residency.flush()
+
+    llm.loop.call(evict).result()
+    assert all(each.idle == 0 for each in llm.cache_stats().groups)
+
+
+@pytest.mark.parametrize("format", REGISTRY["format"])
+def test_every_format_comes_back_from_disk_with_the_same_bytes(format: str, tmp_path: Path) -> None:
+    model = Model.from_transformers(build_tiny("llama").bfloat16())
+    first = make(model, kv_cache_dtype=format, kv_disk=str(tmp_path))
+    [cold] = first.generate([prompt()], PARAMS)
+    whole = [*prompt(), *cold.outputs[0].token_ids[:-1]]
+    expected = bodies(first, whole)
+    first.close()
+    second = make(model, kv_cache_dtype=format, kv_disk=str(tmp_path))
+    [warm] = second.generate([[*whole, 1]], SamplingParams(temperature=0, max_tokens=1))
+    assert warm.cache_report.read_tokens == {"device": 0, "disk": len(whole)}
+    assert bodies(second, whole) == expected
+
+
+def test_another_format_model_page_size_or_tenant_finds_nothing(tmp_path: Path) -> None:
+    llama = Model.from_transformers(build_tiny("llama"))
+    first = make(llama, kv_disk=str(tmp_path))
+    first.generate([prompt()], PARAMS)
+    first.close()
+    other = Model.from_transformers(build_tiny("llama", seed=1))
+    for model, options in ((other, {}), (llama, {"kv_cache_dtype": "int8"}), (llama, {"block_size": 32})):
+        llm = make(model, kv_disk=str(tmp_path), **options)
+        assert llm.generate([prompt()], PARAMS)[0].num_cached_tokens == 0
+        llm.close()
+    llm = make(llama, kv_disk=str(tmp_path))
+    assert llm.generate([prompt()], PARAMS, cache_salt="mine")[0].num_cached_tokens == 0
+    assert llm.generate([prompt()], PARAMS)[0].num_cached_tokens > 0
+
+
+def test_outputs_of_encoders_come_back_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pagoda.models.encoder import Encoder
+
+    model = Model.from_transformers(build_tiny("bart"))
+    texts = [{"encoder_prompt": random_tokens(40, 0), "decoder_prompt": [2, 5, 7]}]
+    first = make(model, kv_disk=str(tmp_path))
+    expected = tokens(first.generate(texts, PARAMS))
+    first.close()
+    second = make(model, kv_disk=str(tmp_path))
+    monkeypatch.setattr(Encoder, "encode", lambda *_: pytest.fail("what is on disk is read again"))
+    assert tokens(second.generate(texts, PARAMS)) == expected
+    second.check_integrity()
