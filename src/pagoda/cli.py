@@ -92,6 +92,8 @@ EXPLAIN_EXAMPLES = """examples:
 A file has text, a list of messages, or the body of a request as OpenAI and Anthropic have it; - is standard input."""
 
 SESSION_EXAMPLES = """examples:
+  pagoda session save --file prompt.txt talk.pagoda
+  pagoda session load talk.pagoda "And then?"
   pagoda session show talk.pagoda
   pagoda session verify talk.pagoda
 

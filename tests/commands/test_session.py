@@ -76,3 +76,40 @@ def test_what_is_no_session_is_said(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "other").write_text("text")
     assert main(["session", "show", str(tmp_path / "other")]) == 1
     assert "It is no session" in capsys.readouterr().err
+
+
+CHAT = [{"role": "user", "content": "Where is the harbour?"}, {"role": "assistant", "content": "By the sea."}]
+SMALL = ["--kv-cache-memory-bytes", "16MiB", "--num-threads", "1"]
+
+
+def test_what_was_saved_is_gone_on_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "prompt.txt").write_text("The sea was calm and the harbour lay still before sunrise\n")
+    out = str(tmp_path / "talk.pagoda")
+    assert main(["session", "save", "--file", str(tmp_path / "prompt.txt"), out, "--name", "talk", *SMALL]) == 0
+    num_tokens = int(capsys.readouterr().out.split(": ")[1].split()[0])
+    assert main(["session", "load", out, " over the water", "--max-tokens", "4", *SMALL]) == 0
+    told = capsys.readouterr()
+    assert told.out.strip()
+    assert dict(line.strip().rsplit(maxsplit=1) for line in told.err.splitlines())["served from cache"] == str(
+        num_tokens
+    )
+    assert main(["session", "verify", out]) == 0
+    assert main(["session", "save", "--file", str(tmp_path / "prompt.txt"), out, *SMALL]) == 2
+    assert "--force" in capsys.readouterr().err
+
+
+def test_messages_of_a_json_file_are_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "chat.json").write_text(json.dumps({"messages": CHAT}))
+    out = str(tmp_path / "talk.pagoda")
+    assert main(["session", "save", "--file", str(tmp_path / "chat.json"), out, *SMALL]) == 0
+    num_tokens = capsys.readouterr().out.split(": ")[1].split()[0]
+    assert main(["session", "load", out, "And the lighthouse?", "--max-tokens", "4", *SMALL]) == 0
+    assert f"served from cache  {num_tokens}" in capsys.readouterr().err
+
+
+def test_a_session_of_another_format_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "prompt.txt").write_text("The sea was calm")
+    out = str(tmp_path / "talk.pagoda")
+    assert main(["session", "save", "--file", str(tmp_path / "prompt.txt"), out, *SMALL]) == 0
+    assert main(["session", "load", out, "--kv-cache-dtype", "int8", *SMALL]) == 1
+    assert "their format is" in capsys.readouterr().err

@@ -7,13 +7,16 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from pagoda.cache.session_file import SessionFile
+from pagoda.cache.tiers.cipher import cipher_of
 from pagoda.commands.report import Rows, table
+from pagoda.config import Environment
 from pagoda.errors import SessionError
 from pagoda.units import format_nbytes
 
@@ -21,11 +24,15 @@ SHOWN_DIGITS = 12
 
 
 def run(arguments: Namespace) -> int:
+    if arguments.action in ("save", "load"):
+        from pagoda.commands import session_model
+
+        return {"save": session_model.save, "load": session_model.load}[arguments.action](arguments)
     return {"show": _show, "verify": _verify}[arguments.action](arguments)
 
 
 def _show(arguments: Namespace) -> int:
-    with SessionFile.open(arguments.file.expanduser()) as file:
+    with _open(arguments.file.expanduser()) as file:
         told = session_as_json(file)
         messages = file.conversation.messages if arguments.show_text else None
     if arguments.json:
@@ -48,6 +55,10 @@ def _verify(arguments: Namespace) -> int:
     return 1 if any(each["error"] or each["damages"] for each in found) else 0
 
 
+def _open(path: Path) -> SessionFile:
+    return SessionFile.open(path, cipher_of(Environment.read().kv_key))
+
+
 def session_as_json(file: SessionFile) -> dict[str, Any]:
     """What a session says of itself, without what was said in it."""
     description, identity = file.description, file.description.identity
@@ -57,6 +68,7 @@ def session_as_json(file: SessionFile) -> dict[str, Any]:
         "model": description.model,
         "created": datetime.fromtimestamp(description.created_ms / 1000, UTC).isoformat(timespec="seconds"),
         "num_tokens": len(file.tokens),
+        "num_held_tokens": description.num_held_tokens,
         "num_encoder_tokens": description.num_encoder_tokens,
         "num_messages": len(file.conversation.messages or []),
         "num_records": len(file.keys),
@@ -76,6 +88,7 @@ def _rows(told: dict[str, Any]) -> Rows:
         ("model", told["model"] or "-"),
         ("  weights", identity["weights"][:SHOWN_DIGITS]),
         ("tokens", f"{told['num_tokens']:,}"),
+        ("  in pages", f"{told['num_held_tokens']:,}"),
     ]
     if told["num_encoder_tokens"]:
         rows.append(("  of the encoder", f"{told['num_encoder_tokens']:,}"))
@@ -97,10 +110,10 @@ def _lines(messages: list[Any]) -> Iterator[str]:
         yield f"\n{message.get('role')!a}\n{lines}"
 
 
-def _verified(path: Any) -> dict[str, Any]:
+def _verified(path: Path) -> dict[str, Any]:
     told: dict[str, Any] = {"file": str(path), "error": None, "num_records": 0, "nbytes": 0, "damages": []}
     try:
-        with SessionFile.open(path) as file:
+        with _open(path) as file:
             damages = [{"key": each.key.hex(), "offset": each.offset, "why": each.message} for each in file.verify()]
             return told | {"num_records": len(file.keys), "nbytes": file.nbytes, "damages": damages}
     except SessionError as error:
