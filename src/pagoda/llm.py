@@ -32,7 +32,7 @@ from pagoda.engine.engine import Engine
 from pagoda.engine.format_fit import calibration_text
 from pagoda.engine.loop import EngineLoop
 from pagoda.engine.request import Request, new_request
-from pagoda.engine.sessions import LoadedSession, SavedSession, Sessions, conversation_of
+from pagoda.engine.sessions import LoadedSession, SavedSession, Sessions, SessionTarget, conversation_of
 from pagoda.errors import ConfigError, InvalidSamplingError, RequestError
 from pagoda.kernels.dispatch import choose_kernels
 from pagoda.machine import bound_primitives
@@ -240,7 +240,7 @@ class LLM:
             if taken.num_held_tokens == len(request.prompt):
                 break  # else others have taken the room meanwhile
         session = conversation_of(request.prompt, title, messages)
-        return self.sessions.write(Path(path), request.namespace, taken, session, name)
+        return self.sessions.write(SessionTarget(Path(path), name), request.namespace, taken, session)
 
     def load_session(self, path: str | Path, *, cache_salt: str = "") -> LoadedSession:
         """Put the pages of a session into the cache: a request that begins with its tokens computes none of them.

@@ -16,7 +16,7 @@ from pagoda import LLM, SamplingParams
 from pagoda.cache.prefix.namespace import Namespace
 from pagoda.cache.session_file import SessionFile
 from pagoda.config import Environment
-from pagoda.engine.sessions import conversation_of
+from pagoda.engine.sessions import SessionTarget, conversation_of
 from pagoda.errors import RequestError, SessionError
 from pagoda.models.encoder import Encoder
 from pagoda.models.model import Model
@@ -144,7 +144,7 @@ def test_records_that_are_missing_or_of_other_tokens_are_not_used(llama: Model, 
         taken = llm.sessions.take(Namespace(), request)
         for number, (drafts, said) in enumerate(((taken.drafts[:-1], request), (taken.drafts, prompt(6)))):
             llm.sessions.write(
-                tmp_path / str(number), Namespace(), replace(taken, drafts=drafts), conversation_of(said)
+                SessionTarget(tmp_path / str(number)), Namespace(), replace(taken, drafts=drafts), conversation_of(said)
             )
     with make(llama) as second:
         for number in range(2):
@@ -161,7 +161,7 @@ def test_a_session_that_does_not_fit_is_refused_before_it_is_read(llama: Model, 
         first.save_session(tmp_path / "long", prompt())
         taken = first.sessions.take(Namespace(), prompt())
         few = conversation_of(prompt(length=20))
-        first.sessions.write(tmp_path / "large", Namespace(), replace(taken, resume_points=(20,)), few)
+        first.sessions.write(SessionTarget(tmp_path / "large"), Namespace(), replace(taken, resume_points=(20,)), few)
     with SessionFile.open(tmp_path / "large") as file:
         nbytes = file.records_nbytes // 2
     with make(llama, max_model_len=100) as short, pytest.raises(SessionError, match="max_model_len"):

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,16 @@ class Description:
                 )
 
 
+class Written(NamedTuple):
+    """The first `num_tokens` are those in which a text was written that has this `digest` (hexadecimal).
+
+    The text may be cut into other tokens, of which no page is held.
+    """
+
+    digest: str
+    num_tokens: int
+
+
 @dataclass(frozen=True)
 class Conversation:
     """The tokens of a session, int32, and what its user says of them: a title, messages as chat APIs have them."""
@@ -69,6 +79,7 @@ class Conversation:
     tokens: NDArray[np.int32]
     title: str = ""
     messages: list[Any] | None = None
+    written: Written | None = None
 
 
 def description_json(description: Description) -> bytes:
@@ -108,7 +119,7 @@ def read_description(content: bytes) -> Description:
 
 def conversation_bytes(conversation: Conversation) -> bytes:
     """Raises SessionError for what could not be read again."""
-    told = {"title": conversation.title, "messages": conversation.messages}
+    told = {"title": conversation.title, "messages": conversation.messages, "written": conversation.written}
     written = _written(told) + conversation.tokens.astype(TOKENS_DTYPE).tobytes()
     read_conversation(written, len(conversation.tokens))
     return written
@@ -126,7 +137,7 @@ def read_conversation(content: bytes, num_tokens: int) -> Conversation:
     messages = told.get("messages")
     if not (messages is None or (isinstance(messages, list) and all(isinstance(each, dict) for each in messages))):
         raise _wrong("messages")
-    return Conversation(tokens, _line(told, "title"), messages)
+    return Conversation(tokens, _line(told, "title"), messages, _read_written(told.get("written"), num_tokens))
 
 
 def _written(told: Mapping[str, Any]) -> bytes:
@@ -182,6 +193,17 @@ def _number(told: Mapping[str, Any], field: str, end: int) -> int:
     if not (type(number) is int and 0 <= number < end):
         raise _wrong(field)
     return number
+
+
+def _read_written(told: Any, num_tokens: int) -> Written | None:
+    if told is None:
+        return None
+    pair = told if isinstance(told, list) and len(told) == 2 else [None, None]
+    written = Written(*pair)
+    is_digest = isinstance(written.digest, str) and len(written.digest) <= 64 and _is_hexadecimal(written.digest)
+    if not (is_digest and type(written.num_tokens) is int and 0 <= written.num_tokens <= num_tokens):
+        raise _wrong("written")
+    return written
 
 
 def _resume_points(told: Any) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from time import time
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from pagoda.cache.prefix.keys import TOKEN_NBYTES
 from pagoda.cache.prefix.namespace import Namespace
 from pagoda.cache.residency.carry import Carrier
 from pagoda.cache.session_file import SessionFile, write_session
-from pagoda.cache.session_parts import Conversation, Description
+from pagoda.cache.session_parts import Conversation, Description, Written
 from pagoda.cache.tiers.cipher import cipher_of
 from pagoda.cache.tiers.record import HEADER_NBYTES, Draft, Record
 from pagoda.config import EngineConfig
@@ -27,6 +28,15 @@ from pagoda.engine.loop import EngineLoop
 from pagoda.errors import OutOfPagesError, PageRecordError, SessionError
 
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class SessionTarget:
+    """Where a session is written, and what it is called."""
+
+    path: Path
+    name: str = ""
+    most_nbytes: float = inf
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,7 @@ class LoadedSession:
     name: str
     title: str
     messages: list[Any] | None
+    written: Written | None = None
     reason: str | None = None
 
 
@@ -90,7 +101,7 @@ class Sessions:
         return self._called(take)
 
     def write(
-        self, path: Path, namespace: Namespace, taken: TakenSession, conversation: Conversation, name: str = ""
+        self, target: SessionTarget, namespace: Namespace, taken: TakenSession, conversation: Conversation
     ) -> SavedSession:
         """Write a session. Raises SessionError."""
         created_ms = int(time() * 1000)
@@ -98,15 +109,19 @@ class Sessions:
             identity=self._engine.page_names.identity,
             model=self._model_name,
             created_ms=created_ms,
-            name=name,
+            name=target.name,
             encoder_digest=namespace.encoder_digest.hex(),
             num_encoder_tokens=namespace.num_encoder_tokens,
             resume_points=taken.resume_points,
         )
         cipher = cipher_of(self._config.environment.kv_key)
         records = (draft.seal(created_ms, cipher) for draft in taken.drafts)
-        nbytes = write_session(path, description, conversation, records, cipher)
-        return SavedSession(path, nbytes, len(conversation.tokens), taken.num_held_tokens)
+        nbytes = write_session(target.path, description, conversation, records, cipher, target.most_nbytes)
+        return SavedSession(target.path, nbytes, len(conversation.tokens), taken.num_held_tokens)
+
+    def open(self, path: Path) -> SessionFile:
+        """For whoever closes it. Raises SessionError if it is no whole session."""
+        return SessionFile.open(path, cipher_of(self._config.environment.kv_key))
 
     def load(self, path: Path, salt: str = "", tenant: str = "") -> LoadedSession:
         """Hold the pages of a session for those of a salt and a tenant.
@@ -114,7 +129,7 @@ class Sessions:
         Raises SessionError if the file cannot be read, or is of something else than this engine's pages.
         """
         carrier = self._carrier()
-        with SessionFile.open(path, cipher_of(self._config.environment.kv_key)) as file:
+        with self.open(path) as file:
             description, said = file.description, file.conversation
             description.check_is_of(self._engine.page_names.identity)
             self._check_size(file)
@@ -131,9 +146,8 @@ class Sessions:
             except OutOfPagesError as error:
                 reason = f"there is no room for its pages: {error}"
         is_whole = num_held == description.num_held_tokens
-        return LoadedSession(
-            tokens, num_held, description.name, said.title, said.messages, None if is_whole else reason
-        )
+        told = description.name, said.title, said.messages, said.written
+        return LoadedSession(tokens, num_held, *told, None if is_whole else reason)
 
     def _put_in(self, carrier: Carrier, namespace: Namespace, tokens: list[int], records: dict[bytes, Record]) -> int:
         return self._called(lambda: carrier.put_in(namespace, tokens, records, _told(namespace)))
@@ -164,8 +178,10 @@ class Sessions:
             )
 
 
-def conversation_of(tokens: Sequence[int], title: str = "", messages: list[Any] | None = None) -> Conversation:
-    return Conversation(np.array(tokens, np.int32), title, messages)
+def conversation_of(
+    tokens: Sequence[int], title: str = "", messages: list[Any] | None = None, written: Written | None = None
+) -> Conversation:
+    return Conversation(np.array(tokens, np.int32), title, messages, written)
 
 
 def _told(namespace: Namespace) -> Namespace:
