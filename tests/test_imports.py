@@ -171,6 +171,7 @@ def test_floors_of_the_cache_point_down(path):
         "pagoda.commands.explain",
         "pagoda.commands.kv",
         "pagoda.commands.request_file",
+        "pagoda.commands.session",
         "pagoda.tokenizing",
     ],
 )

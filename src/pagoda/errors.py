@@ -26,6 +26,7 @@
     │   ├── PageRecordError         stored bytes are not the page that was asked for: a miss, which says why
     │   ├── TierError               a tier cannot be used, or failed
     │   ├── SessionError            a session file cannot be read, or is of something else
+    │   │   └── SessionTooLargeError  there is no room for it among the others
     │   └── UnsupportedCallError    Hugging Face code asks a PagedCache for what it cannot do
     ├── TraceError                  a trace, or under --strict a line of it, cannot be replayed
     ├── HttpError                   the server's answer to a request that it does not serve, with a status
@@ -151,6 +152,10 @@ class SessionError(CacheError):
 
 class UnsupportedCallError(CacheError):
     """Hugging Face code calls a model with a PagedCache in a way that would give wrong results; nothing is computed."""
+
+
+class SessionTooLargeError(SessionError):
+    """A session takes more bytes than there is room for; nothing was written."""
 
 
 class TraceError(PagodaError, ValueError):

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
+from math import inf
 from pathlib import Path
 from tempfile import mkstemp
 from types import TracebackType
@@ -44,11 +45,12 @@ from pagoda.cache.tiers.record import (
     read_header,
     read_record,
 )
-from pagoda.errors import PageRecordError, SessionError
+from pagoda.errors import PageRecordError, SessionError, SessionTooLargeError
 
 MAGIC = b"PGDS"
 VERSION = 1
 SUFFIX = ".pagoda"
+PARTIAL_SUFFIX = ".partial"  # of a file that is being written
 # Magic, version, whether the conversation is encrypted, 1 spare byte; bytes of the description, tokens, records, 4 more
 # spare bytes; bytes of the conversation, of all records; checksums of description, conversation and table; the nonce.
 _FIELDS = struct.Struct("<4sH?xIII4xQQ16s16s16s12s4x")
@@ -110,19 +112,20 @@ def write_session(
     conversation: Conversation,
     records: Iterable[Bytes],
     cipher: Cipher | None = None,
+    most_nbytes: float = inf,
 ) -> int:
-    """Write a session, over one that is there; returns how many bytes it has.
+    """Write a session of `most_nbytes` at most, over one that is there; returns how many bytes it has.
 
     `records` are taken one at a time, already encrypted if they are to be; with a `cipher` the conversation is, too.
     After a crash there is the old file or the new one. Raises SessionError, which says what to do, if it fails.
     """
     try:
-        handle, name = mkstemp(prefix=f".{path.name[:100]}.", suffix=".partial", dir=path.parent)
+        handle, name = mkstemp(prefix=f".{path.name[:100]}.", suffix=PARTIAL_SUFFIX, dir=path.parent)
     except OSError as error:
         raise _unwritable(path, error) from error
     try:
         with os.fdopen(handle, "wb") as file:
-            nbytes = _write(file, (description, conversation), records, cipher)
+            nbytes = _write(_Bounded(file, most_nbytes), (description, conversation), records, cipher)
             file.flush()
             os.fsync(handle)
         Path(name).replace(path)
@@ -136,8 +139,24 @@ def write_session(
     return nbytes
 
 
+class _Bounded:
+    """A file that is written from first to last, up to so many bytes."""
+
+    def __init__(self, file: BinaryIO, most_nbytes: float) -> None:
+        self._file = file
+        self._most_nbytes = most_nbytes
+
+    def write(self, content: Bytes) -> None:
+        if self._file.tell() + len(content) > self._most_nbytes:
+            raise SessionTooLargeError(f"It takes more than the {self._most_nbytes:,} bytes that there is room for.")
+        self._file.write(content)
+
+    def rewind(self) -> None:
+        self._file.seek(0)
+
+
 def _write(
-    file: BinaryIO, said: tuple[Description, Conversation], records: Iterable[Bytes], cipher: Cipher | None
+    file: _Bounded, said: tuple[Description, Conversation], records: Iterable[Bytes], cipher: Cipher | None
 ) -> int:
     description, conversation = description_json(said[0]), conversation_bytes(said[1])
     nonce = bytes(NONCE_NBYTES)
@@ -158,7 +177,7 @@ def _write(
         *(cipher is not None, len(description), len(said[1].tokens), len(entries), len(conversation), end - start),
         *(xxh3_128_digest(description), xxh3_128_digest(conversation), xxh3_128_digest(table), nonce),
     )
-    file.seek(0)
+    file.rewind()
     file.write(header.packed())
     return header.file_nbytes
 
@@ -211,6 +230,8 @@ class SessionFile:
         description = read_description(content)
         said = _part(file, header.conversation_start, header.conversation_nbytes, header.conversation_checksum)
         conversation = read_conversation(_decrypted(said, content, header, cipher), header.num_tokens)
+        if description.num_held_tokens > header.num_tokens:
+            raise SessionError("It is damaged: it has pages of more tokens than there are.")
         table = np.frombuffer(_part(file, header.table_start, header.table_nbytes, header.table_checksum), _TABLE)
         _check_table(table, header)
         return cls(path, status.st_size, description, conversation, file, table, cipher)

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,9 @@ MOST_CONVERSATION_NBYTES = 1 << 26  # without its tokens
 MOST_WEIGHT = 1 << 20
 MOST_DEPTH = 32
 MOST_NAME_CHARACTERS = 200
-MOST_ENCODER_TOKENS = 1 << 31
+MOST_TOKENS = 1 << 31
+MOST_RESUME_POINTS = 16
+MOST_CREATED_MS = 1 << 47  # in the year 6429
 MOST_SHOWN_CHARACTERS = 80
 
 
@@ -32,7 +34,8 @@ MOST_SHOWN_CHARACTERS = 80
 class Description:
     """What the pages of a session are of, and what it is called. Nobody needs a key to read it.
 
-    `model` is what people call the model, `encoder_digest` (hexadecimal) what the encoder of the model reads.
+    `model` is what people call the model, `encoder_digest` (hexadecimal) what the encoder of the model reads. The
+    conversation can be resumed after so many tokens, in order, as `resume_points` says.
     """
 
     identity: Identity
@@ -41,6 +44,12 @@ class Description:
     name: str = ""
     encoder_digest: str = ""
     num_encoder_tokens: int = 0
+    resume_points: tuple[int, ...] = ()
+
+    @property
+    def num_held_tokens(self) -> int:
+        """So many tokens need not be computed again."""
+        return max(self.resume_points, default=0)
 
     def check_is_of(self, identity: Identity) -> None:
         """Raise SessionError, with both values of the first field that differs, unless `identity` is the same."""
@@ -53,6 +62,16 @@ class Description:
                 )
 
 
+class Written(NamedTuple):
+    """The first `num_tokens` are those in which a text was written that has this `digest` (hexadecimal).
+
+    The text may be cut into other tokens, of which no page is held.
+    """
+
+    digest: str
+    num_tokens: int
+
+
 @dataclass(frozen=True)
 class Conversation:
     """The tokens of a session, int32, and what its user says of them: a title, messages as chat APIs have them."""
@@ -60,6 +79,7 @@ class Conversation:
     tokens: NDArray[np.int32]
     title: str = ""
     messages: list[Any] | None = None
+    written: Written | None = None
 
 
 def description_json(description: Description) -> bytes:
@@ -72,6 +92,7 @@ def description_json(description: Description) -> bytes:
         "name": description.name,
         "encoder_digest": description.encoder_digest,
         "num_encoder_tokens": description.num_encoder_tokens,
+        "resume_points": description.resume_points,
     }
     written = _written(told)
     read_description(written)
@@ -88,16 +109,17 @@ def read_description(content: bytes) -> Description:
     return Description(
         identity=identity,
         model=_line(told, "model"),
-        created_ms=_number(told, "created_ms", 1 << 62),
+        created_ms=_number(told, "created_ms", MOST_CREATED_MS),
         name=_line(told, "name"),
         encoder_digest=digest,
-        num_encoder_tokens=_number(told, "num_encoder_tokens", MOST_ENCODER_TOKENS),
+        num_encoder_tokens=_number(told, "num_encoder_tokens", MOST_TOKENS),
+        resume_points=_resume_points(told.get("resume_points")),
     )
 
 
 def conversation_bytes(conversation: Conversation) -> bytes:
     """Raises SessionError for what could not be read again."""
-    told = {"title": conversation.title, "messages": conversation.messages}
+    told = {"title": conversation.title, "messages": conversation.messages, "written": conversation.written}
     written = _written(told) + conversation.tokens.astype(TOKENS_DTYPE).tobytes()
     read_conversation(written, len(conversation.tokens))
     return written
@@ -115,7 +137,7 @@ def read_conversation(content: bytes, num_tokens: int) -> Conversation:
     messages = told.get("messages")
     if not (messages is None or (isinstance(messages, list) and all(isinstance(each, dict) for each in messages))):
         raise _wrong("messages")
-    return Conversation(tokens, _line(told, "title"), messages)
+    return Conversation(tokens, _line(told, "title"), messages, _read_written(told.get("written"), num_tokens))
 
 
 def _written(told: Mapping[str, Any]) -> bytes:
@@ -171,6 +193,24 @@ def _number(told: Mapping[str, Any], field: str, end: int) -> int:
     if not (type(number) is int and 0 <= number < end):
         raise _wrong(field)
     return number
+
+
+def _read_written(told: Any, num_tokens: int) -> Written | None:
+    if told is None:
+        return None
+    pair = told if isinstance(told, list) and len(told) == 2 else [None, None]
+    written = Written(*pair)
+    is_digest = isinstance(written.digest, str) and len(written.digest) <= 64 and _is_hexadecimal(written.digest)
+    if not (is_digest and type(written.num_tokens) is int and 0 <= written.num_tokens <= num_tokens):
+        raise _wrong("written")
+    return written
+
+
+def _resume_points(told: Any) -> tuple[int, ...]:
+    points = told if isinstance(told, list) and len(told) <= MOST_RESUME_POINTS else [None]
+    if not all(type(point) is int and 0 <= point < MOST_TOKENS for point in points):
+        raise _wrong("resume_points")
+    return tuple(points)
 
 
 def _is_hexadecimal(text: str) -> bool:

@@ -198,6 +198,11 @@ SERVER_OPTIONS = (
         metavar="FILE",
     ),
     _option("otlp_traces_endpoint", "send a span for each request to this address (OTLP over HTTP)", metavar="URL"),
+    _option(
+        "session_dir", "let clients save conversations with their pages in this folder", type=Path, metavar="FOLDER"
+    ),
+    _option("max_session_bytes", "bytes of all sessions, such as 64GiB", type=size, metavar="SIZE"),
+    _option("max_session_bytes_per_tenant", "bytes of the sessions of one tenant", type=size, metavar="SIZE"),
     _option("kv_events_endpoint", "tell routers over ZMQ which pages are held, as tcp://*:5557", metavar="ADDRESS"),
     _option("kv_events_replay_endpoint", "where they ask for events they have missed", metavar="ADDRESS"),
     _option("kv_events_topic", "topic of the events", metavar="TEXT"),

@@ -34,6 +34,7 @@ from pagoda.server.own.explain import Explain
 from pagoda.server.own.identity import PageIdentity
 from pagoda.server.own.kv import Kv
 from pagoda.server.own.operation import Operation
+from pagoda.server.own.sessions import Sessions
 from pagoda.server.own.tokens import Tokens
 from pagoda.server.own.webpage import Webpage
 
@@ -100,7 +101,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     operation, tokens = Operation(service), Tokens(service, conversations)
     messages = Messages(service, conversations)
     responses = Responses(service, conversations, token_texts)
-    kv = Kv(service, conversations)
+    kv, sessions = Kv(service, conversations), Sessions(service, conversations)
     routes = (
         ("POST", "/v1/completions", Completions(service, token_texts).create),
         ("POST", "/v1/chat/completions", ChatCompletions(service, conversations, token_texts).create),
@@ -121,6 +122,11 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         ("GET", "/v1/kv/identity", PageIdentity(service).identity),
         ("POST", "/v1/kv/pin", kv.pin),
         ("GET", "/v1/kv/events", kv.events),
+        ("POST", "/v1/kv/sessions", sessions.save),
+        ("GET", "/v1/kv/sessions", sessions.list),
+        ("GET", "/v1/kv/sessions/{name}", sessions.show),
+        ("DELETE", "/v1/kv/sessions/{name}", sessions.delete),
+        ("POST", "/v1/kv/sessions/{name}/resume", sessions.resume),
         ("GET", "/health", operation.health),
         ("GET", "/ready", operation.ready),
         ("GET", "/version", operation.version),

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from pagoda.analysis.prompt import Section
 from pagoda.cache.leases import Breakpoint
+from pagoda.cache.session_parts import Written
 from pagoda.chat.options import ChatOptions
 from pagoda.chat.renderer import takes_tools
 from pagoda.errors import HttpError
@@ -91,7 +92,8 @@ class ReadConversation:
     """The prompt, and how many of its tokens come before each mark; the marks are in order.
 
     In `scope` the answer is remembered, for when it comes back. It has the `form`, unless another one is asked for, and
-    is written in the `style` of the template. `sections` are the pieces of the prompt's text.
+    is written in the `style` of the template. `sections` are the pieces of the prompt's text, of which a model has
+    `written` what comes first.
     """
 
     prompt: ReadPrompt
@@ -100,6 +102,7 @@ class ReadConversation:
     form: StructuredOutputs | None = None
     style: ReplyStyle = field(default_factory=ReplyStyle)
     sections: tuple[Section, ...] = ()
+    written: Written | None = None
 
 
 class ConversationReader:
@@ -125,7 +128,7 @@ class ConversationReader:
         self._texts.check_text(text)
         tokenizer, has_marks = self._texts.need_tokenizer(), bool(conversation.ttls)
         turns = self._recalled(scope, text)
-        start, known = turns[-1]
+        start, known, digest = turns[-1]
         needs_offsets = has_marks and tokenizer.is_fast
         encoded = encode(tokenizer, text[start:], add_special_tokens=False, return_offsets_mapping=needs_offsets)
         token_ids = [*known, *encoded.input_ids]
@@ -150,7 +153,8 @@ class ConversationReader:
                 check_strict(tool["function"].get("parameters"), "tools")
         form = strict_form(conversation.tools, conversation.strict_tools, style.dialect, tokenizer)
         sections = outline(conversation, text)
-        return ReadConversation(ReadPrompt(text, token_ids), _breakpoints(marks), scope, form, style, sections)
+        written = Written(digest, len(known)) if known else None
+        return ReadConversation(ReadPrompt(text, token_ids), _breakpoints(marks), scope, form, style, sections, written)
 
     def written(self, conversation: Conversation) -> str:
         """The text that the model reads. Raises ChatTemplateError if the template refuses it."""
@@ -203,7 +207,7 @@ class ConversationReader:
         The tokenizer goes on from the last of `turns` before that.
         """
         before = (turn for turn in reversed(turns) if turn.num_characters <= end)
-        start, known = next(turn for turn in before if token_ids[: len(turn.token_ids)] == list(turn.token_ids))
+        start, known, _ = next(turn for turn in before if token_ids[: len(turn.token_ids)] == list(turn.token_ids))
         between = encode(self._texts.need_tokenizer(), text[start:end], add_special_tokens=False).input_ids
         pairs = zip(between, token_ids[len(known) :], strict=False)
         return len(known) + next((place for place, (left, right) in enumerate(pairs) if left != right), len(between))

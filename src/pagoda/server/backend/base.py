@@ -14,15 +14,19 @@ from pagoda.cache.inspector import CacheStats
 from pagoda.cache.leases import LeaseInfo
 from pagoda.cache.prefix.names import Identity
 from pagoda.cache.prefix.outline import Outline
+from pagoda.cache.session_file import SessionFile
 from pagoda.chat.options import ChatOptions
 from pagoda.sampling_params import StructuredOutputs
 from pagoda.server.backend.facts import Lookups, PageFacts, ServedModel
-from pagoda.server.ground.messages import Call, Job, News
+from pagoda.server.ground.messages import Call, Job, News, Scope, SessionText
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
     from pagoda.engine.constraint import Constraint
+    from pagoda.engine.sessions import LoadedSession, SavedSession, SessionTarget
     from pagoda.prompts import Prompt, ReadPrompt
 
 Pooling = Literal["mean", "last"]  # which hidden states a vector is made of
@@ -79,6 +83,19 @@ class Inspector(Protocol):
         """What one page in `stride` of each group is."""
 
 
+class Sessions(Protocol):
+    """Writes what was computed of prompts to files, and puts it back. Takes as long as the files are."""
+
+    def save(self, target: SessionTarget, prompt: ReadPrompt, scope: Scope, text: SessionText) -> Future[SavedSession]:
+        """Of what is held of `prompt`; fails with SessionError."""
+
+    def open(self, path: Path) -> SessionFile:
+        """At once. Raises SessionError if it is no whole session."""
+
+    def load(self, path: Path, scope: Scope) -> Future[LoadedSession]:
+        """Hold the pages of a session for `scope`; fails with SessionError."""
+
+
 class PreparedCall(Protocol):
     """A call that can be served and has not been started yet."""
 
@@ -132,6 +149,9 @@ class Backend(Protocol):
 
     @property
     def inspector(self) -> Inspector: ...
+
+    @property
+    def sessions(self) -> Sessions: ...
 
     @property
     def is_alive(self) -> bool:
