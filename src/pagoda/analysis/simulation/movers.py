@@ -29,10 +29,14 @@ class SizedRecord:
     key: bytes
     group: int
     num_tokens: int
-    nbytes: int
+    nothing: memoryview
+
+    @property
+    def nbytes(self) -> int:
+        return self.nothing.nbytes
 
     def record(self) -> memoryview:
-        return record_of(self.nbytes)
+        return self.nothing
 
 
 class SimulatedMovers(Movers):
@@ -48,6 +52,7 @@ class SimulatedMovers(Movers):
         self._clock = clock
         self._main = main
         self._free_from: defaultdict[str, float] = defaultdict(float)
+        self._nothings: dict[int, memoryview] = {}  # of each size
         self._loads: list[_Load] = []
         self._writings: list[_Writing] = []
         self.written_tokens = Counter[str]()
@@ -66,7 +71,9 @@ class SimulatedMovers(Movers):
 
     def stage(self, label: Label, store: PageStore, pages: Sequence[int], page_tokens: int) -> ToWrite:  # noqa: ARG002
         num_tokens = len(label.tokens) // TOKEN_NBYTES * self._sizes.unit_tokens
-        return SizedRecord(label.key, label.group, num_tokens, self._sizes.of(label))
+        size = self._sizes.of(label)
+        nothing = self._nothings.get(size) or self._nothings.setdefault(size, record_of(size))
+        return SizedRecord(label.key, label.group, num_tokens, nothing)
 
     def load(self, parts: Sequence[Part]) -> Reading:
         load = _Load(parts, self._clock)

@@ -39,10 +39,13 @@ class TierOptions:
         return {"host": self.host_rate, "disk": self.disk_rate}
 
     @property
+    def sizes(self) -> dict[str, int | None]:
+        return {"host": self.host_size, "disk": self.disk_size}
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Of those that there are, the fastest first."""
-        sizes = {"host": self.host_size, "disk": self.disk_size}
-        return tuple(name for name, size in sizes.items() if size is not None)
+        return tuple(name for name, size in self.sizes.items() if size is not None)
 
 
 @dataclass(frozen=True)

@@ -58,12 +58,12 @@ class Demotion:
         self._below = below
         self._policy = policy
         self._movers = movers
-        label_of: dict[Kind, Callable[[int, Any], Label]] = {
-            Kind.PAGE: labels.of_node,
-            Kind.STATE: labels.of_snapshot,
-            Kind.ENCODER: labels.of_entry,
+        naming: dict[Kind, tuple[Callable[[int, Any], Label], Callable[[int, Any], bytes]]] = {
+            Kind.PAGE: (labels.of_node, labels.key_of_node),
+            Kind.STATE: (labels.of_snapshot, lambda group, held: labels.of_snapshot(group, held).key),
+            Kind.ENCODER: (labels.of_entry, lambda group, held: labels.of_entry(group, held).key),
         }
-        self._label = label_of[labels.layout.kinds[group]]
+        self._label, self._key = naming[labels.layout.kinds[group]]
 
     def held(self, held: Held) -> None:
         """It is whole and can be found."""
@@ -76,17 +76,18 @@ class Demotion:
             is_known = self._policy is not WritePolicy.SECOND_HIT or held.num_hits > 0
             self._write(held, [each for each in self._below if is_known or not each.persists])
         elif reason is Reason.DOUBT:
-            key = self._label(self._group, held).key
+            key = self._key(self._group, held)
             for each in self._below:
                 each.writer.drop([key])
 
     def _write(self, held: Held, below: Sequence[Below]) -> None:
         if not below:
             return
-        label = self._label(self._group, held)
-        wanted = [each for each in below if each.lacks(label.key)]
+        key = self._key(self._group, held)
+        wanted = [each for each in below if each.lacks(key)]
         if not wanted:
             return
+        label = self._label(self._group, held)
         staged = self._movers.stage(label, self._store, held.pages, self._page_tokens)
         for each in wanted:
             each.writer.offer(staged)
