@@ -112,6 +112,6 @@ def _copy(record: Record, store: PageStore, pages: Sequence[int]) -> None:
     bodies, start = [store.bytes_of(page) for page in pages], 0
     if len(record.body) != sum(body.nbytes for body in bodies):
         raise PageRecordError("nbytes", "its pages are of another size")
-    for body in bodies:
+    for body in bodies if len(record.body) else ():  # pages of nothing cannot be written to
         body[:] = np.frombuffer(record.body[start : start + body.nbytes], np.uint8)
         start += body.nbytes
