@@ -70,6 +70,12 @@ class Demotion:
         if self._policy is WritePolicy.SEAL:
             self._write(held, [each for each in self._below if each.persists])
 
+    def beside(self, label: Label, pages: Sequence[int], is_leaving: bool) -> None:
+        """These are of use with a state of which tiers were told just now: that it is held, or leaves the pool."""
+        if is_leaving or self._policy is WritePolicy.SEAL:
+            below = [each for each in self._below if each.persists or is_leaving]
+            self._copy(label, pages, [each for each in below if each.lacks(label.key)])
+
     def leaves(self, held: Held, reason: Reason) -> None:
         """Its page is about to be used for something else."""
         if reason in (Reason.ROOM, Reason.EXPIRED):
@@ -85,9 +91,10 @@ class Demotion:
             return
         key = self._key(self._group, held)
         wanted = [each for each in below if each.lacks(key)]
-        if not wanted:
-            return
-        label = self._label(self._group, held)
-        staged = self._movers.stage(label, self._store, held.pages, self._page_tokens)
-        for each in wanted:
+        if wanted:
+            self._copy(self._label(self._group, held), held.pages, wanted)
+
+    def _copy(self, label: Label, pages: Sequence[int], below: Sequence[Below]) -> None:
+        staged = self._movers.stage(label, self._store, pages, self._page_tokens)
+        for each in below:
             each.writer.offer(staged)

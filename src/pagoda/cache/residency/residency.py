@@ -7,7 +7,7 @@ or evicted (`demotion.py`); they come up where a waiting prompt can use them (`s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from pagoda.cache.cache import Cache, PageStore
 from pagoda.cache.groups.fill import Fill
 from pagoda.cache.groups.table import ResumePoints
+from pagoda.cache.prefix.held import Reason
 from pagoda.cache.prefix.keys import TOKEN_NBYTES
+from pagoda.cache.prefix.snapshots import Snapshot
 from pagoda.cache.residency.break_even import BreakEven, LoadDecision
 from pagoda.cache.residency.copies import num_pages
 from pagoda.cache.residency.demotion import Below, Demotion, WritePolicy
@@ -25,6 +27,7 @@ from pagoda.cache.residency.labels import Labels
 from pagoda.cache.residency.load import Part
 from pagoda.cache.residency.movers import Movers, Reading
 from pagoda.cache.residency.seek import Plan, Source, Wanted, seek
+from pagoda.cache.residency.tails import Tails
 from pagoda.cache.sequence import CachedSequence, Hit
 from pagoda.cache.tiers.base import Tier, TierStats
 
@@ -78,8 +81,13 @@ class Residency:
         self._movers = movers
         self._num_loaded = Counter[str]()
         self._loaded_nbytes = Counter[str]()
-        for index, (group, store) in enumerate(zip(cache.groups, stores, strict=True)):
-            group.holdings.keep_with(Demotion(index, store, labels, self._below, policy, movers))
+        self._tails = Tails(cache, labels)
+        self._demotions = [
+            Demotion(index, store, labels, self._below, policy, movers) for index, store in enumerate(stores)
+        ]
+        for group, demotion in zip(cache.groups, self._demotions, strict=True):
+            group.holdings.keep_with(demotion if group.snapshots is None else _WithTails(demotion, self._tail_leaves))
+        cache.watch_states(self._states_kept)
 
     def now(self) -> float:
         """The time by the clock of those who move."""
@@ -179,12 +187,37 @@ class Residency:
         for below in self._below:
             below.tier.close()
 
+    def _states_kept(self, sequence: CachedSequence, tokens: Sequence[int], points: Sequence[int]) -> None:
+        for point in points:
+            for label, pages in self._tails.of_sequence(sequence, tokens, point):
+                self._demotions[label.group].beside(label, pages, is_leaving=False)
+
+    def _tail_leaves(self, snapshot: Snapshot) -> None:
+        for label, pages in self._tails.of_snapshot(snapshot):
+            self._demotions[label.group].beside(label, pages, is_leaving=True)
+
     def _parts(self, group: int, sources: Sequence[Source], fills: Sequence[Fill]) -> list[Part]:
         """What is to be read for one group. Fills of one record have their bytes from one reading."""
         store, targets = self._stores[group], dict[int, list[list[NDArray[np.uint8]]]]()
         for fill in fills:
             targets.setdefault(fill.start, []).append([store.bytes_of(page) for page in fill.pages])
         return [Part(each.label, each.tier, targets[each.start]) for each in sources if each.start in targets]
+
+
+class _WithTails:
+    """A keeper of states, with which go the beginnings of pages that they stand in."""
+
+    def __init__(self, demotion: Demotion, tail_leaves: Callable[[Snapshot], None]) -> None:
+        self._demotion = demotion
+        self._tail_leaves = tail_leaves
+
+    def held(self, snapshot: Snapshot) -> None:
+        self._demotion.held(snapshot)
+
+    def leaves(self, snapshot: Snapshot, reason: Reason) -> None:
+        self._demotion.leaves(snapshot, reason)
+        if reason in (Reason.ROOM, Reason.EXPIRED):
+            self._tail_leaves(snapshot)
 
 
 def _tokens_by_tier(plan: Plan, main: int) -> Counter[str]:
