@@ -20,7 +20,6 @@ from pagoda.cache.prefix.namespace import Namespace
 from pagoda.config import TenantShare
 from pagoda.errors import IntegrityError, OutOfPagesError
 
-
 logger = logging.getLogger(__name__)
 
 
