@@ -151,13 +151,18 @@ class Promotions:
         assert sequence.promotion is not None
         promotion, loading = sequence.promotion, self._take(sequence)
         sequence.request.metrics.phases.promotion += self._residency.now() - loading.load.begun
-        if loading.load.is_done and self._residency.settle(loading, sequence.tokens):
-            promotion.loaded_tokens = loading.loaded_tokens
-            return True
+        try:
+            if loading.load.is_done and self._residency.settle(loading, sequence.tokens):
+                promotion.loaded_tokens = loading.loaded_tokens
+                return True
+        except Exception:
+            logger.exception("Pages that had come from tiers could not be kept")
+            self._residency.give_up(loading)
         if not loading.load.is_done:
             self._residency.give_up(loading)
-        for label, reason in loading.load.failed.items():
-            logger.warning("A page of %d tokens from a tier was not used: %s", label.num_tokens, reason)
+        if loading.load.failed:
+            reason = next(iter(loading.load.failed.values()))
+            logger.warning("%d pages from tiers were not used: %s", len(loading.load.failed), reason)
         sequence.cached = None
         promotion.num_failed += 1
         if loading.load.is_done and promotion.num_failed < MOST_ATTEMPTS:

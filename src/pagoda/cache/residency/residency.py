@@ -106,7 +106,10 @@ class Residency:
         if not self.answers_at_once:
             return self._movers.ask(lambda: seek(wanted, reaches, self.tiers))
         answer: Future[Plan | None] = Future()
-        answer.set_result(seek(wanted, reaches, self.tiers))
+        try:
+            answer.set_result(seek(wanted, reaches, self.tiers))
+        except Exception as error:
+            answer.set_exception(error)
         return answer
 
     def decide(self, plan: Plan) -> LoadDecision:
