@@ -38,3 +38,10 @@ def test_options_reach_their_fields() -> None:
     assert engine_options(arguments)["kv_cache_memory_bytes"] == 3 << 29
     params = sampling_params(arguments, n=2)
     assert (params.top_k, list(params.stop), params.stop_token_ids, params.n) == (5, ["a", "b"], [1, 2], 2)
+
+
+def test_sizes_of_tiers_are_read_as_people_write_them() -> None:
+    given = "--kv-host-bytes 8GiB --kv-disk pages --kv-disk-bytes 20GiB --kv-remote redis://here --kv-write second-hit"
+    config = EngineConfig(**engine_options(build_parser().parse_args(["serve", *given.split()])))
+    assert (config.kv_host_bytes, config.kv_disk, config.kv_disk_bytes) == (8 << 30, "pages", 20 << 30)
+    assert (config.kv_remote, config.kv_write) == ("redis://here", "second-hit")

@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pagoda.config import DTYPES, EngineConfig
+from pagoda.config import DTYPES, WRITE_POLICIES, EngineConfig
 from pagoda.errors import ConfigError
 from pagoda.registry import names
 from pagoda.sampling_params import SamplingParams
@@ -106,6 +106,32 @@ ENGINE_OPTIONS = (
         "memory for what explains why prompts missed, such as 64MiB; 0 remembers nothing",
         type=size,
         metavar="SIZE",
+    ),
+    _option(
+        "kv_host_bytes",
+        "memory for pages that leave the page pools, such as 8GiB; 0 keeps none",
+        type=size,
+        metavar="SIZE",
+    ),
+    _option("kv_disk", "folder for pages, where they outlive the process", metavar="DIR"),
+    _option(
+        "kv_disk_bytes",
+        "what that folder may take, such as 20GiB; by default half of what is free, at most 20 GiB",
+        type=size,
+        metavar="SIZE",
+    ),
+    _option("kv_remote", "store of pages that several servers share: redis://... or s3://...", metavar="URL"),
+    _option(
+        "kv_remote_ttl_seconds",
+        "how long pages are of use there; by default as long as the store keeps them",
+        type=float,
+        metavar="SECONDS",
+    ),
+    _option(
+        "kv_write",
+        "when pages go to disk and store: seal (once they are full), evict (once they leave the pools) or second-hit "
+        "(then, if two prompts have begun with them)",
+        choices=WRITE_POLICIES,
     ),
     _option(
         "deterministic",
