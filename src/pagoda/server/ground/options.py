@@ -48,6 +48,7 @@ class ServerOptions:
     metrics_compat: also names metrics as this engine does ("vllm").
     request_log: a file that gets a line for each request, with lengths and names of pages, for `pagoda simulate`.
     otlp_traces_endpoint: where OpenTelemetry is sent a span for each request, over HTTP.
+    kv_prewarm: files of prompts that are computed once the server is ready.
     kv_events_endpoint: a ZMQ address, such as tcp://*:5557, where routers are told which pages are held;
     kv_events_replay_endpoint: where they ask for what they have missed.
     """
@@ -77,6 +78,7 @@ class ServerOptions:
     log_format: str = "text"
     request_log: Path | None = None
     otlp_traces_endpoint: str | None = None
+    kv_prewarm: tuple[Path, ...] = ()
     kv_events_endpoint: str | None = None
     kv_events_replay_endpoint: str | None = None
     kv_events_topic: str = ""
