@@ -17,7 +17,7 @@ from pagoda.cache.prefix.outline import Outline
 from pagoda.chat.options import ChatOptions
 from pagoda.sampling_params import StructuredOutputs
 from pagoda.server.backend.facts import Lookups, PageFacts, ServedModel
-from pagoda.server.ground.messages import Call, Job, News
+from pagoda.server.ground.messages import Call, Job, News, Scope
 
 if TYPE_CHECKING:
     import numpy as np
@@ -142,6 +142,9 @@ class Backend(Protocol):
 
     def prepare(self, call: Call) -> PreparedCall:
         """Raises a RequestError for a call of which something can never be served; nothing has happened then."""
+
+    def end_lease(self, scope: Scope, token_ids: list[int]) -> Future[bool]:
+        """Keep just these tokens no longer, as nobody wants that any more; False if nobody had."""
 
     def observe(self, observer: Callable[[], None]) -> Callable[[], None]:
         """Call `observer` whenever the news of a step have been told. What is returned ends that."""

@@ -13,6 +13,7 @@ import numpy as np
 from pagoda.cache.inspector import CacheStats
 from pagoda.cache.leases import LeaseInfo
 from pagoda.cache.prefix.names import Identity, PageNames
+from pagoda.cache.prefix.namespace import Namespace
 from pagoda.cache.prefix.outline import Outline
 from pagoda.cache.prefix.tree import Watcher
 from pagoda.chat.options import ChatOptions
@@ -29,7 +30,7 @@ from pagoda.sampling_params import SamplingParams
 from pagoda.server.backend import base
 from pagoda.server.backend.facts import GroupAttention, Lookups, PageFacts, PageKind, ServedModel
 from pagoda.server.backend.local_call import LocalCall
-from pagoda.server.ground.messages import Call, Work
+from pagoda.server.ground.messages import Call, Scope, Work
 
 Result = TypeVar("Result")
 
@@ -68,6 +69,10 @@ class LocalBackend:
 
     def prepare(self, call: Call) -> LocalCall:
         return LocalCall(call, [self._request(call, index, work) for index, work in enumerate(call.works)], self._llm)
+
+    def end_lease(self, scope: Scope, token_ids: list[int]) -> Future[bool]:
+        namespace = Namespace(scope.cache_salt, tenant=scope.tenant)
+        return self._loop.call(lambda: self._engine.end_lease(namespace, token_ids))
 
     def observe(self, observer: Callable[[], None]) -> Callable[[], None]:
         return self._loop.observe(observer)
