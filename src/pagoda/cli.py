@@ -32,7 +32,7 @@ OPERANDS = {
     "plan": " [model]",
     "simulate": " trace",
     "explain": " [EARLIER LATER]",
-    "kv": " ls|verify|gc|export|import DIR",
+    "kv": " ls|verify|gc|export|import|warm DIR",
     "session": " ACTION",
 }
 USAGE_ERRORS = (ConfigError, InvalidSamplingError, KernelUnavailableError)
@@ -161,7 +161,7 @@ def build_parser() -> Parser:
     )
     add_simulate_options(_command(commands, "simulate", "what a cache would find in a trace", SIMULATE_EXAMPLES))
     add_explain_options(_command(commands, "explain", "why a prompt missed the cache", EXPLAIN_EXAMPLES))
-    add_kv_options(_command(commands, "kv", "pages that a disk keeps: list, check, thin out, carry", KV_EXAMPLES))
+    add_kv_options(_command(commands, "kv", "pages that a disk keeps: list, check, thin out, carry, make", KV_EXAMPLES))
     add_session_options(_command(commands, "session", "conversations with their pages, as files", SESSION_EXAMPLES))
     _add_doctor(_command(commands, "doctor", "what runs here, how fast, and why", DOCTOR_EXAMPLES))
     return parser

@@ -72,6 +72,22 @@ def test_a_conversation_goes_on_after_a_restart_to_the_token(model: Model, tmp_p
     assert second.cache_stats().groups[0].in_transit == 0
 
 
+def test_it_is_known_without_loading_how_much_tiers_have_of_a_prompt(model: Model, tmp_path: Path) -> None:
+    first = make(model, kv_disk=str(tmp_path))
+    assert stored(first, prompt()) == 0
+    first.generate([prompt()], SamplingParams(max_tokens=0))
+    first.close()
+    second = make(model, kv_disk=str(tmp_path))
+    expected = stored(second, prompt())
+    [answer] = second.generate([[*prompt(), 1]], SamplingParams(max_tokens=1))
+    assert answer.num_cached_tokens == expected >= LENGTH - 1
+    assert stored(second, prompt(1)) == 0
+
+
+def stored(llm: LLM, tokens: list[int]) -> int:
+    return llm.loop.call(lambda: llm.engine.residency.num_stored(Namespace(), tokens)).result()
+
+
 def test_pages_come_back_from_host_memory_with_the_same_bytes(model: Model) -> None:
     llm = make(model, kv_host_bytes=256 * MIB)
     [cold] = llm.generate([prompt()], PARAMS)

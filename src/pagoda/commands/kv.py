@@ -1,6 +1,6 @@
 """`pagoda kv`: what lies in a folder of pages, whether it is whole, and ways to thin it out and to carry it elsewhere.
 
-No server is asked and no model is loaded.
+No server is asked, and no model is loaded but to compute what is to lie there (`kv_warm.py`).
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def run(arguments: Namespace) -> int:
         "gc": _collect,
         "export": _export,
         "import": _import,
+        "warm": _warm,
     }[arguments.action]
     try:
         return action(arguments)
@@ -216,6 +217,12 @@ def _imported(tier: DiskTier, records: Iterable[memoryview]) -> _Imported:
     except TierError as error:
         imported.fault = str(error)
     return imported
+
+
+def _warm(arguments: Namespace) -> int:
+    from pagoda.commands import kv_warm
+
+    return kv_warm.run(arguments)
 
 
 def _print_json(value: object) -> None:

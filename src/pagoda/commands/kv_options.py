@@ -8,6 +8,7 @@ from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 from typing import Any
 
+from pagoda.commands.options import add_engine_options, add_model_options
 from pagoda.errors import ConfigError
 from pagoda.units import parse_nbytes
 
@@ -17,16 +18,19 @@ EXAMPLES = """examples:
   pagoda kv gc /var/cache/pagoda --bytes 10GiB --older 30d
   pagoda kv export /var/cache/pagoda manuals.pages
   pagoda kv import /srv/pagoda manuals.pages
+  pagoda kv warm /srv/pagoda manuals/*.txt --model ~/models/Qwen2.5-0.5B-Instruct
 
 DIR is what `pagoda serve --kv-disk DIR` writes to. While a server writes there it can be listed, verified and exported,
 and not changed. Ages are in seconds, or with a unit: 90m, 12h, 30d."""
-FILE_OPERANDS = {"export": " FILE", "import": " FILE"}
+FILE_OPERANDS = {"export": " FILE", "import": " FILE", "warm": " FILE..."}
+# What of the engine's options a folder decides.
+TIER_FIELDS = ("kv_host_bytes", "kv_disk", "kv_remote", "kv_remote_ttl_seconds", "kv_write")
 _SECONDS_OF_UNIT = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def add_kv_options(parser: ArgumentParser) -> None:
     actions = parser.add_subparsers(
-        dest="action", required=True, metavar="ls|verify|gc|export|import", parser_class=type(parser)
+        dest="action", required=True, metavar="ls|verify|gc|export|import|warm", parser_class=type(parser)
     )
     listing = _action(actions, "ls", "what lies in a folder of pages", "DIR --json")
     listing.add_argument("--json", action="store_true", help="print it as JSON")
@@ -42,6 +46,14 @@ def add_kv_options(parser: ArgumentParser) -> None:
     reading.add_argument("file", type=Path, metavar="FILE", help="the file to read")
     reading.add_argument(
         "--bytes", type=_size, metavar="SIZE", help="let the oldest go rather than have more than this"
+    )
+    _add_warm(
+        _action(
+            actions,
+            "warm",
+            "compute documents once, and write their pages to a folder for servers to read",
+            "DIR manuals/*.txt --model ~/models/Qwen2.5-0.5B-Instruct --prefix system.txt",
+        )
     )
 
 
@@ -63,6 +75,23 @@ def _add_gc(parser: ArgumentParser) -> None:
     add("--bytes", type=_size, metavar="SIZE", help="let the oldest go until no more than this are left")
     add("--older", type=_age, metavar="AGE", help="remove pages that were made longer ago")
     add("--identity", type=_digest, metavar="HEX", help="remove pages of the identity whose digest begins like this")
+
+
+def _add_warm(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="a document: text, JSON with a prompt or messages, or a line of that for each document (.jsonl)",
+    )
+    add = parser.add_argument
+    add("--prefix", type=Path, metavar="FILE", help="text that comes before each: a system prompt")
+    add("--chat-template", type=Path, metavar="FILE", help="a Jinja file that replaces the tokenizer's chat template")
+    add("--tenant", default="", metavar="NAME", help="whose requests may find them, where a server has tenants")
+    add("--json", action="store_true", help="print it as JSON")
+    add_model_options(parser)
+    add_engine_options(parser, without=TIER_FIELDS)
 
 
 def _size(text: str) -> int:

@@ -17,6 +17,7 @@ from time import monotonic, sleep
 from pagoda.cache.inspector import Inspector
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.names import PageNames
+from pagoda.cache.prefix.namespace import Namespace
 from pagoda.cache.residency.carry import Carrier
 from pagoda.cache.residency.labels import Labels
 from pagoda.cache.residency.residency import Residency
@@ -207,6 +208,10 @@ class Engine:
         if reset_external and self.residency is not None:
             self.residency.forget()
         return self._cache.reset()
+
+    def end_lease(self, namespace: Namespace, tokens: list[int]) -> bool:
+        """Let the pages of just these tokens go before the time of their lease; False if there is none."""
+        return self._cache.leases.release(namespace, tokens)
 
     def _open_residency(self, config: EngineConfig) -> Residency | None:
         tiers = open_tiers(config)

@@ -19,6 +19,7 @@ from pagoda.cache.groups.fill import Fill
 from pagoda.cache.groups.table import ResumePoints
 from pagoda.cache.prefix.held import Reason
 from pagoda.cache.prefix.keys import TOKEN_NBYTES
+from pagoda.cache.prefix.namespace import Namespace
 from pagoda.cache.prefix.snapshots import Snapshot
 from pagoda.cache.residency.break_even import BreakEven, LoadDecision
 from pagoda.cache.residency.copies import num_pages
@@ -111,6 +112,14 @@ class Residency:
         except Exception as error:
             answer.set_exception(error)
         return answer
+
+    def num_stored(self, namespace: Namespace, tokens: Sequence[int]) -> int:
+        """How many of the first `tokens` could be had from tiers alone, as if nothing were held."""
+        hit = self._cache.match(namespace, tokens, len(tokens))
+        matches = zip(self._cache.groups, hit.matches, strict=True)
+        reaches = [group.reach(match, len(tokens)).of_nothing() for group, match in matches]
+        plan = seek(Wanted(self._labels.of_prompt(namespace, hit.key), len(tokens), 0), reaches, self.tiers)
+        return 0 if plan is None else plan.num_tokens
 
     def decide(self, plan: Plan) -> LoadDecision:
         """Whether to load what was found, or to compute it."""

@@ -21,6 +21,7 @@ from pagoda.errors import HttpError
 from pagoda.prompts import ReadPrompt
 from pagoda.sampling_params import StructuredOutputs
 from pagoda.server.asked.forms import check_strict
+from pagoda.server.asked.opening import NO_OPENING, Opening
 from pagoda.server.asked.outline import outline
 from pagoda.server.asked.strict_calls import strict_form
 from pagoda.server.asked.template_words import call_id_length, complete_tool, with_ids
@@ -120,14 +121,20 @@ class ConversationReader:
             raise HttpError(400, "The model's chat template takes no tools; leave them out.", param="tools")
         return template
 
-    def read(self, conversation: Conversation, scope: Scope | None = None) -> ReadConversation:
-        """What was written in `scope` keeps its tokens. Raises ChatTemplateError if the template refuses it."""
+    def read(
+        self, conversation: Conversation, scope: Scope | None = None, opening: Opening = NO_OPENING
+    ) -> ReadConversation:
+        """What was written in `scope` keeps its tokens, and so does the `opening`, which the conversation begins with.
+
+        Raises ChatTemplateError if the template refuses it, HttpError if it does not put the opening first.
+        """
         template = self.template(conversation)
         conversation = _told(conversation, template)
         text = self._render(conversation, template, None)
         self._texts.check_text(text)
+        opening.check_begins(text)
         tokenizer, has_marks = self._texts.need_tokenizer(), bool(conversation.ttls)
-        turns = self._recalled(scope, text)
+        turns = self._recalled(scope, text, opening)
         start, known, digest = turns[-1]
         needs_offsets = has_marks and tokenizer.is_fast
         encoded = encode(tokenizer, text[start:], add_special_tokens=False, return_offsets_mapping=needs_offsets)
@@ -147,6 +154,7 @@ class ConversationReader:
         ]
         if conversation.ttl_seconds is not None:
             marks.append((len(token_ids), conversation.ttl_seconds))
+        marks += [(each.num_tokens, each.ttl_seconds) for each in opening.breakpoints]
         style = style_of(template, text, tokenizer)
         for tool in conversation.tools:
             if tool["function"]["name"] in conversation.strict_tools:
@@ -161,11 +169,14 @@ class ConversationReader:
         template = self.template(conversation)
         return self._render(_told(conversation, template), template, None)
 
-    def _recalled(self, scope: Scope | None, text: str) -> list[Known]:
-        nothing = Known(0, ())
+    def _recalled(self, scope: Scope | None, text: str, opening: Opening) -> list[Known]:
+        """Beginnings of `text` whose tokens are known, the shortest first."""
+        first = [Known(0, ()), Known(len(opening.text or ""), opening.token_ids)]
         if scope is None or self._transcripts is None:
-            return [nothing]
-        return [nothing, *self._transcripts.recall(scope, text)]
+            return first
+        tokens = list(opening.token_ids)
+        recalled = self._transcripts.recall(scope, text)
+        return first + [each for each in recalled if list(each.token_ids[: len(tokens)]) == tokens]
 
     def _mark_ends(self, conversation: Conversation, template: str, text: str) -> list[tuple[int, float]]:
         """Where in `text` each mark is, and how long what comes before is to be kept; in order."""

@@ -163,6 +163,9 @@ class Backend(Protocol):
     def prepare(self, call: Call) -> PreparedCall:
         """Raises a RequestError for a call of which something can never be served; nothing has happened then."""
 
+    def end_lease(self, scope: Scope, token_ids: list[int]) -> Future[bool]:
+        """Keep just these tokens no longer, as nobody wants that any more; False if nobody had."""
+
     def observe(self, observer: Callable[[], None]) -> Callable[[], None]:
         """Call `observer` whenever the news of a step have been told. What is returned ends that."""
 

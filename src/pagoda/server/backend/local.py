@@ -14,6 +14,7 @@ import numpy as np
 from pagoda.cache.inspector import CacheStats
 from pagoda.cache.leases import LeaseInfo
 from pagoda.cache.prefix.names import Identity, PageNames
+from pagoda.cache.prefix.namespace import Namespace
 from pagoda.cache.prefix.outline import Outline
 from pagoda.cache.prefix.tree import Watcher
 from pagoda.cache.session_file import SessionFile
@@ -72,6 +73,10 @@ class LocalBackend:
 
     def prepare(self, call: Call) -> LocalCall:
         return LocalCall(call, [self._request(call, index, work) for index, work in enumerate(call.works)], self._llm)
+
+    def end_lease(self, scope: Scope, token_ids: list[int]) -> Future[bool]:
+        namespace = Namespace(scope.cache_salt, tenant=scope.tenant)
+        return self._loop.call(lambda: self._engine.end_lease(namespace, token_ids))
 
     def observe(self, observer: Callable[[], None]) -> Callable[[], None]:
         return self._loop.observe(observer)

@@ -52,6 +52,7 @@ class ServerOptions:
     otlp_traces_endpoint: where OpenTelemetry is sent a span for each request, over HTTP.
     session_dir: a folder where clients may save conversations with their pages; without one they may not.
     max_session_bytes: of all that is there; max_session_bytes_per_tenant: of what one tenant has there.
+    kv_prewarm: files of prompts that are computed once the server is ready.
     kv_events_endpoint: a ZMQ address, such as tcp://*:5557, where routers are told which pages are held;
     kv_events_replay_endpoint: where they ask for what they have missed.
     """
@@ -84,6 +85,7 @@ class ServerOptions:
     session_dir: Path | None = None
     max_session_bytes: int = 64 << 30
     max_session_bytes_per_tenant: int = 16 << 30
+    kv_prewarm: tuple[Path, ...] = ()
     kv_events_endpoint: str | None = None
     kv_events_replay_endpoint: str | None = None
     kv_events_topic: str = ""
