@@ -77,6 +77,17 @@ def test_chats_of_openai_hit_it_to_the_token(server: Running) -> None:
     assert whole.usage.prompt_tokens == answer.usage.prompt_tokens
 
 
+def test_a_conversation_goes_on_behind_it(server: Running) -> None:
+    made(server, messages=[SYSTEM], name="keeper")
+    body = {"model": MODEL, "max_tokens": 8, "cached_content": "keeper", "messages": QUESTION}
+    first = server.post("/v1/chat/completions", body).json()
+    said = {"role": "assistant", "content": first["choices"][0]["message"]["content"]}
+    turns = [*QUESTION, said, {"role": "user", "content": "And then?"}]
+    second = server.post("/v1/chat/completions", body | {"messages": turns}).json()["usage"]
+    assert second["prompt_tokens_details"]["cached_tokens"] >= first["usage"]["prompt_tokens"]
+    assert len(leases(server)) == 1
+
+
 def test_tools_of_it_can_be_called(server: Running) -> None:
     made(server, messages=[SYSTEM], tools=[TOOL], name="keeper")
     answer = client(server).chat.completions.create(

@@ -15,6 +15,7 @@ MOST_CONTENTS = 256  # of one tenant
 MOST_NBYTES = 64 << 20
 PREFIX = "caches/"
 TOKEN_NBYTES = 8
+LEAST_SECONDS = 0.001
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Contents:
         """What a request that names it begins with. Raises HttpError 404, and 400 if no page of it could be hit."""
         if name is None:
             return NO_OPENING
-        content = self.find(tenant, name)
+        content, now = self.find(tenant, name), self._clock()
         if cache_salt:
             raise HttpError(400, "cached_content has no cache_salt; leave that out.", param="cache_salt")
-        return replace(content.opening, ttl_seconds=content.expires - self._clock())
+        return replace(content.opening, ttl_seconds=max(content.expires - now, LEAST_SECONDS))
