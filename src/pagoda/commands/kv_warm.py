@@ -13,7 +13,8 @@ from time import perf_counter
 from tqdm import tqdm
 
 from pagoda.cache.prefix.namespace import Namespace as PageNamespace
-from pagoda.cache.residency.movers import STAGED_NBYTES, Residency
+from pagoda.cache.residency.movers import STAGED_NBYTES
+from pagoda.cache.residency.residency import Residency
 from pagoda.cache.tiers.base import TierStats
 from pagoda.commands.extras import need
 from pagoda.commands.options import load_llm
