@@ -24,6 +24,7 @@ from starlette.responses import Response, StreamingResponse
 from pagoda.cache.inspector import CacheStats
 from pagoda.cache.leases import Breakpoint, LeaseInfo
 from pagoda.cache.prefix.outline import Branch, Outline
+from pagoda.cache.residency.residency import TierReport
 from pagoda.machine import resident_memory_nbytes
 from pagoda.sampling_params import SamplingParams
 from pagoda.server.accepted.exchange import submit
@@ -138,6 +139,7 @@ class Kv:
             "constants": facts.constants,
             "cache": _counts_of_all(stats) if sees_all else _counts_of(service.recent.of(tenant.name)),
             "miss_memory": self._miss_memory(stats, sees_all),
+            "tiers": [_shown_tier(each, sees_all) for each in stats.tiers],
             "leases": [self._lease(each) for each in sorted(own, key=lambda each: each.expires_in_seconds)],
             "requests": self._jobs(tenant),
         }
@@ -235,6 +237,30 @@ def _shown_job(job: Job, now: float, sees_all: bool) -> dict[str, Any]:
 def _whose(tenant: Tenant) -> str | None:
     """Whose leases, requests and prefixes a tenant sees: None is everybody's."""
     return None if tenant.is_admin else tenant.name
+
+
+def _shown_tier(tier: TierReport, sees_all: bool) -> dict[str, Any]:
+    """What a tier holds and has done; to those who do not see all, whether it is well."""
+    stats = tier.stats
+    if not sees_all:
+        return {"name": tier.name, "fault": stats.fault}
+    return {
+        "name": tier.name,
+        "fault": stats.fault,
+        "records": stats.num_records,
+        "bytes": stats.nbytes,
+        "limit": stats.limit_nbytes,
+        "shared_bytes": stats.shared_nbytes,
+        "loaded_records": tier.num_loaded,
+        "loaded_bytes": tier.loaded_nbytes,
+        "written_bytes": stats.written_nbytes,
+        "waiting_bytes": tier.staged_nbytes,
+        "skipped": tier.num_skipped,
+        "dropped": stats.num_dropped,
+        "refused": stats.num_refused,
+        "damaged": stats.num_damaged,
+        "errors": stats.num_errors,
+    }
 
 
 def _counts_of_all(stats: CacheStats) -> dict[str, Any]:
