@@ -15,6 +15,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 from hypothesis import HealthCheck, settings
 
+from shared_stores import new_bucket, redis_server, s3_server
+
 # The same examples every time, or others with HYPOTHESIS_PROFILE=random or FUZZ_EXAMPLES (of test_fuzz.py).
 settings.register_profile(
     "default", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True, print_blob=True
@@ -49,3 +51,37 @@ def two_threads():
     import torch
 
     torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def redis_server_url(tmp_path_factory):
+    """A server that all tests of this process share."""
+    folder = tmp_path_factory.mktemp("redis")
+    with redis_server(folder, "--unixsocket", str(folder / "redis.sock")) as url:
+        yield url
+
+
+@pytest.fixture
+def redis_url(redis_server_url):
+    """An empty store by the Redis protocol."""
+    import redis
+
+    with redis.from_url(redis_server_url) as client:
+        client.flushall()
+    return redis_server_url
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint():
+    """A server that all tests of this process share."""
+    with s3_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket_url(s3_endpoint, monkeypatch):
+    """An empty bucket. Its keys and region are in the environment, as people have them."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    return new_bucket(s3_endpoint)

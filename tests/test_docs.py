@@ -28,8 +28,11 @@ def test_files_that_are_named_exist(document: Path) -> None:
 @pytest.mark.parametrize(
     "document", [each for each in DOCUMENTS if each.name != "clients.md"], ids=lambda path: path.name
 )
-def test_python_examples_run(document: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All examples of a document run in one namespace, in order, as a reader would type them."""
+def test_python_examples_run(
+    document: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All examples of a document run in one namespace, in order, as a reader would type them in an empty folder."""
+    monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "example"}
     for code in PYTHON_BLOCK.findall(document.read_text(encoding="utf-8")):
         exec(compile(code, str(document), "exec"), namespace)

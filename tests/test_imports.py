@@ -16,7 +16,7 @@ LEVELS = (
     ("cli", "cluster"),
     ("commands",),
     ("server",),
-    ("llm",),
+    ("hf", "llm"),
     ("chat", "collector", "prompts", "structured"),
     ("outputs", "request_time"),
     ("analysis",),
@@ -29,7 +29,7 @@ LEVELS = (
     ("layouts",),
     ("detokenizer", "text", "tokenizing"),
     ("checkpoint",),
-    ("checks", "config", "confined", "errors", "machine", "registry", "sampling_params", "units"),
+    ("checks", "config", "confined", "errors", "json_shape", "machine", "registry", "sampling_params", "units"),
 )
 LEVEL = {name: len(LEVELS) - number for number, names in enumerate(LEVELS) for name in names}
 ANALYSIS = {
@@ -57,7 +57,7 @@ SERVER_ROOMS = (
 ROOM_LEVEL = {name: len(SERVER_ROOMS) - number for number, names in enumerate(SERVER_ROOMS) for name in names}
 # The floors of the cache; those on one line may know each other.
 CACHE_FLOORS = (
-    ("inspector", "view"),
+    ("inspector", "residency", "view"),
     ("cache", "pool"),
     ("leases", "lifetime"),
     ("tenants",),
@@ -65,7 +65,7 @@ CACHE_FLOORS = (
     ("recent",),
     ("groups",),
     ("holdings",),
-    ("tiers",),
+    ("session_file", "session_parts", "tiers"),
     ("prefix", "report"),
     ("eviction",),
 )
@@ -158,6 +158,8 @@ def test_floors_of_the_cache_point_down(path):
         "pagoda.cache.groups.pages",
         "pagoda.cache.cache",
         "pagoda.cache.eviction.lru",
+        "pagoda.cache.tiers.host",
+        "pagoda.cache.tiers.disk.tier",
         "pagoda.layouts.spec",
         "pagoda.layouts.attention",
         "pagoda.formats.page",
@@ -167,7 +169,9 @@ def test_floors_of_the_cache_point_down(path):
         "pagoda.planning.limits",
         "pagoda.models.plain_tokenizer",
         "pagoda.commands.explain",
+        "pagoda.commands.kv",
         "pagoda.commands.request_file",
+        "pagoda.commands.session",
         "pagoda.tokenizing",
     ],
 )

@@ -16,7 +16,13 @@ import pytest
 from pagoda.registry import REGISTRY
 
 TESTS = Path(__file__).parent
-TOYS = {"format": "TOY_FORMAT", "layout": "ToyLayout", "eviction": "ToyPolicy", "kernels": "ToyKernels"}
+TOYS = {
+    "format": "TOY_FORMAT",
+    "layout": "ToyLayout",
+    "eviction": "ToyPolicy",
+    "tier": "ToyTier",
+    "kernels": "ToyKernels",
+}
 PLUGIN = """
 from contextlib import ExitStack
 from pagoda.registry import registered
@@ -56,7 +62,8 @@ def cases(suites: ET.Element, file: str, name: str) -> list[ET.Element]:
 
 
 @pytest.mark.parametrize(
-    ("file", "least"), [("test_formats", 40), ("test_layouts", 4), ("test_eviction", 10), ("test_kernels", 40)]
+    ("file", "least"),
+    [("test_formats", 40), ("test_layouts", 4), ("test_eviction", 10), ("test_tiers", 10), ("test_kernels", 40)],
 )
 def test_a_toy_inherits_the_tests_of_its_kind(file: str, least: int, suites: ET.Element) -> None:
     passed = [case for case in cases(suites, file, "toy") if case.find("skipped") is None]
@@ -79,5 +86,5 @@ def test_the_recipes_name_every_kind() -> None:
     """A row for each kind in the registry, and each row's folder there, unless its first answer is to come."""
     text = (TESTS.parent / "CONTRIBUTING.md").read_text()
     for kind in REGISTRY:
-        named = {"format": "formats/x.py", "layout": "layouts/x.py", "kernels": "kernels/x.py"}
-        assert f"`{named.get(kind, f'cache/{kind}/x.py')}` + registry line" in text
+        folders = {"format": "formats", "layout": "layouts", "kernels": "kernels", "tier": "cache/tiers"}
+        assert f"`{folders.get(kind, f'cache/{kind}')}/x.py` + registry line" in text

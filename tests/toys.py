@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from pagoda.cache.eviction.base import EvictionPolicy, Usage
+from pagoda.cache.tiers.host import HostTier
 from pagoda.errors import KernelUnavailableError
 from pagoda.formats.base import Format
 from pagoda.formats.words import by_token, merged, put_tokens
@@ -80,6 +81,14 @@ class ToyPolicy(EvictionPolicy):
 
     def priority(self, usage: Usage) -> int:
         return -usage.last_used
+
+
+class ToyTier(HostTier):
+    """Memory under another name."""
+
+    @property
+    def name(self) -> str:
+        return "toy"
 
 
 class ToyKernels(Kernels):

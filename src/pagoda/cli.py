@@ -16,15 +16,25 @@ from typing import NoReturn
 
 from pagoda import __version__
 from pagoda.commands.explain_options import add_explain_options
+from pagoda.commands.kv_options import EXAMPLES as KV_EXAMPLES
+from pagoda.commands.kv_options import add_kv_options
 from pagoda.commands.options import add_engine_options, add_model_options, add_sampling_options, add_server_options
 from pagoda.commands.plan_options import add_plan_options
+from pagoda.commands.session_options import add_session_options
 from pagoda.commands.simulate_options import add_simulate_options
 from pagoda.commands.streams import UNWRITABLE, forget_output, keep_usable
 from pagoda.config import Environment
 from pagoda.errors import ConfigError, InvalidSamplingError, KernelUnavailableError, PagodaError
 
 FAILED, USAGE, BROKEN_PIPE, INTERRUPTED = 1, 2, 141, 130
-OPERANDS = {"generate": " [prompt]", "plan": " [model]", "simulate": " trace", "explain": " [EARLIER LATER]"}
+OPERANDS = {
+    "generate": " [prompt]",
+    "plan": " [model]",
+    "simulate": " trace",
+    "explain": " [EARLIER LATER]",
+    "kv": " ls|verify|gc|export|import|warm DIR",
+    "session": " ACTION",
+}
 USAGE_ERRORS = (ConfigError, InvalidSamplingError, KernelUnavailableError)
 
 GENERATE_EXAMPLES = """examples:
@@ -83,6 +93,14 @@ EXPLAIN_EXAMPLES = """examples:
   pagoda explain earlier.json later.json --identity before-restart.json after-restart.json
 
 A file has text, a list of messages, or the body of a request as OpenAI and Anthropic have it; - is standard input."""
+
+SESSION_EXAMPLES = """examples:
+  pagoda session save --file prompt.txt talk.pagoda
+  pagoda session load talk.pagoda "And then?"
+  pagoda session show talk.pagoda
+  pagoda session verify talk.pagoda
+
+A session is one file: the tokens of a conversation, and the pages that were computed for them."""
 
 DOCTOR_EXAMPLES = """examples:
   pagoda doctor
@@ -143,6 +161,8 @@ def build_parser() -> Parser:
     )
     add_simulate_options(_command(commands, "simulate", "what a cache would find in a trace", SIMULATE_EXAMPLES))
     add_explain_options(_command(commands, "explain", "why a prompt missed the cache", EXPLAIN_EXAMPLES))
+    add_kv_options(_command(commands, "kv", "pages that a disk keeps: list, check, thin out, carry, make", KV_EXAMPLES))
+    add_session_options(_command(commands, "session", "conversations with their pages, as files", SESSION_EXAMPLES))
     _add_doctor(_command(commands, "doctor", "what runs here, how fast, and why", DOCTOR_EXAMPLES))
     return parser
 

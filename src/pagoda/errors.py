@@ -25,7 +25,9 @@
     │   ├── IntegrityError          Pagoda's own bookkeeping is broken: please report it
     │   ├── PageRecordError         stored bytes are not the page that was asked for: a miss, which says why
     │   ├── TierError               a tier cannot be used, or failed
-    │   └── SessionError            a session file cannot be read, or is of something else
+    │   ├── SessionError            a session file cannot be read, or is of something else
+    │   │   └── SessionTooLargeError  there is no room for it among the others
+    │   └── UnsupportedCallError    Hugging Face code asks a PagedCache for what it cannot do
     ├── TraceError                  a trace, or under --strict a line of it, cannot be replayed
     ├── HttpError                   the server's answer to a request that it does not serve, with a status
     ├── KernelUnavailableError      a kernel was forced that this machine or build lacks
@@ -146,6 +148,14 @@ class TierError(CacheError):
 
 class SessionError(CacheError):
     """A session file cannot be read, or holds what another model, format or tenant computed."""
+
+
+class UnsupportedCallError(CacheError):
+    """Hugging Face code calls a model with a PagedCache in a way that would give wrong results; nothing is computed."""
+
+
+class SessionTooLargeError(SessionError):
+    """A session takes more bytes than there is room for; nothing was written."""
 
 
 class TraceError(PagodaError, ValueError):

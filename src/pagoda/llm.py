@@ -15,7 +15,7 @@ from numbers import Integral
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from pagoda.engine.engine import Engine
 from pagoda.engine.format_fit import calibration_text
 from pagoda.engine.loop import EngineLoop
 from pagoda.engine.request import Request, new_request
+from pagoda.engine.sessions import LoadedSession, SavedSession, Sessions, SessionTarget, conversation_of
 from pagoda.errors import ConfigError, InvalidSamplingError, RequestError
 from pagoda.kernels.dispatch import choose_kernels
 from pagoda.machine import bound_primitives
@@ -45,6 +46,9 @@ from pagoda.sampling_params import SamplingParams
 from pagoda.structured.compiler import GrammarCompiler
 from pagoda.tokenizing import encode
 
+# Before a session is saved without all of its pages.
+ATTEMPTS = 3
+PROMPT_ALONE = SamplingParams(max_tokens=0)
 EMBEDDED_MODEL = Path(__file__).parent / "assets" / "tiny"
 
 Message = Mapping[str, Any]
@@ -93,6 +97,7 @@ class LLM:
         self.chats = ChatRenderer(self.tokenizer, self.engine.max_model_len)
         self.grammars = GrammarCompiler(self.tokenizer, loaded.vocab_size, loaded.eos_token_ids)
         self.loop = EngineLoop(self.engine, config.num_threads)
+        self.sessions = Sessions(self.engine, self.loop, config, _name_of(model))
         self._ids = count()
         self._close = weakref.finalize(self, _close, self.loop, self.grammars, self.chats)
 
@@ -108,19 +113,7 @@ class LLM:
 
         Requests of different `cache_salt` share no pages. Ctrl-C cancels what is running and frees its pages.
         """
-        requests = self._requests(prompts, sampling_params, cache_salt)
-        finished: SimpleQueue[RequestOutput | RequestError] = SimpleQueue()
-        self._submit(requests, lambda request: Collector(request, self.tokenizer, on_end=finished.put))
-        outputs: dict[str, RequestOutput] = {}
-        try:
-            # None shows the bar on a terminal only.
-            hide = None if use_tqdm and len(requests) > 1 else True
-            for _ in tqdm(requests, desc="Processed prompts", unit="req", disable=hide):
-                output = _raised(finished.get())
-                outputs[output.request_id] = output
-        finally:
-            self._cancel(requests)
-        return [outputs[request.request_id] for request in requests]
+        return self._run(self._requests(prompts, sampling_params, cache_salt), use_tqdm)
 
     def chat(
         self,
@@ -220,6 +213,42 @@ class LLM:
         count: int = self.loop.call(self.engine.reset_prefix_cache).result()
         return count
 
+    def save_session(
+        self,
+        path: str | Path,
+        said: Prompt | Sequence[Message],
+        *,
+        name: str = "",
+        title: str = "",
+        cache_salt: str = "",
+        **options: Any,
+    ) -> SavedSession:
+        """Write a prompt or a conversation with its pages to a file, from which `load_session` resumes it to the token.
+
+        said: text, token ids, vLLM's dictionary of either, or messages, with the fields of `ChatOptions` as `options`.
+        What is not in the cache is computed first. Raises a RequestError or SessionError.
+        """
+        messages, prompt = None, cast(Prompt, said)
+        if isinstance(said, (list, tuple)) and any(isinstance(each, Mapping) for each in said):
+            messages = read_conversation(said)
+            is_answered = messages[-1]["role"] == "assistant"
+            prompt = self._chat_prompt(messages, ChatOptions(**{"add_generation_prompt": not is_answered} | options))
+        for _ in range(ATTEMPTS):
+            [request] = self._requests([prompt], PROMPT_ALONE, cache_salt)
+            self._run([request])
+            taken = self.sessions.take(request.namespace, request.prompt)
+            if taken.num_held_tokens == len(request.prompt):
+                break  # else others have taken the room meanwhile
+        session = conversation_of(request.prompt, title, messages)
+        return self.sessions.write(SessionTarget(Path(path), name), request.namespace, taken, session)
+
+    def load_session(self, path: str | Path, *, cache_salt: str = "") -> LoadedSession:
+        """Put the pages of a session into the cache: a request that begins with its tokens computes none of them.
+
+        Raises SessionError if the file cannot be read, or is of another model, format or page size.
+        """
+        return self.sessions.load(Path(path), cache_salt)
+
     def close(self) -> None:
         """Cancel what is running and stop the engine. Closing twice is fine."""
         self._close()
@@ -231,6 +260,20 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _run(self, requests: list[Request], use_tqdm: bool = False) -> list[RequestOutput]:
+        finished: SimpleQueue[RequestOutput | RequestError] = SimpleQueue()
+        self._submit(requests, lambda request: Collector(request, self.tokenizer, on_end=finished.put))
+        outputs: dict[str, RequestOutput] = {}
+        try:
+            # None shows the bar on a terminal only.
+            hide = None if use_tqdm and len(requests) > 1 else True
+            for _ in tqdm(requests, desc="Processed prompts", unit="req", disable=hide):
+                output = _raised(finished.get())
+                outputs[output.request_id] = output
+        finally:
+            self._cancel(requests)
+        return [outputs[request.request_id] for request in requests]
 
     def _stream(self, requests: list[Request]) -> Iterator[StreamChunk]:
         chunks: SimpleQueue[StreamChunk | RequestError] = SimpleQueue()
@@ -297,6 +340,13 @@ def _raised(output: Output | RequestError) -> Output:
     if isinstance(output, RequestError):
         raise output
     return output
+
+
+def _name_of(model: str | Path | Model | None) -> str:
+    """What people call it."""
+    if isinstance(model, Model):
+        return str(model.config.model_type)
+    return (EMBEDDED_MODEL if model is None else Path(model).expanduser().absolute()).name
 
 
 def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

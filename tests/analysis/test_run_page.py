@@ -19,7 +19,7 @@ MIB = 1 << 20
 VOID = {"meta"}
 HOSTILE = '<script>alert("1")</script>&"\'<b>'
 
-WALL = {"queue": 1.2, "prefill": 0.6, "decode": 2.0, "waiting": 0.2}
+WALL = {"queue": 1.2, "promotion": 0.0, "prefill": 0.6, "decode": 2.0, "waiting": 0.2}
 NAMES = ("queue", "match", "promotion", "prefill", "decode", "sampling", "detokenise", "structured")
 WORK = dict.fromkeys(NAMES, 0.001) | {"queue": 1.2, "prefill": 0.5, "decode": 0.9}
 READS = DecodeReads(264 * MIB, {"full": 936 * MIB}, 0, {"int8": 486 * MIB})

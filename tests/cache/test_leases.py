@@ -362,3 +362,16 @@ def test_the_output_of_an_encoder_is_kept_with_the_tokens_that_depend_on_it(cloc
     clock.now = 10
     store(cache, range(8), others[0])
     assert outputs.match(leased, b"").entry is None
+
+
+def test_the_lease_of_just_these_tokens_can_end_early(cache):
+    store(cache, range(8))
+    lease(cache, range(8))
+    lease(cache, range(4))
+    assert not cache.leases.release(NAMESPACE, list(range(6)))
+    assert cache.leases.release(NAMESPACE, list(range(8)))
+    assert [info.num_tokens for info in Inspector(cache).leases()] == [4]
+    assert not cache.leases.release(NAMESPACE, list(range(8)))
+    flood(cache)
+    Inspector(cache).check_integrity()
+    assert held(cache, range(8)) == 4

@@ -27,6 +27,42 @@ def figures(capsys, *arguments):
     return json.loads(capsys.readouterr().out)
 
 
+class TestTiers:
+    def test_what_was_found_where_adds_up(self, trace, tmp_path, capsys):
+        table, picture = tmp_path / "tiers.csv", tmp_path / "tiers.png"
+        sizes = ("--kv-host-bytes", "40pages", "--kv-disk-bytes", "200000tokens", "--kv-write", "evict")
+        [row] = figures(capsys, trace, "--capacity", "40pages", *sizes, "--csv", table, "--plot", picture)["runs"]
+        assert row["pool_hit_tokens"] + row["host_hit_tokens"] + row["disk_hit_tokens"] == row["hit_tokens"]
+        assert min(row["host_hit_tokens"], row["disk_hit_tokens"], row["disk_written_tokens"]) > 0
+        assert row["disk_written_bytes"] is None
+        [written] = csv.DictReader(table.read_text().splitlines())
+        assert int(written["disk_hit_tokens"]) == row["disk_hit_tokens"]
+        assert simulate(trace, "--capacity", "40pages", *sizes) == 0
+        out = capsys.readouterr().out
+        assert all(heading in out for heading in ("in pool", "in host", "in disk", "to disk"))
+
+    def test_a_slow_tier_is_not_read(self, trace, capsys):
+        rates = ("--prefill-rate", "20000", "--decode-rate", "30", "--capacity", "60pages", "--kv-disk-bytes", "inf")
+        [free] = figures(capsys, trace, *rates)["runs"]
+        [fast] = figures(capsys, trace, *rates, "--kv-disk-rate", "1000000")["runs"]
+        [slow] = figures(capsys, trace, *rates, "--kv-disk-rate", "2000")["runs"]
+        assert free["disk_hit_tokens"] > slow["disk_hit_tokens"]
+        assert free["ttft_p50_seconds"] <= fast["ttft_p50_seconds"] <= slow["ttft_p50_seconds"]
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (("--kv-disk-bytes", "3GiB"), "give --model"),
+            (("--kv-disk-bytes", "10"), "holds no page"),
+            (("--kv-disk-bytes", "10pages", "--kv-disk-rate", "5"), "for the time model"),
+            (("--kv-disk-bytes", "10pages", "--policy", "belady"), "without tiers"),
+        ],
+    )
+    def test_what_cannot_be_is_told(self, trace, capsys, options, said):
+        assert simulate(trace, "--capacity", "40pages", *options) != 0
+        assert said in capsys.readouterr().err
+
+
 class TestOutput:
     def test_a_table(self, trace, capsys):
         assert simulate(trace, "--capacity", "50pages,inf", "--policy", "lru", "belady", "--processes", "1") == 0

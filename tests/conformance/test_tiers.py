@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
@@ -20,7 +20,7 @@ from page_records import OVERHEAD_NBYTES, key, make_put
 from pagoda.cache.tiers.base import Tier, TierSettings
 from pagoda.cache.tiers.record import read_record
 from pagoda.errors import ConfigError, TierError
-from pagoda.registry import lookup
+from pagoda.registry import REGISTRY, lookup
 
 LIMIT_NBYTES = 1 << 17
 RECORD_NBYTES = 500 + OVERHEAD_NBYTES
@@ -34,12 +34,14 @@ Fault = Callable[[pytest.MonkeyPatch, Path], None]
 class Case:
     """How a registered tier is opened in a test: `settings` makes them of an empty folder.
 
-    `is_bounded`: it holds a limit itself. `outlives`: what it was given is there after it was opened again.
+    `is_bounded`: it holds a limit itself. `outlives`: what it was given is there after it was opened again. `store` is
+    the fixture that gives its URL, where a server is needed.
     """
 
     settings: Callable[[Path], TierSettings]
     is_bounded: bool = True
     outlives: bool = True
+    store: str | None = None
     faults: Mapping[str, Fault] = field(default_factory=dict)
 
 
@@ -101,16 +103,25 @@ DISK_FAULTS = {
     "nothing can be synced": broken_call("fdatasync", raising(errno.EIO)),
     "bits flip": broken_call("preadv", after=flip),
     "reads fail": broken_call("preadv", raising(errno.EIO)),
-    "slow": broken_call("preadv", lambda: time.sleep(0.01)),
+    "slow": broken_call("preadv", lambda: time.sleep(0.002)),
     "gone": lambda _, folder: shutil.rmtree(folder / "pages"),
     "cut": lambda _, folder: [os.truncate(path, 700) for path in (folder / "pages").glob("segment*")],
 }
 CASES = {
     "host": Case(lambda _: TierSettings(limit_nbytes=LIMIT_NBYTES), outlives=False),
     "disk": Case(lambda folder: TierSettings(str(folder / "pages"), LIMIT_NBYTES), faults=DISK_FAULTS),
+    "redis": Case(lambda _: TierSettings(limit_nbytes=LIMIT_NBYTES, timeout_seconds=30), store="redis_url"),
+    # Its protocol is tested with a server of it (`tests/cache/tiers/test_objects.py`), which is slow.
+    "s3": Case(lambda folder: TierSettings(f"file://{folder}/objects", LIMIT_NBYTES)),
 }
+# Of a tier that has no line: it is opened with nothing, and ends with the process.
+PLAIN = Case(lambda _: TierSettings(limit_nbytes=LIMIT_NBYTES), outlives=False)
 FAULTS = [(name, fault) for name, case in CASES.items() for fault in case.faults]
-every_tier = pytest.mark.parametrize("name", CASES)
+every_tier = pytest.mark.parametrize("name", REGISTRY["tier"])
+
+
+def case_of(name):
+    return CASES.get(name, PLAIN)
 
 
 @pytest.fixture
@@ -119,7 +130,11 @@ def opened(request, tmp_path):
     tiers = []
 
     def open_tier(name) -> Tier:
-        tiers.append(lookup("tier", name).open(CASES[name].settings(tmp_path)))
+        case = case_of(name)
+        settings = case.settings(tmp_path)
+        if case.store is not None:
+            settings = replace(settings, where=request.getfixturevalue(case.store))
+        tiers.append(lookup("tier", name).open(settings))
         return tiers[-1]
 
     yield open_tier
@@ -218,7 +233,7 @@ class TestRecords:
 class TestLimits:
     @pytest.fixture(autouse=True)
     def bounded(self, name):
-        if not CASES[name].is_bounded:
+        if not case_of(name).is_bounded:
             pytest.skip("whoever holds the records bounds them")
 
     @pytest.mark.parametrize("seed", range(3))
@@ -251,7 +266,7 @@ class TestLimits:
 @every_tier
 class TestLives:
     def test_what_outlives_the_process_is_there_again(self, name, opened):
-        if not CASES[name].outlives:
+        if not case_of(name).outlives:
             pytest.skip("it ends with the process")
         first = opened(name)
         first.put([make_put(number) for number in range(30)])
@@ -307,7 +322,7 @@ class TestFaults:
         tier.put([make_put(number, 3000) for number in range(30)])
         tier.flush()
         with pytest.MonkeyPatch.context() as monkeypatch:
-            CASES[name].faults[fault](monkeypatch, tmp_path)
+            case_of(name).faults[fault](monkeypatch, tmp_path)
             for number in range(30, 130):
                 self.attempt(tier, number, draw)
         for number in range(200, 300):
@@ -339,7 +354,7 @@ class TestFaults:
         first.put([make_put(number, 3000) for number in range(30)])
         first.close()
         with pytest.MonkeyPatch.context() as monkeypatch:
-            CASES[name].faults[fault](monkeypatch, tmp_path)
+            case_of(name).faults[fault](monkeypatch, tmp_path)
             with suppress(ConfigError, TierError):
                 second = opened(name)
                 self.attempt(second, 40, Random(0))

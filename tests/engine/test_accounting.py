@@ -18,6 +18,7 @@ PROMPT = list(range(1, 101))
 def scheduled(arrival: float, first_scheduled: float, name: str = "a") -> Sequence:
     request = Request(name, PROMPT, SamplingParams(), RequestMetrics(arrival))
     request.metrics.first_scheduled = request.metrics.known_until = first_scheduled
+    request.metrics.phases.queue = first_scheduled - arrival
     return new_sample(request, 0)
 
 

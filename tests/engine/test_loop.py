@@ -16,7 +16,7 @@ from pagoda.errors import EngineClosedError, RequestError
 
 @pytest.fixture
 def loop() -> Iterator[EngineLoop]:
-    engine: Any = SimpleNamespace(has_work=False)
+    engine: Any = SimpleNamespace(has_work=False, close=lambda: None)
     loop = EngineLoop(engine, num_threads=None)
     yield loop
     loop.close()

@@ -13,6 +13,7 @@ from oracle.families import build_tiny
 from oracle.generation import random_tokens
 from pagoda import LLM, SamplingParams
 from pagoda.cache.prefix.namespace import Namespace
+from pagoda.engine.request import new_request
 from pagoda.models.model import Model
 from pagoda.registry import REGISTRY
 
@@ -69,6 +70,22 @@ def test_a_conversation_goes_on_after_a_restart_to_the_token(model: Model, tmp_p
     assert last.cache_report.read_tokens == {"device": 0, "disk": last.num_cached_tokens}
     second.check_integrity()
     assert second.cache_stats().groups[0].in_transit == 0
+
+
+def test_it_is_known_without_loading_how_much_tiers_have_of_a_prompt(model: Model, tmp_path: Path) -> None:
+    first = make(model, kv_disk=str(tmp_path))
+    assert stored(first, prompt()) == 0
+    first.generate([prompt()], SamplingParams(max_tokens=0))
+    first.close()
+    second = make(model, kv_disk=str(tmp_path))
+    expected = stored(second, prompt())
+    [answer] = second.generate([[*prompt(), 1]], SamplingParams(max_tokens=1))
+    assert answer.num_cached_tokens == expected >= LENGTH - 1
+    assert stored(second, prompt(1)) == 0
+
+
+def stored(llm: LLM, tokens: list[int]) -> int:
+    return llm.loop.call(lambda: llm.engine.residency.num_stored(Namespace(), tokens)).result()
 
 
 def test_pages_come_back_from_host_memory_with_the_same_bytes(model: Model) -> None:
@@ -138,4 +155,76 @@ def test_outputs_of_encoders_come_back_from_disk(tmp_path: Path, monkeypatch: py
     second = make(model, kv_disk=str(tmp_path))
     monkeypatch.setattr(Encoder, "encode", lambda *_: pytest.fail("what is on disk is read again"))
     assert tokens(second.generate(texts, PARAMS)) == expected
+    second.check_integrity()
+
+
+@pytest.mark.parametrize("store", ["redis_url", "bucket_url"])
+def test_two_engines_share_prefixes_through_a_store(store: str, request: pytest.FixtureRequest) -> None:
+    url = request.getfixturevalue(store)
+    llama = Model.from_transformers(build_tiny("llama"))
+    first, second = make(llama, kv_remote=url), make(llama, kv_remote=url)
+    [cold] = first.generate([prompt()], PARAMS)
+    assert first.engine.residency.flush()
+    [warm] = second.generate([prompt()], PARAMS)
+    assert warm.outputs[0].token_ids == cold.outputs[0].token_ids
+    shared = LENGTH // PAGE_TOKENS * PAGE_TOKENS
+    assert warm.cache_report.read_tokens == {"device": 0, "remote": shared}
+    whole = prompt()[:shared]
+    assert bodies(first, whole) == bodies(second, whole)
+
+
+def test_a_store_that_is_not_there_costs_nothing_but_hits(tmp_path: Path) -> None:
+    llama = Model.from_transformers(build_tiny("llama"))
+    llm = make(llama, kv_remote="redis://127.0.0.1:1/0", kv_disk=str(tmp_path))
+    [cold] = llm.generate([prompt()], PARAMS)
+    flood(llm)
+    [warm] = llm.generate([prompt()], PARAMS)
+    assert warm.outputs[0].token_ids == cold.outputs[0].token_ids
+    assert warm.cache_report.read_tokens["disk"] > 0
+    [_, remote] = llm.engine.residency.report()
+    assert "127.0.0.1:1" in (remote.stats.fault or "")
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_what_is_damaged_on_disk_is_computed_again(damage: str, tmp_path: Path) -> None:
+    llama = Model.from_transformers(build_tiny("llama"))
+    first = make(llama, kv_disk=str(tmp_path))
+    [cold] = first.generate([prompt()], PARAMS)
+    first.close()
+    second = make(llama, kv_disk=str(tmp_path))
+    for path in tmp_path.glob("segment-*"):
+        if damage == "gone":
+            path.unlink()
+            continue
+        data = bytearray(path.read_bytes())
+        if damage == "flip":
+            data[len(data) // 2] ^= 1
+        path.write_bytes(data[: len(data) // 2] if damage == "cut" else data)
+    [warm] = second.generate([prompt()], PARAMS)
+    assert warm.outputs[0].token_ids == cold.outputs[0].token_ids
+    assert warm.num_cached_tokens < LENGTH // PAGE_TOKENS * PAGE_TOKENS
+    second.check_integrity()
+
+
+def test_loads_that_are_cancelled_leave_nothing_behind(model: Model, tmp_path: Path) -> None:
+    first = make(model, kv_disk=str(tmp_path))
+    [cold] = first.generate([prompt()], PARAMS)
+    first.close()
+    second = make(model, kv_disk=str(tmp_path))
+    engine = second.engine
+
+    def begin_and_cancel() -> bool:
+        """On the thread of the engine, so that nothing can settle between."""
+        request = new_request("cancelled", prompt(), PARAMS)
+        engine.add(request)
+        engine.step()
+        was_loading = request.sequences[0].is_loading
+        engine.cancel("cancelled")
+        return was_loading
+
+    assert second.loop.call(begin_and_cancel).result()
+    second.check_integrity()
+    assert all(each.free + each.idle == each.total for each in second.cache_stats().groups)
+    outputs = second.generate([prompt()] * 3, PARAMS)
+    assert tokens(outputs) == tokens([cold] * 3)
     second.check_integrity()

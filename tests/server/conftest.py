@@ -15,8 +15,8 @@ def llm():
 
 
 @pytest.fixture(scope="session")
-def session_server(llm):
-    with running(llm) as server:
+def session_server(llm, tmp_path_factory):
+    with running(llm, session_dir=tmp_path_factory.mktemp("sessions")) as server:
         yield server
 
 

@@ -48,6 +48,12 @@ class Serving:
     def get(self, path: str, **more: Any) -> httpx2.Response:
         return httpx2.get(self.url + path, timeout=MOST_SECONDS, **more)
 
+    def patch(self, path: str, body: Any, **more: Any) -> httpx2.Response:
+        return httpx2.patch(self.url + path, json=body, timeout=MOST_SECONDS, **more)
+
+    def delete(self, path: str, **more: Any) -> httpx2.Response:
+        return httpx2.delete(self.url + path, timeout=MOST_SECONDS, **more)
+
 
 @dataclass
 class Running(Serving):

@@ -30,8 +30,9 @@ from pagoda.cache.prefix.held import NO_PAGE, Reason
 from pagoda.cache.prefix.keys import token_key
 from pagoda.cache.prefix.names import Identity, PageNames
 from pagoda.cache.prefix.namespace import Namespace
-from pagoda.cache.residency.demotion import DemotionRules, WritePolicy
+from pagoda.cache.residency.demotion import WritePolicy
 from pagoda.cache.residency.labels import Labels, Layout
+from pagoda.cache.residency.movers import ThreadMovers
 from pagoda.cache.residency.residency import Residency
 from pagoda.cache.tiers.base import Put, Tier, TierSettings, TierStats
 from pagoda.cache.tiers.record import Kind
@@ -224,9 +225,10 @@ class TierMachine(RuleBasedStateMachine):
         self.cache = Cache(groups, self.stores)
         layout = Layout(tuple(kinds), tuple(group.page_tokens for group in groups))
         labels = Labels(PageNames(Identity(page_tokens=PAGE_TOKENS)), layout)
-        self.residency = Residency(self.cache, self.stores, labels, self.tiers, DemotionRules(self.shape.policy))
-        self.residency._readers.shutdown()
-        self.executor = self.residency._readers = LaterExecutor()
+        movers = ThreadMovers()
+        movers.close()
+        self.executor = movers._readers = LaterExecutor()
+        self.residency = Residency(self.cache, self.stores, labels, self.tiers, self.shape.policy, movers)
         self.live: list[Live] = []
 
     @rule()

@@ -69,7 +69,7 @@ def differing_parts(earlier: Identity, later: Identity) -> tuple[Part, ...]:
 def identity_as_json(identity: Identity) -> dict[str, Any]:
     """For others: the digest of all, and all parts, a digest of each that is long."""
     parts = {name: _told(str(value)) for name, value in identity._asdict().items()}
-    return {"digest": _digest(repr(tuple(identity))), **parts, "page_tokens": identity.page_tokens}
+    return {"digest": identity.digest.hex(), **parts, "page_tokens": identity.page_tokens}
 
 
 def identity_from_json(value: Any, source: str) -> Identity:

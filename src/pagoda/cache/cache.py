@@ -47,14 +47,17 @@ class PageStore(Protocol):
 
 
 class NoBytes:
-    """Pages that hold no bytes, for simulation."""
+    """Pages that hold no bytes, for simulation; they may say that they have `nbytes`, all of which are one."""
+
+    def __init__(self, nbytes: int = 0) -> None:
+        self._bytes = np.broadcast_to(np.zeros(1, np.uint8), nbytes)
 
     def prepare(self, page: int) -> None: ...
 
     def copy(self, source: int, target: int) -> None: ...
 
     def bytes_of(self, page: int) -> NDArray[np.uint8]:  # noqa: ARG002
-        return np.empty(0, np.uint8)
+        return self._bytes
 
     def blank(self, body: NDArray[np.uint8], num_tokens: int) -> None: ...
 
@@ -86,6 +89,11 @@ class Cache:
         self.hit_tokens = 0
         self.queried_tokens = 0
         self._stores = tuple(stores)
+        self._on_states_kept: Callable[[CachedSequence, Sequence[int], Sequence[int]], None] | None = None
+
+    def watch_states(self, kept: Callable[[CachedSequence, Sequence[int], Sequence[int]], None]) -> None:
+        """Call `kept` with each sequence whose states were copied, its tokens, and after how many of them."""
+        self._on_states_kept = kept
 
     def expire(self) -> None:
         """End leases whose time has come, and forget what nobody has used for too long."""
@@ -215,8 +223,14 @@ class Cache:
 
     def commit(self, sequence: CachedSequence, tokens: Sequence[int], num_tokens: int) -> None:
         """The keys and values of the first `num_tokens` of `tokens` are written; full pages become shareable."""
+        tell, points = self._on_states_kept, list[int]()
+        if tell is not None:
+            pairs = zip(self.groups, sequence.tables, strict=True)
+            points = [point for group, table in pairs if group.snapshots is not None for point, _ in table.cuts]
         for group, table in zip(self.groups, sequence.tables, strict=True):
             group.commit(table, tokens, num_tokens)
+        if tell is not None and points:
+            tell(sequence, tokens, points)
 
     def fork(self, sequence: CachedSequence) -> CachedSequence:
         """A second sequence with the same tokens so far; pages are shared until one of them writes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pagoda.cache.cache import Cache
@@ -13,6 +13,7 @@ from pagoda.cache.leases import LeaseInfo
 from pagoda.cache.prefix.held import Reason
 from pagoda.cache.prefix.outline import Outline
 from pagoda.cache.prefix.tree import Watcher
+from pagoda.cache.residency.residency import TierReport
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class CacheStats:
     Pages were evicted to make room, forgotten on request (`reset_pages`), because their content was in doubt, or
     because nobody had used them for too long.
     `format_loss` is what the format of pages should cost in perplexity, as a share: None where that was not measured.
-    What explains misses takes `miss_memory_nbytes` now.
+    What explains misses takes `miss_memory_nbytes` now. `tiers` tell of themselves.
     """
 
     groups: tuple[PageCounts, ...]
@@ -38,6 +39,7 @@ class CacheStats:
     num_leases: int = 0  # now
     format_loss: float | None = None
     miss_memory_nbytes: int = 0
+    tiers: tuple[TierReport, ...] = ()
 
     @property
     def utilization(self) -> float:
@@ -50,12 +52,19 @@ class CacheStats:
 
 
 class Inspector:
-    """Looks at `cache`, whose format was measured to cost `format_loss`; `miss_nbytes` tells what explains misses."""
+    """Looks at `cache`, whose format was measured to cost `format_loss`; `miss_nbytes` tells what explains misses, and
+    `tiers` what lies below.
+    """
 
     def __init__(
-        self, cache: Cache, format_loss: float | None = None, miss_nbytes: Callable[[], int] = lambda: 0
+        self,
+        cache: Cache,
+        format_loss: float | None = None,
+        miss_nbytes: Callable[[], int] = lambda: 0,
+        tiers: Callable[[], Sequence[TierReport]] = tuple,
     ) -> None:
         self._cache = cache
+        self._tiers = tiers
         self._format_loss = format_loss
         self._miss_nbytes = miss_nbytes
 
@@ -77,6 +86,7 @@ class Inspector:
             num_leases=cache.leases.num_live,
             format_loss=self._format_loss,
             miss_memory_nbytes=self._miss_nbytes(),
+            tiers=tuple(self._tiers()),
         )
 
     def leases(self) -> list[LeaseInfo]:

@@ -178,6 +178,14 @@ class Leases:
         self.num_revoked += 1
         return True
 
+    def release(self, namespace: Namespace, tokens: Sequence[int]) -> bool:
+        """End the lease of just these tokens; False if there is none."""
+        lease = self._by_prefix.get(namespace, {}).get(token_key(tokens))
+        if lease is None:
+            return False
+        self._end(lease)
+        return True
+
     def end_all(self) -> None:
         for lease in list(self):
             self._end(lease)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from pagoda.cache.residency.break_even import LoadDecision
-
 
 class MissCause(StrEnum):
     """Why tokens of a prompt were computed, as far as the cache can tell by itself."""
@@ -28,6 +26,20 @@ class MissCause(StrEnum):
     LOAD_REFUSED = "load_refused"  # a tier has it, and computing it was expected to be faster
     LOAD_FAILED = "load_failed"  # a tier had it, damaged or only until it was read
     UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class LoadDecision:
+    """Whether `num_tokens` were loaded (`is_loaded`) rather than computed, and what either was expected to take.
+
+    None where nothing was known. Times are in seconds.
+    """
+
+    num_tokens: int
+    nbytes: int
+    load_seconds: float | None
+    compute_seconds: float | None
+    is_loaded: bool
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ API and the command line cannot drift apart. Imports no torch: `--help` must be 
 from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -224,9 +225,22 @@ SERVER_OPTIONS = (
         metavar="FILE",
     ),
     _option("otlp_traces_endpoint", "send a span for each request to this address (OTLP over HTTP)", metavar="URL"),
+    _option(
+        "session_dir", "let clients save conversations with their pages in this folder", type=Path, metavar="FOLDER"
+    ),
+    _option("max_session_bytes", "bytes of all sessions, such as 64GiB", type=size, metavar="SIZE"),
+    _option("max_session_bytes_per_tenant", "bytes of the sessions of one tenant", type=size, metavar="SIZE"),
     _option("kv_events_endpoint", "tell routers over ZMQ which pages are held, as tcp://*:5557", metavar="ADDRESS"),
     _option("kv_events_replay_endpoint", "where they ask for events they have missed", metavar="ADDRESS"),
     _option("kv_events_topic", "topic of the events", metavar="TEXT"),
+    _option(
+        "kv_prewarm",
+        "compute the prompts in this file once the server is ready: text, JSON with a prompt or messages, or a line of "
+        "that for each (.jsonl); may be repeated",
+        action="append",
+        type=Path,
+        metavar="FILE",
+    ),
     _option("log_format", "how log lines are written", choices=LOG_FORMATS),
 )
 
@@ -238,8 +252,11 @@ def add_model_options(parser: ArgumentParser) -> None:
     group.add_argument("--skip-tokenizer-init", action="store_true", help="token ids in, token ids out")
 
 
-def add_engine_options(parser: ArgumentParser) -> None:
-    _add(parser.add_argument_group("engine"), ENGINE_OPTIONS, _defaults(EngineConfig))
+def add_engine_options(parser: ArgumentParser, without: Sequence[str] = ()) -> None:
+    """Those fields that the command decides `without` being asked have no option."""
+    options = tuple(each for each in ENGINE_OPTIONS if each.field not in without)
+    _add(parser.add_argument_group("engine"), options, _defaults(EngineConfig))
+    parser.set_defaults(**dict.fromkeys(without))
 
 
 def add_sampling_options(parser: ArgumentParser, max_tokens: int) -> None:

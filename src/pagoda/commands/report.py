@@ -14,7 +14,7 @@ from rich.table import Table
 from pagoda.analysis.time import OVERHEADS
 from pagoda.cache.holdings.allocator import PageCounts
 from pagoda.cache.inspector import CacheStats
-from pagoda.cache.residency.break_even import LoadDecision
+from pagoda.cache.report import LoadDecision
 from pagoda.outputs import RequestOutput
 from pagoda.units import NOT_MEASURED, format_nbytes, format_rate, format_seconds
 

@@ -61,20 +61,25 @@ class RequestFiles:
     def close(self) -> None:
         self._chats.close()
 
-    def _read(self, text: str, name: str) -> Prompt:
-        value = _parsed(text, name)
+    def prompt_of(self, value: Any, name: str) -> Prompt:
+        """Of text, or of what a file says in JSON. Raises ConfigError for what is no request."""
         try:
+            if isinstance(value, str):
+                return Prompt(self._encoded(value), value)
             if isinstance(value, Mapping):
                 return self._request(value)
             if _is_messages(value):
                 return self._request({"messages": value})
-            if _are_numbers(value) or Path(name).suffix == JSON_SUFFIX:
-                return self._completion({"prompt": value})
-            return Prompt(self._encoded(text), text)
+            return self._completion({"prompt": value})
         except PagodaError as error:
             raise ConfigError(f"{name} cannot be read: {error}") from error
         except RecursionError as error:
             raise ConfigError(f"{name} cannot be read: it is nested too deeply; make it flatter.") from error
+
+    def _read(self, text: str, name: str) -> Prompt:
+        value = _parsed(text, name)
+        is_request = isinstance(value, Mapping) or _is_messages(value) or _are_numbers(value)
+        return self.prompt_of(value if is_request or Path(name).suffix == JSON_SUFFIX else text, name)
 
     def _request(self, body: Mapping[str, Any]) -> Prompt:
         if isinstance(body.get("body"), Mapping):  # a line of a batch

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 from argparse import Namespace
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 from pagoda.commands.extras import need
@@ -18,6 +18,7 @@ from pagoda.server.ground.options import ServerOptions
 from pagoda.server.ground.tenants import Tenants
 
 if TYPE_CHECKING:
+    from pagoda.commands.prompt_files import PromptText
     from pagoda.server.accepted.service import Service
     from pagoda.server.backend.local import LocalBackend
 
@@ -30,6 +31,9 @@ def run(arguments: Namespace) -> int:
     from pagoda.server.watched import logs
 
     logs.set_up(options.log_format, logging.getLevelNamesMapping()[Environment.read().log_level.upper()])
+    from pagoda.commands.prompt_files import prompt_texts
+
+    texts = prompt_texts(options.kv_prewarm) if options.kv_prewarm else []  # what is wrong is told at once
     tenants, listener = Tenants(options), listen(options)
     host, port = listener.getsockname()[:2]
     name = EMBEDDED_NAME if arguments.model is None else arguments.model.name
@@ -45,9 +49,28 @@ def run(arguments: Namespace) -> int:
         stack.callback(_publish(backend, options))
         stack.callback(_trace(service, options))
         stack.callback(_log_requests(service, backend, options))
+        stack.callback(_prewarm(service, texts))
         sys.stderr.write(f"Serving {service.names[0]} at http://{f'[{host}]' if ':' in host else host}:{port}\n")
         serve(service, listener)
     return 0
+
+
+def _prewarm(service: Service, texts: Sequence[PromptText]) -> Callable[[], None]:
+    """Begin to compute prompts that clients will ask for; what is returned ends it."""
+    if not texts:
+        return lambda: None
+    from pagoda.commands.prewarm import Prewarm
+    from pagoda.commands.prompt_files import read_prompts
+    from pagoda.commands.request_file import RequestFiles
+
+    backend, template = service.backend, service.options.chat_template_text
+    if backend.model.has_encoder:
+        raise ConfigError("--kv-prewarm is for prompts, and this model's decoder depends on what its encoder reads.")
+    with closing(RequestFiles(backend.texts.need_tokenizer(), backend.model.max_model_len, template)) as requests:
+        prompts = read_prompts(texts, requests)
+    prewarm = Prewarm(backend, prompts, list(service.tenants.weights), lambda: bool(service.in_flight))
+    prewarm.start()
+    return prewarm.close
 
 
 def _publish(backend: LocalBackend, options: ServerOptions) -> Callable[[], None]:

@@ -22,11 +22,13 @@ from pagoda.analysis.simulation.rates import Rates, measured_rates
 from pagoda.analysis.simulation.report import Row, document
 from pagoda.analysis.simulation.settings import Settings, policies
 from pagoda.analysis.simulation.sweep import Run, Sweep, sweep
+from pagoda.analysis.simulation.tiers import TierOptions
 from pagoda.analysis.simulation.timed import Timing
 from pagoda.analysis.source import describe
 from pagoda.analysis.traces.reading import ReadOptions, read_trace
 from pagoda.analysis.traces.trace import Kind, Trace
 from pagoda.analysis.traces.workload import Workload, prepare
+from pagoda.cache.residency.demotion import WritePolicy
 from pagoda.commands.drawing import check_kind
 from pagoda.commands.simulate_plot import draw
 from pagoda.commands.simulate_table import tables
@@ -50,9 +52,10 @@ def run(arguments: Namespace) -> int:
     _report_faults(trace)
     _report_times(arguments, trace, timing)
     workload = _prepare(arguments, trace, model)
-    settings = _settings(arguments)
     _check_times(arguments, trace)
-    capacities = Capacities(workload, model, settings.max_num_seqs if timing else None, settings.num_replicas)
+    num_running = arguments.max_num_seqs if timing else None
+    capacities = Capacities(workload, model, num_running, arguments.replicas)
+    settings = _settings(arguments, capacities)
     wanted = [capacities.read(text) for text in _listed(arguments.capacity or USUAL)]
     runs = [Run(policy, capacity) for policy in _policies(arguments) for capacity in wanted]
     with _progress(console, len(runs) * len(workload.requests), "simulating") as tell:
@@ -88,7 +91,7 @@ def _timing(arguments: Namespace) -> Timing | None:
     """The time model, if rates are given."""
     rates = _rates(arguments)
     if rates is None:
-        for name in ("speed", "request_rate"):
+        for name in ("speed", "request_rate", "kv_host_rate", "kv_disk_rate"):
             if getattr(arguments, name) is not None:
                 option = name.replace("_", "-")
                 raise ConfigError(
@@ -179,7 +182,7 @@ def _prepare(arguments: Namespace, trace: Trace, model: ModelPages | None) -> Wo
     return prepare(trace, arguments.block_size or own, unit)
 
 
-def _settings(arguments: Namespace) -> Settings:
+def _settings(arguments: Namespace, capacities: Capacities) -> Settings:
     tenants = {} if arguments.tenants is None else Tenants(ServerOptions(tenants=arguments.tenants)).shares
     return Settings(
         ttl_seconds=arguments.ttl,
@@ -188,6 +191,19 @@ def _settings(arguments: Namespace) -> Settings:
         routing=arguments.routing,
         step_tokens=arguments.max_num_batched_tokens,
         max_num_seqs=arguments.max_num_seqs,
+        tiers=_tiers(arguments, capacities),
+    )
+
+
+def _tiers(arguments: Namespace, capacities: Capacities) -> TierOptions:
+    host, disk = arguments.kv_host_bytes, arguments.kv_disk_bytes
+    host_rate, disk_rate = arguments.kv_host_rate, arguments.kv_disk_rate
+    return TierOptions(
+        host_size=None if host is None else capacities.size_of_tier(host),
+        disk_size=None if disk is None else capacities.size_of_tier(disk),
+        host_rate=None if host_rate is None else capacities.rate_of_tier(host_rate),
+        disk_rate=None if disk_rate is None else capacities.rate_of_tier(disk_rate),
+        write=WritePolicy(arguments.kv_write),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 
-from pagoda.config import EngineConfig
+from pagoda.config import WRITE_POLICIES, EngineConfig
 from pagoda.registry import names
 
 ROUTINGS = ("round-robin", "least-loaded", "prefix-aware")
@@ -14,6 +14,7 @@ ROUTINGS = ("round-robin", "least-loaded", "prefix-aware")
 def add_simulate_options(parser: ArgumentParser) -> None:
     parser.add_argument("trace", type=Path, help="the file to replay")
     _add_cache(parser)
+    _add_tiers(parser)
     _add_trace(parser)
     _add_time(parser)
     _add_output(parser)
@@ -41,6 +42,22 @@ def _add_cache(parser: ArgumentParser) -> None:
     add("--tenants", type=Path, metavar="FILE", help="the file that `pagoda serve --tenants` takes, for their quotas")
     add("--replicas", type=_positive, default=1, metavar="N", help="servers, each with a cache (default: 1)")
     add("--routing", default="round-robin", choices=ROUTINGS, help="who serves a request (default: round-robin)")
+
+
+def _add_tiers(parser: ArgumentParser) -> None:
+    add = parser.add_argument_group(
+        "tiers", "Below each cache; sizes as for --capacity, rates for the time model as 5GB/s, or tokens."
+    ).add_argument
+    add("--kv-host-bytes", metavar="SIZE", help="memory for pages that leave the cache (default: none)")
+    add("--kv-disk-bytes", metavar="SIZE", help="disk for pages (default: none)")
+    add(
+        "--kv-write",
+        choices=WRITE_POLICIES,
+        default=EngineConfig.kv_write,
+        help="when pages go to disk (default: %(default)s)",
+    )
+    add("--kv-host-rate", metavar="RATE", help="how much is read from host memory in a second (default: no limit)")
+    add("--kv-disk-rate", metavar="RATE", help="how much is read from disk in a second (default: no limit)")
 
 
 def _add_trace(parser: ArgumentParser) -> None:

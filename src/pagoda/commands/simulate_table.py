@@ -79,6 +79,7 @@ def _of_cache(rows: Sequence[Row]) -> list[Named]:
     wanted += [
         ("tokens found", lambda row: f"{row['token_hit_rate']:.2%}"),
         ("of requests", lambda row: f"{row['mean_request_hit_rate']:.2%}"),
+        *_of_tiers(rows),
         ("evicted", lambda row: _count(row["evicted_room_pages"])),
     ]
     if any(row["evicted_expired_pages"] for row in rows):
@@ -86,6 +87,26 @@ def _of_cache(rows: Sequence[Row]) -> list[Named]:
     if any(row["too_long_requests"] for row in rows):
         wanted.append(("too long", lambda row: _count(row["too_long_requests"])))
     return wanted
+
+
+def _of_tiers(rows: Sequence[Row]) -> list[Named]:
+    """Where tokens were found, and what was written there."""
+    found = [_named(f"in {name}", f"{name}_hit_tokens", _share) for name in ("pool", "host", "disk")]
+    written = [_named(f"to {name}", f"{name}_written_tokens", _total) for name in ("host", "disk")]
+    return [(heading, cell) for key, heading, cell in (*found, *written) if key in rows[0]]
+
+
+def _named(heading: str, key: str, tell: Callable[[Row, str], str]) -> tuple[str, str, Callable[[Row], str]]:
+    return key, heading, lambda row: tell(row, key)
+
+
+def _total(row: Row, name: str) -> str:
+    return _count(row[name])
+
+
+def _share(row: Row, name: str) -> str:
+    """Of all tokens of prompts."""
+    return f"{row[name] / row['prompt_tokens']:.2%}" if row["prompt_tokens"] else NOT_MEASURED
 
 
 def _of_times(rows: Sequence[Row]) -> list[Named]:

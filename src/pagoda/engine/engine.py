@@ -17,6 +17,7 @@ from time import monotonic, sleep
 from pagoda.cache.inspector import Inspector
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.names import PageNames
+from pagoda.cache.prefix.namespace import Namespace
 from pagoda.cache.residency.carry import Carrier
 from pagoda.cache.residency.labels import Labels
 from pagoda.cache.residency.residency import Residency
@@ -98,7 +99,8 @@ class Engine:
         )
         self._promotions = Promotions(self.residency)
         self._scheduler = Scheduler(self._cache, limits, self.lookups, self._promotions)
-        self.inspector = Inspector(self._cache, self.fit.loss, lambda: self.lookups.nbytes)
+        tiers = tuple if self.residency is None else self.residency.report
+        self.inspector = Inspector(self._cache, self.fit.loss, lambda: self.lookups.nbytes, tiers)
         self._forward = Forward(model, kernels, self.memory, pools, self.fit.constants)
         self.kernel_choice = self._forward.kernel_choice
         for notice in self.kernel_choice.notices:
@@ -207,6 +209,10 @@ class Engine:
         if reset_external and self.residency is not None:
             self.residency.forget()
         return self._cache.reset()
+
+    def end_lease(self, namespace: Namespace, tokens: list[int]) -> bool:
+        """Let the pages of just these tokens go before the time of their lease; False if there is none."""
+        return self._cache.leases.release(namespace, tokens)
 
     def _open_residency(self, config: EngineConfig) -> Residency | None:
         tiers = open_tiers(config)

@@ -5,18 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from itertools import groupby
+from typing import Any, Protocol
 
 from pagoda.cache.prefix.names import Identity
 from pagoda.formats.page import PageGeometry
 from pagoda.models.digest import config_digest, weights_digest
-from pagoda.models.model import Model
 from pagoda.planning.memory import MemoryPlan
 
 # Rotations that depend on how long sequences may be.
 LENGTH_MATTERS = ("dynamic", "longrope")
 
 
-def identity_of(model: Model, memory: MemoryPlan, constants: str | None) -> Identity:
+class Computing(Protocol):
+    """What computes pages: a network of transformers, and its configuration."""
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def network(self) -> Any: ...
+
+
+def identity_of(model: Computing, memory: MemoryPlan, constants: str | None) -> Identity:
     """Of the pages in `memory`, kept with `constants`. Layouts are those of all layers in order, formats too; of one
     format for all of them only its name.
     """
@@ -43,7 +53,7 @@ def _runs(words: Iterable[str]) -> str:
     return ", ".join(f"{len([*same])} x {word}" for word, same in groupby(words))
 
 
-def _positions(model: Model, max_model_len: int) -> str:
+def _positions(model: Computing, max_model_len: int) -> str:
     rotation = getattr(model.config, "rope_parameters", None) or {}
     length = max_model_len if any(name in repr(rotation) for name in LENGTH_MATTERS) else None
     return json.dumps([rotation, length], sort_keys=True, default=str)

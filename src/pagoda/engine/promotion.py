@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from concurrent.futures import Future
-from time import monotonic
 
 from pagoda.cache.groups.table import ResumePoints
-from pagoda.cache.residency.break_even import LoadDecision
+from pagoda.cache.report import LoadDecision
 from pagoda.cache.residency.residency import Loading, Residency
 from pagoda.cache.residency.seek import Plan
 from pagoda.cache.sequence import Hit
@@ -52,9 +51,14 @@ class Promotions:
         self._is_asking = False
 
     @property
+    def is_loading_any(self) -> bool:
+        """Whether pages of anybody are on their way."""
+        return bool(self._loading)
+
+    @property
     def is_waiting(self) -> bool:
         """Whether anybody waits for tiers, as far as was seen in this step."""
-        return self._is_asking or bool(self._loading)
+        return self._is_asking or self.is_loading_any
 
     def begin_step(self) -> list[tuple[Sequence, bool]]:
         """Those whose load is over: True with the pages in place, False where the sequence has to start anew."""
@@ -116,14 +120,14 @@ class Promotions:
     def _is_unanswered(self, sequence: Sequence, hit: Hit, residency: Residency) -> bool:
         promotion = sequence.promotion = sequence.promotion or Promotion()
         if promotion.asked is None:
-            promotion.asked = monotonic()
+            promotion.asked = residency.now()
             promotion.off = residency.tiers_off
             promotion.answer = residency.seek(hit, sequence.num_resumable)
         answer = promotion.answer
         if answer is None:
             return False
         if not answer.done():
-            if monotonic() - promotion.asked <= ASK_SECONDS:
+            if residency.now() - promotion.asked <= ASK_SECONDS:
                 return True
             promotion.answer, promotion.is_late = None, True
         elif residency.answers_at_once and (plan := self._plan(sequence)) and plan.held_tokens != hit.num_tokens:
@@ -141,26 +145,32 @@ class Promotions:
             return None
 
     def _is_over(self, sequence: Sequence) -> bool:
+        assert self._residency is not None
         assert sequence.promotion is not None
         assert sequence.promotion.loading is not None
         load = sequence.promotion.loading.load
-        return load.is_done or monotonic() - load.begun > LOAD_SECONDS
+        return load.is_done or self._residency.now() - load.begun > LOAD_SECONDS
 
     def _settle(self, sequence: Sequence) -> bool:
         assert self._residency is not None
         assert sequence.promotion is not None
         promotion, loading = sequence.promotion, self._take(sequence)
-        sequence.request.metrics.phases.promotion += monotonic() - loading.load.begun
-        if loading.load.is_done and self._residency.settle(loading, sequence.tokens):
-            promotion.loaded_tokens = loading.loaded_tokens
-            return True
+        sequence.request.metrics.phases.promotion += self._residency.now() - loading.load.begun
+        try:
+            if loading.load.is_done and self._residency.settle(loading, sequence.tokens):
+                promotion.loaded_tokens = loading.loaded_tokens
+                return True
+        except Exception:
+            logger.exception("Pages that had come from tiers could not be kept")
+            self._residency.give_up(loading)
         if not loading.load.is_done:
             self._residency.give_up(loading)
-        for label, reason in loading.load.failed.items():
-            logger.warning("A page of %d tokens from a tier was not used: %s", label.num_tokens, reason)
+        if loading.load.failed:
+            reason = next(iter(loading.load.failed.values()))
+            logger.warning("%d pages from tiers were not used: %s", len(loading.load.failed), reason)
         sequence.cached = None
         promotion.num_failed += 1
-        promotion.num_failed_records += len(loading.load.failed) or loading.load.num_parts
+        promotion.num_failed_records += len(loading.load.failed) or 1
         if loading.load.is_done and promotion.num_failed < MOST_ATTEMPTS:
             promotion.asked = None
         return False

@@ -169,6 +169,8 @@ class Scheduler:
 
     def _computing(self) -> list[Sequence]:
         """Those that run and have their pages."""
+        if not self.promotions.is_loading_any:
+            return self.running
         return [each for each in self.running if not each.is_loading]
 
     def _settle_loads(self) -> None:

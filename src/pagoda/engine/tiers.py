@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from pagoda.cache.cache import Cache, PageStore
 from pagoda.cache.prefix.names import PageNames
-from pagoda.cache.residency.demotion import DemotionRules, WritePolicy
-from pagoda.cache.residency.labels import Labels, Layout
+from pagoda.cache.residency.demotion import WritePolicy
+from pagoda.cache.residency.labels import Labels, Layout, tenant_digest
+from pagoda.cache.residency.movers import ThreadMovers
 from pagoda.cache.residency.residency import Residency
 from pagoda.cache.tiers.base import Tier, TierSettings
 from pagoda.cache.tiers.cipher import AesGcmCipher
 from pagoda.cache.tiers.guarded import GuardedTier
+from pagoda.cache.tiers.partitioned import PartitionedTier
 from pagoda.cache.tiers.record import Kind
-from pagoda.config import EngineConfig
+from pagoda.config import EngineConfig, TenantShare
 from pagoda.errors import ConfigError
 from pagoda.registry import lookup, names
 
@@ -34,12 +37,13 @@ def open_tiers(config: EngineConfig) -> list[Tier]:
         limit = config.kv_disk_bytes or _default_disk_nbytes(Path(config.kv_disk))
         wanted.append(("disk", TierSettings(config.kv_disk, limit)))
     if config.kv_remote is not None:
-        ttl = config.kv_remote_ttl_seconds
-        wanted.append((_remote_kind(config.kv_remote), TierSettings(config.kv_remote, ttl_seconds=ttl)))
+        ttl, password = config.kv_remote_ttl_seconds, config.environment.kv_remote_password
+        settings = TierSettings(config.kv_remote, ttl_seconds=ttl, password=password)
+        wanted.append((_remote_kind(config.kv_remote), settings))
     tiers: list[Tier] = []
     try:
         for name, settings in wanted:
-            tiers.append(_open(name, settings))
+            tiers.append(_open_parts(name, settings, config.tenants))
     except BaseException:
         for tier in tiers:
             tier.close()
@@ -47,13 +51,33 @@ def open_tiers(config: EngineConfig) -> list[Tier]:
     return tiers
 
 
+def _open_parts(name: str, settings: TierSettings, tenants: Mapping[str, TenantShare]) -> Tier:
+    """A tier, of which each tenant that has a quota of pages has a part of its own, if it has a limit to be divided."""
+    quotas = {tenant: share.page_quota for tenant, share in tenants.items() if share.page_quota}
+    limit = settings.limit_nbytes
+    if limit is None or not quotas:
+        return _open(name, settings)
+    rest = _open(name, replace(settings, limit_nbytes=max(int(limit * (1 - sum(quotas.values()))), 1 << 20)))
+    own: dict[bytes, Tier] = {}
+    try:
+        for tenant, quota in quotas.items():
+            digest = tenant_digest(tenant)
+            where = str(Path(settings.where, "tenants", digest.hex())) if settings.where else ""
+            own[digest] = _open(name, replace(settings, where=where, limit_nbytes=int(limit * quota)))
+    except BaseException:
+        for tier in (rest, *own.values()):
+            tier.close()
+        raise
+    return PartitionedTier(own, rest)
+
+
 def make_residency(
     cache: Cache, stores: Sequence[PageStore], labels: Labels, tiers: Sequence[Tier], config: EngineConfig
 ) -> Residency:
     """What moves pages between `cache` and `tiers`."""
     key = config.environment.kv_key
-    rules = DemotionRules(WritePolicy(config.kv_write), None if key is None else AesGcmCipher.from_text(key))
-    return Residency(cache, stores, labels, tiers, rules)
+    movers = ThreadMovers(None if key is None else AesGcmCipher.from_text(key))
+    return Residency(cache, stores, labels, tiers, WritePolicy(config.kv_write), movers)
 
 
 def labels_of(cache: Cache, page_names: PageNames) -> Labels:

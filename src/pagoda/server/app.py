@@ -29,11 +29,13 @@ from pagoda.server.openai.chat import ChatCompletions
 from pagoda.server.openai.completions import Completions
 from pagoda.server.openai.embeddings import Embeddings
 from pagoda.server.openai.responses import Responses
+from pagoda.server.own.caches import NamedCaches
 from pagoda.server.own.examples import add_examples
 from pagoda.server.own.explain import Explain
 from pagoda.server.own.identity import PageIdentity
 from pagoda.server.own.kv import Kv
 from pagoda.server.own.operation import Operation
+from pagoda.server.own.sessions import Sessions
 from pagoda.server.own.tokens import Tokens
 from pagoda.server.own.webpage import Webpage
 
@@ -100,7 +102,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     operation, tokens = Operation(service), Tokens(service, conversations)
     messages = Messages(service, conversations)
     responses = Responses(service, conversations, token_texts)
-    kv = Kv(service, conversations)
+    kv, sessions = Kv(service, conversations), Sessions(service, conversations)
+    caches = NamedCaches(service, conversations)
     routes = (
         ("POST", "/v1/completions", Completions(service, token_texts).create),
         ("POST", "/v1/chat/completions", ChatCompletions(service, conversations, token_texts).create),
@@ -121,6 +124,16 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         ("GET", "/v1/kv/identity", PageIdentity(service).identity),
         ("POST", "/v1/kv/pin", kv.pin),
         ("GET", "/v1/kv/events", kv.events),
+        ("POST", "/v1/kv/sessions", sessions.save),
+        ("GET", "/v1/kv/sessions", sessions.list),
+        ("GET", "/v1/kv/sessions/{name}", sessions.show),
+        ("DELETE", "/v1/kv/sessions/{name}", sessions.delete),
+        ("POST", "/v1/kv/sessions/{name}/resume", sessions.resume),
+        ("POST", "/v1/kv/caches", caches.create),
+        ("GET", "/v1/kv/caches", caches.list_all),
+        ("GET", "/v1/kv/caches/{name:path}", caches.retrieve),
+        ("PATCH", "/v1/kv/caches/{name:path}", caches.update),
+        ("DELETE", "/v1/kv/caches/{name:path}", caches.delete),
         ("GET", "/health", operation.health),
         ("GET", "/ready", operation.ready),
         ("GET", "/version", operation.version),

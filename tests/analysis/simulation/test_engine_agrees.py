@@ -19,11 +19,14 @@ from pagoda import SamplingParams
 from pagoda.analysis.simulation.rates import Rates
 from pagoda.analysis.simulation.replay import replay
 from pagoda.analysis.simulation.settings import Settings
+from pagoda.analysis.simulation.tiers import TierOptions
 from pagoda.analysis.simulation.timed import Timing, simulate
 from pagoda.analysis.traces.trace import Kind, Trace, TracedRequest
 from pagoda.analysis.traces.workload import prepare
 from pagoda.cache.prefix.held import Reason
-from pagoda.config import EngineConfig
+from pagoda.cache.residency.demotion import WritePolicy
+from pagoda.cache.residency.writer import Writer
+from pagoda.config import WRITE_POLICIES, EngineConfig
 from pagoda.engine.engine import Engine
 from pagoda.engine.request import new_request
 from pagoda.kernels.dispatch import choose_kernels
@@ -46,7 +49,7 @@ def embedded():
     return load_model(EMBEDDED_MODEL)
 
 
-def engine_of(policy: str, model: Model | None = None, nbytes: int = NUM_PAGES * 65536) -> Engine:
+def engine_of(policy: str, model: Model | None = None, nbytes: int = NUM_PAGES * 65536, **options) -> Engine:
     config = EngineConfig(
         block_size=PAGE_TOKENS,
         kv_cache_memory_bytes=nbytes,
@@ -54,6 +57,7 @@ def engine_of(policy: str, model: Model | None = None, nbytes: int = NUM_PAGES *
         max_num_batched_tokens=STEP_TOKENS,
         max_num_seqs=16,
         num_threads=1,
+        **options,
     )
     return Engine(model or embedded(), choose_kernels(config.environment, False), config)
 
@@ -172,3 +176,44 @@ def test_many_at_once(policy):
     assert counts.evicted_pages[Reason.ROOM] == engine.inspector.stats().evicted_pages > NUM_PAGES
     assert counts.times is not None
     assert counts.times.num_preemptions == sum(each.metrics.num_preemptions for each in asked) > 0
+
+
+class WaitingWriter(Writer):
+    """Writes when it is flushed, so that what is read and what is written meet in one order."""
+
+    def _wake(self) -> None:
+        """Nobody writes yet."""
+
+    def flush(self, seconds: float | None = None) -> bool:
+        with self._changed:
+            super()._wake()
+        return super().flush(seconds)
+
+
+@pytest.mark.parametrize("write", WRITE_POLICIES)
+def test_tiers(write, tmp_path, monkeypatch):
+    """Host memory and a disk that are both too small: where each token was found, and what was written."""
+    monkeypatch.setattr("pagoda.cache.residency.movers.Writer", WaitingWriter)
+    config = {"kv_host_bytes": 60 * 66_000, "kv_disk": str(tmp_path), "kv_disk_bytes": 130 * 66_000, "kv_write": write}
+    engine, talks, draw = engine_of("lru", **config), Talks(seed=7), random.Random(8)
+    names, hits = ("host", "disk"), {"host": [], "disk": []}
+    requests = []
+    for number in range(NUM_REQUESTS):
+        index, prompt = talks.next_prompt()
+        request = ask(engine, number, prompt, draw.randrange(1, 5))
+        run(engine)
+        engine.residency.flush()
+        talks.answered(index, answer_of(request))
+        for name in names:
+            hits[name].append(request.cache_report.read_tokens.get(name, 0))
+        requests.append((request.num_cached_tokens, traced(number, prompt, answer_of(request))))
+    tiers = TierOptions(host_size=config["kv_host_bytes"], disk_size=config["kv_disk_bytes"], write=WritePolicy(write))
+    settings = replace(settings_of("lru"), tiers=tiers, page_nbytes=(65536,))
+    counts = replay(workload(each for _, each in requests), settings, NUM_PAGES, lambda _: None)
+    assert counts.hit_tokens.tolist() == [found for found, _ in requests]
+    for report in engine.residency.report():
+        told = counts.tiers[report.name]
+        assert told.hit_tokens.tolist() == hits[report.name]
+        assert (told.written_nbytes, told.num_dropped) == (report.stats.written_nbytes, report.stats.num_dropped)
+        assert told.num_hit_tokens > 0
+    engine.close()

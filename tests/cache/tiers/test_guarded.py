@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from cache.tiers.stores import put
+from page_records import make_put
 from pagoda.cache.tiers.base import Tier, TierStats
 from pagoda.cache.tiers.breaker import Patience
 from pagoda.cache.tiers.guarded import GuardedTier, Limits
@@ -102,7 +102,7 @@ def guarded(tier, clock, call_seconds=30.0, long_seconds=30.0):
 @pytest.mark.parametrize("call_seconds", [None, 30.0], ids=["in memory", "timed"])
 def test_answers_pass_through(tier, clock, call_seconds):
     guard = guarded(tier, clock, call_seconds)
-    record = put(1)
+    record = make_put(1)
     assert guard.put([record]) == [True]
     assert guard.get([record.key, b"other"]) == [record.record, None]
     assert guard.contains([record.key, b"other"]) == [True, False]
@@ -126,7 +126,7 @@ def test_whatever_it_raises_is_a_miss(tier, clock, kind, call_seconds):
         (lambda: guard.get(KEYS), [None, None]),
         (lambda: guard.contains(KEYS), [False, False]),
         (lambda: guard.num_leading(KEYS), 0),
-        (lambda: guard.put([put(1), put(2)]), [False, False]),
+        (lambda: guard.put([make_put(1), make_put(2)]), [False, False]),
         (lambda: guard.drop(KEYS), None),
         (guard.clear, None),
         (guard.flush, None),
@@ -143,7 +143,7 @@ def test_what_does_not_come_back_is_a_miss(tier, clock):
     guard = guarded(tier, clock, call_seconds=0.01, long_seconds=0.01)
     tier.goes_on.clear()
     assert guard.get(KEYS) == [None, None]
-    assert guard.put([put(1)]) == [False]
+    assert guard.put([make_put(1)]) == [False]
     assert guard.num_leading(KEYS) == 0  # two calls are overdue: it is not begun
     assert tier.num_calls == 2
     assert "have not come back" in guard.stats().fault
@@ -166,17 +166,17 @@ def test_calls_that_come_back_late_make_room_for_others(tier, clock):
 
 def test_after_failures_nothing_is_asked_until_it_is_tried_again(tier, clock):
     guard = guarded(tier, clock)
-    guard.put([put(1)])
+    guard.put([make_put(1)])
     tier.error = OSError("the network is down")
     for _ in range(3):
         guard.get(KEYS)
     num_calls = tier.num_calls
-    assert guard.get([put(1).key]) == [None]
+    assert guard.get([make_put(1).key]) == [None]
     assert guard.stats().fault == "off for 0 s, after 3 failures: the network is down"
     assert tier.num_calls == num_calls
     tier.error = None
     clock.now += 1
-    assert guard.get([put(1).key]) == [put(1).record]
+    assert guard.get([make_put(1).key]) == [make_put(1).record]
     assert guard.stats().fault is None
 
 
@@ -184,14 +184,14 @@ def test_what_answers_from_memory_does_not_hide_failures(clock):
     tier = Instant()
     guard = guarded(tier, clock)
     assert guard.is_instant
-    guard.put([put(1)])
+    guard.put([make_put(1)])
     for _ in range(3):
         tier.error = OSError("gone")
-        guard.get([put(1).key])
+        guard.get([make_put(1).key])
         tier.error = None
         guard.stats()
-        guard.contains([put(1).key])
-    assert guard.contains([put(1).key]) == [False]
+        guard.contains([make_put(1).key])
+    assert guard.contains([make_put(1).key]) == [False]
     assert "gone" in guard.stats().fault
 
 
@@ -209,10 +209,10 @@ def test_what_answers_from_memory_is_asked_at_once_and_may_fail(clock):
 
 def test_a_damaged_record_is_counted_and_goes(tier, clock):
     guard = guarded(tier, clock)
-    guard.put([put(1), put(2)])
-    guard.damaged(put(1).key)
+    guard.put([make_put(1), make_put(2)])
+    guard.damaged(make_put(1).key)
     assert guard.stats().num_damaged == 1
-    assert guard.contains([put(1).key, put(2).key]) == [False, True]
+    assert guard.contains([make_put(1).key, make_put(2).key]) == [False, True]
 
 
 def test_one_that_cannot_be_opened_yet_is_used_once_it_can(tier, clock):
@@ -227,11 +227,11 @@ def test_one_that_cannot_be_opened_yet_is_used_once_it_can(tier, clock):
     guard = GuardedTier("test", open_tier, Limits(), clock)
     assert guard.stats().fault == "off for 0 s, after 1 failures: no such host"
     assert not guard.is_instant
-    assert guard.put([put(1)]) == [False]
+    assert guard.put([make_put(1)]) == [False]
     clock.now += 1
-    assert guard.put([put(1)]) == [False]
+    assert guard.put([make_put(1)]) == [False]
     clock.now += 2
-    assert guard.put([put(1)]) == [True]
+    assert guard.put([make_put(1)]) == [True]
     assert guard.stats().fault is None
 
 
@@ -253,14 +253,14 @@ def test_one_that_opens_late_is_opened_once(tier, clock):
 
     guard = GuardedTier("test", open_tier, Limits(call_seconds=30, long_seconds=0.01), clock)
     clock.now += 1
-    assert guard.put([put(1)]) == [False]
+    assert guard.put([make_put(1)]) == [False]
     assert guard.stats().fault == "off for 1 s, after 2 failures: it is still being opened"
     may_open.set()
     for thread in threading.enumerate():
         if thread.name == "pagoda-tier":
             thread.join()
     clock.now += 2
-    assert guard.put([put(1)]) == [True]
+    assert guard.put([make_put(1)]) == [True]
     assert len(num_opened) == 1
 
 

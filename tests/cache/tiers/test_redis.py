@@ -1,21 +1,27 @@
 """Records in a store by the Redis protocol, against a server of the tests' own."""
 
 import multiprocessing
+from urllib.parse import urlsplit
 
 import pytest
 import redis
 
-from cache.tiers.conftest import free_port, redis_server
-from cache.tiers.stores import put, silent_server
+from page_records import OVERHEAD_NBYTES, make_put
 from pagoda.cache.tiers.base import TierSettings
 from pagoda.cache.tiers.guarded import GuardedTier, Limits
 from pagoda.cache.tiers.parts import MOST_WASTE
 from pagoda.cache.tiers.record import read_record
 from pagoda.cache.tiers.redis import PREFIX, SECOND, RedisTier
 from pagoda.errors import ConfigError, TierError
+from shared_stores import cutting_proxy, free_port, redis_server, silent_server
 
 MIB = 1 << 20
 CUT = MIB + 156  # a record that is kept in two parts
+
+
+def put(number, nbytes=1000):
+    """A record of `nbytes` altogether."""
+    return make_put(number, nbytes - OVERHEAD_NBYTES)
 
 
 def opened(url, **settings):
@@ -23,15 +29,15 @@ def opened(url, **settings):
 
 
 @pytest.fixture
-def tier(empty_redis_url):
-    tier = opened(empty_redis_url)
+def tier(redis_url):
+    tier = opened(redis_url)
     yield tier
     tier.close()
 
 
 @pytest.fixture
-def client(empty_redis_url):
-    with redis.from_url(empty_redis_url) as client:
+def client(redis_url):
+    with redis.from_url(redis_url) as client:
         yield client
 
 
@@ -101,8 +107,8 @@ def test_what_is_held_is_not_written_again(tier, client):
     assert tier.stats().written_nbytes == written + put(2).record.nbytes
 
 
-def test_records_live_as_long_as_they_may_from_the_last_put(empty_redis_url, client):
-    tier = opened(empty_redis_url, ttl_seconds=1000)
+def test_records_live_as_long_as_they_may_from_the_last_put(redis_url, client):
+    tier = opened(redis_url, ttl_seconds=1000)
     tier.put([put(1, CUT)])
     first, second = client.keys()
     assert 900 < min(client.ttl(first), client.ttl(second)) <= 1000
@@ -113,8 +119,8 @@ def test_records_live_as_long_as_they_may_from_the_last_put(empty_redis_url, cli
     tier.close()
 
 
-def test_its_own_records_stay_within_its_limit(empty_redis_url):
-    tier = opened(empty_redis_url, limit_nbytes=10_000)
+def test_its_own_records_stay_within_its_limit(redis_url):
+    tier = opened(redis_url, limit_nbytes=10_000)
     assert tier.put([put(number, 2500) for number in range(4)]) == [True] * 4
     assert tier.put([put(9, 20_000)]) == [False]
     held = tier.contains([put(number).key for number in range(4)])
@@ -125,9 +131,9 @@ def test_its_own_records_stay_within_its_limit(empty_redis_url):
     tier.close()
 
 
-def test_clearing_leaves_what_others_wrote(tier, empty_redis_url, client):
+def test_clearing_leaves_what_others_wrote(tier, redis_url, client):
     client.set("theirs", "1")
-    other = opened(empty_redis_url)
+    other = opened(redis_url)
     other.put([put(1)])
     tier.put([put(1), put(2, CUT)])
     tier.clear()
@@ -240,6 +246,21 @@ def test_a_store_that_dies_is_off_and_comes_back(tmp_path):
     guard.close()
 
 
+@pytest.mark.parametrize("num_bytes", [0, 100, 1000, 70_000, CUT, CUT + 2000])
+def test_a_store_that_dies_in_the_middle_is_a_miss(tier, redis_url, num_bytes):
+    records = [put(number, nbytes) for number, nbytes in enumerate([800, 40_000, CUT])]
+    tier.put(records)
+    with cutting_proxy(urlsplit(redis_url).port, num_bytes) as port:
+        settings = TierSettings(where=f"redis://127.0.0.1:{port}", timeout_seconds=30)
+        guard = GuardedTier("remote", lambda: RedisTier.open(settings), Limits(call_seconds=30))
+        for _ in range(2):
+            for record in records:
+                assert guard.get([record.key])[0] in (None, bytes(record.record))
+        assert num_bytes > MIB or guard.stats().num_errors > 0
+        guard.close()
+    assert tier.get([record.key for record in records]) == [bytes(record.record) for record in records]
+
+
 def test_a_connection_that_the_store_ended_is_made_again(tier, client):
     tier.put([put(1)])
     client.client_kill_filter(_type="normal", skipme=True)
@@ -252,9 +273,9 @@ def _put_elsewhere(url, start):
     tier.close()
 
 
-def test_processes_share_records(empty_redis_url, tier):
+def test_processes_share_records(redis_url, tier):
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_put_elsewhere, args=(empty_redis_url, start)) for start in (0, 2)]
+    processes = [context.Process(target=_put_elsewhere, args=(redis_url, start)) for start in (0, 2)]
     for process in processes:
         process.start()
     for process in processes:

@@ -11,7 +11,9 @@ from pagoda.server.ground.messages import Scope
 from server.running import MODEL, Running
 
 PROMPT = "The room was a pleasant one, at the top of the house, overlooking the sea. " * 4
-ASKED = {"model": MODEL, "max_tokens": 24, "n": 16, "seed": 5, "temperature": 2, "return_token_ids": True}
+ASKED = {"model": MODEL, "max_tokens": 24, "n": 16, "temperature": 2, "return_token_ids": True}
+# What a seed gives depends on the processor.
+SEEDS = range(5, 15)
 MINE = Scope("me")
 
 
@@ -26,13 +28,14 @@ def answer(text: str, token_ids: list[int], stop_reason: str | None = None) -> C
 
 def unusual(server: Running, messages: list[dict], **more: object) -> tuple[dict, int]:
     """An answer that the tokenizer would give fewer tokens, and how many the conversation has with it."""
-    whole = server.post("/v1/chat/completions", ASKED | {"messages": messages} | more).json()
-    for choice in whole["choices"]:
-        text, ids = choice["message"]["content"], choice["token_ids"]
-        usual = server.llm.tokenizer(text, add_special_tokens=False).input_ids
-        if len(usual) != len(ids) and "\ufffd" not in text:
-            return choice["message"], whole["usage"]["prompt_tokens"] + len(ids)
-    raise AssertionError("no sample has unusual tokens; try another seed")
+    for seed in SEEDS:
+        whole = server.post("/v1/chat/completions", ASKED | {"messages": messages, "seed": seed} | more).json()
+        for choice in whole["choices"]:
+            text, ids = choice["message"]["content"], choice["token_ids"]
+            usual = server.llm.tokenizer(text, add_special_tokens=False).input_ids
+            if len(usual) != len(ids) and "\ufffd" not in text:
+                return choice["message"], whole["usage"]["prompt_tokens"] + len(ids)
+    raise AssertionError("no sample has unusual tokens")
 
 
 def test_an_unusual_answer_is_hit_to_its_last_token(server: Running) -> None:

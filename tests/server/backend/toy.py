@@ -27,7 +27,7 @@ from pagoda.prompts import Prompt, ReadPrompt
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server.backend.base import Embedder
 from pagoda.server.backend.facts import Lookups, PageFacts, PageKind, ServedModel
-from pagoda.server.ground.messages import Call, News, Work
+from pagoda.server.ground.messages import Call, News, Scope, Work
 
 MAX_MODEL_LEN = 64
 PAGES = PageCounts(total=8, free=8, open=0, in_use=0, idle=0)
@@ -223,6 +223,9 @@ class ToyBackend:
 
     def embedder(self) -> Embedder:
         raise UnsupportedModelError("A toy has no vectors.")
+
+    def end_lease(self, scope: Scope, token_ids: list[int]) -> Future[bool]:
+        return self.thread.submit(lambda: False)
 
     def reset(self) -> Future[int]:
         return self.thread.submit(lambda: 0)

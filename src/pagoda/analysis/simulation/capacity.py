@@ -9,7 +9,7 @@ from pagoda.analysis.simulation.pages import ModelPages
 from pagoda.analysis.traces.workload import Workload, working_set
 from pagoda.errors import ConfigError
 from pagoda.planning.memory import MemoryPlan
-from pagoda.units import format_nbytes, parse_nbytes
+from pagoda.units import format_nbytes, parse_bandwidth, parse_nbytes
 
 USUAL = ("1%", "2%", "5%", "10%", "15%", "20%", "35%", "50%", "75%", "inf")
 COUNTED = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(%|pages?|tokens?|)", re.IGNORECASE)
@@ -71,6 +71,50 @@ class Capacities:
         if pages < 1 and unit != "%":
             raise ConfigError(f"A capacity of {text} is less than a page of {self._page_tokens} tokens; raise it.")
         return self._of_pages(text, max(int(pages), 1))
+
+    def size_of_tier(self, text: str) -> int:
+        """Of a tier below each cache: in bytes where it is known of which model pages are, else in tokens.
+
+        Raises ConfigError for what is none, or holds no page.
+        """
+        wanted = text.strip().lower()
+        if wanted in UNLIMITED:
+            return MOST
+        counted = COUNTED.fullmatch(wanted)
+        if counted is None:
+            self._check_bytes(text)
+            size = parse_nbytes(wanted)
+        else:
+            size = int(self._tokens(float(counted[1]), counted[2]) * self._token_size)
+        _check_number(text, size)
+        if size < self._page_tokens * self._token_size:
+            raise ConfigError(
+                f"A tier of {text} holds no page of {self._page_tokens} tokens; raise it, or leave it out."
+            )
+        return size
+
+    def rate_of_tier(self, text: str) -> float:
+        """How much of it is read in a second, likewise."""
+        counted = COUNTED.fullmatch(text.strip().lower())
+        if counted is not None and counted[2] != "%" and float(counted[1]):
+            return self._tokens(float(counted[1]), counted[2]) * self._token_size
+        self._check_bytes(text)
+        return parse_bandwidth(text)
+
+    def _check_bytes(self, text: str) -> None:
+        if self._model is None:
+            raise ConfigError(
+                f"{text} is in bytes, which only pages of a model have; give --model, or tokens such as 2000000."
+            )
+
+    def _tokens(self, number: float, unit: str) -> float:
+        if unit == "%":
+            return number / 100 * self.num_filled * self._page_tokens
+        return number * self._page_tokens if unit.startswith("page") else number
+
+    @property
+    def _token_size(self) -> float:
+        return 1 if self._model is None else self._model.page_nbytes / self._page_tokens
 
     def _of_pages(self, text: str, num_pages: int, is_unlimited: bool = False) -> Capacity:
         if self._model is None:

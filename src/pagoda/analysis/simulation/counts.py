@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from math import ceil
 
 PERCENTILES = (50, 90, 99)
+NOTHING_LOADED: Mapping[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,22 @@ class Times:
 
 
 @dataclass
+class TierCounts:
+    """Of a tier below the caches of a run, all replicas together.
+
+    `hit_tokens` of each request were found there, beyond what the pool had; they count as hits of the run. Bytes are
+    tokens where nobody knows of which model pages are. What was written again, since it had been hit, is told apart.
+    """
+
+    hit_tokens: array[int]
+    num_hit_tokens: int = 0
+    written_tokens: int = 0
+    written_nbytes: int = 0
+    rewritten_nbytes: int = 0
+    num_dropped: int = 0
+
+
+@dataclass
 class Counts:
     """Of one run. `hit_tokens` has an entry for each request, -1 for those that can never fit.
 
@@ -58,13 +75,21 @@ class Counts:
     by_replica: list[int] = field(default_factory=list)
     times: Times | None = None
     is_replayed: bool = True
+    tiers: dict[str, TierCounts] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, num_requests: int) -> Counts:
-        return cls(array("q", [-1]) * num_requests)
+    def of(cls, num_requests: int, tiers: Sequence[str] = ()) -> Counts:
+        counts = cls(array("q", [-1]) * num_requests)
+        counts.tiers = {name: TierCounts(array("q", [0]) * num_requests) for name in tiers}
+        return counts
 
-    def add(self, number: int, num_prompt_tokens: int, num_hit_tokens: int) -> None:
-        """A request was looked up."""
+    def add(
+        self, number: int, num_prompt_tokens: int, num_hit_tokens: int, loaded: Mapping[str, int] = NOTHING_LOADED
+    ) -> None:
+        """A request was looked up: of what was found so much was `loaded` from tiers."""
+        for name, num_tokens in loaded.items():
+            self.tiers[name].hit_tokens[number] = num_tokens
+            self.tiers[name].num_hit_tokens += num_tokens
         self.hit_tokens[number] = num_hit_tokens
         self.num_requests += 1
         self.num_hit_requests += num_hit_tokens > 0
@@ -78,6 +103,11 @@ class Counts:
         self.num_too_long += 1
         self.num_prompt_tokens += num_prompt_tokens
         self.num_refused_tokens += num_prompt_tokens
+
+    @property
+    def num_pool_tokens(self) -> int:
+        """Of the tokens that were found, those that no tier had to bring."""
+        return self.num_hit_tokens - sum(tier.num_hit_tokens for tier in self.tiers.values())
 
     @property
     def token_hit_rate(self) -> float:

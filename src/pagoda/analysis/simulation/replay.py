@@ -21,7 +21,7 @@ OFTEN = 64  # requests between two calls of `tell`
 def replay(workload: Workload, settings: Settings, num_pages: int, tell: Callable[[int], None]) -> Counts:
     """`tell` is called now and then with how many more requests are done."""
     replicas = [Replica(workload, settings, num_pages) for _ in range(settings.num_replicas)]
-    route, counts = route_of(settings.routing), Counts.of(len(workload.requests))
+    route, counts = route_of(settings.routing), Counts.of(len(workload.requests), settings.tiers.names)
     gauge = Gauge([each.cache for each in replicas], settings.page_nbytes)
     served = [0] * len(replicas)
     for number, asked in enumerate(workload.requests):
@@ -29,16 +29,19 @@ def replay(workload: Workload, settings: Settings, num_pages: int, tell: Callabl
         if len(replicas) > 1:
             loads = [each.computed_tokens for each in replicas]
             index = route(number, lambda at: replicas[at].match(asked), loads)  # noqa: B023 - called before the next
-        found = replicas[index].serve(asked)
+        answer = replicas[index].serve(asked)
         served[index] += 1
-        if found is None:
+        if answer is None:
             counts.refuse(asked.num_prompt_tokens)
         else:
-            counts.add(number, asked.num_prompt_tokens, found)
+            counts.add(number, asked.num_prompt_tokens, *answer)
         if number % OFTEN == OFTEN - 1:
             tell(OFTEN)
             gauge.look()
     tell(len(workload.requests) % OFTEN)
     gauge.tell(counts)
     counts.by_replica = served
+    for replica in replicas:
+        if replica.below is not None:
+            replica.below.tell(counts)
     return counts

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from typing import NamedTuple
 
+from pagoda.analysis.simulation.below import BelowCache, Brought, Prompt
 from pagoda.analysis.simulation.settings import Settings
 from pagoda.analysis.traces.workload import MOST_UNITS, Asked, Workload
 from pagoda.cache.cache import Cache, NoBytes
@@ -13,6 +16,13 @@ from pagoda.cache.sequence import CachedSequence, Hit
 from pagoda.config import EngineConfig
 from pagoda.planning.caches import make_cache
 from pagoda.registry import lookup
+
+
+class Served(NamedTuple):
+    """So many tokens of a prompt were found, of which so many had to be `loaded` from tiers, by name."""
+
+    found_tokens: int
+    loaded: Counter[str]
 
 
 class Replica:
@@ -27,39 +37,53 @@ class Replica:
         self._step = settings.step_tokens if workload.unit_tokens == 1 else MOST_UNITS
         self._now = 0.0
         self.cache = simulated_cache(settings, num_pages, workload.page_units, lambda: self._now)
+        self.below = BelowCache.of(self.cache, settings, workload.unit_tokens, lambda: self._now)
         self.computed_tokens = 0
 
     def match(self, asked: Asked) -> int:
         """How many tokens of the prompt would be found. Changes nothing."""
         hit = self.cache.match(asked.namespace, asked.prompt, asked.num_findable)
-        return self._workload.found_tokens(asked, hit.num_tokens)
+        reach = hit.num_tokens if self.below is None else self.below.reach(_prompt(asked, hit))
+        return self._workload.found_tokens(asked, reach)
 
-    def serve(self, asked: Asked) -> int | None:
-        """Run a request from start to end: how many tokens of its prompt were found, None if it can never fit."""
+    def serve(self, asked: Asked) -> Served | None:
+        """Run a request from start to end: what was found of its prompt, None if it can never fit."""
         self._pass_time(asked)
         cache = self.cache
-        hit = self._fitting(asked)
-        if hit is None:
+        hit = cache.match(asked.namespace, asked.prompt, asked.num_findable)
+        fitting = self._fitting(asked, hit)
+        if fitting is None:
             return None
-        sequence = cache.attach(_common(asked, hit), asked.num_prompt_tokens)
+        brought = None if self.below is None else self.below.bring(_prompt(asked, hit), fitting)
+        if brought is None:
+            sequence = cache.attach(_common(asked, fitting), asked.num_prompt_tokens)
+            served = Served(self._workload.found_tokens(asked, fitting.num_tokens), Counter())
+        else:
+            sequence, served = brought.cached, self._served(asked, brought)
         self._compute(sequence, asked)
         cache.release(sequence, asked.sequence)
-        found = self._workload.found_tokens(asked, hit.num_tokens)
-        self.computed_tokens += asked.num_prompt_tokens - found
-        return found
+        if self.below is not None:
+            self.below.movers.write()
+        self.computed_tokens += asked.num_prompt_tokens - served.found_tokens
+        return served
+
+    def _served(self, asked: Asked, brought: Brought) -> Served:
+        """In tokens; what of the last unit is no part of the prompt came from where the unit did."""
+        found, size = self._workload.found_tokens(asked, brought.num_tokens), self._workload.unit_tokens
+        loaded = Counter({name: number * size for name, number in brought.by_tier.items()})
+        loaded[brought.last_tier] -= brought.num_tokens * size - found
+        return Served(found, loaded)
 
     def _pass_time(self, asked: Asked) -> None:
         """A trace that is out of order stands still until its time has come again."""
         self._now = max(self._now, asked.arrival_seconds or 0.0)
         self.cache.expire()
 
-    def _fitting(self, asked: Asked) -> Hit | None:
+    def _fitting(self, asked: Asked, hit: Hit) -> Hit | None:
         """What is found, or its whole pages where there is none left to copy the rest to; None if it never fits."""
-        cache = self.cache
-        hit = cache.match(asked.namespace, asked.prompt, asked.num_findable)
         if self._fits(asked, hit):
             return hit
-        whole = cache.whole_pages(hit)
+        whole = self.cache.whole_pages(hit)
         return whole if self._fits(asked, whole) else None
 
     def _fits(self, asked: Asked, hit: Hit) -> bool:
@@ -83,6 +107,11 @@ class Replica:
 def _common(asked: Asked, hit: Hit) -> Hit:
     """What of a hit the sequence goes on from: where an answer changed the last page, less than was found."""
     return hit if hit.num_tokens <= asked.num_common else hit._replace(num_tokens=asked.num_common)
+
+
+def _prompt(asked: Asked, hit: Hit) -> Prompt:
+    """Where an answer changed the last page no tier brings what comes before it."""
+    return Prompt(hit, min(asked.num_findable, asked.num_common), asked.sequence)
 
 
 def simulated_cache(settings: Settings, num_pages: int, page_units: int, clock: Callable[[], float]) -> Cache:

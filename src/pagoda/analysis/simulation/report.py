@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pagoda.analysis.simulation.counts import Times, percentiles
+from pagoda.analysis.simulation.counts import Counts, Times, percentiles
 from pagoda.analysis.simulation.settings import Settings
 from pagoda.analysis.simulation.sweep import Outcome
 from pagoda.analysis.traces.trace import Kind, Trace
@@ -39,6 +39,8 @@ def document(trace: Trace, workload: Workload, settings: Settings, num_filled: i
         "replicas": settings.num_replicas,
         "routing": settings.routing if settings.num_replicas > 1 else None,
         "ttl_seconds": settings.ttl_seconds,
+        "tiers": {name: settings.tiers.sizes[name] for name in settings.tiers.names},
+        "kv_write": settings.tiers.write.value if settings.tiers.names else None,
         "note": note(workload, outcomes),
         "runs": [row(outcome, workload) for outcome in outcomes],
     }
@@ -90,6 +92,7 @@ def row(outcome: Outcome, workload: Workload) -> Row:
         "evicted_bytes": counts.evicted_nbytes if capacity.page_nbytes else None,
         "peak_bytes": counts.peak_nbytes if capacity.page_nbytes else None,
         "requests_by_replica": counts.by_replica,
+        **(_tiers(counts, bool(capacity.page_nbytes))),
         **(_times(counts.times) if counts.times is not None else {}),
     }
     return found if counts.is_replayed else found | dict.fromkeys(OF_REPLAYS)
@@ -101,6 +104,20 @@ OF_REPLAYS = (
     *("evicted_pages", "peak_pages", "evicted_bytes", "peak_bytes", "requests_by_replica"),
     *(f"evicted_{reason}_pages" for reason in SHOWN),
 )
+
+
+def _tiers(counts: Counts, has_bytes: bool) -> Row:
+    """Where tokens were found, and what was written where; what a disk wrote again is told apart."""
+    if not counts.tiers:
+        return {}
+    found: Row = {"pool_hit_tokens": counts.num_pool_tokens}
+    for name, tier in counts.tiers.items():
+        found[f"{name}_hit_tokens"] = tier.num_hit_tokens
+        found[f"{name}_written_tokens"] = tier.written_tokens
+        found[f"{name}_written_bytes"] = tier.written_nbytes if has_bytes else None
+        found[f"{name}_rewritten_bytes" if has_bytes else f"{name}_rewritten_tokens"] = tier.rewritten_nbytes
+        found[f"{name}_dropped_pages"] = tier.num_dropped
+    return found
 
 
 def _times(times: Times) -> Row:

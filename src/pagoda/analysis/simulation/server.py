@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
+from pagoda.analysis.simulation.below import BelowCache, Prompt
 from pagoda.analysis.simulation.rates import Rates
 from pagoda.analysis.simulation.settings import Settings
 from pagoda.cache.cache import Cache
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.namespace import Namespace
 from pagoda.engine.batch import Batch, Chunk
+from pagoda.engine.lookups import DEVICE
+from pagoda.engine.promotion import Promotions
 from pagoda.engine.request import Phase, Request, RequestMetrics, Sequence
 from pagoda.engine.scheduler import Limits, Scheduler
 from pagoda.sampling_params import SamplingParams
@@ -41,10 +44,13 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """How a job ended: `num_cached_tokens` of its prompt were found; None if it can never fit."""
+    """How a job ended: `num_cached_tokens` of its prompt were found, of which so many were `loaded` from tiers; None if
+    it can never fit.
+    """
 
     job: Job
     num_cached_tokens: int | None
+    loaded: Mapping[str, int] = field(default_factory=dict)
     first_token_seconds: float = 0.0
     last_token_seconds: float = 0.0
 
@@ -60,7 +66,10 @@ class Server:
         self.num_preemptions = 0
         self.load_tokens = 0  # of jobs that have not ended
         weights = {name: share.weight for name, share in settings.tenants.items()}
-        self._scheduler = Scheduler(cache, Limits(settings.max_num_seqs, settings.step_tokens, weights=weights))
+        self.below = BelowCache.of(cache, settings, unit_tokens=1, clock=lambda: self.now)
+        self._promotions = Promotions(None if self.below is None else self.below.residency)
+        limits = Limits(settings.max_num_seqs, settings.step_tokens, weights=weights)
+        self._scheduler = Scheduler(cache, limits, promotions=self._promotions)
         self._rates = rates
         self._tell = tell
         self._jobs: dict[Request, Job] = {}
@@ -68,6 +77,12 @@ class Server:
     @property
     def has_work(self) -> bool:
         return self._scheduler.has_work
+
+    def reach(self, job: Job) -> int:
+        """How many tokens of a prompt are here, in the pool or below it."""
+        limit = len(job.prompt) - 1
+        hit = self.cache.match(job.namespace, job.prompt, limit)
+        return hit.num_tokens if self.below is None else self.below.reach(Prompt(hit, limit, job.prompt))
 
     def add(self, job: Job) -> None:
         """A job arrives, now or while a step is computed."""
@@ -81,11 +96,16 @@ class Server:
         self.load_tokens += len(job.prompt) + len(job.answer)
         self._scheduler.add(sequence)
 
-    def step(self) -> None:
-        """Compute what the scheduler says, and settle it at the end of the step."""
+    def step(self, until: float) -> None:
+        """Compute what the scheduler says, and settle it at the end of the step; or wait for tiers, at most `until`."""
         batch = self._scheduler.schedule()
+        if self.below is not None:
+            self.below.movers.write()
         for sequence, error in self._scheduler.failed.items():
             raise AssertionError(f"scheduling {sequence.request.request_id} failed") from error
+        if not batch and self.below is not None and self._promotions.is_waiting:
+            self.now = min(self.below.movers.next_end, until)
+            return
         if not batch:
             self._refuse(self._scheduler.waiting[0])
             return
@@ -105,6 +125,7 @@ class Server:
             return 0.0
         num_decodes = sum(map(self._is_decode, batch.chunks))
         num_prompt_tokens = sum(len(chunk.tokens) for chunk in batch.chunks) - num_decodes
+        self._promotions.computed(num_prompt_tokens, self._rates.step_seconds(num_prompt_tokens, 0))
         return self._rates.step_seconds(num_prompt_tokens, num_decodes)
 
     def _is_decode(self, chunk: Chunk) -> bool:
@@ -130,7 +151,9 @@ class Server:
         self.load_tokens -= len(job.prompt) + len(job.answer)
         self.num_preemptions += request.metrics.num_preemptions
         first = request.metrics.first_token
-        self._tell(Done(job, request.num_cached_tokens, self.now if first is None else first, self.now))
+        read = {} if request.cache_report is None else request.cache_report.read_tokens
+        loaded = {name: number for name, number in read.items() if name != DEVICE}
+        self._tell(Done(job, request.num_cached_tokens, loaded, self.now if first is None else first, self.now))
 
     def _refuse(self, sequence: Sequence) -> None:
         """Nothing runs and the first in the queue cannot start."""

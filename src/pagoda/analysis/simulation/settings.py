@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
 
+from pagoda.analysis.simulation.tiers import TierOptions
 from pagoda.config import NO_TENANTS, TenantShare
 from pagoda.errors import ConfigError
 from pagoda.planning.memory import MemoryPlan
 from pagoda.registry import names
 
 MOST_REPLICAS = 1024
+NO_TIERS = TierOptions()
 OPTIMUM = "belady"  # which knows what comes, and so is no policy of a cache
 
 
@@ -22,7 +24,7 @@ class Settings:
     memory: the groups of a model that has several kinds. page_nbytes: of a page of each group, where that is known.
     ttl_seconds: what nobody has used for so long goes. tenants: pages reserved for them. step_tokens: how
     many are computed at a time where tokens are known, and in a step of the time model. max_num_seqs: how many run at
-    once in it.
+    once in it. tiers: what lies below each cache.
     """
 
     policy: str = "lru"
@@ -34,6 +36,7 @@ class Settings:
     routing: str = "round-robin"
     step_tokens: int = 2048
     max_num_seqs: int = 256
+    tiers: TierOptions = NO_TIERS
 
     def __post_init__(self) -> None:
         if self.policy not in policies():
@@ -46,6 +49,8 @@ class Settings:
             raise ConfigError(f"The time to live is {self.ttl_seconds} s; it must be positive, and not infinite.")
         if self.policy == OPTIMUM and (self.num_replicas > 1 or self.tenants):
             raise ConfigError(f"The bound {OPTIMUM!r} is of one cache without shares; leave out replicas and tenants.")
+        if self.policy == OPTIMUM and self.tiers.names:
+            raise ConfigError(f"The bound {OPTIMUM!r} is of one cache without tiers; leave out one of the two.")
 
 
 def policies() -> tuple[str, ...]:

@@ -73,8 +73,9 @@ def sweep(
     sweep: Sweep, runs: Sequence[Run], tell: Callable[[int], None], num_processes: int | None = None
 ) -> list[Outcome]:
     """The outcomes of `runs`, in their order. `tell` is called now and then with how many more requests are done."""
+    tiers = sweep.settings.tiers.names
     if sweep.is_certain and all(run.capacity.memory is None for run in runs):
-        return [Outcome(run, nothing_found(sweep.workload, run.capacity.num_simulated)) for run in runs]
+        return [Outcome(run, nothing_found(sweep.workload, run.capacity.num_simulated, tiers)) for run in runs]
     number = min(num_processes or os.cpu_count() or 1, len(runs))
     if number == 1:
         return [Outcome(run, sweep.run(run, tell)) for run in runs]

@@ -50,7 +50,7 @@ class _Simulation:
         self._workload = workload
         self._timing = timing
         self._tell = tell
-        self._counts = Counts.of(len(workload.requests))
+        self._counts = Counts.of(len(workload.requests), settings.tiers.names)
         self._ttft, self._e2e = array("d"), array("d")
         self._num_output_tokens = self._num_done = 0
         self._most_tokens = num_pages * workload.page_tokens
@@ -93,7 +93,7 @@ class _Simulation:
             server = min(busy, key=lambda each: each.now, default=None)
             if server is None or server.now >= until:
                 return
-            server.step()
+            server.step(until)
 
     def _choose(self, job: Job) -> int:
         servers = self._servers
@@ -101,7 +101,7 @@ class _Simulation:
             return 0
 
         def found(index: int) -> int:
-            return servers[index].cache.match(job.namespace, job.prompt, len(job.prompt) - 1).num_tokens
+            return servers[index].reach(job)
 
         return self._route(job.number, found, [server.load_tokens for server in servers])
 
@@ -110,7 +110,7 @@ class _Simulation:
         if done.num_cached_tokens is None:
             counts.refuse(len(job.prompt))
         else:
-            counts.add(job.number, len(job.prompt), done.num_cached_tokens)
+            counts.add(job.number, len(job.prompt), done.num_cached_tokens, done.loaded)
             self._ttft.append(done.first_token_seconds - job.arrival_seconds)
             self._e2e.append(done.last_token_seconds - job.arrival_seconds)
             self._num_output_tokens += len(job.answer)
@@ -123,6 +123,9 @@ class _Simulation:
         counts, servers = self._counts, self._servers
         self._gauge.tell(counts)
         counts.by_replica = self._served
+        for server in servers:
+            if server.below is not None:
+                server.below.tell(counts)
         counts.times = Times(
             ttft_seconds=self._ttft,
             e2e_seconds=self._e2e,

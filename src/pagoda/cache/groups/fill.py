@@ -13,6 +13,9 @@ from typing import NamedTuple, Protocol
 from pagoda.cache.groups.rule import KeepRule
 from pagoda.errors import OutOfPagesError
 
+# Of a prefix so many pages are asked about at first, and each time so many times more: most prompts are new.
+FIRST_ASKED = 4
+MORE_ASKED = 8
 # Which of the records of one group that end after so many tokens can be had.
 Ask = Callable[[Sequence[int]], list[bool]]
 
@@ -119,13 +122,26 @@ class PageReach:
         size = self.page_tokens
         indices = self._needed_beyond(held, num_tokens)
         whole = [index for index in indices if (index + 1) * size <= self.prompt_tokens]
-        have = {index for index, found in zip(whole, ask([(i + 1) * size for i in whole]), strict=True) if found}
+        have = self._found(whole, ask)
         lacking = [index for index in indices if index not in have]
         for index in lacking if self.rule.span is None else reversed(lacking):
             end = self._tail_end(index, ask)
             if end < num_tokens or index * size + size <= num_tokens:
                 return end if index == indices[-1] or self.rule.span is None else index * size
         return None
+
+    def _found(self, indices: Sequence[int], ask: Ask) -> set[int]:
+        """Which whole pages can be had. Where windows do not move on, none is of use without those before it."""
+        size, start, num_asked = self.page_tokens, 0, FIRST_ASKED if self.rule.span is None else len(indices)
+        found: set[int] = set()
+        while start < len(indices):
+            some = indices[start : start + num_asked]
+            answers = ask([(index + 1) * size for index in some])
+            found |= {index for index, is_found in zip(some, answers, strict=True) if is_found}
+            if not all(answers) and self.rule.span is None:
+                break
+            start, num_asked = start + num_asked, num_asked * MORE_ASKED
+        return found
 
     def _end(self, index: int, ask: Ask) -> int:
         whole = (index + 1) * self.page_tokens

@@ -6,7 +6,8 @@ outputs of encoders. Knows counts, accounts, leases and the order in which idle 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from pagoda.cache.eviction.base import EvictionPolicy
@@ -18,6 +19,8 @@ from pagoda.cache.prefix.held import NO_PAGE, Held, Reason
 from pagoda.cache.prefix.namespace import Namespace
 from pagoda.config import TenantShare
 from pagoda.errors import IntegrityError, OutOfPagesError
+
+logger = logging.getLogger(__name__)
 
 
 class Shelf(Protocol):
@@ -76,7 +79,7 @@ class Holdings:
     def can_be_found(self, held: Held) -> None:
         """It has a place on the shelf now, and its pages are sealed."""
         if self._keeper is not None:
-            self._keeper.held(held)
+            _tell(self._keeper.held, held)
 
     def num_evicted(self, reason: Reason) -> int:
         """How many pages have gone for `reason` since the start."""
@@ -165,7 +168,7 @@ class Holdings:
         held.idle_entry = None
         pages = held.pages
         if self._keeper is not None:
-            self._keeper.leaves(held, reason)
+            _tell(self._keeper.leaves, held, reason)
         self.accounts.owner(held.page).idle.gone(held, was_next=reason is Reason.ROOM)
         self._shelf.removed(held, reason)
         for page in pages:
@@ -203,3 +206,11 @@ class Holdings:
             return False
         self.evict(held, reason)
         return True
+
+
+def _tell(event: Callable[..., None], *arguments: object) -> None:
+    """What is not kept elsewhere is only lost."""
+    try:
+        event(*arguments)
+    except Exception:
+        logger.exception("What the cache holds could not be kept elsewhere")

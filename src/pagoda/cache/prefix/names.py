@@ -34,6 +34,11 @@ class Identity(NamedTuple):
     page_tokens: int = 0
     positions: str = ""
 
+    @property
+    def digest(self) -> bytes:
+        """Of all of it."""
+        return blake2b(repr(tuple(self)).encode(), digest_size=NAME_NBYTES).digest()
+
 
 class PageNames:
     """Names of the pages of one layer group."""
@@ -65,7 +70,7 @@ class PageNames:
 
     def identity_digest(self) -> bytes:
         """Stands for all that pages are of, whoever's they are."""
-        return blake2b(repr(tuple(self.identity)).encode(), digest_size=NAME_NBYTES).digest()
+        return self.identity.digest
 
     def before_all(self, namespace: Namespace) -> bytes:
         """What the first page of a namespace continues."""

@@ -17,7 +17,7 @@ from pagoda.cache.prefix.namespace import Namespace
 from pagoda.cache.residency.copies import blank_rest, copied
 from pagoda.cache.residency.labels import Labels
 from pagoda.cache.sequence import Hit
-from pagoda.cache.tiers.record import Cipher, Draft, Label, Record, read_record
+from pagoda.cache.tiers.record import Draft, Label, Record
 from pagoda.errors import PageRecordError
 
 
@@ -36,10 +36,18 @@ class Carrier:
         self._stores = tuple(stores)
         self._labels = labels
 
-    def take_out(self, namespace: Namespace, tokens: Sequence[int]) -> Carried:
-        """Copy all pages that it takes to resume as many of `tokens` as are held."""
+    @property
+    def resumes_anywhere(self) -> bool:
+        """Whether all tokens before the last that was taken out can be resumed from as well."""
+        return self._cache.resumes_anywhere
+
+    def take_out(self, namespace: Namespace, tokens: Sequence[int], told: Namespace | None = None) -> Carried:
+        """Copy all pages that it takes to resume as many of `tokens` as are held.
+
+        Labels tell the namespace `told`, if they should not tell whose they are.
+        """
         hit = self._cache.match(namespace, tokens, len(tokens))
-        labels = self._labels.of_prompt(namespace, hit.key)
+        labels = self._labels.of_prompt(told or namespace, hit.key)
         drafts = []
         for group, (each, match) in enumerate(zip(self._cache.groups, hit.matches, strict=True)):
             for start, end in self._needed(group, hit):
@@ -52,22 +60,22 @@ class Carrier:
         self,
         namespace: Namespace,
         tokens: Sequence[int],
-        records: Mapping[bytes, memoryview],
-        cipher: Cipher | None = None,
+        records: Mapping[bytes, Record],
+        told: Namespace | None = None,
     ) -> int:
         """Hold `tokens`, all of which `take_out` had, with `records` by key; how many of them were not held before.
 
-        Raises PageRecordError if a record that is needed is missing, or is not what it should be, and OutOfPagesError
-        if there is no room; then nothing has changed.
+        Records tell the namespace `told`. Raises PageRecordError if one that is needed is missing, or is not what it
+        should be, and OutOfPagesError if there is no room; then nothing has changed.
         """
         hit = self._cache.match(namespace, tokens, len(tokens))
         if hit.num_tokens == len(tokens):
             return 0
-        labels = self._labels.of_prompt(namespace, hit.key)
+        labels = self._labels.of_prompt(told or namespace, hit.key)
         found: list[dict[int, Record]] = []
         for group in range(len(self._stores)):
             needed = self._needed(group, hit._replace(num_tokens=len(tokens)))
-            found.append({start: _read(labels.label(group, end), records, cipher) for start, end in needed})
+            found.append({start: _checked(labels.label(group, end), records) for start, end in needed})
         targets = [FillTarget(len(tokens), frozenset(each)) for each in found]
         cached, fills = self._cache.attach_to_fill(hit, targets, ResumePoints(prompt_tokens=len(tokens) + 1))
         is_whole = False
@@ -92,11 +100,10 @@ def _up_to(num_tokens: int, page_tokens: int) -> Ask:
     return lambda ends: [end == num_tokens or (end < num_tokens and end % page_tokens == 0) for end in ends]
 
 
-def _read(label: Label, records: Mapping[bytes, memoryview], cipher: Cipher | None) -> Record:
-    data = records.get(label.key)
-    if data is None:
+def _checked(label: Label, records: Mapping[bytes, Record]) -> Record:
+    record = records.get(label.key)
+    if record is None:
         raise PageRecordError("name", f"the page that ends after {label.num_tokens} tokens is missing")
-    record = read_record(data, cipher)
     record.check_is(label)
     return record
 
@@ -105,6 +112,6 @@ def _copy(record: Record, store: PageStore, pages: Sequence[int]) -> None:
     bodies, start = [store.bytes_of(page) for page in pages], 0
     if len(record.body) != sum(body.nbytes for body in bodies):
         raise PageRecordError("nbytes", "its pages are of another size")
-    for body in bodies:
+    for body in bodies if len(record.body) else ():  # pages of nothing cannot be written to
         body[:] = np.frombuffer(record.body[start : start + body.nbytes], np.uint8)
         start += body.nbytes

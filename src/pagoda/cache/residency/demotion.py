@@ -1,21 +1,19 @@
 """Copies what leaves the pool, or was sealed, to tiers below it: which of them, and when, a policy of writing says.
 
-Runs where pages come and go, so it only copies bytes; threads do the rest (`writer.py`).
+Runs where pages come and go, so it only copies bytes; others do the rest (`movers.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from pagoda.cache.prefix.held import Held, Reason
-from pagoda.cache.residency.copies import blank_rest, copied
 from pagoda.cache.residency.labels import Labels
-from pagoda.cache.residency.writer import Staged, Writer
+from pagoda.cache.residency.movers import Movers, Writing
 from pagoda.cache.tiers.base import Tier
-from pagoda.cache.tiers.record import Cipher, Draft, Kind, Label
+from pagoda.cache.tiers.record import Kind, Label
 
 if TYPE_CHECKING:
     from pagoda.cache.cache import PageStore
@@ -32,7 +30,7 @@ class WritePolicy(StrEnum):
 class Below:
     """A tier, what writes to it, and whether it `persists` when the process ends."""
 
-    def __init__(self, tier: Tier, writer: Writer, persists: bool) -> None:
+    def __init__(self, tier: Tier, writer: Writing, persists: bool) -> None:
         self.tier = tier
         self.writer = writer
         self.persists = persists
@@ -46,54 +44,57 @@ class Demotion:
     """Of the pages of one layer group, number `group`, whose bytes are in `store`; it is told of them as a `Keeper`."""
 
     def __init__(
-        self, group: int, store: PageStore, labels: Labels, below: Sequence[Below], rules: DemotionRules
+        self,
+        group: int,
+        store: PageStore,
+        labels: Labels,
+        below: Sequence[Below],
+        policy: WritePolicy,
+        movers: Movers,
     ) -> None:
         self._group = group
         self._store = store
         self._page_tokens = labels.layout.page_tokens[group]
         self._below = below
-        self._rules = rules
-        label_of: dict[Kind, Callable[[int, Any], Label]] = {
-            Kind.PAGE: labels.of_node,
-            Kind.STATE: labels.of_snapshot,
-            Kind.ENCODER: labels.of_entry,
+        self._policy = policy
+        self._movers = movers
+        naming: dict[Kind, tuple[Callable[[int, Any], Label], Callable[[int, Any], bytes]]] = {
+            Kind.PAGE: (labels.of_node, labels.key_of_node),
+            Kind.STATE: (labels.of_snapshot, lambda group, held: labels.of_snapshot(group, held).key),
+            Kind.ENCODER: (labels.of_entry, lambda group, held: labels.of_entry(group, held).key),
         }
-        self._label = label_of[labels.layout.kinds[group]]
+        self._label, self._key = naming[labels.layout.kinds[group]]
 
     def held(self, held: Held) -> None:
         """It is whole and can be found."""
-        if self._rules.policy is WritePolicy.SEAL:
+        if self._policy is WritePolicy.SEAL:
             self._write(held, [each for each in self._below if each.persists])
+
+    def beside(self, label: Label, pages: Sequence[int], is_leaving: bool) -> None:
+        """These are of use with a state of which tiers were told just now: that it is held, or leaves the pool."""
+        if is_leaving or self._policy is WritePolicy.SEAL:
+            below = [each for each in self._below if each.persists or is_leaving]
+            self._copy(label, pages, [each for each in below if each.lacks(label.key)])
 
     def leaves(self, held: Held, reason: Reason) -> None:
         """Its page is about to be used for something else."""
         if reason in (Reason.ROOM, Reason.EXPIRED):
-            is_known = self._rules.policy is not WritePolicy.SECOND_HIT or held.num_hits > 0
+            is_known = self._policy is not WritePolicy.SECOND_HIT or held.num_hits > 0
             self._write(held, [each for each in self._below if is_known or not each.persists])
         elif reason is Reason.DOUBT:
-            key = self._label(self._group, held).key
+            key = self._key(self._group, held)
             for each in self._below:
                 each.writer.drop([key])
 
     def _write(self, held: Held, below: Sequence[Below]) -> None:
         if not below:
             return
-        label = self._label(self._group, held)
-        wanted = [each for each in below if each.lacks(label.key)]
-        if not wanted:
-            return
-        draft = copied(label, self._store, held.pages)
-        staged = Staged(draft, self._finish, self._rules.cipher)
-        for each in wanted:
+        key = self._key(self._group, held)
+        wanted = [each for each in below if each.lacks(key)]
+        if wanted:
+            self._copy(self._label(self._group, held), held.pages, wanted)
+
+    def _copy(self, label: Label, pages: Sequence[int], below: Sequence[Below]) -> None:
+        staged = self._movers.stage(label, self._store, pages, self._page_tokens)
+        for each in below:
             each.writer.offer(staged)
-
-    def _finish(self, draft: Draft) -> None:
-        blank_rest(draft, self._store, self._page_tokens)
-
-
-@dataclass(frozen=True)
-class DemotionRules:
-    """When pages are written, and how."""
-
-    policy: WritePolicy
-    cipher: Cipher | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
+from typing import NamedTuple
 
 from pagoda.cache.groups.cross import Entry
 from pagoda.cache.prefix.keys import TOKEN_NBYTES
@@ -18,6 +19,11 @@ from pagoda.cache.prefix.tree import Node, Root
 from pagoda.cache.tiers.record import TENANT_NBYTES, Kind, Label, page_key
 
 NO_NAME = bytes(NAME_NBYTES)
+
+
+def tenant_digest(tenant: str) -> bytes:
+    """Whose a record is, as its label says."""
+    return blake2b(tenant.encode(), digest_size=TENANT_NBYTES).digest()
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class PromptLabels:
         self._identity = names.identity_digest()
         self._root = names.before_all(namespace)
         self._whole = [self._root]  # names after so many whole pages
-        self._tenant = blake2b(namespace.tenant.encode(), digest_size=TENANT_NBYTES).digest()
+        self._tenant = tenant_digest(namespace.tenant)
 
     def key(self, group: int, end: int) -> bytes:
         """What tiers find a record by."""
@@ -73,6 +79,15 @@ class PromptLabels:
         return names[num_pages]
 
 
+class _Near(NamedTuple):
+    """The node that was labelled last, with what it takes a walk to find out."""
+
+    node: Node
+    parent: Node
+    root: Root
+    depth: int
+
+
 class Labels:
     """Of the pages of layer groups that have this `layout`."""
 
@@ -80,25 +95,26 @@ class Labels:
         self.layout = layout
         self._names = names
         self._identity = names.identity_digest()
+        self._near: _Near | None = None
 
     def of_prompt(self, namespace: Namespace, key: bytes) -> PromptLabels:
         """Labels of what the tokens in `key` need."""
         return PromptLabels(self._names, self.layout, namespace, key)
 
+    def key_of_node(self, group: int, node: Node) -> bytes:
+        """What tiers find a page by that stands in a prefix tree."""
+        return page_key(group, self._names.of(node))
+
     def of_node(self, group: int, node: Node) -> Label:
         """The label of a page that stands in a prefix tree."""
         parent = node.parent
         assert parent is not None, "a root has no page"
-        depth, above = len(node.key), parent
-        while above.parent is not None:
-            depth += len(above.key)
-            above = above.parent
-        assert isinstance(above, Root)
+        above, depth = self._above(node, parent)
         name, before = self._names.of(node), self._names.of(parent)
         return Label(
             identity=self._identity,
             namespace=self._names.of(above),
-            tenant=blake2b(above.namespace.tenant.encode(), digest_size=TENANT_NBYTES).digest(),
+            tenant=tenant_digest(above.namespace.tenant),
             kind=Kind.PAGE,
             group=group,
             name=name,
@@ -106,6 +122,26 @@ class Labels:
             num_tokens=depth // TOKEN_NBYTES,
             tokens=node.key,
         )
+
+    def _above(self, node: Node, parent: Node) -> tuple[Root, int]:
+        """The root above a node, and how many bytes of tokens there are down to its end.
+
+        Pages are sealed from the first on and go from the last on, so it mostly is beside the one before.
+        """
+        near = self._near
+        if near is not None and near.node is parent:
+            root, depth = near.root, near.depth + len(node.key)
+        elif near is not None and near.parent is node:
+            root, depth = near.root, near.depth - len(near.node.key)
+        else:
+            above, depth = parent, len(node.key)
+            while above.parent is not None:
+                depth += len(above.key)
+                above = above.parent
+            assert isinstance(above, Root)
+            root = above
+        self._near = _Near(node, parent, root, depth)
+        return root, depth
 
     def of_snapshot(self, group: int, snapshot: Snapshot) -> Label:
         """The label of a recurrent state."""

@@ -121,7 +121,7 @@ class Load:
         with self._lock:
             if self._is_off:
                 return
-            for target in part.targets:
+            for target in part.targets if len(body) else ():  # pages of nothing cannot be written to
                 start = 0
                 for page in target:
                     page[:] = body[start : start + page.nbytes]

@@ -7,10 +7,9 @@ or evicted (`demotion.py`); they come up where a waiting prompt can use them (`s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from threading import Event
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,20 +17,22 @@ from numpy.typing import NDArray
 from pagoda.cache.cache import Cache, PageStore
 from pagoda.cache.groups.fill import Fill
 from pagoda.cache.groups.table import ResumePoints
+from pagoda.cache.prefix.held import Reason
 from pagoda.cache.prefix.keys import TOKEN_NBYTES
-from pagoda.cache.residency.break_even import BreakEven, LoadDecision
+from pagoda.cache.prefix.namespace import Namespace
+from pagoda.cache.prefix.snapshots import Snapshot
+from pagoda.cache.report import LoadDecision
+from pagoda.cache.residency.break_even import BreakEven
 from pagoda.cache.residency.copies import num_pages
-from pagoda.cache.residency.demotion import Below, Demotion, DemotionRules
+from pagoda.cache.residency.demotion import Below, Demotion, WritePolicy
 from pagoda.cache.residency.labels import Labels
-from pagoda.cache.residency.load import Load, Part
+from pagoda.cache.residency.load import Part
+from pagoda.cache.residency.movers import Movers, Reading
 from pagoda.cache.residency.seek import Plan, Source, Wanted, seek
-from pagoda.cache.residency.writer import Writer
+from pagoda.cache.residency.tails import Tails
 from pagoda.cache.sequence import CachedSequence, Hit
 from pagoda.cache.tiers.base import Tier, TierStats
 
-# So much may wait to be written to one tier.
-STAGED_NBYTES = 256 << 20
-NUM_READERS = 4
 CLOSE_SECONDS = 10.0
 
 
@@ -54,32 +55,45 @@ class Loading:
     cached: CachedSequence
     fills: list[Sequence[Fill]]
     plan: Plan
-    load: Load
+    load: Reading
     loaded_tokens: Counter[str] = field(default_factory=Counter)  # by tier
 
 
 class Residency:
     """Between `cache`, whose pages are in `stores`, and `tiers`, the fastest first, of which some outlive the process.
 
-    Nothing is read from or written to the tiers but by threads of its own.
+    Nothing is read from or written to the tiers but by `movers`, which are threads in an engine.
     """
 
     def __init__(
-        self, cache: Cache, stores: Sequence[PageStore], labels: Labels, tiers: Sequence[Tier], rules: DemotionRules
+        self,
+        cache: Cache,
+        stores: Sequence[PageStore],
+        labels: Labels,
+        tiers: Sequence[Tier],
+        policy: WritePolicy,
+        movers: Movers,
     ) -> None:
         self._cache = cache
         self._stores = tuple(stores)
         self._labels = labels
-        self._rules = rules
         self.tiers = tuple(tiers)
         self.break_even = BreakEven()
-        self._below = [Below(tier, Writer(tier, STAGED_NBYTES), tier.persists) for tier in tiers]
-        self._readers = ThreadPoolExecutor(NUM_READERS, "pagoda-read")
-        self._moved = Event()
+        self._below = [Below(tier, movers.writing_to(tier), tier.persists) for tier in tiers]
+        self._movers = movers
         self._num_loaded = Counter[str]()
         self._loaded_nbytes = Counter[str]()
-        for index, (group, store) in enumerate(zip(cache.groups, stores, strict=True)):
-            group.holdings.keep_with(Demotion(index, store, labels, self._below, rules))
+        self._tails = Tails(cache, labels)
+        self._demotions = [
+            Demotion(index, store, labels, self._below, policy, movers) for index, store in enumerate(stores)
+        ]
+        for group, demotion in zip(cache.groups, self._demotions, strict=True):
+            group.holdings.keep_with(demotion if group.snapshots is None else _WithTails(demotion, self._tail_leaves))
+        cache.watch_states(self._states_kept)
+
+    def now(self) -> float:
+        """The time by the clock of those who move."""
+        return self._movers.now()
 
     @property
     def answers_at_once(self) -> bool:
@@ -97,12 +111,21 @@ class Residency:
         reaches = [group.reach(match, len(hit.key) // TOKEN_NBYTES) for group, match in matches]
         wanted = Wanted(self._labels.of_prompt(hit.namespace, hit.key), limit, hit.num_tokens)
         if not self.answers_at_once:
-            found = self._readers.submit(seek, wanted, reaches, self.tiers)
-            found.add_done_callback(lambda _: self._moved.set())
-            return found
+            return self._movers.ask(lambda: seek(wanted, reaches, self.tiers))
         answer: Future[Plan | None] = Future()
-        answer.set_result(seek(wanted, reaches, self.tiers))
+        try:
+            answer.set_result(seek(wanted, reaches, self.tiers))
+        except Exception as error:
+            answer.set_exception(error)
         return answer
+
+    def num_stored(self, namespace: Namespace, tokens: Sequence[int]) -> int:
+        """How many of the first `tokens` could be had from tiers alone, as if nothing were held."""
+        hit = self._cache.match(namespace, tokens, len(tokens))
+        matches = zip(self._cache.groups, hit.matches, strict=True)
+        reaches = [group.reach(match, len(tokens)).of_nothing() for group, match in matches]
+        plan = seek(Wanted(self._labels.of_prompt(namespace, hit.key), len(tokens), 0), reaches, self.tiers)
+        return 0 if plan is None else plan.num_tokens
 
     def decide(self, plan: Plan) -> LoadDecision:
         """Whether to load what was found, or to compute it."""
@@ -125,9 +148,7 @@ class Residency:
             for part in self._parts(group, sources, to_fill)
         ]
         parts.sort(key=lambda part: self.tiers.index(part.tier))
-        loading = Loading(cached, fills, plan, Load(parts, self._rules.cipher, self._moved.set))
-        loading.load.begin(self._readers)
-        return loading
+        return Loading(cached, fills, plan, self._movers.load(parts))
 
     def settle(self, loading: Loading, tokens: Sequence[int]) -> bool:
         """A load has ended: seal and share its pages. False if something was missing; then the sequence is released."""
@@ -150,8 +171,7 @@ class Residency:
 
     def wait(self, seconds: float) -> None:
         """Wait until something has moved, or so long."""
-        self._moved.wait(seconds)
-        self._moved.clear()
+        self._movers.wait(seconds)
 
     def forget(self) -> None:
         """Forget what lies in tiers, as far as it is this process's to forget."""
@@ -181,9 +201,18 @@ class Residency:
         """Write what waits, for a while, and let go of the tiers."""
         for below in self._below:
             below.writer.close(CLOSE_SECONDS)
-        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._movers.close()
         for below in self._below:
             below.tier.close()
+
+    def _states_kept(self, sequence: CachedSequence, tokens: Sequence[int], points: Sequence[int]) -> None:
+        for point in points:
+            for label, pages in self._tails.of_sequence(sequence, tokens, point):
+                self._demotions[label.group].beside(label, pages, is_leaving=False)
+
+    def _tail_leaves(self, snapshot: Snapshot) -> None:
+        for label, pages in self._tails.of_snapshot(snapshot):
+            self._demotions[label.group].beside(label, pages, is_leaving=True)
 
     def _parts(self, group: int, sources: Sequence[Source], fills: Sequence[Fill]) -> list[Part]:
         """What is to be read for one group. Fills of one record have their bytes from one reading."""
@@ -191,6 +220,22 @@ class Residency:
         for fill in fills:
             targets.setdefault(fill.start, []).append([store.bytes_of(page) for page in fill.pages])
         return [Part(each.label, each.tier, targets[each.start]) for each in sources if each.start in targets]
+
+
+class _WithTails:
+    """A keeper of states, with which go the beginnings of pages that they stand in."""
+
+    def __init__(self, demotion: Demotion, tail_leaves: Callable[[Snapshot], None]) -> None:
+        self._demotion = demotion
+        self._tail_leaves = tail_leaves
+
+    def held(self, snapshot: Snapshot) -> None:
+        self._demotion.held(snapshot)
+
+    def leaves(self, snapshot: Snapshot, reason: Reason) -> None:
+        self._demotion.leaves(snapshot, reason)
+        if reason in (Reason.ROOM, Reason.EXPIRED):
+            self._tail_leaves(snapshot)
 
 
 def _tokens_by_tier(plan: Plan, main: int) -> Counter[str]:

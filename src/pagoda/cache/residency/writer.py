@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from threading import Condition, Lock, Thread
 from time import time
+from typing import Protocol
 
 from pagoda.cache.tiers.base import Put, Tier
 from pagoda.cache.tiers.record import Cipher, Draft
@@ -19,6 +20,18 @@ logger = logging.getLogger(__name__)
 
 # So much is handed to a tier at once.
 BATCH_NBYTES = 4 << 20
+
+
+class ToWrite(Protocol):
+    """A record that tiers may take."""
+
+    @property
+    def key(self) -> bytes: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def record(self) -> memoryview: ...
 
 
 class Staged:
@@ -48,7 +61,7 @@ class Writer:
     def __init__(self, tier: Tier, most_nbytes: int) -> None:
         self._tier = tier
         self._most_nbytes = most_nbytes
-        self._queue: deque[Staged] = deque()
+        self._queue: deque[ToWrite] = deque()
         self._waiting: set[bytes] = set()
         self._dropping: list[bytes] = []
         self._nbytes = 0
@@ -67,7 +80,7 @@ class Writer:
         """Whether a record is on its way already."""
         return key in self._waiting
 
-    def offer(self, staged: Staged) -> bool:
+    def offer(self, staged: ToWrite) -> bool:
         """Write it soon; False if too much waits already."""
         with self._changed:
             if self._is_closed or self._nbytes + staged.nbytes > self._most_nbytes:
@@ -129,8 +142,8 @@ class Writer:
             else:
                 self._attempt(lambda keys=dropping: self._tier.drop(keys))  # type: ignore[misc]
 
-    def _take(self) -> list[Staged]:
-        batch: list[Staged] = []
+    def _take(self) -> list[ToWrite]:
+        batch: list[ToWrite] = []
         nbytes = 0
         while self._queue and (not batch or nbytes + self._queue[0].nbytes <= BATCH_NBYTES):
             staged = self._queue.popleft()
@@ -139,7 +152,7 @@ class Writer:
         self._nbytes -= nbytes
         return batch
 
-    def _put(self, batch: list[Staged]) -> None:
+    def _put(self, batch: list[ToWrite]) -> None:
         self._tier.put([Put(staged.key, staged.record()) for staged in batch])
 
     def _attempt(self, action: Callable[[], object]) -> None:

@@ -52,6 +52,11 @@ class AesGcmCipher:
         return decrypted
 
 
+def cipher_of(text: str | None) -> AesGcmCipher | None:
+    """Of a key as people write it; nothing is encrypted without one. Raises ConfigError if it is none."""
+    return AesGcmCipher.from_text(text) if text else None
+
+
 def read_key(text: str) -> bytes:
     """32 bytes, from hex or base64."""
     text = text.strip()

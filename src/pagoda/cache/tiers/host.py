@@ -18,10 +18,11 @@ OVERHEAD_NBYTES = 512
 
 
 class HostTier(Tier):
-    """`limit_nbytes` bounds records and what Python takes for them."""
+    """`limit_nbytes` bounds records and what Python takes for them, `overhead_nbytes` each."""
 
-    def __init__(self, limit_nbytes: int | None) -> None:
+    def __init__(self, limit_nbytes: int | None, overhead_nbytes: int = OVERHEAD_NBYTES) -> None:
         self._limit_nbytes = limit_nbytes
+        self._overhead_nbytes = overhead_nbytes
         self._records: OrderedDict[bytes, memoryview] = OrderedDict()
         self._lock = Lock()
         self._nbytes = 0
@@ -38,6 +39,10 @@ class HostTier(Tier):
     @property
     def name(self) -> str:
         return "host"
+
+    @property
+    def persists(self) -> bool:
+        return False
 
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
         records = self._records
@@ -91,11 +96,11 @@ class HostTier(Tier):
         if key in self._records:
             self._records.move_to_end(key)
             return True
-        if not self._make_room(record.nbytes + OVERHEAD_NBYTES):
+        if not self._make_room(record.nbytes + self._overhead_nbytes):
             self._num_refused += 1
             return False
         self._records[key] = record
-        self._nbytes += record.nbytes + OVERHEAD_NBYTES
+        self._nbytes += record.nbytes + self._overhead_nbytes
         self._written_nbytes += record.nbytes
         return True
 
@@ -113,4 +118,4 @@ class HostTier(Tier):
     def _remove(self, key: bytes) -> None:
         record = self._records.pop(key, None)
         if record is not None:
-            self._nbytes -= record.nbytes + OVERHEAD_NBYTES
+            self._nbytes -= record.nbytes + self._overhead_nbytes

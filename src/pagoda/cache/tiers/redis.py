@@ -32,6 +32,7 @@ PIPELINE_NBYTES = 1 << 20
 READ_NBYTES = 1 << 18  # at a time from a socket
 STATS_SECONDS = 1.0  # the store is not asked more often what it holds
 KEYS_PER_CALL = 1000
+ENTRY_NBYTES = 120  # what a key takes beside its value
 
 # Which of the keys exist, as "1" and "0"; with an argument of "1" it stops after the first that does not.
 HELD_SCRIPT = """
@@ -279,6 +280,6 @@ def _is_cut(first: bytes) -> bool:
 
 def _taken_nbytes(record: Put) -> int:
     """What a record takes in the store."""
-    nbytes = record.record.nbytes
-    cut = first_part_nbytes(nbytes)
-    return allocated_nbytes(cut) + (allocated_nbytes(nbytes - cut) if cut < nbytes else 0)
+    cut = first_part_nbytes(record.record.nbytes)
+    parts = [part for part in (cut, record.record.nbytes - cut) if part]
+    return sum(allocated_nbytes(part) + ENTRY_NBYTES for part in parts)

@@ -19,6 +19,7 @@ from pagoda.engine.constraint import Constraint
 from pagoda.errors import HttpError, PagodaError
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server.accepted.compiling import Compiling
+from pagoda.server.accepted.contents import Contents
 from pagoda.server.accepted.late_calls import LateCalls
 from pagoda.server.accepted.quotas import Quotas, check_limit
 from pagoda.server.answered.answer import Answer, Outbox
@@ -60,6 +61,7 @@ class Service:
         self._deadlines: dict[Answer, asyncio.TimerHandle] = {}
         self.recent = Recent()
         self.hours = Hours()
+        self.contents = Contents()
         self.late_calls = LateCalls(backend.pages.miss_memory_nbytes)
         self._sampling: asyncio.Task[None] | None = None
         tokenizer = backend.texts.tokenizer

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from pagoda.cache.report import MissCause
-from pagoda.cache.residency.break_even import LoadDecision
+from pagoda.cache.report import LoadDecision, MissCause
 from pagoda.server.ground.messages import Job
 
 TIERS = ("host", "disk", "remote")

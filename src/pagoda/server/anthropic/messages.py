@@ -21,6 +21,7 @@ from pagoda.server.anthropic.writer import MessageShape, MessageWriter
 from pagoda.server.asked.conversation import Conversation, ConversationReader
 from pagoda.server.asked.fingerprint import Fingerprint, History, ReadBody, Section, missed_tokens
 from pagoda.server.asked.forms import call_form, check_choice, json_form
+from pagoda.server.asked.opening import Opening
 from pagoda.server.asked.sampling import checked
 from pagoda.server.ground.messages import Call, Scope
 from pagoda.server.replies.reader import Terms
@@ -46,9 +47,10 @@ class Messages:
         """Answer a conversation."""
         service = self._service
         service.check_model(body.model)
-        _check(body)
+        opening = service.contents.opening(tenant_of(request).name, body.cached_content, body.cache_salt)
+        _check(body, opening)
         form_param = "tools" if _must_call(body) else "output_config"
-        asked, call = await self._exchange.ask(body, request, self._reading, form_param)
+        asked, call = await self._exchange.ask(body, request, partial(self._reading, opening), form_param)
         shape = MessageShape(
             message_id=call.call_id,
             body=body,
@@ -64,22 +66,24 @@ class Messages:
     async def count_tokens(self, body: CountBody, request: Request) -> Response:
         """How many tokens a conversation has; nothing is computed."""
         self._service.check_model(body.model)
-        scope = scope_of(request, body.cache_salt)
-        count = await self._service.read(partial(self._count, scope=scope), body, "messages", tenant_of(request))
-        return json_response({"input_tokens": count})
+        scope, tenant = scope_of(request, body.cache_salt), tenant_of(request)
+        opening = self._service.contents.opening(tenant.name, body.cached_content, body.cache_salt)
+        count = partial(self._count, opening=opening, scope=scope)
+        return json_response({"input_tokens": await self._service.read(count, body, "messages", tenant)})
 
-    def _reading(self, scope: Scope) -> Callable[[MessagesBody], ReadBody]:
-        return partial(self._read, scope=scope)
+    def _reading(self, opening: Opening, scope: Scope) -> Callable[[MessagesBody], ReadBody]:
+        return partial(self._read, opening=opening, scope=scope)
 
-    def _read(self, body: MessagesBody, scope: Scope) -> ReadBody:
-        conversation = conversation_of(body)
+    def _read(self, body: MessagesBody, opening: Opening, scope: Scope) -> ReadBody:
+        conversation = opening.before(conversation_of(body))
         params = _params(body, conversation, self._service.backend.model.default_params)
-        read = self._conversations.read(conversation, scope)
+        read = self._conversations.read(conversation, scope, opening)
         fingerprint = _fingerprint(conversation, body).with_tokens(len(read.prompt.token_ids))
         return ReadBody(conversation, params, read, fingerprint)
 
-    def _count(self, body: CountBody, scope: Scope) -> int:
-        return len(self._conversations.read(conversation_of(body), scope).prompt.token_ids)
+    def _count(self, body: CountBody, opening: Opening, scope: Scope) -> int:
+        conversation = opening.before(conversation_of(body))
+        return len(self._conversations.read(conversation, scope, opening).prompt.token_ids)
 
     def _diagnosis(
         self, call: Call, body: MessagesBody, fingerprint: Fingerprint
@@ -155,7 +159,7 @@ def _params(body: MessagesBody, conversation: Conversation, defaults: SamplingPa
     return checked(defaults, **fields, max_tokens=body.max_tokens, ignore_eos=body.ignore_eos, structured_outputs=form)
 
 
-def _check(body: MessagesBody) -> None:
+def _check(body: MessagesBody, opening: Opening) -> None:
     """Contradictions between fields."""
     if not body.max_tokens:
         if body.stream:
@@ -163,4 +167,4 @@ def _check(body: MessagesBody) -> None:
         if _must_call(body) or (body.output_config is not None and body.output_config.format is not None):
             raise HttpError(400, "max_tokens is 0, and a form of output is asked for.", param="max_tokens")
     if _must_call(body):
-        check_choice([tool.name for tool in body.tools or ()], _chosen(body))
+        check_choice([*opening.tool_names, *(tool.name for tool in body.tools or ())], _chosen(body))

@@ -150,7 +150,9 @@ class CountBody(Body):
     cache_control: CacheControl | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
-    cache_salt: str | None = None  # ours, as in OpenAI's API
+    # Ours, as in OpenAI's API
+    cache_salt: str | None = None
+    cached_content: str | None = None
 
 
 class MessagesBody(CountBody):

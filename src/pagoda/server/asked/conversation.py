@@ -14,12 +14,14 @@ from uuid import uuid4
 
 from pagoda.analysis.prompt import Section
 from pagoda.cache.leases import Breakpoint
+from pagoda.cache.session_parts import Written
 from pagoda.chat.options import ChatOptions
 from pagoda.chat.renderer import takes_tools
 from pagoda.errors import HttpError
 from pagoda.prompts import ReadPrompt
 from pagoda.sampling_params import StructuredOutputs
 from pagoda.server.asked.forms import check_strict
+from pagoda.server.asked.opening import NO_OPENING, Opening
 from pagoda.server.asked.outline import outline
 from pagoda.server.asked.strict_calls import strict_form
 from pagoda.server.asked.template_words import call_id_length, complete_tool, with_ids
@@ -91,7 +93,8 @@ class ReadConversation:
     """The prompt, and how many of its tokens come before each mark; the marks are in order.
 
     In `scope` the answer is remembered, for when it comes back. It has the `form`, unless another one is asked for, and
-    is written in the `style` of the template. `sections` are the pieces of the prompt's text.
+    is written in the `style` of the template. `sections` are the pieces of the prompt's text, of which a model has
+    `written` what comes first.
     """
 
     prompt: ReadPrompt
@@ -100,6 +103,7 @@ class ReadConversation:
     form: StructuredOutputs | None = None
     style: ReplyStyle = field(default_factory=ReplyStyle)
     sections: tuple[Section, ...] = ()
+    written: Written | None = None
 
 
 class ConversationReader:
@@ -117,15 +121,21 @@ class ConversationReader:
             raise HttpError(400, "The model's chat template takes no tools; leave them out.", param="tools")
         return template
 
-    def read(self, conversation: Conversation, scope: Scope | None = None) -> ReadConversation:
-        """What was written in `scope` keeps its tokens. Raises ChatTemplateError if the template refuses it."""
+    def read(
+        self, conversation: Conversation, scope: Scope | None = None, opening: Opening = NO_OPENING
+    ) -> ReadConversation:
+        """What was written in `scope` keeps its tokens, and so does the `opening`, which the conversation begins with.
+
+        Raises ChatTemplateError if the template refuses it, HttpError if it does not put the opening first.
+        """
         template = self.template(conversation)
         conversation = _told(conversation, template)
         text = self._render(conversation, template, None)
         self._texts.check_text(text)
+        opening.check_begins(text)
         tokenizer, has_marks = self._texts.need_tokenizer(), bool(conversation.ttls)
-        turns = self._recalled(scope, text)
-        start, known = turns[-1]
+        turns = self._recalled(scope, text, opening)
+        start, known, digest = turns[-1]
         needs_offsets = has_marks and tokenizer.is_fast
         encoded = encode(tokenizer, text[start:], add_special_tokens=False, return_offsets_mapping=needs_offsets)
         token_ids = [*known, *encoded.input_ids]
@@ -144,24 +154,29 @@ class ConversationReader:
         ]
         if conversation.ttl_seconds is not None:
             marks.append((len(token_ids), conversation.ttl_seconds))
+        marks += [(each.num_tokens, each.ttl_seconds) for each in opening.breakpoints]
         style = style_of(template, text, tokenizer)
         for tool in conversation.tools:
             if tool["function"]["name"] in conversation.strict_tools:
                 check_strict(tool["function"].get("parameters"), "tools")
         form = strict_form(conversation.tools, conversation.strict_tools, style.dialect, tokenizer)
         sections = outline(conversation, text)
-        return ReadConversation(ReadPrompt(text, token_ids), _breakpoints(marks), scope, form, style, sections)
+        written = Written(digest, len(known)) if known else None
+        return ReadConversation(ReadPrompt(text, token_ids), _breakpoints(marks), scope, form, style, sections, written)
 
     def written(self, conversation: Conversation) -> str:
         """The text that the model reads. Raises ChatTemplateError if the template refuses it."""
         template = self.template(conversation)
         return self._render(_told(conversation, template), template, None)
 
-    def _recalled(self, scope: Scope | None, text: str) -> list[Known]:
-        nothing = Known(0, ())
+    def _recalled(self, scope: Scope | None, text: str, opening: Opening) -> list[Known]:
+        """Beginnings of `text` whose tokens are known, the shortest first."""
+        first = [Known(0, ()), Known(len(opening.text or ""), opening.token_ids)]
         if scope is None or self._transcripts is None:
-            return [nothing]
-        return [nothing, *self._transcripts.recall(scope, text)]
+            return first
+        tokens = list(opening.token_ids)
+        recalled = self._transcripts.recall(scope, text)
+        return first + [each for each in recalled if list(each.token_ids[: len(tokens)]) == tokens]
 
     def _mark_ends(self, conversation: Conversation, template: str, text: str) -> list[tuple[int, float]]:
         """Where in `text` each mark is, and how long what comes before is to be kept; in order."""
@@ -203,7 +218,7 @@ class ConversationReader:
         The tokenizer goes on from the last of `turns` before that.
         """
         before = (turn for turn in reversed(turns) if turn.num_characters <= end)
-        start, known = next(turn for turn in before if token_ids[: len(turn.token_ids)] == list(turn.token_ids))
+        start, known, _ = next(turn for turn in before if token_ids[: len(turn.token_ids)] == list(turn.token_ids))
         between = encode(self._texts.need_tokenizer(), text[start:end], add_special_tokens=False).input_ids
         pairs = zip(between, token_ids[len(known) :], strict=False)
         return len(known) + next((place for place, (left, right) in enumerate(pairs) if left != right), len(between))

@@ -19,15 +19,20 @@ from pagoda.prompts import ReadPrompt
 from pagoda.server.answered.latest import Latest
 from pagoda.server.ground.messages import Scope
 
+DIGEST_NBYTES = 16
 MOST_REMEMBERED = 4096
 MOST_REMEMBERED_NBYTES = 64 << 20
 
 
 class Known(NamedTuple):
-    """The beginning of a text that was written in these tokens; its characters are counted."""
+    """The beginning of a text that was written in these tokens; its characters are counted.
+
+    `digest` is of that text alone: whoever has the tokens, too, may have it recalled again.
+    """
 
     num_characters: int
     token_ids: Sequence[int]
+    digest: str = ""
 
 
 class Transcripts:
@@ -48,22 +53,32 @@ class Transcripts:
         if prompt.text is None or not is_plain or answer.stop_reason is not None:
             return
         tokens = array("i", [*prompt.token_ids, *written])
-        digest = _new_digest(scope)
+        digest = _new_digest()
         digest.update((prompt.text + answer.text).encode())
-        self._tokens.put(scope.tenant, digest.hexdigest(), tokens, tokens.itemsize * len(tokens))
+        self.restore(scope, digest.hexdigest(), tokens)
+
+    def restore(self, scope: Scope, digest: str, token_ids: array[int]) -> None:
+        """A text of that digest was written in these tokens, as `recall` has told once."""
+        self._tokens.put(scope.tenant, _key(scope, digest), token_ids, token_ids.itemsize * len(token_ids))
 
     def recall(self, scope: Scope, text: str) -> list[Known]:
         """The beginnings of `text` that were written here, the shortest first."""
         found = []
-        digest, start = _new_digest(scope), 0
+        digest, start = _new_digest(), 0
         for end in self._end.finditer(text) if self._end is not None else ():
             digest.update(text[start : end.start()].encode())
             start = end.start()
-            tokens = self._tokens.find(scope.tenant, digest.copy().hexdigest())
+            told = digest.copy().hexdigest()
+            tokens = self._tokens.find(scope.tenant, _key(scope, told))
             if tokens is not None:
-                found.append(Known(start, tokens))
+                found.append(Known(start, tokens, told))
         return found
 
 
-def _new_digest(scope: Scope) -> Any:
-    return blake2b(scope.cache_salt.encode(errors="surrogatepass") + b"\0", digest_size=16)
+def _new_digest() -> Any:
+    return blake2b(digest_size=DIGEST_NBYTES)
+
+
+def _key(scope: Scope, digest: str) -> str:
+    salt = scope.cache_salt.encode(errors="surrogatepass")
+    return blake2b(salt + b"\0" + digest.encode(), digest_size=DIGEST_NBYTES).hexdigest()

@@ -14,15 +14,19 @@ from pagoda.cache.inspector import CacheStats
 from pagoda.cache.leases import LeaseInfo
 from pagoda.cache.prefix.names import Identity
 from pagoda.cache.prefix.outline import Outline
+from pagoda.cache.session_file import SessionFile
 from pagoda.chat.options import ChatOptions
 from pagoda.sampling_params import StructuredOutputs
 from pagoda.server.backend.facts import Lookups, PageFacts, ServedModel
-from pagoda.server.ground.messages import Call, Job, News
+from pagoda.server.ground.messages import Call, Job, News, Scope, SessionText
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
     from pagoda.engine.constraint import Constraint
+    from pagoda.engine.sessions import LoadedSession, SavedSession, SessionTarget
     from pagoda.prompts import Prompt, ReadPrompt
 
 Pooling = Literal["mean", "last"]  # which hidden states a vector is made of
@@ -77,6 +81,19 @@ class Inspector(Protocol):
 
     def page_states(self, stride: int) -> Future[list[bytes]]:
         """What one page in `stride` of each group is."""
+
+
+class Sessions(Protocol):
+    """Writes what was computed of prompts to files, and puts it back. Takes as long as the files are."""
+
+    def save(self, target: SessionTarget, prompt: ReadPrompt, scope: Scope, text: SessionText) -> Future[SavedSession]:
+        """Of what is held of `prompt`; fails with SessionError."""
+
+    def open(self, path: Path) -> SessionFile:
+        """At once. Raises SessionError if it is no whole session."""
+
+    def load(self, path: Path, scope: Scope) -> Future[LoadedSession]:
+        """Hold the pages of a session for `scope`; fails with SessionError."""
 
 
 class PreparedCall(Protocol):
@@ -134,6 +151,9 @@ class Backend(Protocol):
     def inspector(self) -> Inspector: ...
 
     @property
+    def sessions(self) -> Sessions: ...
+
+    @property
     def is_alive(self) -> bool:
         """Whether it can still compute anything."""
 
@@ -142,6 +162,9 @@ class Backend(Protocol):
 
     def prepare(self, call: Call) -> PreparedCall:
         """Raises a RequestError for a call of which something can never be served; nothing has happened then."""
+
+    def end_lease(self, scope: Scope, token_ids: list[int]) -> Future[bool]:
+        """Keep just these tokens no longer, as nobody wants that any more; False if nobody had."""
 
     def observe(self, observer: Callable[[], None]) -> Callable[[], None]:
         """Call `observer` whenever the news of a step have been told. What is returned ends that."""

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,14 +14,17 @@ import numpy as np
 from pagoda.cache.inspector import CacheStats
 from pagoda.cache.leases import LeaseInfo
 from pagoda.cache.prefix.names import Identity, PageNames
+from pagoda.cache.prefix.namespace import Namespace
 from pagoda.cache.prefix.outline import Outline
 from pagoda.cache.prefix.tree import Watcher
+from pagoda.cache.session_file import SessionFile
 from pagoda.chat.options import ChatOptions
 from pagoda.chat.renderer import ChatRenderer
 from pagoda.engine.embedding import Embedder, Embedding, Pooling
 from pagoda.engine.engine import Engine
 from pagoda.engine.loop import EngineLoop
 from pagoda.engine.request import Request, new_request
+from pagoda.engine.sessions import LoadedSession, SavedSession, Sessions, SessionTarget, conversation_of
 from pagoda.layouts.spec import LayerGroup
 from pagoda.llm import LLM
 from pagoda.planning.memory import MemoryPlan
@@ -29,7 +33,7 @@ from pagoda.sampling_params import SamplingParams
 from pagoda.server.backend import base
 from pagoda.server.backend.facts import GroupAttention, Lookups, PageFacts, PageKind, ServedModel
 from pagoda.server.backend.local_call import LocalCall
-from pagoda.server.ground.messages import Call, Work
+from pagoda.server.ground.messages import Call, Scope, SessionText, Work
 
 Result = TypeVar("Result")
 
@@ -57,6 +61,7 @@ class LocalBackend:
         self.texts = LocalTexts(llm.reader, llm.chats, llm.tokenizer)
         self.forms = llm.grammars
         self.inspector = LocalInspector(self._engine, self._loop)
+        self.sessions = LocalSessions(llm.sessions)
         self._identity: Future[Identity] | None = None
 
     @property
@@ -68,6 +73,10 @@ class LocalBackend:
 
     def prepare(self, call: Call) -> LocalCall:
         return LocalCall(call, [self._request(call, index, work) for index, work in enumerate(call.works)], self._llm)
+
+    def end_lease(self, scope: Scope, token_ids: list[int]) -> Future[bool]:
+        namespace = Namespace(scope.cache_salt, tenant=scope.tenant)
+        return self._loop.call(lambda: self._engine.end_lease(namespace, token_ids))
 
     def observe(self, observer: Callable[[], None]) -> Callable[[], None]:
         return self._loop.observe(observer)
@@ -157,6 +166,31 @@ class LocalInspector:
 
     def page_states(self, stride: int) -> Future[list[bytes]]:
         return self._loop.call(lambda: self._engine.inspector.page_states(stride))
+
+
+class LocalSessions:
+    """Copies between two steps of the engine; all else is done on a thread for each file."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    def save(self, target: SessionTarget, prompt: ReadPrompt, scope: Scope, text: SessionText) -> Future[SavedSession]:
+        said = conversation_of(prompt.token_ids, *text)
+        request = new_request(
+            "", prompt.token_ids, NOTHING, None, scope.cache_salt, prompt.encoder_input, tenant=scope.tenant
+        )
+
+        def save() -> SavedSession:
+            taken = self._sessions.take(request.namespace, request.prompt)
+            return self._sessions.write(target, request.namespace, taken, said)
+
+        return _in_a_thread(save, "pagoda-session")
+
+    def open(self, path: Path) -> SessionFile:
+        return self._sessions.open(path)
+
+    def load(self, path: Path, scope: Scope) -> Future[LoadedSession]:
+        return _in_a_thread(lambda: self._sessions.load(path, scope.cache_salt, scope.tenant), "pagoda-session")
 
 
 class LocalEmbedder:

@@ -9,13 +9,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from uuid import uuid4
 
 from pagoda.analysis.prompt import Section
 from pagoda.analysis.time import RequestTime
 from pagoda.cache.leases import Breakpoint, LeaseResult
 from pagoda.cache.report import CacheReport
+from pagoda.cache.session_parts import Written
 from pagoda.engine.request import FinishReason, RequestMetrics, TokenLogprobs
 from pagoda.outputs import RequestOutput, StreamChunk
 from pagoda.sampling_params import SamplingParams
@@ -37,6 +38,16 @@ class Scope(NamedTuple):
 
     tenant: str
     cache_salt: str = ""
+
+
+class SessionText(NamedTuple):
+    """What is known of a session beside its tokens: a title, the messages that its prompt was made of, and which of the
+    tokens a text was written in.
+    """
+
+    title: str
+    messages: list[Any] | None
+    written: Written | None = None
 
 
 @dataclass(frozen=True)

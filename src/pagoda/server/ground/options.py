@@ -20,6 +20,8 @@ POSITIVE = (
     "receive_timeout_seconds",
     "send_timeout_seconds",
     "keep_alive_timeout_seconds",
+    "max_session_bytes",
+    "max_session_bytes_per_tenant",
 )
 
 
@@ -48,6 +50,9 @@ class ServerOptions:
     metrics_compat: also names metrics as this engine does ("vllm").
     request_log: a file that gets a line for each request, with lengths and names of pages, for `pagoda simulate`.
     otlp_traces_endpoint: where OpenTelemetry is sent a span for each request, over HTTP.
+    session_dir: a folder where clients may save conversations with their pages; without one they may not.
+    max_session_bytes: of all that is there; max_session_bytes_per_tenant: of what one tenant has there.
+    kv_prewarm: files of prompts that are computed once the server is ready.
     kv_events_endpoint: a ZMQ address, such as tcp://*:5557, where routers are told which pages are held;
     kv_events_replay_endpoint: where they ask for what they have missed.
     """
@@ -77,6 +82,10 @@ class ServerOptions:
     log_format: str = "text"
     request_log: Path | None = None
     otlp_traces_endpoint: str | None = None
+    session_dir: Path | None = None
+    max_session_bytes: int = 64 << 30
+    max_session_bytes_per_tenant: int = 16 << 30
+    kv_prewarm: tuple[Path, ...] = ()
     kv_events_endpoint: str | None = None
     kv_events_replay_endpoint: str | None = None
     kv_events_topic: str = ""

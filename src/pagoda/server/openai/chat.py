@@ -13,9 +13,11 @@ from pagoda.errors import HttpError
 from pagoda.sampling_params import SamplingParams, StructuredOutputs
 from pagoda.server.accepted.exchange import Exchange, respond
 from pagoda.server.accepted.service import Service
+from pagoda.server.accepted.wire import tenant_of
 from pagoda.server.answered.token_text import TokenTexts
 from pagoda.server.asked.conversation import Conversation, ConversationReader, ReadConversation
 from pagoda.server.asked.forms import call_form, check_choice, json_form
+from pagoda.server.asked.opening import Opening
 from pagoda.server.ground.messages import Scope
 from pagoda.server.openai.chat_prompt import conversation_of
 from pagoda.server.openai.chat_writer import ChatShape, ChatWriter
@@ -50,19 +52,20 @@ class ChatCompletions:
     async def create(self, body: ChatBody, request: Request) -> Response:
         """Answer a conversation."""
         self._service.check_model(body.model)
-        _check(body)
+        opening = self._service.contents.opening(tenant_of(request).name, body.cached_content, body.cache_salt)
+        _check(body, opening)
         form_param = (guided_param(body) or "response_format") if _is_free(body) else "tools"
-        asked, call = await self._exchange.ask(body, request, self._reading, form_param)
+        asked, call = await self._exchange.ask(body, request, partial(self._reading, opening), form_param)
         shape = ChatShape(call.call_id, body, asked.read.style, _terms(body, asked))
         return await respond(self._service, call, request, ChatWriter(shape, self._token_texts))
 
-    def _reading(self, scope: Scope) -> Callable[[ChatBody], _ReadChat]:
-        return partial(self._read, scope=scope)
+    def _reading(self, opening: Opening, scope: Scope) -> Callable[[ChatBody], _ReadChat]:
+        return partial(self._read, opening=opening, scope=scope)
 
-    def _read(self, body: ChatBody, scope: Scope) -> _ReadChat:
-        conversation = conversation_of(body)
+    def _read(self, body: ChatBody, opening: Opening, scope: Scope) -> _ReadChat:
+        conversation = opening.before(conversation_of(body))
         params = _params(body, conversation, self._service.backend.model.default_params)
-        return _ReadChat(conversation, params, self._conversations.read(conversation, scope))
+        return _ReadChat(conversation, params, self._conversations.read(conversation, scope, opening))
 
 
 def _params(body: ChatBody, conversation: Conversation, defaults: SamplingParams) -> SamplingParams:
@@ -109,14 +112,14 @@ def _chosen(body: ChatBody) -> str | None:
     return body.tool_choice.function.name if isinstance(body.tool_choice, NamedTool) else None
 
 
-def _check(body: ChatBody) -> None:
+def _check(body: ChatBody, opening: Opening) -> None:
     """Contradictions between fields."""
     if body.stream_options is not None and not body.stream:
         raise HttpError(400, "stream_options needs stream to be true.", param="stream_options")
     if body.top_logprobs is not None and not body.logprobs:
         raise HttpError(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
     if not _is_free(body):
-        check_choice([tool.function.name for tool in body.tools or ()], _chosen(body))
+        check_choice([*opening.tool_names, *(tool.function.name for tool in body.tools or ())], _chosen(body))
     if body.continue_final_message and body.messages[-1].role != "assistant":
         raise HttpError(
             400, "continue_final_message needs the last message to be the assistant's.", param="continue_final_message"

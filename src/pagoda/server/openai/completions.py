@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,6 +16,7 @@ from pagoda.server.accepted.wire import ignore, origin_of
 from pagoda.server.answered.token_text import TokenTexts
 from pagoda.server.asked.body import MOST_TOKENS
 from pagoda.server.asked.forms import left_out
+from pagoda.server.asked.opening import Opening
 from pagoda.server.ground.messages import Call, Work, new_id
 from pagoda.server.openai.completions_writer import CompletionWriter
 from pagoda.server.openai.guided import guided_form, guided_param
@@ -42,13 +45,14 @@ class Completions:
         params = _params(body, form, service.backend.model.default_params)
         origin = origin_of(request)
         service.check_room(origin.tenant, "prompt", len(prompts), len(prompts) * params.n)
-        read = await service.read(self._read, prompts, "prompt", origin.tenant)
+        opening = service.contents.opening(origin.tenant.name, body.cached_content, body.cache_salt)
+        read = await service.read(partial(self._read, opening), prompts, "prompt", origin.tenant)
         _check_size(sum(len(each.token_ids) for each in read), params.prompt_logprobs)
         constraint = await service.constraint(form, guided_param(body) or "", origin) if form else None
         call = Call(
             call_id=new_id("cmpl-"),
             origin=origin,
-            works=[Work(each, params, constraint) for each in read],
+            works=[Work(each, params, constraint, opening.breakpoints) for each in read],
             param="prompt",
             streams=bool(body.stream),
             cache_salt=body.cache_salt or "",
@@ -56,8 +60,8 @@ class Completions:
         writer = CompletionWriter(call.call_id, body, service.backend.texts, self._token_texts)
         return await respond(service, call, request, writer)
 
-    def _read(self, prompts: list[Prompt]) -> list[ReadPrompt]:
-        return [self._service.backend.texts.read(prompt) for prompt in prompts]
+    def _read(self, opening: Opening, prompts: list[Prompt]) -> list[ReadPrompt]:
+        return [opening.before_prompt(prompt, self._service.backend.texts) for prompt in prompts]
 
 
 def _check(body: CompletionBody) -> None:

@@ -23,6 +23,7 @@ from pagoda.server.answered.token_text import TokenTexts
 from pagoda.server.asked.conversation import Conversation, ConversationReader, Turn
 from pagoda.server.asked.fingerprint import Fingerprint, History, ReadBody, Section, missed_tokens, plain
 from pagoda.server.asked.forms import call_form, check_choice, json_form
+from pagoda.server.asked.opening import Opening
 from pagoda.server.asked.sampling import checked
 from pagoda.server.ground.jsons import to_json
 from pagoda.server.ground.messages import Scope
@@ -74,8 +75,9 @@ class Responses:
         """Answer what is asked, from where an earlier response ended if one is named."""
         service = self._service
         service.check_model(body.model)
-        _check(body)
-        reading, form_param = partial(self._reading, body), "text" if _is_free(body) else "tools"
+        opening = service.contents.opening(tenant_of(request).name, body.cached_content, body.cache_salt)
+        _check(body, opening)
+        reading, form_param = partial(self._reading, body, opening), "text" if _is_free(body) else "tools"
         asked, call = await self._exchange.ask(body, request, reading, form_param)
         shape = ResponseShape(
             response_id=call.call_id,
@@ -90,13 +92,14 @@ class Responses:
         diagnose, keep = partial(self._diagnostics, shape), partial(self._keep, shape)
         return await respond(service, call, request, ResponseWriter(shape, reader, self._logprobs, diagnose, keep))
 
-    def _reading(self, body: ResponseBody, scope: Scope) -> Callable[[ResponseBody], ReadBody]:
-        return partial(self._read, earlier=self._earlier(scope.tenant, body.previous_response_id), scope=scope)
+    def _reading(self, body: ResponseBody, opening: Opening, scope: Scope) -> Callable[[ResponseBody], ReadBody]:
+        earlier = self._earlier(scope.tenant, body.previous_response_id)
+        return partial(self._read, earlier=earlier, opening=opening, scope=scope)
 
-    def _read(self, body: ResponseBody, earlier: tuple[Turn, ...], scope: Scope) -> ReadBody:
-        conversation = conversation_of(body, earlier)
+    def _read(self, body: ResponseBody, earlier: tuple[Turn, ...], opening: Opening, scope: Scope) -> ReadBody:
+        conversation = opening.before(conversation_of(body, earlier))
         params = _params(body, conversation, self._service.backend.model.default_params)
-        read = self._conversations.read(conversation, scope)
+        read = self._conversations.read(conversation, scope, opening)
         fingerprint = Fingerprint.of(
             conversation,
             model=body.model,
@@ -230,11 +233,14 @@ def _params(body: ResponseBody, conversation: Conversation, defaults: SamplingPa
     )
 
 
-def _check(body: ResponseBody) -> None:
+def _check(body: ResponseBody, opening: Opening) -> None:
     """Contradictions between fields."""
+    if opening.name and body.previous_response_id is not None:
+        message = "A stored response has all that came before it; leave cached_content out."
+        raise HttpError(400, message, param="cached_content")
     if body.input == []:
         raise HttpError(400, "input is empty; give text or items.", param="input")
     if body.stream_options is not None and not body.stream:
         raise HttpError(400, "stream_options needs stream to be true.", param="stream_options")
     if not _is_free(body):
-        check_choice([tool.name for tool in body.tools or ()], _chosen(body))
+        check_choice([*opening.tool_names, *(tool.name for tool in body.tools or ())], _chosen(body))

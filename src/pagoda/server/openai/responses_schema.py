@@ -222,5 +222,6 @@ class ResponseBody(Body):
     user: str | None = None
     # Ours, as in the other APIs
     cache_salt: str | None = None
+    cached_content: str | None = None
     seed: int | None = None
     ignore_eos: bool = False

@@ -18,6 +18,9 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "/tokenize": {"prompt": "The sea was calm."},
     "/detokenize": {"tokens": [300, 301, 302]},
     "/v1/kv/pin": {"model": "", "prompt": "You are the keeper of a lighthouse.", "ttl_seconds": 60},
+    "/v1/kv/sessions": {"model": "", "name": "harbour", "messages": HELLO},
+    "/v1/kv/sessions/{name}/resume": {"cache_salt": ""},
+    "/v1/kv/caches": {"model": "", "messages": [{"role": "system", "content": "Be brief."}, *HELLO], "ttl": "60s"},
 }
 
 

@@ -11,7 +11,7 @@ import asyncio
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from dataclasses import asdict
-from functools import lru_cache, partial
+from functools import lru_cache
 from hashlib import blake2b
 from time import monotonic, time
 from typing import Annotated, Any
@@ -24,20 +24,18 @@ from starlette.responses import Response, StreamingResponse
 from pagoda.cache.inspector import CacheStats
 from pagoda.cache.leases import Breakpoint, LeaseInfo
 from pagoda.cache.prefix.outline import Branch, Outline
-from pagoda.errors import HttpError
+from pagoda.cache.residency.residency import TierReport
 from pagoda.machine import resident_memory_nbytes
 from pagoda.sampling_params import SamplingParams
 from pagoda.server.accepted.exchange import submit
 from pagoda.server.accepted.service import Service
-from pagoda.server.accepted.wire import json_response, origin_of, scope_of, tenant_of
+from pagoda.server.accepted.wire import json_response, origin_of, tenant_of
 from pagoda.server.answered import sse
 from pagoda.server.answered.record import Record
-from pagoda.server.asked.body import Body, Items, TokenIds
-from pagoda.server.asked.conversation import Conversation, ConversationReader, ReadConversation
-from pagoda.server.ground.messages import Call, Job, Scope, Work, new_id
+from pagoda.server.asked.conversation import ConversationReader
+from pagoda.server.ground.messages import Call, Job, Work, new_id
 from pagoda.server.ground.tenants import Tenant
-from pagoda.server.openai.chat_prompt import tools_of, turns_of
-from pagoda.server.openai.schema import Message, Tools
+from pagoda.server.own.said import SaidBody, SaidReader
 from pagoda.server.watched.recent import Past
 from pagoda.server.watched.spent import spent
 from pagoda.tokenizing import decode
@@ -49,15 +47,10 @@ SHOWN_TOKENS = 48
 MOST_TEXTS = 2048
 
 
-class PinBody(Body):
+class PinBody(SaidBody):
     """Of `/v1/kv/pin`: what is to be computed, if it is not held, and kept."""
 
-    model: str
-    prompt: str | TokenIds | None = None
-    messages: Items[Message] | None = Field(None, min_length=1)
-    tools: Tools | None = None
     ttl_seconds: float = Field(gt=0, le=30 * 24 * 3600)
-    cache_salt: str | None = None
 
 
 class Kv:
@@ -65,7 +58,7 @@ class Kv:
 
     def __init__(self, service: Service, conversations: ConversationReader) -> None:
         self._service = service
-        self._conversations = conversations
+        self._said = SaidReader(service, conversations)
         self._text = lru_cache(MOST_TEXTS)(self._decoded)  # leases are told of twice a second, and seldom new
 
     async def status(self, request: Request) -> Response:
@@ -84,7 +77,7 @@ class Kv:
         """Compute a prompt and keep it for a time."""
         service = self._service
         service.check_model(body.model)
-        read = await self._read(body, request)
+        read = await self._said.read(body, request)
         marks = (Breakpoint(len(read.prompt.token_ids), body.ttl_seconds),)
         call = Call(
             call_id=new_id("pin_"),
@@ -146,6 +139,7 @@ class Kv:
             "constants": facts.constants,
             "cache": _counts_of_all(stats) if sees_all else _counts_of(service.recent.of(tenant.name)),
             "miss_memory": self._miss_memory(stats, sees_all),
+            "tiers": [_shown_tier(each, sees_all) for each in stats.tiers],
             "leases": [self._lease(each) for each in sorted(own, key=lambda each: each.expires_in_seconds)],
             "requests": self._jobs(tenant),
         }
@@ -178,20 +172,6 @@ class Kv:
 
     async def _pages(self) -> list[bytes]:
         return await asyncio.wrap_future(self._service.backend.inspector.page_states(self._stride))
-
-    async def _read(self, body: PinBody, request: Request) -> ReadConversation:
-        tenant = tenant_of(request)
-        if (body.prompt is None) == (body.messages is None):
-            raise HttpError(400, "Give prompt or messages, and not both.", param="prompt")
-        if body.prompt is not None:
-            prompt = await self._service.read(self._service.backend.texts.read, body.prompt, "prompt", tenant)
-            return ReadConversation(prompt, ())
-        read = partial(self._read_messages, scope=scope_of(request, body.cache_salt))
-        return await self._service.read(read, body, "messages", tenant)
-
-    def _read_messages(self, body: PinBody, scope: Scope) -> ReadConversation:
-        conversation = Conversation(turns_of(body.messages or []), tools_of(body.tools), adds_generation_prompt=False)
-        return self._conversations.read(conversation, scope)
 
     def _shown_outlines(self, outlines: list[Outline]) -> list[dict[str, Any]]:
         return [
@@ -257,6 +237,30 @@ def _shown_job(job: Job, now: float, sees_all: bool) -> dict[str, Any]:
 def _whose(tenant: Tenant) -> str | None:
     """Whose leases, requests and prefixes a tenant sees: None is everybody's."""
     return None if tenant.is_admin else tenant.name
+
+
+def _shown_tier(tier: TierReport, sees_all: bool) -> dict[str, Any]:
+    """What a tier holds and has done; to those who do not see all, whether it is well."""
+    stats = tier.stats
+    if not sees_all:
+        return {"name": tier.name, "fault": stats.fault}
+    return {
+        "name": tier.name,
+        "fault": stats.fault,
+        "records": stats.num_records,
+        "bytes": stats.nbytes,
+        "limit": stats.limit_nbytes,
+        "shared_bytes": stats.shared_nbytes,
+        "loaded_records": tier.num_loaded,
+        "loaded_bytes": tier.loaded_nbytes,
+        "written_bytes": stats.written_nbytes,
+        "waiting_bytes": tier.staged_nbytes,
+        "skipped": tier.num_skipped,
+        "dropped": stats.num_dropped,
+        "refused": stats.num_refused,
+        "damaged": stats.num_damaged,
+        "errors": stats.num_errors,
+    }
 
 
 def _counts_of_all(stats: CacheStats) -> dict[str, Any]:

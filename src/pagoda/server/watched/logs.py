@@ -19,6 +19,7 @@ import orjson
 SECONDS_BETWEEN_WARNINGS = 10.0
 MOST_LINES = 10_000  # that wait to be written
 FLUSH_SECONDS = 1.0
+ALWAYS_TOLD = ("pagoda.access", "pagoda.prewarm")
 PLAIN = re.compile(r"""[^\s'"=\\]*""")
 
 
@@ -91,11 +92,12 @@ class Background(logging.Handler):
 
 
 def set_up(log_format: str, level: int) -> None:
-    """Write all log lines to standard error; those about requests whatever the level."""
+    """Write all log lines to standard error; those of `ALWAYS_TOLD` whatever the level."""
     handler = Background(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger("pagoda.access").setLevel(logging.INFO)
+    for name in ALWAYS_TOLD:
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def _shown(value: Any) -> str:

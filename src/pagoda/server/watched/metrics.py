@@ -5,7 +5,7 @@ What jobs have cost is counted when they end, on the event loop's thread. What t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from pagoda.cache.inspector import CacheStats
+from pagoda.cache.residency.residency import TierReport
 from pagoda.engine.request import FinishReason
 from pagoda.machine import resident_memory_nbytes
 from pagoda.server.answered.answer import Answer
@@ -117,9 +118,14 @@ class Metrics:
             computed = len(job.prompt) - cached
             self._of(self._prompt_tokens).inc(len(job.prompt))
             self._of(self._cached_tokens).inc(cached)
-            self._of(self._by_source, "local_cache_hit").inc(cached)
+            loaded = {} if job.cache_report is None else dict(job.cache_report.read_tokens)
+            loaded.pop("device", None)
+            self._of(self._by_source, "local_cache_hit").inc(cached - sum(loaded.values()))
+            self._of(self._by_source, "external_kv_transfer").inc(sum(loaded.values()))
             self._of(self._by_source, "local_compute").inc(computed)
-            self._of(self._cached_by_source, "device").inc(cached)
+            self._of(self._cached_by_source, "device").inc(cached - sum(loaded.values()))
+            for tier, num_tokens in loaded.items():
+                self._of(self._cached_by_source, tier).inc(num_tokens)
             self._of(self._computed).observe(computed)
             self._of(self._prompt_length).observe(len(job.prompt))
         self._of(self._generated_tokens).inc(job.num_output_tokens)
@@ -154,6 +160,30 @@ class Metrics:
         return histogram
 
 
+TierValue = Callable[[TierReport], float]
+TIER_GAUGES: tuple[tuple[str, str, TierValue], ...] = (
+    ("up", "1 while a tier is used, 0 while it is off or only read.", lambda tier: tier.stats.fault is None),
+    ("records", "Records of pages that a tier holds.", lambda tier: tier.stats.num_records),
+    ("bytes", "What they take there.", lambda tier: tier.stats.nbytes),
+    (
+        "limit_bytes",
+        "What they may take there; 0 where the tier has no limit.",
+        lambda tier: tier.stats.limit_nbytes or 0,
+    ),
+    ("waiting_bytes", "What waits to be written.", lambda tier: tier.staged_nbytes),
+)
+TIER_COUNTERS: tuple[tuple[str, str, TierValue], ...] = (
+    ("loaded_records", "Records that were loaded into pages.", lambda tier: tier.num_loaded),
+    ("loaded_bytes", "Bytes of these.", lambda tier: tier.loaded_nbytes),
+    ("written_bytes", "Bytes written.", lambda tier: tier.stats.written_nbytes),
+    ("dropped_records", "Records given up to make room.", lambda tier: tier.stats.num_dropped),
+    ("refused_records", "Records that were not taken.", lambda tier: tier.stats.num_refused),
+    ("skipped_records", "Records not written, since too much waited.", lambda tier: tier.num_skipped),
+    ("damaged_records", "Records that were not what they said.", lambda tier: tier.stats.num_damaged),
+    ("errors", "Calls that failed.", lambda tier: tier.stats.num_errors),
+)
+
+
 class _CacheState(Collector):
     """What is true at the moment of a scrape, and what the cache has counted itself."""
 
@@ -171,7 +201,8 @@ class _CacheState(Collector):
         if stats is None:
             return
         running, waiting = self._requests
-        used = max(((group.open + group.in_use) / group.total for group in stats.groups if group.total), default=0.0)
+        counts = [group for group in stats.groups if group.total]
+        used = max(((each.open + each.in_transit + each.in_use) / each.total for each in counts), default=0.0)
         yield self._gauge("num_requests_running", "Requests that are being computed.", running)
         yield self._gauge("num_requests_waiting", "Requests that wait to be computed.", waiting)
         yield self._gauge("kv_cache_usage_perc", "Share of the pages in use, from 0 to 1.", used)
@@ -188,6 +219,7 @@ class _CacheState(Collector):
         )
         yield self._evictions(stats)
         yield self._pages(stats)
+        yield from self._tiers(stats)
         yield self._info()
         yield self._kernels()
 
@@ -198,12 +230,26 @@ class _CacheState(Collector):
             for state, number in (
                 ("free", counts.free),
                 ("open", counts.open),
+                ("in_transit", counts.in_transit),
                 ("in_use", counts.in_use),
                 ("idle", counts.idle - counts.leased),
                 ("leased", counts.leased),
             ):
                 family.add_metric((*self._labels, kind.name, kind.format_name, state), number)
         return family
+
+    def _tiers(self, stats: CacheStats) -> Iterator[Metric]:
+        names = (*LABELS, "tier")
+        for name, help, value in TIER_GAUGES:
+            gauge = GaugeMetricFamily(f"{PREFIX}kv_tier_{name}", help, labels=names)
+            for tier in stats.tiers:
+                gauge.add_metric((*self._labels, tier.name), value(tier))
+            yield gauge
+        for name, help, value in TIER_COUNTERS:
+            counter = CounterMetricFamily(f"{PREFIX}kv_tier_{name}", help, labels=names)
+            for tier in stats.tiers:
+                counter.add_metric((*self._labels, tier.name), value(tier))
+            yield counter
 
     def _evictions(self, stats: CacheStats) -> Metric:
         family = CounterMetricFamily(

@@ -8,7 +8,7 @@ import pytest
 from cache_files import mutate
 from page_records import key, make_put
 from pagoda.cache.tiers.disk.ledger import Entry, Place
-from pagoda.cache.tiers.disk.segment import NOTE_NBYTES, SegmentWriter, headers, load, note, opened, read
+from pagoda.cache.tiers.disk.segment import NOTE_NBYTES, SegmentWriter, load, note, opened, read
 
 
 @pytest.fixture
@@ -53,15 +53,6 @@ def test_what_was_appended_since_is_found_behind_it(file):
     assert load(file, start).entries == entries[3:]
 
 
-def test_headers_say_where_records_lie(file):
-    write(file)
-    assert [header.key for _, header in headers(file)] == [key(number) for number in range(5)]
-    data = file.read_bytes()
-    for start, header in headers(file):
-        number = header.num_tokens // 4 - 1
-        assert data[start : start + header.record_nbytes] == make_put(number, 40 * number).record
-
-
 def test_a_footer_with_any_byte_changed_is_passed_over(file):
     entries = write(file)
     whole, end = file.read_bytes(), load(file).end
@@ -90,7 +81,6 @@ def test_mutated_files_never_raise(file, is_finished):
         loaded = load(file)
         assert sum(entry.nbytes for entry in loaded.entries) == loaded.end <= loaded.nbytes == file.stat().st_size
         assert all(entry in entries for entry in loaded.entries)
-        list(headers(file))
 
 
 def test_places_that_are_not_there_have_nothing(file, tmp_path):

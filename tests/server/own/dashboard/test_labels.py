@@ -18,7 +18,7 @@ LONG_TEXT = "<|system|>You are the librarian of a small town by the sea and answ
 NUMBER = 98_765_432
 PAGE_STATES = ("free", "open", "in_use", "idle", "leased")
 SPENT = {
-    "wall": {"queue": 4321.5, "prefill": 4321.5, "decode": 43_210.5, "waiting": 4321.5},
+    "wall": {"queue": 4321.5, "promotion": 4321.5, "prefill": 4321.5, "decode": 43_210.5, "waiting": 4321.5},
     "work": dict.fromkeys(
         ("queue", "match", "promotion", "prefill", "decode", "sampling", "detokenise", "structured"), 54_321.5
     ),

@@ -225,6 +225,12 @@ class SegmentLedger:
         """The record of this key is held no more."""
         self._slots.pop(key, None)
 
+    def records(self, number: int) -> list[tuple[bytes, Place]]:
+        """The records of a segment that are held, in order."""
+        segment = self._segments[number]
+        held = [index for index, key in enumerate(segment.keys) if self._slots.get(key) == _slot(number, index)]
+        return [(segment.keys[index], segment.place(number, index)) for index in held]
+
     def survivors(self, number: int) -> list[tuple[bytes, Place]]:
         """What of a segment is to be written again when it goes: records that were hit since they were written."""
         segment = self._segments[number]

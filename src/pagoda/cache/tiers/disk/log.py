@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import suppress
 from threading import Lock
 
@@ -65,6 +65,16 @@ class SegmentLog:
             self._write_footer(number, self._open_writer(number))
         self._go_on()
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Of all segments, the oldest first."""
+        return self._ledger.numbers
+
+    def records(self, number: int) -> list[tuple[bytes, Place]]:
+        """What a segment holds."""
+        with self._lock:
+            return self._ledger.records(number)
+
     def use(self, keys: Sequence[bytes]) -> list[Place | None]:
         """Where records lie, which count as used now."""
         with self._lock:
@@ -110,6 +120,10 @@ class SegmentLog:
         self._close_if_open(number)
         self._folder.remove(number)
         return self._forget_segment(number)
+
+    def keep(self, number: int, keys: Container[bytes]) -> int:
+        """Give up a segment but for the records of these keys, which are written again; how many records went."""
+        return self._give_up(number, [each for each in self.records(number) if each[0] in keys])
 
     def finish(self) -> None:
         """Append no more to the segment that is open."""
@@ -197,14 +211,13 @@ class SegmentLog:
         failure = OSError("there is no segment to remove")
         for number in self._ledger.numbers:
             try:
-                return self._give_up(number)
+                return self._give_up(number, self._ledger.survivors(number))
             except OSError as error:
                 failure = error
         raise failure
 
-    def _give_up(self, number: int) -> int:
-        """Remove a segment, and write again what of it was hit: its bytes are free before others are taken."""
-        survivors = self._ledger.survivors(number)
+    def _give_up(self, number: int, survivors: Sequence[tuple[bytes, Place]]) -> int:
+        """Remove a segment, and then write again what is to stay: its bytes are free before others are taken."""
         with opened(self._folder.segment(number)) as descriptor:
             num_removed = self.remove(number)
             records = read(descriptor, [place for _, place in survivors]) if survivors else []

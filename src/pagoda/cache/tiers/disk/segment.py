@@ -18,7 +18,7 @@ import numpy as np
 from xxhash import xxh3_64_digest, xxh3_128_digest
 
 from pagoda.cache.tiers.disk.ledger import Entry, Place
-from pagoda.cache.tiers.record import HEADER_NBYTES, NAME_NBYTES, Bytes, Header, read_header
+from pagoda.cache.tiers.record import HEADER_NBYTES, NAME_NBYTES, Bytes, read_header
 from pagoda.errors import PageRecordError
 
 KEY_NBYTES = 1 + NAME_NBYTES
@@ -56,19 +56,6 @@ def load(path: Path, start: int = 0) -> Loaded:
             return Loaded(entries, sum(entry.nbytes for entry in entries), nbytes, is_finished=True)
         entries = list(_scan(file, start, nbytes))
     return Loaded(entries, start + sum(entry.nbytes for entry in entries), nbytes, is_finished=False)
-
-
-def headers(path: Path) -> Iterator[tuple[int, Header]]:
-    """Where each record lies and what its header says; damaged ones are passed over. Raises OSError."""
-    loaded = load(path)
-    with path.open("rb", buffering=_SCAN_NBYTES) as file:
-        start = 0
-        for entry in loaded.entries:
-            if not entry.is_drop:
-                file.seek(start)
-                with suppress(PageRecordError):
-                    yield start, read_header(file.read(HEADER_NBYTES))
-            start += entry.nbytes
 
 
 @contextmanager

@@ -82,10 +82,12 @@ class DiskTier(Tier):
             self._refresh_soon()
         with self._counting_errors():
             records = log.read([place for place in places if place is not None])
-        return [
+        found: list[Bytes | None] = [
             None if place is None else self._checked(log, key, place, records[place])
             for key, place in zip(keys, places, strict=True)
         ]
+        self._count("read_nbytes", sum(len(record) for record in found if record is not None))
+        return found
 
     def put(self, records: Sequence[Put]) -> list[bool]:
         with self._writing, self._counting_errors():
@@ -200,7 +202,6 @@ class DiskTier(Tier):
     def _checked(self, log: SegmentLog, key: bytes, place: Place, record: memoryview | None) -> memoryview | None:
         """None, and it is held no more, if it is not what was put there."""
         if record is not None and is_record_of(key, record):
-            self._count("read_nbytes", record.nbytes)
             return record
         if log.forget(key, place):
             self._count("num_damaged")

@@ -2,7 +2,7 @@
 
 import { byId, element, setText } from "../dashboard/dom.js";
 
-const METHODS = ["get", "post", "delete"];
+const METHODS = ["get", "post", "patch", "delete"];
 const JSON_KIND = "application/json";
 const LIMITS = {
   minimum: "at least", exclusiveMinimum: "above", maximum: "at most", exclusiveMaximum: "below",
