@@ -29,6 +29,7 @@ def time_of(request: Request) -> RequestTime:
         num_recomputed_tokens=metrics.num_recomputed_tokens,
         reads=_reads(request),
         cause=MissCause.UNKNOWN if request.cache_report is None else request.cache_report.cause,
+        read_tokens={} if request.cache_report is None else request.cache_report.read_tokens,
         num_encoder_tokens=request.namespace.num_encoder_tokens,
         num_cached_encoder_tokens=request.num_cached_encoder_tokens,
     )

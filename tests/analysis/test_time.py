@@ -16,8 +16,10 @@ WEIGHTS_AND_CACHE = DecodeReads(264 * MIB, {"full": 936 * MIB}, 0, {"int8": 486 
 MOSTLY_WEIGHTS = DecodeReads(1000 * MIB, {"full": 10 * MIB}, 0, {"int8": 6 * MIB})
 
 
-def wall(queue: float = 0.0, prefill: float = 0.0, decode: float = 0.0, waiting: float = 0.0) -> dict[str, float]:
-    return {"queue": queue, "prefill": prefill, "decode": decode, "waiting": waiting}
+def wall(
+    queue: float = 0.0, prefill: float = 0.0, decode: float = 0.0, waiting: float = 0.0, promotion: float = 0.0
+) -> dict[str, float]:
+    return {"queue": queue, "promotion": promotion, "prefill": prefill, "decode": decode, "waiting": waiting}
 
 
 def work(prefill: float = 0.0, decode: float = 0.0, **others: float) -> dict[str, float]:

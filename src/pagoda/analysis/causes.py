@@ -143,10 +143,28 @@ MEANINGS: Mapping[str, Meaning] = {
     ),
     "evicted": Meaning(
         "It was held and had to go to make room.",
-        "Give the cache more memory or a format of fewer bits, or lease the prefix (cache_control, /v1/kv/pin).",
+        "Keep pages that go in other memory or on disk (--kv-host-bytes, --kv-disk), give the cache more memory or a "
+        "format of fewer bits, or lease the prefix (cache_control, /v1/kv/pin).",
     ),
     "ttl_expired": Meaning(
         "It was held until its time to live was over.", "Ask for a longer ttl, or send the prefix more often."
+    ),
+    "not_in_tiers": Meaning(
+        "It was held and had to go, and no tier has it: it was given up there for want of room, or not written.",
+        "Give tiers more room (--kv-host-bytes, --kv-disk-bytes), or write pages as soon as they are full (--kv-write "
+        "seal); /v1/kv/status says what each tier dropped, refused and skipped.",
+    ),
+    "tier_off": Meaning(
+        "It is not in memory, and a tier that may have it was off or did not answer in time.",
+        "See in /v1/kv/status or the server's log why the tier is off; it is used again once it is well.",
+    ),
+    "load_refused": Meaning(
+        "A tier has it, and loading it was expected to take longer than computing it.",
+        "Nothing, or a faster disk or store; cache_report.load has the times that were expected.",
+    ),
+    "load_failed": Meaning(
+        "A tier had it, and what came was damaged, or gone or late when it was to be read.",
+        "See in the server's log what failed; what is damaged is deleted and written anew.",
     ),
     "reset": Meaning("The cache was told to forget it.", "Reset the cache only when weights or prompts change."),
     "failed": Meaning(
@@ -202,6 +220,7 @@ NAMED: Mapping[str, VendorNames] = {
                 "swa_checkpoint_missing",
                 "partial_block",
             ),
+            *("not_in_tiers", "tier_off", "load_refused", "load_failed"),
             *("prompt_logprobs", "disabled", "other_namespace", "other_tenant", "unknown"),
         ),
         VendorNames("unavailable", "unavailable"),

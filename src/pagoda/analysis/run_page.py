@@ -22,7 +22,7 @@ PHASES = ("queue", "prefill", "decode")
 NUM_SLOWEST = 3
 REQUEST_HEADS = (
     *("request", "prompt", "cached", "computed", "output", "first token"),
-    *("queue", "prefill", "decode", "waiting", "in all", "cost: prefill", "cost: decode", "cost: beside"),
+    *("queue", "from tiers", "prefill", "decode", "waiting", "in all", "cost: prefill", "cost: decode", "cost: beside"),
 )
 
 

@@ -7,7 +7,7 @@ is not said. What another format would save is an estimate from bytes, and says 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pagoda.cache.report import MissCause
 from pagoda.planning.decoding import DecodeReads
@@ -26,7 +26,13 @@ MOSTLY_WEIGHTS = 0.8
 TAKING_UP_SECONDS = 0.01
 
 TIMES = ("once", "twice")
-WALL_NAMES = {"queue": "the queue", "prefill": "prefill", "decode": "decode", "waiting": "waiting between its steps"}
+WALL_NAMES = {
+    "queue": "the queue",
+    "promotion": "loading pages from tiers",
+    "prefill": "prefill",
+    "decode": "decode",
+    "waiting": "waiting between its steps",
+}
 OVERHEADS = {
     "sampling": "sampling",
     "detokenise": "making text",
@@ -43,16 +49,21 @@ LOST = {
     MissCause.PARTIAL_BLOCK: "no page was free to copy the rest to",
     MissCause.PROMPT_LOGPROBS: "log-probabilities of the prompt were asked for",
     MissCause.DISABLED: "prefixes are not shared here",
+    MissCause.NOT_IN_TIERS: "what was held of it went, and no tier has it",
+    MissCause.TIER_OFF: "a tier that may have it was off or late",
+    MissCause.LOAD_REFUSED: "a tier has more of it, which would have taken longer to load",
+    MissCause.LOAD_FAILED: "what a tier had of it could not be used",
 }
 
 
 @dataclass(frozen=True)
 class RequestTime:
-    """One request: `wall` is what it waited for (queue, prefill, decode, waiting), `work` what it cost, by phase.
+    """One request: `wall` is what it waited for, `work` what it cost, both by phase.
 
     `ending` is its finish reason, None while it goes on. `reads` is what decoding read for a token, if that is known.
     `num_ahead` requests were there when it came to the engine, which of the queue was after `preparing_seconds`. Of
     decode, steps of `mixed_seconds` computed prompts of others as well. `cause`: why no more of the prompt was found.
+    Of what was found `read_tokens` says how many tokens came from which tier; the memory of pages is "device".
     """
 
     num_prompt_tokens: int
@@ -69,6 +80,7 @@ class RequestTime:
     num_recomputed_tokens: int = 0
     reads: DecodeReads | None = None
     cause: MissCause = MissCause.UNKNOWN
+    read_tokens: Mapping[str, int] = field(default_factory=dict)
     num_encoder_tokens: int = 0
     num_cached_encoder_tokens: int = 0
 
@@ -129,9 +141,12 @@ def _advice(times: Sequence[RequestTime], prefill: float, decode: float) -> str:
 def _sentences(time: RequestTime) -> Iterator[str]:
     if not time.seconds:
         return
-    yield _first_token(time) if time.ttft_seconds is not None else _no_token(time)
+    first = _first_token(time) if time.ttft_seconds is not None else _no_token(time)
+    yield first
     if time.ttft_seconds is None:
         return
+    if _tiers(time) and _loaded(time) not in first:
+        yield f"{_loaded(time)}."
     if time.ending in ("abort", "error"):
         verb = "was cancelled" if time.ending == "abort" else "failed"
         yield f"It {verb} after {format_seconds(time.seconds)} and {_count(time.num_output_tokens, 'token')}."
@@ -150,8 +165,11 @@ def _first_token(time: RequestTime) -> str:
     assert time.ttft_seconds is not None
     took = f"The first token took {format_seconds(time.ttft_seconds)}"
     queue = time.wall["queue"]
-    prefill = min(time.wall["prefill"], max(time.ttft_seconds - queue, 0.0))
-    between = time.ttft_seconds - queue - prefill
+    loading = min(time.wall["promotion"], max(time.ttft_seconds - queue, 0.0))
+    prefill = min(time.wall["prefill"], max(time.ttft_seconds - queue - loading, 0.0))
+    between = time.ttft_seconds - queue - loading - prefill
+    if loading > max(queue, prefill, between) and _tiers(time):
+        return f"{took} because {_loaded(time)}."
     if queue > max(prefill, between) and (time.num_ahead or queue > TAKING_UP_SECONDS):
         if time.preparing_seconds > queue / 2:
             made = format_seconds(time.preparing_seconds)
@@ -160,6 +178,20 @@ def _first_token(time: RequestTime) -> str:
     if between > prefill:
         return f"{took} because it waited {format_seconds(between)} between the steps that computed its prompt."
     return f"{took}{_computed(time)}{_shared(time)}."
+
+
+def _tiers(time: RequestTime) -> dict[str, int]:
+    """Tokens that came from other places than the memory of pages."""
+    return {name: number for name, number in time.read_tokens.items() if number and name != "device"}
+
+
+def _loaded(time: RequestTime) -> str:
+    parts = [f"{number:,} from {name}" for name, number in _tiers(time).items()]
+    total = sum(_tiers(time).values())
+    words = f"{_count(total, 'prompt token')} came from {next(iter(_tiers(time)))}"
+    if len(parts) > 1:
+        words = f"{_count(total, 'prompt token')} came from tiers ({_listed(parts)})"
+    return f"{words} in {format_seconds(time.wall['promotion'])}"
 
 
 def _computed(time: RequestTime) -> str:

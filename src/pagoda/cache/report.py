@@ -21,7 +21,25 @@ class MissCause(StrEnum):
     PARTIAL_BLOCK = "partial_block"  # no page to copy the last tokens to
     PROMPT_LOGPROBS = "prompt_logprobs"
     DISABLED = "disabled"
+    NOT_IN_TIERS = "not_in_tiers"  # it went, and no tier has it
+    TIER_OFF = "tier_off"  # a tier that may have it is off, or did not answer in time
+    LOAD_REFUSED = "load_refused"  # a tier has it, and computing it was expected to be faster
+    LOAD_FAILED = "load_failed"  # a tier had it, damaged or only until it was read
     UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class LoadDecision:
+    """Whether `num_tokens` were loaded (`is_loaded`) rather than computed, and what either was expected to take.
+
+    None where nothing was known. Times are in seconds.
+    """
+
+    num_tokens: int
+    nbytes: int
+    load_seconds: float | None
+    compute_seconds: float | None
+    is_loaded: bool
 
 
 @dataclass(frozen=True)
@@ -32,6 +50,8 @@ class CacheReport:
     from then on. known_tokens: those held by whoever holds most; more than were read where nobody can resume.
     first_missed_token: None where nothing was missed. missed_tokens: so many beyond it were held before and went, at
     `gone_at` (seconds since 1970), for the request `gone_for`, by the eviction `policy`. What nobody can tell is None.
+    load: whether what tiers had was loaded, if they had anything. tiers_off: tiers that could not be asked.
+    num_failed_records: so many that tiers had could not be used.
     """
 
     prompt_tokens: int
@@ -45,6 +65,9 @@ class CacheReport:
     gone_at: float | None = None
     gone_for: str | None = None
     policy: str | None = None
+    load: LoadDecision | None = None
+    tiers_off: tuple[str, ...] = ()
+    num_failed_records: int = 0
 
     @property
     def num_read_tokens(self) -> int:

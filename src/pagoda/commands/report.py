@@ -5,8 +5,8 @@ Knows outputs and cache statistics; prints nothing by itself. `generate --stats`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -14,6 +14,7 @@ from rich.table import Table
 from pagoda.analysis.time import OVERHEADS
 from pagoda.cache.holdings.allocator import PageCounts
 from pagoda.cache.inspector import CacheStats
+from pagoda.cache.report import LoadDecision
 from pagoda.outputs import RequestOutput
 from pagoda.units import NOT_MEASURED, format_nbytes, format_rate, format_seconds
 
@@ -35,6 +36,8 @@ class RequestCost:
     decode_tokens_per_second: float | None
     num_encoder_tokens: int = 0
     num_cached_encoder_tokens: int = 0
+    read_tokens: Mapping[str, int] = field(default_factory=dict)
+    load: LoadDecision | None = None
 
     @classmethod
     def of(cls, output: RequestOutput) -> RequestCost:
@@ -48,6 +51,8 @@ class RequestCost:
             decode_tokens_per_second=_decode_rate(output),
             num_encoder_tokens=output.num_encoder_tokens,
             num_cached_encoder_tokens=output.num_cached_encoder_tokens,
+            read_tokens=output.cache_report.read_tokens,
+            load=output.cache_report.load,
         )
 
     def rows(self) -> Rows:
@@ -55,11 +60,22 @@ class RequestCost:
             *self._encoder_rows(),
             ("prompt tokens", f"{self.num_prompt_tokens:,}"),
             ("  served from cache", f"{self.num_cached_tokens:,}"),
+            *((f"    from {name}", f"{number:,}") for name, number in self.read_tokens.items() if name != "device"),
+            *self._load_rows(),
             ("  computed", f"{self.num_prompt_tokens - self.num_cached_tokens:,}"),
             ("time to first token", format_seconds(self.ttft_seconds)),
             ("output tokens", f"{self.num_output_tokens:,}"),
             ("decode", format_rate(self.decode_tokens_per_second, "tokens")),
         ]
+
+    def _load_rows(self) -> Rows:
+        """What was decided on pages in tiers, and from what."""
+        load = self.load
+        if load is None:
+            return []
+        expected = f"{format_seconds(load.load_seconds)} to load, {format_seconds(load.compute_seconds)} to compute"
+        found = f"{load.num_tokens:,} tokens, {format_nbytes(load.nbytes)}; expected {expected}"
+        return [("    in tiers", f"{found}: {'loaded' if load.is_loaded else 'computed'}")]
 
     def _encoder_rows(self) -> Rows:
         if not self.num_encoder_tokens:

@@ -20,11 +20,15 @@ from pagoda.cache.prefix.tree import PrefixMatch
 from pagoda.cache.recent import Looked, RecentSequences, closest, resembles
 from pagoda.cache.report import CacheReport, MissCause
 from pagoda.cache.sequence import Hit
+from pagoda.engine.promotion import Promotion
 from pagoda.engine.request import Sequence
 
 DEVICE = "device"
 NOTHING_LOADED: Mapping[str, int] = {}
 GONE_SHARE = 0.25  # of the memory, for pages that went
+# Tiers cannot help it, or it is what they say already.
+NOT_OF_TIERS = (MissCause.NONE, MissCause.PROMPT_LOGPROBS, MissCause.DISABLED)
+WENT = (MissCause.EVICTED, MissCause.TTL_EXPIRED)
 CAUSES = {
     Reason.ROOM: MissCause.EVICTED,
     Reason.EXPIRED: MissCause.TTL_EXPIRED,
@@ -81,6 +85,8 @@ class Lookups:
             report, run = self._report(sequence, hit)
             device = hit.num_tokens - sum(loaded.values())
             report = replace(report, read_tokens={DEVICE: device, **loaded})
+            if sequence.promotion is not None:
+                report = _with_tiers(report, sequence.promotion)
             is_own = run is None or run.departure.tenant == request.tenant
             request.cache_report = report if is_own else report.without_departure
             if self._recent is not None:
@@ -151,6 +157,34 @@ class Lookups:
 
 
 _NOTHING: tuple[MissCause, GoneRun | None] = (MissCause.NONE, None)
+
+
+def _with_tiers(report: CacheReport, promotion: Promotion) -> CacheReport:
+    """What tiers had to do with it as well."""
+    decision, missed = promotion.decision, report.missed_tokens
+    if decision is not None and not decision.is_loaded:
+        missed = max(missed, decision.num_tokens)
+    return replace(
+        report,
+        cause=_tiers_cause(report.cause, promotion),
+        missed_tokens=missed,
+        load=decision,
+        tiers_off=promotion.off,
+        num_failed_records=promotion.num_failed_records,
+    )
+
+
+def _tiers_cause(cause: MissCause, promotion: Promotion) -> MissCause:
+    """What kept tiers from giving what was not in memory; else the `cause` that it was not there."""
+    if cause in NOT_OF_TIERS:
+        return cause
+    if promotion.num_failed_records:
+        return MissCause.LOAD_FAILED
+    if promotion.decision is not None and not promotion.decision.is_loaded:
+        return MissCause.LOAD_REFUSED
+    if (promotion.off or promotion.is_late) and cause in (*WENT, MissCause.NEVER_SEEN):
+        return MissCause.TIER_OFF
+    return MissCause.NOT_IN_TIERS if cause in WENT else cause
 
 
 def _departed(departure: Departure) -> MissCause:

@@ -11,7 +11,7 @@ from collections import Counter
 from concurrent.futures import Future
 
 from pagoda.cache.groups.table import ResumePoints
-from pagoda.cache.residency.break_even import LoadDecision
+from pagoda.cache.report import LoadDecision
 from pagoda.cache.residency.residency import Loading, Residency
 from pagoda.cache.residency.seek import Plan
 from pagoda.cache.sequence import Hit
@@ -28,11 +28,14 @@ MOST_ATTEMPTS = 3
 
 
 class Promotion:
-    """Where one sequence stands with the tiers."""
+    """Where one sequence stands with the tiers, those of which that are `off` or late cannot be asked."""
 
     def __init__(self) -> None:
         self.asked: float | None = None
+        self.off: tuple[str, ...] = ()
+        self.is_late = False
         self.num_failed = 0
+        self.num_failed_records = 0
         self.answer: Future[Plan | None] | None = None
         self.loading: Loading | None = None
         self.decision: LoadDecision | None = None
@@ -87,6 +90,7 @@ class Promotions:
         try:
             promotion.loading = self._residency.begin(hit, plan, points)
         except OutOfPagesError:
+            promotion.decision = None
             return False
         sequence.cached = promotion.loading.cached
         sequence.is_loading = True
@@ -117,6 +121,7 @@ class Promotions:
         promotion = sequence.promotion = sequence.promotion or Promotion()
         if promotion.asked is None:
             promotion.asked = residency.now()
+            promotion.off = residency.tiers_off
             promotion.answer = residency.seek(hit, sequence.num_resumable)
         answer = promotion.answer
         if answer is None:
@@ -124,7 +129,7 @@ class Promotions:
         if not answer.done():
             if residency.now() - promotion.asked <= ASK_SECONDS:
                 return True
-            promotion.answer = None
+            promotion.answer, promotion.is_late = None, True
         elif residency.answers_at_once and (plan := self._plan(sequence)) and plan.held_tokens != hit.num_tokens:
             promotion.answer = residency.seek(hit, sequence.num_resumable)  # the pool has changed since
         return False
@@ -165,6 +170,7 @@ class Promotions:
             logger.warning("%d pages from tiers were not used: %s", len(loading.load.failed), reason)
         sequence.cached = None
         promotion.num_failed += 1
+        promotion.num_failed_records += max(len(loading.load.failed), 1)
         if loading.load.is_done and promotion.num_failed < MOST_ATTEMPTS:
             promotion.asked = None
         return False

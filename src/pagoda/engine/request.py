@@ -101,9 +101,10 @@ class RequestMetrics:
     def wall(self, now: float | None = None) -> WallSeconds:
         """What it waited for until it ended; until `now` if it goes on."""
         until = self.ended if self.ended is not None else monotonic() if now is None else now
-        start = until if self.first_scheduled is None else self.first_scheduled
-        prefill, decode = self.prefill_step_seconds, self.decode_step_seconds
-        return WallSeconds(start - self.arrival, prefill, decode, max(until - start - prefill - decode, 0.0))
+        promotion, prefill, decode = self.phases.promotion, self.prefill_step_seconds, self.decode_step_seconds
+        total = until - self.arrival
+        queue = total - promotion if self.first_scheduled is None else self.phases.queue
+        return WallSeconds(queue, promotion, prefill, decode, max(total - queue - promotion - prefill - decode, 0.0))
 
     @property
     def mean_batch_rows(self) -> float:

@@ -7,7 +7,8 @@ measured; what was never measured is given the benefit of the doubt, and so, now
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from pagoda.cache.report import LoadDecision
 
 # How fast what was measured before is forgotten.
 DECAY = 0.8
@@ -15,20 +16,6 @@ DECAY = 0.8
 RETRY_AFTER = 16
 # Steps of fewer tokens say more of what a step takes at least than of how fast prompts are computed.
 LEAST_TOKENS = 64
-
-
-@dataclass(frozen=True)
-class LoadDecision:
-    """Whether `num_tokens` were loaded (`is_loaded`) rather than computed, and what either was expected to take.
-
-    None where nothing was known. Times are in seconds.
-    """
-
-    num_tokens: int
-    nbytes: int
-    load_seconds: float | None
-    compute_seconds: float | None
-    is_loaded: bool
 
 
 class BreakEven:

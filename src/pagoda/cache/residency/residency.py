@@ -21,7 +21,8 @@ from pagoda.cache.prefix.held import Reason
 from pagoda.cache.prefix.keys import TOKEN_NBYTES
 from pagoda.cache.prefix.namespace import Namespace
 from pagoda.cache.prefix.snapshots import Snapshot
-from pagoda.cache.residency.break_even import BreakEven, LoadDecision
+from pagoda.cache.report import LoadDecision
+from pagoda.cache.residency.break_even import BreakEven
 from pagoda.cache.residency.copies import num_pages
 from pagoda.cache.residency.demotion import Below, Demotion, WritePolicy
 from pagoda.cache.residency.labels import Labels
@@ -98,6 +99,11 @@ class Residency:
     def answers_at_once(self) -> bool:
         """Whether all tiers know from memory what they hold."""
         return all(tier.is_instant for tier in self.tiers)
+
+    @property
+    def tiers_off(self) -> tuple[str, ...]:
+        """Those that have failed, and are left alone for now."""
+        return tuple(tier.name for tier in self.tiers if tier.fault is not None)
 
     def seek(self, hit: Hit, limit: int) -> Future[Plan | None]:
         """What tiers have of a prompt beyond `hit`, up to `limit` tokens; answered at once where they can."""

@@ -82,6 +82,11 @@ class Tier(ABC):
         return True
 
     @property
+    def fault(self) -> str | None:
+        """Why it is off, as far as is known without asking it."""
+        return None
+
+    @property
     def persists(self) -> bool:
         """Whether what it holds outlives the process."""
         return True

@@ -84,6 +84,10 @@ class GuardedTier(Tier):
         """As the tier says once it is open; before, it is not."""
         return self._tier is not None and self._tier.is_instant
 
+    @property
+    def fault(self) -> str | None:
+        return self._breaker.fault
+
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
         return self._look(keys, lambda tier: tier.contains(keys), [False] * len(keys))
 

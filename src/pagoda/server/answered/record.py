@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from pagoda.cache.report import MissCause
+from pagoda.cache.report import LoadDecision, MissCause
 from pagoda.server.ground.messages import Job
+
+TIERS = ("host", "disk", "remote")
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,9 @@ class Written:
 class Record:
     """What one call has cost: prompt = read + computed, all counts in tokens.
 
-    num_read: of the prompts, found in the cache on this device. num_output_tokens: of all samples. leases: one for each
-    breakpoint. causes: why no more was read, for each prompt.
+    num_read: of the prompts, found in the cache; read_by_tier: of these, by tiers below this device's memory.
+    num_output_tokens: of all samples. leases: one for each breakpoint. causes: why no more was read, for each prompt.
+    loads: what was decided where tiers had something.
     """
 
     num_prompt_tokens: int
@@ -34,16 +37,21 @@ class Record:
     num_output_tokens: int
     leases: tuple[Written, ...]
     causes: tuple[str, ...] = ()
+    read_by_tier: Mapping[str, int] = field(default_factory=dict)
+    loads: tuple[LoadDecision, ...] = ()
 
     @classmethod
     def of(cls, jobs: Sequence[Job]) -> Record:
         """As of now; jobs must have been scheduled."""
+        reports = [each.cache_report for each in jobs if each.cache_report is not None]
         return cls(
             num_prompt_tokens=sum(len(each.prompt) + each.num_encoder_tokens for each in jobs),
             num_read=sum((each.num_cached_tokens or 0) + each.num_cached_encoder_tokens for each in jobs),
             num_output_tokens=sum(each.num_output_tokens for each in jobs),
             leases=tuple(written for each in jobs for written in _written(each)),
-            causes=tuple(str(each.cache_report.cause) for each in jobs if each.cache_report is not None),
+            causes=tuple(str(each.cause) for each in reports),
+            read_by_tier={name: sum(each.read_tokens.get(name, 0) for each in reports) for name in TIERS},
+            loads=tuple(each.load for each in reports if each.load is not None),
         )
 
     @property
@@ -64,13 +72,31 @@ class Record:
             {"tokens": each.num_tokens, "ttl_seconds": each.ttl_seconds, "granted": each.is_granted}
             for each in self.leases
         ]
-        read = {"device": self.num_read, "host": 0, "disk": 0, "remote": 0}
-        return {**read, "computed": self.num_computed, "cause": self.cause, "leases": leases}
+        below = {name: self.read_by_tier.get(name, 0) for name in TIERS}
+        read = {"device": self.num_read - sum(below.values()), **below}
+        told = {**read, "computed": self.num_computed, "cause": self.cause, "leases": leases}
+        return told | ({"load": _load(self.loads)} if self.loads else {})
 
     @property
     def cause(self) -> str | None:
         """Of the first prompt that was not read whole."""
         return next((each for each in self.causes if each != MissCause.NONE), next(iter(self.causes), None))
+
+
+def _load(loads: Sequence[LoadDecision]) -> dict[str, Any]:
+    """What tiers had, what of it was loaded, and the times that were expected; None where nothing was known."""
+    return {
+        "found": sum(each.num_tokens for each in loads),
+        "loaded": sum(each.num_tokens for each in loads if each.is_loaded),
+        "bytes": sum(each.nbytes for each in loads),
+        "load_seconds": _total([each.load_seconds for each in loads]),
+        "compute_seconds": _total([each.compute_seconds for each in loads]),
+    }
+
+
+def _total(numbers: Sequence[float | None]) -> float | None:
+    known = [each for each in numbers if each is not None]
+    return sum(known) if len(known) == len(numbers) else None
 
 
 def _written(job: Job) -> list[Written]:

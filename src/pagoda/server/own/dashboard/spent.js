@@ -3,7 +3,13 @@
 import { byId, element, reconcile, setText } from "./dom.js";
 import { count, percent, seconds } from "./words.js";
 
-const WALL = { queue: "Queue", prefill: "Prefill", decode: "Decode", waiting: "Between its steps" };
+const WALL = {
+  queue: "Queue",
+  promotion: "From other tiers",
+  prefill: "Prefill",
+  decode: "Decode",
+  waiting: "Between its steps",
+};
 const WORK = {
   match: "Lookup in the cache",
   promotion: "From other tiers",
