@@ -208,9 +208,9 @@ class LLM:
         stats: CacheStats = self.loop.call(self.engine.inspector.stats).result()
         return stats
 
-    def reset_prefix_cache(self) -> int:
-        """Forget every page that no running request uses; returns how many."""
-        count: int = self.loop.call(self.engine.reset_prefix_cache).result()
+    def reset_prefix_cache(self, reset_external: bool = False) -> int:
+        """Forget every page that no running request uses; returns how many. Tiers do so if `reset_external`."""
+        count: int = self.loop.call(lambda: self.engine.reset_prefix_cache(reset_external)).result()
         return count
 
     def save_session(

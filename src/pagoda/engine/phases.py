@@ -35,8 +35,8 @@ class WallSeconds:
     """What a request waited for, by the clock on the wall: these add up to the time it took.
 
     While its pages came from tiers it waited for `promotion`. A step that it was in counts whole, for prefill or for
-    decode, whoever else was in it. What is left is `waiting`:
-    between two of its steps, as while others have their turn, or while it is held or sent back.
+    decode, whoever else was in it. What is left is `waiting`: between two of its steps, as while others have their
+    turn, or while it is held or sent back.
     """
 
     queue: float

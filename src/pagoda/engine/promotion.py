@@ -170,7 +170,7 @@ class Promotions:
             logger.warning("%d pages from tiers were not used: %s", len(loading.load.failed), reason)
         sequence.cached = None
         promotion.num_failed += 1
-        promotion.num_failed_records += len(loading.load.failed) or 1
+        promotion.num_failed_records += max(len(loading.load.failed), 1)
         if loading.load.is_done and promotion.num_failed < MOST_ATTEMPTS:
             promotion.asked = None
         return False

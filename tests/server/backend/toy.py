@@ -227,7 +227,7 @@ class ToyBackend:
     def end_lease(self, scope: Scope, token_ids: list[int]) -> Future[bool]:
         return self.thread.submit(lambda: False)
 
-    def reset(self) -> Future[int]:
+    def reset(self, with_tiers: bool) -> Future[int]:
         return self.thread.submit(lambda: 0)
 
     def page_identity(self) -> Future[Identity]:

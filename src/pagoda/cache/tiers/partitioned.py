@@ -30,6 +30,10 @@ class PartitionedTier(Tier):
         return self._rest.name
 
     @property
+    def fault(self) -> str | None:
+        return next((part.fault for part in self._parts if part.fault is not None), None)
+
+    @property
     def is_instant(self) -> bool:
         return all(part.is_instant for part in self._parts)
 

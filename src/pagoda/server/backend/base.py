@@ -175,5 +175,5 @@ class Backend(Protocol):
     def page_identity(self) -> Future[Identity]:
         """What its pages are of. All weights are read for that, once, and meanwhile nothing waits but who asks."""
 
-    def reset(self) -> Future[int]:
+    def reset(self, with_tiers: bool) -> Future[int]:
         """Forget every page that no job uses; how many those were."""

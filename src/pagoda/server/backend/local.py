@@ -84,8 +84,8 @@ class LocalBackend:
     def embedder(self) -> LocalEmbedder:
         return LocalEmbedder(self._engine, self._loop)
 
-    def reset(self) -> Future[int]:
-        return self._loop.call(self._engine.reset_prefix_cache)
+    def reset(self, with_tiers: bool) -> Future[int]:
+        return self._loop.call(lambda: self._engine.reset_prefix_cache(with_tiers))
 
     @property
     def page_names(self) -> PageNames:

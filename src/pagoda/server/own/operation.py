@@ -76,10 +76,10 @@ class Operation:
         self._service.check_model(name)
         return json_response(self._model(name, request))
 
-    async def reset_prefix_cache(self, request: Request) -> Response:
-        """Forget every page that no request uses."""
+    async def reset_prefix_cache(self, request: Request, reset_external: bool = False) -> Response:
+        """Forget every page that no request uses; tiers forget as well with `reset_external`."""
         check_admin(request)
-        count = await asyncio.wrap_future(self._service.backend.reset())
+        count = await asyncio.wrap_future(self._service.backend.reset(reset_external))
         return json_response({"success": True, "pages": count})
 
     def _model(self, name: str, request: Request) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from server.running import MODEL, Running
 HEIGHTS = {390: 844, 1100: 700, 1400: 900, 1920: 1080}
 LONG_TEXT = "<|system|>You are the librarian of a small town by the sea and answer kindly and briefly. "
 NUMBER = 98_765_432
-PAGE_STATES = ("free", "open", "in_use", "idle", "leased")
+PAGE_STATES = ("free", "open", "in_use", "idle", "leased", "in_transit")
 SPENT = {
     "wall": {"queue": 4321.5, "promotion": 4321.5, "prefill": 4321.5, "decode": 43_210.5, "waiting": 4321.5},
     "work": dict.fromkeys(

@@ -6,6 +6,7 @@ export const STATES = [
   { name: "in-use", label: "in use", of: (counts) => counts.in_use },
   { name: "idle", label: "idle", of: (counts) => counts.idle - counts.leased },
   { name: "leased", label: "leased", of: (counts) => counts.leased },
+  { name: "in-transit", label: "in transit", of: (counts) => counts.in_transit },
 ];
 
 /** The colour of a custom property as [red, green, blue]. */

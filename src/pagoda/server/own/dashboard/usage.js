@@ -4,7 +4,7 @@ import { byId, element, reconcile, setText } from "./dom.js";
 import { count, percent } from "./words.js";
 
 const PARTS = [
-  { name: "in-use", label: "In use", title: "Pages in use", of: (group) => group.open + group.in_use },
+  { name: "in-use", label: "In use", title: "Pages in use", of: (group) => group.open + group.in_transit + group.in_use },
   { name: "idle", label: "Idle, kept for later hits", title: "Pages idle", of: (group) => group.idle },
   { name: "free", label: "Free", title: "Pages free", of: (group) => group.free },
 ];
