@@ -37,7 +37,7 @@ def test_a_click_on_a_request_tells_where_its_time_went(server: Running, live: P
     assert read > computed > 1
     assert values(live, "work")[1] == "0 ms", "there is no tier to bring pages from"
     widths = dialog.locator("#spent-wall-bar span").evaluate_all("all => all.map((each) => each.clientWidth)")
-    assert len(widths) == 4
+    assert len(widths) == 5
     assert sum(widths) == pytest.approx(dialog.locator("#spent-wall-bar").evaluate("(bar) => bar.clientWidth"), abs=6)
     live.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
