@@ -99,7 +99,7 @@ class Engine:
         )
         self._promotions = Promotions(self.residency)
         self._scheduler = Scheduler(self._cache, limits, self.lookups, self._promotions)
-        tiers = tuple if self.residency is None else self.residency.report
+        tiers = tuple if self.residency is None else self.residency.late_report
         self.inspector = Inspector(self._cache, self.fit.loss, lambda: self.lookups.nbytes, tiers)
         self._forward = Forward(model, kernels, self.memory, pools, self.fit.constants)
         self.kernel_choice = self._forward.kernel_choice

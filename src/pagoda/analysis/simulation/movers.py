@@ -18,7 +18,7 @@ from pagoda.cache.residency.load import Part
 from pagoda.cache.residency.movers import Movers, Reading, Writing
 from pagoda.cache.residency.seek import Plan
 from pagoda.cache.residency.writer import ToWrite
-from pagoda.cache.tiers.base import Put, Tier
+from pagoda.cache.tiers.base import Put, Tier, TierStats
 from pagoda.cache.tiers.record import Label
 
 
@@ -90,6 +90,11 @@ class SimulatedMovers(Movers):
 
     def ask(self, question: Callable[[], Plan | None]) -> Future[Plan | None]:  # noqa: ARG002
         raise AssertionError("simulated tiers answer at once")
+
+    def look(self, look: Callable[[], Sequence[TierStats]]) -> Future[Sequence[TierStats] | None]:
+        found: Future[Sequence[TierStats] | None] = Future()
+        found.set_result(look())
+        return found
 
     def wait(self, seconds: float) -> None:
         """Nobody waits in real time."""

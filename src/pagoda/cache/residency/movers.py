@@ -5,6 +5,7 @@ Says how moves are done and by which clock, never which. The simulator has mover
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,11 +17,13 @@ from pagoda.cache.residency.copies import blank_rest, copied
 from pagoda.cache.residency.load import Load, Part
 from pagoda.cache.residency.seek import Plan
 from pagoda.cache.residency.writer import Staged, ToWrite, Writer
-from pagoda.cache.tiers.base import Tier
+from pagoda.cache.tiers.base import Tier, TierStats
 from pagoda.cache.tiers.record import Cipher, Draft, Label
 
 if TYPE_CHECKING:
     from pagoda.cache.cache import PageStore
+
+logger = logging.getLogger(__name__)
 
 # So much may wait to be written to one tier.
 STAGED_NBYTES = 256 << 20
@@ -75,6 +78,14 @@ class Reading(Protocol):
         """Write nothing any more; returns once that is so."""
 
 
+def _contained(look: Callable[[], Sequence[TierStats]]) -> Sequence[TierStats] | None:
+    try:
+        return look()
+    except Exception:
+        logger.exception("A tier could not tell what it holds")
+        return None
+
+
 class Movers(ABC):
     """Called by the thread that steps. Times are by `now`, in seconds."""
 
@@ -95,6 +106,10 @@ class Movers(ABC):
     @abstractmethod
     def ask(self, question: Callable[[], Plan | None]) -> Future[Plan | None]:
         """Ask tiers that may take long."""
+
+    @abstractmethod
+    def look(self, look: Callable[[], Sequence[TierStats]]) -> Future[Sequence[TierStats] | None]:
+        """Have `look` done by others; None if it failed."""
 
     @abstractmethod
     def wait(self, seconds: float) -> None:
@@ -133,6 +148,9 @@ class ThreadMovers(Movers):
         answer = self._readers.submit(question)
         answer.add_done_callback(lambda _: self._moved.set())
         return answer
+
+    def look(self, look: Callable[[], Sequence[TierStats]]) -> Future[Sequence[TierStats] | None]:
+        return self._readers.submit(_contained, look)
 
     def wait(self, seconds: float) -> None:
         self._moved.wait(seconds)

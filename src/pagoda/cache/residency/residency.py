@@ -34,6 +34,7 @@ from pagoda.cache.sequence import CachedSequence, Hit
 from pagoda.cache.tiers.base import Tier, TierStats
 
 CLOSE_SECONDS = 10.0
+STATS_SECONDS = 1.0  # tiers are not asked more often what they hold
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,10 @@ class Residency:
         self.break_even = BreakEven()
         self._below = [Below(tier, movers.writing_to(tier), tier.persists) for tier in tiers]
         self._movers = movers
+        self._latest_stats: Sequence[TierStats] = [tier.stats() for tier in tiers]
+        self._stats_asked: Future[Sequence[TierStats] | None] = Future()
+        self._stats_asked.set_result(None)
+        self._stats_asked_at = movers.now()
         self._num_loaded = Counter[str]()
         self._loaded_nbytes = Counter[str]()
         self._tails = Tails(cache, labels)
@@ -185,16 +190,30 @@ class Residency:
         return all(ends)
 
     def report(self) -> list[TierReport]:
+        """What there is to tell of each tier; may take as long as tiers do to answer."""
+        return self._reports([below.tier.stats() for below in self._below])
+
+    def late_report(self) -> list[TierReport]:
+        """The same, at once: what tiers said when they were last asked, which others do about once a second."""
+        if self._stats_asked.done():
+            self._latest_stats = self._stats_asked.result() or self._latest_stats
+            now = self._movers.now()
+            if now - self._stats_asked_at >= STATS_SECONDS:
+                self._stats_asked_at = now
+                self._stats_asked = self._movers.look(lambda: [below.tier.stats() for below in self._below])
+        return self._reports(self._latest_stats)
+
+    def _reports(self, stats: Sequence[TierStats]) -> list[TierReport]:
         return [
             TierReport(
                 name=below.tier.name,
-                stats=below.tier.stats(),
+                stats=told,
                 staged_nbytes=below.writer.nbytes,
                 num_skipped=below.writer.num_skipped,
                 num_loaded=self._num_loaded[below.tier.name],
                 loaded_nbytes=self._loaded_nbytes[below.tier.name],
             )
-            for below in self._below
+            for below, told in zip(self._below, stats, strict=True)
         ]
 
     def close(self) -> None:

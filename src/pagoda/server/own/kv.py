@@ -243,7 +243,7 @@ def _shown_tier(tier: TierReport, sees_all: bool) -> dict[str, Any]:
     """What a tier holds and has done; to those who do not see all, whether it is well."""
     stats = tier.stats
     if not sees_all:
-        return {"name": tier.name, "fault": stats.fault}
+        return {"name": tier.name, "fault": None if stats.fault is None else "It is off."}
     return {
         "name": tier.name,
         "fault": stats.fault,
