@@ -194,6 +194,8 @@ class WaitingWriter(Writer):
 def test_tiers(write, tmp_path, monkeypatch):
     """Host memory and a disk that are both too small: where each token was found, and what was written."""
     monkeypatch.setattr("pagoda.cache.residency.movers.Writer", WaitingWriter)
+    # How fast this machine happens to be must not decide what is loaded.
+    monkeypatch.setattr("pagoda.cache.residency.break_even.BreakEven.computed", lambda *_: None)
     config = {"kv_host_bytes": 60 * 66_000, "kv_disk": str(tmp_path), "kv_disk_bytes": 130 * 66_000, "kv_write": write}
     engine, talks, draw = engine_of("lru", **config), Talks(seed=7), random.Random(8)
     names, hits = ("host", "disk"), {"host": [], "disk": []}
