@@ -28,7 +28,7 @@ from pagoda.analysis.simulation.tiers import TierOptions
 from pagoda.analysis.traces.reading import ReadOptions, read_trace
 from pagoda.analysis.traces.workload import Workload, prepare
 from pagoda.cache.groups.table import ResumePoints
-from pagoda.cache.residency.demotion import WritePolicy
+from pagoda.cache.residency.admission import WritePolicy
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from analysis.tier_counting import tiered

@@ -118,8 +118,8 @@ class EngineConfig:
     free, at most 20 GiB).
     kv_remote: the URL of a store that several engines share, redis://... or s3://...; kv_remote_ttl_seconds: for how
     long pages are of use there (None leaves that to the store).
-    kv_write: when pages go to disk and store: "seal" (as soon as they are full), "evict" (when they leave the pools) or
-    "second-hit" (then, if two prompts have begun with them).
+    kv_write: when pages go to disk and store: "seal" (as soon as they are full), "evict" (when they leave the pools),
+    "second-hit" (then, if they were of use before) or "auto" (as seal while pages come back, else as second-hit).
     generation_config: where sampling defaults and rules of generating come from: "auto" (the checkpoint), "vllm"
     (nowhere) or a directory with a generation_config.json.
     deterministic: the same bits for every token, however its prompt is cut, batched or cached.
@@ -232,7 +232,7 @@ WHOLE_NUMBERS = (
     *("max_num_batched_tokens", "num_threads", "seed", "miss_memory_bytes", "kv_host_bytes", "kv_disk_bytes"),
 )
 MAY_BE_NONE = (*("max_model_len", "kv_cache_memory_bytes", "snapshot_interval_tokens", "num_threads", "kv_disk_bytes"),)
-WRITE_POLICIES = ("seal", "evict", "second-hit")
+WRITE_POLICIES = ("seal", "evict", "second-hit", "auto")
 KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "kv_cache_dtype": (str, "the name of a format"),
     "kv_cache_dtype_skip_layers": ((tuple, list), "a list of layers"),
@@ -241,7 +241,7 @@ KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "eviction_policy": (str, "the name of a policy"),
     "generation_config": (str, "auto, vllm or a directory"),
     "deterministic": (bool, "True or False"),
-    "kv_write": (str, "seal, evict or second-hit"),
+    "kv_write": (str, "seal, evict, second-hit or auto"),
     "tenants": (Mapping, "a dictionary"),
     "environment": (Environment, "an Environment"),
 }

@@ -210,7 +210,9 @@ class LLM:
 
     def reset_prefix_cache(self, reset_external: bool = False) -> int:
         """Forget every page that no running request uses; returns how many. Tiers do so if `reset_external`."""
-        count: int = self.loop.call(lambda: self.engine.reset_prefix_cache(reset_external)).result()
+        if reset_external and self.engine.residency is not None:
+            self.engine.residency.forget()
+        count: int = self.loop.call(self.engine.reset_prefix_cache).result()
         return count
 
     def save_session(

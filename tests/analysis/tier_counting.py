@@ -57,6 +57,24 @@ class Disk:
         self.written += 1
 
 
+class Window:
+    """The last `size` blocks that left the pool, whether each came back, and the share of late ones that did."""
+
+    def __init__(self, size):
+        self.size, self.came, self.share, self.gone, self.wants_all = size, OrderedDict(), 1.0, 0, True
+
+    def note(self, key):
+        if key in self.came:
+            return True
+        self.came[key] = False
+        if len(self.came) > self.size:
+            _, came = self.came.popitem(last=False)
+            self.gone += 1
+            self.share += (came - self.share) / min(self.gone, max(self.size // 2, 1))
+            self.wants_all = self.share >= (0.09 if self.wants_all else 0.11)
+        return False
+
+
 class Tiered:
     """A pool of so many blocks, and what is written below it when."""
 
@@ -64,6 +82,7 @@ class Tiered:
         self.pool, self.tiers, self.write, self.block = pool, tiers, write, block
         self.kept = OrderedDict()  # blocks in the pool and how often others began with them, those first that go first
         self.offered = []
+        self.window = Window(tiers["disk"].most if "disk" in tiers else 0)
 
     def offer(self, name, key):
         if name in self.tiers and key not in self.tiers[name]:
@@ -78,14 +97,20 @@ class Tiered:
         while len(self.kept) + number > self.pool:
             key, num_hits = self.kept.popitem(last=False)
             self.offer("host", key)
-            if self.write != "second-hit" or num_hits:
+            if self.write in ("seal", "evict"):
+                self.offer("disk", key)
+                continue
+            left_before = self.window.note(key)
+            if num_hits or left_before or (self.write == "auto" and self.window.wants_all):
                 self.offer("disk", key)
 
     def take(self, keys):
         """Pages that are whole now."""
         for key in keys:
             self.kept[key] = 0
-            if self.write == "seal":
+            if key in self.window.came:
+                self.window.came[key] = True
+            if self.write == "seal" or (self.write == "auto" and self.window.wants_all):
                 self.offer("disk", key)
 
     def where(self, key):

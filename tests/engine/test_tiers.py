@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
+from engine.carried import DECODERS, LENGTH, MIB, PAGE_TOKENS, PARAMS, bodies, make, prompt
 from engine.greedy import tokens
 from oracle.families import build_tiny
 from oracle.generation import random_tokens
@@ -16,31 +15,6 @@ from pagoda.cache.prefix.namespace import Namespace
 from pagoda.engine.request import new_request
 from pagoda.models.model import Model
 from pagoda.registry import REGISTRY
-
-PAGE_TOKENS = 16
-PARAMS = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
-MIB = 1 << 20
-LENGTH = 150
-
-# Grouped heads, windows in some layers, latents, states beside attention, states alone.
-DECODERS = ("llama", "gemma3_text", "deepseek_v2", "jamba", "qwen3_next", "mamba2")
-
-
-def make(model: Model, **options: Any) -> LLM:
-    options = {"block_size": PAGE_TOKENS, "kv_cache_memory_bytes": 64 * MIB, "num_threads": 1, **options}
-    return LLM(model, max_num_batched_tokens=48, max_num_seqs=4, **options)
-
-
-def prompt(seed: int = 0, length: int = LENGTH) -> list[int]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(64, 128, (length,), generator=generator).tolist()
-
-
-def bodies(llm: LLM, tokens: list[int]) -> list[tuple[bytes, bytes]]:
-    """The bytes of all that it takes to resume after `tokens`, by key."""
-    carried = llm.loop.call(lambda: llm.engine.carrier.take_out(Namespace(), tokens)).result()
-    assert carried.num_tokens == len(tokens)
-    return [(draft.label.key, draft.body.tobytes()) for draft in carried.drafts]
 
 
 @pytest.fixture(scope="module", params=DECODERS)
@@ -228,3 +202,26 @@ def test_loads_that_are_cancelled_leave_nothing_behind(model: Model, tmp_path: P
     outputs = second.generate([prompt()] * 3, PARAMS)
     assert tokens(outputs) == tokens([cold] * 3)
     second.check_integrity()
+
+
+def test_damage_is_counted_and_what_is_damaged_is_forgotten(tmp_path: Path) -> None:
+    llama = Model.from_transformers(build_tiny("llama"))
+    llm = make(llama, kv_host_bytes=64 * MIB)
+    llm.generate([prompt()], PARAMS)
+    flood(llm)
+    [host] = llm.engine.residency.tiers
+    for record in host._records.values():
+        record[-1] ^= 1
+    llm.generate([prompt()], PARAMS)
+    assert host.stats().num_damaged == LENGTH // PAGE_TOKENS
+
+
+def test_a_reset_leaves_tiers_alone_unless_it_is_told_to(tmp_path: Path) -> None:
+    llama = Model.from_transformers(build_tiny("llama"))
+    llm = make(llama, kv_disk=str(tmp_path))
+    llm.generate([prompt()], PARAMS)
+    llm.engine.residency.flush()
+    llm.reset_prefix_cache()
+    assert llm.generate([prompt()], PARAMS)[0].cache_report.read_tokens["disk"] > 0
+    llm.reset_prefix_cache(reset_external=True)
+    assert llm.generate([prompt()], PARAMS)[0].num_cached_tokens == 0

@@ -30,7 +30,7 @@ from pagoda.cache.prefix.held import NO_PAGE, Reason
 from pagoda.cache.prefix.keys import token_key
 from pagoda.cache.prefix.names import Identity, PageNames
 from pagoda.cache.prefix.namespace import Namespace
-from pagoda.cache.residency.demotion import WritePolicy
+from pagoda.cache.residency.admission import WritePolicy
 from pagoda.cache.residency.labels import Labels, Layout
 from pagoda.cache.residency.movers import ThreadMovers
 from pagoda.cache.residency.residency import Residency

@@ -130,8 +130,8 @@ ENGINE_OPTIONS = (
     ),
     _option(
         "kv_write",
-        "when pages go to disk and store: seal (once they are full), evict (once they leave the pools) or second-hit "
-        "(then, if two prompts have begun with them)",
+        "when pages go to disk and store: seal (once they are full), evict (once they leave the pools), second-hit "
+        "(then, if they were of use before) or auto (as seal while pages come back, else as second-hit)",
         choices=WRITE_POLICIES,
     ),
     _option(

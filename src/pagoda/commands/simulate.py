@@ -28,7 +28,7 @@ from pagoda.analysis.source import describe
 from pagoda.analysis.traces.reading import ReadOptions, read_trace
 from pagoda.analysis.traces.trace import Kind, Trace
 from pagoda.analysis.traces.workload import Workload, prepare
-from pagoda.cache.residency.demotion import WritePolicy
+from pagoda.cache.residency.admission import WritePolicy
 from pagoda.commands.drawing import check_kind
 from pagoda.commands.simulate_plot import draw
 from pagoda.commands.simulate_table import tables

@@ -203,11 +203,9 @@ class Engine:
         self._ends.fail([s for request in list(self._ends.requests.values()) for s in request.sequences], error)
         return self._ends.take_events()
 
-    def reset_prefix_cache(self, reset_external: bool = False) -> int:
-        """Forget every page that no running sequence uses; returns how many; tiers do so if `reset_external`."""
+    def reset_prefix_cache(self) -> int:
+        """Forget every page that no running sequence uses; returns how many."""
         self.lookups.serve_nobody()
-        if reset_external and self.residency is not None:
-            self.residency.forget()
         return self._cache.reset()
 
     def end_lease(self, namespace: Namespace, tokens: list[int]) -> bool:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pagoda.cache.cache import Cache, PageStore
 from pagoda.cache.prefix.names import PageNames
-from pagoda.cache.residency.demotion import WritePolicy
+from pagoda.cache.residency.admission import WritePolicy
 from pagoda.cache.residency.labels import Labels, Layout, tenant_digest
 from pagoda.cache.residency.movers import ThreadMovers
 from pagoda.cache.residency.residency import Residency

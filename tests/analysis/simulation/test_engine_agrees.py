@@ -24,7 +24,7 @@ from pagoda.analysis.simulation.timed import Timing, simulate
 from pagoda.analysis.traces.trace import Kind, Trace, TracedRequest
 from pagoda.analysis.traces.workload import prepare
 from pagoda.cache.prefix.held import Reason
-from pagoda.cache.residency.demotion import WritePolicy
+from pagoda.cache.residency.admission import WritePolicy
 from pagoda.cache.residency.writer import Writer
 from pagoda.config import WRITE_POLICIES, EngineConfig
 from pagoda.engine.engine import Engine

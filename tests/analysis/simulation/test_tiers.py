@@ -10,7 +10,7 @@ from pagoda.analysis.simulation.replay import replay
 from pagoda.analysis.simulation.settings import Settings
 from pagoda.analysis.simulation.tiers import TierOptions
 from pagoda.analysis.traces.workload import prepare
-from pagoda.cache.residency.demotion import WritePolicy
+from pagoda.cache.residency.admission import WritePolicy
 
 SIZES = [(None, 900), (150, None), (100, 400), (30, 3000)]
 
@@ -52,7 +52,7 @@ def check(path, rows, pool, host, disk, write):
 
 
 class TestAgainstACounter:
-    @pytest.mark.parametrize("write", ["seal", "evict", "second-hit"])
+    @pytest.mark.parametrize("write", ["seal", "evict", "second-hit", "auto"])
     @pytest.mark.parametrize(("host", "disk"), SIZES)
     def test_every_request_finds_the_same_where(self, tmp_path, host, disk, write):
         counts = check(tmp_path, block_rows(400), 40, host, disk, write)
@@ -65,7 +65,7 @@ class TestAgainstACounter:
         seed=st.integers(0, 10**6),
         pool=st.integers(8, 60),
         sizes=st.tuples(st.none() | st.integers(1, 60), st.none() | st.integers(2, 200)),
-        write=st.sampled_from(["seal", "evict", "second-hit"]),
+        write=st.sampled_from(["seal", "evict", "second-hit", "auto"]),
     )
     def test_of_any_trace(self, tmp_path_factory, seed, pool, sizes, write):
         check(tmp_path_factory.mktemp("traces"), block_rows(60, seed), pool, *sizes, write)

@@ -210,7 +210,7 @@ def test_what_answers_from_memory_is_asked_at_once_and_may_fail(clock):
 def test_a_damaged_record_is_counted_and_goes(tier, clock):
     guard = guarded(tier, clock)
     guard.put([make_put(1), make_put(2)])
-    guard.damaged(make_put(1).key)
+    guard.damaged([make_put(1).key])
     assert guard.stats().num_damaged == 1
     assert guard.contains([make_put(1).key, make_put(2).key]) == [False, True]
 

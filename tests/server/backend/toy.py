@@ -227,7 +227,9 @@ class ToyBackend:
     def end_lease(self, scope: Scope, token_ids: list[int]) -> Future[bool]:
         return self.thread.submit(lambda: False)
 
-    def reset(self, with_tiers: bool) -> Future[int]:
+    def forget_tiers(self) -> None: ...
+
+    def reset(self) -> Future[int]:
         return self.thread.submit(lambda: 0)
 
     def page_identity(self) -> Future[Identity]:

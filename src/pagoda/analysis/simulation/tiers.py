@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pagoda.cache.residency.demotion import WritePolicy
+from pagoda.cache.residency.admission import WritePolicy
 from pagoda.cache.tiers.base import Put, Tier, TierSettings, TierStats
 from pagoda.cache.tiers.disk.folder import OVERHEAD_NBYTES as FOLDER_NBYTES
 from pagoda.cache.tiers.disk.ledger import Entry, SegmentLedger, SegmentSizes

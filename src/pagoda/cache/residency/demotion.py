@@ -6,10 +6,10 @@ Runs where pages come and go, so it only copies bytes; others do the rest (`move
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from pagoda.cache.prefix.held import Held, Reason
+from pagoda.cache.residency.admission import Admission
 from pagoda.cache.residency.labels import Labels
 from pagoda.cache.residency.movers import Movers, Writing
 from pagoda.cache.tiers.base import Tier
@@ -17,14 +17,6 @@ from pagoda.cache.tiers.record import Kind, Label
 
 if TYPE_CHECKING:
     from pagoda.cache.cache import PageStore
-
-
-class WritePolicy(StrEnum):
-    """When a page is written to tiers that outlive the process; host memory takes what leaves the pool."""
-
-    SEAL = "seal"  # as soon as it is full, so that nothing is lost with the process
-    EVICT = "evict"  # when it leaves the pool
-    SECOND_HIT = "second-hit"  # when it leaves the pool, and another prompt had begun with it
 
 
 class Below:
@@ -49,14 +41,14 @@ class Demotion:
         store: PageStore,
         labels: Labels,
         below: Sequence[Below],
-        policy: WritePolicy,
+        admission: Admission,
         movers: Movers,
     ) -> None:
         self._group = group
         self._store = store
         self._page_tokens = labels.layout.page_tokens[group]
         self._below = below
-        self._policy = policy
+        self._admission = admission
         self._movers = movers
         naming: dict[Kind, tuple[Callable[[int, Any], Label], Callable[[int, Any], bytes]]] = {
             Kind.PAGE: (labels.of_node, labels.key_of_node),
@@ -67,24 +59,33 @@ class Demotion:
 
     def held(self, held: Held) -> None:
         """It is whole and can be found."""
-        if self._policy is WritePolicy.SEAL:
+        if self._admission.remembers:
+            self._admission.comes(self._key(self._group, held))
+        if self._admission.takes_sealed:
             self._write(held, [each for each in self._below if each.persists])
 
     def beside(self, label: Label, pages: Sequence[int], is_leaving: bool) -> None:
         """These are of use with a state of which tiers were told just now: that it is held, or leaves the pool."""
-        if is_leaving or self._policy is WritePolicy.SEAL:
+        if is_leaving or self._admission.takes_sealed:
             below = [each for each in self._below if each.persists or is_leaving]
             self._copy(label, pages, [each for each in below if each.lacks(label.key)])
 
     def leaves(self, held: Held, reason: Reason) -> None:
         """Its page is about to be used for something else."""
         if reason in (Reason.ROOM, Reason.EXPIRED):
-            is_known = self._policy is not WritePolicy.SECOND_HIT or held.num_hits > 0
-            self._write(held, [each for each in self._below if is_known or not each.persists])
+            is_admitted = self._is_admitted(held)
+            self._write(held, [each for each in self._below if is_admitted or not each.persists])
         elif reason is Reason.DOUBT:
             key = self._key(self._group, held)
             for each in self._below:
                 each.writer.drop([key])
+
+    def _is_admitted(self, held: Held) -> bool:
+        """Whether what leaves the pool goes to tiers that outlive the process."""
+        if not self._admission.remembers:
+            return True
+        nbytes = len(held.pages) * self._store.bytes_of(held.page).nbytes
+        return self._admission.leaves(self._key(self._group, held), nbytes) or held.num_hits > 0
 
     def _write(self, held: Held, below: Sequence[Below]) -> None:
         if not below:

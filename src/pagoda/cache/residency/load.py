@@ -110,7 +110,7 @@ class Load:
                 self._failed[part.label] = f"{error.field}: {error}"
                 damaged.append(part.label.key)
         if damaged:
-            tier.drop(damaged)
+            tier.damaged(damaged)
 
     def _copy(self, part: Part, data: Bytes) -> None:
         record = read_record(data, self._cipher)

@@ -1,7 +1,8 @@
 """What moves between the pool and the tiers below it, as the engine sees it: seek, begin a load, settle it.
 
-All methods belong to the thread that steps; threads of its own do what may take long. Pages go down as they are sealed
-or evicted (`demotion.py`); they come up where a waiting prompt can use them (`seek.py`, `load.py`).
+Methods belong to the thread that steps but where they say otherwise; threads of its own do what may take long. Pages go
+down as they are sealed or evicted (`demotion.py`); they come up where a waiting prompt can use them (`seek.py`,
+`load.py`).
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from pagoda.cache.prefix.keys import TOKEN_NBYTES
 from pagoda.cache.prefix.namespace import Namespace
 from pagoda.cache.prefix.snapshots import Snapshot
 from pagoda.cache.report import LoadDecision
+from pagoda.cache.residency.admission import Admission, WritePolicy
 from pagoda.cache.residency.break_even import BreakEven
 from pagoda.cache.residency.copies import num_pages
-from pagoda.cache.residency.demotion import Below, Demotion, WritePolicy
+from pagoda.cache.residency.demotion import Below, Demotion
 from pagoda.cache.residency.labels import Labels
 from pagoda.cache.residency.load import Part
 from pagoda.cache.residency.movers import Movers, Reading
@@ -89,8 +91,10 @@ class Residency:
         self._num_loaded = Counter[str]()
         self._loaded_nbytes = Counter[str]()
         self._tails = Tails(cache, labels)
+        limits = [told.limit_nbytes for tier, told in zip(tiers, self._latest_stats, strict=True) if tier.persists]
+        admission = Admission(policy, None if None in limits else max(filter(None, limits), default=0))
         self._demotions = [
-            Demotion(index, store, labels, self._below, policy, movers) for index, store in enumerate(stores)
+            Demotion(index, store, labels, self._below, admission, movers) for index, store in enumerate(stores)
         ]
         for group, demotion in zip(cache.groups, self._demotions, strict=True):
             group.holdings.keep_with(demotion if group.snapshots is None else _WithTails(demotion, self._tail_leaves))
@@ -179,7 +183,10 @@ class Residency:
         self._movers.wait(seconds)
 
     def forget(self) -> None:
-        """Forget what lies in tiers, as far as it is this process's to forget."""
+        """Forget what lies in tiers, as far as it is this process's to forget.
+
+        Takes as long as they do, so any thread may ask but the one that steps.
+        """
         for below in self._below:
             below.writer.flush(CLOSE_SECONDS)
             below.tier.clear()

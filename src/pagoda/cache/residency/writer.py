@@ -135,12 +135,12 @@ class Writer:
                 if not batch:
                     self._dropping = []
             if batch:
-                self._attempt(lambda batch=batch: self._put(batch))  # type: ignore[misc]
+                self._attempt(self._put, batch)
                 with self._changed:
                     for staged in batch:
                         self._waiting.discard(staged.key)
             else:
-                self._attempt(lambda keys=dropping: self._tier.drop(keys))  # type: ignore[misc]
+                self._attempt(self._tier.drop, dropping)
 
     def _take(self) -> list[ToWrite]:
         batch: list[ToWrite] = []
@@ -155,9 +155,9 @@ class Writer:
     def _put(self, batch: list[ToWrite]) -> None:
         self._tier.put([Put(staged.key, staged.record()) for staged in batch])
 
-    def _attempt(self, action: Callable[[], object]) -> None:
+    def _attempt(self, action: Callable[..., object], *arguments: object) -> None:
         """What a tier fails at is lost, and nothing else."""
         try:
-            action()
+            action(*arguments)
         except Exception:
             logger.exception("Writing to the %s tier failed", self._tier.name)

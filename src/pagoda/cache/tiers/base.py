@@ -115,6 +115,10 @@ class Tier(ABC):
     def drop(self, keys: Sequence[bytes]) -> None:
         """Forget records; unknown ones are ignored."""
 
+    def damaged(self, keys: Sequence[bytes]) -> None:
+        """The records that were returned are not what they should be: see that they go."""
+        self.drop(keys)
+
     @abstractmethod
     def clear(self) -> None:
         """Forget all that this process may forget."""

@@ -105,11 +105,11 @@ class GuardedTier(Tier):
         if keys:
             self._ask(lambda tier: tier.drop(keys), None)
 
-    def damaged(self, key: bytes) -> None:
-        """The record that was returned for `key` is not what it should be: count it, and see that it goes."""
+    def damaged(self, keys: Sequence[bytes]) -> None:
+        """Counts them, whatever the tier has noticed itself: what it did notice it has not returned."""
         with self._lock:
-            self._num_damaged += 1
-        self.drop([key])
+            self._num_damaged += len(keys)
+        self.drop(keys)
 
     def clear(self) -> None:
         self._ask(lambda tier: tier.clear(), None, is_long=True)

@@ -26,7 +26,7 @@ class HostTier(Tier):
         self._records: OrderedDict[bytes, memoryview] = OrderedDict()
         self._lock = Lock()
         self._nbytes = 0
-        self._num_dropped = self._num_refused = 0
+        self._num_dropped = self._num_refused = self._num_damaged = 0
         self._read_nbytes = self._written_nbytes = 0
 
     @classmethod
@@ -61,6 +61,11 @@ class HostTier(Tier):
             for key in keys:
                 self._remove(key)
 
+    def damaged(self, keys: Sequence[bytes]) -> None:
+        with self._lock:
+            self._num_damaged += len(keys)
+        self.drop(keys)
+
     def clear(self) -> None:
         with self._lock:
             self._records.clear()
@@ -74,6 +79,7 @@ class HostTier(Tier):
                 limit_nbytes=self._limit_nbytes,
                 num_dropped=self._num_dropped,
                 num_refused=self._num_refused,
+                num_damaged=self._num_damaged,
                 read_nbytes=self._read_nbytes,
                 written_nbytes=self._written_nbytes,
             )

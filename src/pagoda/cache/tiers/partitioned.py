@@ -64,6 +64,11 @@ class PartitionedTier(Tier):
         for part in self._parts:
             part.drop(keys)
 
+    def damaged(self, keys: Sequence[bytes]) -> None:
+        for part in self._parts:
+            if held := [key for key, is_held in zip(keys, part.contains(keys), strict=True) if is_held]:
+                part.damaged(held)
+
     def clear(self) -> None:
         for part in self._parts:
             part.clear()

@@ -175,5 +175,8 @@ class Backend(Protocol):
     def page_identity(self) -> Future[Identity]:
         """What its pages are of. All weights are read for that, once, and meanwhile nothing waits but who asks."""
 
-    def reset(self, with_tiers: bool) -> Future[int]:
+    def forget_tiers(self) -> None:
+        """Forget what tiers hold, as far as that is its own to forget. Takes as long as they do."""
+
+    def reset(self) -> Future[int]:
         """Forget every page that no job uses; how many those were."""

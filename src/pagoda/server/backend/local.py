@@ -84,8 +84,12 @@ class LocalBackend:
     def embedder(self) -> LocalEmbedder:
         return LocalEmbedder(self._engine, self._loop)
 
-    def reset(self, with_tiers: bool) -> Future[int]:
-        return self._loop.call(lambda: self._engine.reset_prefix_cache(with_tiers))
+    def forget_tiers(self) -> None:
+        if self._engine.residency is not None:
+            self._engine.residency.forget()
+
+    def reset(self) -> Future[int]:
+        return self._loop.call(self._engine.reset_prefix_cache)
 
     @property
     def page_names(self) -> PageNames:

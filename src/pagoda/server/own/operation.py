@@ -79,7 +79,9 @@ class Operation:
     async def reset_prefix_cache(self, request: Request, reset_external: bool = False) -> Response:
         """Forget every page that no request uses; tiers forget as well with `reset_external`."""
         check_admin(request)
-        count = await asyncio.wrap_future(self._service.backend.reset(reset_external))
+        if reset_external:
+            await asyncio.to_thread(self._service.backend.forget_tiers)
+        count = await asyncio.wrap_future(self._service.backend.reset())
         return json_response({"success": True, "pages": count})
 
     def _model(self, name: str, request: Request) -> dict[str, Any]:

@@ -25,6 +25,14 @@ SPENT = {
     "verdict": ["The first token took 1.8 s because 6,012 of 6,400 prompt tokens were computed. " * 2, "It failed."],
 }
 
+TIER = {
+    "fault": "It has failed 5 times since 14:35:10, and is asked again in 59 s: no answer from a-store.far.example.",
+    "bytes": 999 << 40,
+    "limit": 999 << 40,
+    **dict.fromkeys(("records", "loaded_records", "skipped", "dropped", "refused", "damaged", "errors"), NUMBER),
+    **dict.fromkeys(("loaded_bytes", "written_bytes", "waiting_bytes"), 999 << 40),
+}
+
 
 def recent(now: float, ttft_seconds: float) -> dict[str, Any]:
     counts = {"prompt_tokens": 12_345, "cached_tokens": 4_321, "output_tokens": 512, "preemptions": 2}
@@ -58,6 +66,7 @@ def crowded() -> dict[str, Any]:
         "page_stride": 4_000,
         "memory": {"pages": 999 << 30, "process": 999 << 30},
         "cache": {"hit_rate": 0.998, "hit_tokens": 100 * NUMBER, "evicted_pages": NUMBER},
+        "tiers": [TIER | {"name": name} for name in ("host", "disk", "remote")],
         "leases": [lease] * 3,
         "requests": [request | {"id": str(number)} for number in range(9)],
         "recent": [recent(now - 800 + number, 0.000_9 * 1.05**number) for number in range(240)],

@@ -12,6 +12,7 @@ import { Pages } from "./pages.js";
 import { Playground } from "./playground.js";
 import { Requests } from "./requests.js";
 import { SpentDialog } from "./spent.js";
+import { Tiers } from "./tiers.js";
 import { Tree } from "./tree.js";
 import { partsOf, updateUsage } from "./usage.js";
 import { bytes, clockTime, count, percent } from "./words.js";
@@ -21,6 +22,7 @@ const pages = new Pages();
 const leases = new Leases();
 const charts = new Charts();
 const hours = new Hours();
+const tiers = new Tiers();
 const spent = new SpentDialog();
 const requests = new Requests((request) => spent.open(request));
 const tree = new Tree(() => root.dataset.connection === "live");
@@ -36,6 +38,7 @@ function onEvent(event) {
   hours.update(event);
   updateUsage(event);
   updateMemory(event);
+  tiers.update(event);
   requests.update(event);
   spent.update((id) => requests.find(id));
 }
