@@ -1,14 +1,16 @@
-"""Everything of the Triton kernels that needs the card, in one command: right numbers, same bits, speed.
+"""Everything that needs the card, in one command: right numbers, same bits, whole models, speed.
 
-    python scripts/gpu_check.py --output results.json [--parts conformance,decode,...] [--sweep]
+    python scripts/gpu_check.py --output results.json [--parts conformance,models,...] [--sweep]
 
-Every part runs in processes of its own with a time limit, so that one failure loses nothing else. What takes long is
-compiling, so all kernels are compiled first, by many processes, while they check numbers; then timings run alone.
+Every part runs in processes of its own with a time limit, and results are written after each, so that one failure loses
+nothing else; a process that takes too long says first where it is. What takes long is compiling, so all kernels are
+compiled first, by many processes, while they check numbers; then timings run alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import subprocess
@@ -16,6 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,45 +26,69 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("src", "tests")]
 
 import gpu_cases  # noqa: E402
+import gpu_engine  # noqa: E402
+import gpu_models  # noqa: E402
 import gpu_timing  # noqa: E402
 
 # Seconds that a part may take. Parts that only check or compile share their processes.
-LIMITS = {"conformance": 110, "decode": 40, "prefill": 30, "flex": 60, "store": 20, "graph": 20, "sweep": 60}
-TIMED = ("decode", "prefill", "flex", "store", "graph", "sweep")
+LIMITS = {
+    "conformance": 110,
+    "models": 150,
+    "engine": 45,
+    "generate": 75,
+    "profile": 45,
+    "decode": 40,
+    "prefill": 30,
+    "flex": 60,
+    "store": 20,
+    "graph": 20,
+    "sweep": 60,
+}
+TIMED = ("engine", "generate", "profile", "decode", "prefill", "flex", "store", "graph", "sweep")
+ALL = "conformance,models,engine,generate,decode,prefill,flex,store,graph"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="the JSON file with all results")
-    parser.add_argument("--parts", default="conformance,decode,prefill,flex,store,graph", help="which parts to run")
+    parser.add_argument("--parts", default=ALL, help="which parts to run (there is profile too)")
     parser.add_argument("--sweep", action="store_true", help="also time a list of tiles, and print the best")
     parser.add_argument("--workers", type=int, default=min(14, os.cpu_count() or 1), help="processes that compile")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--lines", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--limit", type=float, default=60, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
+        faulthandler.dump_traceback_later(arguments.limit * 0.95, exit=True)
         run_items(arguments.run.split(","), arguments.lines)
         return
     parts = [*filter(None, arguments.parts.split(",")), *(["sweep"] if arguments.sweep else [])]
-    results = check(parts, arguments.workers)
-    arguments.output.write_text(json.dumps(results, indent=1))
+    for results in check(parts, arguments.workers):
+        arguments.output.write_text(json.dumps(results, indent=1))
     gpu_timing.print_tables(results)
     print(f"Took {results['seconds']} s on {results['card']}; {results['num_failed']} failed. See {arguments.output}.")
 
 
-def check(parts: list[str], workers: int) -> dict[str, Any]:
+def check(parts: list[str], workers: int) -> Iterator[dict[str, Any]]:
+    """Results after each part."""
     began = time.monotonic()
-    first = [*(gpu_cases.names() if "conformance" in parts else []), *gpu_timing.to_compile(parts)]
-    limit = LIMITS["conformance"] + (LIMITS["sweep"] if "sweep" in parts else 0)
+    first = [*(gpu_models.names() if "models" in parts else []), *(gpu_cases.names() if "conformance" in parts else [])]
+    first += gpu_timing.to_compile(parts)
+    limit = max(LIMITS[part] for part in ("conformance", *parts) if part not in TIMED or part == "sweep")
     lines = run_apart([first[index::workers] for index in range(workers)], limit)
-    seconds = {"first": round(time.monotonic() - began, 1)}
-    for part in parts:
-        if part in TIMED:
-            started = time.monotonic()
-            lines += run_apart([[f"time:{part}"]], LIMITS[part])
-            seconds[part] = round(time.monotonic() - started, 1)
     done = {line["item"] for line in lines}
     lines += [{"item": item, "error": "did not run in time"} for item in first if item not in done]
+    seconds = {"first": round(time.monotonic() - began, 1)}
+    yield results_so_far(lines, seconds, began)
+    for part in parts:
+        for name in gpu_engine.parts(part) if part in gpu_engine.TIMED else [part] if part in TIMED else []:
+            started = time.monotonic()
+            lines += run_apart([[f"time:{name}"]], LIMITS[part])
+            seconds[name] = round(time.monotonic() - started, 1)
+            yield results_so_far(lines, seconds, began)
+
+
+def results_so_far(lines: list[dict[str, Any]], seconds: dict[str, float], began: float) -> dict[str, Any]:
     return {
         "card": next((line["card"] for line in lines if "card" in line), "no card"),
         "seconds": round(time.monotonic() - began, 1),
@@ -80,6 +107,7 @@ def run_apart(shards: list[list[str]], limit: float) -> list[dict[str, Any]]:
             if items:
                 output, errors = Path(folder) / f"{number}.jsonl", Path(folder) / f"{number}.txt"
                 command = [sys.executable, __file__, "--output", "-", "--run", ",".join(items), "--lines", str(output)]
+                command += ["--limit", str(limit)]
                 with errors.open("w") as file:
                     running.append((items, output, errors, subprocess.Popen(command, stdout=file, stderr=file)))
         deadline = time.monotonic() + limit
@@ -123,6 +151,10 @@ def results_of(item: str) -> Any:
     kind, _, name = item.partition(":")
     if kind == "case":
         return [gpu_cases.run(name)]
+    if kind == "model":
+        return [gpu_models.run(name)]
+    if kind == "time" and name.partition("/")[0] in gpu_engine.TIMED:
+        return gpu_engine.timed(name)
     if kind == "compile":
         return [gpu_timing.compile_only(name)]
     return gpu_timing.timed(name)

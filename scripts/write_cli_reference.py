@@ -20,7 +20,8 @@ Written by `make docs` from the parser itself; `pagoda COMMAND --help` shows the
 Standard output carries results alone; reports and errors go to standard error. Exit status: 0 done, 1 the model or a
 request failed, 2 the command or an option is wrong, 130 interrupted.
 
-Environment: `PAGODA_KERNELS` (auto, native, reference), `PAGODA_KERNEL_ISA` (amx, avx512_bf16, avx512, avx2, baseline),
+Environment: `PAGODA_KERNELS` (auto, native, reference, triton),
+`PAGODA_KERNEL_ISA` (amx, avx512_bf16, avx512, avx2, baseline),
 `PAGODA_LOG_LEVEL` (DEBUG, INFO, WARNING, ERROR), `PAGODA_POISON_PAGES` (1 fills fresh pages with NaN, for debugging),
 `PAGODA_CACHE_DIR` (keeps what was measured of models; by default the user's cache folder, empty for none).
 """

@@ -30,8 +30,8 @@ settings.load_profile(
 @pytest.fixture(scope="session", autouse=True)
 def recorded_soon():
     """Decode steps are recorded after one of the kind, so that short tests replay some."""
-    if replay := sys.modules.get("pagoda.models.replay"):
-        replay.RUNS_BEFORE = 1
+    if recording := sys.modules.get("pagoda.kernels.recording"):
+        recording.StepRecorder.runs_before = 1
 
 
 @pytest.fixture

@@ -11,6 +11,10 @@ import pagoda
 
 PACKAGE = Path(pagoda.__file__).parent
 
+BASIS = (
+    *("checks", "config", "confined", "devices", "errors"),
+    *("json_shape", "machine", "registry", "sampling_params", "units"),
+)
 # From the top down; a module imports from its own line or a lower one.
 LEVELS = (
     ("cli", "cluster"),
@@ -29,11 +33,11 @@ LEVELS = (
     ("layouts",),
     ("detokenizer", "text", "tokenizing"),
     ("checkpoint",),
-    ("checks", "config", "confined", "errors", "json_shape", "machine", "registry", "sampling_params", "units"),
+    BASIS,
 )
 LEVEL = {name: len(LEVELS) - number for number, names in enumerate(LEVELS) for name in names}
 ANALYSIS = {
-    *("analysis", "cache", "checkpoint", "checks", "config", "engine", "errors", "formats"),
+    *("analysis", "cache", "checkpoint", "checks", "config", "devices", "engine", "errors", "formats"),
     *("layouts", "machine", "planning", "registry", "sampling_params", "units"),
 }
 

@@ -16,6 +16,7 @@ from pagoda.checks import as_float, is_number, is_whole, shown
 from pagoda.errors import ConfigError
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+DEVICES = ("auto", "cpu", "cuda")
 DEFAULT_KV_CACHE_NBYTES = 4 << 30
 DEFAULT_KV_CACHE_SHARE = 0.4  # of the memory available at start-up
 DEFAULT_LEASE_SHARE = 0.5  # of the pages, where no tenants are named
@@ -101,12 +102,15 @@ def check_tenants(tenants: Mapping[str, TenantShare]) -> None:
 class EngineConfig:
     """How to run one model. `None` and "auto" are resolved from the model and the machine at start-up.
 
+    device: "cpu", "cuda" (a GPU), or "auto": a GPU if there is one that can be used.
+    gpu_memory_utilization: how much of a GPU's memory is used, by weights, pages and all others on it.
     kv_cache_dtype: a format, a pair for keys and values ("int8/int4"), or formats by reach ("full=int8,sliding=bf16").
     kv_cache_dtype_skip_layers: layers that keep the model's precision, by number or by reach ("sliding").
     kv_cache_calibration: the text that formats of few bits are fitted to the model with: "auto", "none" or a file.
     block_size: tokens per page, a multiple of 16.
     max_num_batched_tokens: tokens computed in one step; longer prompts are computed in chunks.
-    kv_cache_memory_bytes: size of the page pools; None takes 40 % of free memory, at most 4 GiB.
+    kv_cache_memory_bytes: size of the page pools; None takes 40 % of free memory, at most 4 GiB, or of a GPU what
+    gpu_memory_utilization leaves.
     snapshot_memory_share: how much of that is for copies of recurrent states, from which others resume.
     snapshot_interval_tokens: how far apart such copies are in a long prompt; None follows from the share, 0 makes none.
     eviction_policy: which idle pages go first when memory is short.
@@ -127,6 +131,8 @@ class EngineConfig:
     """
 
     dtype: str = "auto"
+    device: str = "auto"
+    gpu_memory_utilization: float = 0.9
     kv_cache_dtype: str = "auto"
     kv_cache_dtype_skip_layers: tuple[int | str, ...] = ()
     kv_cache_calibration: str = "auto"
@@ -157,6 +163,11 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.dtype, str) or self.dtype not in DTYPES:
             raise ConfigError(f"dtype is {shown(self.dtype)}; choose one of: {', '.join(DTYPES)}.")
+        if not isinstance(self.device, str) or self.device not in DEVICES:
+            raise ConfigError(f"device is {shown(self.device)}; choose one of: {', '.join(DEVICES)}.")
+        share = self.gpu_memory_utilization
+        if not is_number(share) or not 0 < as_float(share) <= 1:
+            raise ConfigError(f"gpu_memory_utilization is {shown(share)}; give a share above 0 and at most 1.")
         self._check_types()
         for name in ("max_model_len", "kv_cache_memory_bytes", "num_threads", "kv_disk_bytes"):
             value = getattr(self, name)

@@ -31,6 +31,8 @@
     ├── TraceError                  a trace, or under --strict a line of it, cannot be replayed
     ├── HttpError                   the server's answer to a request that it does not serve, with a status
     ├── KernelUnavailableError      a kernel was forced that this machine or build lacks
+    ├── DeviceUnavailableError      there is no GPU that can be used, or not enough of it
+    ├── DeviceLostError             a GPU stopped in the middle of a step
     └── EngineClosedError           the engine was closed before the request finished
 
 Messages say what to do next. `assert` is for our own bugs only and never stands in for one of these.
@@ -188,6 +190,14 @@ class HttpError(PagodaError):
 
 class KernelUnavailableError(PagodaError):
     """A kernel backend or instruction set was forced that this machine or build does not have."""
+
+
+class DeviceUnavailableError(PagodaError):
+    """There is no GPU that can be used, or not enough of it."""
+
+
+class DeviceLostError(PagodaError):
+    """A GPU cannot compute any more: its driver, or a program on it, failed."""
 
 
 class EngineClosedError(PagodaError):

@@ -27,7 +27,8 @@ from pagoda.chat.options import ChatOptions
 from pagoda.chat.renderer import ChatRenderer
 from pagoda.checks import shown
 from pagoda.collector import Collector
-from pagoda.config import engine_config
+from pagoda.config import EngineConfig, engine_config
+from pagoda.devices import find_device
 from pagoda.engine.engine import Engine
 from pagoda.engine.format_fit import calibration_text
 from pagoda.engine.loop import EngineLoop
@@ -74,7 +75,8 @@ class LLM:
         **options: Any,
     ) -> None:
         config = engine_config(**options)
-        kernels = choose_kernels(config.environment, config.deterministic)
+        device = _device_of(model, config)
+        kernels = choose_kernels(config.environment, config.deterministic, device.type)
         bound_primitives()
         self.tokenizer: Any = None
         feature_extractor: Any = None
@@ -82,7 +84,7 @@ class LLM:
             loaded = model
         else:
             path = EMBEDDED_MODEL if model is None else model
-            loaded = load_model(path, dtype=config.dtype, generation_config=config.generation_config)
+            loaded = load_model(path, dtype=config.dtype, generation_config=config.generation_config, device=device)
             if tokenizer is None and not skip_tokenizer_init:
                 self.tokenizer = load_tokenizer(path)
             feature_extractor = load_feature_extractor(Path(path)) if loaded.encoder else None
@@ -392,3 +394,14 @@ def _set_soon(events: asyncio.AbstractEventLoop, end: asyncio.Future[Any], outpu
             end.set_result(output)
 
     events.call_soon_threadsafe(resolve)
+
+
+def _device_of(model: str | Path | Model | None, config: EngineConfig) -> torch.device:
+    """Where a model lies or is to be loaded: on the processor if its kernels are forced."""
+    if isinstance(model, Model):
+        if config.device not in ("auto", model.device.type):
+            raise ConfigError(
+                f"device is {config.device!r}, and the model that was given lies on {model.device.type}; leave one out."
+            )
+        return model.device
+    return find_device("cpu" if config.device == "auto" and config.environment.kernels == "native" else config.device)

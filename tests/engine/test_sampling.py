@@ -250,7 +250,7 @@ def test_a_sequence_without_a_token_left_fails_alone():
     params = SamplingParams(min_tokens=1, stop_token_ids=[0])
     broken = make_sequence(SamplingParams())
     broken.random = None
-    rows = [(each, logits) for each in (make_sequence(params), broken, make_sequence(SamplingParams()))]
-    drawn, failed = draw(rows, NO_EOS)
+    rows = [(each, 0) for each in (make_sequence(params), broken, make_sequence(SamplingParams()))]
+    drawn, failed = draw(logits[None], rows, NO_EOS)
     assert [token for _, _, token in drawn] == [0]
     assert [type(error) for _, error in failed] == [InvalidSamplingError, RequestError]

@@ -10,8 +10,8 @@ import torch
 
 from pagoda.kernels.base import GroupView
 from pagoda.kernels.native import NativeKernels
+from pagoda.kernels.recording import StepRecorder
 from pagoda.kernels.reference import ReferenceKernels
-from pagoda.models import replay
 from pagoda.models.attention import PagedStep
 from pagoda.models.replay import DecodeSteps
 
@@ -139,10 +139,10 @@ def test_other_kernels_run_the_forward():
 
 
 def test_what_is_recorded_has_been_run_often(monkeypatch):
-    monkeypatch.setattr(replay, "RUNS_BEFORE", 4)
+    monkeypatch.setattr(StepRecorder, "runs_before", 4)
     network, steps = run(plain, num_steps=9)
     assert network.calls == 6
-    monkeypatch.setattr(replay, "MAX_BUFFER_NBYTES", 0)
+    monkeypatch.setattr(StepRecorder, "most_nbytes", 0)
     network, steps = run(plain, num_steps=15)
     assert network.calls == 15
     assert not steps._recordings
@@ -156,7 +156,7 @@ def test_steps_of_other_sizes_are_recorded_apart(monkeypatch):
         with torch.inference_mode():
             assert torch.equal(steps.forward(rows, rows, rows, step(kernels)), plain(rows, 0))
     assert network.calls == 9
-    monkeypatch.setattr(replay, "MAX_BUFFER_NBYTES", 0)
+    monkeypatch.setattr(StepRecorder, "most_nbytes", 0)
     for _ in range(4):
         rows = torch.arange(4)
         steps.forward(rows, rows, rows, step(kernels))

@@ -1,10 +1,11 @@
 """The page pool: the bytes behind the pages of one layer group.
 
-One run of memory, mapped but not touched until a page is used, in huge pages where the system grants them. Knows
-which bytes belong to a page and nothing of what they mean.
+One run of memory: on the host mapped but not touched until a page is used, in huge pages where the system grants them;
+on a GPU taken at once. Knows which bytes belong to a page and nothing of what they mean.
 """
 
 import mmap
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,16 +16,24 @@ from pagoda.formats.state import StateGeometry
 
 # All bits set is NaN in fp32, fp16 and bf16.
 POISON = 0xFF
+HOST = torch.device("cpu")
 
 
 class PagePool:
     """`pages` is uint8 [num_pages, page_nbytes]. With `poison`, pages are filled with NaN before they are written."""
 
-    def __init__(self, geometry: PageGeometry | StateGeometry, num_pages: int, poison: bool = False) -> None:
+    def __init__(
+        self,
+        geometry: PageGeometry | StateGeometry,
+        num_pages: int,
+        poison: bool = False,
+        device: torch.device = HOST,
+    ) -> None:
         self.geometry = geometry
-        self.pages = _map(num_pages * geometry.page_nbytes).view(num_pages, geometry.page_nbytes)
+        nbytes = num_pages * geometry.page_nbytes
+        memory = _map(nbytes) if device.type == "cpu" else torch.zeros(nbytes, dtype=torch.uint8, device=device)
+        self.pages = memory.view(num_pages, geometry.page_nbytes)
         self._poison = poison
-        self._bytes: NDArray[np.uint8] = self.pages.numpy()
 
     def prepare(self, page: int) -> None:
         if self._poison:
@@ -37,6 +46,10 @@ class PagePool:
         """The bytes of a page, to be read and written: uint8 [page_nbytes]."""
         row: NDArray[np.uint8] = self._bytes[page]
         return row
+
+    @cached_property
+    def _bytes(self) -> NDArray[np.uint8]:
+        return self.pages.numpy()
 
     def blank(self, body: NDArray[np.uint8], num_tokens: int) -> None:
         """Of a copy of a page, zero what is behind its first tokens: nobody is to see what lay there before."""

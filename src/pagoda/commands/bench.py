@@ -23,6 +23,7 @@ from pagoda.commands.options import engine_options
 from pagoda.commands.recording import RecordedLLM, record
 from pagoda.commands.scenarios import SCENARIOS, Measurement, Workload
 from pagoda.commands.shapes import shape_config
+from pagoda.devices import find_device
 from pagoda.errors import ConfigError
 from pagoda.llm import EMBEDDED_MODEL
 from pagoda.models.loader import load_model, model_from_config
@@ -65,12 +66,13 @@ def _load(arguments: Namespace) -> Model:
 
 
 def _model(arguments: Namespace) -> Model:
+    device = find_device(arguments.device)
     if arguments.random_weights is None:
-        return load_model(arguments.model or EMBEDDED_MODEL, dtype=arguments.dtype)
+        return load_model(arguments.model or EMBEDDED_MODEL, dtype=arguments.dtype, device=device)
     if arguments.model is not None:
         raise ConfigError("--model and --random-weights name two models; give one of them.")
     dtype = "bfloat16" if arguments.dtype == "auto" else arguments.dtype
-    return model_from_config(shape_config(arguments.random_weights), dtype=dtype)
+    return model_from_config(shape_config(arguments.random_weights), dtype=dtype, device=device)
 
 
 def _measure(model: Model, arguments: Namespace, name: str, workload: Workload, found: Found, is_caching: bool) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,8 @@ from rich.table import Table
 
 from pagoda import __version__, machine
 from pagoda.config import Environment
-from pagoda.errors import ConfigError, KernelUnavailableError, PagodaError
+from pagoda.devices import check_gpu, device_name, find_device, room_on
+from pagoda.errors import ConfigError, DeviceUnavailableError, KernelUnavailableError, PagodaError
 from pagoda.kernels.dispatch import AUTO, BEST, PLAIN, find_backend
 from pagoda.units import format_nbytes
 
@@ -32,6 +34,16 @@ if TYPE_CHECKING:
     from pagoda.llm import LLM
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+# What they are for, the modules that tell, and what pip is asked for.
+EXTRAS = (
+    ("server", ("fastapi", "uvicorn"), "server"),
+    ("structured outputs", ("llguidance",), "structured"),
+    ("pages in a shared store", ("redis", "obstore"), "remote"),
+    ("encrypted pages", ("cryptography",), "encryption"),
+    ("KV events", ("zmq", "msgspec"), "events"),
+    ("plots", ("matplotlib",), "plot"),
+    ("GPU kernels", ("triton",), "gpu"),
+)
 CHECK_TOKENS = 8
 CHECKED_FORMATS = ("int8", "fp8_e4m3", "k8v4", "int4")
 CHECK_CACHE_NBYTES = 32 << 20
@@ -69,7 +81,9 @@ def diagnose(environment: Environment, model: Path | None = None, measures: bool
     """Every finding, the quick ones first, with the embedded model or another; some take a while to measure."""
     yield from _versions()
     yield from _machine()
+    yield from _gpu()
     yield from _kernels(environment)
+    yield from _extras()
     yield from _measured(environment) if measures else _bandwidth()
     yield from _model(environment, model, measures)
 
@@ -103,6 +117,27 @@ def _machine() -> Iterator[Finding]:
         yield Finding("machine", "huge pages", "never: page pools use small pages; set madvise or always", Status.SLOW)
     else:
         yield Finding("machine", "huge pages", setting or "unknown")
+
+
+def _gpu() -> Iterator[Finding]:
+    """The GPU that models run on unless another device is asked for, or why there is none."""
+    try:
+        check_gpu()
+    except DeviceUnavailableError as error:
+        yield Finding("machine", "GPU", f"none in use: {error}")
+        return
+    device = find_device("cuda")
+    yield Finding("machine", "GPU", f"{device_name(device)}, {format_nbytes(max(room_on(device, 1.0), 0))} free")
+
+
+def _extras() -> Iterator[Finding]:
+    """What needs packages that are installed when they are asked for."""
+    for use, modules, extra in EXTRAS:
+        missing = [module for module in modules if find_spec(module) is None]
+        if missing:
+            yield Finding("extras", use, f"not installed; get it with: pip install 'pagoda-kv[{extra}]'")
+        else:
+            yield Finding("extras", use, "installed")
 
 
 def _kernels(environment: Environment) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pagoda.config import DTYPES, WRITE_POLICIES, EngineConfig
+from pagoda.config import DEVICES, DTYPES, WRITE_POLICIES, EngineConfig
 from pagoda.errors import ConfigError
 from pagoda.registry import names
 from pagoda.sampling_params import SamplingParams
@@ -49,6 +49,13 @@ OF_CHECKPOINTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"
 
 ENGINE_OPTIONS = (
     _option("dtype", "precision of the weights; auto takes the checkpoint's", choices=DTYPES),
+    _option("device", "what computes; auto takes a GPU if there is one that can be used", choices=DEVICES),
+    _option(
+        "gpu_memory_utilization",
+        "how much of a GPU's memory is used, by weights, pages and all others on it",
+        type=float,
+        metavar="SHARE",
+    ),
     _option(
         "kv_cache_dtype",
         f"format of the pages: auto (the precision of the weights), {', '.join(names('format'))}, or a pair for keys "

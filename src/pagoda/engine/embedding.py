@@ -69,4 +69,4 @@ class Embedding:
         self._pooled = hidden[-1] if self._pooling is Pooling.LAST else self._pooled + hidden.sum(dim=0)
         if self._num_done < len(self._token_ids):
             return None
-        return torch.nn.functional.normalize(self._pooled, dim=0)
+        return torch.nn.functional.normalize(self._pooled, dim=0).cpu()

@@ -22,6 +22,7 @@ from pagoda.cache.residency.carry import Carrier
 from pagoda.cache.residency.labels import Labels
 from pagoda.cache.residency.residency import Residency
 from pagoda.config import EngineConfig
+from pagoda.devices import check_alive
 from pagoda.engine.accounting import StepTimes, charge_step
 from pagoda.engine.admission import Admission
 from pagoda.engine.batch import Batch
@@ -32,7 +33,7 @@ from pagoda.engine.format_fit import CalibrationText, fit_format
 from pagoda.engine.forward import Computed, Forward
 from pagoda.engine.identity import identity_of
 from pagoda.engine.lookups import Lookups
-from pagoda.engine.pools import make_pools
+from pagoda.engine.pools import check_device, machine_facts, make_pools
 from pagoda.engine.promotion import Promotions
 from pagoda.engine.request import FinishReason, Request, Sequence, new_sample
 from pagoda.engine.sampling import stop_token_ids
@@ -43,6 +44,7 @@ from pagoda.engine.tiers import labels_of, make_residency, open_tiers
 from pagoda.errors import (
     OutOfPagesError,
     RequestError,
+    SessionError,
     StructuredOutputError,
 )
 from pagoda.kernels.base import Kernels
@@ -50,7 +52,6 @@ from pagoda.models.determinism import check_determinism
 from pagoda.models.model import Model
 from pagoda.planning.caches import cache_stores, make_cache
 from pagoda.planning.decoding import decode_costs
-from pagoda.planning.facts import MachineFacts
 from pagoda.planning.memory import plan_memory
 
 logger = logging.getLogger(__name__)
@@ -76,13 +77,14 @@ class Engine:
     ) -> None:
         self.model = model
         self.kernels = kernels
-        self.memory = plan_memory(model.facts, MachineFacts.measured(), config)
+        self.memory = plan_memory(model.facts, machine_facts(model, config), config)
         model.fix_length(config.max_model_len)
         if config.deterministic:
             check_determinism(model, kernels)
         self.decode_costs = decode_costs(model.facts, self.memory, config)
         self.max_model_len = self.memory.max_model_len
-        pools = make_pools(self.memory, config.environment.poison_pages)
+        check_device(model, config)
+        pools = make_pools(self.memory, config.environment.poison_pages, model.device)
         self._admission = Admission(model, config, self.memory)
         self._cache = make_cache(self.memory, pools, config, clock)
         policy = config.eviction_policy if config.enable_prefix_caching else None
@@ -124,7 +126,9 @@ class Engine:
 
     @cached_property
     def carrier(self) -> Carrier:
-        """Takes sequences out of the cache and puts them in."""
+        """Takes sequences out of the cache and puts them in. Raises SessionError where pages lie on a GPU."""
+        if self.model.device.type != "cpu":
+            raise SessionError("Pages on a GPU cannot be saved or loaded yet; choose device=cpu for sessions.")
         return Carrier(self._cache, self._stores, self._labels)
 
     @cached_property
@@ -191,6 +195,7 @@ class Engine:
             if computed is not None:
                 self._settler.settle(batch, computed)
         except Exception as error:
+            check_alive(self.model.device, error)
             logger.exception("A step of %d sequences failed", len(batch))
             self._ends.fail(batch.sequences, RequestError(f"The step that this request was in failed: {error!r}"))
         if batch:

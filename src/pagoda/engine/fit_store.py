@@ -88,7 +88,7 @@ def key_of(model: Model, token_ids: torch.Tensor) -> str:
     for name, weight in (*model.network.named_parameters(), *model.network.named_buffers()):
         numbers = weight.detach().flatten()
         digest.update(f"{name} {tuple(weight.shape)}".encode())
-        digest.update(numbers[:: max(1, len(numbers) // SAMPLED)].float().numpy().tobytes())
+        digest.update(numbers[:: max(1, len(numbers) // SAMPLED)].float().cpu().numpy().tobytes())
     digest.update(token_ids.numpy().tobytes())
     return digest.hexdigest()
 

@@ -33,25 +33,26 @@ from pagoda.planning.memory import MemoryPlan
 class Computed:
     """What came of a step: fp32 `logits` [sequences, vocabulary] of the `complete` ones, whose tokens are all computed.
 
-    `broken` sequences have NaN or infinity among their keys and values. `prompt_logits` are of rows to be scored.
+    `broken` sequences have NaN or infinity among their keys and values, others among their logits. `prompt_logits` are
+    of rows to be scored. Logits lie where the model does.
     """
 
     complete: list[Sequence]
     logits: torch.Tensor
     broken: list[Sequence]
+    with_broken_logits: list[Sequence]
     prompt_logits: dict[Sequence, torch.Tensor] = field(default_factory=dict)
 
-    def with_broken_logits(self) -> list[Sequence]:
-        """Those with NaN or infinity among their logits; -inf alone is a model's way to rule a token out."""
-        rows = [*zip(self.complete, _are_finite(self.logits), strict=True)]
-        rows += [(sequence, all(_are_finite(logits))) for sequence, logits in self.prompt_logits.items()]
-        return [sequence for sequence, is_finite in rows if not is_finite]
 
+def _flags(finite: torch.Tensor, logits: torch.Tensor) -> tuple[list[bool], list[bool]]:
+    """Of sequences, whether what was stored is finite; and of rows, whether their logits are, in one transfer.
 
-def _are_finite(logits: torch.Tensor) -> list[bool]:
-    """Of each row; its maximum is NaN if anything in it is. Through numpy, since torch wakes threads for it."""
-    found: list[bool] = np.isfinite(logits.numpy().max(axis=-1)).tolist()
-    return found
+    The maximum of a row is NaN if anything in it is; -inf alone is a model's way to rule a token out.
+    """
+    if logits.is_cpu:  # torch would wake threads for it
+        return finite.bool().tolist(), np.isfinite(logits.numpy().max(axis=-1)).tolist()
+    flags = torch.cat((finite.to(logits.device).bool(), logits.amax(dim=-1).isfinite())).tolist()
+    return flags[: len(finite)], flags[len(finite) :]
 
 
 class Forward:
@@ -95,12 +96,15 @@ class Forward:
         forward = self._decode_steps.forward if is_decode else self._model.forward
         wanted = torch.tensor(rows.wanted, dtype=torch.long)
         logits = forward(torch.tensor(rows.tokens), torch.tensor(rows.positions), wanted, step)
-        broken = [each for each, finite in zip(batch.sequences, step.finite.tolist(), strict=True) if not finite]
+        stored, are_finite = _flags(step.finite, logits)
+        broken = [each for each, finite in zip(batch.sequences, stored, strict=True) if not finite]
         broken += new_inputs.broken(encoder_tokens)
+        with_broken_logits = [each for each, row in zip(rows.complete, rows.drawn, strict=True) if not are_finite[row]]
         if not rows.scored:
-            return Computed(rows.complete, logits, broken)
+            return Computed(rows.complete, logits, broken, with_broken_logits)
+        with_broken_logits += [each for each, found in rows.scored.items() if not all(are_finite[found])]
         prompt_logits = {sequence: logits[found] for sequence, found in rows.scored.items()}
-        return Computed(rows.complete, logits[rows.drawn], broken, prompt_logits)
+        return Computed(rows.complete, logits[rows.drawn], broken, with_broken_logits, prompt_logits)
 
 
 class _Rows:

@@ -1,22 +1,66 @@
-"""The page pools of an engine, as a memory plan divides what there is."""
+"""Where the page pools of an engine lie, what room there is for them, and the pools as a memory plan divides it."""
 
 from __future__ import annotations
 
+import torch
+
 from pagoda.cache.pool import PagePool
-from pagoda.errors import ConfigError
+from pagoda.config import EngineConfig
+from pagoda.devices import device_name, room_on
+from pagoda.errors import ConfigError, DeviceUnavailableError
 from pagoda.formats.page import PageGeometry
 from pagoda.formats.state import StateGeometry
+from pagoda.models.model import Model
+from pagoda.planning.facts import MachineFacts
 from pagoda.planning.memory import MemoryPlan
 
+# Of a GPU, what torch, its libraries and recorded steps keep besides weights, pages and the numbers of a step.
+KEPT_NBYTES = 1 << 30
+# Numbers of a step for each token: some times as many as its widest layer makes.
+WIDTHS_OF_A_STEP = 6
+# Copies of logits that sampling makes.
+COPIES_OF_LOGITS = 4
 
-def make_pools(memory: MemoryPlan, poison: bool) -> list[PagePool]:
+
+def machine_facts(model: Model, config: EngineConfig) -> MachineFacts:
+    """Of the memory that the pages of `model` would lie in. Raises DeviceUnavailableError if a GPU has no room."""
+    facts = MachineFacts.measured()
+    if model.device.type == "cpu" or config.kv_cache_memory_bytes is not None:
+        return facts
+    nbytes = room_on(model.device, config.gpu_memory_utilization) - KEPT_NBYTES - _step_nbytes(model, config)
+    if nbytes <= 0:
+        raise DeviceUnavailableError(
+            f"{device_name(model.device)} has {-nbytes} bytes too few for pages beside the weights; raise "
+            "gpu_memory_utilization, lower max_num_batched_tokens or max_num_seqs, or end what else runs on it."
+        )
+    return MachineFacts(facts.available_nbytes, nbytes)
+
+
+def make_pools(memory: MemoryPlan, poison: bool, device: torch.device) -> list[PagePool]:
     """A pool for every group of layers that attend, then one for recurrent states."""
     wanted: list[tuple[PageGeometry | StateGeometry, int]] = [*memory.pools]
     if memory.states is not None:
         wanted.append((memory.states.geometry, memory.states.num_slots))
     try:
-        return [PagePool(geometry, num_pages, poison) for geometry, num_pages in wanted]
-    except (OSError, OverflowError, ValueError) as error:
+        return [PagePool(geometry, num_pages, poison, device) for geometry, num_pages in wanted]
+    except (OSError, OverflowError, ValueError, torch.OutOfMemoryError) as error:
+        where = "This machine" if device.type == "cpu" else device_name(device)
         raise ConfigError(
-            f"This machine has no room for page pools of {memory.nbytes} bytes ({error}); lower kv_cache_memory_bytes."
+            f"{where} has no room for page pools of {memory.nbytes} bytes ({error}); lower kv_cache_memory_bytes."
         ) from error
+
+
+def check_device(model: Model, config: EngineConfig) -> None:
+    """Raise ConfigError for what is not done with pages on a GPU."""
+    if model.device.type != "cpu" and (config.kv_host_bytes or config.kv_disk or config.kv_remote):
+        raise ConfigError("Pages on a GPU have no tiers yet; leave kv_host_bytes, kv_disk and kv_remote out.")
+
+
+def _step_nbytes(model: Model, config: EngineConfig) -> int:
+    widest = max((each.out_features for each in model.network.modules() if _is_layer(each, model)), default=0)
+    numbers = config.max_num_batched_tokens * widest * model.dtype.itemsize * WIDTHS_OF_A_STEP
+    return numbers + config.max_num_seqs * model.vocab_size * torch.float32.itemsize * COPIES_OF_LOGITS
+
+
+def _is_layer(module: torch.nn.Module, model: Model) -> bool:
+    return isinstance(module, torch.nn.Linear) and module.out_features != model.vocab_size

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
 from time import monotonic
 
 import numpy as np
@@ -18,6 +17,7 @@ from pagoda.engine.constraint import Matcher
 from pagoda.engine.race import first_to_arrive
 from pagoda.engine.request import Request, Sequence, TokenLogprobs
 from pagoda.engine.rules import apply_rules
+from pagoda.engine.together import draw_together
 from pagoda.errors import InvalidSamplingError, RequestError, StructuredOutputError
 from pagoda.models.generation import NO_RULES, GenerationTokens
 from pagoda.sampling_params import SamplingParams
@@ -25,10 +25,17 @@ from pagoda.sampling_params import SamplingParams
 logger = logging.getLogger(__name__)
 
 
+def are_edited(sequence: Sequence) -> bool:
+    """Whether something decides what may come next besides the logits."""
+    request = sequence.request
+    return request.params.edits_logits or sequence.matcher is not None or request.rules is not NO_RULES
+
+
 def sample(logits: torch.Tensor, sequence: Sequence, eos_token_ids: frozenset[int]) -> int:
     """The next token of a sequence from its fp32 `logits` [vocabulary], which are left as they are."""
     params = sequence.request.params
-    if params.edits_logits or sequence.matcher is not None or sequence.request.rules is not NO_RULES:
+    logits = logits.cpu()
+    if are_edited(sequence):
         logits = edit_logits(logits.clone(), sequence, eos_token_ids)
     # For a single row numpy is several times faster than torch, which wakes threads for it.
     values = logits.numpy()
@@ -46,14 +53,16 @@ def sample(logits: torch.Tensor, sequence: Sequence, eos_token_ids: frozenset[in
 
 
 def draw(
-    rows: Iterable[tuple[Sequence, torch.Tensor]], eos_token_ids: frozenset[int]
-) -> tuple[list[tuple[Sequence, torch.Tensor, int]], list[tuple[Sequence, RequestError]]]:
-    """The next token of each sequence beside its logits, and those that can have none: the others go on."""
+    logits: torch.Tensor, rows: list[tuple[Sequence, int]], eos_token_ids: frozenset[int]
+) -> tuple[list[tuple[Sequence, int, int]], list[tuple[Sequence, RequestError]]]:
+    """The next token of each sequence beside its row of `logits`, and those that can have none: the others go on."""
     drawn, failed = [], []
     before = monotonic()
-    for sequence, logits in rows:
+    together = {} if logits.is_cpu else draw_together(logits, [each for each in rows if not are_edited(each[0])])
+    for sequence, row in rows:
         try:
-            drawn.append((sequence, logits, sample(logits, sequence, eos_token_ids)))
+            token = together.get(sequence)
+            drawn.append((sequence, row, sample(logits[row], sequence, eos_token_ids) if token is None else token))
         except RequestError as error:
             failed.append((sequence, error))
         except KeyboardInterrupt:
@@ -174,7 +183,7 @@ def token_logprobs(logits: torch.Tensor, token: int, num_top: int) -> TokenLogpr
 def logprobs_of_rows(logits: torch.Tensor, tokens: list[int], num_top: int) -> list[TokenLogprobs]:
     """`token_logprobs` of a token for each row of `logits` [rows, vocabulary]."""
     logprobs = logits.log_softmax(dim=-1)
-    chosen = logprobs.gather(1, torch.tensor(tokens)[:, None])
+    chosen = logprobs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])
     ranks = (logprobs > chosen).sum(dim=-1, dtype=torch.int32) + 1
     values, ids = logprobs.topk(num_top)
     tops = (dict(zip(*row, strict=True)) for row in zip(ids.tolist(), values.tolist(), strict=True))

@@ -58,14 +58,12 @@ class Settler:
             self._ends.contain(sequence, score_prompt, logits)
         ban(computed.logits, computed.complete, self._model.generation)
         complete = [
-            (sequence, row)
-            for sequence, row in zip(computed.complete, computed.logits, strict=True)
-            if sequence.phase is Phase.RUNNING
+            (sequence, row) for row, sequence in enumerate(computed.complete) if sequence.phase is Phase.RUNNING
         ]
         for sequence, _ in complete:
             if sequence.request.params.max_tokens == 0:
                 self._ends.contain(sequence, self._end_prompt)
-        self._sample([(sequence, row) for sequence, row in complete if sequence.phase is Phase.RUNNING])
+        self._sample(computed.logits, [each for each in complete if each[0].phase is Phase.RUNNING])
 
     def _accepted_tokens(self, chunk: Chunk) -> int:
         """How many tokens of its sequence are computed for good once a chunk is: all that it had."""
@@ -82,19 +80,19 @@ class Settler:
             self._ends.finish(each, FinishReason.LENGTH)
             self._ends.tell(each, None)
 
-    def _sample(self, complete: list[tuple[Sequence, torch.Tensor]]) -> None:
-        """Draw the next token of each completed sequence from its logits, forking those that want several samples."""
+    def _sample(self, logits: torch.Tensor, complete: list[tuple[Sequence, int]]) -> None:
+        """Draw the next token of each completed sequence from its row, forking those that want several samples."""
         rows = []
         for sequence, row in complete:
             twins = self._ends.contain(sequence, self._fork) or ()
             rows += [(each, row) for each in (sequence, *twins) if each.phase is not Phase.FINISHED]
-        drawn, failed = draw(rows, self._model.eos_token_ids)
+        drawn, failed = draw(logits, rows, self._model.eos_token_ids)
         for sequence, error in failed:
             self._ends.fail([sequence], error, keep_pages=True)
         now = monotonic()
         for sequence, row, token in drawn:
             if sequence.phase is not Phase.FINISHED:
-                self._ends.contain(sequence, self._accept, token, row, now)
+                self._ends.contain(sequence, self._accept, token, logits[row], now)
 
     def _accept(self, sequence: Sequence, token: int, logits: torch.Tensor, now: float) -> None:
         self._append(sequence, token, logits, now)
@@ -104,7 +102,8 @@ class Settler:
         """The other samples of a request whose prompt is computed now."""
         request = sequence.request
         twins = [new_sample(request, index) for index in range(len(request.sequences), request.params.n)]
-        self._scheduler.fork(sequence, twins)
+        if twins:
+            self._scheduler.fork(sequence, twins)
         return twins
 
     def _append(self, sequence: Sequence, token: int, logits: torch.Tensor, now: float) -> None:
@@ -165,5 +164,5 @@ class Settler:
             computed.broken,
             NonFiniteCacheError("The model produced NaN or infinite keys or values for this request."),
         )
-        broken = [sequence for sequence in computed.with_broken_logits() if sequence.phase is Phase.RUNNING]
+        broken = [sequence for sequence in computed.with_broken_logits if sequence.phase is Phase.RUNNING]
         self._ends.fail(broken, NonFiniteLogitsError("The model produced NaN or infinite logits for this request."))

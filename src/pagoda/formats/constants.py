@@ -15,12 +15,15 @@ the sum of weights is added, which is one unless some go to a sink.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
+
+Key = TypeVar("Key", bound=Hashable)
 
 # How many pairs of channels of a head have a base, and how many entries of zero follow the angles of the last page:
 # `csrc/attention.h` has the same.
@@ -94,3 +97,13 @@ class KeyConstants:
         ):
             common.scatter_add_(2, channels.long().expand(len(pages), -1, -1), values)
         return common
+
+
+def constants_on(device: torch.device, constants: Mapping[Key, KeyConstants]) -> dict[Key, KeyConstants]:
+    """Constants on a device, where those that share a table of turns still do."""
+    tables = {id(each.turns): each.turns for each in constants.values()}
+    moved = {name: PageTurns(turns.table.to(device)) for name, turns in tables.items()}
+    return {
+        key: KeyConstants(each.scales.to(device), each.pairs.to(device), each.bases.to(device), moved[id(each.turns)])
+        for key, each in constants.items()
+    }

@@ -70,7 +70,7 @@ class PagedCache(TransformersCache):
             max_num_batched_tokens=MOST_STEP_TOKENS,
         )
         self._memory = plan_memory(self._subject.facts, MachineFacts.measured(), config)
-        self._pools = make_pools(self._memory, config.environment.poison_pages)
+        self._pools = make_pools(self._memory, config.environment.poison_pages, model.device)
         self._cache = make_cache(self._memory, self._pools, config, monotonic)
         self._rows = Rows(self._cache)
         self._running: torch.Tensor | None = None  # what the model is given to compute of the call that runs

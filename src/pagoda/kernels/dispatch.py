@@ -12,7 +12,7 @@ from pagoda.registry import lookup, names
 
 logger = logging.getLogger(__name__)
 
-AUTO, BEST, PLAIN = "auto", "native", "reference"
+AUTO, BEST, PLAIN, BEST_OF_GPUS = "auto", "native", "reference", "triton"
 
 
 @dataclass(frozen=True)
@@ -23,24 +23,29 @@ class Backend:
     missing: KernelUnavailableError | None = None
 
 
-def find_backend(environment: Environment, deterministic: bool = False) -> Backend:
-    """The backend that PAGODA_KERNELS forces, else the native one, else the reference.
+def find_backend(environment: Environment, deterministic: bool = False, device_type: str = "cpu") -> Backend:
+    """The backend that PAGODA_KERNELS forces, else the best one of the device, else the reference.
 
     With `deterministic` there is the native one alone: torch, which the reference calls, orders sums as it sees fit.
     Raises KernelUnavailableError if a backend that is forced cannot run here, or ConfigError.
     """
     check_name(environment.kernels)
+    name = environment.kernels
+    if name == AUTO:
+        name = BEST if device_type == "cpu" else BEST_OF_GPUS
+    elif device_type != "cpu" and name == BEST:
+        raise ConfigError(f"PAGODA_KERNELS is {name!r}, which is for processors; leave it out, or choose device=cpu.")
     try:
-        return Backend(_make(BEST if environment.kernels == AUTO else environment.kernels, environment, deterministic))
+        return Backend(_make(name, environment, deterministic))
     except KernelUnavailableError as error:
-        if environment.kernels != AUTO or environment.kernel_isa is not None or deterministic:
+        if name != BEST or environment.kernels != AUTO or environment.kernel_isa is not None or deterministic:
             raise
         return Backend(_make(PLAIN, environment, deterministic), error)
 
 
-def choose_kernels(environment: Environment, deterministic: bool = False) -> Kernels:
+def choose_kernels(environment: Environment, deterministic: bool = False, device_type: str = "cpu") -> Kernels:
     """`find_backend`; the reason is logged."""
-    backend = find_backend(environment, deterministic)
+    backend = find_backend(environment, deterministic, device_type)
     if backend.missing is not None:
         logger.warning("Running on the slow reference kernels: %s", backend.missing)
     else:

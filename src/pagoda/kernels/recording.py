@@ -30,9 +30,24 @@ class RecordedStep(ABC):
     def replay(self, inputs: Sequence[torch.Tensor], views: Sequence[GroupView], finite: torch.Tensor) -> torch.Tensor:
         """The result of another step with as many sequences, good until the next replay."""
 
+    def takes(self, views: Sequence[GroupView]) -> bool:  # noqa: ARG002
+        """Whether there is room for their pages."""
+        return True
+
 
 class StepRecorder(ABC):
-    """Runs steps and notes what they do."""
+    """Runs steps and notes what they do.
+
+    All recordings together keep at most `most_nbytes`. A size of step is run `runs_before` times before it is recorded:
+    to record and to prove takes as long as is saved in about as many.
+    """
+
+    most_nbytes = 64 << 20
+    runs_before = 8
+
+    def size_for(self, num_sequences: int) -> int:
+        """How many sequences a step of `num_sequences` is padded to, so that fewer sizes are recorded."""
+        return num_sequences
 
     @abstractmethod
     def record(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ class EncoderTokens:
         self.hidden = hidden
         self.view = view
         # A byte for each input: zero once NaN or infinity was stored for it.
-        self.finite = torch.ones(len(view.context_lengths), dtype=torch.uint8)
+        self.finite = torch.ones(len(view.context_lengths), dtype=torch.uint8, device=hidden.device)
 
 
 class PagedStep:
@@ -78,8 +78,22 @@ class PagedStep:
         self._rows = int(views[0].query_starts[-1])
         self._calls = 0
         self._state_calls = 0
+        self.num_sequences = len(views[0].context_lengths)
         # A byte for each sequence: zero once NaN or infinity was stored for it.
-        self.finite = torch.ones(len(views[0].context_lengths), dtype=torch.uint8)
+        device = sites[0].layer.pages.device if sites else None
+        self.finite = torch.ones(self.num_sequences, dtype=torch.uint8, device=device)
+
+    def padded(self, size: int) -> PagedStep:
+        """This step of decoding with so many sequences, of which those that it has not have nothing to compute.
+
+        Their rows are there, and what is computed for them is anything.
+        """
+        views = tuple(_padded(view, size - self.num_sequences) for view in self.views)
+        other = PagedStep(self.layers, self._sites, views)
+        other._rows = size
+        other.num_sequences = self.num_sequences
+        self.finite = other.finite[: self.num_sequences]
+        return other
 
     def attend(
         self,
@@ -200,6 +214,17 @@ def paged_attention(  # noqa: PLR0913 - the signature is transformers'
     biases = position_bias if position_bias is not None and position_bias.numel() else None
     out = step.attend(query, key, value, scaling, s_aux, biases)
     return out.unsqueeze(0), None
+
+
+def _padded(view: GroupView, count: int) -> GroupView:
+    """With `count` sequences behind those of a view, without pages and without new rows."""
+    starts, rows = view.page_starts, view.query_starts
+    return replace(
+        view,
+        page_starts=torch.cat((starts, starts[-1:].expand(count))),
+        query_starts=torch.cat((rows, rows[-1:].expand(count))),
+        context_lengths=torch.nn.functional.pad(view.context_lengths, (0, count)),
+    )
 
 
 def _unit_stride(rows: torch.Tensor) -> torch.Tensor:

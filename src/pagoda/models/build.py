@@ -38,9 +38,15 @@ def build_network(config: Any, **options: Any) -> Any:
     return generating_class(config).from_config(config, **options)
 
 
-def random_network(config: Any, attention_name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+def random_network(
+    config: Any,
+    attention_name: str,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Any:
     """A network with the random weights its family starts training from, ready for inference."""
-    with quiet(), torch.random.fork_rng(devices=[]):
+    with quiet(), torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         name = interface_name(config, attention_name)
         return build_network(copy.deepcopy(config), attn_implementation=name, dtype=dtype).eval()

@@ -105,7 +105,7 @@ class _ObservedStep(PagedStep):
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
         squares = query[NUM_SINK_TOKENS:].float().square().mean(dim=0).unflatten(0, (key.shape[1], -1)).mean(dim=1)
-        self.seen.append(_Seen(key.clone(), squares))  # a view would keep all that it is a part of
+        self.seen.append(_Seen(key.clone().cpu(), squares.cpu()))  # a view would keep all that it is a part of
         return super().attend(query, key, *arguments, **options)
 
 
@@ -168,7 +168,7 @@ def _run(model: Model, kernels: Kernels, token_ids: torch.Tensor, shift: int) ->
 def _frequencies(model: Model) -> list[torch.Tensor]:
     """The angles per token of every rotary embedding in the network, fp64 [pairs]."""
     found = [
-        buffer.double()
+        buffer.cpu().double()
         for name, buffer in model.network.named_buffers()
         if name.rpartition(".")[2].endswith("inv_freq") and buffer.dim() == 1 and len(buffer)
     ]

@@ -28,7 +28,7 @@ def weights_digest(network: torch.nn.Module) -> str:
     with ThreadPoolExecutor(thread_name_prefix="pagoda-digest") as executor:
         for name, weight in (*network.named_parameters(), *network.named_buffers()):
             digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-            data = weight.detach().contiguous().view(-1).view(torch.uint8).numpy().data
+            data = weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
             pieces = [data[start : start + PIECE_NBYTES] for start in range(0, len(data), PIECE_NBYTES)]
             for piece in executor.map(_digest, pieces):
                 digest.update(piece)

@@ -120,7 +120,7 @@ class Encoder:
     @torch.inference_mode()
     def encode(self, input: EncoderInput) -> torch.Tensor:
         """What the decoder attends to: [tokens, width] in the type of the weights."""
-        values = input.values if self.reads_text else input.values.to(self._network.dtype)
+        values = (input.values if self.reads_text else input.values.to(self._network.dtype)).to(self._network.device)
         hidden: torch.Tensor = self._module(**{self._module.main_input_name: values[None]}).last_hidden_state[0]
         assert len(hidden) == input.num_tokens, "an encoder made another number of tokens than it said"
         return hidden

@@ -25,7 +25,7 @@ from pagoda.models.configuration import check_family, make_config
 from pagoda.models.discovery import Discovered, discover
 from pagoda.models.generation import GenerationTokens
 from pagoda.models.model import Model
-from pagoda.models.placement import move_to_huge_pages
+from pagoda.models.placement import CPU, place
 from pagoda.models.plausible import FewCalls, fitting
 from pagoda.models.selftest import self_test
 from pagoda.models.weights import stored_weights
@@ -37,7 +37,9 @@ DTYPES = {
 }
 
 
-def load_model(path: str | Path, *, dtype: str = "auto", generation_config: str = "auto") -> Model:
+def load_model(
+    path: str | Path, *, dtype: str = "auto", generation_config: str = "auto", device: torch.device = CPU
+) -> Model:
     """Load the checkpoint in the directory `path`. `dtype` is "auto" (as stored) or a name in `DTYPES`.
 
     `generation_config` is a directory, "auto" for the same, or "vllm" for no more than the checkpoint's tokens.
@@ -47,6 +49,7 @@ def load_model(path: str | Path, *, dtype: str = "auto", generation_config: str 
     with model_errors(f"The model in {directory}"):
         values = read_config(directory)
         network, discovered = _load_network(directory / "config.json", values, weight_dtype)
+        place(network, device)
         model = Model(network, discovered, _generation(directory, generation_config, network.config, values))
         model.check_lengths()
         return model
@@ -71,15 +74,14 @@ def _load_network(file: Path, values: dict[str, Any], dtype: torch.dtype | None)
             discovered = discover(config, fitting(weights.outline, file))
         self_test(config)
         network = weights.load(config, dtype)
-    move_to_huge_pages(network)
     return network, discovered
 
 
-def model_from_config(config: Any, *, dtype: str = "float32", seed: int = 0) -> Model:
+def model_from_config(config: Any, *, dtype: str = "float32", seed: int = 0, device: torch.device = CPU) -> Model:
     """A model of `config` with random weights, for tests and benchmarks."""
     discovered = examine(config)
-    network = random_network(config, ATTENTION_NAME, parse_dtype(dtype), seed)
-    move_to_huge_pages(network)
+    network = random_network(config, ATTENTION_NAME, parse_dtype(dtype), seed, device)
+    place(network, device)
     return Model(network, discovered, GenerationTokens.of({}, config))
 
 

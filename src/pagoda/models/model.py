@@ -92,6 +92,12 @@ class Model:
         dtype: torch.dtype = self.network.dtype
         return dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights lie, and all that is computed with them."""
+        device: torch.device = self.network.device
+        return device
+
     @cached_property
     def vocab_size(self) -> int:
         return int(decoder_config(self.config).vocab_size)
@@ -149,12 +155,13 @@ class Model:
     def forward(
         self, token_ids: torch.Tensor, positions: torch.Tensor, logit_rows: torch.Tensor, step: PagedStep
     ) -> torch.Tensor:
-        """Run packed sequences end to end: `token_ids` and `positions` are int64 [rows].
+        """Run packed sequences end to end: `token_ids` and `positions` are int64 [rows], on the host or the device.
 
         Only the rows in `logit_rows` (int64 [n], ascending, none twice) go through the output head. Returns fp32 logits
         [n, vocabulary].
         """
         all_rows = len(logit_rows) == len(token_ids)
+        token_ids, positions, logit_rows = (each.to(self.device) for each in (token_ids, positions, logit_rows))
         with in_flight(step):
             if self._decoder is not None:
                 hidden = step.encoder.hidden if step.encoder else None
@@ -176,6 +183,7 @@ class Model:
         body = self.network.base_model
         if body is self.network:
             raise UnsupportedModelError(f"A {self.config.model_type} model does not tell its hidden states.")
+        token_ids, positions = token_ids.to(self.device), positions.to(self.device)
         with in_flight(step):
             output = body(
                 input_ids=token_ids[None], position_ids=(positions + self._position_offset)[None], use_cache=False

@@ -45,7 +45,8 @@ class PackedDecoder:
         `hidden` [encoder tokens, width] is what the encoder made of new inputs, one after the other.
         """
         self._positions, self._logit_rows = positions, logit_rows
-        no_input = torch.zeros(1, self.encoder_width)  # looked at by nobody, but one there must be
+        # Looked at by nobody, but one there must be.
+        no_input = torch.zeros(1, self.encoder_width, device=token_ids.device)
         output = self._network(
             encoder_outputs=_EncoderOutput(last_hidden_state=(no_input if hidden is None else hidden)[None]),
             decoder_input_ids=token_ids[None],

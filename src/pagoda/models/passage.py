@@ -48,11 +48,18 @@ class Passage:
     ) -> None:
         self._model, self._layers, self._position = model, kernels.layers, position
         self._page_tokens = geometries[0].page_tokens
-        pages = [PagePool(geometry, -(-most_tokens // self._page_tokens)).pages for geometry in geometries]
+        pages = [
+            PagePool(geometry, -(-most_tokens // self._page_tokens), device=model.device).pages
+            for geometry in geometries
+        ]
         shifted = _shifted(constants or {}, position // self._page_tokens)
         self._sites = bind_sites(model.discovered, kernels, geometries, pages, shifted).sites
         states = StateGeometry(model.spec.states, model.dtype.itemsize)
-        self._states = typed_states(states, PagePool(states, 1).pages, model.dtype) if model.spec.states else None
+        self._states = (
+            typed_states(states, PagePool(states, 1, device=model.device).pages, model.dtype)
+            if model.spec.states
+            else None
+        )
 
     def logits(self, token_ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """fp32 [rows, vocabulary] of those `rows` of `token_ids` [tokens]."""

@@ -1,4 +1,4 @@
-"""Where weights lie in memory: in huge pages, if the system grants them and there is room for a copy.
+"""Where weights lie: on a GPU, or in huge pages, if the system grants them and there is room for a copy.
 
 A decode step reads every weight once. From small pages, as files are mapped, the processor looks up an address every
 4 KiB; in huge pages the same step was measured to take 15 % less (benchmarks/LOG.md). Knows tensors and memory only.
@@ -8,13 +8,31 @@ from __future__ import annotations
 
 from typing import Any
 
-from pagoda.errors import KernelUnavailableError
+import torch
+
+from pagoda.errors import DeviceUnavailableError, KernelUnavailableError
 from pagoda.kernels.native_calls import allocate
 from pagoda.machine import available_memory_nbytes, huge_pages, page_out
 
 # Smaller models live in the caches.
 MIN_NBYTES = 64 << 20
 ALIGNMENT = 64
+CPU = torch.device("cpu")
+
+
+def place(network: Any, device: torch.device) -> None:
+    """Move a network to where it computes. Raises DeviceUnavailableError if a GPU has no room for it."""
+    if device.type == "cpu":
+        move_to_huge_pages(network)
+        return
+    try:
+        network.to(device)
+    except torch.OutOfMemoryError as error:
+        nbytes = sum(each.nbytes for each in network.parameters())
+        raise DeviceUnavailableError(
+            f"The GPU has no room for {nbytes} bytes of weights ({error}); end what else runs on it, or choose "
+            "device=cpu."
+        ) from error
 
 
 def move_to_huge_pages(network: Any, min_nbytes: int = MIN_NBYTES) -> bool:

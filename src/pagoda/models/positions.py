@@ -92,7 +92,8 @@ def _fixed(module: Any, kind: str, num_tokens: int, layer_type: str | None) -> s
         return kind
     frequencies, _ = ROPE_INIT_FUNCTIONS[kind](module.config, "cpu", seq_len=num_tokens, layer_type=layer_type)
     prefix = "" if layer_type is None else f"{layer_type}_"
-    module.register_buffer(f"{prefix}inv_freq", frequencies, persistent=False)
+    before = getattr(module, f"{prefix}inv_freq")
+    module.register_buffer(f"{prefix}inv_freq", frequencies.to(before.device), persistent=False)
     return "fixed"
 
 

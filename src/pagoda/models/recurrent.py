@@ -66,10 +66,11 @@ class PackedMixer:
             slot = run.slots[0]
             out = self._advance(rows, {key: states[slot : slot + 1] for key, states in layer.items()}, run)
         else:
-            gathered = {key: states.index_select(0, run.slot_indices) for key, states in layer.items()}
+            indices = run.slot_indices(rows.device)
+            gathered = {key: states.index_select(0, indices) for key, states in layer.items()}
             out = self._advance(rows.transpose(0, 1), gathered, run).transpose(0, 1)
             for key, states in layer.items():
-                states.index_copy_(0, run.slot_indices, gathered[key])
+                states.index_copy_(0, indices, gathered[key])
         for source, target in run.copies:
             for states in layer.values():
                 states[target].copy_(states[source])

@@ -19,11 +19,6 @@ from pagoda.models.attention import PagedStep
 
 logger = logging.getLogger(__name__)
 
-# The recordings of an engine together keep at most this much memory.
-MAX_BUFFER_NBYTES = 64 << 20
-# Steps of a size before one is recorded: to record and to prove it takes as long as is saved in about as many.
-RUNS_BEFORE = 8
-
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # token ids, positions, rows of logits
 
 
@@ -59,21 +54,32 @@ class DecodeSteps:
     ) -> torch.Tensor:
         """`Model.forward` of a step that computes one token of every sequence and its logits."""
         inputs = (token_ids, positions, logit_rows)
-        key = (len(token_ids), torch.get_num_threads())
         if self._recorder is None:
             return self._model.forward(*inputs, step)
+        count = len(token_ids)
+        size = self._recorder.size_for(count)
+        if size == count:
+            return self._forward(self._recorder, inputs, step)
+        return self._forward(self._recorder, _padded(inputs, size), step.padded(size))[:count]
+
+    def _forward(self, recorder: StepRecorder, inputs: Inputs, step: PagedStep) -> torch.Tensor:
+        key = (len(inputs[0]), torch.get_num_threads())
         if key not in self._recordings:
             self._num_runs[key] += 1
-            if self._num_runs[key] <= RUNS_BEFORE:
+            if self._num_runs[key] <= recorder.runs_before:
                 return self._model.forward(*inputs, step)
             del self._num_runs[key]
-            return self._record(self._recorder, key, inputs, step)
+            return self._record(recorder, key, inputs, step)
         recording = self._recordings[key] = self._recordings.pop(key)
+        if not recording.takes(step.views):
+            self._proved.discard(key)
+            return self._record(recorder, key, inputs, step)
         if key in self._proved:
             return recording.replay(inputs, step.views, step.finite)
         logits = self._model.forward(*inputs, step)
-        if not logits.isnan().any():  # which equals nothing
-            if torch.equal(recording.replay(inputs, step.views, step.finite), logits):
+        count = step.num_sequences  # there may be more, which nobody asked for
+        if not logits[:count].isnan().any():  # which equals nothing
+            if torch.equal(recording.replay(inputs, step.views, step.finite)[:count], logits[:count]):
                 self._proved.add(key)
             else:
                 self._give_up("a replayed step gave other logits")
@@ -89,7 +95,7 @@ class DecodeSteps:
             self._give_up(repr(error))
             return self._model.forward(*inputs, step)
         self._recordings[key] = recording
-        while sum(each.nbytes for each in self._recordings.values()) > MAX_BUFFER_NBYTES:
+        while sum(each.nbytes for each in self._recordings.values()) > recorder.most_nbytes:
             oldest = next(iter(self._recordings))
             del self._recordings[oldest]
             self._proved.discard(oldest)
@@ -99,3 +105,9 @@ class DecodeSteps:
         self._recorder = None
         self._recordings.clear()
         logger.info("Decode steps of this model run the Python of its layers: %s", reason)
+
+
+def _padded(inputs: Inputs, size: int) -> Inputs:
+    """With rows of a token that no sequence has."""
+    token_ids, positions, _ = (torch.nn.functional.pad(each, (0, size - len(each))) for each in inputs)
+    return token_ids, positions, torch.arange(size)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pagoda.formats.constants import KeyConstants
+from pagoda.formats.constants import KeyConstants, constants_on
 from pagoda.formats.page import PageGeometry
 from pagoda.kernels.base import AttentionUse, Kernels, LayerPages
 from pagoda.kernels.choice import KernelChoice, choose_for
@@ -36,9 +36,10 @@ def bind_sites(
     Raises ConfigError if `backend` cannot serve a group and nothing may stand in for it.
     """
     slots = discovered.spec.sites
+    moved = constants_on(pages[0].device, constants) if pages else {}
     # A call that stores nothing reads what another stored, and with what that was kept without.
     layers = {
-        (slot.group, slot.layer): LayerPages(pages[slot.group], geometries[slot.group], slot.layer, constants.get(slot))
+        (slot.group, slot.layer): LayerPages(pages[slot.group], geometries[slot.group], slot.layer, moved.get(slot))
         for slot in slots
         if slot.writes
     }

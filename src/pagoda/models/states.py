@@ -45,15 +45,17 @@ class Run:
     slots: list[int]
     is_fresh: bool
     copies: list[tuple[int, int]] = field(default_factory=list)
+    _slot_indices: torch.Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
         """Of each sequence."""
         return int(self.rows.stop - self.rows.start) // len(self.slots)
 
-    @cached_property
-    def slot_indices(self) -> torch.Tensor:
-        return torch.tensor(self.slots)
+    def slot_indices(self, device: torch.device) -> torch.Tensor:
+        if self._slot_indices is None:
+            self._slot_indices = torch.tensor(self.slots).to(device)
+        return self._slot_indices
 
     def can_join(self, later: Run) -> bool:
         """Whether `later`, which follows at once, can be computed together with this."""

@@ -46,9 +46,13 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """Memory that pages may be taken from, weights loaded; None where nobody can tell."""
+    """Memory that pages may be taken from, weights loaded; None where nobody can tell.
+
+    pages_nbytes: what pages take unless a configuration says otherwise; None is a share of that memory.
+    """
 
     available_nbytes: int | None
+    pages_nbytes: int | None = None
 
     @classmethod
     def measured(cls) -> MachineFacts:

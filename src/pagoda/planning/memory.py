@@ -209,6 +209,8 @@ def group_capacity(geometry: PageGeometry, num_pages: int, step_tokens: int) -> 
 
 
 def _default_budget(machine: MachineFacts) -> int:
+    if machine.pages_nbytes is not None:
+        return machine.pages_nbytes
     if machine.available_nbytes is None:
         return DEFAULT_KV_CACHE_NBYTES
     return min(DEFAULT_KV_CACHE_NBYTES, int(machine.available_nbytes * DEFAULT_KV_CACHE_SHARE))

@@ -59,14 +59,14 @@ class TritonAttention:
         self._planes: WeakKeyDictionary[LayerPages, tuple[PlaneShape, PlaneShape]] = WeakKeyDictionary()
         self._slopes: dict[tuple[tuple[float, ...], torch.device], torch.Tensor] = {}
 
-    def record(self, view: GroupView, few_rows: int) -> None:
-        """Let calls with `view`, all on the device, launch the same whatever its tensors will hold.
+    def record(self, view: GroupView, few_rows: int, tables: tuple[torch.Tensor, ...] | None = None) -> None:
+        """Let calls with `view` launch the same whatever its tensors, or `tables` in their place, will hold.
 
-        No sequence may have more than `few_rows` new rows.
+        These are on the device. No sequence may have more than `few_rows` new rows.
         """
         if few_rows > tiles.FEW_ROWS:
             raise ConfigError(f"A recorded step has up to {tiles.FEW_ROWS} rows a sequence, not {few_rows}.")
-        self._plans[view] = plan_recorded(view, few_rows)
+        self._plans[view] = plan_recorded(view, few_rows, tables)
 
     def store(
         self,

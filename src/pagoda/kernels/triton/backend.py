@@ -1,4 +1,4 @@
-"""The backend for GPUs: attention and storing in Triton, layers through torch."""
+"""The backend for GPUs: attention, storing, norms and gates in Triton, products through torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from pagoda.config import Environment
 from pagoda.errors import ConfigError, KernelUnavailableError
 from pagoda.kernels.base import AttentionRule, AttentionUse, GroupView, Kernels, LayerPages
+from pagoda.kernels.layers import LayerKernels
+from pagoda.kernels.recording import StepRecorder
 from pagoda.kernels.triton.shapes import plane_shape
 
 INTERPRETER = "TRITON_INTERPRET"
@@ -25,18 +27,30 @@ class TritonKernels(Kernels):
         if not torch.cuda.is_available() and os.environ.get(INTERPRETER) != "1":
             raise KernelUnavailableError("The Triton kernels need a GPU that torch can use; there is none here.")
         from pagoda.kernels.triton.attention import TritonAttention
+        from pagoda.kernels.triton.graphs import GraphRecorder
+        from pagoda.kernels.triton.layers import TritonLayers
 
         self.attention = TritonAttention()
+        self._layers = TritonLayers()
+        self._recorder = GraphRecorder(self.attention) if torch.cuda.is_available() else None
 
     @classmethod
-    def of(cls, environment: Environment, deterministic: bool) -> Self:  # noqa: ARG003
-        raise KernelUnavailableError(
-            "The Triton kernels attend on a GPU, but models and pages stay on the CPU so far; leave PAGODA_KERNELS out."
-        )
+    def of(cls, environment: Environment, deterministic: bool) -> Self:
+        if deterministic:
+            raise ConfigError("deterministic is for processors so far: products on a GPU differ from batch to batch.")
+        return super().of(environment, deterministic)
 
     @property
     def name(self) -> str:
-        return "triton"
+        return f"triton ({torch.cuda.get_device_name()})" if torch.cuda.is_available() else "triton (interpreted)"
+
+    @property
+    def layers(self) -> LayerKernels:
+        return self._layers
+
+    @property
+    def recorder(self) -> StepRecorder | None:
+        return self._recorder
 
     def obstacle(self, layer: LayerPages, use: AttentionUse) -> str | None:
         if use.rule.sink_tokens:

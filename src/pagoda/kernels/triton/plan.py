@@ -49,9 +49,9 @@ def plan_step(view: GroupView, device: torch.device, most_few_rows: int) -> Plan
     )
 
 
-def plan_recorded(view: GroupView, few_rows: int) -> Plan:
-    """Of a view on the device whose contents change: sequences have up to `few_rows` rows, contexts any length."""
-    return Plan(_tensors(view), few_rows, 0)
+def plan_recorded(view: GroupView, few_rows: int, tables: tuple[torch.Tensor, ...] | None) -> Plan:
+    """Of tables on the device whose contents change: sequences have up to `few_rows` rows, contexts any length."""
+    return Plan(tables or _tensors(view), few_rows, 0)
 
 
 def _tensors(view: GroupView) -> tuple[torch.Tensor, ...]:

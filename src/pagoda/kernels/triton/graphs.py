@@ -1,0 +1,141 @@
+"""Steps recorded as CUDA graphs: the same launches on the same buffers, whatever page tables these hold.
+
+Inputs and page tables of a step go to their buffers in one transfer, from pinned memory. All graphs share one pool of
+memory, since they run one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pagoda.kernels.base import GroupView
+from pagoda.kernels.recording import RecordedStep, StepRecorder
+
+if TYPE_CHECKING:
+    from pagoda.kernels.triton.attention import TritonAttention
+
+# Sequences that a step is padded to: up to these multiples of one, four and so on.
+STEPS = ((2, 1), (16, 4), (64, 8), (256, 16))
+LAST_STEP = 64
+# Kernels are compiled for tensors that start at multiples of 16 bytes.
+ALIGNED_NBYTES = 16
+
+
+class GraphRecorder(StepRecorder):
+    """Records steps that `attention` attends in."""
+
+    # Most of a recording is logits, of which a large one has many megabytes.
+    most_nbytes = 1 << 30
+    runs_before = 1
+
+    def __init__(self, attention: TritonAttention) -> None:
+        self._attention = attention
+        self._pool: Any = None
+
+    def size_for(self, num_sequences: int) -> int:
+        multiple = next((each for most, each in STEPS if num_sequences <= most), LAST_STEP)
+        return -(-num_sequences // multiple) * multiple
+
+    def record(
+        self,
+        step: Callable[..., torch.Tensor],
+        inputs: Sequence[torch.Tensor],
+        views: Sequence[GroupView],
+        finite: torch.Tensor,
+    ) -> RecordedGraph:
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        return RecordedGraph(self._attention, step, inputs, views, finite, self._pool)
+
+
+class RecordedGraph(RecordedStep):
+    """`result` is that of the step it was made from until the first replay."""
+
+    def __init__(
+        self,
+        attention: TritonAttention,
+        step: Callable[..., torch.Tensor],
+        inputs: Sequence[torch.Tensor],
+        views: Sequence[GroupView],
+        finite: torch.Tensor,
+        pool: Any,
+    ) -> None:
+        self._finite = finite
+        self._room = [_entries_for(view) for view in views]
+        self._buffers = Buffers([*inputs, *_tables(views, self._room)], finite.device)
+        self._fill(inputs, views)
+        given = self._buffers.on_device
+        self._inputs, tables = given[: len(inputs)], given[len(inputs) :]
+        for index, view in enumerate(views):
+            attention.record(view, 1, tuple(tables[4 * index : 4 * index + 4]))
+        # Once as it is, which compiles what there is to compile and gives the first result.
+        first = step(*self._inputs).clone()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            self._finite.fill_(1)
+            self._replayed = step(*self._inputs)
+        self.result = first
+        self.nbytes = self._replayed.nbytes + self._buffers.nbytes
+
+    def takes(self, views: Sequence[GroupView]) -> bool:
+        return all(len(view.page_indices) <= room for view, room in zip(views, self._room, strict=True))
+
+    def replay(self, inputs: Sequence[torch.Tensor], views: Sequence[GroupView], finite: torch.Tensor) -> torch.Tensor:
+        self._fill(inputs, views)
+        self._graph.replay()
+        self.result = self._replayed
+        if finite is not self._finite:
+            finite.copy_(self._finite)
+        return self._replayed
+
+    def _fill(self, inputs: Sequence[torch.Tensor], views: Sequence[GroupView]) -> None:
+        tables = [each for view in views for each in _tables_of(view)]
+        self._buffers.fill([*inputs, *tables])
+
+
+class Buffers:
+    """Tensors on the device, and the same in pinned memory on the host, each in one run of bytes.
+
+    They have the sizes of `wanted`, and get what is no longer than that.
+    """
+
+    def __init__(self, wanted: Sequence[torch.Tensor], device: torch.device) -> None:
+        starts, nbytes = [], 0
+        for each in wanted:
+            starts.append(nbytes)
+            nbytes += -(-each.nbytes // ALIGNED_NBYTES) * ALIGNED_NBYTES
+        self.nbytes = nbytes
+        self._host = torch.zeros(nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self._device = torch.zeros(nbytes, dtype=torch.uint8, device=device)
+        self._on_host, self.on_device = (
+            [run[start : start + each.nbytes].view(each.dtype) for start, each in zip(starts, wanted, strict=True)]
+            for run in (self._host, self._device)
+        )
+
+    def fill(self, values: Sequence[torch.Tensor]) -> None:
+        """The transfer before must have ended: whoever reads a result of the step has waited for it."""
+        for place, each in zip(self._on_host, values, strict=True):
+            place[: len(each)].copy_(each)
+        self._device.copy_(self._host, non_blocking=True)
+
+
+def _entries_for(view: GroupView) -> int:
+    """Room to grow by half: a power of two of entries, or three quarters of one."""
+    wanted = len(view.page_indices) + len(view.context_lengths)
+    power = 1 << (wanted - 1).bit_length()
+    return power if wanted > power * 3 // 4 else power * 3 // 4
+
+
+def _tables(views: Sequence[GroupView], room: Sequence[int]) -> list[torch.Tensor]:
+    """As those of `views`, with room for more pages."""
+    return [
+        each
+        for view, entries in zip(views, room, strict=True)
+        for each in (view.page_indices.new_zeros(entries), *_tables_of(view)[1:])
+    ]
+
+
+def _tables_of(view: GroupView) -> tuple[torch.Tensor, ...]:
+    return view.page_indices, view.page_starts, view.query_starts, view.context_lengths

@@ -1,0 +1,45 @@
+"""A whole engine on the Triton kernels, interpreted: the tokens that the kernels of the processor give."""
+
+from __future__ import annotations
+
+import pytest
+
+import kernels.interpreted  # noqa: F401 - before any kernel is defined
+from engine.tiny import tiny_model
+from pagoda import LLM, SamplingParams
+from pagoda.errors import ConfigError, KernelUnavailableError
+from pagoda.kernels.triton.backend import INTERPRETER
+
+PROMPTS = [{"prompt_token_ids": [*range(3, 24)]}, {"prompt_token_ids": [*range(3, 21), 7]}, {"prompt_token_ids": [5]}]
+PARAMS = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+
+
+def answers(model, **options):
+    options |= {"kv_cache_memory_bytes": 1 << 20, "block_size": 16, "kv_cache_calibration": "none"}
+    with LLM(model, skip_tokenizer_init=True, **options) as llm:
+        found = [
+            [list(output.outputs[0].token_ids) for output in llm.generate(PROMPTS, PARAMS, use_tqdm=False)]
+            for _ in range(2)
+        ]
+        llm.check_integrity()
+        return found, llm.engine.kernels.name, llm.cache_stats().hit_tokens
+
+
+@pytest.mark.parametrize("format", ["auto", "int8"])
+def test_tokens_are_those_of_the_processor_cold_and_warm(format, monkeypatch):
+    model = tiny_model()
+    (expected, *_), _, hits = answers(model, kv_cache_dtype=format)
+    monkeypatch.setenv("PAGODA_KERNELS", "triton")
+    found, name, triton_hits = answers(model, kv_cache_dtype=format)
+    assert name == "triton (interpreted)"
+    assert found == [expected, expected]
+    assert triton_hits == hits > 0
+
+
+def test_it_is_refused_where_it_cannot_be(monkeypatch):
+    monkeypatch.setenv("PAGODA_KERNELS", "triton")
+    with pytest.raises(ConfigError, match="deterministic is for processors so far"):
+        LLM(tiny_model(), skip_tokenizer_init=True, deterministic=True)
+    monkeypatch.delenv(INTERPRETER)
+    with pytest.raises(KernelUnavailableError, match="need a GPU"):
+        LLM(tiny_model(), skip_tokenizer_init=True)
