@@ -49,7 +49,7 @@ class PageFacts:
     kinds: in the order of `CacheStats.groups`. formats: those that attention reads, each once. num_pages: of each group
     that attends. page_tokens: of the first of these, 0 without any. nbytes: of all pages. constants: a digest of what
     was fitted to the model. attention: of each group that attends. miss_memory_nbytes: the most that is kept to explain
-    misses.
+    misses. have_tiers: whether pages are kept elsewhere too.
     """
 
     kinds: tuple[PageKind, ...]
@@ -60,6 +60,7 @@ class PageFacts:
     constants: str | None = None
     attention: tuple[GroupAttention, ...] = ()
     miss_memory_nbytes: int = 0
+    have_tiers: bool = False
 
 
 @dataclass(frozen=True)

@@ -260,6 +260,7 @@ def _page_facts(engine: Engine) -> PageFacts:
             for each in engine.kernel_choice.groups
         ),
         miss_memory_nbytes=engine.lookups.memory_nbytes,
+        have_tiers=engine.residency is not None,
     )
 
 

@@ -37,6 +37,8 @@ SHARED = frozenset(
         "cache_config_info",
         "prefix_cache_queries",
         "prefix_cache_hits",
+        "external_prefix_cache_queries",
+        "external_prefix_cache_hits",
         "prompt_tokens",
         "generation_tokens",
         "prompt_tokens_cached",
@@ -66,6 +68,9 @@ class Metrics:
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.")
         self._generated_tokens = self._counter("generation_tokens", "Tokens generated.")
         self._cached_tokens = self._counter("prompt_tokens_cached", "Tokens of prompts that the cache held.")
+        self._has_tiers = pages.have_tiers
+        self._external_queries = self._counter("external_prefix_cache_queries", "Tokens that tiers were asked for.")
+        self._external_hits = self._counter("external_prefix_cache_hits", "Tokens that were loaded from tiers.")
         self._by_source = self._counter(
             "prompt_tokens_by_source", "Tokens of prompts by where they came from.", "source"
         )
@@ -120,10 +125,13 @@ class Metrics:
             self._of(self._cached_tokens).inc(cached)
             loaded = {} if job.cache_report is None else dict(job.cache_report.read_tokens)
             loaded.pop("device", None)
-            self._of(self._by_source, "local_cache_hit").inc(cached - sum(loaded.values()))
-            self._of(self._by_source, "external_kv_transfer").inc(sum(loaded.values()))
+            external = sum(loaded.values())
+            self._of(self._external_queries).inc(computed + external if self._has_tiers else 0)
+            self._of(self._external_hits).inc(external)
+            self._of(self._by_source, "local_cache_hit").inc(cached - external)
+            self._of(self._by_source, "external_kv_transfer").inc(external)
             self._of(self._by_source, "local_compute").inc(computed)
-            self._of(self._cached_by_source, "device").inc(cached - sum(loaded.values()))
+            self._of(self._cached_by_source, "device").inc(cached - external)
             for tier, num_tokens in loaded.items():
                 self._of(self._cached_by_source, tier).inc(num_tokens)
             self._of(self._computed).observe(computed)

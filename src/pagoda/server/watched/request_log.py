@@ -127,6 +127,7 @@ def _fields(job: Job, scope: Scope) -> dict[str, Any]:
         "tenant": scope.tenant,
         "salt": salt or None,
         "cached_tokens": job.num_cached_tokens,
+        "cached_tokens_by_tier": {} if job.cache_report is None else dict(job.cache_report.read_tokens),
         "ttft_ms": _milliseconds(metrics.ttft_seconds),
         "e2e_ms": _milliseconds(metrics.e2e_seconds),
         "finish_reason": str(reason),
