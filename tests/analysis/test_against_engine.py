@@ -12,6 +12,7 @@ import pytest
 from transformers import AutoConfig
 
 from pagoda import plan
+from pagoda.cache.pool import HOST
 from pagoda.config import EngineConfig, Environment
 from pagoda.engine.engine import Engine
 from pagoda.engine.pools import make_pools
@@ -129,7 +130,7 @@ def test_pages_and_bytes_are_those_of_the_allocator(one_thread, tmp_path, name, 
     found = planned(name, tmp_path, format).main
     engine = engine_of(name, format)
     assert found.memory == engine.memory
-    pools = make_pools(engine.memory, poison=False)
+    pools = make_pools(engine.memory, poison=False, device=HOST)
     assert found.memory.nbytes == sum(pool.pages.nbytes for pool in pools)
     assert [each.page_nbytes for each in found.groups] == [pool.pages.shape[1] for pool in pools[: len(found.groups)]]
     assert found.longest_context == engine.max_model_len

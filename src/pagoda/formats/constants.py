@@ -101,6 +101,8 @@ class KeyConstants:
 
 def constants_on(device: torch.device, constants: Mapping[Key, KeyConstants]) -> dict[Key, KeyConstants]:
     """Constants on a device, where those that share a table of turns still do."""
+    if all(each.scales.device == device for each in constants.values()):
+        return dict(constants)
     tables = {id(each.turns): each.turns for each in constants.values()}
     moved = {name: PageTurns(turns.table.to(device)) for name, turns in tables.items()}
     return {
