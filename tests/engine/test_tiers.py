@@ -12,7 +12,9 @@ from oracle.families import build_tiny
 from oracle.generation import random_tokens
 from pagoda import LLM, SamplingParams
 from pagoda.cache.prefix.namespace import Namespace
+from pagoda.config import EngineConfig, TenantShare
 from pagoda.engine.request import new_request
+from pagoda.engine.tiers import open_tiers
 from pagoda.models.model import Model
 from pagoda.registry import REGISTRY
 
@@ -225,3 +227,14 @@ def test_a_reset_leaves_tiers_alone_unless_it_is_told_to(tmp_path: Path) -> None
     assert llm.generate([prompt()], PARAMS)[0].cache_report.read_tokens["disk"] > 0
     llm.reset_prefix_cache(reset_external=True)
     assert llm.generate([prompt()], PARAMS)[0].num_cached_tokens == 0
+
+
+@pytest.mark.parametrize("nbytes", [400_000, 3 << 20, 64 << 20])
+@pytest.mark.parametrize("quotas", [(0.3, 0.2), (0.5, 0.5), (1.0,)])
+def test_parts_of_tenants_are_no_more_than_the_whole(nbytes, quotas, tmp_path):
+    tenants = {f"tenant {index}": TenantShare(page_quota=quota) for index, quota in enumerate(quotas)}
+    config = EngineConfig(kv_host_bytes=nbytes, kv_disk=str(tmp_path), kv_disk_bytes=nbytes, tenants=tenants)
+    for tier in open_tiers(config):
+        limit = tier.stats().limit_nbytes
+        tier.close()
+        assert nbytes * 0.99 <= limit <= nbytes, tier.name

@@ -296,7 +296,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 def _read_header(head: bytes) -> _Header:
     if len(head) < FILE_HEADER_NBYTES or head[: len(MAGIC)] != MAGIC:
-        raise SessionError("It is no session.")
+        raise SessionError("It is no session; name a file that was saved as one.")
     _, version, *fields = _FIELDS.unpack_from(head)
     if version != VERSION:
         raise SessionError(f"It is of version {version}, and this Pagoda reads version {VERSION}.")

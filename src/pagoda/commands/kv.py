@@ -22,6 +22,7 @@ from pagoda.cache.tiers.disk.archive import read_archive, write_archive
 from pagoda.cache.tiers.disk.tier import DiskTier
 from pagoda.cache.tiers.disk.upkeep import Damage, StoredPages
 from pagoda.cache.tiers.record import Header, Kind, check_record
+from pagoda.commands.reading import check_new_file
 from pagoda.errors import ConfigError, PageRecordError, TierError
 from pagoda.units import format_nbytes
 
@@ -65,7 +66,10 @@ def _list(arguments: Namespace) -> int:
         _print_json({"bytes": stored.nbytes, "segments": stored.num_segments, "pages": rows})
         return 0
     console = Console()
-    console.print(f"{format_nbytes(stored.nbytes)} in {stored.num_segments:,} segments", highlight=False)
+    console.print(
+        f"{format_nbytes(stored.nbytes)} in {stored.num_segments:,} segment{'s' * (stored.num_segments != 1)}",
+        highlight=False,
+    )
     if rows:
         console.print(_table(rows))
     return 0
@@ -167,8 +171,7 @@ def _unwanted(older_seconds: float | None, identity: str | None, now: float) -> 
 
 
 def _export(arguments: Namespace) -> int:
-    if arguments.file.exists() and not arguments.force:
-        raise ConfigError(f"{arguments.file} exists; give --force to write over it.")
+    check_new_file(arguments.file, arguments.force)
     num_records = write_archive(arguments.file, StoredPages(arguments.directory).records())
     sys.stdout.write(f"{num_records:,} records, {format_nbytes(arguments.file.stat().st_size)}\n")
     return 0

@@ -46,8 +46,9 @@ class Outcome:
         computed = f"{self.num_computed_tokens:,} computed"
         if self.num_computed_tokens:
             computed += f" at {self.tokens_per_second:,.0f} tokens/s"
+        documents = f"{self.num_documents:,} document{'s' * (self.num_documents != 1)}"
         return (
-            f"{self.num_documents:,} documents of {self.num_tokens:,} tokens, {computed}; "
+            f"{documents} of {self.num_tokens:,} tokens, {computed}; "
             f"{self.num_there:,} were there, {self.num_failed:,} failed\n"
             f"{format_nbytes(self.written_nbytes)} written; {format_nbytes(self.folder_nbytes)} in the folder\n"
         )

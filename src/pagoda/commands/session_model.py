@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from pagoda.commands.options import load_llm, sampling_params
-from pagoda.commands.reading import read_text
+from pagoda.commands.reading import check_new_file, read_text
 from pagoda.commands.report import RequestCost, table
 from pagoda.engine.sessions import LoadedSession
 from pagoda.errors import ConfigError
@@ -23,8 +23,7 @@ from pagoda.units import format_nbytes
 
 def save(arguments: Namespace) -> int:
     said, out = _read(arguments.file), arguments.out.expanduser()
-    if out.exists() and not arguments.force:
-        raise ConfigError(f"{out} exists; choose another name, or write over it with --force.")
+    check_new_file(out, arguments.force)
     with load_llm(arguments) as llm:
         saved = llm.save_session(out, said, name=arguments.name, title=arguments.title)
     sys.stdout.write(

@@ -26,6 +26,8 @@ from pagoda.registry import lookup, names
 # What a disk tier takes if nobody says: so much of what is free, and no more than so many bytes.
 FREE_SHARE = 0.5
 MOST_DISK_NBYTES = 20 << 30
+# What tenants without a quota have at least, unless that is more than an even share.
+LEAST_REST_NBYTES = 1 << 20
 
 
 def open_tiers(config: EngineConfig) -> list[Tier]:
@@ -57,13 +59,17 @@ def _open_parts(name: str, settings: TierSettings, tenants: Mapping[str, TenantS
     limit = settings.limit_nbytes
     if limit is None or not quotas:
         return _open(name, settings)
-    rest = _open(name, replace(settings, limit_nbytes=max(int(limit * (1 - sum(quotas.values()))), 1 << 20)))
+    promised = sum(quotas.values())
+    # All others have something, which those with quotas give up, so that parts are no more than the whole.
+    rest_nbytes = max(int(limit * (1 - promised)), min(LEAST_REST_NBYTES, limit // (len(quotas) + 1)))
+    share_of_own = min(1.0, (limit - rest_nbytes) / (limit * promised))
+    rest = _open(name, replace(settings, limit_nbytes=rest_nbytes))
     own: dict[bytes, Tier] = {}
     try:
         for tenant, quota in quotas.items():
             digest = tenant_digest(tenant)
             where = str(Path(settings.where, "tenants", digest.hex())) if settings.where else ""
-            own[digest] = _open(name, replace(settings, where=where, limit_nbytes=int(limit * quota)))
+            own[digest] = _open(name, replace(settings, where=where, limit_nbytes=int(limit * quota * share_of_own)))
     except BaseException:
         for tier in (rest, *own.values()):
             tier.close()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 
 from pagoda import LLM, CompletionOutput, FinishReason
 from pagoda.cache.session_file import SUFFIX
 from pagoda.chat.options import ChatOptions
 from pagoda.prompts import ReadPrompt
 from pagoda.server.ground.messages import Scope
+from pagoda.server.own import session_folder
 from server.running import MODEL, MOST_SECONDS, TENANTS, Running, running
 
 STORY = "The room was a pleasant one, at the top of the house, overlooking the sea. " * 4
@@ -171,3 +174,28 @@ def test_what_is_wrong_with_a_body_is_named(tmp_path: Path) -> None:
             refused = server.post(SESSIONS, {"model": MODEL, "name": "x", "prompt": "x", **change})
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
         assert server.get(SESSIONS).json()["data"] == []
+
+
+def test_one_of_the_most_sessions_is_saved_anew_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_folder, "MOST_SESSIONS", 1)
+    body = {"model": MODEL, "name": "first", "prompt": STORY}
+    with serving(tmp_path) as server:
+        assert server.post(SESSIONS, body).status_code == 200
+        assert server.post(SESSIONS, body).status_code == 200
+        refused = server.post(SESSIONS, body | {"name": "second"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (413, "session_quota")
+
+
+def test_a_folder_that_goes_is_told_or_made_anew(tmp_path: Path) -> None:
+    folder, body = tmp_path / "sessions", {"model": MODEL, "name": "first", "prompt": STORY}
+    with serving(folder) as server:
+        server.post(SESSIONS, body)
+        shutil.rmtree(folder)
+        assert server.get(SESSIONS).json()["data"] == []
+        assert server.post(SESSIONS, body).status_code == 200
+        shutil.rmtree(folder)
+        folder.write_text("in its place")
+        for answer in (server.post(SESSIONS, body), server.get(SESSIONS)):
+            assert (answer.status_code, answer.json()["error"]["code"]) == (507, "session_dir")
+            assert str(tmp_path) not in answer.text
+        assert delete(server, f"{SESSIONS}/first").status_code == 404

@@ -107,10 +107,15 @@ class RedisTier(Tier):
         self._unlink(self._written.take_all())
 
     def stats(self) -> TierStats:
-        """The limit is what was given, or the store's own; `shared_nbytes` is all that the store holds."""
+        """The limit is what was given, or the store's own; `shared_nbytes` is all that the store holds.
+
+        Of what was written the store may have dropped some, and does not say which.
+        """
         shared_nbytes, most_nbytes = self._server_memory()
         stats = self._written.stats()
-        return replace(stats, limit_nbytes=stats.limit_nbytes or most_nbytes, shared_nbytes=shared_nbytes)
+        nbytes = stats.nbytes if shared_nbytes is None else min(stats.nbytes, shared_nbytes)
+        limit = stats.limit_nbytes or most_nbytes
+        return replace(stats, nbytes=nbytes, limit_nbytes=limit, shared_nbytes=shared_nbytes)
 
     def flush(self) -> None:
         """What was put is in the store; whether it writes that down is set there."""

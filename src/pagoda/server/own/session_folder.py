@@ -56,30 +56,38 @@ class SessionFolder:
         return path
 
     def all(self, tenant: str) -> list[Path]:
-        """Of one tenant, by name."""
-        return sorted(path for path in _files(self._of(tenant)) if path.suffix == SUFFIX)
+        """Of one tenant, by name. Raises HttpError 507 if the folder cannot be read."""
+        with _used():
+            return sorted(path for path in _files(self._of(tenant)) if path.suffix == SUFFIX)
 
     @contextmanager
-    def room(self, tenant: str) -> Iterator[int]:
-        """How many bytes a tenant may add, while nobody else adds any. Raises HttpError 413 if there is no room."""
+    def room(self, path: Path) -> Iterator[int]:
+        """How many bytes may be written to `path`, while nobody else adds any.
+
+        Raises HttpError 413 if there is no room, and 507 if the folder cannot be used.
+        """
         with self._saving:
-            own, others = self._of(tenant), (each for each in self._folder.iterdir() if each.is_dir())
-            try:
-                own.mkdir(mode=0o700, exist_ok=True)
-            except OSError as error:
-                raise HttpError(507, f"Sessions cannot be written: {error.strerror}.", code="session_dir") from error
-            if len(self.all(tenant)) >= MOST_SESSIONS:
-                raise _full(f"You have {MOST_SESSIONS} sessions; delete some.")
-            left_to_all = self._most_nbytes - sum(map(_nbytes, others))
+            yield self._left_for(path)
+
+    def _left_for(self, path: Path) -> int:
+        own = path.parent
+        with _used():
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            own.mkdir(mode=0o700, exist_ok=True)
+            num_sessions = sum(each.suffix == SUFFIX and each != path for each in _files(own))
+            left_to_all = self._most_nbytes - sum(_nbytes(each) for each in self._folder.iterdir() if each.is_dir())
             left = min(self._most_nbytes_of_one - _nbytes(own), left_to_all)
-            if left <= 0:
-                raise _full("There is no room for sessions; delete some.")
-            yield left
+        if num_sessions >= MOST_SESSIONS:
+            raise _full(f"You have {MOST_SESSIONS} sessions; delete some.")
+        if left <= 0:
+            raise _full("There is no room for sessions; delete some.")
+        return left
 
     def delete(self, tenant: str, name: str) -> None:
-        """Raises HttpError 404 if there is none."""
-        with suppress(FileNotFoundError):
-            self.find(tenant, name).unlink()
+        """Raises HttpError 404 if there is none, and 507 if it cannot be deleted."""
+        path = self.find(tenant, name)
+        with _used(), suppress(FileNotFoundError):
+            path.unlink()
 
     def _of(self, tenant: str) -> Path:
         """A tenant may be called anything."""
@@ -91,6 +99,15 @@ class SessionFolder:
             with suppress(OSError):
                 if time() - path.stat().st_mtime > ABANDONED_SECONDS:
                     path.unlink()
+
+
+@contextmanager
+def _used() -> Iterator[None]:
+    """Tell clients what the system says of the folder, and not where it lies."""
+    try:
+        yield
+    except OSError as error:
+        raise HttpError(507, f"The folder of sessions cannot be used: {error.strerror}.", code="session_dir") from error
 
 
 def _files(folder: Path) -> list[Path]:

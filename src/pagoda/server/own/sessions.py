@@ -126,7 +126,7 @@ class Sessions:
 
     def _saved(self, path: FilePath, prompt: ReadPrompt, scope: Scope, text: SessionText) -> SavedSession:
         name = path.name.removesuffix(SUFFIX)
-        with self._need_folder().room(scope.tenant) as most_nbytes:
+        with self._need_folder().room(path) as most_nbytes:
             target = SessionTarget(path, name, most_nbytes)
             try:
                 return self._service.backend.sessions.save(target, prompt, scope, text).result()

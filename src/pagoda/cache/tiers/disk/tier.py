@@ -203,7 +203,8 @@ class DiskTier(Tier):
         """None, and it is held no more, if it is not what was put there."""
         if record is not None and is_record_of(key, record):
             return record
-        if log.forget(key, place):
+        is_gone = record is None and self.is_read_only  # whoever writes has given it up
+        if log.forget(key, place) and not is_gone:
             self._count("num_damaged")
         return None
 
