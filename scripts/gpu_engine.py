@@ -12,29 +12,20 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from pagoda import LLM, SamplingParams
+from pagoda.commands.shapes import shape_config
 from pagoda.models.loader import model_from_config
 
 PROMPT, NEW = 128, 128
 ROUNDS = 3
-SHAPES = {
-    "llama-3.2-1b": {
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 64,
-        "tie_word_embeddings": True,
-    },
-    "llama-3.1-8b": {
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama-3.2-1b": {},
+    "llama-3.1-8b": {  # what differs
         "hidden_size": 4096,
         "intermediate_size": 14336,
         "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
         "head_dim": 128,
         "tie_word_embeddings": False,
     },
@@ -53,9 +44,11 @@ def timed(name: str) -> Iterator[dict[str, Any]]:
     return {"engine": time_engine, "generate": time_generate, "profile": profile_engine}[part](shape)
 
 
-def config_of(shape: str) -> LlamaConfig:
-    rope = {"rope_type": "default", "rope_theta": 500000.0}
-    return LlamaConfig(vocab_size=128256, max_position_embeddings=8192, rope_parameters=rope, **SHAPES[shape])
+def config_of(shape: str) -> Any:
+    config = shape_config("llama-3.2-1b")
+    for name, value in SHAPES[shape].items():
+        setattr(config, name, value)
+    return config
 
 
 def prompts(count: int, seed: int) -> list[list[int]]:

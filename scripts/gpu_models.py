@@ -103,7 +103,7 @@ def _check_tokens(actual: list[int], expected: list[int], margins: list[float]) 
 
 def format_of_pages(name: str) -> dict[str, Any]:
     """The embedded model in bf16: texts cold, warm, one by one and together are the same, or how many are not."""
-    with LLM(dtype="bfloat16", kv_cache_dtype=name, kv_cache_memory_bytes=64 << 20) as llm:
+    with LLM(device="cuda", dtype="bfloat16", kv_cache_dtype=name, kv_cache_memory_bytes=64 << 20) as llm:
         cold = _texts(llm, TEXTS)
         warm = _texts(llm, TEXTS)
         llm.reset_prefix_cache()
@@ -127,7 +127,7 @@ def as_on_the_processor() -> dict[str, Any]:
     """The embedded model in fp32 writes the same texts on both."""
     with LLM(dtype="float32", device="cpu", kv_cache_memory_bytes=64 << 20) as llm:
         expected = _texts(llm, TEXTS)
-    with LLM(dtype="float32", kv_cache_memory_bytes=64 << 20) as llm:
+    with LLM(device="cuda", dtype="float32", kv_cache_memory_bytes=64 << 20) as llm:
         assert llm.engine.model.device.type == "cuda"
         actual = _texts(llm, TEXTS)
     if actual != expected:
@@ -140,7 +140,7 @@ def moving_batches() -> dict[str, Any]:
     source = random.Random(1)
     prompts = [f"{TEXTS[source.randrange(len(TEXTS))]} {source.randrange(1000)}" for _ in range(60)]
     params = [SamplingParams(temperature=0, max_tokens=source.randrange(1, 60)) for _ in prompts]
-    with LLM(dtype="float32", kv_cache_memory_bytes=256 << 20, max_num_seqs=24) as llm:
+    with LLM(device="cuda", dtype="float32", kv_cache_memory_bytes=256 << 20, max_num_seqs=24) as llm:
         together = _texts(llm, prompts, params)
         steps = llm.engine._forward._decode_steps
         graphs, proved = _graphs(llm), len(steps._proved)
@@ -165,10 +165,16 @@ def eviction() -> dict[str, Any]:
         beginning = " ".join(TEXTS[: source.randrange(1, 4)])
         prompts.append(f"{beginning} {source.randrange(40)} and then {TEXTS[source.randrange(6)]}")
     params = SamplingParams(temperature=0, max_tokens=30)
-    with LLM(dtype="float32", kv_cache_memory_bytes=64 << 20) as llm:
+    with LLM(device="cuda", dtype="float32", kv_cache_memory_bytes=64 << 20) as llm:
         page_nbytes = llm.engine.memory.geometries[0].page_nbytes
         expected = [_texts(llm, [prompt], params)[0] for prompt in prompts]
-    with LLM(dtype="float32", kv_cache_memory_bytes=24 * page_nbytes, max_num_seqs=8, max_num_batched_tokens=64) as llm:
+    with LLM(
+        device="cuda",
+        dtype="float32",
+        kv_cache_memory_bytes=24 * page_nbytes,
+        max_num_seqs=8,
+        max_num_batched_tokens=64,
+    ) as llm:
         actual = _texts(llm, prompts, params)
         llm.check_integrity()
         evictions = llm.cache_stats().evicted_pages
@@ -189,7 +195,7 @@ def seeded() -> dict[str, Any]:
     prompts = [TEXTS[index % len(TEXTS)] for index in range(24)]
     with LLM(dtype="float32", device="cpu", kv_cache_memory_bytes=64 << 20) as llm:
         expected = _texts(llm, prompts, params)
-    with LLM(dtype="float32", kv_cache_memory_bytes=64 << 20) as llm:
+    with LLM(device="cuda", dtype="float32", kv_cache_memory_bytes=64 << 20) as llm:
         actual = _texts(llm, prompts, params)
     differ = _differing(expected, actual)
     if differ > 3:
@@ -229,7 +235,7 @@ def memory() -> dict[str, Any]:
     """What 30 engines leave behind on the card."""
     taken = []
     for _ in range(30):
-        with LLM(dtype="bfloat16", kv_cache_memory_bytes=64 << 20) as llm:
+        with LLM(device="cuda", dtype="bfloat16", kv_cache_memory_bytes=64 << 20) as llm:
             _texts(llm, TEXTS[:2], SamplingParams(temperature=0, max_tokens=6))
         del llm
         gc.collect()
@@ -237,7 +243,7 @@ def memory() -> dict[str, Any]:
     if taken[-1] > taken[4] + (8 << 20):
         raise AssertionError(f"memory grows: {taken}")
     free, total = torch.cuda.mem_get_info()
-    with LLM(dtype="bfloat16", gpu_memory_utilization=0.5) as llm:
+    with LLM(device="cuda", dtype="bfloat16", gpu_memory_utilization=0.5) as llm:
         pages = llm.engine.memory.nbytes
         _texts(llm, TEXTS)
         left = torch.cuda.mem_get_info()[0]

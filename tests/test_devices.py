@@ -105,10 +105,19 @@ def test_tiers_are_refused_on_a_gpu(tier):
     check_device(tiny_model(), EngineConfig(**tier))
 
 
+@pytest.mark.parametrize("asked", [{"kv_host_bytes": 1 << 20}, {"deterministic": True}])
+def test_no_gpu_is_taken_by_itself_that_could_not_do_what_is_asked_for(asked, gpu, caplog):
+    if "deterministic" in asked:
+        pytest.importorskip("pagoda.kernels._native")
+    with LLM(device="auto", kv_cache_memory_bytes=8 << 20, **asked) as llm:
+        assert llm.engine.model.device.type == "cpu"
+    assert "Running on the processor" in caplog.text
+
+
 def test_native_kernels_keep_the_processor(gpu, monkeypatch):
     pytest.importorskip("pagoda.kernels._native")
     monkeypatch.setenv("PAGODA_KERNELS", "native")
-    with LLM(kv_cache_memory_bytes=8 << 20) as llm:
+    with LLM(device="auto", kv_cache_memory_bytes=8 << 20) as llm:
         assert llm.engine.model.device.type == "cpu"
     with pytest.raises(ConfigError, match="which is for processors"):
         LLM(device="cuda")
@@ -129,5 +138,5 @@ def test_a_lost_device_is_told_from_a_step_that_failed(gpu, monkeypatch):
 
 
 def test_a_model_stays_where_it_lies():
-    with pytest.raises(ConfigError, match="the model that was given lies on cpu"):
+    with pytest.raises(ConfigError, match="the model that was given lies on the processor"):
         LLM(tiny_model(), skip_tokenizer_init=True, device="cuda")

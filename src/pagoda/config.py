@@ -102,7 +102,7 @@ def check_tenants(tenants: Mapping[str, TenantShare]) -> None:
 class EngineConfig:
     """How to run one model. `None` and "auto" are resolved from the model and the machine at start-up.
 
-    device: "cpu", "cuda" (a GPU), or "auto": a GPU if there is one that can be used.
+    device: "cpu", "cuda" (a GPU), or "auto": a GPU if there is one that can do what is asked for.
     gpu_memory_utilization: how much of a GPU's memory is used, by weights, pages and all others on it.
     kv_cache_dtype: a format, a pair for keys and values ("int8/int4"), or formats by reach ("full=int8,sliding=bf16").
     kv_cache_dtype_skip_layers: layers that keep the model's precision, by number or by reach ("sliding").
@@ -131,7 +131,7 @@ class EngineConfig:
     """
 
     dtype: str = "auto"
-    device: str = "auto"
+    device: str = "cpu"
     gpu_memory_utilization: float = 0.9
     kv_cache_dtype: str = "auto"
     kv_cache_dtype_skip_layers: tuple[int | str, ...] = ()

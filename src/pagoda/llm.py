@@ -7,6 +7,7 @@ together on that thread, so nothing here needs a lock.
 from __future__ import annotations
 
 import asyncio
+import logging
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -32,6 +33,7 @@ from pagoda.devices import find_device
 from pagoda.engine.engine import Engine
 from pagoda.engine.format_fit import calibration_text
 from pagoda.engine.loop import EngineLoop
+from pagoda.engine.pools import obstacle_on_gpu
 from pagoda.engine.request import Request, new_request
 from pagoda.engine.sessions import LoadedSession, SavedSession, Sessions, SessionTarget, conversation_of
 from pagoda.errors import ConfigError, InvalidSamplingError, RequestError
@@ -46,6 +48,8 @@ from pagoda.prompts import Prompt, PromptReader
 from pagoda.sampling_params import SamplingParams
 from pagoda.structured.compiler import GrammarCompiler
 from pagoda.tokenizing import encode
+
+logger = logging.getLogger(__name__)
 
 # Before a session is saved without all of its pages.
 ATTEMPTS = 3
@@ -397,11 +401,12 @@ def _set_soon(events: asyncio.AbstractEventLoop, end: asyncio.Future[Any], outpu
 
 
 def _device_of(model: str | Path | Model | None, config: EngineConfig) -> torch.device:
-    """Where a model lies or is to be loaded: on the processor if its kernels are forced."""
+    """Where a model lies, or is to be loaded. By itself no GPU is taken that could not do what is asked for."""
     if isinstance(model, Model):
-        if config.device not in ("auto", model.device.type):
-            raise ConfigError(
-                f"device is {config.device!r}, and the model that was given lies on {model.device.type}; leave one out."
-            )
+        if config.device == "cuda" and model.device.type == "cpu":
+            raise ConfigError("device is 'cuda', and the model that was given lies on the processor; leave it out.")
         return model.device
-    return find_device("cpu" if config.device == "auto" and config.environment.kernels == "native" else config.device)
+    obstacle = obstacle_on_gpu(config) if config.device == "auto" else None
+    if obstacle is not None:
+        logger.warning("Running on the processor: %s", obstacle)
+    return find_device(config.device if obstacle is None else "cpu")

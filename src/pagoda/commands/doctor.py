@@ -120,14 +120,18 @@ def _machine() -> Iterator[Finding]:
 
 
 def _gpu() -> Iterator[Finding]:
-    """The GPU that models run on unless another device is asked for, or why there is none."""
+    """The GPU that models run on where it is asked for, or why there is none."""
     try:
         check_gpu()
     except DeviceUnavailableError as error:
-        yield Finding("machine", "GPU", f"none in use: {error}")
+        yield Finding("machine", "GPU", f"none that can be used: {error}")
         return
     device = find_device("cuda")
-    yield Finding("machine", "GPU", f"{device_name(device)}, {format_nbytes(max(room_on(device, 1.0), 0))} free")
+    yield Finding(
+        "machine",
+        "GPU",
+        f"{device_name(device)}, {format_nbytes(max(room_on(device, 1.0), 0))} free; choose it with --device cuda",
+    )
 
 
 def _extras() -> Iterator[Finding]:

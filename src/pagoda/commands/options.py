@@ -49,7 +49,7 @@ OF_CHECKPOINTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"
 
 ENGINE_OPTIONS = (
     _option("dtype", "precision of the weights; auto takes the checkpoint's", choices=DTYPES),
-    _option("device", "what computes; auto takes a GPU if there is one that can be used", choices=DEVICES),
+    _option("device", "what computes; auto takes a GPU if there is one that can do what is asked for", choices=DEVICES),
     _option(
         "gpu_memory_utilization",
         "how much of a GPU's memory is used, by weights, pages and all others on it",

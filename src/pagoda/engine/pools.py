@@ -50,10 +50,22 @@ def make_pools(memory: MemoryPlan, poison: bool, device: torch.device) -> list[P
         ) from error
 
 
+def obstacle_on_gpu(config: EngineConfig) -> str | None:
+    """What is asked for that a GPU cannot do, and what to do about it; None if there is nothing."""
+    if config.kv_host_bytes or config.kv_disk or config.kv_remote:
+        return "Pages on a GPU have no tiers yet; leave kv_host_bytes, kv_disk and kv_remote out."
+    if config.deterministic:
+        return "Products on a GPU differ from batch to batch; leave deterministic out."
+    if config.environment.kernels == "native":
+        return "PAGODA_KERNELS is 'native', which is for processors; leave it out."
+    return None
+
+
 def check_device(model: Model, config: EngineConfig) -> None:
-    """Raise ConfigError for what is not done with pages on a GPU."""
-    if model.device.type != "cpu" and (config.kv_host_bytes or config.kv_disk or config.kv_remote):
-        raise ConfigError("Pages on a GPU have no tiers yet; leave kv_host_bytes, kv_disk and kv_remote out.")
+    """Raise ConfigError for what cannot be done with pages on a GPU."""
+    obstacle = obstacle_on_gpu(config) if model.device.type != "cpu" else None
+    if obstacle is not None:
+        raise ConfigError(obstacle)
 
 
 def _step_nbytes(model: Model, config: EngineConfig) -> int:

@@ -18,9 +18,11 @@ LIKELY = 1e-4
 PICK_BLOCK = 256
 
 # SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
-_STEP = np.uint64(0x9E3779B97F4A7C15)
-_MIXES = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
-_LAST_SHIFT = np.uint64(31)
+STEP = 0x9E3779B97F4A7C15
+MIXES = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+LAST_SHIFT = 31
+_STEP, _LAST_SHIFT = np.uint64(STEP), np.uint64(LAST_SHIFT)
+_MIXES = tuple((np.uint64(shift), np.uint64(factor)) for shift, factor in MIXES)
 # Ids that no token has: the time of the rest, and the number that picks within it.
 _REST = np.array([-1, -2])
 

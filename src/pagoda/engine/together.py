@@ -10,16 +10,12 @@ import math
 
 import torch
 
-from pagoda.engine.race import LIKELY
+from pagoda.engine.race import LAST_SHIFT, LIKELY, MIXES, STEP
 from pagoda.engine.request import Sequence
 from pagoda.sampling_params import SamplingParams
 
 # Numbers that are worked on at a time: in fp64 a few arrays of so many take half a gigabyte.
 MOST_NUMBERS = 1 << 23
-# SplitMix64, as in `race.py`, in the signed numbers that torch has.
-_STEP = 0x9E3779B97F4A7C15 - (1 << 64)
-_MIXES = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)))
-_LAST_SHIFT = 31
 
 
 @torch.inference_mode()
@@ -70,7 +66,7 @@ def weigh(logits: torch.Tensor, params: list[SamplingParams]) -> torch.Tensor:
 
 def first_to_arrive(weights: torch.Tensor, keys: list[int]) -> torch.Tensor:
     """`race.first_to_arrive` for each row of `weights` [rows, vocabulary]: int64 [rows]."""
-    signed = torch.tensor([key - (1 << 64) if key >= 1 << 63 else key for key in keys], device=weights.device)[:, None]
+    signed = torch.tensor([_signed(key) for key in keys], device=weights.device)[:, None]
     is_likely = weights > LIKELY * weights.amax(dim=-1, keepdim=True)
     ids = torch.arange(weights.shape[1], device=weights.device)
     times = (-numbers(signed, ids).log() / weights).masked_fill_(~is_likely, math.inf)
@@ -86,11 +82,16 @@ def first_to_arrive(weights: torch.Tensor, keys: list[int]) -> torch.Tensor:
 
 def numbers(keys: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
     """`race.numbers`: fp64 [rows, tokens] of int64 `keys` [rows, 1] and `token_ids` [tokens]."""
-    mixed = token_ids * _STEP + keys
-    for shift, factor in _MIXES:
-        mixed = (mixed ^ _shifted(mixed, shift)) * factor
-    mixed ^= _shifted(mixed, _LAST_SHIFT)
+    mixed = token_ids * _signed(STEP) + keys
+    for shift, factor in MIXES:
+        mixed = (mixed ^ _shifted(mixed, shift)) * _signed(factor)
+    mixed ^= _shifted(mixed, LAST_SHIFT)
     return (_shifted(mixed, 12).double() + 0.5) * 2.0**-52
+
+
+def _signed(bits: int) -> int:
+    """64 bits as the numbers with a sign that torch has."""
+    return bits - (1 << 64) if bits >= 1 << 63 else bits
 
 
 def _shifted(numbers: torch.Tensor, count: int) -> torch.Tensor:

@@ -19,6 +19,7 @@ from transformers import Cache as TransformersCache
 from transformers.cache_utils import DummyLayer
 
 from pagoda.cache.inspector import Inspector
+from pagoda.cache.pool import HOST
 from pagoda.cache.prefix.names import PageNames
 from pagoda.cache.session_file import SessionFile
 from pagoda.config import EngineConfig
@@ -61,6 +62,8 @@ class PagedCache(TransformersCache):
         eviction_policy: str = "lru",
     ) -> None:
         """Raises ConfigError or UnsupportedModelError, which say what to do, if the model cannot use pages."""
+        if model.device.type == "cuda":
+            raise ConfigError("A PagedCache keeps its pages on the processor; move the model there: model.to('cpu').")
         self._subject = Subject.of(model)
         config = EngineConfig(
             kv_cache_dtype=kv_cache_dtype,
@@ -70,7 +73,7 @@ class PagedCache(TransformersCache):
             max_num_batched_tokens=MOST_STEP_TOKENS,
         )
         self._memory = plan_memory(self._subject.facts, MachineFacts.measured(), config)
-        self._pools = make_pools(self._memory, config.environment.poison_pages, model.device)
+        self._pools = make_pools(self._memory, config.environment.poison_pages, HOST)
         self._cache = make_cache(self._memory, self._pools, config, monotonic)
         self._rows = Rows(self._cache)
         self._running: torch.Tensor | None = None  # what the model is given to compute of the call that runs
