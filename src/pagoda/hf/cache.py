@@ -62,9 +62,9 @@ class PagedCache(TransformersCache):
         eviction_policy: str = "lru",
     ) -> None:
         """Raises ConfigError or UnsupportedModelError, which say what to do, if the model cannot use pages."""
+        self._subject = Subject.of(model)
         if model.device.type == "cuda":
             raise ConfigError("A PagedCache keeps its pages on the processor; move the model there: model.to('cpu').")
-        self._subject = Subject.of(model)
         config = EngineConfig(
             kv_cache_dtype=kv_cache_dtype,
             kv_cache_memory_bytes=kv_cache_memory_bytes,
