@@ -14,10 +14,10 @@ import pytest
 from pagoda.cache import session_file
 from pagoda.cache.prefix.keys import token_key
 from pagoda.cache.prefix.names import Identity
-from pagoda.cache.session_file import FILE_HEADER_NBYTES, SessionFile, write_session
+from pagoda.cache.session_file import FILE_HEADER_NBYTES, PARTIAL_SUFFIX, SessionFile, drop_abandoned, write_session
 from pagoda.cache.session_parts import Conversation, Description
 from pagoda.cache.tiers.record import HEADER_NBYTES, NONCE_NBYTES, Bytes, Draft, Kind, Label
-from pagoda.errors import PageRecordError, SessionError
+from pagoda.errors import PageRecordError, SessionError, SessionTooLargeError
 
 IDENTITY = Identity("config", "weights", "", "full", "bf16", "", 32, "{}")
 MESSAGES = [
@@ -199,6 +199,41 @@ def test_a_write_that_fails_leaves_the_old_session_alone(tmp_path: Path) -> None
     with pytest.raises(SessionError, match="No space left"):
         write_session(path, DESCRIPTION, CONVERSATION, records())
     assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_asks_before_it_grows(tmp_path: Path) -> None:
+    path, asked = tmp_path / "talk.pagoda", []
+    records = [record(number) for number in range(3)]
+    nbytes = write_session(path, DESCRIPTION, CONVERSATION, records, reserve=asked.append)
+    assert sum(asked) == nbytes == path.stat().st_size
+    assert max(asked) < nbytes // 2
+
+    def refuse(more: int) -> None:
+        raise SessionTooLargeError("There is no room for it.")
+
+    before = path.read_bytes()
+    with pytest.raises(SessionTooLargeError):
+        write_session(path, DESCRIPTION, CONVERSATION, records, reserve=refuse)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_dead_process_wrote_is_dropped_and_what_is_being_written_is_not(tmp_path: Path) -> None:
+    path, dead = tmp_path / "talk.pagoda", tmp_path / f".talk.x{PARTIAL_SUFFIX}"
+    dead.write_bytes(b"begun")
+
+    def records():
+        [written] = set(tmp_path.iterdir()) - {dead}
+        drop_abandoned(tmp_path)
+        assert dead.exists()  # it may just have been made, and not be locked yet
+        for each in (written, dead):
+            os.utime(each, (0, 0))
+        drop_abandoned(tmp_path)
+        assert list(tmp_path.iterdir()) == [written]
+        yield record(0)
+
+    write_session(path, DESCRIPTION, CONVERSATION, records())
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from fcntl import LOCK_EX, LOCK_NB, flock
 from io import FileIO
-from math import inf
 from pathlib import Path
 from tempfile import mkstemp
+from time import time
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
 
@@ -45,12 +46,13 @@ from pagoda.cache.tiers.record import (
     read_header,
     read_record,
 )
-from pagoda.errors import PageRecordError, SessionError, SessionTooLargeError
+from pagoda.errors import PageRecordError, SessionError
 
 MAGIC = b"PGDS"
 VERSION = 1
 SUFFIX = ".pagoda"
 PARTIAL_SUFFIX = ".partial"  # of a file that is being written
+NEW_SECONDS = 60.0  # so old a file has been locked by whoever writes it
 # Magic, version, whether the conversation is encrypted, 1 spare byte; bytes of the description, tokens, records, 4 more
 # spare bytes; bytes of the conversation, of all records; checksums of description, conversation and table; the nonce.
 _FIELDS = struct.Struct("<4sH?xIII4xQQ16s16s16s12s4x")
@@ -112,11 +114,12 @@ def write_session(
     conversation: Conversation,
     records: Iterable[Bytes],
     cipher: Cipher | None = None,
-    most_nbytes: float = inf,
+    reserve: Callable[[int], None] = lambda _: None,
 ) -> int:
-    """Write a session of `most_nbytes` at most, over one that is there; returns how many bytes it has.
+    """Write a session over one that is there; returns how many bytes it has.
 
     `records` are taken one at a time, already encrypted if they are to be; with a `cipher` the conversation is, too.
+    The file grows by so many bytes after `reserve` has been called with them, which may raise SessionTooLargeError.
     After a crash there is the old file or the new one. Raises SessionError, which says what to do, if it fails.
     """
     try:
@@ -125,7 +128,8 @@ def write_session(
         raise _unwritable(path, error) from error
     try:
         with os.fdopen(handle, "wb") as file:
-            nbytes = _write(_Bounded(file, most_nbytes), (description, conversation), records, cipher)
+            _mark_as_written(handle)
+            nbytes = _write(_Growing(file, reserve), (description, conversation), records, cipher)
             file.flush()
             os.fsync(handle)
         Path(name).replace(path)
@@ -139,16 +143,34 @@ def write_session(
     return nbytes
 
 
-class _Bounded:
-    """A file that is written from first to last, up to so many bytes."""
+def drop_abandoned(folder: Path) -> None:
+    """Remove what was being written in `folder` when a process ended. Raises OSError."""
+    for path in folder.glob(f".*{PARTIAL_SUFFIX}"):
+        with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+            if time() - os.fstat(file.fileno()).st_mtime > NEW_SECONDS:
+                flock(file, LOCK_EX | LOCK_NB)
+                path.unlink()
 
-    def __init__(self, file: BinaryIO, most_nbytes: float) -> None:
+
+def _mark_as_written(handle: int) -> None:
+    """The lock goes with the process. Some file systems have none: what is left there stays."""
+    with suppress(OSError):
+        flock(handle, LOCK_EX | LOCK_NB)
+
+
+class _Growing:
+    """A file that is written from first to last, and asks before it grows."""
+
+    def __init__(self, file: BinaryIO, reserve: Callable[[int], None]) -> None:
         self._file = file
-        self._most_nbytes = most_nbytes
+        self._reserve = reserve
+        self._nbytes = 0
 
     def write(self, content: Bytes) -> None:
-        if self._file.tell() + len(content) > self._most_nbytes:
-            raise SessionTooLargeError(f"It takes more than the {self._most_nbytes:,} bytes that there is room for.")
+        end = self._file.tell() + len(content)
+        if end > self._nbytes:
+            self._reserve(end - self._nbytes)
+            self._nbytes = end
         self._file.write(content)
 
     def rewind(self) -> None:
@@ -156,7 +178,7 @@ class _Bounded:
 
 
 def _write(
-    file: _Bounded, said: tuple[Description, Conversation], records: Iterable[Bytes], cipher: Cipher | None
+    file: _Growing, said: tuple[Description, Conversation], records: Iterable[Bytes], cipher: Cipher | None
 ) -> int:
     description, conversation = description_json(said[0]), conversation_bytes(said[1])
     nonce = bytes(NONCE_NBYTES)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from time import time
 from typing import Any, TypeVar
@@ -32,11 +31,14 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class SessionTarget:
-    """Where a session is written, and what it is called."""
+    """Where a session is written, and what it is called.
+
+    `reserve` is called with the bytes by which its file will grow, and may raise SessionTooLargeError.
+    """
 
     path: Path
     name: str = ""
-    most_nbytes: float = inf
+    reserve: Callable[[int], None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Sessions:
         )
         cipher = cipher_of(self._config.environment.kv_key)
         records = (draft.seal(created_ms, cipher) for draft in taken.drafts)
-        nbytes = write_session(target.path, description, conversation, records, cipher, target.most_nbytes)
+        nbytes = write_session(target.path, description, conversation, records, cipher, target.reserve)
         return SavedSession(target.path, nbytes, len(conversation.tokens), taken.num_held_tokens)
 
     def open(self, path: Path) -> SessionFile:

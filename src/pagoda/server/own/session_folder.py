@@ -1,26 +1,25 @@
 """Keeps the sessions of tenants as files: each tenant has a folder of its own, and no name leads out of it.
 
-Bytes are bounded, of each tenant and of all: what is there is counted, files that a crash has left included. Knows
-neither HTTP nor models. Calls may take long; they come from several threads.
+Bytes are bounded, of each tenant and of all: what is there is counted, and what is being written. What a crash has left
+of a write is removed. Knows neither HTTP nor models. Calls may take long; they come from several threads.
 """
 
 from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
-from time import time
 
-from pagoda.cache.session_file import PARTIAL_SUFFIX, SUFFIX
-from pagoda.errors import ConfigError, HttpError
+from pagoda.cache.session_file import SUFFIX, drop_abandoned
+from pagoda.errors import ConfigError, HttpError, SessionTooLargeError
 from pagoda.server.ground.options import ServerOptions
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 MOST_SESSIONS = 1000  # of one tenant
-ABANDONED_SECONDS = 3600.0
 
 
 class SessionFolder:
@@ -30,10 +29,13 @@ class SessionFolder:
         self._folder = folder.expanduser()
         self._most_nbytes = options.max_session_bytes
         self._most_nbytes_of_one = options.max_session_bytes_per_tenant
-        self._saving = threading.Lock()
+        self._lock = threading.Lock()
+        self._held = dict[Path, int]()  # bytes of whole sessions
+        self._written = Counter[Path]()  # bytes that are being written
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._drop_abandoned()
+            for each in self._folder.iterdir():
+                drop_abandoned(each)
         except OSError as error:
             raise ConfigError(f"session_dir {folder} cannot be used: {error.strerror}; give another folder.") from error
 
@@ -58,30 +60,53 @@ class SessionFolder:
     def all(self, tenant: str) -> list[Path]:
         """Of one tenant, by name. Raises HttpError 507 if the folder cannot be read."""
         with _used():
-            return sorted(path for path in _files(self._of(tenant)) if path.suffix == SUFFIX)
+            return sorted(_sessions(self._of(tenant)))
 
     @contextmanager
-    def room(self, path: Path) -> Iterator[int]:
-        """How many bytes may be written to `path`, while nobody else adds any.
+    def room(self, path: Path) -> Iterator[Callable[[int], None]]:
+        """What is to be called with so many more bytes before they are written for `path`.
 
-        Raises HttpError 413 if there is no room, and 507 if the folder cannot be used.
+        It raises SessionTooLargeError if there is no room for them. Raises HttpError 413 if there is room for no more
+        sessions, and 507 if the folder cannot be used.
         """
-        with self._saving:
-            yield self._left_for(path)
+        own = path.parent
+        with self._lock:
+            self._count(path)
+        taken = [0]
 
-    def _left_for(self, path: Path) -> int:
+        def reserve(nbytes: int) -> None:
+            with self._lock:
+                self._check_room(own, nbytes)
+                self._written[own] += nbytes
+                taken[0] += nbytes
+
+        try:
+            yield reserve
+        finally:
+            with self._lock, suppress(OSError):
+                self._written[own] -= taken[0]
+                self._held[own] = _nbytes(own)
+
+    def _count(self, path: Path) -> None:
+        """What whole sessions take now, since others than this process may have removed some."""
         own = path.parent
         with _used():
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            own.mkdir(mode=0o700, exist_ok=True)
-            num_sessions = sum(each.suffix == SUFFIX and each != path for each in _files(own))
-            left_to_all = self._most_nbytes - sum(_nbytes(each) for each in self._folder.iterdir() if each.is_dir())
-            left = min(self._most_nbytes_of_one - _nbytes(own), left_to_all)
+            own.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folders = [each for each in self._folder.iterdir() if each.is_dir()]
+            for folder in folders:
+                drop_abandoned(folder)
+            self._held = {folder: _nbytes(folder) for folder in folders}
+            num_sessions = sum(each != path for each in _sessions(own))
         if num_sessions >= MOST_SESSIONS:
             raise _full(f"You have {MOST_SESSIONS} sessions; delete some.")
-        if left <= 0:
-            raise _full("There is no room for sessions; delete some.")
-        return left
+
+    def _check_room(self, own: Path, nbytes: int) -> None:
+        left = min(
+            self._most_nbytes - sum(self._held.values()) - self._written.total(),
+            self._most_nbytes_of_one - self._held.get(own, 0) - self._written[own],
+        )
+        if nbytes > left:
+            raise SessionTooLargeError("There is no room for it.")
 
     def delete(self, tenant: str, name: str) -> None:
         """Raises HttpError 404 if there is none, and 507 if it cannot be deleted."""
@@ -93,13 +118,6 @@ class SessionFolder:
         """A tenant may be called anything."""
         return self._folder / blake2b(tenant.encode(), digest_size=16).hexdigest()
 
-    def _drop_abandoned(self) -> None:
-        """What was being written when a process ended."""
-        for path in self._folder.glob(f"*/.*{PARTIAL_SUFFIX}"):
-            with suppress(OSError):
-                if time() - path.stat().st_mtime > ABANDONED_SECONDS:
-                    path.unlink()
-
 
 @contextmanager
 def _used() -> Iterator[None]:
@@ -110,16 +128,16 @@ def _used() -> Iterator[None]:
         raise HttpError(507, f"The folder of sessions cannot be used: {error.strerror}.", code="session_dir") from error
 
 
-def _files(folder: Path) -> list[Path]:
+def _sessions(folder: Path) -> list[Path]:
     try:
-        return [path for path in folder.iterdir() if path.is_file()]
+        return [path for path in folder.iterdir() if path.suffix == SUFFIX and path.is_file()]
     except FileNotFoundError:
         return []
 
 
 def _nbytes(folder: Path) -> int:
     total = 0
-    for path in _files(folder):
+    for path in _sessions(folder):
         with suppress(FileNotFoundError):
             total += path.stat().st_size
     return total

@@ -37,7 +37,8 @@ from pagoda.server.own.session_folder import NAME_PATTERN, SessionFolder
 
 Result = TypeVar("Result")
 
-NUM_THREADS = 4
+NUM_READERS = 4
+NUM_WRITERS = 2  # each with a copy of the pages that it writes
 NO_FOLDER = "This server keeps no sessions; start it with --session-dir FOLDER."
 
 
@@ -60,7 +61,8 @@ class Sessions:
     def __init__(self, service: Service, conversations: ConversationReader) -> None:
         self._service = service
         self._said = SaidReader(service, conversations)
-        self._threads = ThreadPoolExecutor(NUM_THREADS, "pagoda-sessions")
+        self._readers = ThreadPoolExecutor(NUM_READERS, "pagoda-sessions")
+        self._writers = ThreadPoolExecutor(NUM_WRITERS, "pagoda-saving")
         options = service.options
         self._folder = None if options.session_dir is None else SessionFolder(options.session_dir, options)
 
@@ -81,7 +83,8 @@ class Sessions:
         answer = submit(service, call, request)
         await sse.finish(answer, request)
         text = SessionText(body.title, body.plain_messages, read.written)
-        saved = await self._read(partial(self._saved, path, read.prompt, call.scope, text))
+        write = partial(self._saved, path, read.prompt, call.scope, text)
+        saved = await asyncio.get_running_loop().run_in_executor(self._writers, write)
         told = {"name": body.name, "tokens": saved.num_tokens, "held_tokens": saved.num_held_tokens}
         return json_response({**told, "bytes": saved.nbytes, "kv": Record.of(answer.jobs).kv()})
 
@@ -126,8 +129,8 @@ class Sessions:
 
     def _saved(self, path: FilePath, prompt: ReadPrompt, scope: Scope, text: SessionText) -> SavedSession:
         name = path.name.removesuffix(SUFFIX)
-        with self._need_folder().room(path) as most_nbytes:
-            target = SessionTarget(path, name, most_nbytes)
+        with self._need_folder().room(path) as reserve:
+            target = SessionTarget(path, name, reserve)
             try:
                 return self._service.backend.sessions.save(target, prompt, scope, text).result()
             except SessionTooLargeError as error:
@@ -154,7 +157,7 @@ class Sessions:
 
     async def _read(self, function: Callable[[], Result]) -> Result:
         """On threads of its own: files may take long."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        return await asyncio.get_running_loop().run_in_executor(self._readers, function)
 
     def _need_folder(self) -> SessionFolder:
         if self._folder is None:
