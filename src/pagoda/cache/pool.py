@@ -67,7 +67,7 @@ class PagePool:
 
 
 def _map(nbytes: int) -> torch.Tensor:
-    """Zeroed memory that takes no room until it is written."""
-    memory = mmap.mmap(-1, nbytes)
+    """Zeroed memory that takes no room until it is written. Shared memory, Python's default, gets no huge pages."""
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)
