@@ -124,6 +124,8 @@ class EngineConfig:
     long pages are of use there (None leaves that to the store).
     kv_write: when pages go to disk and store: "seal" (as soon as they are full), "evict" (when they leave the pools),
     "second-hit" (then, if they were of use before) or "auto" (as seal while pages come back, else as second-hit).
+    kv_compression: which tokens sequences keep that do not say it themselves: a policy with its budget, such as
+    "snapkv:tokens=1024,window=32", or "none".
     generation_config: where sampling defaults and rules of generating come from: "auto" (the checkpoint), "vllm"
     (nowhere) or a directory with a generation_config.json.
     deterministic: the same bits for every token, however its prompt is cut, batched or cached.
@@ -153,6 +155,7 @@ class EngineConfig:
     kv_remote: str | None = None
     kv_remote_ttl_seconds: float | None = None
     kv_write: str = "seal"
+    kv_compression: str = "none"
     generation_config: str = "auto"
     deterministic: bool = False
     tenants: Mapping[str, TenantShare] = field(default_factory=dict)
@@ -250,6 +253,7 @@ KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "kv_cache_calibration": (str, "auto, none or a file"),
     "enable_prefix_caching": (bool, "True or False"),
     "eviction_policy": (str, "the name of a policy"),
+    "kv_compression": (str, "a policy with its budget, or none"),
     "generation_config": (str, "auto, vllm or a directory"),
     "deterministic": (bool, "True or False"),
     "kv_write": (str, "seal, evict, second-hit or auto"),

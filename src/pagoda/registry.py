@@ -37,6 +37,13 @@ REGISTRY: dict[str, dict[str, str]] = {
         "gdsf": "pagoda.cache.eviction.gdsf:GDSF",
         "ttl": "pagoda.cache.eviction.ttl:TTL",
     },
+    "compression": {
+        "snapkv": "pagoda.cache.compression.snapkv:SnapKV",
+        "tova": "pagoda.cache.compression.tova:TOVA",
+        "morphkv": "pagoda.cache.compression.morphkv:MorphKV",
+        "knorm": "pagoda.cache.compression.knorm:Knorm",
+        "random": "pagoda.cache.compression.random:RandomTokens",
+    },
     "tier": {
         "host": "pagoda.cache.tiers.host:HostTier",
         "disk": "pagoda.cache.tiers.disk.tier:DiskTier",

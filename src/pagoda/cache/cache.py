@@ -7,7 +7,7 @@ group, so it runs as well without any (`NoBytes`). Knows neither torch nor model
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import lcm
 from time import monotonic
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pagoda.cache.groups.base import CacheGroup, PageActions, resumable
 from pagoda.cache.groups.fill import Fill, FillTarget
+from pagoda.cache.groups.pages import PageGroup
 from pagoda.cache.groups.table import ResumePoints
 from pagoda.cache.leases import Leases
 from pagoda.cache.lifetime import Lifetime
@@ -244,6 +245,24 @@ class Cache:
         twin = CachedSequence(sequence.namespace, tuple(tables))
         self.sequences.add(twin)
         return twin
+
+    def compact(
+        self, sequence: CachedSequence, tokens: Sequence[int], kept: Mapping[int, tuple[int, NDArray[np.uint8]]]
+    ) -> None:
+        """Let a sequence of `tokens` go on with some of them: by group, how many, and the bytes of their pages.
+
+        Its pages are its own from now on in all groups; the exact ones stay hittable. Raises OutOfPagesError if there
+        is no room: then nothing but `release` may be done with it.
+        """
+        for index, (group, table, store) in enumerate(zip(self.groups, sequence.tables, self._stores, strict=True)):
+            if index not in kept:
+                group.detach(table)
+                continue
+            assert isinstance(group, PageGroup), "other groups keep no tokens"
+            num_slots, bodies = kept[index]
+            for page, body in zip(group.compact(table, tokens, num_slots).fresh, bodies, strict=True):
+                store.prepare(page)
+                store.bytes_of(page)[:] = body
 
     def release(self, sequence: CachedSequence, tokens: Sequence[int] = (), keep: bool = True) -> None:
         """End a sequence of `tokens`. Its pages stay hittable, unless their content is in doubt (`keep` False).

@@ -31,8 +31,14 @@ def build_views(
         lengths = [each.tables[group].num_slots_after(new) for each, new in zip(sequences, num_new_tokens, strict=True)]
         context_lengths = torch.tensor(lengths, dtype=torch.int32)
         starts = torch.from_numpy(page_starts)
+        is_compacted = any(sequence.tables[group].num_omitted for sequence in sequences)
         views.append(
-            GroupView(indices, starts, query_starts, context_lengths, positions=positions, ancestors=ancestors)
+            GroupView(
+                *(indices, starts, query_starts, context_lengths),
+                positions=positions,
+                ancestors=ancestors,
+                is_compacted=is_compacted,
+            )
         )
     return tuple(views)
 

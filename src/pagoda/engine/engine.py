@@ -14,6 +14,8 @@ from functools import cached_property
 from operator import is_
 from time import monotonic, sleep
 
+from pagoda.cache.compression.base import Policy
+from pagoda.cache.compression.choice import policy_of
 from pagoda.cache.inspector import Inspector
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.names import PageNames
@@ -27,6 +29,7 @@ from pagoda.engine.accounting import StepTimes, charge_step
 from pagoda.engine.admission import Admission
 from pagoda.engine.batch import Batch
 from pagoda.engine.breakpoints import check_breakpoints
+from pagoda.engine.compression import Compressor
 from pagoda.engine.ends import Ends, TokenEvent
 from pagoda.engine.fit_store import FitStore
 from pagoda.engine.format_fit import CalibrationText, fit_format
@@ -47,7 +50,7 @@ from pagoda.errors import (
     SessionError,
     StructuredOutputError,
 )
-from pagoda.kernels.base import Kernels
+from pagoda.kernels.base import AttentionUse, Kernels
 from pagoda.models.determinism import check_determinism
 from pagoda.models.model import Model
 from pagoda.planning.caches import cache_stores, make_cache
@@ -109,7 +112,11 @@ class Engine:
             logger.warning(notice)
         self._seeds = random.Random(config.seed)
         self._ends = Ends(self._scheduler)
-        self._settler = Settler(model, self._cache, self._scheduler, self._ends, self.max_len)
+        discovered = model.discovered
+        uses = [AttentionUse(*use) for use in zip(discovered.rules, discovered.sinks, discovered.biases, strict=True)]
+        self._compressor = Compressor(self._forward.sites, uses, self._cache)
+        self._compression = self._default_compression(config)
+        self._settler = Settler(model, self._cache, self._scheduler, self._ends, self._compressor, self.max_len)
 
     @property
     def has_work(self) -> bool:
@@ -162,6 +169,7 @@ class Engine:
         request.rules = self.model.generation.rules
         request.seed = self._seeds.getrandbits(63) if request.params.seed is None else request.params.seed
         request.decode_costs = self.decode_costs
+        request.compression = self._compression_of(request)
         request.metrics.added = monotonic()
         request.metrics.num_ahead = self._scheduler.num_ahead(request.tenant)
         self._scheduler.add(new_sample(request, 0))
@@ -217,6 +225,19 @@ class Engine:
         """Let the pages of just these tokens go before the time of their lease; False if there is none."""
         return self._cache.leases.release(namespace, tokens)
 
+    def _default_compression(self, config: EngineConfig) -> Policy | None:
+        """What requests are compressed by that do not say."""
+        policy = policy_of(config.kv_compression)
+        if policy is not None:
+            self._compressor.check()
+            for reason in self._compressor.left_alone:
+                logger.warning("kv_compression leaves layers as they are: %s", reason)
+        return policy
+
+    def _compression_of(self, request: Request) -> Policy | None:
+        asked = request.params.kv_compression
+        return self._compression if asked is None else policy_of(asked)
+
     def _open_residency(self, config: EngineConfig) -> Residency | None:
         tiers = open_tiers(config)
         return make_residency(self._cache, self._stores, self._labels, tiers, config) if tiers else None
@@ -249,7 +270,7 @@ class Engine:
         for sequence, error in new_inputs.failed.items():
             self._ends.fail([sequence], RequestError(f"The model's encoder failed: {error!r}"))
         left = batch.unfinished()
-        return self._forward.run(left, new_inputs) if left else None
+        return self._forward.run(left, new_inputs, self._compressor.watch(left)) if left else None
 
     def _refuse_next(self) -> None:
         """Nothing runs and the first in the queue cannot start: end it, so that the others are not held up."""

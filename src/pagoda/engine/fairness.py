@@ -56,7 +56,7 @@ class Fairness:
         """
         cache, running = self._cache, [each.request.namespace for each in self._running]
         for candidate in (hit, cache.whole_pages(hit)):
-            num_new_tokens = len(sequence.tokens) - candidate.num_tokens
+            num_new_tokens = sequence.most_slots - candidate.num_tokens
             if not only_share and cache.can_attach(candidate, num_new_tokens, self._step_tokens, running):
                 return candidate
             if self._tenants.have_shares and self._tenants.can_attach_within_share(

@@ -21,7 +21,7 @@ from pagoda.engine.request import Sequence
 from pagoda.formats.constants import KeyConstants
 from pagoda.kernels.base import Kernels
 from pagoda.layouts.spec import SiteSlot
-from pagoda.models.attention import PagedStep
+from pagoda.models.attention import BoundSite, PagedStep, QueryWatch
 from pagoda.models.model import Model
 from pagoda.models.replay import DecodeSteps
 from pagoda.models.sites import bind_sites
@@ -83,16 +83,26 @@ class Forward:
         """What the encoder of the model makes of inputs that are new in this step."""
         return read_new_inputs(self._model.encoder, self._cross_group, batch.sequences)
 
-    def run(self, batch: Batch, new_inputs: NewInputs) -> Computed:
-        """Compute the tokens of every chunk; their pages must be reserved, and their inputs read."""
+    @property
+    def sites(self) -> tuple[BoundSite, ...]:
+        """The attention calls of the model, in call order."""
+        return self._sites
+
+    def run(self, batch: Batch, new_inputs: NewInputs, watch: QueryWatch | None = None) -> Computed:
+        """Compute the tokens of every chunk; their pages must be reserved, and their inputs read.
+
+        `watch` sees the queries, for which the layers' own Python has to run.
+        """
         rows = _Rows(batch)
         cached = [each.cached for each in batch.sequences if each.cached is not None]
         views = build_views(cached, [len(chunk.tokens) for chunk in batch.chunks])
         states = None if self._states is None else StepStates(self._states, views[-1], build_cuts(cached))
         encoder_tokens = new_inputs.tokens()
         step = PagedStep(self._layers, self._sites, views, states, encoder_tokens)
+        step.watch = watch
         # A step that moves states on cannot be run twice, as proving a recording takes.
         is_decode = len(rows.tokens) == len(rows.wanted) == len(batch) and states is None and encoder_tokens is None
+        is_decode &= watch is None
         forward = self._decode_steps.forward if is_decode else self._model.forward
         wanted = torch.tensor(rows.wanted, dtype=torch.long)
         logits = forward(torch.tensor(rows.tokens), torch.tensor(rows.positions), wanted, step)

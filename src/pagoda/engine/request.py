@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
 from functools import cached_property
 from time import monotonic
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Self, TypedDict, Unpack
 
+from pagoda.cache.compression.base import Policy
 from pagoda.cache.leases import Breakpoint, LeaseResult
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.namespace import Namespace
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from pagoda.engine.constraint import Constraint, Matcher
     from pagoda.engine.promotion import Promotion
+    from pagoda.kernels.compaction import LastQueries
     from pagoda.models.encoder import EncoderInput
 
 
@@ -117,6 +119,39 @@ class RequestMetrics:
 
 
 @dataclass(eq=False)
+class Compression:
+    """Where a sequence stands with its `policy`: it keeps `budget` tokens once it is `due`, after so many tokens.
+
+    `calls` has the queries of its last tokens before that, by attention call.
+    """
+
+    policy: Policy
+    budget: int
+    due: int | None
+    calls: dict[int, LastQueries] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, policy: Policy, num_prompt_tokens: int) -> Self:
+        """Of a sequence that begins."""
+        budget = policy.budget(num_prompt_tokens)
+        if num_prompt_tokens > budget:
+            return cls(policy, budget, num_prompt_tokens)
+        return cls(policy, budget, budget + policy.every if policy.every else None)
+
+    def advance(self) -> None:
+        """It was due, and has been compressed. Queries that will be asked for again are kept."""
+        assert self.due is not None
+        every, count = self.policy.every, self.policy.num_queries - self.policy.every
+        self.due = self.due + every if every else None
+        again = self.calls if every and count > 0 else {}
+        self.calls = {call: replace(last, queries=last.queries[-count:]) for call, last in again.items()}
+
+    def copy(self) -> Self:
+        """For a fork."""
+        return replace(self, calls=dict(self.calls))
+
+
+@dataclass(eq=False)
 class Sequence:
     """One sample of a request: `tokens` is the prompt and what has been generated so far.
 
@@ -131,6 +166,7 @@ class Sequence:
     cached: CachedSequence | None = None
     matcher: Matcher | None = None  # of the request's constraint
     promotion: Promotion | None = None  # where it stands with the tiers
+    compression: Compression | None = None
     is_loading: bool = False  # its pages are on their way
     is_held: bool = False  # since the matcher does not know yet what may follow
     held_since: float | None = None  # when it was found that the matcher keeps it waiting
@@ -157,13 +193,37 @@ class Sequence:
 
     @property
     def num_resumable(self) -> int:
-        """How many tokens need not be computed again: the last one must be, and so must rows to be scored."""
-        return len(self.request.prompt_logprobs) if self.num_unscored else len(self.tokens) - 1
+        """How many tokens need not be computed again: the last one must be, and so must rows to be scored.
+
+        So must those whose queries say what is kept when it is compressed.
+        """
+        if self.num_unscored:
+            return len(self.request.prompt_logprobs)
+        if self.compression is None or self.compression.due is None:
+            return len(self.tokens) - 1
+        return max(min(len(self.tokens), self.compression.due) - max(self.compression.policy.num_queries, 1), 0)
 
     @property
     def num_uncomputed(self) -> int:
         """Tokens whose keys and values are not in the pages yet."""
         return len(self.tokens) - (self.cached.num_tokens if self.cached else 0)
+
+    @property
+    def num_computable(self) -> int:
+        """How many of these one step may compute: none beyond where the sequence is compressed."""
+        if self.compression is None or self.compression.due is None:
+            return self.num_uncomputed
+        computed = self.cached.num_tokens if self.cached else 0
+        return min(self.num_uncomputed, self.compression.due - computed)
+
+    @property
+    def most_slots(self) -> int:
+        """How many of its tokens are held at once, at most, until all of these are computed."""
+        if self.compression is None or self.compression.due is None or self.compression.due >= len(self.tokens):
+            return len(self.tokens)
+        rest = len(self.tokens) - self.compression.due
+        growth = min(rest, self.compression.policy.every or rest)
+        return max(self.compression.due, self.compression.budget + growth)
 
 
 @dataclass(eq=False)
@@ -198,6 +258,7 @@ class Request:
     breakpoints: tuple[Breakpoint, ...] = ()
     lease_results: list[LeaseResult] = field(default_factory=list)
     decode_costs: DecodeCosts | None = None  # of the engine
+    compression: Policy | None = None
 
     @property
     def scores_prompt(self) -> bool:
@@ -243,5 +304,13 @@ def new_sample(request: Request, index: int) -> Sequence:
     generator = random.Random(f"{request.seed}/{index}")
     sequence = Sequence(request, index, array(TOKEN_TYPE, request.prompt), generator)
     sequence.matcher = None if request.constraint is None else request.constraint.new()
+    begin_compression(sequence)
     request.sequences.append(sequence)
     return sequence
+
+
+def begin_compression(sequence: Sequence) -> None:
+    """It has no pages yet, or no longer."""
+    request = sequence.request
+    if request.compression is not None:
+        sequence.compression = Compression.of(request.compression, len(request.prompt))

@@ -28,7 +28,7 @@ from pagoda.engine.division import Division
 from pagoda.engine.fairness import Fairness
 from pagoda.engine.lookups import Lookups
 from pagoda.engine.promotion import Promotions
-from pagoda.engine.request import Phase, Sequence
+from pagoda.engine.request import Phase, Sequence, begin_compression
 from pagoda.engine.turns import Turns
 from pagoda.engine.waiting import Waiting
 
@@ -131,10 +131,15 @@ class Scheduler:
         room = max(self._fairness.seats_for(sequence).num_free, 0)
         for twin in twins[:room]:
             twin.cached = self._cache.fork(sequence.cached)
+            twin.compression = sequence.compression and sequence.compression.copy()
             twin.phase = Phase.RUNNING
             self.running.append(twin)
         for twin in reversed(twins[room:]):
             self.waiting.appendleft(twin)
+
+    def send_back(self, sequence: Sequence) -> None:
+        """Let a running sequence start again, from what is held of it."""
+        self._preempt(sequence)
 
     def remove(self, sequence: Sequence, keep_pages: bool = True) -> None:
         """Take a sequence out, wherever it is; with `keep_pages` off its pages are forgotten."""
@@ -230,7 +235,7 @@ class Scheduler:
             return True
         budget = self._room_for(sequence, budget, step)
         if sequence.phase is Phase.RUNNING and budget > 0:
-            self._advance(sequence, min(sequence.num_uncomputed, budget), step)
+            self._advance(sequence, min(sequence.num_computable, budget), step)
         return True
 
     def _advance(self, sequence: Sequence, num_tokens: int, step: _Round) -> None:
@@ -332,7 +337,7 @@ class Scheduler:
         before = monotonic()
         sequence.cached = self._cache.attach(fitting, len(sequence.tokens), breakpoints)
         sequence.request.metrics.phases.match += monotonic() - before
-        num_tokens = min(sequence.num_uncomputed, budget)
+        num_tokens = min(sequence.num_computable, budget)
         reserved = self._cache.reserve(sequence.cached, num_tokens)
         assert reserved, "the cache promised these pages"
         self._run(sequence)
@@ -379,6 +384,7 @@ class Scheduler:
             keep_pages = True  # nobody has written to them
         if sequence.cached is not None:
             cached, sequence.cached = sequence.cached, None
+            begin_compression(sequence)
             self._give_up(cached, sequence.tokens, keep_pages)
 
     def _give_up(self, cached: CachedSequence, tokens: array[int], keep_pages: bool) -> None:

@@ -14,13 +14,14 @@ import torch
 from pagoda.cache.cache import Cache
 from pagoda.engine.batch import Batch, Chunk
 from pagoda.engine.breakpoints import lease_computed
+from pagoda.engine.compression import Compressor
 from pagoda.engine.ends import Ends
 from pagoda.engine.forward import Computed
 from pagoda.engine.request import FinishReason, Phase, Sequence, new_sample
 from pagoda.engine.sampling import ban, draw, token_logprobs
 from pagoda.engine.scheduler import Scheduler
 from pagoda.engine.scoring import score_prompt
-from pagoda.errors import NonFiniteCacheError, NonFiniteLogitsError
+from pagoda.errors import NonFiniteCacheError, NonFiniteLogitsError, OutOfPagesError
 from pagoda.models.model import Model
 
 
@@ -28,12 +29,19 @@ class Settler:
     """Settles steps of `model` over `cache`. Sequences of a tenant end after `max_len` tokens."""
 
     def __init__(
-        self, model: Model, cache: Cache, scheduler: Scheduler, ends: Ends, max_len: Callable[[str], int]
+        self,
+        model: Model,
+        cache: Cache,
+        scheduler: Scheduler,
+        ends: Ends,
+        compressor: Compressor,
+        max_len: Callable[[str], int],
     ) -> None:
         self._model = model
         self._cache = cache
         self._scheduler = scheduler
         self._ends = ends
+        self._compressor = compressor
         self._max_len = max_len
         self._held: list[Sequence] = []
 
@@ -73,6 +81,15 @@ class Settler:
         assert sequence.cached is not None
         self._cache.commit(sequence.cached, sequence.tokens, num_tokens)
         lease_computed(self._cache, sequence)
+        if sequence.compression is not None and sequence.compression.due == num_tokens:
+            self._compress(sequence)
+
+    def _compress(self, sequence: Sequence) -> None:
+        """Without room for it a sequence waits until there is, and is computed again."""
+        try:
+            self._compressor.compress(sequence)
+        except OutOfPagesError:
+            self._scheduler.send_back(sequence)
 
     def _end_prompt(self, sequence: Sequence) -> None:
         """End one that was to be computed only; its pages stay."""

@@ -90,6 +90,13 @@ class Format(ABC):
     def decode(self, data: torch.Tensor, plane: Plane) -> torch.Tensor:
         """Read uint8 [..., plane_nbytes] back as fp32 [..., heads, page_tokens, width]."""
 
+    @abstractmethod
+    def token_views(self, data: torch.Tensor, plane: Plane) -> tuple[torch.Tensor, ...]:
+        """All that is written of a token in uint8 [..., plane_nbytes], as views through which it can be moved.
+
+        Token t of a head is at [..., head, t // a, t % a] of each view [..., heads, page_tokens / a, a, x, y].
+        """
+
     def encode(self, values: torch.Tensor, plane: Plane) -> torch.Tensor:
         """A plane of its own, uint8 [plane_nbytes], from `values` [heads, page_tokens, width]."""
         import torch

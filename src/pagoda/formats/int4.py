@@ -105,6 +105,10 @@ class Int4Format(Format):
         ]
         return torch.cat(numbers, dim=-1) * scales.float().unsqueeze(-1)
 
+    def token_views(self, data: torch.Tensor, plane: Plane) -> tuple[torch.Tensor, ...]:
+        codes, scales, levels = self._views(data, plane)
+        return codes, scales[..., None, None, None], levels.transpose(-1, -2)[..., None, :, None]
+
     def _num_groups(self, plane: Plane) -> int:
         group = self.group_channels(plane)
         return 1 if group == plane.width else 2 * -(-(plane.width // 2) // group)

@@ -67,6 +67,9 @@ class MixedFormat(Format):
     def decode(self, data: torch.Tensor, plane: Plane) -> torch.Tensor:
         return self.of(plane).decode(data, plane)
 
+    def token_views(self, data: torch.Tensor, plane: Plane) -> tuple[torch.Tensor, ...]:
+        return self.of(plane).token_views(data, plane)
+
 
 def mix(key: Format, value: Format) -> Format:
     """Keys in one format, values in another; ConfigError for a pair that kernels cannot multiply."""

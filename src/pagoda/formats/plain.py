@@ -65,6 +65,9 @@ class PlainFormat(Format):
     ) -> None:
         put_tokens(self.view(data, plane), pages, offsets, values)
 
+    def token_views(self, data: torch.Tensor, plane: Plane) -> tuple[torch.Tensor, ...]:
+        return (self.view(data, plane),)
+
     def decode(self, data: torch.Tensor, plane: Plane) -> torch.Tensor:
         return merged(self.view(data, plane))
 

@@ -69,6 +69,9 @@ class RotatedFormat(Format):
     ) -> None:
         self.inner.write(data, plane, pages, offsets, hadamard(values, self.rotated_channels(plane)))
 
+    def token_views(self, data: torch.Tensor, plane: Plane) -> tuple[torch.Tensor, ...]:
+        return self.inner.token_views(data, plane)
+
     def decode(self, data: torch.Tensor, plane: Plane) -> torch.Tensor:
         return hadamard(self.inner.decode(data, plane), self.rotated_channels(plane))
 

@@ -62,6 +62,12 @@ class ScaledFormat(Format):
         codes, scales = self._views(data, plane)
         return merged(codes) * scales.float().unsqueeze(-1)
 
+    def token_views(self, data: torch.Tensor, plane: Plane) -> tuple[torch.Tensor, ...]:
+        import torch
+
+        codes, scales = self._views(data, plane)
+        return codes.view(torch.uint8), scales[..., None, None, None]
+
     def _views(self, data: torch.Tensor, plane: Plane) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes as `by_token` gives them, and scales [..., heads, page_tokens]."""
         import torch

@@ -77,7 +77,7 @@ class ReferenceKernels(ReferenceLayers, Kernels):
             # Pages behind the reach of all rows may be gone: what they are taken for is masked, and must be a number.
             reached = sight.reached.any(dim=0)
             key, value = (
-                _gather(layer, slot, pages.clamp(min=0))[:, :length].masked_fill(~reached[:, None], 0)
+                gather(layer, slot, pages.clamp(min=0))[:, :length].masked_fill(~reached[:, None], 0)
                 for slot in (layer.key, layer.value)
             )
             value = value[..., : layer.value_width]
@@ -117,7 +117,7 @@ def attend_dense(  # noqa: PLR0913, PLR0917 - what attention is made of
     return torch.einsum("hqk,hkd->qhd", weights, value)
 
 
-def _gather(layer: LayerPages, slot: PlaneSlot, pages: torch.Tensor) -> torch.Tensor:
+def gather(layer: LayerPages, slot: PlaneSlot, pages: torch.Tensor) -> torch.Tensor:
     """The tokens of `pages`, all of a sequence, in order: fp32 [heads, tokens, width]."""
     data = layer.pages[pages, slot.offset : slot.offset + slot.nbytes]
     kept = layer.format.decode(data, slot.plane)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import AttentionInterface
@@ -54,6 +54,13 @@ class EncoderTokens:
         self.finite = torch.ones(len(view.context_lengths), dtype=torch.uint8, device=hidden.device)
 
 
+class QueryWatch(Protocol):
+    """Sees the queries of a step."""
+
+    def saw(self, call: int, rule: AttentionRule, query: torch.Tensor, sinks: torch.Tensor | None) -> None:
+        """Attention call number `call` has `query` [rows, heads, width], and `sinks` [heads], if any."""
+
+
 class PagedStep:
     """One forward pass over packed sequences: `sites` in call order, `views` by layer group.
 
@@ -74,6 +81,7 @@ class PagedStep:
         self.states = states
         self.encoder = encoder
         self.views = views
+        self.watch: QueryWatch | None = None
         self._sites = sites
         self._rows = int(views[0].query_starts[-1])
         self._calls = 0
@@ -115,6 +123,8 @@ class PagedStep:
             raise UnsupportedModelError(f"The model attends more than the {len(self._sites)} times found at load.")
         site = self._sites[self._calls]
         self._check(site, query, key, scale)
+        if self.watch is not None:
+            self.watch.saw(self._calls, site.rule, query, sinks)
         self._calls += 1
         view = self.views[site.group]
         if site.writes and len(key):

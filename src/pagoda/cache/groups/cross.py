@@ -191,6 +191,9 @@ class CrossGroup:
     def fork(self, table: CrossTable) -> CrossTable:
         return self._take(table.entry)
 
+    def detach(self, table: CrossTable) -> None:
+        """What an encoder made depends on its input alone."""
+
     def release(self, table: CrossTable, tokens: Sequence[int] = (), keep: bool = True) -> None:  # noqa: ARG002
         """Drop a user of the output, which stays for others if it was ever written.
 

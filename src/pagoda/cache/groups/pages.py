@@ -168,7 +168,7 @@ class PageGroup:
 
     def reserve_cost(self, table: PageTable, num_tokens: int) -> int:
         """How many pages `reserve` would allocate."""
-        needed = -(-(table.num_tokens + num_tokens) // self.page_tokens) - len(table.pages)
+        needed = -(-table.num_slots_after(num_tokens) // self.page_tokens) - len(table.pages)
         return max(needed, 0) + self._must_copy(table)
 
     def reserve(self, table: PageTable, num_tokens: int) -> PageActions:
@@ -197,7 +197,9 @@ class PageGroup:
         not needed any more leaves the table; what is needed where another sequence has gone its own way counts as used.
         """
         first, last = table.num_tokens // self.page_tokens, num_tokens // self.page_tokens
-        if first < last:
+        if table.num_omitted:
+            self._seal_slots(table, num_tokens - table.num_omitted)
+        elif first < last:
             self._seal(table, first, token_key(tokens[first * self.page_tokens : last * self.page_tokens]))
         table.num_tokens = num_tokens
         if not self.prefixes.keeps_all:
@@ -210,12 +212,38 @@ class PageGroup:
         Pages that are reserved but not written stay with the first.
         """
         twin = PageTable(table.account, table.node, table.num_dropped, table.resume_points)
-        twin.num_tokens = table.num_tokens
+        twin.num_tokens, twin.num_omitted = table.num_tokens, table.num_omitted
         twin.num_sinks = table.num_sinks
-        twin.pages = table.pages[: -(-table.num_tokens // self.page_tokens)]
+        twin.is_private = table.is_private
+        twin.pages = table.pages[: -(-table.num_slots // self.page_tokens)]
         for page in twin.held:
             self.holdings.allocator.retain(page)
         return twin
+
+    def detach(self, table: PageTable) -> None:
+        """What is written from now on does not follow from the tokens alone: keep it from others.
+
+        Pages that are full stay hittable.
+        """
+        table.node, table.is_private = None, True
+
+    def compact(self, table: PageTable, tokens: Sequence[int], num_slots: int) -> PageActions:
+        """Give up the pages of a table of `tokens` for private ones, which are to hold `num_slots` of its tokens.
+
+        What others use, or may hit, stays. Raises OutOfPagesError if there are not enough; then it has no pages.
+        """
+        assert 0 < num_slots < table.num_slots, "fewer than before"
+        self.holdings.tick()
+        self._keep_tail(table, tokens)
+        self.detach(table)
+        while table.pages:
+            self.prefixes.leave(table.pages.pop())
+        pages = self.holdings.allocate(-(-num_slots // self.page_tokens), table.account)
+        table.pages.extend(pages)
+        table.num_omitted = table.num_tokens - num_slots
+        for page in pages[: num_slots // self.page_tokens]:
+            self.holdings.allocator.seal(page)
+        return PageActions(pages, [])
 
     def release(self, table: PageTable, tokens: Sequence[int] = (), keep: bool = True) -> None:
         """Drop all pages of a table, whose tokens are `tokens`.
@@ -234,7 +262,7 @@ class PageGroup:
         if not keep and table.node is not None:
             self.prefixes.forget(table.node)
         del table.pages[:]
-        table.num_tokens = table.num_dropped = 0
+        table.num_tokens = table.num_dropped = table.num_omitted = 0
 
     def plan_lease(self, namespace: Namespace, match: PrefixMatch, prefix: Prefix) -> HoldPlan:
         """The pages of a fresh `match` that are needed to resume within `prefix`, and those of it that are not held.
@@ -273,6 +301,11 @@ class PageGroup:
             if table.node is not None:
                 table.node = insert(table.node, key, page)
                 table.pages[index - 1] = table.node.page
+
+    def _seal_slots(self, table: PageTable, num_slots: int) -> None:
+        """Seal the pages of a compacted table that are full once it has `num_slots`; nobody finds them."""
+        for page in table.pages[table.num_slots // self.page_tokens : num_slots // self.page_tokens]:
+            self.holdings.allocator.seal(page)
 
     def _copy_open(self, table: PageTable, source: Node) -> PageActions:
         """Append an open page that is to begin with the bytes of `source`."""
@@ -327,7 +360,7 @@ class PageGroup:
             table.num_dropped = index + 1
 
     def _must_copy(self, table: PageTable) -> bool:
-        return table.num_tokens % self.page_tokens > 0 and self.holdings.allocator.references(table.pages[-1]) > 1
+        return table.num_slots % self.page_tokens > 0 and self.holdings.allocator.references(table.pages[-1]) > 1
 
     def _keep_tail(self, table: PageTable, tokens: Sequence[int]) -> None:
         """Seal an open page short, unless somebody else writes it or the tree has its tokens already."""

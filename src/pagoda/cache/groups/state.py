@@ -214,7 +214,7 @@ class StateGroup:
             copies = [(table.pages[0], fresh[0])]
             self.holdings.allocator.release(table.pages[0])
             table.pages[0] = fresh[0]
-        if self._share:
+        if self._share and not table.is_private:
             fresh += self._reserve_cuts(table, num_tokens)
         return PageActions(fresh, copies)
 
@@ -233,9 +233,14 @@ class StateGroup:
         """A second table of the same state, copied by whoever goes on first."""
         twin = StateTable(table.account, table.namespace, table.resume_points)
         twin.num_tokens = table.num_tokens
+        twin.is_private = table.is_private
         twin.pages = table.pages[:]
         self.holdings.allocator.retain(table.pages[0])
         return twin
+
+    def detach(self, table: StateTable) -> None:
+        """What the state becomes from now on does not follow from the tokens alone: copy it for nobody."""
+        table.is_private = True
 
     def release(self, table: StateTable, tokens: Sequence[int] = (), keep: bool = True) -> None:
         """Give up the slot of a sequence, whose tokens are `tokens`.
@@ -246,7 +251,7 @@ class StateGroup:
         self.holdings.tick()
         while table.cuts:
             self.holdings.allocator.release(table.cuts.pop()[1])
-        has_end = keep and self._share and table.num_tokens and tokens
+        has_end = keep and self._share and not table.is_private and table.num_tokens and tokens
         if has_end and table.pages and self.holdings.allocator.references(table.pages[0]) == 1:
             self._keep_end(table, tokens)
         while table.pages:

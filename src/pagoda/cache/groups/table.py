@@ -38,10 +38,14 @@ class PageTable:
     further page, if any, is open. Of the first `num_dropped` all but `num_sinks` lie behind the window and are NO_PAGE.
     Without prefix sharing `node` is None. Its pages are those of `account`.
 
-    The sequence has `num_tokens`, all of which but `num_omitted` lie in the first `num_slots` slots of the pages.
+    The sequence has `num_tokens`, all of which but `num_omitted` lie in the first `num_slots` slots of the pages. A
+    table that `is_private` shares nothing that is written from then on.
     """
 
-    __slots__ = ("account", "node", "num_dropped", "num_omitted", "num_sinks", "num_tokens", "pages", "resume_points")
+    __slots__ = (
+        *("account", "is_private", "node", "num_dropped", "num_omitted", "num_sinks", "num_tokens", "pages"),
+        "resume_points",
+    )
 
     def __init__(
         self, account: Account, node: Node | None, num_dropped: int = 0, resume_points: ResumePoints = NOWHERE
@@ -50,6 +54,7 @@ class PageTable:
         self.node = node
         self.num_tokens = 0
         self.num_omitted = 0
+        self.is_private = False
         self.num_dropped = num_dropped
         self.num_sinks = 0
         self.resume_points = resume_points

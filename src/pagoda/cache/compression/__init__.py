@@ -1,0 +1,1 @@
+"""Which tokens a live sequence keeps once its memory is bounded: one policy a file."""

@@ -1,0 +1,137 @@
+"""The interface of a policy: which tokens of one layer a sequence keeps, and when it is asked.
+
+Knows one layer of one sequence at a time. Does not know pages, formats or requests. What a policy keeps are tokens as
+they are stored: nothing is coded a second time, and they keep the positions that their keys were rotated to.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from pagoda.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+MOST_TOKENS = 1 << 31
+
+
+class LayerView(Protocol):
+    """What a layer holds of a sequence of `num_slots` tokens, in fp32; what is not asked for is not computed.
+
+    The last tokens have queries, as many as the policy asked for or as there are.
+    """
+
+    @property
+    def number(self) -> int:
+        """Of the layer within its group."""
+
+    @property
+    def num_heads(self) -> int:
+        """KV heads."""
+
+    @property
+    def num_slots(self) -> int: ...
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """[KV heads, slots, width]"""
+
+    @property
+    def values(self) -> torch.Tensor:
+        """[KV heads, slots, width]"""
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """Of the last queries: [KV heads, query heads of each, queries, slots], -inf where a query sees no token."""
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """What attention makes of `logits`, sinks of the model included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy(ABC):
+    """How a sequence is compressed. Raises ConfigError for parameters that make no sense.
+
+    tokens: how many tokens each layer and head keeps; or share: the same as a share of the prompt.
+    every: once compressed, a sequence grows by so many tokens before it is compressed again; 0 is once, after the
+    prompt.
+    """
+
+    tokens: int | None = None
+    share: float | None = None
+    every: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.tokens is None) == (self.share is None):
+            raise ConfigError(f"{self.name} needs a budget: give tokens=1024 or share=0.25, one of the two.")
+        if self.share is not None and not 0 < self.share <= 1:
+            raise ConfigError(f"{self.name} has share={self.share:g}; give more than 0 and at most 1.")
+        least = self.least_tokens
+        if self.tokens is not None and not least <= self.tokens <= MOST_TOKENS:
+            raise ConfigError(f"{self.name} has tokens={self.tokens}; give at least {least}, as {self._least_reason}.")
+        if not 0 <= self.every <= MOST_TOKENS:
+            raise ConfigError(f"{self.name} has every={self.every}; give tokens, or 0 for once after the prompt.")
+
+    @property
+    @abstractmethod
+    def name(self) -> str: ...
+
+    @property
+    def num_queries(self) -> int:
+        """How many of the last tokens' queries it looks at."""
+        return 0
+
+    @property
+    def least_tokens(self) -> int:
+        """What it always keeps, and one more."""
+        return 1
+
+    @property
+    def _least_reason(self) -> str:
+        return "a layer without a token cannot be attended to"
+
+    def budget(self, num_prompt_tokens: int) -> int:
+        """How many tokens a layer keeps of a sequence with such a prompt."""
+        wanted = self.tokens if self.tokens is not None else int((self.share or 0) * num_prompt_tokens)
+        return max(wanted, self.least_tokens)
+
+    @abstractmethod
+    def kept(self, layer: LayerView, count: int) -> torch.Tensor:
+        """Which slots each head keeps: int64 [KV heads, count], ascending. There are more than `count`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredPolicy(Policy):
+    """Keeps what has the highest scores, and the last `window` tokens."""
+
+    window: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.window <= MOST_TOKENS:
+            raise ConfigError(f"{self.name} has window={self.window}; give how many of the last tokens are kept.")
+        super().__post_init__()
+
+    @property
+    def least_tokens(self) -> int:
+        return self.window + 1
+
+    @property
+    def _least_reason(self) -> str:
+        return f"it always keeps the last {self.window} tokens" if self.window else super()._least_reason
+
+    @abstractmethod
+    def scores(self, layer: LayerView) -> torch.Tensor:
+        """Of the tokens before the window, or of all: fp32 [KV heads, tokens]; higher is kept."""
+
+    def kept(self, layer: LayerView, count: int) -> torch.Tensor:
+        """Of equal scores the earlier token is kept."""
+        import torch
+
+        old = layer.num_slots - self.window
+        best = self.scores(layer)[:, :old].sort(dim=-1, descending=True, stable=True).indices[:, : count - self.window]
+        window = torch.arange(old, layer.num_slots, device=best.device).expand(len(best), -1)
+        return torch.cat((best.sort(dim=-1).values, window), dim=-1)

@@ -1,0 +1,43 @@
+"""Keeps what the last tokens of the prompt attend to, and its neighbours (SnapKV, arXiv 2404.14469)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pagoda.cache.compression.base import LayerView, ScoredPolicy
+from pagoda.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapKV(ScoredPolicy):
+    """Attention of the last `window` queries, summed, averaged over `kernel` neighbours and the group of a KV head.
+
+    Defaults are those of the authors' class but for the budget. Scores depend on the question, so pages are the
+    sequence's own.
+    """
+
+    window: int = 32
+    kernel: int = 5
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
+            raise ConfigError("snapkv needs a window of at least 1 token and an odd kernel, such as 5.")
+        super().__post_init__()
+
+    @property
+    def name(self) -> str:
+        return "snapkv"
+
+    @property
+    def num_queries(self) -> int:
+        return self.window
+
+    def scores(self, layer: LayerView) -> torch.Tensor:
+        from torch.nn.functional import avg_pool1d
+
+        seen = layer.weights.sum(dim=2)[..., : layer.num_slots - self.window]
+        return avg_pool1d(seen, self.kernel, stride=1, padding=self.kernel // 2).mean(dim=1)

@@ -1,0 +1,138 @@
+"""Compresses running sequences: takes down the queries that policies ask for, and has pages kept in part.
+
+Knows when a sequence is due, which layers can be compressed, and what a policy decides of each. The exact pages that a
+sequence had stay with whoever else uses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Sequenced
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pagoda.cache.cache import Cache
+from pagoda.engine.batch import Batch
+from pagoda.engine.request import Compression, Sequence
+from pagoda.errors import ConfigError
+from pagoda.kernels.base import AttentionRule, AttentionUse, LayerPages, compaction_obstacle
+from pagoda.kernels.compaction import LastQueries, StoredLayer, move_tokens
+from pagoda.layouts.spec import Reach
+from pagoda.models.attention import BoundSite
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer whose tokens may lie anywhere, and the attention calls that read it."""
+
+    pages: LayerPages
+    calls: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of a step whose queries are taken down for `sequence`."""
+
+    sequence: Sequence
+    rows: slice
+
+
+class QueryWatch:
+    """Sees the queries of one step, call by call."""
+
+    def __init__(self, rows: Sequenced[_Rows], calls: frozenset[int]) -> None:
+        self._rows = rows
+        self._calls = calls
+
+    def saw(self, call: int, rule: AttentionRule, query: torch.Tensor, sinks: torch.Tensor | None) -> None:
+        """`query` [rows, heads, width] are those of the step."""
+        if call not in self._calls:
+            return
+        for each in self._rows:
+            compression = each.sequence.compression
+            assert compression is not None
+            before = compression.calls.get(call)
+            new = query[each.rows].clone()
+            queries = new if before is None else torch.cat((before.queries, new))
+            compression.calls[call] = LastQueries(rule, queries, sinks)
+
+
+class Compressor:
+    """Compresses sequences of one model, whose attention calls are `sites`, in `cache`."""
+
+    def __init__(self, sites: Sequenced[BoundSite], uses: Sequenced[AttentionUse], cache: Cache) -> None:
+        self._cache = cache
+        self._layers, self._obstacles = _layers(sites, uses)
+        self._calls = frozenset(call for layers in self._layers.values() for each in layers for call in each.calls)
+        self._page_nbytes = {index: layers[0].pages.geometry.page_nbytes for index, layers in self._layers.items()}
+
+    def check(self) -> None:
+        """Raise ConfigError if nothing of this model can be compressed."""
+        if not self._layers:
+            reason = "; ".join(self._obstacles) or "it has no attention over all tokens"
+            raise ConfigError(f"kv_compression can keep nothing of this model in part: {reason}. Leave it out.")
+
+    @property
+    def left_alone(self) -> Sequenced[str]:
+        """Why groups of layers keep all that they kept before."""
+        return self._obstacles
+
+    def watch(self, batch: Batch) -> QueryWatch | None:
+        """What is to see the queries of a step; None if none are asked for."""
+        rows, first = [], 0
+        for chunk in batch.chunks:
+            compression, count = chunk.sequence.compression, len(chunk.tokens)
+            if compression is not None and compression.due is not None:
+                start = max(compression.due - compression.policy.num_queries, chunk.start)
+                stop = min(compression.due, chunk.stop)
+                if start < stop:
+                    rows.append(_Rows(chunk.sequence, slice(first + start - chunk.start, first + stop - chunk.start)))
+            first += count
+        return QueryWatch(rows, self._calls) if rows else None
+
+    @torch.inference_mode()
+    def compress(self, sequence: Sequence) -> None:
+        """Compress a sequence that is due. Raises OutOfPagesError if there is no room: it must start again then."""
+        compression, cached = sequence.compression, sequence.cached
+        assert compression is not None
+        assert cached is not None
+        kept: dict[int, tuple[int, NDArray[np.uint8]]] = {}
+        for index, layers in self._layers.items():
+            table = cached.tables[index]
+            if table.num_slots > compression.budget:
+                pages = torch.tensor(table.pages, dtype=torch.long)
+                kept[index] = compression.budget, self._kept(index, layers, pages, table.num_slots, compression)
+        if kept:
+            self._cache.compact(cached, sequence.tokens, kept)
+        compression.advance()
+
+    def _kept(
+        self, index: int, layers: Sequenced[_Layer], pages: torch.Tensor, num_slots: int, compression: Compression
+    ) -> NDArray[np.uint8]:
+        count, size = compression.budget, layers[0].pages.geometry.page_tokens
+        target = torch.zeros(-(-count // size), self._page_nbytes[index], dtype=torch.uint8)
+        for layer in layers:
+            calls = [compression.calls[call] for call in layer.calls if call in compression.calls]
+            kept = compression.policy.kept(StoredLayer(layer.pages, pages, num_slots, calls), count)
+            move_tokens(layer.pages, pages, kept, target)
+        return target.numpy()
+
+
+def _layers(sites: Sequenced[BoundSite], uses: Sequenced[AttentionUse]) -> tuple[dict[int, list[_Layer]], list[str]]:
+    """The layers of every group that can be compressed, and why others cannot."""
+    layers, obstacles = dict[int, list[_Layer]](), list[str]()
+    for group in sorted({site.group for site in sites}):
+        calls = [call for call, site in enumerate(sites) if site.group == group]
+        found = [compaction_obstacle(sites[call].layer, uses[call]) for call in calls]
+        if sites[calls[0]].rule.reach is not Reach.FULL:
+            obstacles.append(f"layers of reach {sites[calls[0]].rule.reach.value} keep what their window needs")
+        elif any(found):
+            obstacles.append(next(filter(None, found)))
+        else:
+            by_layer: dict[int, list[int]] = {}
+            for call in calls:
+                by_layer.setdefault(sites[call].layer.layer, []).append(call)
+            layers[group] = [_Layer(sites[each[0]].layer, tuple(each)) for each in by_layer.values()]
+    return layers, obstacles
