@@ -149,4 +149,5 @@ class Collector:
             stop_reason=sample.stop_reason,
             logprobs=sample.logprobs if wants_logprobs else None,
             cumulative_logprob=sample.cumulative_logprob if wants_logprobs else None,
+            num_omitted_tokens=sample.num_omitted_tokens,
         )

@@ -12,7 +12,10 @@ from pagoda.engine.request import FinishReason, RequestMetrics, TokenLogprobs
 
 @dataclass(frozen=True)
 class CompletionOutput:
-    """One sample of a request. `text` is empty without a tokenizer."""
+    """One sample of a request. `text` is empty without a tokenizer.
+
+    `num_omitted_tokens` of the sequence were not kept to its end (`kv_compression`).
+    """
 
     index: int
     text: str
@@ -21,6 +24,7 @@ class CompletionOutput:
     stop_reason: int | str | None  # the stop token or stop string that ended it
     logprobs: list[TokenLogprobs] | None
     cumulative_logprob: float | None
+    num_omitted_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ VOCABULARY = 200
 CONTEXT = 512
 
 
-def tiny_model() -> Model:
-    config = LlamaConfig(
+def tiny_config() -> LlamaConfig:
+    return LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=64,
         intermediate_size=128,
@@ -23,7 +23,10 @@ def tiny_model() -> Model:
         bos_token_id=None,
         eos_token_id=None,
     )
-    return model_from_config(config, dtype="float32", seed=0)
+
+
+def tiny_model() -> Model:
+    return model_from_config(tiny_config(), dtype="float32", seed=0)
 
 
 def windowed_model(dtype: str) -> Model:

@@ -22,6 +22,7 @@ class CacheStats:
 
     Pages were evicted to make room, forgotten on request (`reset_pages`), because their content was in doubt, or
     because nobody had used them for too long.
+    Running sequences have `omitted_tokens` that are in no slot any more, since they are compressed.
     `format_loss` is what the format of pages should cost in perplexity, as a share: None where that was not measured.
     What explains misses takes `miss_memory_nbytes` now. `tiers` tell of themselves.
     """
@@ -37,6 +38,7 @@ class CacheStats:
     expired_pages: int = 0
     revoked_leases: int = 0
     num_leases: int = 0  # now
+    omitted_tokens: int = 0
     format_loss: float | None = None
     miss_memory_nbytes: int = 0
     tiers: tuple[TierReport, ...] = ()
@@ -71,7 +73,8 @@ class Inspector:
     def stats(self) -> CacheStats:
         cache = self._cache
         cache.expire()
-        tokens_stored, num_pages = _stored(cache.main, [each.tables[cache.main_index] for each in cache.sequences])
+        tables = [each.tables[cache.main_index] for each in cache.sequences]
+        tokens_stored, num_pages = _stored(cache.main, tables)
         return CacheStats(
             groups=tuple(group.holdings.counts for group in cache.groups),
             tokens_stored=tokens_stored,
@@ -84,6 +87,7 @@ class Inspector:
             expired_pages=self._num_evicted(Reason.EXPIRED),
             revoked_leases=cache.leases.num_revoked,
             num_leases=cache.leases.num_live,
+            omitted_tokens=sum(table.num_omitted for table in tables),
             format_loss=self._format_loss,
             miss_memory_nbytes=self._miss_nbytes(),
             tiers=tuple(self._tiers()),

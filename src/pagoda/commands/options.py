@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pagoda.cache.compression.choice import EXAMPLE
 from pagoda.config import DEVICES, DTYPES, WRITE_POLICIES, EngineConfig
 from pagoda.errors import ConfigError
 from pagoda.registry import names
@@ -67,6 +68,11 @@ ENGINE_OPTIONS = (
         "kv_cache_calibration",
         "text that pages of codes are fitted to the model with: auto (the package's), none, or a file",
         metavar="SOURCE",
+    ),
+    _option(
+        "kv_compression",
+        f"which tokens sequences keep: none, or {', '.join(names('compression'))} with a budget, as {EXAMPLE}",
+        metavar="POLICY",
     ),
     _option("block_size", "tokens per page, a multiple of 16", type=int, metavar="TOKENS"),
     _option(

@@ -106,6 +106,7 @@ class Compressor:
                 kept[index] = compression.budget, self._kept(index, layers, pages, table.num_slots, compression)
         if kept:
             self._cache.compact(cached, sequence.tokens, kept)
+        sequence.num_omitted_tokens = max(table.num_omitted for table in cached.tables)
         compression.advance()
 
     def _kept(
@@ -128,6 +129,8 @@ def _layers(sites: Sequenced[BoundSite], uses: Sequenced[AttentionUse]) -> tuple
         found = [compaction_obstacle(sites[call].layer, uses[call]) for call in calls]
         if sites[calls[0]].rule.reach is not Reach.FULL:
             obstacles.append(f"layers of reach {sites[calls[0]].rule.reach.value} keep what their window needs")
+        elif not sites[calls[0]].layer.pages.is_cpu:
+            obstacles.append("pages lie on a GPU, where tokens are not moved yet")
         elif any(found):
             obstacles.append(next(filter(None, found)))
         else:

@@ -45,6 +45,8 @@ from pagoda.engine.scoring import max_scored_tokens
 from pagoda.engine.settle import Settler
 from pagoda.engine.tiers import labels_of, make_residency, open_tiers
 from pagoda.errors import (
+    ConfigError,
+    InvalidSamplingError,
     OutOfPagesError,
     RequestError,
     SessionError,
@@ -156,6 +158,7 @@ class Engine:
         self._admission.check_prompt(request.prompt, request.params.max_tokens, request.tenant)
         check_breakpoints(request.breakpoints, len(request.prompt))
         self._admission.check_params(request.params)
+        self._check_compression(request)
         request.validated = asked
 
     def add(self, request: Request) -> None:
@@ -234,9 +237,24 @@ class Engine:
                 logger.warning("kv_compression leaves layers as they are: %s", reason)
         return policy
 
-    def _compression_of(self, request: Request) -> Policy | None:
+    def _check_compression(self, request: Request) -> None:
+        """Raise InvalidSamplingError if a request asks for what cannot be."""
         asked = request.params.kv_compression
-        return self._compression if asked is None else policy_of(asked)
+        if asked is None or policy_of(asked) is None:
+            return
+        if request.breakpoints:
+            raise InvalidSamplingError("A request that leases its prompt keeps all of it; leave kv_compression out.")
+        try:
+            self._compressor.check()
+        except ConfigError as error:
+            raise InvalidSamplingError(str(error)) from error
+
+    def _compression_of(self, request: Request) -> Policy | None:
+        """What a request is compressed by: not what was said for all, where it needs the whole prompt."""
+        asked = request.params.kv_compression
+        if asked is not None:
+            return policy_of(asked)
+        return None if request.breakpoints or request.scores_prompt else self._compression
 
     def _open_residency(self, config: EngineConfig) -> Residency | None:
         tiers = open_tiers(config)

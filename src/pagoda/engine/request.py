@@ -167,6 +167,7 @@ class Sequence:
     matcher: Matcher | None = None  # of the request's constraint
     promotion: Promotion | None = None  # where it stands with the tiers
     compression: Compression | None = None
+    num_omitted_tokens: int = 0  # that its pages have no more, in the group that has fewest
     is_loading: bool = False  # its pages are on their way
     is_held: bool = False  # since the matcher does not know yet what may follow
     held_since: float | None = None  # when it was found that the matcher keeps it waiting
@@ -312,5 +313,6 @@ def new_sample(request: Request, index: int) -> Sequence:
 def begin_compression(sequence: Sequence) -> None:
     """It has no pages yet, or no longer."""
     request = sequence.request
+    sequence.num_omitted_tokens = 0
     if request.compression is not None:
         sequence.compression = Compression.of(request.compression, len(request.prompt))

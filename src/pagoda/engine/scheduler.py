@@ -132,6 +132,7 @@ class Scheduler:
         for twin in twins[:room]:
             twin.cached = self._cache.fork(sequence.cached)
             twin.compression = sequence.compression and sequence.compression.copy()
+            twin.num_omitted_tokens = sequence.num_omitted_tokens
             twin.phase = Phase.RUNNING
             self.running.append(twin)
         for twin in reversed(twins[room:]):
@@ -264,6 +265,7 @@ class Scheduler:
         """Let a running sequence wait again, before the others of its tenant."""
         self.running.remove(sequence)
         self._release(sequence, keep_pages=True)
+        begin_compression(sequence)
         self.promotions.sent_back(sequence)
         sequence.phase = Phase.WAITING
         sequence.request.metrics.num_preemptions += 1
@@ -384,7 +386,6 @@ class Scheduler:
             keep_pages = True  # nobody has written to them
         if sequence.cached is not None:
             cached, sequence.cached = sequence.cached, None
-            begin_compression(sequence)
             self._give_up(cached, sequence.tokens, keep_pages)
 
     def _give_up(self, cached: CachedSequence, tokens: array[int], keep_pages: bool) -> None:

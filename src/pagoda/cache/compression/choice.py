@@ -17,31 +17,32 @@ EXAMPLE = "snapkv:tokens=1024,window=32"
 @lru_cache(maxsize=256)
 def policy_of(text: str) -> Policy | None:
     """The policy of "snapkv:tokens=1024,window=32"; None for "none". Raises ConfigError, which says what there is."""
-    name, _, parameters = text.partition(":")
-    if name == NONE and not parameters:
+    if text == NONE:
         return None
+    name, _, parameters = text.partition(":")
+    try:
+        return _policy(name, parameters)
+    except ConfigError as error:
+        raise ConfigError(f"kv_compression is {text!r}: {error}") from None
+
+
+def _policy(name: str, parameters: str) -> Policy:
     if name not in names("compression"):
-        raise ConfigError(
-            f"kv_compression is {text!r}; give none, or one of {', '.join(names('compression'))} with its budget, such "
-            f"as {EXAMPLE}."
-        )
+        raise ConfigError(f"give none, or {', '.join(names('compression'))} with a budget, as in {EXAMPLE}.")
     kind: type[Policy] = lookup("compression", name)
     types = {each.name: get_type_hints(kind)[each.name] for each in fields(kind)}
     given: dict[str, object] = {}
     for part in filter(None, parameters.split(",")):
         parameter, equals, value = (each.strip() for each in part.partition("="))
         if parameter not in types or not equals or parameter in given:
-            raise ConfigError(
-                f"kv_compression has {part!r}; {name} takes each once: {', '.join(f'{each}=...' for each in types)}."
-            )
-        given[parameter] = _number(name, parameter, value, types[parameter])
+            raise ConfigError(f"{name} takes each of these once: {', '.join(f'{each}=...' for each in types)}.")
+        given[parameter] = _number(parameter, value, types[parameter])
     return kind(**given)  # type: ignore[arg-type]
 
 
-def _number(name: str, parameter: str, value: str, wanted: object) -> object:
+def _number(parameter: str, value: str, wanted: object) -> object:
     kind = next(each for each in (int, float, str) if wanted == each or each in getattr(wanted, "__args__", ()))
     try:
         return kind(value)
     except ValueError:
-        word = {int: "a whole number", float: "a number"}[kind]
-        raise ConfigError(f"kv_compression has {parameter}={value!r}; {name} takes {word} there.") from None
+        raise ConfigError(f"{parameter} takes {'a whole number' if kind is int else 'a number'}.") from None

@@ -153,6 +153,7 @@ def _params(body: MessagesBody, conversation: Conversation, defaults: SamplingPa
         "top_k": body.top_k,
         "seed": body.seed,
         "stop": body.stop_sequences,
+        "kv_compression": body.kv_compression,
     }
     fields = {name: value for name, value in given.items() if value is not None}
     form = _form(body, conversation)

@@ -26,6 +26,7 @@ SAME = (
     "include_stop_str_in_output",
     "ignore_eos",
     "skip_special_tokens",
+    "kv_compression",
 )
 
 

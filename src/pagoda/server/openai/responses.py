@@ -219,7 +219,12 @@ def _chosen(body: ResponseBody) -> str | None:
 
 
 def _params(body: ResponseBody, conversation: Conversation, defaults: SamplingParams) -> SamplingParams:
-    given = {"temperature": body.temperature, "top_p": body.top_p, "seed": body.seed}
+    given = {
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "seed": body.seed,
+        "kv_compression": body.kv_compression,
+    }
     fields = {name: value for name, value in given.items() if value is not None}
     wants_logprobs = "message.output_text.logprobs" in (body.include or ())
     most = defaults.max_tokens if body.max_output_tokens is None else body.max_output_tokens

@@ -223,5 +223,6 @@ class ResponseBody(Body):
     # Ours, as in the other APIs
     cache_salt: str | None = None
     cached_content: str | None = None
+    kv_compression: str | None = None
     seed: int | None = None
     ignore_eos: bool = False

@@ -66,6 +66,7 @@ class Sampling(Guided):
     skip_special_tokens: bool = True
     cache_salt: str | None = None
     cached_content: str | None = None  # ours: a name of /v1/kv/caches
+    kv_compression: str | None = None  # ours: which tokens are kept
     return_token_ids: bool = False
     request_id: str | None = None  # without effect: every request has one of its own
 

@@ -220,6 +220,8 @@ class _CacheState(Collector):
         yield self._counter("prefix_cache_queries", "Tokens looked up in the cache.", stats.queried_tokens)
         yield self._counter("prefix_cache_hits", "Tokens found in the cache.", stats.hit_tokens)
         yield self._gauge("kv_leases", "Leases in force.", stats.num_leases)
+        text = "Tokens of running sequences that compression has left out of the cache."
+        yield self._gauge("kv_omitted_tokens", text, stats.omitted_tokens)
         if stats.format_loss is not None:
             yield self._gauge("kv_format_loss", "What the format of pages should cost, 1 = all.", stats.format_loss)
         yield self._counter(

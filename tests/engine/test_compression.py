@@ -1,0 +1,314 @@
+"""Compressed sequences against transformers' own cache with the same tokens cut out of it, and beside all else."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache, LlamaForCausalLM, MptConfig
+
+from engine.tiny import VOCABULARY, tiny_config, windowed_model
+from pagoda import LLM, SamplingParams
+from pagoda.cache.leases import Breakpoint
+from pagoda.config import EngineConfig
+from pagoda.engine.engine import Engine
+from pagoda.engine.request import new_request
+from pagoda.errors import ConfigError, InvalidSamplingError
+from pagoda.kernels.dispatch import choose_kernels
+from pagoda.models.loader import Model, model_from_config
+
+NEW_TOKENS = 24
+PROMPT = random.Random(0).sample(range(VOCABULARY), k=150)
+MANY = 4 << 20
+DENSE = {
+    "snapkv:tokens=60,window=8,kernel=3": (60, 0),
+    "tova:tokens=40,every=1": (40, 1),
+    "tova:tokens=40,every=5": (40, 5),
+    "morphkv:tokens=48,window=8,every=8": (48, 8),
+    "morphkv:tokens=48,window=8,every=3": (48, 3),
+    "morphkv:tokens=48,window=8,every=3,fuse=max": (48, 3),
+    "knorm:tokens=30,window=2": (30, 0),
+}
+
+
+@pytest.fixture(scope="module")
+def network() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM._from_config(tiny_config(), attn_implementation="eager").eval()
+
+
+@pytest.fixture(scope="module")
+def model(network: LlamaForCausalLM) -> Model:
+    return Model.from_transformers(network)
+
+
+def make(model: Model, **options: Any) -> LLM:
+    return LLM(model, skip_tokenizer_init=True, **{"kv_cache_memory_bytes": MANY, "block_size": 16, **options})
+
+
+def params(compression: str | None, **more: Any) -> SamplingParams:
+    return SamplingParams(**{"temperature": 0, "max_tokens": NEW_TOKENS, "kv_compression": compression, **more})
+
+
+def tokens_of(llm: LLM, prompts: list[list[int]], compression: str | None, **more: Any) -> list[list[int]]:
+    outputs = llm.generate(prompts, params(compression, **more))
+    return [sample.token_ids for output in outputs for sample in output.outputs]
+
+
+class DenseCache:
+    """A dense cache of one sequence, of which each layer and head keeps what `choose` says, in plain torch."""
+
+    def __init__(self, network: LlamaForCausalLM, text: str, budget: int, every: int) -> None:
+        self.network, self.text, self.budget, self.every = network, text, budget, every
+        self.cache = DynamicCache()
+        self.queries: list[list[torch.Tensor]] = []  # by layer, a tensor for each token
+
+    @torch.inference_mode()
+    def generate(self, prompt: list[int], count: int) -> list[int]:
+        tokens = list(prompt)
+        logits = self.forward(tokens, 0)
+        due = len(prompt)
+        for _ in range(count):
+            if len(tokens) == due and self.cache.get_seq_length() > self.budget:
+                self.compress()
+                due += self.every
+            tokens.append(int(logits.argmax()))
+            if len(tokens) < len(prompt) + count:
+                logits = self.forward(tokens[-1:], len(tokens) - 1)
+        return tokens[len(prompt) :]
+
+    def forward(self, tokens: list[int], start: int) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+        hooks = [
+            layer.self_attn.register_forward_pre_hook(
+                lambda module, _, inputs: seen.append(self.rotated_queries(module, **inputs)), with_kwargs=True
+            )
+            for layer in self.network.model.layers
+        ]
+        positions = torch.arange(start, start + len(tokens))[None]
+        output = self.network(torch.tensor([tokens]), position_ids=positions, past_key_values=self.cache)
+        for hook in hooks:
+            hook.remove()
+        self.queries = [
+            [*before, *new.unbind(1)] for before, new in zip(self.queries or [[]] * len(seen), seen, strict=True)
+        ]
+        return output.logits[0, -1]
+
+    @staticmethod
+    def rotated_queries(module: Any, hidden_states: torch.Tensor, position_embeddings: Any, **_: Any) -> torch.Tensor:
+        """[heads, tokens, width]"""
+        query = module.q_proj(hidden_states)[0].unflatten(-1, (-1, module.head_dim)).transpose(0, 1)
+        cosines, sines = (each[0] for each in position_embeddings)
+        first, second = query.chunk(2, dim=-1)
+        return query * cosines + torch.cat((-second, first), dim=-1) * sines
+
+    def compress(self) -> None:
+        for layer, queries in zip(self.cache.layers, self.queries, strict=True):
+            kept = self.choose(layer.keys[0], torch.stack(queries, dim=1))[..., None].expand(-1, -1, 16)
+            layer.keys, layer.values = (each[0].gather(1, kept)[None] for each in (layer.keys, layer.values))
+
+    def choose(self, keys: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+        """Which tokens [KV heads, budget] of `keys` [KV heads, tokens, width] are kept."""
+        name, _, rest = self.text.partition(":")
+        options = dict(each.split("=") for each in rest.split(","))
+        window, length = int(options.get("window", 0)), keys.shape[1]
+        if name == "knorm":
+            return self.best(-keys.norm(dim=-1), length, window)
+        rows = 1 if name == "tova" else window
+        logits = torch.stack([queries[head, -rows:] @ keys[head // 2].T / 4 for head in range(len(queries))])
+        future = torch.ones(rows, length).triu(length - rows + 1).bool()
+        logits = logits.masked_fill(future, float("-inf"))
+        if name == "tova":
+            return self.best(logits.softmax(-1).mean(dim=0).expand(len(keys), -1), length, 0)
+        if name == "snapkv":
+            seen = logits.softmax(-1).sum(dim=1)[:, : length - window]
+            pooled = torch.stack([torch.nn.functional.pad(seen, (1, 1))[:, i : i + seen.shape[1]] for i in range(3)])
+            return self.best((pooled.sum(dim=0) / 3).view(len(keys), 2, -1).mean(dim=1), length, window)
+        old = logits.view(len(keys), 2, rows, length).sum(dim=1)[..., : length - window].softmax(-1)
+        return self.best(old.sum(dim=1) if options.get("fuse", "sum") == "sum" else old.amax(dim=1), length, window)
+
+    def best(self, scores: torch.Tensor, length: int, window: int) -> torch.Tensor:
+        best = scores[:, : length - window].topk(self.budget - window).indices.sort(dim=-1).values
+        return torch.cat((best, torch.arange(length - window, length).expand(len(best), -1)), dim=-1)
+
+
+@pytest.mark.parametrize("text", DENSE)
+def test_tokens_are_those_of_a_dense_cache_that_is_cut(network: LlamaForCausalLM, model: Model, text: str) -> None:
+    expected = DenseCache(network, text, *DENSE[text]).generate(PROMPT, NEW_TOKENS)
+    with make(model) as llm:
+        assert tokens_of(llm, [PROMPT], text) == [expected]
+        assert tokens_of(llm, [PROMPT], None) != [expected]
+    with make(model, max_num_batched_tokens=37, max_num_seqs=8) as llm:
+        assert tokens_of(llm, [PROMPT], text) == [expected], "however a prompt is cut"
+        assert tokens_of(llm, [PROMPT], text) == [expected], "and whatever is held of it"
+
+
+FORMATS = ("bf16", "fp16", "int8", "fp8_e4m3", "int4_plain", "int4_rotated", "k8v4")
+POLICIES = (
+    "snapkv:tokens=40,window=8",
+    "tova:tokens=40,every=3",
+    "morphkv:tokens=40,window=8,every=4",
+    "knorm:tokens=40",
+    "random:tokens=40",
+)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_budget_beyond_the_sequence_changes_nothing(model: Model, policy: str) -> None:
+    with make(model) as llm:
+        exact = tokens_of(llm, [PROMPT], None)
+        assert tokens_of(llm, [PROMPT], policy.replace("40", str(len(PROMPT) + NEW_TOKENS))) == exact
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_cold_warm_and_batched_are_the_same_in_every_format(model: Model, format: str) -> None:
+    prompts = [PROMPT[:count] for count in (50, 90, 131, 150)]
+    with make(model, kv_cache_dtype=format, kv_cache_calibration="none") as llm:
+        for policy in POLICIES[:3]:
+            llm.reset_prefix_cache()
+            alone = [tokens_of(llm, [prompt], policy)[0] for prompt in prompts]
+            llm.reset_prefix_cache()
+            assert tokens_of(llm, prompts, policy) == alone, "cold and together"
+            assert tokens_of(llm, prompts, policy) == alone, "warm"
+
+
+def test_exact_pages_stay_with_everybody_else(model: Model) -> None:
+    """What is written after a prompt was compressed is nobody else's, and the prompt is as it was."""
+    questions = [[*PROMPT, *random.Random(seed).choices(range(VOCABULARY), k=12)] for seed in range(16)]
+    with make(model, enable_prefix_caching=False) as llm:
+        exact = tokens_of(llm, questions, None)
+        compressed = [tokens_of(llm, [each], POLICIES[0])[0] for each in questions]
+    with make(model) as llm:
+        tokens_of(llm, [PROMPT], None)
+        outputs = llm.generate(questions, params(POLICIES[0]))
+        assert [each.outputs[0].token_ids for each in outputs] == compressed
+        assert all(each.num_cached_tokens == len(PROMPT) for each in outputs)
+        assert all(each.outputs[0].num_omitted_tokens == len(PROMPT) + 12 - 40 for each in outputs)
+        again = [[*question, *output] for question, output in zip(questions, compressed, strict=True)]
+        hits = [each.num_cached_tokens for each in llm.generate(again, params(None))]
+        assert hits == [len(each) for each in questions], "nothing that was written after them"
+        assert tokens_of(llm, questions, None) == exact
+
+
+def test_samples_of_one_prompt_are_what_each_would_be_alone(model: Model) -> None:
+    with make(model) as llm:
+        for policy in POLICIES:
+            [alone] = tokens_of(llm, [PROMPT], policy)
+            assert tokens_of(llm, [PROMPT], policy, n=4) == [alone] * 4
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "snapkv:tokens=90,window=8",
+        "tova:tokens=90,every=40",
+        "morphkv:tokens=90,window=50,every=40",
+        "knorm:tokens=90",
+    ],
+)
+def test_who_is_sent_back_goes_on_with_the_same_tokens(model: Model, policy: str) -> None:
+    # No token twice: keys of the first layer would be equally long but for rounding.
+    prompts = [random.Random(seed).sample(range(VOCABULARY), k=100 + 7 * seed) for seed in range(6)]
+    with make(model) as llm:
+        alone = [tokens_of(llm, [each], policy, max_tokens=60)[0] for each in prompts]
+    with make(model, kv_cache_memory_bytes=16 * page_nbytes(model)) as llm:
+        outputs = llm.generate(prompts, params(policy, max_tokens=60))
+        assert [each.outputs[0].token_ids for each in outputs] == alone
+        assert sum(each.metrics.num_preemptions for each in outputs) > 0
+        [counts] = llm.cache_stats().groups
+        assert counts.free + counts.idle == counts.total
+
+
+def page_nbytes(model: Model) -> int:
+    return make_engine(model).memory.geometries[0].page_nbytes
+
+
+def make_engine(model: Model, **options: Any) -> Engine:
+    config = EngineConfig(**{"kv_cache_memory_bytes": MANY, "block_size": 16, **options})
+    return Engine(model, choose_kernels(config.environment), config)
+
+
+def running(engine: Engine, prompts: list[list[int]], policy: str | None) -> tuple[int, int]:
+    """The most sequences that ran at once, and the pages in use when all of them had begun to answer."""
+    for number, prompt in enumerate(prompts):
+        engine.add(new_request(str(number), prompt, params(policy)))
+    most, pages = 0, 0
+    while engine.has_work:
+        events = engine.step()
+        most = max(most, len(engine._scheduler.running))
+        if events and len(engine._scheduler.running) == len(prompts):
+            [counts] = engine.inspector.stats().groups
+            pages = counts.open + counts.in_use
+        engine.inspector.check_integrity()
+    return most, pages
+
+
+def test_memory_is_given_back(model: Model) -> None:
+    """A quarter of the tokens take a quarter of the pages, and a page; more sequences run in the same pool."""
+    prompts = [random.Random(seed).choices(range(VOCABULARY), k=320) for seed in range(6)]
+    engine = make_engine(model, enable_prefix_caching=False)
+    _, exact = running(engine, prompts, None)
+    _, quarter = running(engine, prompts, "snapkv:share=0.25,window=8")
+    assert exact >= 6 * 20
+    assert quarter <= 0.27 * exact + 6 * 2  # a page that is begun, and the new tokens' page
+    engine = make_engine(model, kv_cache_memory_bytes=64 * page_nbytes(model))
+    few, _ = running(engine, prompts, None)
+    many, _ = running(engine, prompts, "snapkv:share=0.25,window=8")
+    assert many >= 2 * few
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_windows_beside_are_left_and_share_nothing_that_follows(dtype: str) -> None:
+    model = windowed_model(dtype)
+    with make(model) as llm:
+        exact = tokens_of(llm, [PROMPT], None)
+        llm.reset_prefix_cache()
+        for policy in POLICIES:
+            cold = tokens_of(llm, [PROMPT], policy)
+            assert tokens_of(llm, [PROMPT], policy) == cold
+            assert tokens_of(llm, [PROMPT], None) == exact
+            assert tokens_of(llm, [[*PROMPT, *cold[0]]], None) == tokens_of(llm, [[*PROMPT, *cold[0]]], "none")
+
+
+def test_a_cancelled_sequence_leaves_nothing_behind(model: Model) -> None:
+    engine = make_engine(model)
+    for number, policy in enumerate(POLICIES):
+        engine.add(new_request(str(number), PROMPT, params(policy)))
+    for _ in range(8):
+        engine.step()
+    for number in range(len(POLICIES)):
+        engine.cancel(str(number))
+        engine.inspector.check_integrity()
+    [counts] = engine.inspector.stats().groups
+    assert counts.free + counts.idle == counts.total
+
+
+def test_what_is_asked_for_all_spares_who_needs_the_whole_prompt(model: Model) -> None:
+    with make(model, kv_compression=POLICIES[0]) as llm:
+        assert tokens_of(llm, [PROMPT], None) == tokens_of(llm, [PROMPT], POLICIES[0])
+        exact = tokens_of(llm, [PROMPT], "none")
+        assert exact != tokens_of(llm, [PROMPT], None)
+        assert tokens_of(llm, [PROMPT], None, prompt_logprobs=0) == exact
+
+
+def test_what_cannot_be_is_refused_with_what_can(model: Model) -> None:
+    with pytest.raises(InvalidSamplingError, match=r"kv_compression is 'nosuch:tokens=5': give none, or snapkv, "):
+        params("nosuch:tokens=5")
+    with pytest.raises(ConfigError, match=r"kv_compression is 'snapkv': snapkv needs a budget: give tokens=1024 or"):
+        make(model, kv_compression="snapkv")
+    with pytest.raises(InvalidSamplingError, match="prompt_logprobs"):
+        params(POLICIES[0], prompt_logprobs=1)
+    request = new_request("leased", PROMPT, params(POLICIES[0]), breakpoints=(Breakpoint(100, 60.0),))
+    with pytest.raises(InvalidSamplingError, match="leases"):
+        make_engine(model).add(request)
+
+
+def test_models_of_which_nothing_can_be_compressed() -> None:
+    alibi = MptConfig(vocab_size=VOCABULARY, d_model=64, n_heads=4, n_layers=2, max_seq_len=512)
+    model = model_from_config(alibi, dtype="float32", seed=0)
+    with pytest.raises(ConfigError, match="positions"):
+        make(model, kv_compression=POLICIES[0])
+    with make(model) as llm, pytest.raises(InvalidSamplingError, match="positions"):
+        llm.generate([PROMPT], params(POLICIES[0]))
