@@ -1,0 +1,71 @@
+"""What it costs to compress a prompt, and how fast sequences decode after it.
+
+    python benchmarks/compression.py
+    python benchmarks/compression.py --context 8192 --budget 2048 --format int8
+
+Each way by turns over one prompt that is cached: its first token tells what scoring and moving cost beside the rows
+that are computed in any case, the others how fast it decodes. Decoding at a context of the budget is the limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+
+from pagoda import LLM, SamplingParams
+from pagoda.commands.shapes import shape_config
+from pagoda.models.loader import model_from_config
+
+SHAPE = "qwen2.5-0.5b"
+VOCABULARY = 150_000
+DECODED = 96
+POLICIES = ("none", "snapkv:{},window=32", "knorm:{}", "random:{}", "tova:{},every=32", "morphkv:{},window=32,every=32")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--context", type=int, default=8192)
+    parser.add_argument("--budget", type=int, default=2048)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--format", default="auto")
+    arguments = parser.parse_args()
+    model = model_from_config(shape_config(SHAPE), dtype="bfloat16")
+    prompt = random.Random(0).choices(range(VOCABULARY), k=arguments.context)
+    options = {"kv_cache_dtype": arguments.format, "kv_cache_memory_bytes": 1 << 30, "skip_tokenizer_init": True}
+    with LLM(model, **options) as llm:
+        run(llm, prompt[:64], "none")
+        computed, _ = run(llm, prompt, "none")
+        first: dict[str, list[float]] = {}
+        speeds: dict[str, list[float]] = {}
+        ways = {name.format(f"tokens={arguments.budget}"): prompt for name in POLICIES}
+        ways[f"none, a context of {arguments.budget}"] = prompt[: arguments.budget]
+        for _ in range(arguments.repeats):
+            for name, tokens in ways.items():
+                ttft, speed = run(llm, tokens, name.split(", a context")[0])
+                first.setdefault(name, []).append(ttft)
+                speeds.setdefault(name, []).append(speed)
+    told = f"{arguments.context} tokens in {arguments.format}, computed in {computed:.2f} s"
+    print(f"{SHAPE}, {told}; the rest is of the cached prompt, medians of {arguments.repeats}\n")
+    print("| compression | first token, s | least to most | decodes, tokens/s | least to most |")
+    print("|---|---|---|---|---|")
+    for name in ways:
+        print(f"| {name} | {spread(first[name], 3)} | {spread(speeds[name], 1)} |")
+
+
+def run(llm: LLM, prompt: list[int], compression: str) -> tuple[float, float]:
+    """Seconds to the first token, and tokens per second after it."""
+    params = SamplingParams(temperature=0, max_tokens=DECODED, ignore_eos=True, kv_compression=compression)
+    metrics = llm.generate([prompt], params)[0].metrics
+    assert metrics.ttft_seconds is not None
+    assert metrics.last_token is not None
+    assert metrics.first_token is not None
+    return metrics.ttft_seconds, (DECODED - 1) / (metrics.last_token - metrics.first_token)
+
+
+def spread(values: list[float], digits: int) -> str:
+    return f"{statistics.median(values):.{digits}f} | {min(values):.{digits}f} to {max(values):.{digits}f}"
+
+
+if __name__ == "__main__":
+    main()
