@@ -71,7 +71,7 @@ CACHE_FLOORS = (
     ("holdings",),
     ("session_file", "session_parts", "tiers"),
     ("prefix", "report"),
-    ("eviction",),
+    ("compression", "eviction"),
 )
 FLOOR = {name: len(CACHE_FLOORS) - number for number, names in enumerate(CACHE_FLOORS) for name in names}
 # What an LLM is made of: only the backend over one (`local.py`, `local_call.py`) knows that, and nobody else knows it.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pagoda.cache.cache import Cache, NoBytes
+from pagoda.cache.cache import Cache
 from pagoda.cache.eviction.lru import LRU
 from pagoda.cache.groups.pages import PageGroup
 from pagoda.cache.groups.rule import KeepAll
@@ -11,6 +11,8 @@ from pagoda.cache.leases import Breakpoint
 from pagoda.cache.prefix.namespace import Namespace
 from pagoda.config import EngineConfig
 from pagoda.errors import ConfigError
+from pagoda.layouts.spec import Reach
+from stateful.test_cache_machine import TokenStore, window
 
 PAGE_TOKENS = 4
 NAMESPACE = Namespace()
@@ -19,10 +21,12 @@ NAMESPACE = Namespace()
 class Served:
     """A cache of `lifetime` seconds, and the time."""
 
-    def __init__(self, lifetime, num_pages=64):
+    def __init__(self, lifetime, num_pages=64, rule=None):
         self.now = 100.0
-        self.group = PageGroup(num_pages, PAGE_TOKENS, LRU(), KeepAll())
-        self.cache = Cache([self.group], [NoBytes()], clock=lambda: self.now, lifetime_seconds=lifetime)
+        self.group = PageGroup(num_pages, PAGE_TOKENS, LRU(), rule or KeepAll())
+        self.cache = Cache(
+            [self.group], [TokenStore(num_pages, PAGE_TOKENS)], clock=lambda: self.now, lifetime_seconds=lifetime
+        )
 
     def start(self, tokens):
         """A sequence of `tokens` that runs, and how many of them were held."""
@@ -88,6 +92,30 @@ def test_what_is_in_use_or_leased_stays():
     assert served.ask(list(range(8))) == 8
     served.now += 30
     assert served.ask([60] * 8) == 0
+
+
+def test_what_a_window_leaves_behind_goes_however_long_it_was_in_use():
+    served = Served(10, rule=window(Reach.SLIDING, 4))
+    running, _ = served.start(list(range(8)))
+    served.now += 20
+    served.cache.expire()
+    assert served.cache.reserve(running, 16)
+    served.cache.commit(running, list(range(24)), 24)
+    served.now += 11
+    served.cache.expire()
+    assert served.group.holdings.counts.idle == 0
+
+
+def test_what_a_compacted_sequence_gives_up_goes_however_long_it_was_in_use():
+    served = Served(10)
+    running, _ = served.start(list(range(8)))
+    served.now += 20
+    served.cache.expire()
+    served.cache.compact(running, list(range(8)), {0: (2, [[0, 7, -1, -1]])})
+    assert served.group.holdings.counts.idle == 2
+    served.now += 11
+    served.cache.expire()
+    assert served.group.holdings.counts.idle == 0
 
 
 def test_many_uses_leave_few_marks():

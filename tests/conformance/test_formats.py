@@ -60,6 +60,28 @@ def test_a_token_is_written_without_touching_the_others(name, plane):
 
 @every_format
 @every_plane
+def test_a_token_moves_as_if_it_had_been_written_there(name, plane):
+    """To other places of other pages, which compression does: its bits and those of the others stay the same."""
+    format, values = lookup("format", name), normal_values(plane)
+    tokens = torch.cat((values, values.flip(1)), dim=1)
+    source, target = (
+        torch.stack([format.encode(page, plane) for page in each.split(PAGE_TOKENS, dim=1)])
+        for each in (tokens, tokens.roll(7, dims=1))
+    )
+    old, new = torch.randperm(2 * PAGE_TOKENS, generator=torch.Generator().manual_seed(0)).split(PAGE_TOKENS)
+    expected = target.clone()
+    format.write(expected, plane, new // PAGE_TOKENS, new % PAGE_TOKENS, tokens[:, old].transpose(0, 1))
+    for read, write in zip(format.token_views(source, plane), format.token_views(target, plane), strict=True):
+        inner, (from_, to) = read.shape[-3], (old % PAGE_TOKENS, new % PAGE_TOKENS)
+        token = read[old // PAGE_TOKENS, :, from_ // inner, from_ % inner]
+        write[new // PAGE_TOKENS, :, to // inner, to % inner] = token
+    assert torch.equal(target, expected)
+    before, after = (format.decode(each, plane).transpose(0, 1).flatten(1, 2) for each in (source, target))
+    assert torch.equal(after[:, new], before[:, old])
+
+
+@every_format
+@every_plane
 def test_what_is_not_finite_does_not_come_back_finite(name, plane):
     format, values = lookup("format", name), normal_values(plane)
     values[0, 3, 0], values[0, 4, -1] = float("nan"), float("inf")

@@ -31,6 +31,7 @@ from pagoda.registry import lookup, names
 
 POISON = -1
 GARBAGE = -2
+OWN = 2
 NAMESPACES = (Namespace(), Namespace("salt", tenant="tenant"))
 
 # Two token ids make most prompts share something.
@@ -67,6 +68,9 @@ class TokenStore:
     def copy(self, source: int, target: int) -> None:
         self.pages[target] = list(self.pages[source])
 
+    def bytes_of(self, page: int) -> list[int]:
+        return self.pages[page]
+
 
 @dataclass(frozen=True)
 class GroupShape:
@@ -80,12 +84,28 @@ class GroupShape:
 
 @dataclass(eq=False)
 class Live:
-    """A sequence under way: of `tokens`, the first `stored` are committed."""
+    """A sequence under way: of `tokens`, the first `stored` are committed.
+
+    `kept` has what was left, by group, when it was last compacted: which tokens, of how many. What it wrote after the
+    `exact` tokens before that is its own.
+    """
 
     cached: CachedSequence
     namespace: Namespace
     tokens: list[int]
     stored: int
+    kept: dict[int, tuple[list[int], int]] = field(default_factory=dict)
+    exact: int | None = None
+
+    def slots(self, group: int) -> list[int]:
+        """Which of its tokens a group has, in order."""
+        kept, start = self.kept.get(group, ([], 0))
+        return [*kept, *range(start, self.stored)]
+
+    def bytes_at(self, position: int) -> int:
+        """What pages have of a token: what does not follow from the tokens alone are other bytes."""
+        is_own = self.exact is not None and position >= self.exact
+        return self.tokens[position] + OWN * is_own
 
 
 @dataclass
@@ -175,7 +195,8 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1000))
     def fork(self, which: int) -> None:
         live = self.pick(which)
-        self.live.append(Live(self.cache.fork(live.cached), live.namespace, live.tokens, live.stored))
+        twin = self.cache.fork(live.cached)
+        self.live.append(Live(twin, live.namespace, live.tokens, live.stored, dict(live.kept), live.exact))
 
     @precondition(lambda self: self.live)
     @rule(which=st.integers(0, 1000), keep=st.sampled_from((True, True, True, False)))
@@ -198,7 +219,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert all(group.holdings.counts.idle == 0 for group in self.groups)
         for held, shape, group in zip(self.held, self.shapes, self.groups, strict=True):
             held.is_exact = shape.rule.span is None  # what windows have left behind goes, too
-            held.must = [self.whole_pages(live, shape) for live in self.live]
+            held.must = [self.whole_pages(live, shape) for live in self.live if live.exact is None]
             self.evictions[self.groups.index(group)] = group.holdings.num_evicted(Reason.ROOM)
 
     # What holds after every step
@@ -210,10 +231,11 @@ class CacheMachine(RuleBasedStateMachine):
             size = group.page_tokens
             open_pages, sealed = set(), set()
             for live in self.live:
-                table = live.cached.tables[index]
-                assert table.num_tokens == live.stored
-                sealed.update(set(table.pages[: live.stored // size]) - {NO_PAGE})
-                open_pages.update(table.pages[live.stored // size :])
+                table, num_slots = live.cached.tables[index], len(live.slots(index))
+                assert (table.num_tokens, table.num_slots) == (live.stored, num_slots)
+                assert len(table.pages) == -(-num_slots // size)
+                sealed.update(set(table.pages[: num_slots // size]) - {NO_PAGE})
+                open_pages.update(table.pages[num_slots // size :])
             counts = group.holdings.counts
             assert (len(open_pages), len(sealed)) == (counts.open, counts.in_use)
             assert counts.free + counts.open + counts.in_use + counts.idle == counts.total
@@ -221,11 +243,11 @@ class CacheMachine(RuleBasedStateMachine):
     @invariant()
     def every_sequence_reads_its_own_tokens(self) -> None:
         for live in self.live:
-            for group, store, table in zip(self.groups, self.stores, live.cached.tables, strict=True):
-                size = group.page_tokens
-                places = [*range(table.num_sinks * size), *range(table.num_dropped * size, live.stored)]
+            for index, (group, store) in enumerate(zip(self.groups, self.stores, strict=True)):
+                table, size, slots = live.cached.tables[index], group.page_tokens, live.slots(index)
+                places = [*range(table.num_sinks * size), *range(table.num_dropped * size, len(slots))]
                 read = [store.pages[table.pages[i // size]][i % size] for i in places]
-                assert read == [live.tokens[i] for i in places]
+                assert read == [live.bytes_at(slots[i]) for i in places]
 
     @invariant()
     def windows_hold_what_they_need_and_little_more(self) -> None:
@@ -263,32 +285,38 @@ class CacheMachine(RuleBasedStateMachine):
         return self.live[which % len(self.live)]
 
     def write(self, live: Live, tokens: list[int]) -> None:
-        for group, store, table in zip(self.groups, self.stores, live.cached.tables, strict=True):
-            for position, token in enumerate(tokens, start=live.stored):
-                store.pages[table.pages[position // group.page_tokens]][position % group.page_tokens] = token
+        for index, (group, store) in enumerate(zip(self.groups, self.stores, strict=True)):
+            pages = live.cached.tables[index].pages
+            for slot, token in enumerate(tokens, start=len(live.slots(index))):
+                store.pages[pages[slot // group.page_tokens]][slot % group.page_tokens] = token
 
     def write_and_commit(self, live: Live, num_tokens: int) -> None:
         end = live.stored + num_tokens
-        self.write(live, live.tokens[live.stored : end])
+        self.write(live, [live.bytes_at(position) for position in range(live.stored, end)])
         self.cache.commit(live.cached, live.tokens, end)
         live.stored = end
+        if live.exact is not None:
+            return
         for held, shape in zip(self.held, self.shapes, strict=True):
             held.must.append(self.whole_pages(live, shape))
             held.may.append((live.namespace, tuple(live.tokens[:end])))
 
     def end(self, live: Live, keep: bool) -> None:
-        has_own_tail = [
-            group.holdings.allocator.references(table.pages[live.stored // group.page_tokens]) == 1
-            for group, table in zip(self.groups, live.cached.tables, strict=True)
-            if live.stored % group.page_tokens
-        ]
+        has_own_tails = live.exact is None and self.has_own_tails(live)
         self.cache.release(live.cached, live.tokens, keep)
         self.live.remove(live)
         for held in self.held:
             held.is_exact &= keep
             # A tail that a fork still writes is kept when the fork ends.
-            if keep and all(has_own_tail):
+            if keep and has_own_tails:
                 held.must.append((live.namespace, tuple(live.tokens[: live.stored])))
+
+    def has_own_tails(self, live: Live) -> bool:
+        return all(
+            group.holdings.allocator.references(table.pages[live.stored // group.page_tokens]) == 1
+            for group, table in zip(self.groups, live.cached.tables, strict=True)
+            if live.stored % group.page_tokens
+        )
 
     def whole_pages(self, live: Live, shape: GroupShape) -> tuple[Namespace, tuple[int, ...]]:
         return live.namespace, tuple(live.tokens[: live.stored - live.stored % shape.page_tokens])

@@ -40,12 +40,13 @@ class StateStore:
 
 @dataclass(eq=False)
 class Live:
-    """A sequence under way: of `tokens`, the states have seen the first `stored`."""
+    """A sequence under way: of `tokens`, the states have seen the first `stored`; once detached it `is_private`."""
 
     cached: CachedSequence
     namespace: str
     tokens: list[int]
     stored: int
+    is_private: bool = False
 
 
 class StateMachine(RuleBasedStateMachine):
@@ -104,7 +105,15 @@ class StateMachine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1000))
     def fork(self, which: int) -> None:
         live = self.pick(which)
-        self.live.append(Live(self.cache.fork(live.cached), live.namespace, live.tokens, live.stored))
+        twin = self.cache.fork(live.cached)
+        self.live.append(Live(twin, live.namespace, live.tokens, live.stored, live.is_private))
+
+    @precondition(lambda self: self.live)
+    @rule(which=st.integers(0, 1000))
+    def detach(self, which: int) -> None:
+        live = self.pick(which)
+        live.is_private = True
+        self.cache.compact(live.cached, live.tokens, {})
 
     @precondition(lambda self: self.live)
     @rule(which=st.integers(0, 1000), keep=st.sampled_from((True, True, True, False)))
@@ -168,6 +177,7 @@ class StateMachine(RuleBasedStateMachine):
             return False
         table, end = live.cached.tables[-1], live.stored + num_tokens
         assert table.cuts == sorted(table.cuts)
+        assert not (table.cuts and live.is_private), "nobody else may go on from its states"
         for point, slot in table.cuts:
             assert live.stored < point <= end
             self.store.slots[slot] = tuple(live.tokens[:point])
@@ -181,13 +191,14 @@ class StateMachine(RuleBasedStateMachine):
         return self.states.holdings.allocator.references(live.cached.tables[-1].pages[0]) == 1
 
     def end(self, live: Live, keep: bool) -> None:
-        is_alone = self.is_alone(live)
+        is_alone, num_snapshots = self.is_alone(live), len(list(self.states.snapshots))
         self.cache.release(live.cached, live.tokens, keep)
         self.live.remove(live)
         self.is_exact &= keep
+        assert not live.is_private or len(list(self.states.snapshots)) <= num_snapshots
         if not keep:
             assert not self.states.match(live.namespace, token_key(live.tokens[: live.stored])).snapshots
-        if keep and is_alone:
+        if keep and is_alone and not live.is_private:
             self.kept.add((live.namespace, tuple(live.tokens[: live.stored])))
 
     def check_hit(self, namespace: str, tokens: list[int], limit: int, num_tokens: int) -> None:
@@ -283,7 +294,7 @@ class LeasedStates(TightStates):
             left = {(each.namespace, each.prefix.key) for each in self.cache.leases}
             self.promises = [each for each in self.promises if (each.live.namespace, token_key(each.tokens)) in left]
         for promise in self.promises:
-            promise.is_whole |= keep and is_alone and promise.live is live
+            promise.is_whole |= keep and is_alone and promise.live is live and not live.is_private
 
     @rule()
     def reset(self) -> None:

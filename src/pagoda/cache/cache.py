@@ -230,6 +230,7 @@ class Cache:
             points = [point for group, table in pairs if group.snapshots is not None for point, _ in table.cuts]
         for group, table in zip(self.groups, sequence.tables, strict=True):
             group.commit(table, tokens, num_tokens)
+        self._lifetime.mark()  # what a window leaves may have lain in use for long
         if tell is not None and points:
             tell(sequence, tokens, points)
 
@@ -254,6 +255,7 @@ class Cache:
         Its pages are its own from now on in all groups; the exact ones stay hittable. Raises OutOfPagesError if there
         is no room: then nothing but `release` may be done with it.
         """
+        self.leases.expire()
         for index, (group, table, store) in enumerate(zip(self.groups, sequence.tables, self._stores, strict=True)):
             if index not in kept:
                 group.detach(table)
@@ -263,6 +265,7 @@ class Cache:
             for page, body in zip(group.compact(table, tokens, num_slots).fresh, bodies, strict=True):
                 store.prepare(page)
                 store.bytes_of(page)[:] = body
+        self._lifetime.mark()
 
     def release(self, sequence: CachedSequence, tokens: Sequence[int] = (), keep: bool = True) -> None:
         """End a sequence of `tokens`. Its pages stay hittable, unless their content is in doubt (`keep` False).

@@ -72,7 +72,9 @@ class Policy(ABC):
             raise ConfigError(f"{self.name} has share={self.share:g}; give more than 0 and at most 1.")
         least = self.least_tokens
         if self.tokens is not None and not least <= self.tokens <= MOST_TOKENS:
-            raise ConfigError(f"{self.name} has tokens={self.tokens}; give at least {least}, as {self._least_reason}.")
+            raise ConfigError(
+                f"{self.name} has tokens={self.tokens}; give {least} to {MOST_TOKENS}, as {self._least_reason}."
+            )
         if not 0 <= self.every <= MOST_TOKENS:
             raise ConfigError(f"{self.name} has every={self.every}; give tokens, or 0 for once after the prompt.")
 

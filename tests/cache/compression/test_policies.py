@@ -1,0 +1,194 @@
+"""What every policy keeps, against what its paper says written out, and how policies are named."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from pagoda.cache.compression.choice import policy_of
+from pagoda.cache.compression.knorm import Knorm
+from pagoda.cache.compression.morphkv import MorphKV
+from pagoda.cache.compression.snapkv import SnapKV
+from pagoda.cache.compression.tova import TOVA
+from pagoda.errors import ConfigError
+from pagoda.registry import names
+
+NUM_HEADS, GROUP, WIDTH = 3, 2, 8
+every_policy = pytest.mark.parametrize("name", names("compression"))
+
+
+@dataclass
+class Layer:
+    """Of random keys, and queries of the last tokens."""
+
+    logits: torch.Tensor
+    keys: torch.Tensor
+    number: int = 1
+
+    @property
+    def num_heads(self):
+        return len(self.keys)
+
+    @property
+    def num_slots(self):
+        return self.keys.shape[1]
+
+    @property
+    def weights(self):
+        return self.logits.softmax(dim=-1)
+
+
+def random_layer(num_slots, num_queries, seed=0, **more):
+    generator = torch.Generator().manual_seed(seed)
+    keys = torch.randn(NUM_HEADS, num_slots, WIDTH, generator=generator)
+    logits = torch.randn(NUM_HEADS, GROUP, num_queries, num_slots, generator=generator) * 3
+    unseen = torch.ones(num_queries, num_slots, dtype=torch.bool).triu(num_slots - num_queries + 1)
+    return Layer(logits.masked_fill(unseen, float("-inf")), keys, **more)
+
+
+# What is kept of any layer
+
+
+@every_policy
+@pytest.mark.parametrize(("num_slots", "count", "window"), [(50, 20, 7), (50, 49, 7), (9, 8, 7), (300, 8, 1)])
+def test_each_head_keeps_as_many_tokens_as_asked_and_always_the_window(name, num_slots, count, window):
+    policy = policy_of(f"{name}:tokens={count},window={window}")
+    kept = policy.kept(random_layer(num_slots, policy.num_queries), count)
+    assert (kept.dtype, kept.shape) == (torch.int64, (NUM_HEADS, count))
+    assert (kept.diff(dim=-1) > 0).all()
+    assert kept.min() >= 0
+    assert torch.equal(kept[:, -window:], torch.arange(num_slots - window, num_slots).expand(NUM_HEADS, -1))
+
+
+def test_of_equal_scores_the_earlier_tokens_are_kept():
+    layer = random_layer(40, 0)
+    layer.keys[:] = 1
+    assert policy_of("knorm:tokens=10,window=3").kept(layer, 10).tolist() == [[*range(7), 37, 38, 39]] * NUM_HEADS
+
+
+def test_a_lot_is_drawn_again_for_another_seed_layer_or_length():
+    def drawn(num_slots=60, number=1, seed=0):
+        return policy_of(f"random:tokens=20,seed={seed}").kept(random_layer(num_slots, 0, number=number), 20).tolist()
+
+    assert drawn() == drawn()
+    assert len({str(each) for each in (drawn(), drawn(seed=1), drawn(number=2), drawn(num_slots=61))}) == 4
+    assert len({tuple(head) for head in drawn()}) == NUM_HEADS
+
+
+# What papers say: which tokens before the window each head keeps
+
+
+def softmax(rows):
+    powers = np.exp(rows - rows.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def snapkv(layer, head, old):
+    """Votes of the window's queries for each token before it, smoothed over neighbours; of its query heads the mean."""
+    votes = softmax(layer.logits.double().numpy())[head, :, :, :old].sum(axis=1)
+    return np.mean([np.convolve(row, np.ones(5) / 5, mode="same") for row in votes], axis=0)
+
+
+def tova(layer, head, old):
+    """Attention of the last query, over all heads of the layer."""
+    return softmax(layer.logits.double().numpy())[:, :, -1].reshape(-1, layer.num_slots).mean(axis=0)
+
+
+def morphkv(layer, head, old):
+    """Each query of the window has a profile over the tokens before it, and the profiles are added."""
+    return softmax(layer.logits.double().numpy()[head].sum(axis=0)[:, :old]).sum(axis=0)
+
+
+def morphkv_max(layer, head, old):
+    return softmax(layer.logits.double().numpy()[head].sum(axis=0)[:, :old]).max(axis=0)
+
+
+def knorm(layer, head, old):
+    """Low norms."""
+    return -np.sqrt((layer.keys[head, :old].double().numpy() ** 2).sum(axis=-1))
+
+
+PAPERS = {
+    "snapkv:tokens=24,window=8": (snapkv, 8),
+    "tova:tokens=24": (tova, 0),
+    "morphkv:tokens=24,window=8": (morphkv, 8),
+    "morphkv:tokens=24,window=8,fuse=max": (morphkv_max, 8),
+    "knorm:tokens=24,window=8": (knorm, 8),
+}
+
+
+@pytest.mark.parametrize("text", PAPERS)
+@pytest.mark.parametrize("seed", range(5))
+def test_it_keeps_what_its_paper_keeps(text, seed):
+    scores, window = PAPERS[text]
+    layer, policy = random_layer(100, 8, seed), policy_of(text)
+    layer.logits = layer.logits[:, :, 8 - max(policy.num_queries, 1) :]
+    old = layer.num_slots - window
+    for head, kept in enumerate(policy.kept(layer, 24).tolist()):
+        best = np.argsort(-scores(layer, head, old)[:old])[: 24 - window]
+        assert kept == sorted(best.tolist()) + list(range(old, layer.num_slots))
+
+
+# How policies are named, and what they are allowed
+
+
+@pytest.mark.parametrize(
+    ("text", "policy"),
+    [
+        ("none", None),
+        ("snapkv:tokens=1024", SnapKV(tokens=1024, window=32, kernel=5)),
+        ("snapkv:share=0.25, window=16, kernel=7", SnapKV(share=0.25, window=16, kernel=7)),
+        ("tova:tokens=64,every=1", TOVA(tokens=64, every=1)),
+        ("morphkv:tokens=64,fuse=max,every=0", MorphKV(tokens=64, fuse="max", every=0)),
+        ("knorm:share=1", Knorm(share=1.0, window=1)),
+    ],
+)
+def test_a_policy_is_named_with_its_parameters(text, policy):
+    assert policy_of(text) == policy
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("h2o:tokens=64", "give none, or one of snapkv, .*such as snapkv:tokens=1024,window=32"),
+        ("none:tokens=64", "give none, or one of snapkv"),
+        ("tova", "tova needs a budget: give tokens=1024 or share=0.25, one of the two"),
+        ("tova:tokens=64,share=0.5", "give tokens=1024 or share=0.25, one of the two"),
+        ("tova:tokens=many", "tokens='many'; tova takes a whole number there"),
+        ("tova:tokens=1.5", "tokens='1.5'; tova takes a whole number there"),
+        ("tova:share=half", "share='half'; tova takes a number there"),
+        ("tova:tokens=64,tokens=65", "'tokens=65'; tova takes each once: tokens=..., share=..."),
+        ("tova:tokens=64,kernel=5", "'kernel=5'; tova takes each once"),
+        ("tova:64", "'64'; tova takes each once"),
+        ("tova:tokens=0", "tokens=0; give 1 to"),
+        ("tova:tokens=99999999999", "tokens=99999999999; give 1 to 2147483648"),
+        ("tova:tokens=64,every=-1", "every=-1; give tokens, or 0 for once after the prompt"),
+        ("tova:share=0", "share=0; give more than 0 and at most 1"),
+        ("tova:share=1.01", "share=1.01; give more than 0 and at most 1"),
+        ("tova:share=nan", "share=nan; give more than 0 and at most 1"),
+        ("knorm:tokens=64,window=-1", "window=-1; give how many of the last tokens are kept"),
+        ("snapkv:tokens=32", "tokens=32; give 33 to .*always keeps the last 32 tokens"),
+        ("snapkv:tokens=64,window=0", "window of at least 1 token"),
+        ("snapkv:tokens=64,kernel=4", "an odd kernel, such as 5"),
+        ("morphkv:tokens=64,fuse=mean", "fuse=sum or fuse=max"),
+    ],
+)
+def test_what_makes_no_sense_is_said_with_what_does(text, message):
+    with pytest.raises(ConfigError, match=message):
+        policy_of(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "num_prompt_tokens", "budget"),
+    [
+        ("snapkv:tokens=100", 5000, 100),
+        ("snapkv:tokens=100", 50, 100),
+        ("snapkv:share=0.25", 5000, 1250),
+        ("snapkv:share=0.25", 100, 33),
+        ("tova:share=0.1", 5, 1),
+        ("knorm:share=1", 5000, 5000),
+    ],
+)
+def test_a_budget_is_a_number_or_a_share_of_the_prompt_and_more_than_the_window(text, num_prompt_tokens, budget):
+    assert policy_of(text).budget(num_prompt_tokens) == budget

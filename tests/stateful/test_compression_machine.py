@@ -1,0 +1,95 @@
+"""A cache whose sequences are compacted at any moment, against the model of test_cache_machine.py.
+
+The model knows which tokens each sequence has kept, slot by slot. Nobody else reads what was written after that; what
+could be hit before still can.
+"""
+
+import random
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition, rule, run_state_machine_as_test
+
+from pagoda.cache.inspector import Inspector
+from pagoda.cache.prefix.held import Reason
+from pagoda.errors import OutOfPagesError
+from stateful import test_cache_machine as machines
+from stateful.test_cache_machine import POISON, CacheMachine, GroupShape, Live, window
+
+
+class Compacting(CacheMachine):
+    """Groups that keep all are left some tokens, or all of them, as other groups are."""
+
+    @precondition(lambda self: self.live)
+    @rule(which=st.integers(0, 1000), keep=st.booleans(), draw=st.randoms(use_true_random=False))
+    def compact(self, which: int, keep: bool, draw: random.Random) -> None:
+        live = self.pick(which)
+        chosen = self.choose(live, draw)
+        if not chosen:
+            return
+        keeps_tails = len(chosen) == len(self.groups) and live.exact is None and self.has_own_tails(live)
+        bodies = {index: self.bodies(live, index, kept) for index, kept in chosen.items()}
+        live.kept |= {index: (kept, live.stored) for index, kept in chosen.items()}
+        live.exact = live.stored if live.exact is None else live.exact
+        num_hit, num_evicted, room = self.num_hit(live), self.num_evicted(), self.room()
+        try:
+            self.cache.compact(live.cached, live.tokens, bodies)
+        except OutOfPagesError:
+            assert any(len(pages) > room[index] for index, (_, pages) in bodies.items())
+            Inspector(self.cache).check_integrity()
+            self.end(live, keep)
+            return
+        assert self.num_hit(live) >= num_hit or self.num_evicted() > num_evicted
+        if keeps_tails:
+            for held in self.held:
+                held.must.append((live.namespace, tuple(live.tokens[: live.stored])))
+
+    def choose(self, live: Live, draw: random.Random) -> dict[int, list[int]]:
+        """Which tokens are left in the groups that are to have fewer."""
+        chosen = {}
+        for index, shape in enumerate(self.shapes):
+            slots = live.slots(index)
+            kept = sorted(draw.sample(slots, draw.randint(min(1, len(slots)), len(slots))))
+            if shape.rule.span is None and len(kept) < len(slots):
+                chosen[index] = kept
+        return chosen
+
+    def bodies(self, live: Live, index: int, kept: list[int]) -> tuple[int, list[list[int]]]:
+        size = self.groups[index].page_tokens
+        tokens = [live.bytes_at(position) for position in kept] + [POISON] * (-len(kept) % size)
+        return len(kept), [tokens[start : start + size] for start in range(0, len(tokens), size)]
+
+    def num_hit(self, live: Live) -> int:
+        return self.cache.match(live.namespace, live.tokens, live.stored).num_tokens
+
+    def num_evicted(self) -> int:
+        return sum(group.holdings.num_evicted(Reason.ROOM) for group in self.groups)
+
+    def room(self) -> list[int]:
+        return [group.holdings.counts.free + group.holdings.counts.idle for group in self.groups]
+
+
+class WindowsBeside(CacheMachine):
+    """Full attention is short of pages, windows are not."""
+
+    shapes = (GroupShape(9, 4), GroupShape(60, 4, window(machines.Reach.SLIDING, 6)))
+
+
+MACHINES = (
+    machines.RoomyCache,
+    machines.TightCache,
+    machines.TwoGroups,
+    machines.TwoRoomyGroups,
+    machines.WithoutSharing,
+    machines.RoomyWindows,
+    machines.TightWindows,
+    machines.Forgetful,
+    WindowsBeside,
+)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_compacted_sequence_has_what_it_kept_and_shares_no_more(machine: type[CacheMachine]) -> None:
+    compacting = type(f"Compacting{machine.__name__}", (Compacting, machine), {})
+    run_state_machine_as_test(compacting, settings=settings(max_examples=60, stateful_step_count=40))
