@@ -8,9 +8,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pagoda.cache.compression.choice import policy_of
 from pagoda.checks import as_float, is_number, is_whole, shown
-from pagoda.errors import ConfigError, InvalidSamplingError, StructuredOutputError
+from pagoda.errors import InvalidSamplingError, StructuredOutputError
 
 MAX_LOGPROBS = 1000
 MAX_COUNT = 2**31 - 1
@@ -118,7 +117,8 @@ class SamplingParams:
             raise InvalidSamplingError(f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens}).")
         self._check_stops()
         self._check_logit_bias()
-        self._check_compression()
+        if self.kv_compression is not None and not isinstance(self.kv_compression, str):
+            raise InvalidSamplingError(f"kv_compression is {shown(self.kv_compression)}; name a policy, or none.")
         if self.structured_outputs is not None and not isinstance(self.structured_outputs, StructuredOutputs):
             given = shown(self.structured_outputs)
             raise InvalidSamplingError(f"structured_outputs is {given}; give StructuredOutputs(json=...) or another.")
@@ -148,18 +148,6 @@ class SamplingParams:
         self._set("logit_bias", {int(token): as_float(bias) for token, bias in self.logit_bias.items()})
         if not all(map(math.isfinite, self.logit_bias.values())):
             raise InvalidSamplingError("logit_bias has a value that is not finite; use -100 to ban a token.")
-
-    def _check_compression(self) -> None:
-        if self.kv_compression is None:
-            return
-        if not isinstance(self.kv_compression, str):
-            raise InvalidSamplingError(f"kv_compression is {shown(self.kv_compression)}; name a policy, or none.")
-        try:
-            policy = policy_of(self.kv_compression)
-        except ConfigError as error:
-            raise InvalidSamplingError(str(error)) from error
-        if policy is not None and self.prompt_logprobs is not None:
-            raise InvalidSamplingError("kv_compression and prompt_logprobs do not go together; leave one of them out.")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

@@ -294,15 +294,19 @@ def test_what_is_asked_for_all_spares_who_needs_the_whole_prompt(model: Model) -
 
 
 def test_what_cannot_be_is_refused_with_what_can(model: Model) -> None:
-    with pytest.raises(InvalidSamplingError, match=r"kv_compression is 'nosuch:tokens=5': give none, or snapkv, "):
-        params("nosuch:tokens=5")
     with pytest.raises(ConfigError, match=r"kv_compression is 'snapkv': snapkv needs a budget: give tokens=1024 or"):
         make(model, kv_compression="snapkv")
-    with pytest.raises(InvalidSamplingError, match="prompt_logprobs"):
-        params(POLICIES[0], prompt_logprobs=1)
-    request = new_request("leased", PROMPT, params(POLICIES[0]), breakpoints=(Breakpoint(100, 60.0),))
-    with pytest.raises(InvalidSamplingError, match="leases"):
-        make_engine(model).add(request)
+    engine = make_engine(model)
+    for asked, leases, said in (
+        (params("nosuch:tokens=5"), (), r"kv_compression is 'nosuch:tokens=5': give none, or snapkv, "),
+        (params(POLICIES[0], prompt_logprobs=1), (), "prompt_logprobs"),
+        (params(POLICIES[0]), (Breakpoint(100, 60.0),), "leases"),
+    ):
+        with pytest.raises(InvalidSamplingError, match=said):
+            engine.add(new_request("refused", PROMPT, asked, breakpoints=leases))
+    assert not engine.has_work
+    with pytest.raises(InvalidSamplingError, match="kv_compression"):
+        params(3)  # type: ignore[arg-type]
 
 
 def test_models_of_which_nothing_can_be_compressed() -> None:

@@ -240,14 +240,15 @@ class Engine:
     def _check_compression(self, request: Request) -> None:
         """Raise InvalidSamplingError if a request asks for what cannot be."""
         asked = request.params.kv_compression
-        if asked is None or policy_of(asked) is None:
-            return
-        if request.breakpoints:
-            raise InvalidSamplingError("A request that leases its prompt keeps all of it; leave kv_compression out.")
         try:
+            if asked is None or policy_of(asked) is None:
+                return
             self._compressor.check()
         except ConfigError as error:
             raise InvalidSamplingError(str(error)) from error
+        if request.breakpoints or request.scores_prompt:
+            reason = "prompt_logprobs" if request.scores_prompt else "leases of its prompt"
+            raise InvalidSamplingError(f"kv_compression does not go with {reason}: leave one of the two out.")
 
     def _compression_of(self, request: Request) -> Policy | None:
         """What a request is compressed by: not what was said for all, where it needs the whole prompt."""
