@@ -58,12 +58,14 @@ def first_tokens(model: Model, folder: Path, arguments: argparse.Namespace) -> N
         forget_files(disk)
         with make(model, arguments.format, kv_disk=str(disk)) as llm:
             forget_files(disk)
-            note(found, "from disk, not in the page cache", first_token(llm, prefix, 1))
+            note(found, "from disk to memory that was never used", first_token(llm, prefix, 1))
+            evict(llm)
+            forget_files(disk)
+            note(found, "from disk, not in the page cache", first_token(llm, prefix, 6))
+            evict(llm)
+            note(found, "from disk, in the page cache", first_token(llm, prefix, 7))
         forget_files(disk)
         note(found, "plain read of the same files", timed(lambda folder=disk: read_files(folder)))
-        with make(model, arguments.format, kv_disk=str(disk)) as llm:
-            read_files(disk)
-            note(found, "from disk, in the page cache", first_token(llm, prefix, 2))
         note(found, "plain read, in the page cache", timed(lambda folder=disk: read_files(folder)))
         with make(model, arguments.format, kv_host_bytes=1 << 30, kv_disk=str(disk)) as llm:
             first_token(llm, prefix, 3)

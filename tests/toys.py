@@ -51,6 +51,9 @@ class ToyFormat(Format):
     def decode(self, data: torch.Tensor, plane: Plane) -> torch.Tensor:
         return merged(self._view(data, plane))
 
+    def token_views(self, data: torch.Tensor, plane: Plane) -> tuple[torch.Tensor, ...]:
+        return (self._view(data, plane),)
+
     def _view(self, data: torch.Tensor, plane: Plane) -> torch.Tensor:
         return by_token(data.view(torch.float64).unflatten(-1, (plane.num_heads, -1)), plane, 1)
 

@@ -14,10 +14,11 @@ from pagoda import LLM, SamplingParams
 from pagoda.cache.leases import Breakpoint
 from pagoda.config import EngineConfig
 from pagoda.engine.engine import Engine
-from pagoda.engine.request import new_request
+from pagoda.engine.request import FinishReason, new_request
 from pagoda.errors import ConfigError, InvalidSamplingError
 from pagoda.kernels.dispatch import choose_kernels
 from pagoda.models.loader import Model, model_from_config
+from pagoda.registry import names
 
 NEW_TOKENS = 24
 PROMPT = random.Random(0).sample(range(VOCABULARY), k=150)
@@ -155,6 +156,10 @@ POLICIES = (
 )
 
 
+def test_every_policy_is_tried_here() -> None:
+    assert {policy.partition(":")[0] for policy in POLICIES} == set(names("compression"))
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_budget_beyond_the_sequence_changes_nothing(model: Model, policy: str) -> None:
     with make(model) as llm:
@@ -283,6 +288,21 @@ def test_a_cancelled_sequence_leaves_nothing_behind(model: Model) -> None:
         engine.inspector.check_integrity()
     [counts] = engine.inspector.stats().groups
     assert counts.free + counts.idle == counts.total
+
+
+def test_leases_do_not_keep_a_sequence_waiting_for_ever(model: Model) -> None:
+    """Beside what is leased there is no room for private pages, so the lease has to end."""
+    engine = make_engine(model, kv_cache_memory_bytes=11 * page_nbytes(model))
+    engine.add(new_request("leased", PROMPT, params(None, max_tokens=1), breakpoints=(Breakpoint(80, 60.0),)))
+    while engine.has_work:
+        engine.step()
+    assert engine.inspector.stats().num_leases == 1
+    request = new_request("compressed", PROMPT, params("snapkv:tokens=140,window=8"))
+    engine.add(request)
+    for _ in range(200):
+        engine.step()
+    assert request.sequences[0].finish_reason is FinishReason.LENGTH
+    assert engine.inspector.stats().revoked_leases == 1
 
 
 def test_what_is_asked_for_all_spares_who_needs_the_whole_prompt(model: Model) -> None:

@@ -255,7 +255,8 @@ class Engine:
         asked = request.params.kv_compression
         if asked is not None:
             return policy_of(asked)
-        return None if request.breakpoints or request.scores_prompt else self._compression
+        needs_all = request.breakpoints or request.scores_prompt or request.params.max_tokens == 0
+        return None if needs_all else self._compression
 
     def _open_residency(self, config: EngineConfig) -> Residency | None:
         tiers = open_tiers(config)

@@ -138,6 +138,10 @@ class Scheduler:
         for twin in reversed(twins[room:]):
             self.waiting.appendleft(twin)
 
+    def revoke_lease(self, sequence: Sequence) -> bool:
+        """End a lease of the sequence's own tenant, if only leases can keep its only sequence from its pages."""
+        return self._fairness.revoke_lease(sequence)
+
     def send_back(self, sequence: Sequence) -> None:
         """Let a running sequence start again, from what is held of it."""
         self._preempt(sequence)

@@ -85,10 +85,16 @@ class Settler:
             self._compress(sequence)
 
     def _compress(self, sequence: Sequence) -> None:
-        """Without room for it a sequence waits until there is, and is computed again."""
+        """Without room for it a sequence waits until there is, and is computed again.
+
+        Raises OutOfPagesError if there will be none.
+        """
         try:
             self._compressor.compress(sequence)
         except OutOfPagesError:
+            is_alone = self._scheduler.running == [sequence]
+            if is_alone and not self._scheduler.revoke_lease(sequence):
+                raise
             self._scheduler.send_back(sequence)
 
     def _end_prompt(self, sequence: Sequence) -> None:

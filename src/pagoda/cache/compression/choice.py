@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import get_type_hints
 
 from pagoda.cache.compression.base import Policy
+from pagoda.checks import shown
 from pagoda.errors import ConfigError
 from pagoda.registry import lookup, names
 
@@ -23,7 +24,7 @@ def policy_of(text: str) -> Policy | None:
     try:
         return _policy(name, parameters)
     except ConfigError as error:
-        raise ConfigError(f"kv_compression is {text!r}: {error}") from None
+        raise ConfigError(f"kv_compression is {shown(text)}: {error}") from None
 
 
 def _policy(name: str, parameters: str) -> Policy:
