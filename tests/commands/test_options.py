@@ -13,7 +13,9 @@ from pagoda.sampling_params import SamplingParams
 NOT_ENGINE_OPTIONS = {"environment", "seed", "tenants"}
 # These belong to `generate` alone; the others have no use in a terminal.
 OF_GENERATE = {"n", "logprobs", "prompt_logprobs", "structured_outputs"}
-NOT_SAMPLING_OPTIONS = OF_GENERATE | {"logit_bias", "include_stop_str_in_output", "skip_special_tokens"}
+# A command has a single request, for which the engine's own `kv_compression` does.
+OF_ENGINE = {"kv_compression"}
+NOT_SAMPLING_OPTIONS = OF_GENERATE | OF_ENGINE | {"logit_bias", "include_stop_str_in_output", "skip_special_tokens"}
 
 
 def test_every_engine_field_has_an_option() -> None:
