@@ -149,5 +149,5 @@ class Collector:
             stop_reason=sample.stop_reason,
             logprobs=sample.logprobs if wants_logprobs else None,
             cumulative_logprob=sample.cumulative_logprob if wants_logprobs else None,
-            num_omitted_tokens=sample.num_omitted_tokens,
+            num_omitted_tokens=0 if sample.compression is None else sample.compression.num_omitted_tokens,
         )

@@ -12,6 +12,7 @@ from transformers import DynamicCache, LlamaForCausalLM, MptConfig
 from engine.tiny import VOCABULARY, tiny_config, windowed_model
 from pagoda import LLM, SamplingParams
 from pagoda.cache.leases import Breakpoint
+from pagoda.cache.prefix.keys import key_tokens
 from pagoda.config import EngineConfig
 from pagoda.engine.engine import Engine
 from pagoda.engine.request import FinishReason, new_request
@@ -179,6 +180,31 @@ def test_cold_warm_and_batched_are_the_same_in_every_format(model: Model, format
             assert tokens_of(llm, prompts, policy) == alone, "warm"
 
 
+def test_deterministic_is_to_the_bit(model: Model) -> None:
+    """However a prompt is cut, batched or cached: the same scores keep the same tokens."""
+    prompts = [PROMPT[:count] for count in (70, 110, 150)]
+
+    def logprobs(llm: LLM, prompts: list[list[int]], policy: str) -> list[list[float]]:
+        outputs = llm.generate(prompts, params(policy, logprobs=0))
+        return [[each.logprob for each in output.outputs[0].logprobs] for output in outputs]
+
+    for policy in POLICIES:
+        with make(model, deterministic=True) as llm:
+            alone = [logprobs(llm, [prompt], policy)[0] for prompt in prompts]
+            assert logprobs(llm, prompts, policy) == alone, "warm and together"
+        with make(model, deterministic=True, max_num_batched_tokens=37, max_num_seqs=8) as llm:
+            assert logprobs(llm, prompts, policy) == alone, "in chunks"
+
+
+def test_a_miss_is_not_explained_by_what_nobody_could_have_hit(model: Model) -> None:
+    """Only the tokens up to where it was compressed are remembered of a sequence."""
+    with make(model) as llm:
+        [answer] = tokens_of(llm, [PROMPT], POLICIES[0])
+        [looked] = llm.loop.call(llm.engine.lookups.all).result()
+        assert list(key_tokens(looked.key)) == PROMPT
+        assert answer
+
+
 def test_exact_pages_stay_with_everybody_else(model: Model) -> None:
     """What is written after a prompt was compressed is nobody else's, and the prompt is as it was."""
     questions = [[*PROMPT, *random.Random(seed).choices(range(VOCABULARY), k=12)] for seed in range(16)]
@@ -266,7 +292,7 @@ def test_memory_is_given_back(model: Model) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_windows_beside_are_left_and_share_nothing_that_follows(dtype: str) -> None:
-    model = windowed_model(dtype)
+    model, followed = windowed_model(dtype), []
     with make(model) as llm:
         exact = tokens_of(llm, [PROMPT], None)
         llm.reset_prefix_cache()
@@ -274,7 +300,10 @@ def test_windows_beside_are_left_and_share_nothing_that_follows(dtype: str) -> N
             cold = tokens_of(llm, [PROMPT], policy)
             assert tokens_of(llm, [PROMPT], policy) == cold
             assert tokens_of(llm, [PROMPT], None) == exact
-            assert tokens_of(llm, [[*PROMPT, *cold[0]]], None) == tokens_of(llm, [[*PROMPT, *cold[0]]], "none")
+            followed.append([*PROMPT, *cold[0]])
+        again = tokens_of(llm, followed, None)
+    with make(model, enable_prefix_caching=False) as llm:
+        assert again == tokens_of(llm, followed, None), "what follows was not taken from compressed sequences"
 
 
 def test_a_cancelled_sequence_leaves_nothing_behind(model: Model) -> None:

@@ -144,9 +144,9 @@ def write_session(
 
 
 def drop_abandoned(folder: Path) -> None:
-    """Remove what was being written in `folder` when a process ended. Raises OSError."""
+    """Remove what was being written in `folder` when a process ended; what cannot be removed stays."""
     for path in folder.glob(f".*{PARTIAL_SUFFIX}"):
-        with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+        with suppress(OSError), path.open("rb") as file:
             if time() - os.fstat(file.fileno()).st_mtime > NEW_SECONDS:
                 flock(file, LOCK_EX | LOCK_NB)
                 path.unlink()

@@ -1,11 +1,12 @@
 """Compresses running sequences: takes down the queries that policies ask for, and has pages kept in part.
 
-Knows when a sequence is due, which layers can be compressed, and what a policy decides of each. The exact pages that a
-sequence had stay with whoever else uses them.
+Knows which requests and layers can be compressed, when a sequence is due, and what a policy decides of each. The exact
+pages that a sequence had stay with whoever else uses them.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence as Sequenced
 from dataclasses import dataclass
 
@@ -14,13 +15,18 @@ import torch
 from numpy.typing import NDArray
 
 from pagoda.cache.cache import Cache
+from pagoda.cache.compression.base import Policy
+from pagoda.cache.compression.choice import policy_of
+from pagoda.cache.compression.progress import Compression
 from pagoda.engine.batch import Batch
-from pagoda.engine.request import Compression, Sequence
-from pagoda.errors import ConfigError
+from pagoda.engine.request import Request, Sequence
+from pagoda.errors import ConfigError, InvalidSamplingError
 from pagoda.kernels.base import AttentionRule, AttentionUse, LayerPages, compaction_obstacle
 from pagoda.kernels.compaction import LastQueries, StoredLayer, move_tokens
 from pagoda.layouts.spec import Reach
 from pagoda.models.attention import BoundSite
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,24 +66,43 @@ class QueryWatch:
 
 
 class Compressor:
-    """Compresses sequences of one model, whose attention calls are `sites`, in `cache`."""
+    """Compresses sequences of one model, whose attention calls are `sites`, in `cache`.
 
-    def __init__(self, sites: Sequenced[BoundSite], uses: Sequenced[AttentionUse], cache: Cache) -> None:
+    Requests that do not say how are compressed by `default`. Raises ConfigError if that cannot be.
+    """
+
+    def __init__(self, sites: Sequenced[BoundSite], uses: Sequenced[AttentionUse], cache: Cache, default: str) -> None:
         self._cache = cache
         self._layers, self._obstacles = _layers(sites, uses)
         self._calls = frozenset(call for layers in self._layers.values() for each in layers for call in each.calls)
         self._page_nbytes = {index: layers[0].pages.geometry.page_nbytes for index, layers in self._layers.items()}
 
-    def check(self) -> None:
-        """Raise ConfigError if nothing of this model can be compressed."""
-        if not self._layers:
-            reason = "; ".join(self._obstacles) or "it has no attention over all tokens"
-            raise ConfigError(f"kv_compression can keep nothing of this model in part: {reason}. Leave it out.")
+        self._default = policy_of(default)
+        if self._default is not None:
+            self._check_any()
+            for reason in self._obstacles:
+                logger.warning("kv_compression leaves layers as they are: %s", reason)
 
-    @property
-    def left_alone(self) -> Sequenced[str]:
-        """Why groups of layers keep all that they kept before."""
-        return self._obstacles
+    def check(self, request: Request) -> None:
+        """Raise InvalidSamplingError if a request asks for what cannot be."""
+        asked = request.params.kv_compression
+        try:
+            if asked is None or policy_of(asked) is None:
+                return
+            self._check_any()
+        except ConfigError as error:
+            raise InvalidSamplingError(str(error)) from error
+        if request.breakpoints or request.scores_prompt:
+            reason = "prompt_logprobs" if request.scores_prompt else "leases of its prompt"
+            raise InvalidSamplingError(f"kv_compression does not go with {reason}: leave one of the two out.")
+
+    def policy(self, request: Request) -> Policy | None:
+        """What a request is compressed by: not what was said for all, where it needs the whole prompt."""
+        asked = request.params.kv_compression
+        if asked is not None:
+            return policy_of(asked)
+        needs_all = request.breakpoints or request.scores_prompt or request.params.max_tokens == 0
+        return None if needs_all else self._default
 
     def watch(self, batch: Batch) -> QueryWatch | None:
         """What is to see the queries of a step; None if none are asked for."""
@@ -106,8 +131,13 @@ class Compressor:
                 kept[index] = compression.budget, self._kept(index, layers, pages, table.num_slots, compression)
         if kept:
             self._cache.compact(cached, sequence.tokens, kept)
-        sequence.num_omitted_tokens = max(table.num_omitted for table in cached.tables)
         compression.advance()
+
+    def _check_any(self) -> None:
+        """Raise ConfigError if nothing of this model can be compressed."""
+        if not self._layers:
+            reason = "; ".join(self._obstacles) or "it has no attention over all tokens"
+            raise ConfigError(f"kv_compression can keep nothing of this model in part: {reason}. Leave it out.")
 
     def _kept(
         self, index: int, layers: Sequenced[_Layer], pages: torch.Tensor, num_slots: int, compression: Compression

@@ -14,8 +14,6 @@ from functools import cached_property
 from operator import is_
 from time import monotonic, sleep
 
-from pagoda.cache.compression.base import Policy
-from pagoda.cache.compression.choice import policy_of
 from pagoda.cache.inspector import Inspector
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.names import PageNames
@@ -45,14 +43,12 @@ from pagoda.engine.scoring import max_scored_tokens
 from pagoda.engine.settle import Settler
 from pagoda.engine.tiers import labels_of, make_residency, open_tiers
 from pagoda.errors import (
-    ConfigError,
-    InvalidSamplingError,
     OutOfPagesError,
     RequestError,
     SessionError,
     StructuredOutputError,
 )
-from pagoda.kernels.base import AttentionUse, Kernels
+from pagoda.kernels.base import Kernels
 from pagoda.models.determinism import check_determinism
 from pagoda.models.model import Model
 from pagoda.planning.caches import cache_stores, make_cache
@@ -114,10 +110,8 @@ class Engine:
             logger.warning(notice)
         self._seeds = random.Random(config.seed)
         self._ends = Ends(self._scheduler)
-        discovered = model.discovered
-        uses = [AttentionUse(*use) for use in zip(discovered.rules, discovered.sinks, discovered.biases, strict=True)]
-        self._compressor = Compressor(self._forward.sites, uses, self._cache)
-        self._compression = self._default_compression(config)
+        uses = model.discovered.uses
+        self._compressor = Compressor(self._forward.sites, uses, self._cache, config.kv_compression)
         self._settler = Settler(model, self._cache, self._scheduler, self._ends, self._compressor, self.max_len)
 
     @property
@@ -158,7 +152,7 @@ class Engine:
         self._admission.check_prompt(request.prompt, request.params.max_tokens, request.tenant)
         check_breakpoints(request.breakpoints, len(request.prompt))
         self._admission.check_params(request.params)
-        self._check_compression(request)
+        self._compressor.check(request)
         request.validated = asked
 
     def add(self, request: Request) -> None:
@@ -172,7 +166,7 @@ class Engine:
         request.rules = self.model.generation.rules
         request.seed = self._seeds.getrandbits(63) if request.params.seed is None else request.params.seed
         request.decode_costs = self.decode_costs
-        request.compression = self._compression_of(request)
+        request.compression = self._compressor.policy(request)
         request.metrics.added = monotonic()
         request.metrics.num_ahead = self._scheduler.num_ahead(request.tenant)
         self._scheduler.add(new_sample(request, 0))
@@ -227,36 +221,6 @@ class Engine:
     def end_lease(self, namespace: Namespace, tokens: list[int]) -> bool:
         """Let the pages of just these tokens go before the time of their lease; False if there is none."""
         return self._cache.leases.release(namespace, tokens)
-
-    def _default_compression(self, config: EngineConfig) -> Policy | None:
-        """What requests are compressed by that do not say."""
-        policy = policy_of(config.kv_compression)
-        if policy is not None:
-            self._compressor.check()
-            for reason in self._compressor.left_alone:
-                logger.warning("kv_compression leaves layers as they are: %s", reason)
-        return policy
-
-    def _check_compression(self, request: Request) -> None:
-        """Raise InvalidSamplingError if a request asks for what cannot be."""
-        asked = request.params.kv_compression
-        try:
-            if asked is None or policy_of(asked) is None:
-                return
-            self._compressor.check()
-        except ConfigError as error:
-            raise InvalidSamplingError(str(error)) from error
-        if request.breakpoints or request.scores_prompt:
-            reason = "prompt_logprobs" if request.scores_prompt else "leases of its prompt"
-            raise InvalidSamplingError(f"kv_compression does not go with {reason}: leave one of the two out.")
-
-    def _compression_of(self, request: Request) -> Policy | None:
-        """What a request is compressed by: not what was said for all, where it needs the whole prompt."""
-        asked = request.params.kv_compression
-        if asked is not None:
-            return policy_of(asked)
-        needs_all = request.breakpoints or request.scores_prompt or request.params.max_tokens == 0
-        return None if needs_all else self._compression
 
     def _open_residency(self, config: EngineConfig) -> Residency | None:
         tiers = open_tiers(config)

@@ -95,8 +95,8 @@ class Lookups:
     def end(self, sequence: Sequence) -> None:
         """Nothing more of it will be computed."""
         if self._recent is not None and sequence.index == 0 and sequence.cached is not None:
-            request, tokens = sequence.request, sequence.tokens[: sequence.cached.num_tokens]
-            self._recent.end(request.tenant, request.request_id, token_key(tokens))
+            request = sequence.request
+            self._recent.end(request.tenant, request.request_id, token_key(sequence.shareable_tokens))
 
     def _report(self, sequence: Sequence, hit: Hit) -> tuple[CacheReport, GoneRun | None]:
         """All that is known, which its tenant is not told where pages went for another one, and what went."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence as Sequenced
+from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from functools import cached_property
 from time import monotonic
-from typing import TYPE_CHECKING, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from pagoda.cache.compression.base import Policy
+from pagoda.cache.compression.progress import Compression
 from pagoda.cache.leases import Breakpoint, LeaseResult
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.namespace import Namespace
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
     from pagoda.engine.constraint import Constraint, Matcher
     from pagoda.engine.promotion import Promotion
-    from pagoda.kernels.compaction import LastQueries
     from pagoda.models.encoder import EncoderInput
 
 
@@ -119,39 +120,6 @@ class RequestMetrics:
 
 
 @dataclass(eq=False)
-class Compression:
-    """Where a sequence stands with its `policy`: it keeps `budget` tokens once it is `due`, after so many tokens.
-
-    `calls` has the queries of its last tokens before that, by attention call.
-    """
-
-    policy: Policy
-    budget: int
-    due: int | None
-    calls: dict[int, LastQueries] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, policy: Policy, num_prompt_tokens: int) -> Self:
-        """Of a sequence that begins."""
-        budget = policy.budget(num_prompt_tokens)
-        if num_prompt_tokens > budget:
-            return cls(policy, budget, num_prompt_tokens)
-        return cls(policy, budget, budget + policy.every if policy.every else None)
-
-    def advance(self) -> None:
-        """It was due, and has been compressed. Queries that will be asked for again are kept."""
-        assert self.due is not None
-        every, count = self.policy.every, self.policy.num_queries - self.policy.every
-        self.due = self.due + every if every else None
-        again = self.calls if every and count > 0 else {}
-        self.calls = {call: replace(last, queries=last.queries[-count:]) for call, last in again.items()}
-
-    def copy(self) -> Self:
-        """For a fork."""
-        return replace(self, calls=dict(self.calls))
-
-
-@dataclass(eq=False)
 class Sequence:
     """One sample of a request: `tokens` is the prompt and what has been generated so far.
 
@@ -167,7 +135,6 @@ class Sequence:
     matcher: Matcher | None = None  # of the request's constraint
     promotion: Promotion | None = None  # where it stands with the tiers
     compression: Compression | None = None
-    num_omitted_tokens: int = 0  # that its pages have no more, in the group that has fewest
     is_loading: bool = False  # its pages are on their way
     is_held: bool = False  # since the matcher does not know yet what may follow
     held_since: float | None = None  # when it was found that the matcher keeps it waiting
@@ -208,6 +175,13 @@ class Sequence:
     def num_uncomputed(self) -> int:
         """Tokens whose keys and values are not in the pages yet."""
         return len(self.tokens) - (self.cached.num_tokens if self.cached else 0)
+
+    @property
+    def shareable_tokens(self) -> Sequenced[int]:
+        """Those computed, up to where it was compressed."""
+        exact = None if self.compression is None else self.compression.num_exact_tokens
+        computed = self.cached.num_tokens if self.cached else 0
+        return self.tokens[: computed if exact is None else min(computed, exact)]
 
     @property
     def num_computable(self) -> int:
@@ -313,6 +287,5 @@ def new_sample(request: Request, index: int) -> Sequence:
 def begin_compression(sequence: Sequence) -> None:
     """It has no pages yet, or no longer."""
     request = sequence.request
-    sequence.num_omitted_tokens = 0
     if request.compression is not None:
         sequence.compression = Compression.of(request.compression, len(request.prompt))

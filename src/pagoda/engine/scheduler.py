@@ -132,19 +132,17 @@ class Scheduler:
         for twin in twins[:room]:
             twin.cached = self._cache.fork(sequence.cached)
             twin.compression = sequence.compression and sequence.compression.copy()
-            twin.num_omitted_tokens = sequence.num_omitted_tokens
             twin.phase = Phase.RUNNING
             self.running.append(twin)
         for twin in reversed(twins[room:]):
             self.waiting.appendleft(twin)
 
-    def revoke_lease(self, sequence: Sequence) -> bool:
-        """End a lease of the sequence's own tenant, if only leases can keep its only sequence from its pages."""
-        return self._fairness.revoke_lease(sequence)
-
-    def send_back(self, sequence: Sequence) -> None:
-        """Let a running sequence start again, from what is held of it."""
+    def start_again(self, sequence: Sequence) -> bool:
+        """Let a running sequence that lacks pages wait for them; False if nobody is left who could give any back."""
+        if self.running == [sequence] and not self._fairness.revoke_lease(sequence):
+            return False
         self._preempt(sequence)
+        return True
 
     def remove(self, sequence: Sequence, keep_pages: bool = True) -> None:
         """Take a sequence out, wherever it is; with `keep_pages` off its pages are forgotten."""

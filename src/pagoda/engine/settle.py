@@ -92,10 +92,8 @@ class Settler:
         try:
             self._compressor.compress(sequence)
         except OutOfPagesError:
-            is_alone = self._scheduler.running == [sequence]
-            if is_alone and not self._scheduler.revoke_lease(sequence):
+            if not self._scheduler.start_again(sequence):
                 raise
-            self._scheduler.send_back(sequence)
 
     def _end_prompt(self, sequence: Sequence) -> None:
         """End one that was to be computed only; its pages stay."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pagoda.errors import CorruptCheckpointError, UnsupportedModelError
-from pagoda.kernels.base import AttentionRule
+from pagoda.kernels.base import AttentionRule, AttentionUse
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.base import Layout
 from pagoda.layouts.cross import CrossLayout
@@ -41,6 +41,11 @@ class Discovered:
     rules: tuple[AttentionRule, ...]
     sinks: tuple[bool, ...]
     biases: tuple[bool, ...]
+
+    @property
+    def uses(self) -> list[AttentionUse]:
+        """The same, call by call."""
+        return [AttentionUse(*use) for use in zip(self.rules, self.sinks, self.biases, strict=True)]
 
 
 def discover(config: Any, build: Build = build_network) -> Discovered:

@@ -9,7 +9,7 @@ import torch
 
 from pagoda.formats.constants import KeyConstants, constants_on
 from pagoda.formats.page import PageGeometry
-from pagoda.kernels.base import AttentionUse, Kernels, LayerPages
+from pagoda.kernels.base import Kernels, LayerPages
 from pagoda.kernels.choice import KernelChoice, choose_for
 from pagoda.layouts.spec import SiteSlot
 from pagoda.models.attention import BoundSite
@@ -43,7 +43,7 @@ def bind_sites(
         for slot in slots
         if slot.writes
     }
-    uses = [AttentionUse(*use) for use in zip(discovered.rules, discovered.sinks, discovered.biases, strict=True)]
+    uses = discovered.uses
     groups = tuple(
         choose_for(
             backend,

@@ -171,6 +171,8 @@ def test_a_policy_is_named_with_its_parameters(text, policy):
         ("snapkv:tokens=32", "tokens=32; give 33 to .*always keeps the last 32 tokens"),
         ("snapkv:tokens=64,window=0", "window of at least 1 token"),
         ("snapkv:tokens=64,kernel=4", "an odd kernel, such as 5"),
+        ("snapkv:tokens=64,kernel=257", "of at most 255"),
+        ("tova:tokens=64" + "," * 200, "214 characters; give at most 200"),
         ("morphkv:tokens=64,fuse=mean", "fuse=sum or fuse=max"),
     ],
 )

@@ -11,6 +11,7 @@ from pagoda.checks import shown
 from pagoda.errors import ConfigError
 from pagoda.registry import lookup, names
 
+MOST_LENGTH = 200
 NONE = "none"
 EXAMPLE = "snapkv:tokens=1024,window=32"
 
@@ -20,6 +21,8 @@ def policy_of(text: str) -> Policy | None:
     """The policy of "snapkv:tokens=1024,window=32"; None for "none". Raises ConfigError, which says what there is."""
     if text == NONE:
         return None
+    if len(text) > MOST_LENGTH:
+        raise ConfigError(f"kv_compression has {len(text):,} characters; give at most {MOST_LENGTH}, as in {EXAMPLE}.")
     name, _, parameters = text.partition(":")
     try:
         return _policy(name, parameters)

@@ -11,6 +11,8 @@ from pagoda.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+MOST_NEIGHBOURS = 255
+
 
 @dataclass(frozen=True, kw_only=True)
 class SnapKV(ScoredPolicy):
@@ -24,8 +26,10 @@ class SnapKV(ScoredPolicy):
     kernel: int = 5
 
     def __post_init__(self) -> None:
-        if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
-            raise ConfigError("snapkv needs a window of at least 1 token and an odd kernel, such as 5.")
+        if self.window < 1 or not 1 <= self.kernel <= MOST_NEIGHBOURS or self.kernel % 2 == 0:
+            raise ConfigError(
+                f"snapkv needs a window of at least 1 token and an odd kernel, such as 5, of at most {MOST_NEIGHBOURS}."
+            )
         super().__post_init__()
 
     @property

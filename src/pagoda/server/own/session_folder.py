@@ -72,26 +72,28 @@ class SessionFolder:
         own = path.parent
         with self._lock:
             self._count(path)
-        taken = [0]
+        taken = 0
 
         def reserve(nbytes: int) -> None:
+            nonlocal taken
             with self._lock:
                 self._check_room(own, nbytes)
                 self._written[own] += nbytes
-                taken[0] += nbytes
+                taken += nbytes
 
         try:
             yield reserve
         finally:
             with self._lock, suppress(OSError):
-                self._written[own] -= taken[0]
+                self._written[own] -= taken
                 self._held[own] = _nbytes(own)
 
     def _count(self, path: Path) -> None:
         """What whole sessions take now, since others than this process may have removed some."""
         own = path.parent
         with _used():
-            own.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self._folder, own):  # the mode is of the last of several that are made
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             folders = [each for each in self._folder.iterdir() if each.is_dir()]
             for folder in folders:
                 drop_abandoned(folder)
