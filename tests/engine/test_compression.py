@@ -154,6 +154,7 @@ POLICIES = (
     "morphkv:tokens=40,window=8,every=4",
     "knorm:tokens=40",
     "random:tokens=40",
+    "streaming:tokens=40,every=16",
 )
 
 
@@ -172,7 +173,7 @@ def test_a_budget_beyond_the_sequence_changes_nothing(model: Model, policy: str)
 def test_cold_warm_and_batched_are_the_same_in_every_format(model: Model, format: str) -> None:
     prompts = [PROMPT[:count] for count in (50, 90, 131, 150)]
     with make(model, kv_cache_dtype=format, kv_cache_calibration="none") as llm:
-        for policy in POLICIES[:3]:
+        for policy in (*POLICIES[:3], POLICIES[-1]):
             llm.reset_prefix_cache()
             alone = [tokens_of(llm, [prompt], policy)[0] for prompt in prompts]
             llm.reset_prefix_cache()
@@ -237,6 +238,7 @@ def test_samples_of_one_prompt_are_what_each_would_be_alone(model: Model) -> Non
         "tova:tokens=90,every=40",
         "morphkv:tokens=90,window=50,every=40",
         "knorm:tokens=90",
+        "streaming:tokens=64,every=16",
     ],
 )
 def test_who_is_sent_back_goes_on_with_the_same_tokens(model: Model, policy: str) -> None:

@@ -1,6 +1,7 @@
-"""What compression needs of pages, in plain torch: what tokens are attended to by, and moving the bytes of a token.
+"""What compression needs of pages, in plain torch: what tokens are attended to by, moving tokens, and turning keys.
 
-Knows one layer of one sequence. Bytes move as they are: a token's code is its own, so no number is rounded twice.
+Knows one layer of one sequence. Bytes move as they are: a token's code is its own, so no number is rounded twice. Keys
+that are turned are.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pagoda.formats.rotation import PairRotation
 from pagoda.kernels.base import AttentionRule, LayerPages
 from pagoda.kernels.reference import gather
 
@@ -87,3 +89,15 @@ def move_tokens(layer: LayerPages, pages: torch.Tensor, kept: torch.Tensor, targ
             offset, new = kept % size, slots % size
             token = read[pages[kept // size], heads, offset // inner, offset % inner]
             write[slots // size, heads, new // inner, new % inner] = token
+
+
+def turn_keys(layer: LayerPages, rotation: PairRotation, distance: int, target: torch.Tensor) -> None:
+    """Turn the keys in `target`, uint8 [pages, page_nbytes], as if they stood so many positions later."""
+    slot, (count, _) = layer.key, target.shape
+    data = target[:, slot.offset : slot.offset + slot.nbytes]
+    # Channels that turn together are scaled alike, so what was taken off as a factor may stay off.
+    keys = layer.format.decode(data, slot.plane).transpose(1, 2).flatten(0, 1)  # [tokens, heads, width]
+    size = layer.geometry.page_tokens
+    tokens = torch.arange(count * size)
+    turned = rotation.turned(keys, torch.full((len(tokens),), distance))
+    layer.format.write(data, slot.plane, tokens // size, tokens % size, turned)

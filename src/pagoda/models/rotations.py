@@ -20,7 +20,7 @@ from pagoda.kernels.base import Kernels
 from pagoda.layouts.spec import SiteSlot
 from pagoda.models.attention import PagedStep
 from pagoda.models.model import Model
-from pagoda.models.passage import Passage, Step
+from pagoda.models.passage import Passage, Step, can_run
 
 PAGE_TOKENS = 32
 # Of the run at other positions.
@@ -51,7 +51,12 @@ class KeyStep(PagedStep):
 
 
 def find_rotations(model: Model, kernels: Kernels) -> dict[SiteSlot, FoundRotation]:
-    """Of every layer that writes pages. Runs the model twice over a few tokens."""
+    """Of every layer that writes pages, or of none if a text alone does not run the model.
+
+    Runs it twice over a few tokens.
+    """
+    if not can_run(model):
+        return {}
     token_ids = torch.arange(SHIFTED_TOKENS) * 7919 % model.vocab_size
     return rotations_of(model, kernels, token_ids, run_at(model, kernels, token_ids, 0, KeyStep).keys)
 

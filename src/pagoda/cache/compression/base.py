@@ -88,6 +88,15 @@ class Policy(ABC):
         return 0
 
     @property
+    def num_sinks(self) -> int | None:
+        """How many of the first tokens it keeps, if it keeps those and the last ones, whatever they are; else None.
+
+        Then it looks at no layer: `kept` is the same in all, and whole pages are left out. Queries see nothing that
+        lies farther back, so sequences may be longer than the model's context.
+        """
+        return None
+
+    @property
     def least_tokens(self) -> int:
         """What it always keeps, and one more."""
         return 1

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pagoda.cache.compression.base import MOST_TOKENS, Policy
+from pagoda.cache.compression.base import MOST_TOKENS, LayerView, Policy
 from pagoda.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,3 +46,9 @@ class Streaming(Policy):
     @property
     def _least_reason(self) -> str:
         return f"it always keeps the first {self.sinks} tokens"
+
+    def kept(self, layer: LayerView, count: int) -> torch.Tensor:
+        import torch
+
+        last = torch.arange(layer.num_slots - count + self.sinks, layer.num_slots)
+        return torch.cat((torch.arange(self.sinks), last)).expand(layer.num_heads, -1)

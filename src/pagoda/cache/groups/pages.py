@@ -6,6 +6,7 @@ tables and counts. Imports neither torch nor formats, so a simulator can run it 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 
 from pagoda.cache.eviction.base import EvictionPolicy
@@ -242,6 +243,26 @@ class PageGroup:
         table.pages.extend(pages)
         table.num_omitted = table.num_tokens - num_slots
         for page in pages[: num_slots // self.page_tokens]:
+            self.holdings.allocator.seal(page)
+        return PageActions(pages, [])
+
+    def drop_middle(self, table: PageTable, num_first: int, num_last: int) -> PageActions:
+        """Let a compacted table whose pages are full go on with its `num_last` last ones, behind `num_first` new ones.
+
+        Raises OutOfPagesError if there are not enough; then it has its last pages only.
+        """
+        assert table.is_private, "pages that others may hit would keep those before them"
+        assert table.num_slots == len(table.pages) * self.page_tokens, "no page is open"
+        self.holdings.tick()
+        last = len(table.pages) - num_last
+        for page in table.pages[:last]:
+            self.prefixes.leave(page)
+        del table.pages[:last]
+        table.num_omitted = table.num_tokens - num_last * self.page_tokens
+        pages = self.holdings.allocate(num_first, table.account)
+        table.pages = array("i", pages) + table.pages
+        table.num_omitted -= num_first * self.page_tokens
+        for page in pages:
             self.holdings.allocator.seal(page)
         return PageActions(pages, [])
 
