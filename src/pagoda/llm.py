@@ -85,7 +85,7 @@ class LLM:
         self.tokenizer: Any = None
         feature_extractor: Any = None
         if isinstance(model, Model):
-            loaded = model
+            loaded = model.of_unknown_origin()
         else:
             path = EMBEDDED_MODEL if model is None else model
             loaded = load_model(path, dtype=config.dtype, generation_config=config.generation_config, device=device)

@@ -52,6 +52,7 @@ from pagoda.errors import (
 )
 from pagoda.kernels.base import Kernels
 from pagoda.models.determinism import check_determinism
+from pagoda.models.kept_digest import kept_weights_digest
 from pagoda.models.model import Model
 from pagoda.models.rotations import find_rotations
 from pagoda.planning.caches import cache_stores, make_cache
@@ -135,7 +136,8 @@ class Engine:
     @cached_property
     def page_names(self) -> PageNames:
         """What pages are called outside of the process."""
-        return PageNames(identity_of(self.model, self.memory, self.fit.digest))
+        weights = kept_weights_digest(self.model.network, self.model.origin)
+        return PageNames(identity_of(self.model, self.memory, self.fit.digest, weights))
 
     @cached_property
     def carrier(self) -> Carrier:

@@ -113,8 +113,7 @@ class PageGroup:
             shared = [path[index] for index in self._needed_pages(num_tokens, whole)] if first else path
             holdings.use(shared)
             self._take_over(table, [each.page for each in shared])
-            for each in shared:
-                each.num_hits += 1
+            holdings.hit(shared)
             table.num_tokens = whole * self.page_tokens
             if not rest:
                 return table, NO_ACTIONS
@@ -330,7 +329,7 @@ class PageGroup:
 
     def _copy_open(self, table: PageTable, source: Node) -> PageActions:
         """Append an open page that is to begin with the bytes of `source`."""
-        source.num_hits += 1
+        self.holdings.hit((source,))
         self.holdings.use((source,))  # not to be evicted to make room for its own copy
         try:
             page = self.holdings.allocate(1, table.account)[0]
