@@ -57,12 +57,15 @@ class Policy(ABC):
     """How a sequence is compressed. Raises ConfigError for parameters that make no sense.
 
     tokens: how many tokens each layer and head keeps; or share: the same as a share of the prompt.
+    after: it is compressed as soon as so many tokens of the prompt are computed, as if that were all; the rest, such as
+    a question, comes on top. None is the whole prompt.
     every: once compressed, a sequence grows by so many tokens before it is compressed again; 0 is once, after the
     prompt.
     """
 
     tokens: int | None = None
     share: float | None = None
+    after: int | None = None
     every: int = 0
 
     def __post_init__(self) -> None:
@@ -75,6 +78,8 @@ class Policy(ABC):
             raise ConfigError(
                 f"{self.name} has tokens={self.tokens}; give {least} to {MOST_TOKENS}, as {self._least_reason}."
             )
+        if self.after is not None and not 1 <= self.after <= MOST_TOKENS:
+            raise ConfigError(f"{self.name} has after={self.after}; give how many tokens of the prompt come before.")
         if not 0 <= self.every <= MOST_TOKENS:
             raise ConfigError(f"{self.name} has every={self.every}; give tokens, or 0 for once after the prompt.")
 

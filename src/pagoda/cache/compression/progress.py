@@ -20,7 +20,8 @@ MOST_POSITIONS = 1 << 20
 class Plan:
     """How the sequences of a request are compressed: by `policy`, after multiples of `unit` tokens.
 
-    They are first when the prompt is computed, or has as many as `most_exact` tokens; with `when_full` not before that.
+    They are first when the prompt is computed, or as much of it as the policy says, or `most_exact` tokens; with
+    `when_full` not before that.
     """
 
     policy: Policy
@@ -39,8 +40,9 @@ class Plan:
         if self.when_full:
             assert most is not None
             return Compression(self, self.budget(most), most)
-        budget = self.budget(num_prompt_tokens)
-        due = num_prompt_tokens if num_prompt_tokens > budget else budget + self.every if self.every else None
+        length = min(num_prompt_tokens, self.policy.after or num_prompt_tokens)
+        budget = self.budget(length)
+        due = length if length > budget else budget + self.every if self.every else None
         if due is not None:
             due = min(self._whole(due), self._whole(due) if most is None else most)
         return Compression(self, budget, due)
