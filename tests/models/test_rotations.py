@@ -20,8 +20,8 @@ from transformers import (
 
 from pagoda.config import Environment
 from pagoda.formats.page import page_geometries
-from pagoda.kernels.compaction import turn_keys
 from pagoda.kernels.dispatch import choose_kernels
+from pagoda.kernels.turning import turn_keys
 from pagoda.layouts.spec import SiteSlot
 from pagoda.models.attention import BoundSite, PagedStep
 from pagoda.models.loader import Model, model_from_config

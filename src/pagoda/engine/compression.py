@@ -21,8 +21,9 @@ from pagoda.cache.compression.progress import Compression
 from pagoda.engine.batch import Batch
 from pagoda.engine.request import Sequence
 from pagoda.errors import ConfigError
-from pagoda.kernels.base import AttentionRule, AttentionUse, LayerPages, compaction_obstacle
-from pagoda.kernels.compaction import LastQueries, StoredLayer, move_tokens, turn_keys
+from pagoda.kernels.base import AttentionKernels, AttentionRule, AttentionUse, LayerPages, compaction_obstacle
+from pagoda.kernels.compaction import LastQueries, StoredLayer, StoredTokens
+from pagoda.kernels.turning import turn_keys
 from pagoda.layouts.spec import Reach, SiteSlot
 from pagoda.models.attention import BoundSite
 from pagoda.models.rotations import FoundRotation
@@ -35,6 +36,7 @@ class _Layer:
     """A layer whose tokens may lie anywhere, and the attention calls that read it."""
 
     pages: LayerPages
+    kernels: AttentionKernels
     calls: tuple[int, ...]
 
 
@@ -194,8 +196,9 @@ class Compressor:
         target = torch.zeros(-(-count // size), self._geometries[index].page_nbytes, dtype=torch.uint8)
         for layer in layers:
             calls = [compression.calls[call] for call in layer.calls if call in compression.calls]
-            kept = compression.policy.kept(StoredLayer(layer.pages, pages, num_slots, calls), count)
-            move_tokens(layer.pages, pages, kept, target)
+            tokens = StoredTokens(layer.kernels, layer.pages, pages, num_slots)
+            kept = compression.policy.kept(StoredLayer(tokens, calls), count)
+            layer.kernels.move_tokens(layer.pages, pages, kept, target)
         return target.numpy()
 
 
@@ -215,5 +218,7 @@ def _layers(sites: Sequenced[BoundSite], uses: Sequenced[AttentionUse]) -> tuple
             by_layer: dict[int, list[int]] = {}
             for call in calls:
                 by_layer.setdefault(sites[call].layer.layer, []).append(call)
-            layers[group] = [_Layer(sites[each[0]].layer, tuple(each)) for each in by_layer.values()]
+            layers[group] = [
+                _Layer(sites[each[0]].layer, sites[each[0]].kernels, tuple(each)) for each in by_layer.values()
+            ]
     return layers, obstacles

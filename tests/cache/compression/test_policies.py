@@ -38,6 +38,17 @@ class Layer:
     def weights(self):
         return self.logits.softmax(dim=-1)
 
+    @property
+    def mass(self):
+        return self.weights.sum(dim=2)
+
+    @property
+    def group_logits(self):
+        return self.logits.sum(dim=1)
+
+    def group_mass(self, count):
+        return self.group_logits[..., :count].softmax(dim=-1).sum(dim=1)
+
 
 def random_layer(num_slots, num_queries, seed=0, **more):
     generator = torch.Generator().manual_seed(seed)

@@ -51,6 +51,20 @@ class LayerView(Protocol):
     def weights(self) -> torch.Tensor:
         """What attention makes of `logits`, sinks of the model included."""
 
+    @property
+    def mass(self) -> torch.Tensor:
+        """[KV heads, query heads of each, slots]: `weights`, summed over queries, without keeping them."""
+
+    @property
+    def group_logits(self) -> torch.Tensor:
+        """[KV heads, queries, slots]: `logits`, summed over the query heads of each."""
+
+    def group_mass(self, count: int) -> torch.Tensor:
+        """[KV heads, count]: the softmax of `group_logits` over the first `count` slots, summed over queries.
+
+        All queries must see these slots.
+        """
+
 
 @dataclass(frozen=True, kw_only=True)
 class Policy(ABC):
