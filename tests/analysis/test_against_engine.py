@@ -57,8 +57,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 MODELS = ("embedded", *SHAPES)
 FORMATS = ("auto", *names("format"))
 CASES = [(name, format) for name in MODELS for format in FORMATS if (name, format) != ("latent", "k8v4")]
-# Formats differ in the bytes of a page alone, which are compared for all of them: every format, and every model, but not
-# each with each.
+# Formats differ in the bytes of a page alone, which are compared for all of them: every one with one model, and
+# some with every model.
 RUN = [case for case in CASES if case[0] == "windowed" or case[1] in ("auto", "int8", "k8v4")]
 # An answer is so long that the first has not ended when the last starts, and fills more than a page.
 PROMPT, GENERATED = 70, 50
