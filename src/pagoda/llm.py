@@ -84,6 +84,10 @@ class LLM:
         bound_primitives()
         self.tokenizer: Any = None
         feature_extractor: Any = None
+        if tokenizer is not None and not skip_tokenizer_init:  # before the model, which takes longer
+            self.tokenizer = load_tokenizer(tokenizer)
+            if self.tokenizer is None:
+                raise ConfigError(f"There is no tokenizer in {tokenizer}; give the directory of one.")
         if isinstance(model, Model):
             loaded = model.of_unknown_origin()
         else:
@@ -92,10 +96,6 @@ class LLM:
             if tokenizer is None and not skip_tokenizer_init:
                 self.tokenizer = load_tokenizer(path)
             feature_extractor = load_feature_extractor(Path(path)) if loaded.encoder else None
-        if tokenizer is not None and not skip_tokenizer_init:
-            self.tokenizer = load_tokenizer(tokenizer)
-            if self.tokenizer is None:
-                raise ConfigError(f"There is no tokenizer in {tokenizer}; give the directory of one.")
         loaded = _generating(loaded, self.tokenizer, config.generation_config)
         calibration = partial(calibration_text, config.kv_cache_calibration, self.tokenizer, loaded.vocab_size)
         self.engine = Engine(loaded, kernels, config, calibration=calibration)
