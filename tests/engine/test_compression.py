@@ -32,6 +32,8 @@ DENSE = {
     "morphkv:tokens=48,window=8,every=3": (48, 3),
     "morphkv:tokens=48,window=8,every=3,fuse=max": (48, 3),
     "knorm:tokens=30,window=2": (30, 0),
+    "snapkv:tokens=60,window=8,kernel=3,after=110": (60, 0),
+    "snapkv:share=0.25,window=8,kernel=3,after=112": (28, 0),
 }
 
 
@@ -64,14 +66,18 @@ class DenseCache:
 
     def __init__(self, network: LlamaForCausalLM, text: str, budget: int, every: int) -> None:
         self.network, self.text, self.budget, self.every = network, text, budget, every
+        self.options = dict(each.split("=") for each in text.partition(":")[2].split(","))
         self.cache = DynamicCache()
         self.queries: list[list[torch.Tensor]] = []  # by layer, a tensor for each token
 
     @torch.inference_mode()
     def generate(self, prompt: list[int], count: int) -> list[int]:
-        tokens = list(prompt)
-        logits = self.forward(tokens, 0)
-        due = len(prompt)
+        tokens, after = list(prompt), int(self.options.get("after", len(prompt)))
+        logits = self.forward(tokens[:after], 0)
+        due = after
+        if after < len(prompt):
+            self.compress()
+            logits = self.forward(tokens[after:], after)
         for _ in range(count):
             if len(tokens) == due and self.cache.get_seq_length() > self.budget:
                 self.compress()
@@ -113,8 +119,7 @@ class DenseCache:
 
     def choose(self, keys: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
         """Which tokens [KV heads, budget] of `keys` [KV heads, tokens, width] are kept."""
-        name, _, rest = self.text.partition(":")
-        options = dict(each.split("=") for each in rest.split(","))
+        name, options = self.text.partition(":")[0], self.options
         window, length = int(options.get("window", 0)), keys.shape[1]
         if name == "knorm":
             return self.best(-keys.norm(dim=-1), length, window)
@@ -154,6 +159,7 @@ POLICIES = (
     "morphkv:tokens=40,window=8,every=4",
     "knorm:tokens=40",
     "random:tokens=40",
+    "streaming:tokens=40,every=16",
 )
 
 
@@ -172,7 +178,7 @@ def test_a_budget_beyond_the_sequence_changes_nothing(model: Model, policy: str)
 def test_cold_warm_and_batched_are_the_same_in_every_format(model: Model, format: str) -> None:
     prompts = [PROMPT[:count] for count in (50, 90, 131, 150)]
     with make(model, kv_cache_dtype=format, kv_cache_calibration="none") as llm:
-        for policy in POLICIES[:3]:
+        for policy in (*POLICIES[:3], POLICIES[-1]):
             llm.reset_prefix_cache()
             alone = [tokens_of(llm, [prompt], policy)[0] for prompt in prompts]
             llm.reset_prefix_cache()
@@ -237,6 +243,7 @@ def test_samples_of_one_prompt_are_what_each_would_be_alone(model: Model) -> Non
         "tova:tokens=90,every=40",
         "morphkv:tokens=90,window=50,every=40",
         "knorm:tokens=90",
+        "streaming:tokens=64,every=96",
     ],
 )
 def test_who_is_sent_back_goes_on_with_the_same_tokens(model: Model, policy: str) -> None:

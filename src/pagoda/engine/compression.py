@@ -1,30 +1,32 @@
 """Compresses running sequences: takes down the queries that policies ask for, and has pages kept in part.
 
-Knows which requests and layers can be compressed, when a sequence is due, and what a policy decides of each. The exact
-pages that a sequence had stay with whoever else uses them.
+Knows which layers can be compressed, when a sequence is due, and what a policy decides of each. The exact pages that a
+sequence had stay with whoever else uses them.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Sequenced
 from dataclasses import dataclass
+from math import lcm
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pagoda.cache.cache import Cache
-from pagoda.cache.compression.base import Policy
-from pagoda.cache.compression.choice import policy_of
 from pagoda.cache.compression.progress import Compression
 from pagoda.engine.batch import Batch
-from pagoda.engine.request import Request, Sequence
-from pagoda.errors import ConfigError, InvalidSamplingError
-from pagoda.kernels.base import AttentionRule, AttentionUse, LayerPages, compaction_obstacle
-from pagoda.kernels.compaction import LastQueries, StoredLayer, move_tokens
-from pagoda.layouts.spec import Reach
+from pagoda.engine.request import Sequence
+from pagoda.errors import ConfigError
+from pagoda.kernels.base import AttentionKernels, AttentionRule, AttentionUse, LayerPages, compaction_obstacle
+from pagoda.kernels.compaction import LastQueries, StoredLayer, StoredTokens
+from pagoda.kernels.turning import turn_keys
+from pagoda.layouts.spec import Reach, SiteSlot
 from pagoda.models.attention import BoundSite
+from pagoda.models.rotations import FoundRotation
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ class _Layer:
     """A layer whose tokens may lie anywhere, and the attention calls that read it."""
 
     pages: LayerPages
+    kernels: AttentionKernels
     calls: tuple[int, ...]
 
 
@@ -68,41 +71,52 @@ class QueryWatch:
 class Compressor:
     """Compresses sequences of one model, whose attention calls are `sites`, in `cache`.
 
-    Requests that do not say how are compressed by `default`. Raises ConfigError if that cannot be.
+    `find_rotations` is asked at most once, for how layers turn keys.
     """
 
-    def __init__(self, sites: Sequenced[BoundSite], uses: Sequenced[AttentionUse], cache: Cache, default: str) -> None:
+    def __init__(
+        self,
+        sites: Sequenced[BoundSite],
+        uses: Sequenced[AttentionUse],
+        cache: Cache,
+        find_rotations: Callable[[], Mapping[SiteSlot, FoundRotation]],
+    ) -> None:
         self._cache = cache
         self._layers, self._obstacles = _layers(sites, uses)
         self._calls = frozenset(call for layers in self._layers.values() for each in layers for call in each.calls)
-        self._page_nbytes = {index: layers[0].pages.geometry.page_nbytes for index, layers in self._layers.items()}
+        self._geometries = {index: layers[0].pages.geometry for index, layers in self._layers.items()}
+        self._find_rotations = find_rotations
+        self._rotations: Mapping[SiteSlot, FoundRotation] | None = None
 
-        self._default = policy_of(default)
-        if self._default is not None:
-            self._check_any()
-            for reason in self._obstacles:
-                logger.warning("kv_compression leaves layers as they are: %s", reason)
+    @property
+    def page_tokens(self) -> int:
+        """Of all groups that can be compressed: after multiples of it no page of them is open."""
+        return lcm(*(each.page_tokens for each in self._geometries.values()))
 
-    def check(self, request: Request) -> None:
-        """Raise InvalidSamplingError if a request asks for what cannot be."""
-        asked = request.params.kv_compression
-        try:
-            if asked is None or policy_of(asked) is None:
-                return
-            self._check_any()
-        except ConfigError as error:
-            raise InvalidSamplingError(str(error)) from error
-        if request.breakpoints or request.scores_prompt:
-            reason = "prompt_logprobs" if request.scores_prompt else "leases of its prompt"
-            raise InvalidSamplingError(f"kv_compression does not go with {reason}: leave one of the two out.")
+    def check_any(self) -> None:
+        """Raise ConfigError if nothing of this model can be compressed."""
+        if not self._layers:
+            reason = "; ".join(self._obstacles) or "it has no attention over all tokens"
+            raise ConfigError(f"kv_compression can keep nothing of this model in part: {reason}. Leave it out.")
 
-    def policy(self, request: Request) -> Policy | None:
-        """What a request is compressed by: not what was said for all, where it needs the whole prompt."""
-        asked = request.params.kv_compression
-        if asked is not None:
-            return policy_of(asked)
-        needs_all = request.breakpoints or request.scores_prompt or request.params.max_tokens == 0
-        return None if needs_all else self._default
+    def tell_obstacles(self) -> None:
+        for reason in self._obstacles:
+            logger.warning("kv_compression leaves layers as they are: %s", reason)
+
+    def find_rotations(self) -> None:
+        """Look at how layers turn keys, which may run the model: sequences will leave out pages.
+
+        Raises ConfigError if that is unknown.
+        """
+        if self._rotations is None:
+            self._rotations = self._find_rotations()
+        turned = {SiteSlot(index, each.pages.layer) for index, layers in self._layers.items() for each in layers}
+        unknown = [site for site in turned if site not in self._rotations or not self._rotations[site].is_explained]
+        if unknown:
+            raise ConfigError(
+                f"It is not known how {len(unknown)} of {len(turned)} layers put positions into keys, so first tokens "
+                "cannot follow right before the last ones: choose another kv_compression, and context_full=stop."
+            )
 
     def watch(self, batch: Batch) -> QueryWatch | None:
         """What is to see the queries of a step; None if none are asked for."""
@@ -120,8 +134,18 @@ class Compressor:
     @torch.inference_mode()
     def compress(self, sequence: Sequence) -> None:
         """Compress a sequence that is due. Raises OutOfPagesError if there is no room: it must start again then."""
-        compression, cached = sequence.compression, sequence.cached
+        compression = sequence.compression
         assert compression is not None
+        num_sinks = compression.policy.num_sinks
+        if num_sinks is None:
+            self._keep_best(sequence, compression)
+        else:
+            self._keep_ends(sequence, compression, num_sinks)
+        compression.advance()
+
+    def _keep_best(self, sequence: Sequence, compression: Compression) -> None:
+        """Have it keep what the policy says of each layer and head."""
+        cached = sequence.cached
         assert cached is not None
         kept: dict[int, tuple[int, NDArray[np.uint8]]] = {}
         for index, layers in self._layers.items():
@@ -131,23 +155,50 @@ class Compressor:
                 kept[index] = compression.budget, self._kept(index, layers, pages, table.num_slots, compression)
         if kept:
             self._cache.compact(cached, sequence.tokens, kept)
-        compression.advance()
 
-    def _check_any(self) -> None:
-        """Raise ConfigError if nothing of this model can be compressed."""
-        if not self._layers:
-            reason = "; ".join(self._obstacles) or "it has no attention over all tokens"
-            raise ConfigError(f"kv_compression can keep nothing of this model in part: {reason}. Leave it out.")
+    def _keep_ends(self, sequence: Sequence, compression: Compression, num_sinks: int) -> None:
+        """Have it keep its first and last pages, the first with keys as if they stood right before the last."""
+        cached = sequence.cached
+        assert cached is not None
+        distance = cached.num_tokens - compression.budget
+        is_first = compression.num_exact_tokens is None
+        kept = {}
+        for index, geometry in self._geometries.items():
+            pages, pool = torch.tensor(cached.tables[index].pages), self._layers[index][0].pages.pages
+            num_first = -(-num_sinks // geometry.page_tokens)
+            num_last = compression.budget // geometry.page_tokens - num_first
+            if is_first:
+                compression.sinks[index] = pool[pages[:num_first]]
+            sinks = self._turned(index, compression.sinks[index], distance)
+            if is_first:
+                kept[index] = compression.budget, torch.cat((sinks, pool[pages[-num_last:]])).numpy()
+            else:
+                kept[index] = num_last, sinks.numpy()
+        if is_first:  # pages that others may hit would keep all those before them from being evicted
+            self._cache.compact(cached, sequence.tokens, kept)
+        else:
+            self._cache.drop_middle(cached, kept)
+
+    def _turned(self, index: int, sinks: torch.Tensor, distance: int) -> torch.Tensor:
+        """The bytes of first pages whose keys stand `distance` positions later."""
+        assert self._rotations is not None, "looked at before"
+        target = sinks.clone()
+        if len(target):
+            for layer in self._layers[index]:
+                rotation = self._rotations[SiteSlot(index, layer.pages.layer)].rotation
+                turn_keys(layer.pages, rotation, distance, target)
+        return target
 
     def _kept(
         self, index: int, layers: Sequenced[_Layer], pages: torch.Tensor, num_slots: int, compression: Compression
     ) -> NDArray[np.uint8]:
         count, size = compression.budget, layers[0].pages.geometry.page_tokens
-        target = torch.zeros(-(-count // size), self._page_nbytes[index], dtype=torch.uint8)
+        target = torch.zeros(-(-count // size), self._geometries[index].page_nbytes, dtype=torch.uint8)
         for layer in layers:
             calls = [compression.calls[call] for call in layer.calls if call in compression.calls]
-            kept = compression.policy.kept(StoredLayer(layer.pages, pages, num_slots, calls), count)
-            move_tokens(layer.pages, pages, kept, target)
+            tokens = StoredTokens(layer.kernels, layer.pages, pages, num_slots)
+            kept = compression.policy.kept(StoredLayer(tokens, calls), count)
+            layer.kernels.move_tokens(layer.pages, pages, kept, target)
         return target.numpy()
 
 
@@ -167,5 +218,7 @@ def _layers(sites: Sequenced[BoundSite], uses: Sequenced[AttentionUse]) -> tuple
             by_layer: dict[int, list[int]] = {}
             for call in calls:
                 by_layer.setdefault(sites[call].layer.layer, []).append(call)
-            layers[group] = [_Layer(sites[each[0]].layer, tuple(each)) for each in by_layer.values()]
+            layers[group] = [
+                _Layer(sites[each[0]].layer, sites[each[0]].kernels, tuple(each)) for each in by_layer.values()
+            ]
     return layers, obstacles

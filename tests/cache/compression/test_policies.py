@@ -38,6 +38,17 @@ class Layer:
     def weights(self):
         return self.logits.softmax(dim=-1)
 
+    @property
+    def mass(self):
+        return self.weights.sum(dim=2)
+
+    @property
+    def group_logits(self):
+        return self.logits.sum(dim=1)
+
+    def group_mass(self, count):
+        return self.group_logits[..., :count].softmax(dim=-1).sum(dim=1)
+
 
 def random_layer(num_slots, num_queries, seed=0, **more):
     generator = torch.Generator().manual_seed(seed)
@@ -53,7 +64,9 @@ def random_layer(num_slots, num_queries, seed=0, **more):
 @every_policy
 @pytest.mark.parametrize(("num_slots", "count", "window"), [(50, 20, 7), (50, 49, 7), (9, 8, 7), (300, 8, 1)])
 def test_each_head_keeps_as_many_tokens_as_asked_and_always_the_window(name, num_slots, count, window):
-    policy = policy_of(f"{name}:tokens={count},window={window}")
+    # Of the last tokens `streaming` keeps all that the first ones leave.
+    rest = f"sinks={count - window}" if name == "streaming" else f"window={window}"
+    policy = policy_of(f"{name}:tokens={count},{rest}")
     kept = policy.kept(random_layer(num_slots, policy.num_queries), count)
     assert (kept.dtype, kept.shape) == (torch.int64, (NUM_HEADS, count))
     assert (kept.diff(dim=-1) > 0).all()

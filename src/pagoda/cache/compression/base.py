@@ -51,18 +51,35 @@ class LayerView(Protocol):
     def weights(self) -> torch.Tensor:
         """What attention makes of `logits`, sinks of the model included."""
 
+    @property
+    def mass(self) -> torch.Tensor:
+        """[KV heads, query heads of each, slots]: `weights`, summed over queries, without keeping them."""
+
+    @property
+    def group_logits(self) -> torch.Tensor:
+        """[KV heads, queries, slots]: `logits`, summed over the query heads of each."""
+
+    def group_mass(self, count: int) -> torch.Tensor:
+        """[KV heads, count]: the softmax of `group_logits` over the first `count` slots, summed over queries.
+
+        All queries must see these slots.
+        """
+
 
 @dataclass(frozen=True, kw_only=True)
 class Policy(ABC):
     """How a sequence is compressed. Raises ConfigError for parameters that make no sense.
 
     tokens: how many tokens each layer and head keeps; or share: the same as a share of the prompt.
+    after: it is compressed as soon as so many tokens of the prompt are computed, as if that were all; the rest, such as
+    a question, comes on top. None is the whole prompt.
     every: once compressed, a sequence grows by so many tokens before it is compressed again; 0 is once, after the
     prompt.
     """
 
     tokens: int | None = None
     share: float | None = None
+    after: int | None = None
     every: int = 0
 
     def __post_init__(self) -> None:
@@ -75,6 +92,8 @@ class Policy(ABC):
             raise ConfigError(
                 f"{self.name} has tokens={self.tokens}; give {least} to {MOST_TOKENS}, as {self._least_reason}."
             )
+        if self.after is not None and not 1 <= self.after <= MOST_TOKENS:
+            raise ConfigError(f"{self.name} has after={self.after}; give how many tokens of the prompt come before.")
         if not 0 <= self.every <= MOST_TOKENS:
             raise ConfigError(f"{self.name} has every={self.every}; give tokens, or 0 for once after the prompt.")
 
@@ -86,6 +105,15 @@ class Policy(ABC):
     def num_queries(self) -> int:
         """How many of the last tokens' queries it looks at."""
         return 0
+
+    @property
+    def num_sinks(self) -> int | None:
+        """How many of the first tokens it keeps, if it keeps those and the last ones, whatever they are; else None.
+
+        Then it looks at no layer: `kept` is the same in all, and whole pages are left out. Queries see nothing that
+        lies farther back, so sequences may be longer than the model's context.
+        """
+        return None
 
     @property
     def least_tokens(self) -> int:
