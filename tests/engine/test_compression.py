@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache, LlamaForCausalLM, MptConfig
 
 from engine.tiny import VOCABULARY, tiny_config, windowed_model
+from oracle.families import build_tiny
 from pagoda import LLM, SamplingParams
 from pagoda.cache.leases import Breakpoint
 from pagoda.cache.prefix.keys import key_tokens
@@ -32,6 +33,8 @@ DENSE = {
     "morphkv:tokens=48,window=8,every=3": (48, 3),
     "morphkv:tokens=48,window=8,every=3,fuse=max": (48, 3),
     "knorm:tokens=30,window=2": (30, 0),
+    "snapkv:tokens=60,window=8,kernel=3,critical=0.5": (60, 0),
+    "tova:tokens=40,every=5,critical=0.5": (40, 5),
 }
 
 
@@ -107,9 +110,20 @@ class DenseCache:
         return query * cosines + torch.cat((-second, first), dim=-1) * sines
 
     def compress(self) -> None:
-        for layer, queries in zip(self.cache.layers, self.queries, strict=True):
+        for number, (layer, queries) in enumerate(zip(self.cache.layers, self.queries, strict=True)):
+            self.norms = self.output_norms(self.network.model.layers[number].self_attn.o_proj, layer.values[0])
             kept = self.choose(layer.keys[0], torch.stack(queries, dim=1))[..., None].expand(-1, -1, 16)
             layer.keys, layer.values = (each[0].gather(1, kept)[None] for each in (layer.keys, layer.values))
+
+    @staticmethod
+    def output_norms(projection: Any, values: torch.Tensor) -> torch.Tensor:
+        """Of each value [KV heads, tokens, width] by itself, over the query heads that read it."""
+        norms = torch.zeros(4, values.shape[1])
+        for head in range(4):
+            alone = torch.zeros(values.shape[1], 64)
+            alone[:, 16 * head : 16 * head + 16] = values[head // 2]
+            norms[head] = projection(alone).abs().sum(dim=-1)
+        return norms.view(2, 2, -1).mean(dim=1)
 
     def choose(self, keys: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
         """Which tokens [KV heads, budget] of `keys` [KV heads, tokens, width] are kept."""
@@ -132,7 +146,14 @@ class DenseCache:
         return self.best(old.sum(dim=1) if options.get("fuse", "sum") == "sum" else old.amax(dim=1), length, window)
 
     def best(self, scores: torch.Tensor, length: int, window: int) -> torch.Tensor:
-        best = scores[:, : length - window].topk(self.budget - window).indices.sort(dim=-1).values
+        scores, count = scores[:, : length - window], self.budget - window
+        best = scores.topk(count).indices
+        if "critical=0.5" in self.text:
+            for head, row in enumerate(scores):
+                first = best[head, : count // 2]
+                rest = ((row + 1e-4) * self.norms[head, : len(row)]).index_fill(0, first, -1)
+                best[head] = torch.cat((first, rest.topk(count - count // 2).indices))
+        best = best.sort(dim=-1).values
         return torch.cat((best, torch.arange(length - window, length).expand(len(best), -1)), dim=-1)
 
 
@@ -150,7 +171,7 @@ def test_tokens_are_those_of_a_dense_cache_that_is_cut(network: LlamaForCausalLM
 FORMATS = ("bf16", "fp16", "int8", "fp8_e4m3", "int4_plain", "int4_rotated", "k8v4")
 POLICIES = (
     "snapkv:tokens=40,window=8",
-    "tova:tokens=40,every=3",
+    "tova:tokens=40,every=3,critical=0.5",
     "morphkv:tokens=40,window=8,every=4",
     "knorm:tokens=40",
     "random:tokens=40",
@@ -356,6 +377,13 @@ def test_what_cannot_be_is_refused_with_what_can(model: Model) -> None:
     assert not engine.has_work
     with pytest.raises(InvalidSamplingError, match="kv_compression"):
         params(3)  # type: ignore[arg-type]
+
+
+def test_what_a_value_is_in_the_output_has_to_be_known() -> None:
+    """Here two results of attention are mixed before anything takes them."""
+    model = Model.from_transformers(build_tiny("diffllama"))
+    with make(model) as llm, pytest.raises(InvalidSamplingError, match="critical needs the layer"):
+        llm.generate([[5] * 50], params("snapkv:tokens=40,window=8,critical=0.5"))
 
 
 def test_models_of_which_nothing_can_be_compressed() -> None:

@@ -21,20 +21,25 @@ from pagoda.cache.compression.progress import Compression
 from pagoda.engine.batch import Batch
 from pagoda.engine.request import Request, Sequence
 from pagoda.errors import ConfigError, InvalidSamplingError
-from pagoda.kernels.base import AttentionRule, AttentionUse, LayerPages, compaction_obstacle
+from pagoda.kernels.base import AttentionRule, LayerPages, compaction_obstacle
 from pagoda.kernels.compaction import LastQueries, StoredLayer, move_tokens
 from pagoda.layouts.spec import Reach
 from pagoda.models.attention import BoundSite
+from pagoda.models.model import Model
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Layer:
-    """A layer whose tokens may lie anywhere, and the attention calls that read it."""
+    """A layer whose tokens may lie anywhere, and the attention calls that read it.
+
+    `projections` are what the results of these are multiplied by, as far as they are known.
+    """
 
     pages: LayerPages
     calls: tuple[int, ...]
+    projections: tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -66,20 +71,20 @@ class QueryWatch:
 
 
 class Compressor:
-    """Compresses sequences of one model, whose attention calls are `sites`, in `cache`.
+    """Compresses sequences of `model`, whose attention calls are `sites`, in `cache`.
 
     Requests that do not say how are compressed by `default`. Raises ConfigError if that cannot be.
     """
 
-    def __init__(self, sites: Sequenced[BoundSite], uses: Sequenced[AttentionUse], cache: Cache, default: str) -> None:
+    def __init__(self, sites: Sequenced[BoundSite], model: Model, cache: Cache, default: str) -> None:
         self._cache = cache
-        self._layers, self._obstacles = _layers(sites, uses)
+        self._layers, self._obstacles = _layers(sites, model)
         self._calls = frozenset(call for layers in self._layers.values() for each in layers for call in each.calls)
         self._page_nbytes = {index: layers[0].pages.geometry.page_nbytes for index, layers in self._layers.items()}
 
         self._default = policy_of(default)
         if self._default is not None:
-            self._check_any()
+            self._check(self._default)
             for reason in self._obstacles:
                 logger.warning("kv_compression leaves layers as they are: %s", reason)
 
@@ -87,9 +92,10 @@ class Compressor:
         """Raise InvalidSamplingError if a request asks for what cannot be."""
         asked = request.params.kv_compression
         try:
-            if asked is None or policy_of(asked) is None:
+            policy = None if asked is None else policy_of(asked)
+            if policy is None:
                 return
-            self._check_any()
+            self._check(policy)
         except ConfigError as error:
             raise InvalidSamplingError(str(error)) from error
         if request.breakpoints or request.scores_prompt:
@@ -133,11 +139,17 @@ class Compressor:
             self._cache.compact(cached, sequence.tokens, kept)
         compression.advance()
 
-    def _check_any(self) -> None:
-        """Raise ConfigError if nothing of this model can be compressed."""
+    def _check(self, policy: Policy) -> None:
+        """Raise ConfigError if nothing of this model can be compressed, or not by `policy`."""
         if not self._layers:
             reason = "; ".join(self._obstacles) or "it has no attention over all tokens"
             raise ConfigError(f"kv_compression can keep nothing of this model in part: {reason}. Leave it out.")
+        layers = [each for group in self._layers.values() for each in group]
+        if policy.needs_outputs and any(len(each.projections) < len(each.calls) for each in layers):
+            raise ConfigError(
+                "critical needs the layer that attention's results go through, which is not known of all calls of this "
+                "model. Leave it out."
+            )
 
     def _kept(
         self, index: int, layers: Sequenced[_Layer], pages: torch.Tensor, num_slots: int, compression: Compression
@@ -146,14 +158,16 @@ class Compressor:
         target = torch.zeros(-(-count // size), self._page_nbytes[index], dtype=torch.uint8)
         for layer in layers:
             calls = [compression.calls[call] for call in layer.calls if call in compression.calls]
-            kept = compression.policy.kept(StoredLayer(layer.pages, pages, num_slots, calls), count)
+            view = StoredLayer(layer.pages, pages, num_slots, calls, layer.projections)
+            kept = compression.policy.kept(view, count)
             move_tokens(layer.pages, pages, kept, target)
         return target.numpy()
 
 
-def _layers(sites: Sequenced[BoundSite], uses: Sequenced[AttentionUse]) -> tuple[dict[int, list[_Layer]], list[str]]:
+def _layers(sites: Sequenced[BoundSite], model: Model) -> tuple[dict[int, list[_Layer]], list[str]]:
     """The layers of every group that can be compressed, and why others cannot."""
     layers, obstacles = dict[int, list[_Layer]](), list[str]()
+    uses, projections = model.discovered.uses, model.projections
     for group in sorted({site.group for site in sites}):
         calls = [call for call, site in enumerate(sites) if site.group == group]
         found = [compaction_obstacle(sites[call].layer, uses[call]) for call in calls]
@@ -167,5 +181,10 @@ def _layers(sites: Sequenced[BoundSite], uses: Sequenced[AttentionUse]) -> tuple
             by_layer: dict[int, list[int]] = {}
             for call in calls:
                 by_layer.setdefault(sites[call].layer.layer, []).append(call)
-            layers[group] = [_Layer(sites[each[0]].layer, tuple(each)) for each in by_layer.values()]
+            layers[group] = [_layer(sites, projections, each) for each in by_layer.values()]
     return layers, obstacles
+
+
+def _layer(sites: Sequenced[BoundSite], projections: Sequenced[torch.Tensor | None], calls: list[int]) -> _Layer:
+    found = (projections[call] for call in calls)
+    return _Layer(sites[calls[0]].layer, tuple(calls), tuple(each for each in found if each is not None))

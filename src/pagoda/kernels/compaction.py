@@ -13,6 +13,9 @@ import torch
 from pagoda.kernels.base import AttentionRule, LayerPages
 from pagoda.kernels.reference import gather
 
+# How many values are projected at once.
+PROJECTED_TOKENS = 4096
+
 
 @dataclass(frozen=True, eq=False)
 class LastQueries:
@@ -24,12 +27,23 @@ class LastQueries:
 
 
 class StoredLayer:
-    """A `LayerView` of `pages`, in which a sequence has the first `num_slots` slots, and of its calls of attention."""
+    """A `LayerView` of `pages`, in which a sequence has the first `num_slots` slots, and of its calls of attention.
 
-    def __init__(self, layer: LayerPages, pages: torch.Tensor, num_slots: int, calls: Sequence[LastQueries]) -> None:
+    `projections`, each [query heads * value width, outputs], are what the results of all of its calls go through.
+    """
+
+    def __init__(
+        self,
+        layer: LayerPages,
+        pages: torch.Tensor,
+        num_slots: int,
+        calls: Sequence[LastQueries],
+        projections: Sequence[torch.Tensor] = (),
+    ) -> None:
         self._layer = layer
         self._pages = pages
         self._calls = calls
+        self._projections = projections
         self.number = layer.layer
         self.num_heads = layer.key.plane.num_heads
         self.num_slots = num_slots
@@ -52,6 +66,12 @@ class StoredLayer:
         keys = self.keys
         return torch.cat([self._weights(call, keys) for call in self._calls], dim=1)
 
+    @property
+    def output_norms(self) -> torch.Tensor:
+        values = self.values
+        heads = (each.unflatten(0, (self.num_heads, -1, values.shape[-1])) for each in self._projections)
+        return torch.cat([_projected_norms(values, each) for each in heads], dim=1)
+
     def _logits(self, call: LastQueries, keys: torch.Tensor) -> torch.Tensor:
         """[KV heads, query heads of each, queries, slots]"""
         rows = len(call.queries)
@@ -68,6 +88,16 @@ class StoredLayer:
             return logits.softmax(dim=-1)
         sinks = call.sinks.float().view(self.num_heads, -1, 1, 1).expand(*logits.shape[:-1], 1)
         return torch.cat((logits, sinks), dim=-1).softmax(dim=-1)[..., :-1]
+
+
+def _projected_norms(values: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
+    """Of `values` [KV heads, slots, width] through `heads` [KV heads, query heads of each, width, outputs], L1."""
+    norms = values.new_empty(*heads.shape[:2], values.shape[1])
+    for own, group, found in zip(values, heads, norms, strict=True):
+        for projection, row in zip(group.float(), found, strict=True):
+            parts = [(part @ projection).abs().sum(dim=-1) for part in own.split(PROJECTED_TOKENS)]
+            torch.cat(parts, out=row)
+    return norms
 
 
 def move_tokens(layer: LayerPages, pages: torch.Tensor, kept: torch.Tensor, target: torch.Tensor) -> None:

@@ -24,6 +24,7 @@ class Layer:
 
     logits: torch.Tensor
     keys: torch.Tensor
+    output_norms: torch.Tensor
     number: int = 1
 
     @property
@@ -44,7 +45,8 @@ def random_layer(num_slots, num_queries, seed=0, **more):
     keys = torch.randn(NUM_HEADS, num_slots, WIDTH, generator=generator)
     logits = torch.randn(NUM_HEADS, GROUP, num_queries, num_slots, generator=generator) * 3
     unseen = torch.ones(num_queries, num_slots, dtype=torch.bool).triu(num_slots - num_queries + 1)
-    return Layer(logits.masked_fill(unseen, float("-inf")), keys, **more)
+    norms = torch.rand(NUM_HEADS, GROUP, num_slots, generator=generator) + 0.1
+    return Layer(logits.masked_fill(unseen, float("-inf")), keys, norms, **more)
 
 
 # What is kept of any layer
@@ -86,7 +88,7 @@ def softmax(rows):
 
 def snapkv(layer, head, old):
     """Votes of the window's queries for each token before it, smoothed over neighbours; of its query heads the mean."""
-    votes = softmax(layer.logits.double().numpy())[head, :, :, :old].sum(axis=1)
+    votes = softmax(layer.logits.double().numpy())[head, :, :, :old].mean(axis=1)
     return np.mean([np.convolve(row, np.ones(5) / 5, mode="same") for row in votes], axis=0)
 
 
@@ -130,6 +132,21 @@ def test_it_keeps_what_its_paper_keeps(text, seed):
         assert kept == sorted(best.tolist()) + list(range(old, layer.num_slots))
 
 
+@pytest.mark.parametrize(("text", "paper"), [("snapkv:tokens=24,window=8", snapkv), ("tova:tokens=24,window=8", tova)])
+@pytest.mark.parametrize("critical", [0.25, 0.5, 1])
+def test_a_part_of_the_budget_goes_to_what_would_change_the_output(text, paper, critical):
+    """The rest of the budget by the score of what is left times the size of its value, of its query heads the mean."""
+    layer, policy = random_layer(100, 8), policy_of(f"{text},critical={critical}")
+    layer.logits = layer.logits[:, :, 8 - policy.num_queries :]
+    old, num_by_score = 92, int((1 - critical) * 16)
+    for head, kept in enumerate(policy.kept(layer, 24).tolist()):
+        scores = paper(layer, head, old)[:old]
+        first = np.argsort(-scores)[:num_by_score].tolist()
+        norms = layer.output_norms[head, :, :old].double().numpy().mean(axis=0)
+        left = [token for token in np.argsort(-(scores + 1e-4) * norms) if token not in first]
+        assert kept == [*sorted([*first, *left[: 16 - num_by_score]]), *range(old, 100)]
+
+
 # How policies are named, and what they are allowed
 
 
@@ -142,6 +159,7 @@ def test_it_keeps_what_its_paper_keeps(text, seed):
         ("tova:tokens=64,every=1", TOVA(tokens=64, every=1)),
         ("morphkv:tokens=64,fuse=max,every=0", MorphKV(tokens=64, fuse="max", every=0)),
         ("knorm:share=1", Knorm(share=1.0, window=1)),
+        ("snapkv:tokens=64,critical=0.5", SnapKV(tokens=64, critical=0.5)),
     ],
 )
 def test_a_policy_is_named_with_its_parameters(text, policy):
@@ -173,6 +191,9 @@ def test_a_policy_is_named_with_its_parameters(text, policy):
         ("snapkv:tokens=64,kernel=4", "an odd kernel, such as 5"),
         ("snapkv:tokens=64,kernel=257", "of at most 255"),
         ("tova:tokens=64" + "," * 200, "214 characters; give at most 200"),
+        ("snapkv:tokens=64,critical=1.1", "critical=1.1; give 0 to 1"),
+        ("snapkv:tokens=64,critical=nan", "critical=nan; give 0 to 1"),
+        ("knorm:tokens=64,critical=0.5", "knorm takes no critical"),
         ("morphkv:tokens=64,fuse=mean", "fuse=sum or fuse=max"),
     ],
 )

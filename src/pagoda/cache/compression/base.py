@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from pagoda.cache.compression.critical import best_by_output
 from pagoda.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ class LayerView(Protocol):
     def weights(self) -> torch.Tensor:
         """What attention makes of `logits`, sinks of the model included."""
 
+    @property
+    def output_norms(self) -> torch.Tensor:
+        """How much each value is in the output of attention: [KV heads, query heads of each, slots], L1."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Policy(ABC):
@@ -88,6 +93,11 @@ class Policy(ABC):
         return 0
 
     @property
+    def needs_outputs(self) -> bool:
+        """Whether it looks at what values are in the output of attention."""
+        return False
+
+    @property
     def least_tokens(self) -> int:
         """What it always keeps, and one more."""
         return 1
@@ -108,14 +118,24 @@ class Policy(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredPolicy(Policy):
-    """Keeps what has the highest scores, and the last `window` tokens."""
+    """Keeps what has the highest scores, and the last `window` tokens.
+
+    The share `critical` of what is kept by scores is chosen by these times the size of values (`critical.py`).
+    """
 
     window: int = 0
+    critical: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.critical <= 1:
+            raise ConfigError(f"{self.name} has critical={self.critical:g}; give 0 to 1, such as 0.5.")
         if not 0 <= self.window <= MOST_TOKENS:
             raise ConfigError(f"{self.name} has window={self.window}; give how many of the last tokens are kept.")
         super().__post_init__()
+
+    @property
+    def needs_outputs(self) -> bool:
+        return self.critical > 0
 
     @property
     def least_tokens(self) -> int:
@@ -134,6 +154,12 @@ class ScoredPolicy(Policy):
         import torch
 
         old = layer.num_slots - self.window
-        best = self.scores(layer)[:, :old].sort(dim=-1, descending=True, stable=True).indices[:, : count - self.window]
+        best = self._best(layer, self.scores(layer)[:, :old], count - self.window)
         window = torch.arange(old, layer.num_slots, device=best.device).expand(len(best), -1)
         return torch.cat((best.sort(dim=-1).values, window), dim=-1)
+
+    def _best(self, layer: LayerView, scores: torch.Tensor, count: int) -> torch.Tensor:
+        if not self.critical:
+            return scores.sort(dim=-1, descending=True, stable=True).indices[:, :count]
+        output_norms = layer.output_norms[..., : scores.shape[1]]
+        return best_by_output(scores, output_norms, count, int((1 - self.critical) * count))
