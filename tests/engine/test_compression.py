@@ -33,6 +33,8 @@ DENSE = {
     "morphkv:tokens=48,window=8,every=3": (48, 3),
     "morphkv:tokens=48,window=8,every=3,fuse=max": (48, 3),
     "knorm:tokens=30,window=2": (30, 0),
+    "expected_attention:tokens=50,future=40": (50, 0),
+    "expected_attention:tokens=50,future=40,every=9": (50, 9),
     "snapkv:tokens=60,window=8,kernel=3,critical=0.5": (60, 0),
     "tova:tokens=40,every=5,critical=0.5": (40, 5),
 }
@@ -69,6 +71,8 @@ class DenseCache:
         self.network, self.text, self.budget, self.every = network, text, budget, every
         self.cache = DynamicCache()
         self.queries: list[list[torch.Tensor]] = []  # by layer, a tensor for each token
+        self.unrotated: list[torch.Tensor] = [torch.zeros(4, 0, 16)] * 2
+        self.sums = [torch.zeros(2, 0)] * 2
 
     @torch.inference_mode()
     def generate(self, prompt: list[int], count: int) -> list[int]:
@@ -96,15 +100,43 @@ class DenseCache:
         output = self.network(torch.tensor([tokens]), position_ids=positions, past_key_values=self.cache)
         for hook in hooks:
             hook.remove()
+        for number, queries in enumerate(seen):
+            self.note(number, queries)
         self.queries = [
             [*before, *new.unbind(1)] for before, new in zip(self.queries or [[]] * len(seen), seen, strict=True)
         ]
         return output.logits[0, -1]
 
-    @staticmethod
-    def rotated_queries(module: Any, hidden_states: torch.Tensor, position_embeddings: Any, **_: Any) -> torch.Tensor:
+    def note(self, number: int, queries: torch.Tensor) -> None:
+        """What new queries attended to, added up for each token that is left."""
+        keys = self.cache.layers[number].keys[0].repeat_interleave(2, dim=0)
+        logits = queries @ keys.mT / 4
+        rows, length = logits.shape[1:]
+        future = torch.ones(rows, length).triu(length - rows + 1).bool()
+        weights = logits.masked_fill(future, float("-inf")).softmax(-1).sum(dim=1).view(2, 2, length).sum(dim=1)
+        self.sums[number] = weights + torch.nn.functional.pad(self.sums[number], (0, rows))
+
+    def expected(self, number: int, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Scores of the tokens behind four sinks by the distribution of queries before rotation."""
+        queries, length = self.unrotated[number][:, 4:], self.unrotated[number].shape[1]
+        ahead = torch.arange(length, length + 40)[None]
+        cosines, sines = (each[0].mean(dim=0) for each in self.network.model.rotary_emb(queries, ahead))
+        turn = torch.diag(cosines)
+        for channel in range(8):
+            turn[channel, channel + 8], turn[channel + 8, channel] = -sines[channel], sines[channel]
+        scores = []
+        for head, rows in enumerate(queries.double()):
+            mean, spread = turn.double() @ rows.mean(dim=0), turn.double() @ rows.T.cov(correction=0) @ turn.T.double()
+            own = keys[head // 2, 4:].double()
+            scores.append((own @ mean / 4 + ((own @ spread) * own).sum(dim=-1) / 32).softmax(-1))
+        return torch.stack(scores).view(2, 2, -1).mean(dim=1) * values[:, 4:].norm(dim=-1)
+
+    def rotated_queries(
+        self, module: Any, hidden_states: torch.Tensor, position_embeddings: Any, **_: Any
+    ) -> torch.Tensor:
         """[heads, tokens, width]"""
         query = module.q_proj(hidden_states)[0].unflatten(-1, (-1, module.head_dim)).transpose(0, 1)
+        self.unrotated[module.layer_idx] = torch.cat((self.unrotated[module.layer_idx], query), dim=1)
         cosines, sines = (each[0] for each in position_embeddings)
         first, second = query.chunk(2, dim=-1)
         return query * cosines + torch.cat((-second, first), dim=-1) * sines
@@ -112,7 +144,9 @@ class DenseCache:
     def compress(self) -> None:
         for number, (layer, queries) in enumerate(zip(self.cache.layers, self.queries, strict=True)):
             self.norms = self.output_norms(self.network.model.layers[number].self_attn.o_proj, layer.values[0])
-            kept = self.choose(layer.keys[0], torch.stack(queries, dim=1))[..., None].expand(-1, -1, 16)
+            chosen = self.choose(number, layer.keys[0], layer.values[0], torch.stack(queries, dim=1))
+            self.sums[number] = self.sums[number].gather(1, chosen)
+            kept = chosen[..., None].expand(-1, -1, 16)
             layer.keys, layer.values = (each[0].gather(1, kept)[None] for each in (layer.keys, layer.values))
 
     @staticmethod
@@ -125,13 +159,16 @@ class DenseCache:
             norms[head] = projection(alone).abs().sum(dim=-1)
         return norms.view(2, 2, -1).mean(dim=1)
 
-    def choose(self, keys: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+    def choose(self, number: int, keys: torch.Tensor, values: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
         """Which tokens [KV heads, budget] of `keys` [KV heads, tokens, width] are kept."""
         name, _, rest = self.text.partition(":")
         options = dict(each.split("=") for each in rest.split(","))
         window, length = int(options.get("window", 0)), keys.shape[1]
         if name == "knorm":
             return self.best(-keys.norm(dim=-1), length, window)
+        if name == "expected_attention":
+            sinks = torch.full((2, 4), 9.0)
+            return self.best(torch.cat((sinks, self.expected(number, keys, values)), dim=1), length, 0)
         rows = 1 if name == "tova" else window
         logits = torch.stack([queries[head, -rows:] @ keys[head // 2].T / 4 for head in range(len(queries))])
         future = torch.ones(rows, length).triu(length - rows + 1).bool()
@@ -173,6 +210,7 @@ POLICIES = (
     "snapkv:tokens=40,window=8",
     "tova:tokens=40,every=3,critical=0.5",
     "morphkv:tokens=40,window=8,every=4",
+    "expected_attention:tokens=40",
     "knorm:tokens=40",
     "random:tokens=40",
 )
@@ -193,7 +231,7 @@ def test_a_budget_beyond_the_sequence_changes_nothing(model: Model, policy: str)
 def test_cold_warm_and_batched_are_the_same_in_every_format(model: Model, format: str) -> None:
     prompts = [PROMPT[:count] for count in (50, 90, 131, 150)]
     with make(model, kv_cache_dtype=format, kv_cache_calibration="none") as llm:
-        for policy in POLICIES[:3]:
+        for policy in POLICIES[:4]:
             llm.reset_prefix_cache()
             alone = [tokens_of(llm, [prompt], policy)[0] for prompt in prompts]
             llm.reset_prefix_cache()
@@ -215,6 +253,19 @@ def test_deterministic_is_to_the_bit(model: Model) -> None:
             assert logprobs(llm, prompts, policy) == alone, "warm and together"
         with make(model, deterministic=True, max_num_batched_tokens=37, max_num_seqs=8) as llm:
             assert logprobs(llm, prompts, policy) == alone, "in chunks"
+
+
+@pytest.mark.parametrize("policy", ["expected_attention:tokens=40"])
+def test_who_looks_at_all_queries_takes_no_hits_and_shares_what_it_computed(model: Model, policy: str) -> None:
+    with make(model) as llm:
+        tokens_of(llm, [PROMPT], None)
+        [first], [second] = (llm.generate([PROMPT], params(policy)) for _ in range(2))
+        assert (first.num_cached_tokens, second.num_cached_tokens) == (0, 0)
+        assert first.outputs[0].token_ids == second.outputs[0].token_ids
+        [counts] = llm.cache_stats().groups
+        assert counts.idle <= -(-(len(PROMPT) + NEW_TOKENS) // 16), "the same pages each time"
+        [after] = llm.generate([[*PROMPT, 1]], params(None))
+        assert after.num_cached_tokens == len(PROMPT)
 
 
 def test_a_miss_is_not_explained_by_what_nobody_could_have_hit(model: Model) -> None:
@@ -257,6 +308,7 @@ def test_samples_of_one_prompt_are_what_each_would_be_alone(model: Model) -> Non
         "snapkv:tokens=90,window=8",
         "tova:tokens=90,every=40",
         "morphkv:tokens=90,window=50,every=40",
+        "expected_attention:tokens=90",
         "knorm:tokens=90",
     ],
 )
@@ -384,6 +436,15 @@ def test_what_a_value_is_in_the_output_has_to_be_known() -> None:
     model = Model.from_transformers(build_tiny("diffllama"))
     with make(model) as llm, pytest.raises(InvalidSamplingError, match="critical needs the layer"):
         llm.generate([[5] * 50], params("snapkv:tokens=40,window=8,critical=0.5"))
+
+
+def test_how_queries_are_turned_has_to_be_known() -> None:
+    """This model adds its positions to what it computes keys of."""
+    model = Model.from_transformers(build_tiny("gpt2"))
+    with make(model) as llm, pytest.raises(InvalidSamplingError, match="turned by their positions"):
+        llm.generate([[5] * 50], params("expected_attention:tokens=40"))
+    with pytest.raises(ConfigError, match="turned by their positions"):
+        make(model, kv_compression="expected_attention:tokens=40")
 
 
 def test_models_of_which_nothing_can_be_compressed() -> None:

@@ -7,8 +7,9 @@ pages that a sequence had stay with whoever else uses them.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from collections.abc import Sequence as Sequenced
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,10 +22,12 @@ from pagoda.cache.compression.progress import Compression
 from pagoda.engine.batch import Batch
 from pagoda.engine.request import Request, Sequence
 from pagoda.errors import ConfigError, InvalidSamplingError
-from pagoda.kernels.base import AttentionRule, LayerPages, compaction_obstacle
-from pagoda.kernels.compaction import LastQueries, StoredLayer, move_tokens
+from pagoda.kernels.base import AttentionRule, Kernels, LayerPages, compaction_obstacle
+from pagoda.kernels.compaction import Beside, LastQueries, StoredLayer, move_tokens
+from pagoda.kernels.rotation import PairRotation
 from pagoda.layouts.spec import Reach
 from pagoda.models.attention import BoundSite
+from pagoda.models.calibration import rotations
 from pagoda.models.model import Model
 
 logger = logging.getLogger(__name__)
@@ -34,32 +37,35 @@ logger = logging.getLogger(__name__)
 class _Layer:
     """A layer whose tokens may lie anywhere, and the attention calls that read it.
 
-    `projections` are what the results of these are multiplied by, as far as they are known.
+    `projections` are what the results of these are multiplied by, as far as they are known; so is the `rotation`, once
+    it is asked for.
     """
 
     pages: LayerPages
     calls: tuple[int, ...]
     projections: tuple[torch.Tensor, ...]
+    rotation: PairRotation | None = None
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of a step whose queries are taken down for `sequence`."""
+    """Rows of a step whose queries are taken down for `sequence`, up to its token number `stop`."""
 
     sequence: Sequence
     rows: slice
+    stop: int
 
 
 class QueryWatch:
-    """Sees the queries of one step, call by call."""
+    """Sees the queries of one step, call by call; of those in `places` it knows the group and the layer."""
 
-    def __init__(self, rows: Sequenced[_Rows], calls: frozenset[int]) -> None:
+    def __init__(self, rows: Sequenced[_Rows], places: Mapping[int, tuple[int, _Layer]]) -> None:
         self._rows = rows
-        self._calls = calls
+        self._places = places
 
     def saw(self, call: int, rule: AttentionRule, query: torch.Tensor, sinks: torch.Tensor | None) -> None:
         """`query` [rows, heads, width] are those of the step."""
-        if call not in self._calls:
+        if call not in self._places:
             return
         for each in self._rows:
             compression = each.sequence.compression
@@ -68,6 +74,24 @@ class QueryWatch:
             new = query[each.rows].clone()
             queries = new if before is None else torch.cat((before.queries, new))
             compression.calls[call] = LastQueries(rule, queries, sinks)
+            if compression.policy.needs_whole_prompt:
+                self._observe(call, each.sequence, compression, each.stop)
+
+    def _observe(self, call: int, sequence: Sequence, compression: Compression, stop: int) -> None:
+        """Have the policy observe all blocks that end at `stop` or before; the rest is left for later."""
+        assert sequence.cached is not None
+        group, layer = self._places[call]
+        table, last = sequence.cached.tables[group], compression.calls[call]
+        pages, size = torch.tensor(table.pages, dtype=torch.long), layer.pages.geometry.page_tokens
+        first = stop - len(last.queries)
+        while first < stop and (end := compression.block_end(first)) <= stop:
+            block = replace(last, queries=last.queries[: end - first])
+            beside = Beside(rotation=layer.rotation, num_tokens=end)
+            num_slots = table.num_slots + end - table.num_tokens
+            view = StoredLayer(layer.pages, pages[: -(-num_slots // size)], num_slots, [block], beside)
+            compression.observed[call] = compression.policy.observe(view, compression.observed.get(call))
+            last, first = replace(last, queries=last.queries[end - first :]), end
+        compression.calls[call] = replace(last, queries=last.queries.clone())
 
 
 class Compressor:
@@ -76,15 +100,17 @@ class Compressor:
     Requests that do not say how are compressed by `default`. Raises ConfigError if that cannot be.
     """
 
-    def __init__(self, sites: Sequenced[BoundSite], model: Model, cache: Cache, default: str) -> None:
+    def __init__(self, sites: Sequenced[BoundSite], model: Model, kernels: Kernels, cache: Cache, default: str) -> None:
         self._cache = cache
+        self._model, self._kernels = model, kernels
         self._layers, self._obstacles = _layers(sites, model)
-        self._calls = frozenset(call for layers in self._layers.values() for each in layers for call in each.calls)
+        self._knows_rotations = False
         self._page_nbytes = {index: layers[0].pages.geometry.page_nbytes for index, layers in self._layers.items()}
 
         self._default = policy_of(default)
         if self._default is not None:
             self._check(self._default)
+            self._prepare(self._default)
             for reason in self._obstacles:
                 logger.warning("kv_compression leaves layers as they are: %s", reason)
 
@@ -103,10 +129,16 @@ class Compressor:
             raise InvalidSamplingError(f"kv_compression does not go with {reason}: leave one of the two out.")
 
     def policy(self, request: Request) -> Policy | None:
-        """What a request is compressed by: not what was said for all, where it needs the whole prompt."""
+        """What a request is compressed by: not what was said for all, where it needs the whole prompt.
+
+        Raises InvalidSamplingError where the model has to be run to find out that it cannot be.
+        """
         asked = request.params.kv_compression
         if asked is not None:
-            return policy_of(asked)
+            try:
+                return self._prepare(policy_of(asked))
+            except ConfigError as error:
+                raise InvalidSamplingError(str(error)) from error
         needs_all = request.breakpoints or request.scores_prompt or request.params.max_tokens == 0
         return None if needs_all else self._default
 
@@ -116,12 +148,16 @@ class Compressor:
         for chunk in batch.chunks:
             compression, count = chunk.sequence.compression, len(chunk.tokens)
             if compression is not None and compression.due is not None:
-                start = max(compression.due - compression.policy.num_queries, chunk.start)
-                stop = min(compression.due, chunk.stop)
+                start = max(compression.first_watched(compression.due), chunk.start)
+                stop, row = min(compression.due, chunk.stop), first - chunk.start
                 if start < stop:
-                    rows.append(_Rows(chunk.sequence, slice(first + start - chunk.start, first + stop - chunk.start)))
+                    rows.append(_Rows(chunk.sequence, slice(row + start, row + stop), stop))
             first += count
-        return QueryWatch(rows, self._calls) if rows else None
+        return QueryWatch(rows, self._places()) if rows else None
+
+    def _places(self) -> dict[int, tuple[int, _Layer]]:
+        """By attention call, its group and layer."""
+        return {call: (index, each) for index, layers in self._layers.items() for each in layers for call in each.calls}
 
     @torch.inference_mode()
     def compress(self, sequence: Sequence) -> None:
@@ -151,6 +187,24 @@ class Compressor:
                 "model. Leave it out."
             )
 
+    def _prepare(self, policy: Policy | None) -> Policy | None:
+        """`policy`, once all is known that it needs of the model; ConfigError if that cannot be known."""
+        if policy is None or not policy.needs_rotation:
+            return policy
+        if not self._knows_rotations:
+            found = {(each.group, each.layer): turns for each, turns in rotations(self._model, self._kernels).items()}
+            self._layers = {
+                index: [replace(each, rotation=found.get((index, each.pages.layer))) for each in layers]
+                for index, layers in self._layers.items()
+            }
+            self._knows_rotations = True
+        if any(each.rotation is None for layers in self._layers.values() for each in layers):
+            raise ConfigError(
+                f"{policy.name} needs to know how queries are turned by their positions, which is not sure for all "
+                "layers of this model. Choose another policy."
+            )
+        return policy
+
     def _kept(
         self, index: int, layers: Sequenced[_Layer], pages: torch.Tensor, num_slots: int, compression: Compression
     ) -> NDArray[np.uint8]:
@@ -158,10 +212,21 @@ class Compressor:
         target = torch.zeros(-(-count // size), self._page_nbytes[index], dtype=torch.uint8)
         for layer in layers:
             calls = [compression.calls[call] for call in layer.calls if call in compression.calls]
-            view = StoredLayer(layer.pages, pages, num_slots, calls, layer.projections)
-            kept = compression.policy.kept(view, count)
+            kept = compression.policy.kept(
+                StoredLayer(layer.pages, pages, num_slots, calls, _beside(layer, compression)), count
+            )
             move_tokens(layer.pages, pages, kept, target)
+            for call in layer.calls:
+                if call in compression.observed:
+                    compression.observed[call] = compression.policy.after(compression.observed[call], kept)
         return target.numpy()
+
+
+def _beside(layer: _Layer, compression: Compression) -> Beside:
+    """What there is of a layer of a sequence that is due."""
+    assert compression.due is not None
+    observed = [compression.observed[call] for call in layer.calls if call in compression.observed]
+    return Beside(layer.projections, observed, layer.rotation, compression.due)
 
 
 def _layers(sites: Sequenced[BoundSite], model: Model) -> tuple[dict[int, list[_Layer]], list[str]]:

@@ -110,7 +110,7 @@ class Engine:
             logger.warning(notice)
         self._seeds = random.Random(config.seed)
         self._ends = Ends(self._scheduler)
-        self._compressor = Compressor(self._forward.sites, model, self._cache, config.kv_compression)
+        self._compressor = Compressor(self._forward.sites, model, kernels, self._cache, config.kv_compression)
         self._settler = Settler(model, self._cache, self._scheduler, self._ends, self._compressor, self.max_len)
 
     @property

@@ -14,8 +14,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from pagoda.kernels.rotation import PairRotation
 from pagoda.layouts.spec import SiteSlot
-from pagoda.models.calibration import KeyStatistics, PairRotation
+from pagoda.models.calibration import KeyStatistics
 from pagoda.models.model import Model
 
 logger = logging.getLogger(__name__)

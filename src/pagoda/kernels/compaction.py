@@ -12,6 +12,7 @@ import torch
 
 from pagoda.kernels.base import AttentionRule, LayerPages
 from pagoda.kernels.reference import gather
+from pagoda.kernels.rotation import PairRotation
 
 # How many values are projected at once.
 PROJECTED_TOKENS = 4096
@@ -26,10 +27,27 @@ class LastQueries:
     sinks: torch.Tensor | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """What else policies look at of a layer, as far as they need it, and of each attention call that reads it.
+
+    Results of calls go through `projections` [query heads * value width, outputs], and `observed` is what the policy
+    has made of all queries. The sequence has `num_tokens`, kept or not.
+    """
+
+    projections: Sequence[torch.Tensor] = ()
+    observed: Sequence[torch.Tensor] = ()
+    rotation: PairRotation | None = None
+    num_tokens: int = 0
+
+
+NOTHING = Beside()
+
+
 class StoredLayer:
     """A `LayerView` of `pages`, in which a sequence has the first `num_slots` slots, and of its calls of attention.
 
-    `projections`, each [query heads * value width, outputs], are what the results of all of its calls go through.
+    `beside` is what else there is to look at.
     """
 
     def __init__(
@@ -38,12 +56,14 @@ class StoredLayer:
         pages: torch.Tensor,
         num_slots: int,
         calls: Sequence[LastQueries],
-        projections: Sequence[torch.Tensor] = (),
+        beside: Beside = NOTHING,
     ) -> None:
         self._layer = layer
         self._pages = pages
         self._calls = calls
-        self._projections = projections
+        self._beside = beside
+        self.observed = beside.observed
+        self.num_tokens = beside.num_tokens
         self.number = layer.layer
         self.num_heads = layer.key.plane.num_heads
         self.num_slots = num_slots
@@ -69,8 +89,22 @@ class StoredLayer:
     @property
     def output_norms(self) -> torch.Tensor:
         values = self.values
-        heads = (each.unflatten(0, (self.num_heads, -1, values.shape[-1])) for each in self._projections)
+        heads = (each.unflatten(0, (self.num_heads, -1, values.shape[-1])) for each in self._beside.projections)
         return torch.cat([_projected_norms(values, each) for each in heads], dim=1)
+
+    @property
+    def unturned_queries(self) -> torch.Tensor:
+        return torch.cat([self._unturned(call) for call in self._calls], dim=1)
+
+    def mean_turn(self, first: int, count: int) -> torch.Tensor:
+        assert self._beside.rotation is not None
+        return self._beside.rotation.mean_turn(torch.arange(first, first + count), self._layer.key.plane.width)
+
+    def _unturned(self, call: LastQueries) -> torch.Tensor:
+        assert self._beside.rotation is not None
+        positions = torch.arange(self.num_tokens - len(call.queries), self.num_tokens)
+        queries = self._beside.rotation.turned(call.queries.float() * call.rule.scale, -positions)
+        return queries.view(len(queries), self.num_heads, -1, queries.shape[-1]).permute(1, 2, 0, 3)
 
     def _logits(self, call: LastQueries, keys: torch.Tensor) -> torch.Tensor:
         """[KV heads, query heads of each, queries, slots]"""

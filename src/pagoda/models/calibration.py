@@ -19,10 +19,11 @@ from pagoda.formats.constants import MOST_PAIRS, KeyConstants, PageTurns
 from pagoda.formats.page import page_geometries
 from pagoda.formats.plain import own_format
 from pagoda.kernels.base import Kernels
+from pagoda.kernels.rotation import PairRotation
 from pagoda.layouts.spec import SiteSlot
 from pagoda.models.attention import PagedStep
 from pagoda.models.model import Model
-from pagoda.models.passage import Passage
+from pagoda.models.passage import Passage, can_run
 
 # The first tokens are not looked at: their keys are like no others (arXiv 2309.17453).
 NUM_SINK_TOKENS = 16
@@ -37,28 +38,6 @@ MOST_TURN = 0.5
 LEAST_GAIN = 0.5
 SMALLEST_DEVIATION = 2.0**-20
 MOST_SCALE_BITS = 20
-
-
-@dataclass(frozen=True)
-class PairRotation:
-    """Which channels of a head a layer turns, and by what angle per token: int64 [pairs, 2], fp64 [pairs]."""
-
-    channels: torch.Tensor
-    frequencies: torch.Tensor
-
-    def averaged(self, values: torch.Tensor) -> torch.Tensor:
-        """`values` [..., pairs, 2], equal for both channels of every pair that turns."""
-        return torch.where(self.frequencies[:, None] == 0, values, values.mean(dim=-1, keepdim=True))
-
-    def turned(self, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """`keys` [tokens, heads, width] turned by their angles at `positions` [tokens]."""
-        angles = torch.outer(positions.double(), self.frequencies)
-        cosines, sines = (each.float()[:, None] for each in (angles.cos(), angles.sin()))
-        first, second = (keys[..., channel] for channel in self.channels.unbind(-1))
-        turned = keys.clone()
-        turned[..., self.channels[:, 0]] = first * cosines - second * sines
-        turned[..., self.channels[:, 1]] = second * cosines + first * sines
-        return turned
 
 
 @dataclass(frozen=True)
@@ -115,22 +94,45 @@ def measure(model: Model, kernels: Kernels, token_ids: torch.Tensor) -> dict[Sit
 
     Layers whose keys are not all finite are left out: the request of a token that breaks a model ends by itself.
     """
-    seen = _run(model, kernels, token_ids, 0)
-    shift = SHIFT if model.most_model_len is None else min(SHIFT, model.most_model_len - SHIFTED_TOKENS)
-    shifted = _run(model, kernels, token_ids[:SHIFTED_TOKENS], shift) if shift > 0 else [None] * len(seen)
-    frequencies = _frequencies(model)
+    runs = _ShiftedRuns(model, kernels, token_ids)
     found = {}
-    for site, call, moved in zip(model.spec.sites, seen, shifted, strict=True):
-        if not site.writes:
-            continue
+    for number, (site, call) in enumerate(zip(model.spec.sites, runs.seen, strict=True)):
         key = call.keys.float()
-        if not key.isfinite().all() or not call.query_squares.isfinite().all():
+        if not site.writes or not key.isfinite().all() or not call.query_squares.isfinite().all():
             continue
-        plane = model.spec.groups[site.group].layouts[site.layer].planes[0]
-        candidates = [each for angles in frequencies for each in _rotations(plane.value_width, plane.width, angles)]
-        rotation, is_explained = _rotation(key, None if moved is None else moved.keys, shift, candidates)
+        rotation, is_explained = runs.rotation(number)
         found[site] = _statistics(key, call.query_squares, rotation, is_explained)
     return found
+
+
+@torch.inference_mode()
+def rotations(model: Model, kernels: Kernels) -> dict[SiteSlot, PairRotation]:
+    """How layers that write pages turn keys, of those for which that is sure."""
+    if not can_run(model):
+        return {}
+    runs = _ShiftedRuns(model, kernels, torch.arange(1, SHIFTED_TOKENS + 1) * 7919 % model.vocab_size)
+    found = {site: runs.rotation(number) for number, site in enumerate(model.spec.sites) if site.writes}
+    return {site: rotation for site, (rotation, is_explained) in found.items() if is_explained}
+
+
+class _ShiftedRuns:
+    """What attention calls bring of `token_ids`, and of the first of these at later positions."""
+
+    def __init__(self, model: Model, kernels: Kernels, token_ids: torch.Tensor) -> None:
+        self._model = model
+        self.seen = _run(model, kernels, token_ids, 0)
+        self._shift = SHIFT if model.most_model_len is None else min(SHIFT, model.most_model_len - SHIFTED_TOKENS)
+        is_room = self._shift > 0
+        self._moved = _run(model, kernels, token_ids[:SHIFTED_TOKENS], self._shift) if is_room else None
+        self._frequencies = _frequencies(model)
+
+    def rotation(self, number: int) -> tuple[PairRotation, bool]:
+        """How call `number` turns its keys, and whether that explains how they differ."""
+        site = self._model.spec.sites[number]
+        plane = self._model.spec.groups[site.group].layouts[site.layer].planes[0]
+        candidates = [each for turns in self._frequencies for each in _rotations(plane.value_width, plane.width, turns)]
+        moved = None if self._moved is None else self._moved[number].keys
+        return _rotation(self.seen[number].keys.float(), moved, self._shift, candidates)
 
 
 def constants_of(statistics: KeyStatistics, rule: ScaleRule, turns: PageTurns, page_tokens: int) -> KeyConstants:

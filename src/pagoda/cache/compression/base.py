@@ -14,6 +14,8 @@ from pagoda.cache.compression.critical import best_by_output
 from pagoda.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
 MOST_TOKENS = 1 << 31
@@ -22,7 +24,7 @@ MOST_TOKENS = 1 << 31
 class LayerView(Protocol):
     """What a layer holds of a sequence of `num_slots` tokens, in fp32; what is not asked for is not computed.
 
-    The last tokens have queries, as many as the policy asked for or as there are.
+    The last tokens have queries: as many as the policy asked for or as there are, or those of a block.
     """
 
     @property
@@ -55,6 +57,24 @@ class LayerView(Protocol):
     @property
     def output_norms(self) -> torch.Tensor:
         """How much each value is in the output of attention: [KV heads, query heads of each, slots], L1."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the sequence up to here, kept or not."""
+
+    @property
+    def unturned_queries(self) -> torch.Tensor:
+        """The last queries times the scale of scores: [KV heads, query heads of each, queries, width].
+
+        They are as they would be at position 0.
+        """
+
+    def mean_turn(self, first: int, count: int) -> torch.Tensor:
+        """What such a query is multiplied by to be the mean of itself at `count` positions from `first` on."""
+
+    @property
+    def observed(self) -> Sequence[torch.Tensor]:
+        """What the policy has made of all queries, for each attention call that reads the layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +113,18 @@ class Policy(ABC):
         return 0
 
     @property
+    def needs_whole_prompt(self) -> bool:
+        """Whether it observes the queries of all tokens, none of which is taken from what is cached then."""
+        return False
+
+    @property
     def needs_outputs(self) -> bool:
         """Whether it looks at what values are in the output of attention."""
+        return False
+
+    @property
+    def needs_rotation(self) -> bool:
+        """Whether it looks at queries as they would be at other positions."""
         return False
 
     @property
@@ -110,6 +140,17 @@ class Policy(ABC):
         """How many tokens a layer keeps of a sequence with such a prompt."""
         wanted = self.tokens if self.tokens is not None else int((self.share or 0) * num_prompt_tokens)
         return max(wanted, self.least_tokens)
+
+    def observe(self, layer: LayerView, before: torch.Tensor | None) -> torch.Tensor:
+        """What it makes of a block of tokens, beside what it made of those before; `layer` ends with the block.
+
+        Only of one attention call. Blocks are the same however a prompt is cut, and `before` is left as it is.
+        """
+        raise NotImplementedError
+
+    def after(self, observed: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """What it goes on with of `observed` once the slots `kept` [KV heads, count] are left."""
+        return observed
 
     @abstractmethod
     def kept(self, layer: LayerView, count: int) -> torch.Tensor:
@@ -149,12 +190,17 @@ class ScoredPolicy(Policy):
     def scores(self, layer: LayerView) -> torch.Tensor:
         """Of the tokens before the window, or of all: fp32 [KV heads, tokens]; higher is kept."""
 
+    def num_recent(self, count: int) -> int:  # noqa: ARG002
+        """How many of the last tokens are kept in any case, of `count`."""
+        return self.window
+
     def kept(self, layer: LayerView, count: int) -> torch.Tensor:
         """Of equal scores the earlier token is kept."""
         import torch
 
-        old = layer.num_slots - self.window
-        best = self._best(layer, self.scores(layer)[:, :old], count - self.window)
+        recent = self.num_recent(count)
+        old = layer.num_slots - recent
+        best = self._best(layer, self.scores(layer)[:, :old], count - recent)
         window = torch.arange(old, layer.num_slots, device=best.device).expand(len(best), -1)
         return torch.cat((best.sort(dim=-1).values, window), dim=-1)
 

@@ -1,0 +1,42 @@
+"""How a layer turns queries and keys by their positions (rotary embedding, arXiv 2104.09864): channels and angles.
+
+Knows one layer. How a model turns is found out in `models/calibration.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class PairRotation:
+    """Which channels of a head a layer turns, and by what angle per token: int64 [pairs, 2], fp64 [pairs]."""
+
+    channels: torch.Tensor
+    frequencies: torch.Tensor
+
+    def averaged(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` [..., pairs, 2], equal for both channels of every pair that turns."""
+        return torch.where(self.frequencies[:, None] == 0, values, values.mean(dim=-1, keepdim=True))
+
+    def turned(self, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """`keys` [tokens, heads, width] turned by their angles at `positions` [tokens]."""
+        angles = torch.outer(positions.double(), self.frequencies)
+        cosines, sines = (each.float()[:, None] for each in (angles.cos(), angles.sin()))
+        first, second = (keys[..., channel] for channel in self.channels.unbind(-1))
+        turned = keys.clone()
+        turned[..., self.channels[:, 0]] = first * cosines - second * sines
+        turned[..., self.channels[:, 1]] = second * cosines + first * sines
+        return turned
+
+    def mean_turn(self, positions: torch.Tensor, width: int) -> torch.Tensor:
+        """What a row of `width` is multiplied by, fp32 [width, width], to be the mean of its turns at `positions`."""
+        angles = torch.outer(positions.double(), self.frequencies)
+        cosines, sines = (each.mean(dim=0).float() for each in (angles.cos(), angles.sin()))
+        first, second = self.channels.unbind(-1)
+        turn = torch.eye(width)
+        turn[first, first] = turn[second, second] = cosines
+        turn[first, second], turn[second, first] = sines, -sines
+        return turn
