@@ -35,6 +35,8 @@ DENSE = {
     "knorm:tokens=30,window=2": (30, 0),
     "expected_attention:tokens=50,future=40": (50, 0),
     "expected_attention:tokens=50,future=40,every=9": (50, 9),
+    "h2o:tokens=40,every=1": (40, 1),
+    "h2o:tokens=41,every=6": (41, 6),
     "snapkv:tokens=60,window=8,kernel=3,critical=0.5": (60, 0),
     "tova:tokens=40,every=5,critical=0.5": (40, 5),
 }
@@ -166,6 +168,8 @@ class DenseCache:
         window, length = int(options.get("window", 0)), keys.shape[1]
         if name == "knorm":
             return self.best(-keys.norm(dim=-1), length, window)
+        if name == "h2o":
+            return self.best(self.sums[number], length, self.budget // 2)
         if name == "expected_attention":
             sinks = torch.full((2, 4), 9.0)
             return self.best(torch.cat((sinks, self.expected(number, keys, values)), dim=1), length, 0)
@@ -211,6 +215,7 @@ POLICIES = (
     "tova:tokens=40,every=3,critical=0.5",
     "morphkv:tokens=40,window=8,every=4",
     "expected_attention:tokens=40",
+    "h2o:tokens=40,every=3",
     "knorm:tokens=40",
     "random:tokens=40",
 )
@@ -231,7 +236,7 @@ def test_a_budget_beyond_the_sequence_changes_nothing(model: Model, policy: str)
 def test_cold_warm_and_batched_are_the_same_in_every_format(model: Model, format: str) -> None:
     prompts = [PROMPT[:count] for count in (50, 90, 131, 150)]
     with make(model, kv_cache_dtype=format, kv_cache_calibration="none") as llm:
-        for policy in POLICIES[:4]:
+        for policy in POLICIES[:5]:
             llm.reset_prefix_cache()
             alone = [tokens_of(llm, [prompt], policy)[0] for prompt in prompts]
             llm.reset_prefix_cache()
@@ -255,7 +260,7 @@ def test_deterministic_is_to_the_bit(model: Model) -> None:
             assert logprobs(llm, prompts, policy) == alone, "in chunks"
 
 
-@pytest.mark.parametrize("policy", ["expected_attention:tokens=40"])
+@pytest.mark.parametrize("policy", ["expected_attention:tokens=40", "h2o:tokens=40"])
 def test_who_looks_at_all_queries_takes_no_hits_and_shares_what_it_computed(model: Model, policy: str) -> None:
     with make(model) as llm:
         tokens_of(llm, [PROMPT], None)
@@ -309,6 +314,7 @@ def test_samples_of_one_prompt_are_what_each_would_be_alone(model: Model) -> Non
         "tova:tokens=90,every=40",
         "morphkv:tokens=90,window=50,every=40",
         "expected_attention:tokens=90",
+        "h2o:tokens=90,every=40",
         "knorm:tokens=90",
     ],
 )

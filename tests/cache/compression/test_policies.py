@@ -151,6 +151,11 @@ def knorm(layer, head, old):
     return -np.sqrt((layer.keys[head, :old].double().numpy() ** 2).sum(axis=-1))
 
 
+def h2o(layer, head, old):
+    """Attention of all queries, added up."""
+    return softmax(layer.logits.double().numpy())[head].sum(axis=(0, 1))
+
+
 def expected_attention(layer, head, old):
     """Without rotation: the mean of exp(k.q) over normal queries is exp(k.mean + k.covariance.k / 2)."""
     keys, weights = layer.keys[head, 4:].double().numpy(), []
@@ -162,6 +167,8 @@ def expected_attention(layer, head, old):
 
 
 PAPERS = {
+    "h2o:tokens=24": (h2o, 12),
+    "h2o:tokens=24,recent=0.25": (h2o, 6),
     "expected_attention:tokens=24": (expected_attention, 0),
     "expected_attention:tokens=24,window=8": (expected_attention, 8),
     "snapkv:tokens=24,window=8": (snapkv, 8),
@@ -184,12 +191,22 @@ def test_it_keeps_what_its_paper_keeps(text, seed):
         assert kept == sorted(best.tolist()) + list(range(old, layer.num_slots))
 
 
-@pytest.mark.parametrize("text", ["expected_attention:tokens=24", "expected_attention:tokens=90,sinks=70"])
+@pytest.mark.parametrize(
+    "text", ["h2o:tokens=24", "expected_attention:tokens=24", "expected_attention:tokens=90,sinks=70"]
+)
 def test_what_is_observed_in_blocks_is_what_is_observed_at_once(text):
     policy = policy_of(text)
     at_once, in_blocks = (observed(policy, 100, block) for block in (100, 33))
     torch.testing.assert_close(in_blocks.observed, at_once.observed)
     assert torch.equal(policy.kept(in_blocks, policy.tokens), policy.kept(at_once, policy.tokens))
+
+
+def test_what_dropped_tokens_were_attended_to_is_forgotten():
+    policy = policy_of("h2o:tokens=24")
+    layer = observed(policy, 100, 100)
+    kept = policy.kept(layer, 24)
+    left = policy.after(layer.observed[0], kept)
+    assert left.tolist() == [[float(layer.observed[0][head, slot]) for slot in kept[head]] for head in range(NUM_HEADS)]
 
 
 @pytest.mark.parametrize(("text", "paper"), [("snapkv:tokens=24,window=8", snapkv), ("tova:tokens=24,window=8", tova)])
@@ -230,6 +247,7 @@ def test_a_policy_is_named_with_its_parameters(text, policy):
     ("text", "message"),
     [
         ("h3o:tokens=64", "'h3o:tokens=64': give none, or snapkv, .*as in snapkv:tokens=1024,window=32"),
+        ("h2o:tokens=64,recent=1", "recent=1; give at least 0 and less than 1"),
         ("expected_attention:tokens=4", "give 5 to .*always keeps the first 4 tokens"),
         ("expected_attention:tokens=40,future=0", "a future of 1 to"),
         ("none:tokens=64", "give none, or snapkv"),
