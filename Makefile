@@ -26,7 +26,9 @@ help:
 demo: $(VENV)/.installed
 	@$(BIN)/python examples/demo.py
 
+# Compiled once, not by each of the processes that tests start: PYTHONDONTWRITEBYTECODE may be set.
 test: $(VENV)/.installed-dev
+	@$(BIN)/python -m compileall -q src
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed-dev

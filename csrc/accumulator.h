@@ -63,6 +63,11 @@ inline RowPlace place_of(const AttendCall& call, const Tile& tile, int64_t row) 
     return {tile.sequence, index / group, head};
 }
 
+// Among all rows of a call on one sequence.
+inline int64_t row_index(const AttendCall& call, const RowPlace& place) {
+    return place.head * new_tokens(call.tables, place.sequence) + place.token;
+}
+
 inline uint8_t* row_data(const AttendCall& call, const Rows& rows, const RowPlace& place) {
     const int64_t token = call.tables.query_starts[place.sequence] + place.token;
     return rows.data + (token * rows.row_stride + place.head * rows.head_stride) * number_nbytes(rows.number);

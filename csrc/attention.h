@@ -183,6 +183,46 @@ struct AttendCall {
     const uint8_t* placed;  // [sequences]: whether new tokens do not simply follow (places.h); null if all do
 };
 
+// What the new tokens of one sequence make of its keys; `out` of `attended` is not used. Rows are numbered by query head,
+// then by new token.
+struct ScoreCall {
+    AttendCall attended;
+    float* logits;       // [query heads, new tokens, tokens], or null
+    float* mass;         // [query heads, tokens], or null: begins as zeros
+    float* maxima;       // [query heads, new tokens]: the largest scores of base two
+    float* normalisers;  // [query heads, new tokens]: what makes weights of powers of two that are relative to these
+};
+
+// How the bytes that are written of a token lie in a page: `num_runs` runs of `run_nbytes`, `stride_nbytes` apart. Token t
+// of a head is at `outer_nbytes` x (t / inner_tokens) + `inner_nbytes` x (t % inner_tokens).
+struct TokenPlane {
+    int64_t offset_nbytes;
+    int64_t head_nbytes;
+    int64_t inner_tokens;
+    int64_t outer_nbytes;
+    int64_t inner_nbytes;
+    int64_t num_runs;
+    int64_t stride_nbytes;
+    int64_t run_nbytes;
+};
+
+// Copies tokens of each head from slots `kept` of the pages in `table` to the first slots of `target`.
+struct MoveCall {
+    const uint8_t* pages;
+    int64_t num_pages;
+    int64_t page_nbytes;
+    int64_t page_tokens;
+    const int64_t* table;
+    int64_t num_slots;
+    const int64_t* kept;  // [KV heads, num_kept]
+    int64_t num_heads;
+    int64_t num_kept;
+    uint8_t* target;
+    int64_t target_page_nbytes;
+    const TokenPlane* planes;
+    int64_t num_planes;
+};
+
 static inline int64_t group_heads(const AttendCall& call) { return call.num_heads / call.pages.num_kv_heads; }
 
 // `finite` has a byte for each sequence, which becomes zero if a number of it that was stored is NaN or infinite.
@@ -325,6 +365,9 @@ struct KernelTable {
     int64_t (*scratch_nbytes)(const AttendCall& call);
     void (*attend)(const AttendCall& call, const Tile& tile, uint8_t* scratch);
     void (*fold)(const AttendCall& call, const SplitTile& splits, uint8_t* scratch);
+    void (*logits)(const ScoreCall& call, const Tile& tile, uint8_t* scratch);
+    void (*sum_weights)(const ScoreCall& call, const Tile& tile, uint8_t* scratch);
+    void (*add_weights)(const ScoreCall& call, const Tile& part, uint8_t* scratch);
     int64_t (*multiply_at_peak)(int64_t rounds);
     void (*linear_on_vectors)(const LinearCall& call, int64_t first_column, int64_t last_column);
     void (*pack_panel)(const LinearCall& call, int64_t first_row, int64_t tiles, uint8_t* packed);

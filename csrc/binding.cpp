@@ -54,6 +54,20 @@ class Kernels {
                        table_, num_rows, num_threads);
     }
 
+    void logits(const Rows& query, const Pages& pages, const Tables& tables, const Rule& rule, uintptr_t out,
+                int64_t num_rows, int64_t num_heads, int num_threads) const {
+        nb::gil_scoped_release released;
+        const AttendCall attended{query, {}, pages, tables, rule, nullptr, num_heads, false, nullptr};
+        pagoda::logits({attended, pointer<float>(out), nullptr, nullptr, nullptr}, table_, num_rows, num_threads);
+    }
+
+    void attention_mass(const Rows& query, const Pages& pages, const Tables& tables, const Rule& rule, uintptr_t sinks,
+                        uintptr_t out, int64_t num_rows, int64_t num_heads, int num_threads) const {
+        nb::gil_scoped_release released;
+        const AttendCall attended{query, {}, pages, tables, rule, pointer<const float>(sinks), num_heads, false, nullptr};
+        pagoda::attention_mass({attended, nullptr, pointer<float>(out), nullptr, nullptr}, table_, num_rows, num_threads);
+    }
+
     bool has_tiles() const { return table_.linear; }
 
     double peak_rate(int num_threads) const {
@@ -122,6 +136,17 @@ class Kernels {
                int64_t num_rows, int num_threads) const {
         nb::gil_scoped_release released;
         pagoda::store({key, value, pages, tables, pointer<uint8_t>(finite)}, num_rows, num_threads);
+    }
+
+    void move_tokens(const Pages& pages, uintptr_t table, int64_t num_slots, uintptr_t kept, int64_t num_kept,
+                     uintptr_t target, int64_t target_page_nbytes, const std::vector<TokenPlane>& planes,
+                     int num_threads) const {
+        nb::gil_scoped_release released;
+        pagoda::move_tokens({pages.data, pages.num_pages, pages.page_nbytes, pages.page_tokens,
+                             pointer<const int64_t>(table), num_slots, pointer<const int64_t>(kept), pages.num_kv_heads,
+                             num_kept, pointer<uint8_t>(target), target_page_nbytes, planes.data(),
+                             int64_t(planes.size())},
+                            num_threads);
     }
 
   private:
@@ -228,10 +253,18 @@ NB_MODULE(_native, module) {
             },
             "scale"_a, "has_soft_cap"_a, "soft_cap"_a, "reach"_a, "span"_a, "slopes"_a, "biases"_a, "num_distances"_a,
             "sink_tokens"_a);
+    nb::class_<TokenPlane>(module, "TokenPlane")
+        .def(nb::init<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>(), "offset_nbytes"_a,
+             "head_nbytes"_a, "inner_tokens"_a, "outer_nbytes"_a, "inner_nbytes"_a, "num_runs"_a, "stride_nbytes"_a,
+             "run_nbytes"_a);
     nb::class_<Kernels>(module, "Kernels")
         .def(nb::init<const std::string&>(), "instruction_set"_a)
         .def("attend", &Kernels::attend, "query"_a, "out"_a, "pages"_a, "tables"_a, "rule"_a, "sinks"_a, "num_rows"_a,
              "num_heads"_a, "shares_splits"_a, "num_threads"_a)
+        .def("logits", &Kernels::logits, "query"_a, "pages"_a, "tables"_a, "rule"_a, "out"_a, "num_rows"_a,
+             "num_heads"_a, "num_threads"_a)
+        .def("attention_mass", &Kernels::attention_mass, "query"_a, "pages"_a, "tables"_a, "rule"_a, "sinks"_a, "out"_a,
+             "num_rows"_a, "num_heads"_a, "num_threads"_a)
         .def_prop_ro("has_tiles", &Kernels::has_tiles)
         .def("peak_rate", &Kernels::peak_rate, "num_threads"_a)
         .def("linear", &Kernels::linear, "input"_a, "weight"_a, "bias"_a, "out"_a, "rows"_a, "columns"_a, "depth"_a,
@@ -248,7 +281,9 @@ NB_MODULE(_native, module) {
         .def("multiply_heads", &Kernels::multiply_heads, "input"_a, "out"_a, "weight"_a, "head_stride"_a,
              "line_stride"_a, "by_columns"_a, "num_rows"_a, "num_heads"_a, "depth"_a, "columns"_a, "num_threads"_a)
         .def("store", &Kernels::store, "key"_a, "value"_a, "pages"_a, "tables"_a, "finite"_a, "num_rows"_a,
-             "num_threads"_a);
+             "num_threads"_a)
+        .def("move_tokens", &Kernels::move_tokens, "pages"_a, "table"_a, "num_slots"_a, "kept"_a, "num_kept"_a,
+             "target"_a, "target_page_nbytes"_a, "planes"_a, "num_threads"_a);
     module.attr("MAX_ROTATED_WIDTH") = kMaxRotatedWidth;
     module.attr("MAX_HEAD_ROWS") = kMaxHeadRows;
     module.attr("MAX_HEAD_WIDTH") = kMaxHeadWidth;

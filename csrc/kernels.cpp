@@ -7,6 +7,7 @@
 #include "linear_vectors.h"
 #include "peak.h"
 #include "pointwise.h"
+#include "scores.h"
 #if defined(__AMX_BF16__)
 #include "linear.h"
 #endif
@@ -79,6 +80,9 @@ const KernelTable PAGODA_TABLE = {PAGODA_NAME,
                                   scratch_nbytes,
                                   attend,
                                   fold,
+                                  logits,
+                                  sum_weights,
+                                  add_weights,
                                   multiply_at_peak,
                                   linear_on_vectors,
 #if defined(__AMX_BF16__)

@@ -191,6 +191,23 @@ void check_pages(const Tables& tables, const Pages& pages, int64_t sequence, int
             throw std::invalid_argument("a page table names a page that the pool does not have");
 }
 
+void check_scored(const AttendCall& call, int64_t num_rows) {
+    if (call.tables.num_sequences != 1) throw std::invalid_argument("keys are scored for one sequence at a time");
+    check_tables(call.tables, call.pages, num_rows, call.rule.reach != Reach::encoder);
+    check_pages(call.tables, call.pages, 0, 0, call.tables.context_lengths[0]);
+}
+
+std::vector<Tile> score_tiles(const AttendCall& call, int64_t most_rows, int64_t most_tokens) {
+    const int64_t rows = new_tokens(call.tables, 0) * group_heads(call), length = call.tables.context_lengths[0];
+    std::vector<Tile> tiles;
+    for (int64_t head = 0; head < call.pages.num_kv_heads; head++)
+        for (int64_t row = 0; row < rows; row += most_rows)
+            for (int64_t token = 0; token < length; token += most_tokens)
+                tiles.push_back({0, head, row, std::min(most_rows, rows - row), token,
+                                 std::min(token + most_tokens, length), 0, nullptr, nullptr});
+    return tiles;
+}
+
 Plan make_plan(const AttendCall& call, int num_threads) {
     std::vector<Tile> tiles;
     for (int64_t sequence = 0; sequence < call.tables.num_sequences; sequence++) {

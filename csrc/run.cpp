@@ -116,6 +116,17 @@ bool fits_tiles(const LinearCall& call, const KernelTable& kernels) {
            call.depth % kLinearDepthMultiple == 0;
 }
 
+// Calls run(tile, scratch) for each of `tiles`.
+template <class Run>
+void run_tiles(const AttendCall& call, const KernelTable& kernels, const std::vector<Tile>& tiles, int num_threads,
+               Run run) {
+    const int team = int(std::clamp<int64_t>(int64_t(tiles.size()), 1, num_threads));
+    const size_t nbytes = size_t(kernels.scratch_nbytes(call));
+    const Memory memory = allocate_lines(nbytes * size_t(team));
+    in_turns(int64_t(tiles.size()), team,
+             [&](int64_t tile, int part) { run(tiles[size_t(tile)], memory.get() + size_t(part) * nbytes); });
+}
+
 }  // namespace
 
 void attend(const AttendCall& given, const KernelTable& kernels, int64_t num_rows, int num_threads) {
@@ -133,6 +144,27 @@ void attend(const AttendCall& given, const KernelTable& kernels, int64_t num_row
              [&](int64_t tile, int part) { kernels.attend(call, plan.tiles[size_t(tile)], scratch_of(part)); });
     in_turns(num_split, team,
              [&](int64_t tile, int part) { kernels.fold(call, plan.split_tiles[size_t(tile)], scratch_of(part)); });
+}
+
+void logits(const ScoreCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads) {
+    check_scored(call.attended, num_rows);
+    run_tiles(call.attended, kernels, score_tiles(call.attended, kTileRows, kSplitTokens), num_threads,
+              [&](const Tile& tile, uint8_t* scratch) { kernels.logits(call, tile, scratch); });
+}
+
+// First what weights are relative to, row by row; then their sums, token by token: no thread adds to another's.
+void attention_mass(const ScoreCall& given, const KernelTable& kernels, int64_t num_rows, int num_threads) {
+    check_scored(given.attended, num_rows);
+    const AttendCall& attended = given.attended;
+    const int64_t count = num_rows * attended.num_heads;
+    std::vector<float> statistics(size_t(2 * count));
+    ScoreCall call = given;
+    call.maxima = statistics.data();
+    call.normalisers = statistics.data() + count;
+    run_tiles(attended, kernels, score_tiles(attended, kTileRows, attended.tables.context_lengths[0]), num_threads,
+              [&](const Tile& tile, uint8_t* scratch) { kernels.sum_weights(call, tile, scratch); });
+    run_tiles(attended, kernels, score_tiles(attended, count, kSplitTokens), num_threads,
+              [&](const Tile& part, uint8_t* scratch) { kernels.add_weights(call, part, scratch); });
 }
 
 void linear(const LinearCall& call, const KernelTable& kernels, int num_threads) {

@@ -6,6 +6,9 @@
 namespace pagoda {
 
 void attend(const AttendCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads);
+// Of one sequence, in the memory that the call names.
+void logits(const ScoreCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads);
+void attention_mass(const ScoreCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads);
 void linear(const LinearCall& call, const KernelTable& kernels, int num_threads);
 // Multiplications of bf16 a second, best of a few times, with nothing else to do.
 double peak_rate(const KernelTable& kernels, int num_threads);
@@ -15,6 +18,7 @@ void add(const PairCall& call, const KernelTable& kernels, int64_t num_numbers, 
 void widen(const WidenCall& call, const KernelTable& kernels, int64_t num_numbers, int num_threads);
 void rotate(const RotateCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads);
 void multiply_heads(const HeadsCall& call, const KernelTable& kernels, int64_t num_heads, int num_threads);
+void move_tokens(const MoveCall& call, int num_threads);
 void store(const StoreCall& call, int64_t num_rows, int num_threads);
 
 }  // namespace pagoda

@@ -2,13 +2,17 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Before anything reads the environment: a read of a page that was never written gives NaN, and nothing is downloaded.
 os.environ["PAGODA_POISON_PAGES"] = "1"
 os.environ["PAGODA_CACHE_DIR"] = ""
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Beside other workers one thread each: threads that wait for one another would take turns on the same cores.
+# Threads that wait for one another sleep: on shared cores they would keep the very thread waiting that they wait for.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Beside other workers one thread each, unless a test asks for more.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -34,23 +38,28 @@ def recorded_soon():
         recording.StepRecorder.runs_before = 1
 
 
-@pytest.fixture
-def one_thread():
-    """One thread inside torch."""
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(number)
     yield
     torch.set_num_threads(before)
 
 
 @pytest.fixture
-def two_threads():
-    """At most two threads inside torch: tests share the machine."""
-    import torch
+def one_thread():
+    """One thread inside torch."""
+    with torch_threads(1):
+        yield
 
-    torch.set_num_threads(2)
+
+@pytest.fixture
+def two_threads():
+    """Two threads inside torch, for what must not depend on how work is shared out."""
+    with torch_threads(2):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -330,13 +330,20 @@ class TestDoctor:
         found = json.loads(capsys.readouterr().out)["findings"]
         return {f"{finding['section']}/{finding['name']}": finding["value"] for finding in found}
 
+    @pytest.fixture
+    def short_text(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What formats cost, which takes most of the time, is found over a few tokens."""
+        monkeypatch.setattr("pagoda.engine.format_fit.MOST_TOKENS", 100)
+
     def test_a_working_installation(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["doctor", "--json"]) == 0
         findings = self.findings(capsys)
         for name in ("versions/torch", "versions/transformers", "machine/cores", "machine/memory", "kernels/why"):
             assert findings[name]
         assert "the cache is consistent" in findings["model/check"]
+        assert re.fullmatch(r"should cost [\d.]+% of perplexity", findings["model/pages in int4"])
 
+    @pytest.mark.usefixtures("short_text")
     def test_limits_and_what_is_reached_of_them_are_measured(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -349,6 +356,7 @@ class TestDoctor:
             assert re.fullmatch(r"[\d.]+ GB/s, \d+% of its limit", findings[f"measured/{name}"])
         assert re.match(r"[\d.]+ tokens/s alone; reading all weights allows", findings["model/decode"])
 
+    @pytest.mark.usefixtures("short_text")
     def test_forced_kernels_are_said_to_be_forced(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -358,6 +366,7 @@ class TestDoctor:
         assert findings["kernels/in use"].startswith("reference")
         assert findings["kernels/why"] == "forced by PAGODA_KERNELS=reference"
 
+    @pytest.mark.usefixtures("short_text")
     def test_what_a_backend_leaves_to_the_reference_is_said(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:

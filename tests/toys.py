@@ -17,6 +17,7 @@ from pagoda.formats.base import Format
 from pagoda.formats.words import by_token, merged, put_tokens
 from pagoda.kernels.base import AttentionRule, AttentionUse, GroupView, Kernels, LayerPages
 from pagoda.kernels.reference import ReferenceKernels
+from pagoda.kernels.reference_compaction import PlainCompaction
 from pagoda.layouts.base import Axis, Layout, Plane
 
 NUMBER_NBYTES = 8
@@ -94,7 +95,7 @@ class ToyTier(HostTier):
         return "toy"
 
 
-class ToyKernels(Kernels):
+class ToyKernels(PlainCompaction, Kernels):
     """Attends, as the reference does, without windows and sinks; brings nothing for layers."""
 
     def __init__(self) -> None:

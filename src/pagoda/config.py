@@ -126,6 +126,8 @@ class EngineConfig:
     "second-hit" (then, if they were of use before) or "auto" (as seal while pages come back, else as second-hit).
     kv_compression: which tokens sequences keep that do not say it themselves: a policy with its budget, such as
     "snapkv:tokens=1024,window=32", or "none".
+    context_full: what becomes of sequences that reach max_model_len and do not say it themselves: "stop",
+    "truncate_oldest" (the older half goes) or "streaming:tokens=1024" (the first tokens stay as well).
     generation_config: where sampling defaults and rules of generating come from: "auto" (the checkpoint), "vllm"
     (nowhere) or a directory with a generation_config.json.
     deterministic: the same bits for every token, however its prompt is cut, batched or cached.
@@ -156,6 +158,7 @@ class EngineConfig:
     kv_remote_ttl_seconds: float | None = None
     kv_write: str = "seal"
     kv_compression: str = "none"
+    context_full: str = "stop"
     generation_config: str = "auto"
     deterministic: bool = False
     tenants: Mapping[str, TenantShare] = field(default_factory=dict)
@@ -254,6 +257,7 @@ KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "enable_prefix_caching": (bool, "True or False"),
     "eviction_policy": (str, "the name of a policy"),
     "kv_compression": (str, "a policy with its budget, or none"),
+    "context_full": (str, "stop, truncate_oldest or streaming with a budget"),
     "generation_config": (str, "auto, vllm or a directory"),
     "deterministic": (bool, "True or False"),
     "kv_write": (str, "seal, evict, second-hit or auto"),

@@ -84,23 +84,23 @@ class LLM:
         bound_primitives()
         self.tokenizer: Any = None
         feature_extractor: Any = None
+        if tokenizer is not None and not skip_tokenizer_init:  # before the model, which takes longer
+            self.tokenizer = load_tokenizer(tokenizer)
+            if self.tokenizer is None:
+                raise ConfigError(f"There is no tokenizer in {tokenizer}; give the directory of one.")
         if isinstance(model, Model):
-            loaded = model
+            loaded = model.of_unknown_origin()
         else:
             path = EMBEDDED_MODEL if model is None else model
             loaded = load_model(path, dtype=config.dtype, generation_config=config.generation_config, device=device)
             if tokenizer is None and not skip_tokenizer_init:
                 self.tokenizer = load_tokenizer(path)
             feature_extractor = load_feature_extractor(Path(path)) if loaded.encoder else None
-        if tokenizer is not None and not skip_tokenizer_init:
-            self.tokenizer = load_tokenizer(tokenizer)
-            if self.tokenizer is None:
-                raise ConfigError(f"There is no tokenizer in {tokenizer}; give the directory of one.")
         loaded = _generating(loaded, self.tokenizer, config.generation_config)
         calibration = partial(calibration_text, config.kv_cache_calibration, self.tokenizer, loaded.vocab_size)
         self.engine = Engine(loaded, kernels, config, calibration=calibration)
-        self.reader = PromptReader(loaded, self.tokenizer, feature_extractor, self.engine.max_model_len)
-        self.chats = ChatRenderer(self.tokenizer, self.engine.max_model_len)
+        self.reader = PromptReader(loaded, self.tokenizer, feature_extractor, self.engine.most_prompt_tokens)
+        self.chats = ChatRenderer(self.tokenizer, self.engine.most_prompt_tokens)
         self.grammars = GrammarCompiler(self.tokenizer, loaded.vocab_size, loaded.eos_token_ids)
         self.loop = EngineLoop(self.engine, config.num_threads)
         self.sessions = Sessions(self.engine, self.loop, config, _name_of(model))

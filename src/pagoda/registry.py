@@ -43,6 +43,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "morphkv": "pagoda.cache.compression.morphkv:MorphKV",
         "h2o": "pagoda.cache.compression.h2o:H2O",
         "expected_attention": "pagoda.cache.compression.expected:ExpectedAttention",
+        "streaming": "pagoda.cache.compression.streaming:Streaming",
         "knorm": "pagoda.cache.compression.knorm:Knorm",
         "random": "pagoda.cache.compression.random:RandomTokens",
     },

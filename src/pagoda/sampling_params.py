@@ -80,6 +80,7 @@ class SamplingParams:
     prompt_logprobs: the same of each prompt token but the first; the whole prompt is computed for it.
     structured_outputs: the form that the output has; it ends when nothing can follow, whatever min_tokens says.
     kv_compression: which tokens of the sequence are kept, as the option of the engine says it; None is what that says.
+    context_full: what becomes of it where the context ends, in the same way.
     """
 
     n: int = 1
@@ -103,6 +104,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     structured_outputs: StructuredOutputs | None = None
     kv_compression: str | None = None
+    context_full: str | None = None
 
     def __post_init__(self) -> None:
         for name, nothing in (("stop", ()), ("stop_token_ids", ()), ("logit_bias", {})):
@@ -117,8 +119,9 @@ class SamplingParams:
             raise InvalidSamplingError(f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens}).")
         self._check_stops()
         self._check_logit_bias()
-        if self.kv_compression is not None and not isinstance(self.kv_compression, str):
-            raise InvalidSamplingError(f"kv_compression is {shown(self.kv_compression)}; name a policy, or none.")
+        for name in ("kv_compression", "context_full"):
+            if not isinstance(getattr(self, name), str | None):
+                raise InvalidSamplingError(f"{name} is {shown(getattr(self, name))}; give text, as the option has it.")
         if self.structured_outputs is not None and not isinstance(self.structured_outputs, StructuredOutputs):
             given = shown(self.structured_outputs)
             raise InvalidSamplingError(f"structured_outputs is {given}; give StructuredOutputs(json=...) or another.")

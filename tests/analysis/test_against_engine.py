@@ -57,6 +57,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 MODELS = ("embedded", *SHAPES)
 FORMATS = ("auto", *names("format"))
 CASES = [(name, format) for name in MODELS for format in FORMATS if (name, format) != ("latent", "k8v4")]
+# Formats differ in the bytes of a page alone, which are compared for all of them: every one with one model, and
+# some with every model.
+RUN = [case for case in CASES if case[0] == "windowed" or case[1] in ("auto", "int8", "k8v4")]
 # An answer is so long that the first has not ended when the last starts, and fills more than a page.
 PROMPT, GENERATED = 70, 50
 BUDGET = {"embedded": 2_600_000}
@@ -114,12 +117,12 @@ def requests(number: int) -> list[Request]:
 
 
 def most_at_once(engine: Engine, number: int) -> tuple[int, int]:
-    """How many of so many requests run at the same time at most, and how often one is sent back."""
+    """How many of so many requests run at the same time at most until one has ended, and how often one is sent back."""
     asked = requests(number)
     for request in asked:
         engine.add(request)
     most = 0
-    while engine.has_work:
+    while not any(request.metrics.ended for request in asked):
         engine.step()
         most = max(most, len(engine._scheduler.running))
     return most, sum(request.metrics.num_preemptions for request in asked)
@@ -136,7 +139,7 @@ def test_pages_and_bytes_are_those_of_the_allocator(one_thread, tmp_path, name, 
     assert found.longest_context == engine.max_model_len
 
 
-@pytest.mark.parametrize(("name", "format"), CASES)
+@pytest.mark.parametrize(("name", "format"), RUN)
 def test_a_user_takes_the_bytes_that_were_predicted(one_thread, tmp_path, name, format):
     """At its most, once its prompt is computed: pages of tokens in use, and one state."""
     found = planned(name, tmp_path, format)
@@ -155,7 +158,7 @@ def test_a_user_takes_the_bytes_that_were_predicted(one_thread, tmp_path, name, 
     assert most == pytest.approx(predicted, rel=0.01)
 
 
-@pytest.mark.parametrize(("name", "format"), CASES)
+@pytest.mark.parametrize(("name", "format"), RUN)
 def test_as_many_users_run_at_once_as_were_predicted(one_thread, tmp_path, name, format):
     users = planned(name, tmp_path, format).main.users
     assert users >= 2

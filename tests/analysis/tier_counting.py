@@ -126,6 +126,8 @@ class Tiered:
         for key in keys[:held]:
             self.kept[key] += 1
             self.kept.move_to_end(key)
+            if key in self.tiers.get("disk", ()):
+                self.tiers["disk"].read(key)
         if held < number:
             self.make_room(number - held)
             for key, where in zip(keys[held:number], wheres[held:number], strict=True):

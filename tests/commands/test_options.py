@@ -13,8 +13,8 @@ from pagoda.sampling_params import SamplingParams
 NOT_ENGINE_OPTIONS = {"environment", "seed", "tenants"}
 # These belong to `generate` alone; the others have no use in a terminal.
 OF_GENERATE = {"n", "logprobs", "prompt_logprobs", "structured_outputs"}
-# A command has a single request, for which the engine's own `kv_compression` does.
-OF_ENGINE = {"kv_compression"}
+# A command has a single request, for which the engine's own options do.
+OF_ENGINE = {"kv_compression", "context_full"}
 NOT_SAMPLING_OPTIONS = OF_GENERATE | OF_ENGINE | {"logit_bias", "include_stop_str_in_output", "skip_special_tokens"}
 
 

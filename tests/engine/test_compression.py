@@ -33,10 +33,14 @@ DENSE = {
     "morphkv:tokens=48,window=8,every=3": (48, 3),
     "morphkv:tokens=48,window=8,every=3,fuse=max": (48, 3),
     "knorm:tokens=30,window=2": (30, 0),
+    "snapkv:tokens=60,window=8,kernel=3,after=110": (60, 0),
+    "snapkv:share=0.25,window=8,kernel=3,after=112": (28, 0),
     "expected_attention:tokens=50,future=40": (50, 0),
     "expected_attention:tokens=50,future=40,every=9": (50, 9),
     "h2o:tokens=40,every=1": (40, 1),
     "h2o:tokens=41,every=6": (41, 6),
+    "h2o:tokens=41,every=6,after=110": (41, 6),
+    "expected_attention:tokens=50,future=40,after=110": (50, 0),
     "snapkv:tokens=60,window=8,kernel=3,critical=0.5": (60, 0),
     "tova:tokens=40,every=5,critical=0.5": (40, 5),
 }
@@ -71,6 +75,7 @@ class DenseCache:
 
     def __init__(self, network: LlamaForCausalLM, text: str, budget: int, every: int) -> None:
         self.network, self.text, self.budget, self.every = network, text, budget, every
+        self.options = dict(each.split("=") for each in text.partition(":")[2].split(","))
         self.cache = DynamicCache()
         self.queries: list[list[torch.Tensor]] = []  # by layer, a tensor for each token
         self.unrotated: list[torch.Tensor] = [torch.zeros(4, 0, 16)] * 2
@@ -78,9 +83,13 @@ class DenseCache:
 
     @torch.inference_mode()
     def generate(self, prompt: list[int], count: int) -> list[int]:
-        tokens = list(prompt)
-        logits = self.forward(tokens, 0)
-        due = len(prompt)
+        tokens, due = list(prompt), int(self.options.get("after", len(prompt)))
+        logits, start = self.forward(tokens[:due], 0), due
+        while start < len(prompt):
+            self.compress()
+            due = start + self.every if self.every else len(prompt) + count
+            stop = min(due, len(prompt))
+            logits, start = self.forward(tokens[start:stop], start), stop
         for _ in range(count):
             if len(tokens) == due and self.cache.get_seq_length() > self.budget:
                 self.compress()
@@ -163,8 +172,7 @@ class DenseCache:
 
     def choose(self, number: int, keys: torch.Tensor, values: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
         """Which tokens [KV heads, budget] of `keys` [KV heads, tokens, width] are kept."""
-        name, _, rest = self.text.partition(":")
-        options = dict(each.split("=") for each in rest.split(","))
+        name, options = self.text.partition(":")[0], self.options
         window, length = int(options.get("window", 0)), keys.shape[1]
         if name == "knorm":
             return self.best(-keys.norm(dim=-1), length, window)
@@ -218,6 +226,7 @@ POLICIES = (
     "h2o:tokens=40,every=3",
     "knorm:tokens=40",
     "random:tokens=40",
+    "streaming:tokens=40,every=16",
 )
 
 
@@ -236,7 +245,7 @@ def test_a_budget_beyond_the_sequence_changes_nothing(model: Model, policy: str)
 def test_cold_warm_and_batched_are_the_same_in_every_format(model: Model, format: str) -> None:
     prompts = [PROMPT[:count] for count in (50, 90, 131, 150)]
     with make(model, kv_cache_dtype=format, kv_cache_calibration="none") as llm:
-        for policy in POLICIES[:5]:
+        for policy in (*POLICIES[:5], POLICIES[-1]):
             llm.reset_prefix_cache()
             alone = [tokens_of(llm, [prompt], policy)[0] for prompt in prompts]
             llm.reset_prefix_cache()
@@ -316,6 +325,7 @@ def test_samples_of_one_prompt_are_what_each_would_be_alone(model: Model) -> Non
         "expected_attention:tokens=90",
         "h2o:tokens=90,every=40",
         "knorm:tokens=90",
+        "streaming:tokens=64,every=16",
     ],
 )
 def test_who_is_sent_back_goes_on_with_the_same_tokens(model: Model, policy: str) -> None:
@@ -447,9 +457,9 @@ def test_what_a_value_is_in_the_output_has_to_be_known() -> None:
 def test_how_queries_are_turned_has_to_be_known() -> None:
     """This model adds its positions to what it computes keys of."""
     model = Model.from_transformers(build_tiny("gpt2"))
-    with make(model) as llm, pytest.raises(InvalidSamplingError, match="turned by their positions"):
+    with make(model) as llm, pytest.raises(InvalidSamplingError, match="not known how 2 of 2 layers"):
         llm.generate([[5] * 50], params("expected_attention:tokens=40"))
-    with pytest.raises(ConfigError, match="turned by their positions"):
+    with pytest.raises(ConfigError, match="not known how 2 of 2 layers"):
         make(model, kv_compression="expected_attention:tokens=40")
 
 

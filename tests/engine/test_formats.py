@@ -8,8 +8,9 @@ import torch
 from engine.tiny import VOCABULARY, windowed_model
 from pagoda import LLM, RequestOutput, SamplingParams
 from pagoda.errors import ConfigError
+from pagoda.formats.page import page_geometries
 from pagoda.models.model import Model
-from pagoda.registry import names
+from pagoda.registry import lookup, names
 
 PARAMS = SamplingParams(temperature=0, max_tokens=40, logprobs=2)
 PAGE_TOKENS = 16
@@ -18,8 +19,9 @@ every_format = pytest.mark.parametrize("format", names("format"))
 
 
 def make(model: Model, format: str, num_pages: int = 100, **options: int) -> LLM:
-    page_nbytes = LLM(model, kv_cache_dtype=format, block_size=PAGE_TOKENS).engine.memory.geometries[0].page_nbytes
-    options = {"num_threads": 1, "block_size": PAGE_TOKENS, "kv_cache_memory_bytes": num_pages * page_nbytes, **options}
+    (geometry,) = page_geometries(model.spec, lookup("format", format), PAGE_TOKENS)
+    nbytes = num_pages * geometry.page_nbytes
+    options = {"num_threads": 1, "block_size": PAGE_TOKENS, "kv_cache_memory_bytes": nbytes, **options}
     return LLM(model, kv_cache_dtype=format, **options)
 
 
@@ -51,7 +53,7 @@ def exact(outputs: list[RequestOutput]) -> list[tuple[list[int], list[float]]]:
     return [(sample.token_ids, [each.logprob for each in sample.logprobs or []]) for sample in samples]
 
 
-@pytest.fixture(params=names("format"))
+@pytest.fixture(scope="module", params=names("format"))
 def cold(request: pytest.FixtureRequest, model: Model) -> tuple[str, list[tuple[list[int], list[float]]]]:
     """What each prompt gives with an empty cache, alone."""
     outputs = []

@@ -60,6 +60,25 @@ def test_it_is_known_without_loading_how_much_tiers_have_of_a_prompt(model: Mode
     assert stored(second, prompt(1)) == 0
 
 
+@pytest.mark.parametrize("family", ["llama", "jamba"])
+def test_what_the_pool_always_has_stays_on_disk(family: str, tmp_path: Path) -> None:
+    """A prompt that all begin with is hit in the pool, and is to be found after a restart."""
+    model = Model.from_transformers(build_tiny(family))
+    alone = SamplingParams(max_tokens=0)
+    measured = make(model, kv_disk=str(tmp_path / "measured"))
+    measured.generate([prompt()], alone)
+    assert measured.engine.residency.flush()
+    [disk] = measured.engine.residency.report()
+    limited = make(model, kv_disk=str(tmp_path / "limited"), kv_disk_bytes=24 * disk.stats.nbytes)
+    for seed in range(36):
+        limited.generate([prompt(seed)], alone)
+        limited.generate([[*prompt(), 1]], alone)
+        assert limited.engine.residency.flush()
+    assert stored(limited, prompt()) >= LENGTH // PAGE_TOKENS * PAGE_TOKENS
+    assert stored(limited, prompt(1)) == 0, "the oldest segments have gone"
+    assert stored(limited, prompt(35)) >= LENGTH // PAGE_TOKENS * PAGE_TOKENS
+
+
 def stored(llm: LLM, tokens: list[int]) -> int:
     return llm.loop.call(lambda: llm.engine.residency.num_stored(Namespace(), tokens)).result()
 

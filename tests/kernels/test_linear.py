@@ -42,6 +42,7 @@ def test_rows_equal_the_exact_product_to_rounding(
 
 @pytest.mark.parametrize("dtype", ROUNDING_UNIT, ids=str)
 @pytest.mark.parametrize("depth", [896, 75])
+@pytest.mark.usefixtures("two_threads")
 def test_a_row_is_bitwise_the_same_in_every_batch(kernels: NativeKernels, depth: int, dtype: torch.dtype) -> None:
     input, weight = numbers(700, depth, seed=1, dtype=dtype), numbers(119, depth, seed=2, dtype=dtype)
     together = kernels.linear(input, weight, None)

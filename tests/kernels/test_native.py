@@ -133,6 +133,7 @@ def test_the_right_token_is_found(isa, format, page_tokens, key_width, value_wid
 
 @every_isa
 @every_kept
+@pytest.mark.usefixtures("two_threads")
 def test_a_row_has_the_same_bits_in_every_batch(isa, format, has_constants, shape, make_case):
     """A prompt computed at once, in chunks, beside others or on one thread: cold and warm runs must not differ."""
     dtype = format.model_dtype()

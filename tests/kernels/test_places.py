@@ -303,6 +303,7 @@ def test_the_first_tokens_stay_in_reach(isa, format, shape, make_case):
 @every_isa
 @pytest.mark.parametrize("format", [FP32, BF16, INT8], ids=lambda one: one.name)
 @pytest.mark.parametrize("rule", SINK_RULES[:10:3], ids=lambda rule: f"{rule.reach} {rule.span} {rule.sink_tokens}")
+@pytest.mark.usefixtures("two_threads")
 def test_rows_with_sinks_have_the_same_bits_in_every_batch(isa, format, rule, shape, make_case):
     whole = make_case(shape(format=format, dtype=format.model_dtype(), sequences=((0, 2300),), group=2))
     kernels = NativeKernels(isa)

@@ -16,7 +16,7 @@ from pagoda.engine.format_fit import calibration_text
 from pagoda.errors import ConfigError
 from pagoda.formats.constants import MOST_PAIRS, PageTurns
 from pagoda.kernels.dispatch import choose_kernels
-from pagoda.models.calibration import MOST_TURN, NUM_SINK_TOKENS, ScaleRule, constants_of, measure, rotations
+from pagoda.models.calibration import MOST_TURN, NUM_SINK_TOKENS, ScaleRule, constants_of, measure
 from pagoda.models.loader import model_from_config
 from pagoda.models.model import Model
 from pagoda.models.passage import can_run
@@ -54,15 +54,6 @@ def test_halves_of_a_head_are_paired(family):
         assert found.is_explained
         assert found.rotation.channels.tolist() == [[i, i + width // 2] for i in range(width // 2)]
         assert found.rotation.frequencies[0] == 1
-
-
-@pytest.mark.parametrize(("family", "num_layers"), [("llama", 2), ("qwen2", 2), ("gpt2", 0), ("bart", 0)])
-def test_only_rotations_that_are_sure_are_told(family, num_layers):
-    """Learned positions are in the keys, and what has an encoder does not run over a text alone."""
-    model = Model.from_transformers(build_tiny(family))
-    found = rotations(model, choose_kernels(Environment()))
-    assert len(found) == num_layers
-    assert all(each.frequencies[0] == 1 for each in found.values())
 
 
 @pytest.mark.parametrize("family", ["cohere", "glm"])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pagoda.kernels.base import GroupView
+from pagoda.kernels.base import AttentionRule, GroupView
 from pagoda.kernels.native import NativeKernels
 from pagoda.kernels.recording import StepRecorder
 from pagoda.kernels.reference import ReferenceKernels
@@ -161,3 +161,52 @@ def test_steps_of_other_sizes_are_recorded_apart(monkeypatch):
         rows = torch.arange(4)
         steps.forward(rows, rows, rows, step(kernels))
     assert not steps._recordings
+
+
+# Queries that are to be seen
+
+
+class Watch:
+    def __init__(self) -> None:
+        self.seen: list[list[float]] = []
+
+    def saw(self, call: int, rule: AttentionRule, query: torch.Tensor, sinks: torch.Tensor | None) -> None:
+        self.seen.append([call, *query.flatten().tolist()])
+
+
+def watched_steps(overwrites: bool) -> tuple[Network, list[list[list[float]]]]:
+    """What a watch sees of six steps that attend twice, with the tokens as queries."""
+
+    class Attends(Network):
+        def forward(self, token_ids: Any, positions: Any, logit_rows: Any, step: PagedStep) -> torch.Tensor:
+            self.calls += 1
+            hidden = token_ids.float()
+            for call in range(2):
+                hidden = hidden * 2
+                if step.watch is not None:
+                    step.watch.saw(call, AttentionRule(1.0), hidden, None)
+                if overwrites:
+                    hidden += 1
+            return hidden * 3
+
+    network, kernels, seen = Attends(plain), NativeKernels(), []
+    steps = DecodeSteps(network, kernels)
+    for token in range(6):
+        current, watch = step(kernels), Watch()
+        current.watch = watch if token != 4 else None
+        rows = torch.tensor([token])
+        steps.forward(rows, rows, rows, current)
+        seen.append(watch.seen)
+    return network, seen
+
+
+def test_a_watch_sees_the_queries_of_replayed_steps():
+    network, seen = watched_steps(overwrites=False)
+    assert network.calls == 4  # run, recorded, run for its queries, proved
+    assert seen == [[[0, 2.0 * token], [1, 4.0 * token]] if token != 4 else [] for token in range(6)]
+
+
+def test_steps_whose_queries_are_overwritten_are_not_replayed():
+    network, seen = watched_steps(overwrites=True)
+    assert network.calls == 7
+    assert seen == [[[0, 2.0 * token], [1, 4.0 * token + 2]] if token != 4 else [] for token in range(6)]

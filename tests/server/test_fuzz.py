@@ -51,11 +51,13 @@ def short(request: pytest.FixtureRequest):
 
 def test_no_request_breaks_the_server(short: Running) -> None:
     schema = schemathesis.openapi.from_url(short.url + "/openapi.json").exclude(path="/v1/kv/events")
+    # A strict server refuses most of them at the first field that it does not know.
+    num_examples = EXAMPLES // 3 if short.service.options.strict_fields else EXAMPLES
     counted = 0
     for found in schema.get_all_operations():
 
         @settings(
-            max_examples=EXAMPLES,
+            max_examples=num_examples,
             deadline=None,
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
@@ -71,7 +73,7 @@ def test_no_request_breaks_the_server(short: Running) -> None:
                 assert response.json()["error"]["message"]
 
         call()
-    assert counted > 10 * EXAMPLES
+    assert counted > 10 * num_examples
     short.wait_until_idle()
 
 

@@ -45,6 +45,30 @@ class Compacting(CacheMachine):
             for held in self.held:
                 held.must.append((live.namespace, tuple(live.tokens[: live.stored])))
 
+    @precondition(lambda self: self.live)
+    @rule(which=st.integers(0, 1000), keep=st.booleans(), draw=st.randoms(use_true_random=False))
+    def drop_middle(self, which: int, keep: bool, draw: random.Random) -> None:
+        """First pages are written anew, here with what they had, and the last ones stay where they are."""
+        live = self.pick(which)
+        chosen, bodies = {}, {}
+        for index, group in enumerate(self.groups):
+            size, slots, table = group.page_tokens, live.slots(index), live.cached.tables[index]
+            if self.shapes[index].rule.span is None and table.num_omitted and len(slots) == len(table.pages) * size:
+                first = draw.randint(0, len(table.pages) - 1)
+                last = draw.randint(int(first == 0), len(table.pages) - first)
+                chosen[index] = slots[: first * size] + slots[len(slots) - last * size :]
+                bodies[index] = last, self.bodies(live, index, slots[: first * size])[1]
+        if not chosen:
+            return
+        live.kept |= {index: (kept, live.stored) for index, kept in chosen.items()}
+        room = self.room()
+        try:
+            self.cache.drop_middle(live.cached, bodies)
+        except OutOfPagesError:
+            assert any(len(pages) > room[index] for index, (_, pages) in bodies.items())
+            Inspector(self.cache).check_integrity()
+            self.end(live, keep)
+
     def choose(self, live: Live, draw: random.Random) -> dict[int, list[int]]:
         """Which tokens are left in the groups that are to have fewer."""
         chosen = {}

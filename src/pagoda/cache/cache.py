@@ -7,7 +7,7 @@ group, so it runs as well without any (`NoBytes`). Knows neither torch nor model
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from math import lcm
 from time import monotonic
 from typing import Any, Protocol
@@ -255,17 +255,18 @@ class Cache:
         Its pages are its own from now on in all groups; the exact ones stay hittable. Raises OutOfPagesError if there
         is no room: then nothing but `release` may be done with it.
         """
-        self.leases.expire()
-        for index, (group, table, store) in enumerate(zip(self.groups, sequence.tables, self._stores, strict=True)):
-            if index not in kept:
-                group.detach(table)
-                continue
-            assert isinstance(group, PageGroup), "other groups keep no tokens"
+        for index, group, table in self._made_private(sequence, kept):
             num_slots, bodies = kept[index]
-            for page, body in zip(group.compact(table, tokens, num_slots).fresh, bodies, strict=True):
-                store.prepare(page)
-                store.bytes_of(page)[:] = body
-        self._lifetime.mark()
+            self._write(index, group.compact(table, tokens, num_slots), bodies)
+
+    def drop_middle(self, sequence: CachedSequence, kept: Mapping[int, tuple[int, NDArray[np.uint8]]]) -> None:
+        """Let a sequence go on with its last pages, behind others: by group, how many, and the bytes of those others.
+
+        The rest is as for `compact`.
+        """
+        for index, group, table in self._made_private(sequence, kept):
+            num_last, bodies = kept[index]
+            self._write(index, group.drop_middle(table, len(bodies), num_last), bodies)
 
     def release(self, sequence: CachedSequence, tokens: Sequence[int] = (), keep: bool = True) -> None:
         """End a sequence of `tokens`. Its pages stay hittable, unless their content is in doubt (`keep` False).
@@ -302,6 +303,23 @@ class Cache:
         """End every lease and forget every page that no sequence uses; returns how many there were."""
         self.leases.end_all()
         return sum(group.holdings.evict_all(Reason.RESET) for group in self.groups)
+
+    def _made_private(self, sequence: CachedSequence, indices: Collection[int]) -> Iterator[tuple[int, PageGroup, Any]]:
+        """Nobody else is to have what a sequence writes from now on; the groups of these `indices`, and its tables."""
+        self.leases.expire()
+        for index, (group, table) in enumerate(zip(self.groups, sequence.tables, strict=True)):
+            if index not in indices:
+                group.detach(table)
+                continue
+            assert isinstance(group, PageGroup), "other groups keep no tokens"
+            yield index, group, table
+        self._lifetime.mark()
+
+    def _write(self, index: int, actions: PageActions, bodies: NDArray[np.uint8]) -> None:
+        """Give the new pages of a group their bytes."""
+        for page, body in zip(actions.fresh, bodies, strict=True):
+            self._stores[index].prepare(page)
+            self._stores[index].bytes_of(page)[:] = body
 
     def _give_up(self, tables: Sequence[Any]) -> None:
         """Release the tables of a new sequence, as far as they are made."""

@@ -80,6 +80,13 @@ def stored_tensors(config_file: Path, values: Mapping[str, Any], framework: str)
         yield _tensors(files, index, framework, stack)
 
 
+def weight_files(config_file: Path, values: Mapping[str, Any]) -> list[Path]:
+    """The files beside `config_file`, which holds `values`, that decide what weights are: with an index of them."""
+    named = values.get("transformers_weights")
+    main = _main_file(config_file.parent) if named is None else file_beside(config_file, named, ENDINGS)
+    return [main, *_indexed(main)[0]] if main.suffix == ".json" else [main]
+
+
 def _weight_files(config_file: Path, values: Mapping[str, Any]) -> tuple[list[Path], dict[str, str]]:
     """The files beside `config_file`, which holds `values`, and which of them an index says that tensors are in."""
     named = values.get("transformers_weights")

@@ -74,6 +74,11 @@ ENGINE_OPTIONS = (
         f"which tokens sequences keep: none, or {', '.join(names('compression'))} with a budget, as {EXAMPLE}",
         metavar="POLICY",
     ),
+    _option(
+        "context_full",
+        "what becomes of sequences that reach max_model_len: stop, truncate_oldest, or streaming with a budget",
+        metavar="ACTION",
+    ),
     _option("block_size", "tokens per page, a multiple of 16", type=int, metavar="TOKENS"),
     _option(
         "generation_config",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pagoda.cache.compression.progress import MOST_POSITIONS
 from pagoda.config import EngineConfig
 from pagoda.engine.sampling import stop_token_ids
 from pagoda.errors import (
@@ -32,14 +33,15 @@ class Admission:
         """Where sequences of `tenant` end."""
         return self._limits.max_len(tenant)
 
-    def check_prompt(self, prompt: list[int], max_tokens: int | None, tenant: str) -> None:
+    def check_prompt(self, prompt: list[int], max_tokens: int | None, tenant: str, is_endless: bool = False) -> None:
+        """One that `is_endless` may be longer than the context."""
         if not prompt:
             raise EmptyPromptError("The prompt has no token; give at least one (for text, at least one character).")
         vocabulary = self._model.vocab_size
         if min(prompt) < 0 or max(prompt) >= vocabulary:
             wrong = next(token for token in prompt if not 0 <= token < vocabulary)
             raise TokenOutOfRangeError(f"Token id {wrong} is not in the vocabulary of {vocabulary} tokens.")
-        self._check_length(len(prompt), max_tokens, tenant)
+        self._check_length(len(prompt), max_tokens, MOST_POSITIONS if is_endless else self.max_len(tenant))
 
     def check_params(self, params: SamplingParams) -> None:
         vocabulary = self._model.vocab_size
@@ -65,12 +67,13 @@ class Admission:
                 "it or raise kv_cache_memory_bytes."
             )
 
-    def _check_length(self, num_tokens: int, max_tokens: int | None, tenant: str) -> None:
-        longest = self.max_len(tenant)
+    def _check_length(self, num_tokens: int, max_tokens: int | None, longest: int) -> None:
         if num_tokens + (max_tokens != 0) <= longest:
             return
         limit = (self._memory.limited_by, self._memory.remedy)
-        if longest < self._memory.max_model_len:
+        if longest == MOST_POSITIONS:
+            limit = ("what positions are computed for", "")
+        elif longest < self._memory.max_model_len:
             limit = ("what other tenants have not reserved", ", raise kv_cache_memory_bytes or lower their page_quota")
         raise PromptTooLongError(
             f"The prompt has {num_tokens} tokens and must leave room for one more within {longest} ({limit[0]}); "

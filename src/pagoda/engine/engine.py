@@ -10,10 +10,11 @@ import logging
 import random
 from array import array
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from operator import is_
 from time import monotonic, sleep
 
+from pagoda.cache.compression.progress import MOST_POSITIONS
 from pagoda.cache.inspector import Inspector
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.names import PageNames
@@ -28,6 +29,7 @@ from pagoda.engine.admission import Admission
 from pagoda.engine.batch import Batch
 from pagoda.engine.breakpoints import check_breakpoints
 from pagoda.engine.compression import Compressor
+from pagoda.engine.compression_plans import CompressionPlans
 from pagoda.engine.ends import Ends, TokenEvent
 from pagoda.engine.fit_store import FitStore
 from pagoda.engine.format_fit import CalibrationText, fit_format
@@ -50,7 +52,9 @@ from pagoda.errors import (
 )
 from pagoda.kernels.base import Kernels
 from pagoda.models.determinism import check_determinism
+from pagoda.models.kept_digest import kept_weights_digest
 from pagoda.models.model import Model
+from pagoda.models.rotations import find_rotations
 from pagoda.planning.caches import cache_stores, make_cache
 from pagoda.planning.decoding import decode_costs
 from pagoda.planning.memory import plan_memory
@@ -110,12 +114,24 @@ class Engine:
             logger.warning(notice)
         self._seeds = random.Random(config.seed)
         self._ends = Ends(self._scheduler)
-        self._compressor = Compressor(self._forward.sites, model, kernels, self._cache, config.kv_compression)
+        self._compressor = Compressor(
+            self._forward.sites,
+            model.discovered.uses,
+            model.projections,
+            self._cache,
+            partial(find_rotations, model, kernels),
+        )
+        self._plans = CompressionPlans(self._compressor, config, self.max_len)
         self._settler = Settler(model, self._cache, self._scheduler, self._ends, self._compressor, self.max_len)
 
     @property
     def has_work(self) -> bool:
         return self._scheduler.has_work
+
+    @property
+    def most_prompt_tokens(self) -> int:
+        """Of requests that do not say what becomes of them where the context ends."""
+        return MOST_POSITIONS if self._plans.is_endless else self.max_model_len
 
     def max_len(self, tenant: str = "") -> int:
         """Where sequences of `tenant` end: others may have reserved pages that it can never get."""
@@ -124,7 +140,8 @@ class Engine:
     @cached_property
     def page_names(self) -> PageNames:
         """What pages are called outside of the process."""
-        return PageNames(identity_of(self.model, self.memory, self.fit.digest))
+        weights = kept_weights_digest(self.model.network, self.model.origin)
+        return PageNames(identity_of(self.model, self.memory, self.fit.digest, weights))
 
     @cached_property
     def carrier(self) -> Carrier:
@@ -148,10 +165,11 @@ class Engine:
         if request.validated and all(map(is_, request.validated, asked)):
             return
         self._admission.check_encoder_input(request.encoder_input, request.tenant)
-        self._admission.check_prompt(request.prompt, request.params.max_tokens, request.tenant)
+        plan = self._plans.checked(request)
+        is_endless = plan is not None and plan.is_endless
+        self._admission.check_prompt(request.prompt, request.params.max_tokens, request.tenant, is_endless)
         check_breakpoints(request.breakpoints, len(request.prompt))
         self._admission.check_params(request.params)
-        self._compressor.check(request)
         request.validated = asked
 
     def add(self, request: Request) -> None:
@@ -165,7 +183,7 @@ class Engine:
         request.rules = self.model.generation.rules
         request.seed = self._seeds.getrandbits(63) if request.params.seed is None else request.params.seed
         request.decode_costs = self.decode_costs
-        request.compression = self._compressor.policy(request)
+        self._plans.prepare(request)
         request.metrics.added = monotonic()
         request.metrics.num_ahead = self._scheduler.num_ahead(request.tenant)
         self._scheduler.add(new_sample(request, 0))

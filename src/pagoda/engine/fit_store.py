@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from pagoda.kernels.rotation import PairRotation
+from pagoda.formats.rotation import PairRotation
 from pagoda.layouts.spec import SiteSlot
 from pagoda.models.calibration import KeyStatistics
 from pagoda.models.model import Model

@@ -91,7 +91,7 @@ class Forward:
     def run(self, batch: Batch, new_inputs: NewInputs, watch: QueryWatch | None = None) -> Computed:
         """Compute the tokens of every chunk; their pages must be reserved, and their inputs read.
 
-        `watch` sees the queries, for which the layers' own Python has to run.
+        `watch` sees the queries.
         """
         rows = _Rows(batch)
         cached = [each.cached for each in batch.sequences if each.cached is not None]
@@ -102,7 +102,6 @@ class Forward:
         step.watch = watch
         # A step that moves states on cannot be run twice, as proving a recording takes.
         is_decode = len(rows.tokens) == len(rows.wanted) == len(batch) and states is None and encoder_tokens is None
-        is_decode &= watch is None
         forward = self._decode_steps.forward if is_decode else self._model.forward
         wanted = torch.tensor(rows.wanted, dtype=torch.long)
         logits = forward(torch.tensor(rows.tokens), torch.tensor(rows.positions), wanted, step)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from pagoda.cache.prefix.names import Identity
 from pagoda.formats.page import PageGeometry
-from pagoda.models.digest import config_digest, weights_digest
+from pagoda.models.digest import config_digest
 from pagoda.planning.memory import MemoryPlan
 
 # Rotations that depend on how long sequences may be.
@@ -17,23 +17,20 @@ LENGTH_MATTERS = ("dynamic", "longrope")
 
 
 class Computing(Protocol):
-    """What computes pages: a network of transformers, and its configuration."""
+    """What computes pages."""
 
     @property
     def config(self) -> Any: ...
 
-    @property
-    def network(self) -> Any: ...
 
-
-def identity_of(model: Computing, memory: MemoryPlan, constants: str | None) -> Identity:
-    """Of the pages in `memory`, kept with `constants`. Layouts are those of all layers in order, formats too; of one
-    format for all of them only its name.
+def identity_of(model: Computing, memory: MemoryPlan, constants: str | None, weights: str) -> Identity:
+    """Of the pages in `memory`, kept with `constants`; `weights` is a digest of the model's. Layouts are those of all
+    layers in order, formats too; of one format for all of them only its name.
     """
     groups = memory.geometries
     return Identity(
         model=config_digest(model.config),
-        weights=weights_digest(model.network),
+        weights=weights,
         layout="; ".join(f"{each.group.name}: {_runs(map(repr, each.group.layouts))}" for each in groups),
         format=_formats(groups),
         constants=constants or "",

@@ -12,8 +12,7 @@ from functools import cached_property
 from time import monotonic
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from pagoda.cache.compression.base import Policy
-from pagoda.cache.compression.progress import Compression
+from pagoda.cache.compression.progress import Compression, Plan
 from pagoda.cache.leases import Breakpoint, LeaseResult
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.namespace import Namespace
@@ -198,7 +197,7 @@ class Sequence:
         if self.compression is None or self.compression.due is None or self.compression.due >= len(self.tokens):
             return len(self.tokens)
         rest = len(self.tokens) - self.compression.due
-        growth = min(rest, self.compression.policy.every or rest)
+        growth = min(rest, self.compression.plan.every or rest)
         return max(self.compression.due, self.compression.budget + growth)
 
 
@@ -234,7 +233,7 @@ class Request:
     breakpoints: tuple[Breakpoint, ...] = ()
     lease_results: list[LeaseResult] = field(default_factory=list)
     decode_costs: DecodeCosts | None = None  # of the engine
-    compression: Policy | None = None
+    compression: Plan | None = None
 
     @property
     def scores_prompt(self) -> bool:
@@ -247,6 +246,11 @@ class Request:
         if self.encoder_input is None:
             return Namespace(self.cache_salt, tenant=self.tenant)
         return Namespace(self.cache_salt, self.encoder_input.digest, self.encoder_input.num_tokens, self.tenant)
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether its sequences may be longer than the model's context."""
+        return self.compression is not None and self.compression.is_endless
 
     @property
     def is_finished(self) -> bool:
@@ -289,4 +293,4 @@ def begin_compression(sequence: Sequence) -> None:
     """It has no pages yet, or no longer."""
     request = sequence.request
     if request.compression is not None:
-        sequence.compression = Compression.of(request.compression, len(request.prompt))
+        sequence.compression = request.compression.begin(len(request.prompt))

@@ -12,6 +12,7 @@ from time import monotonic
 import torch
 
 from pagoda.cache.cache import Cache
+from pagoda.cache.compression.progress import MOST_POSITIONS
 from pagoda.engine.batch import Batch, Chunk
 from pagoda.engine.breakpoints import lease_computed
 from pagoda.engine.compression import Compressor
@@ -161,8 +162,10 @@ class Settler:
 
     def _is_full(self, sequence: Sequence) -> bool:
         request = sequence.request
-        limit = self._max_len(request.tenant)
-        return len(sequence.tokens) >= limit or sequence.num_output_tokens == request.params.max_tokens
+        limit, most = self._max_len(request.tenant), request.params.max_tokens
+        if request.is_endless:
+            most, limit = limit if most is None else most, MOST_POSITIONS
+        return len(sequence.tokens) >= limit or sequence.num_output_tokens == most
 
     def _release(self, sequence: Sequence) -> None:
         """Let a sequence go on, or end it, if its matcher knows by now."""

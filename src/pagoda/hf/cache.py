@@ -33,7 +33,8 @@ from pagoda.hf.layer import FromPages, FullLayer, WindowLayer
 from pagoda.hf.layer_bytes import LayerBytes
 from pagoda.hf.rows import Prompt, Rows
 from pagoda.hf.stats import PagedCacheStats
-from pagoda.hf.subject import CachedLayer, Subject, weights_mark
+from pagoda.hf.subject import CachedLayer, Subject
+from pagoda.models.digest import weights_digest, weights_mark
 from pagoda.planning.caches import make_cache
 from pagoda.planning.facts import MachineFacts
 from pagoda.planning.memory import plan_memory
@@ -77,7 +78,7 @@ class PagedCache(TransformersCache):
         self._cache = make_cache(self._memory, self._pools, config, monotonic)
         self._rows = Rows(self._cache)
         self._running: torch.Tensor | None = None  # what the model is given to compute of the call that runs
-        self._mark = weights_mark(model)
+        self._mark = _mark(model)
         self._hit_tokens = self._queried_tokens = self._computed_tokens = 0
         layers = [self._layer(each) for each in self._subject.layers]
         self._paged = [layer for layer in layers if layer is not None]
@@ -320,12 +321,16 @@ class PagedCache(TransformersCache):
             )
 
     def _shelf(self) -> Shelf:
-        identity = identity_of(self._subject, self._memory, None)
+        identity = identity_of(self._subject, self._memory, None, weights_digest(self._subject.network))
         return Shelf(self._cache, self._pools, PageNames(identity), self._subject.facts.vocab_size)
 
     def _check_weights(self) -> None:
         """Pages are of the weights that made them."""
-        mark = weights_mark(self._subject.network)
+        mark = _mark(self._subject.network)
         if mark != self._mark:
             self._cache.reset()
             self._mark = mark
+
+
+def _mark(network: Any) -> int:
+    return weights_mark((*network.parameters(), *network.buffers()))

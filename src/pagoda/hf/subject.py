@@ -10,7 +10,6 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
@@ -110,9 +109,3 @@ def _layers(config: Any, decoder: Any, slots: list[SiteSlot]) -> tuple[CachedLay
         else CachedLayer(next(remaining), setting.get("sliding_window") if kind in WINDOW_KINDS else None)
         for kind, setting in zip(kinds, settings, strict=True)
     )
-
-
-def weights_mark(network: torch.nn.Module) -> int:
-    """Another number once weights were put in place of others or changed in place."""
-    weights = (*network.parameters(), *network.buffers())
-    return hash(tuple((id(each), each.data_ptr(), 0 if each.is_inference() else each._version) for each in weights))

@@ -78,6 +78,19 @@ class Rule:
         sink_tokens: int,
     ) -> None: ...
 
+class TokenPlane:
+    def __init__(
+        self,
+        offset_nbytes: int,
+        head_nbytes: int,
+        inner_tokens: int,
+        outer_nbytes: int,
+        inner_nbytes: int,
+        num_runs: int,
+        stride_nbytes: int,
+        run_nbytes: int,
+    ) -> None: ...
+
 class Kernels:
     def __init__(self, instruction_set: str) -> None: ...
     def attend(
@@ -91,6 +104,29 @@ class Kernels:
         num_rows: int,
         num_heads: int,
         shares_splits: bool,
+        num_threads: int,
+    ) -> None: ...
+    def logits(
+        self,
+        query: Rows,
+        pages: Pages,
+        tables: Tables,
+        rule: Rule,
+        out: int,
+        num_rows: int,
+        num_heads: int,
+        num_threads: int,
+    ) -> None: ...
+    def attention_mass(
+        self,
+        query: Rows,
+        pages: Pages,
+        tables: Tables,
+        rule: Rule,
+        sinks: int,
+        out: int,
+        num_rows: int,
+        num_heads: int,
         num_threads: int,
     ) -> None: ...
     @property
@@ -161,6 +197,18 @@ class Kernels:
     ) -> None: ...
     def store(
         self, key: Rows, value: Rows, pages: Pages, tables: Tables, finite: int, num_rows: int, num_threads: int
+    ) -> None: ...
+    def move_tokens(
+        self,
+        pages: Pages,
+        table: int,
+        num_slots: int,
+        kept: int,
+        num_kept: int,
+        target: int,
+        target_page_nbytes: int,
+        planes: list[TokenPlane],
+        num_threads: int,
     ) -> None: ...
 
 MAX_ROTATED_WIDTH: int

@@ -131,6 +131,15 @@ def compaction_obstacle(layer: LayerPages, use: AttentionUse) -> str | None:
     return None
 
 
+def check_scored(layer: LayerPages, view: GroupView, rule: AttentionRule) -> None:
+    """Raise ConfigError if keys of `layer` cannot be scored by `rule` for the sequence of `view`."""
+    obstacle = compaction_obstacle(layer, AttentionUse(rule))
+    if len(view.context_lengths) != 1 or view.slots is not None or view.ancestors is not None:
+        obstacle = "there must be one sequence, whose rows are its last ones"
+    if obstacle is not None:
+        raise ConfigError(f"Keys cannot be scored: {obstacle}.")
+
+
 class AttentionKernels(ABC):
     """What attention calls. Tensors of one call are on one device; packed rows follow `GroupView`."""
 
@@ -182,6 +191,37 @@ class AttentionKernels(ABC):
         no value (GPT-OSS). `biases` [heads, distances] are added to the scores of tokens so far back, the last one to
         those of all that lie farther (T5, arXiv 1910.10683). Scores and sums are in fp32; the result has the type of
         `query` and is contiguous.
+        """
+
+    @abstractmethod
+    def logits(self, query: torch.Tensor, layer: LayerPages, view: GroupView, rule: AttentionRule) -> torch.Tensor:
+        """What attention takes the softmax of: fp32 [KV heads, query heads of each, rows, slots], -inf out of sight.
+
+        `query` [rows, heads, key width] are the last rows of the only sequence of `view`, or none of its tokens if the
+        rule's reach is ENCODER. Raises ConfigError where there is a `compaction_obstacle`: it is for sequences that are
+        compressed.
+        """
+
+    @abstractmethod
+    def attention_mass(
+        self,
+        query: torch.Tensor,
+        layer: LayerPages,
+        view: GroupView,
+        rule: AttentionRule,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The weights of attention, summed over rows: fp32 [KV heads, query heads of each, slots]. See `logits`.
+
+        What is asked for of many rows takes no more memory than of one.
+        """
+
+    @abstractmethod
+    def move_tokens(self, layer: LayerPages, pages: torch.Tensor, kept: torch.Tensor, target: torch.Tensor) -> None:
+        """Copy the tokens in slots `kept` [KV heads, count] of `pages` to the first slots of `target`, head by head.
+
+        `pages`, int64, are those of a sequence; `target`, uint8 [pages, page_nbytes], is memory outside the pool. Bytes
+        move as they are.
         """
 
 

@@ -1,6 +1,6 @@
-"""What compression needs of pages, in plain torch: what tokens are attended to by, and moving the bytes of a token.
+"""What policies see of a layer: its tokens, and what the last queries make of them.
 
-Knows one layer of one sequence. Bytes move as they are: a token's code is its own, so no number is rounded twice.
+Knows one layer of one sequence. Does not know how scores are computed: the kernels of the layer do.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
-from pagoda.kernels.base import AttentionRule, LayerPages
-from pagoda.kernels.reference import gather
-from pagoda.kernels.rotation import PairRotation
+from pagoda.formats.rotation import PairRotation
+from pagoda.kernels.base import AttentionKernels, AttentionRule, GroupView, LayerPages
+from pagoda.kernels.reference_compaction import gather, weights_of
+from pagoda.layouts.spec import Reach
 
+# Queries that meet tokens which all come before them.
+ALL_OF_THEM = AttentionRule(scale=1.0, reach=Reach.ENCODER)
 # How many values are projected at once.
 PROJECTED_TOKENS = 4096
 
@@ -25,6 +28,21 @@ class LastQueries:
     rule: AttentionRule
     queries: torch.Tensor
     sinks: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTokens:
+    """The first `num_slots` slots of `pages`, int64: those of a sequence in `layer`, which `kernels` read."""
+
+    kernels: AttentionKernels
+    layer: LayerPages
+    pages: torch.Tensor
+    num_slots: int
+
+    def view(self, num_rows: int, num_slots: int | None = None) -> GroupView:
+        """Their page table, for `num_rows` queries; of the first `num_slots` alone, or of all."""
+        pages, rows, length = [0, len(self.pages)], [0, num_rows], [num_slots or self.num_slots]
+        return GroupView(self.pages.int(), _int32(pages), _int32(rows), _int32(length))
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,60 +63,76 @@ NOTHING = Beside()
 
 
 class StoredLayer:
-    """A `LayerView` of `pages`, in which a sequence has the first `num_slots` slots, and of its calls of attention.
+    """A `LayerView` of what is stored, of the calls of attention that read it, and of what else there is to look at."""
 
-    `beside` is what else there is to look at.
-    """
-
-    def __init__(
-        self,
-        layer: LayerPages,
-        pages: torch.Tensor,
-        num_slots: int,
-        calls: Sequence[LastQueries],
-        beside: Beside = NOTHING,
-    ) -> None:
-        self._layer = layer
-        self._pages = pages
+    def __init__(self, tokens: StoredTokens, calls: Sequence[LastQueries], beside: Beside = NOTHING) -> None:
+        self._tokens = tokens
+        self._layer = tokens.layer
         self._calls = calls
         self._beside = beside
         self.observed = beside.observed
         self.num_tokens = beside.num_tokens
-        self.number = layer.layer
-        self.num_heads = layer.key.plane.num_heads
-        self.num_slots = num_slots
+        self.number = tokens.layer.layer
+        self.num_heads = tokens.layer.key.plane.num_heads
+        self.num_slots = tokens.num_slots
 
     @property
     def keys(self) -> torch.Tensor:
-        return gather(self._layer, self._layer.key, self._pages)[:, : self.num_slots]
+        return gather(self._layer, self._layer.key, self._tokens.pages)[:, : self.num_slots]
 
     @property
     def values(self) -> torch.Tensor:
-        return gather(self._layer, self._layer.value, self._pages)[:, : self.num_slots, : self._layer.value_width]
+        values = gather(self._layer, self._layer.value, self._tokens.pages)
+        return values[:, : self.num_slots, : self._layer.value_width]
 
     @property
     def logits(self) -> torch.Tensor:
-        keys = self.keys
-        return torch.cat([self._logits(call, keys) for call in self._calls], dim=1)
+        return _joined([self._logits(call) for call in self._calls])
 
     @property
     def weights(self) -> torch.Tensor:
-        keys = self.keys
-        return torch.cat([self._weights(call, keys) for call in self._calls], dim=1)
+        return _joined([weights_of(self._logits(call), call.sinks) for call in self._calls])
+
+    @property
+    def mass(self) -> torch.Tensor:
+        kernels, views = self._tokens.kernels, [self._tokens.view(len(call.queries)) for call in self._calls]
+        return _joined(
+            [
+                kernels.attention_mass(call.queries, self._layer, view, call.rule, call.sinks)
+                for call, view in zip(self._calls, views, strict=True)
+            ]
+        )
+
+    @property
+    def group_logits(self) -> torch.Tensor:
+        return self.logits.sum(dim=1)
+
+    def group_mass(self, count: int) -> torch.Tensor:
+        if any(call.rule.soft_cap is not None for call in self._calls):
+            return self.group_logits[..., :count].softmax(dim=-1).sum(dim=1)
+        # Logits of sums of queries are sums of logits.
+        scaled = [call.queries.float() * call.rule.scale for call in self._calls]
+        queries = torch.cat([each.unflatten(1, (self.num_heads, -1)) for each in scaled], dim=2).sum(dim=2)
+        view = self._tokens.view(len(queries), count)
+        return self._tokens.kernels.attention_mass(queries, self._layer, view, ALL_OF_THEM)[:, 0]
 
     @property
     def output_norms(self) -> torch.Tensor:
         values = self.values
         heads = (each.unflatten(0, (self.num_heads, -1, values.shape[-1])) for each in self._beside.projections)
-        return torch.cat([_projected_norms(values, each) for each in heads], dim=1)
+        return _joined([_projected_norms(values, each) for each in heads])
 
     @property
     def unturned_queries(self) -> torch.Tensor:
-        return torch.cat([self._unturned(call) for call in self._calls], dim=1)
+        return _joined([self._unturned(call) for call in self._calls])
 
     def mean_turn(self, first: int, count: int) -> torch.Tensor:
         assert self._beside.rotation is not None
         return self._beside.rotation.mean_turn(torch.arange(first, first + count), self._layer.key.plane.width)
+
+    def _logits(self, call: LastQueries) -> torch.Tensor:
+        view = self._tokens.view(len(call.queries))
+        return self._tokens.kernels.logits(call.queries, self._layer, view, call.rule)
 
     def _unturned(self, call: LastQueries) -> torch.Tensor:
         assert self._beside.rotation is not None
@@ -106,22 +140,10 @@ class StoredLayer:
         queries = self._beside.rotation.turned(call.queries.float() * call.rule.scale, -positions)
         return queries.view(len(queries), self.num_heads, -1, queries.shape[-1]).permute(1, 2, 0, 3)
 
-    def _logits(self, call: LastQueries, keys: torch.Tensor) -> torch.Tensor:
-        """[KV heads, query heads of each, queries, slots]"""
-        rows = len(call.queries)
-        queries = call.queries.float().unflatten(1, (self.num_heads, -1))
-        logits = torch.einsum("rhgd,hsd->hgrs", queries, keys) * call.rule.scale
-        if call.rule.soft_cap is not None:
-            logits = call.rule.soft_cap * torch.tanh(logits / call.rule.soft_cap)
-        sees = torch.ones(rows, self.num_slots, dtype=torch.bool, device=keys.device).tril(self.num_slots - rows)
-        return logits.masked_fill(~sees, float("-inf"))
 
-    def _weights(self, call: LastQueries, keys: torch.Tensor) -> torch.Tensor:
-        logits = self._logits(call, keys)
-        if call.sinks is None:
-            return logits.softmax(dim=-1)
-        sinks = call.sinks.float().view(self.num_heads, -1, 1, 1).expand(*logits.shape[:-1], 1)
-        return torch.cat((logits, sinks), dim=-1).softmax(dim=-1)[..., :-1]
+def _joined(by_call: list[torch.Tensor]) -> torch.Tensor:
+    """Calls that read one layer are further query heads of its KV heads."""
+    return by_call[0] if len(by_call) == 1 else torch.cat(by_call, dim=1)
 
 
 def _projected_norms(values: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
@@ -134,20 +156,5 @@ def _projected_norms(values: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
     return norms
 
 
-def move_tokens(layer: LayerPages, pages: torch.Tensor, kept: torch.Tensor, target: torch.Tensor) -> None:
-    """Copy the tokens in slots `kept` [KV heads, count] of `pages` to the first slots of `target`, head by head.
-
-    `target`, uint8 [pages, page_nbytes], is memory outside the pool.
-    """
-    geometry = layer.geometry
-    size = geometry.page_tokens
-    slots = torch.arange(kept.shape[1], device=kept.device)
-    heads = torch.arange(kept.shape[0], device=kept.device)[:, None]
-    for slot in geometry.slots[layer.layer]:
-        part = slice(slot.offset, slot.offset + slot.nbytes)
-        stored = layer.format.token_views(layer.pages[:, part], slot.plane)
-        for read, write in zip(stored, layer.format.token_views(target[:, part], slot.plane), strict=True):
-            inner = read.shape[-3]
-            offset, new = kept % size, slots % size
-            token = read[pages[kept // size], heads, offset // inner, offset % inner]
-            write[slots // size, heads, new // inner, new % inner] = token
+def _int32(numbers: list[int]) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.int32)

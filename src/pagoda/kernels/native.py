@@ -14,6 +14,7 @@ from pagoda.config import Environment
 from pagoda.errors import ConfigError
 from pagoda.kernels.base import AttentionRule, AttentionUse, GroupView, Kernels, LayerPages
 from pagoda.kernels.native_arguments import checked_sinks
+from pagoda.kernels.native_compaction import NativeCompaction
 from pagoda.kernels.native_layers import NativeLayers
 from pagoda.kernels.native_recording import NativeRecorder
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from pagoda.kernels import _native
 
 
-class NativeKernels(NativeLayers, Kernels):
+class NativeKernels(NativeLayers, NativeCompaction, Kernels):
     """CPU tensors. `isa` forces an instruction set; None takes the best of this machine.
 
     With `shares_prefixes`, sequences of a decode step that lie on the same pages read them together; results are the

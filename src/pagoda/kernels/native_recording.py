@@ -39,6 +39,8 @@ Run = Callable[[], object]
 class NativeRecorder(StepRecorder):
     """Records steps that `kernels` attend in."""
 
+    keeps_queries = True
+
     def __init__(self, kernels: NativeKernels) -> None:
         self._kernels = kernels
 

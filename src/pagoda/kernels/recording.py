@@ -44,6 +44,8 @@ class StepRecorder(ABC):
 
     most_nbytes = 64 << 20
     runs_before = 8
+    # Whether a tensor that was made while a step was recorded has its numbers after each replay.
+    keeps_queries = False
 
     def size_for(self, num_sequences: int) -> int:
         """How many sequences a step of `num_sequences` is padded to, so that fewer sizes are recorded."""

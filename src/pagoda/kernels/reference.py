@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import torch
 
-from pagoda.formats.page import PlaneSlot
 from pagoda.kernels.base import AttentionRule, AttentionUse, GroupView, Kernels, LayerPages, compaction_obstacle
+from pagoda.kernels.reference_compaction import PlainCompaction, gather
 from pagoda.kernels.reference_layers import ReferenceLayers
 from pagoda.kernels.sight import Sight, slots_of
 
 
-class ReferenceKernels(ReferenceLayers, Kernels):
+class ReferenceKernels(ReferenceLayers, PlainCompaction, Kernels):
     """Any device, any format, any rule."""
 
     @property
@@ -115,15 +115,6 @@ def attend_dense(  # noqa: PLR0913, PLR0917 - what attention is made of
     else:
         weights = scores.softmax(dim=-1)
     return torch.einsum("hqk,hkd->qhd", weights, value)
-
-
-def gather(layer: LayerPages, slot: PlaneSlot, pages: torch.Tensor) -> torch.Tensor:
-    """The tokens of `pages`, all of a sequence, in order: fp32 [heads, tokens, width]."""
-    data = layer.pages[pages, slot.offset : slot.offset + slot.nbytes]
-    kept = layer.format.decode(data, slot.plane)
-    if layer.constants is not None and slot is layer.key:
-        return layer.constants.given_back(kept)
-    return kept.transpose(0, 1).flatten(1, 2)
 
 
 def _new_tokens(view: GroupView, sequence: int, page_tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -24,6 +24,7 @@ from pagoda.models.build import random_network
 from pagoda.models.configuration import check_family, make_config
 from pagoda.models.discovery import Discovered, discover
 from pagoda.models.generation import GenerationTokens
+from pagoda.models.kept_digest import Origin, WeightFiles
 from pagoda.models.model import Model
 from pagoda.models.placement import CPU, place
 from pagoda.models.plausible import FewCalls, fitting
@@ -48,9 +49,10 @@ def load_model(
     weight_dtype = None if dtype == "auto" else parse_dtype(dtype)
     with model_errors(f"The model in {directory}"):
         values = read_config(directory)
-        network, discovered = _load_network(directory / "config.json", values, weight_dtype)
+        network, discovered, files = _load_network(directory / "config.json", values, weight_dtype)
         place(network, device)
         model = Model(network, discovered, _generation(directory, generation_config, network.config, values))
+        model.origin = Origin.of(files, model.network)
         model.check_lengths()
         return model
 
@@ -65,7 +67,7 @@ def _generation(directory: Path, source: str, config: Any, values: Mapping[str, 
     return generation.tokens_alone if source == "vllm" else generation
 
 
-def _load_network(file: Path, values: dict[str, Any], dtype: torch.dtype | None) -> tuple[Any, Discovered]:
+def _load_network(file: Path, values: dict[str, Any], dtype: torch.dtype | None) -> tuple[Any, Discovered, WeightFiles]:
     check_family(values, file)
     with stored_weights(file, values) as weights:
         check_values(values, weights.outline, file)
@@ -74,7 +76,7 @@ def _load_network(file: Path, values: dict[str, Any], dtype: torch.dtype | None)
             discovered = discover(config, fitting(weights.outline, file))
         self_test(config)
         network = weights.load(config, dtype)
-    return network, discovered
+    return network, discovered, weights.files
 
 
 def model_from_config(config: Any, *, dtype: str = "float32", seed: int = 0, device: torch.device = CPU) -> Model:

@@ -23,6 +23,7 @@ from pagoda.models.discovery import Discovered, discover
 from pagoda.models.encoder import Encoder
 from pagoda.models.fused import fuse
 from pagoda.models.generation import GenerationTokens
+from pagoda.models.kept_digest import Origin
 from pagoda.models.latent import attend_latents
 from pagoda.models.linear import use_kernels
 from pagoda.models.llama4 import take_temperature_from_positions
@@ -56,6 +57,7 @@ class Model:
         self.network = network
         self.discovered = discovered
         self.generation = generation
+        self.origin: Origin | None = None  # of the weights, where they are known to be those of files
         self._position_offset = 0 if network.config.is_encoder_decoder else position_offset(network)
         self._rotation = Rotation(network)
         self._decoder = PackedDecoder(network) if network.config.is_encoder_decoder else None
@@ -134,6 +136,12 @@ class Model:
         """The same network, which generates in another way."""
         other = copy.copy(self)
         other.generation = generation
+        return other
+
+    def of_unknown_origin(self) -> Model:
+        """The same network, which others had in their hands, so that its weights need not be those of its files."""
+        other = copy.copy(self)
+        other.origin = None
         return other
 
     @property

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from pagoda.kernels.base import Kernels
+from pagoda.kernels.base import AttentionRule, Kernels
 from pagoda.kernels.recording import RecordedStep, StepRecorder
-from pagoda.models.attention import PagedStep
+from pagoda.models.attention import PagedStep, QueryWatch
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,34 @@ class PackedModel(Protocol):
     ) -> torch.Tensor: ...
 
 
+class _Queries:
+    """Notes the queries of every attention call of a step, to show them to a watch; as they are now, if `copies`."""
+
+    def __init__(self, copies: bool = False) -> None:
+        self._copies = copies
+        self._seen: list[tuple[int, AttentionRule, torch.Tensor, torch.Tensor | None]] = []
+
+    def saw(self, call: int, rule: AttentionRule, query: torch.Tensor, sinks: torch.Tensor | None) -> None:
+        self._seen.append((call, rule, query.clone() if self._copies else query, sinks))
+
+    def show(self, watch: QueryWatch | None) -> None:
+        if watch is not None:
+            for each in self._seen:
+                watch.saw(*each)
+
+    def equals(self, other: _Queries) -> bool:
+        return all(torch.equal(mine[2], its[2]) for mine, its in zip(self._seen, other._seen, strict=True))
+
+
+@dataclass(eq=False)
+class _Recorded:
+    """A step with the `queries` that are in its buffers after each replay."""
+
+    step: RecordedStep
+    queries: _Queries
+    is_proved: bool = False
+
+
 class DecodeSteps:
     """The forward of decode steps, by number of sequences: run a few times, then recorded, proved, and replayed.
 
@@ -40,8 +69,7 @@ class DecodeSteps:
         self._model = model
         self._recorder = kernels.recorder
         # By sequences and threads, the longest unused first.
-        self._recordings: dict[tuple[int, int], RecordedStep] = {}
-        self._proved: set[tuple[int, int]] = set()
+        self._recordings: dict[tuple[int, int], _Recorded] = {}
         self._num_runs: Counter[tuple[int, int]] = Counter()  # of those that are not recorded
 
     @property
@@ -54,7 +82,7 @@ class DecodeSteps:
     ) -> torch.Tensor:
         """`Model.forward` of a step that computes one token of every sequence and its logits."""
         inputs = (token_ids, positions, logit_rows)
-        if self._recorder is None:
+        if self._recorder is None or (step.watch is not None and not self._recorder.keeps_queries):
             return self._model.forward(*inputs, step)
         count = len(token_ids)
         size = self._recorder.size_for(count)
@@ -70,36 +98,49 @@ class DecodeSteps:
                 return self._model.forward(*inputs, step)
             del self._num_runs[key]
             return self._record(recorder, key, inputs, step)
-        recording = self._recordings[key] = self._recordings.pop(key)
-        if not recording.takes(step.views):
-            self._proved.discard(key)
+        recorded = self._recordings[key] = self._recordings.pop(key)
+        if not recorded.step.takes(step.views):
             return self._record(recorder, key, inputs, step)
-        if key in self._proved:
-            return recording.replay(inputs, step.views, step.finite)
-        logits = self._model.forward(*inputs, step)
-        count = step.num_sequences  # there may be more, which nobody asked for
-        if not logits[:count].isnan().any():  # which equals nothing
-            if torch.equal(recording.replay(inputs, step.views, step.finite)[:count], logits[:count]):
-                self._proved.add(key)
-            else:
-                self._give_up("a replayed step gave other logits")
-        return logits
+        if recorded.is_proved:
+            logits = recorded.step.replay(inputs, step.views, step.finite)
+            recorded.queries.show(step.watch)
+            return logits
+        return self._prove(recorder, recorded, inputs, step)
 
     def _record(self, recorder: StepRecorder, key: tuple[int, int], inputs: Inputs, step: PagedStep) -> torch.Tensor:
         def forward(token_ids: torch.Tensor, positions: torch.Tensor, logit_rows: torch.Tensor) -> torch.Tensor:
             return self._model.forward(token_ids, positions, logit_rows, step)
 
+        watch, queries = step.watch, _Queries()
+        step.watch = queries if recorder.keeps_queries else None
         try:
             recording = recorder.record(forward, inputs, step.views, step.finite)
         except Exception as error:  # whatever a family does that cannot be recorded; its own errors come again below
             self._give_up(repr(error))
+            step.watch = watch
             return self._model.forward(*inputs, step)
-        self._recordings[key] = recording
-        while sum(each.nbytes for each in self._recordings.values()) > recorder.most_nbytes:
-            oldest = next(iter(self._recordings))
-            del self._recordings[oldest]
-            self._proved.discard(oldest)
-        return recording.result
+        self._recordings[key] = _Recorded(recording, queries)
+        while sum(each.step.nbytes for each in self._recordings.values()) > recorder.most_nbytes:
+            del self._recordings[next(iter(self._recordings))]
+        if watch is None:
+            return recording.result
+        step.watch = watch  # which is shown no queries before it is proved that they are in the buffers at the end
+        return self._model.forward(*inputs, step)
+
+    def _prove(self, recorder: StepRecorder, recorded: _Recorded, inputs: Inputs, step: PagedStep) -> torch.Tensor:
+        """The forward of a step, whose logits and queries a replay must give too if it is to be used."""
+        watch, queries = step.watch, _Queries(copies=True)
+        step.watch = queries if recorder.keeps_queries else None
+        logits = self._model.forward(*inputs, step)
+        queries.show(watch)
+        count = step.num_sequences  # there may be more, which nobody asked for
+        if not logits[:count].isnan().any():  # which equals nothing
+            replayed = recorded.step.replay(inputs, step.views, step.finite)[:count]
+            if torch.equal(replayed, logits[:count]) and queries.equals(recorded.queries):
+                recorded.is_proved = True
+            else:
+                self._give_up("a replayed step gave other logits or queries")
+        return logits
 
     def _give_up(self, reason: str) -> None:
         self._recorder = None

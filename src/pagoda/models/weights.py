@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from pagoda.checkpoint.weights import FLOAT_NAMES, Outline, stored_tensors
+from pagoda.checkpoint.weights import FLOAT_NAMES, Outline, stored_tensors, weight_files
 from pagoda.errors import CorruptCheckpointError
 from pagoda.models.attention import ATTENTION_NAME
 from pagoda.models.build import network_class
+from pagoda.models.kept_digest import WeightFiles
 from pagoda.models.own_attention import interface_name
 from pagoda.models.quiet import quiet
 
@@ -28,8 +29,9 @@ FLOATS: dict[str, torch.dtype] = {name: getattr(torch, ours) for name, ours in F
 class StoredWeights:
     """The tensors in the files of a checkpoint, by name; their values are read when they are asked for."""
 
-    def __init__(self, directory: Path, tensors: Mapping[str, Any]) -> None:
-        self._directory = directory
+    def __init__(self, files: WeightFiles, tensors: Mapping[str, Any]) -> None:
+        self.files = files
+        self._directory = files.directory
         self._tensors = tensors
         self.outline = Outline.of_tensors(tensors)
 
@@ -65,8 +67,9 @@ class StoredWeights:
 @contextmanager
 def stored_weights(config_file: Path, values: Mapping[str, Any]) -> Iterator[StoredWeights]:
     """The weights beside `config_file`, which holds `values`; their files are open meanwhile."""
+    files = WeightFiles.look(config_file.parent, weight_files(config_file, values))
     with stored_tensors(config_file, values, "pt") as tensors:
-        yield StoredWeights(config_file.parent, tensors)
+        yield StoredWeights(files, tensors)
 
 
 def _check_report(directory: Path, report: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The simulator against the engine: the same requests on the embedded model find the same and evict the same.
+"""The simulator against the engine: the same requests find the same and evict the same.
 
 Requests share system prompts, go on turn by turn with what the model said, and part in the middle of pages; the pool is
 small enough that pages go all the time. The simulated run is told what the engine answered.
@@ -13,8 +13,7 @@ from functools import cache
 
 import pytest
 
-from engine.tiny import VOCABULARY as WINDOWED_VOCABULARY
-from engine.tiny import windowed_model
+from engine.tiny import VOCABULARY, tiny_model, windowed_model
 from pagoda import SamplingParams
 from pagoda.analysis.simulation.rates import Rates
 from pagoda.analysis.simulation.replay import replay
@@ -41,15 +40,15 @@ NUM_REQUESTS = 200
 PAGE_TOKENS = 16
 NUM_PAGES = 40
 STEP_TOKENS = 96
-VOCABULARY = 4096
+# Of the tiny model, and of the embedded one, whose pages are large beside what tiers add to them.
+TINY_PAGE_NBYTES = 8192
+PAGE_NBYTES = 65536
 
 
-@cache
-def embedded():
-    return load_model(EMBEDDED_MODEL)
+tiny = cache(tiny_model)
 
 
-def engine_of(policy: str, model: Model | None = None, nbytes: int = NUM_PAGES * 65536, **options) -> Engine:
+def engine_of(policy: str, model: Model | None = None, nbytes: int = NUM_PAGES * TINY_PAGE_NBYTES, **options) -> Engine:
     config = EngineConfig(
         block_size=PAGE_TOKENS,
         kv_cache_memory_bytes=nbytes,
@@ -59,7 +58,7 @@ def engine_of(policy: str, model: Model | None = None, nbytes: int = NUM_PAGES *
         num_threads=1,
         **options,
     )
-    return Engine(model or embedded(), choose_kernels(config.environment, False), config)
+    return Engine(model or tiny(), choose_kernels(config.environment, False), config)
 
 
 class Talks:
@@ -151,7 +150,7 @@ def test_one_at_a_time(policy):
 def test_windows():
     """Pages of two groups, of which those behind a window go though others continue them."""
     model = windowed_model("float32")
-    engine, talks, draw = engine_of("lru", model, nbytes=400_000), Talks(5, WINDOWED_VOCABULARY), random.Random(6)
+    engine, talks, draw = engine_of("lru", model, nbytes=400_000), Talks(seed=5), random.Random(6)
     hits, requests = run_one_at_a_time(engine, talks, draw)
     settings = replace(settings_of("lru"), memory=engine.memory)
     counts = replay(workload(requests), settings, max(engine.memory.num_pages), lambda _: None)
@@ -197,7 +196,9 @@ def test_tiers(write, tmp_path, monkeypatch):
     # How fast this machine happens to be must not decide what is loaded.
     monkeypatch.setattr("pagoda.cache.residency.break_even.BreakEven.computed", lambda *_: None)
     config = {"kv_host_bytes": 60 * 66_000, "kv_disk": str(tmp_path), "kv_disk_bytes": 130 * 66_000, "kv_write": write}
-    engine, talks, draw = engine_of("lru", **config), Talks(seed=7), random.Random(8)
+    model = load_model(EMBEDDED_MODEL)
+    engine = engine_of("lru", model, NUM_PAGES * PAGE_NBYTES, **config)
+    talks, draw = Talks(7, model.vocab_size), random.Random(8)
     names, hits = ("host", "disk"), {"host": [], "disk": []}
     requests = []
     for number in range(NUM_REQUESTS):
@@ -210,7 +211,7 @@ def test_tiers(write, tmp_path, monkeypatch):
             hits[name].append(request.cache_report.read_tokens.get(name, 0))
         requests.append((request.num_cached_tokens, traced(number, prompt, answer_of(request))))
     tiers = TierOptions(host_size=config["kv_host_bytes"], disk_size=config["kv_disk_bytes"], write=WritePolicy(write))
-    settings = replace(settings_of("lru"), tiers=tiers, page_nbytes=(65536,))
+    settings = replace(settings_of("lru"), tiers=tiers, page_nbytes=(PAGE_NBYTES,))
     counts = replay(workload(each for _, each in requests), settings, NUM_PAGES, lambda _: None)
     assert counts.hit_tokens.tolist() == [found for found, _ in requests]
     for report in engine.residency.report():

@@ -49,6 +49,17 @@ class Layer:
     def weights(self):
         return self.logits.softmax(dim=-1)
 
+    @property
+    def mass(self):
+        return self.weights.sum(dim=2)
+
+    @property
+    def group_logits(self):
+        return self.logits.sum(dim=1)
+
+    def group_mass(self, count):
+        return self.group_logits[..., :count].softmax(dim=-1).sum(dim=1)
+
     def mean_turn(self, first, count):
         return torch.eye(WIDTH)
 
@@ -205,7 +216,7 @@ def test_what_dropped_tokens_were_attended_to_is_forgotten():
     policy = policy_of("h2o:tokens=24")
     layer = observed(policy, 100, 100)
     kept = policy.kept(layer, 24)
-    left = policy.after(layer.observed[0], kept)
+    left = policy.left_of(layer.observed[0], kept)
     assert left.tolist() == [[float(layer.observed[0][head, slot]) for slot in kept[head]] for head in range(NUM_HEADS)]
 
 

@@ -28,7 +28,6 @@ class Paged:
         self.group.reserve(table, PAGE_TOKENS - match.num_tokens)
         self.group.commit(table, tokens, PAGE_TOKENS)
         self.group.release(table, tokens)
-        self.group.check_integrity([])
         return match.num_tokens == PAGE_TOKENS
 
 
@@ -157,3 +156,5 @@ def test_it_hits_where_the_textbook_does(name, num_pages):
         paged, textbook = Paged(name, num_pages), TEXTBOOKS[name](num_pages)
         for step, item in enumerate(workload(random.Random(seed), 3 * num_pages + 2, 1500)):
             assert paged.access(item) == textbook.access(item), (seed, step, item)
+            if step % 20 == 0:  # it takes longer than many accesses, and what is broken stays so
+                paged.group.check_integrity([])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pytest
@@ -77,15 +78,20 @@ class Held:
         return True
 
 
+@cache
+def with_marks(marks: tuple[str, ...]) -> tuple[Any, GrammarCompiler]:
+    """A tokenizer whose tokens these are as well, and the compiler of its grammars."""
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
+    tokenizer.add_tokens([AddedToken(mark, normalized=False, special=i % 2 == 0) for i, mark in enumerate(marks)])
+    return tokenizer, GrammarCompiler(tokenizer, len(tokenizer), frozenset([tokenizer.eos_token_id]))
+
+
 @pytest.fixture(scope="module", params=STRICT, ids=lambda param: f"{param[0]}-{'tokens' if param[1] else 'text'}")
 def held(request: pytest.FixtureRequest) -> Held:
     name, is_token = request.param
-    family, tokenizer = FAMILIES[name], AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
-    marks = (*family.dialect.starts, *family.dialect.marks) if is_token else ()
-    specials = [AddedToken(mark, normalized=False, special=index % 2 == 0) for index, mark in enumerate(marks)]
-    tokenizer.add_tokens(specials)
+    family = FAMILIES[name]
+    tokenizer, compiler = with_marks((*family.dialect.starts, *family.dialect.marks) if is_token else ())
     form = strict_form(TOOLS, {"weather", "now"}, family.dialect, tokenizer)
-    compiler = GrammarCompiler(tokenizer, len(tokenizer), frozenset([tokenizer.eos_token_id]))
     return Held(family, tokenizer, compiler.compile(form))
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from pagoda import LLM
 from pagoda.cli import main
-from pagoda.engine import identity as identity_module
+from pagoda.engine import engine as engine_module
 from pagoda.models.digest import weights_digest
 from server.running import TENANTS, Running, running, wait_until
 
@@ -67,12 +67,12 @@ def test_weights_are_read_once_while_others_are_served(monkeypatch: pytest.Monke
     """Whoever asks waits; nobody else does, and whoever goes away stops nothing."""
     calls, may_end = [], threading.Event()
 
-    def slowly(network: Any) -> str:
+    def slowly(network: Any, _origin: Any) -> str:
         calls.append(network)
         assert may_end.wait(60)
         return weights_digest(network)
 
-    monkeypatch.setattr(identity_module, "weights_digest", slowly)
+    monkeypatch.setattr(engine_module, "kept_weights_digest", slowly)
     with LLM(kv_cache_memory_bytes=8 << 20, num_threads=1) as llm, running(llm) as server:
         answers: list[dict[str, Any]] = []
         asking = [threading.Thread(target=lambda: answers.append(identity(server))) for _ in range(2)]

@@ -125,6 +125,7 @@ class _Writing:
         self._tier = tier
         self._note = note
         self._waiting: dict[bytes, ToWrite] = {}
+        self._used: list[bytes] = []  # of what waits
 
     @property
     def nbytes(self) -> int:
@@ -137,6 +138,10 @@ class _Writing:
         self._waiting[staged.key] = staged
         return True
 
+    def use(self, keys: list[bytes]) -> None:
+        self._tier.use([key for key in keys if key not in self._waiting])
+        self._used += [key for key in keys if key in self._waiting]
+
     def drop(self, keys: list[bytes]) -> None:
         self.flush()
         self._tier.drop(keys)
@@ -147,6 +152,8 @@ class _Writing:
             if is_taken:
                 self._note(staged)
         self._waiting.clear()
+        self._tier.use(self._used)
+        self._used = []
         return True
 
     def close(self, seconds: float) -> None:

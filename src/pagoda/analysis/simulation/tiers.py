@@ -119,6 +119,10 @@ class LedgerTier(Tier):
     def get(self, keys: Sequence[bytes]) -> list[Bytes | None]:
         return [self._get(key) for key in keys]
 
+    def use(self, keys: Sequence[bytes]) -> None:
+        for key in keys:
+            self._ledger.use(key)
+
     def put(self, records: Sequence[Put]) -> list[bool]:
         return [self._put(each.key, each.record.nbytes) for each in records]
 

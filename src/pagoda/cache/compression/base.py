@@ -55,6 +55,20 @@ class LayerView(Protocol):
         """What attention makes of `logits`, sinks of the model included."""
 
     @property
+    def mass(self) -> torch.Tensor:
+        """[KV heads, query heads of each, slots]: `weights`, summed over queries, without keeping them."""
+
+    @property
+    def group_logits(self) -> torch.Tensor:
+        """[KV heads, queries, slots]: `logits`, summed over the query heads of each."""
+
+    def group_mass(self, count: int) -> torch.Tensor:
+        """[KV heads, count]: the softmax of `group_logits` over the first `count` slots, summed over queries.
+
+        All queries must see these slots.
+        """
+
+    @property
     def output_norms(self) -> torch.Tensor:
         """How much each value is in the output of attention: [KV heads, query heads of each, slots], L1."""
 
@@ -82,12 +96,15 @@ class Policy(ABC):
     """How a sequence is compressed. Raises ConfigError for parameters that make no sense.
 
     tokens: how many tokens each layer and head keeps; or share: the same as a share of the prompt.
+    after: it is compressed as soon as so many tokens of the prompt are computed, as if that were all; the rest, such as
+    a question, comes on top. None is the whole prompt.
     every: once compressed, a sequence grows by so many tokens before it is compressed again; 0 is once, after the
     prompt.
     """
 
     tokens: int | None = None
     share: float | None = None
+    after: int | None = None
     every: int = 0
 
     def __post_init__(self) -> None:
@@ -100,6 +117,8 @@ class Policy(ABC):
             raise ConfigError(
                 f"{self.name} has tokens={self.tokens}; give {least} to {MOST_TOKENS}, as {self._least_reason}."
             )
+        if self.after is not None and not 1 <= self.after <= MOST_TOKENS:
+            raise ConfigError(f"{self.name} has after={self.after}; give how many tokens of the prompt come before.")
         if not 0 <= self.every <= MOST_TOKENS:
             raise ConfigError(f"{self.name} has every={self.every}; give tokens, or 0 for once after the prompt.")
 
@@ -113,6 +132,15 @@ class Policy(ABC):
         return 0
 
     @property
+    def num_sinks(self) -> int | None:
+        """How many of the first tokens it keeps, if it keeps those and the last ones, whatever they are; else None.
+
+        Then it looks at no layer: `kept` is the same in all, and whole pages are left out. Queries see nothing that
+        lies farther back, so sequences may be longer than the model's context.
+        """
+        return None
+
+    @property
     def needs_whole_prompt(self) -> bool:
         """Whether it observes the queries of all tokens, none of which is taken from what is cached then."""
         return False
@@ -124,7 +152,7 @@ class Policy(ABC):
 
     @property
     def needs_rotation(self) -> bool:
-        """Whether it looks at queries as they would be at other positions."""
+        """Whether it has to be known how keys and queries are turned by their positions."""
         return False
 
     @property
@@ -148,7 +176,7 @@ class Policy(ABC):
         """
         raise NotImplementedError
 
-    def after(self, observed: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+    def left_of(self, observed: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """What it goes on with of `observed` once the slots `kept` [KV heads, count] are left."""
         return observed
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import get_type_hints
 
 from pagoda.cache.compression.base import Policy
+from pagoda.cache.compression.streaming import Streaming
 from pagoda.checks import shown
 from pagoda.errors import ConfigError
 from pagoda.registry import lookup, names
@@ -14,6 +15,28 @@ from pagoda.registry import lookup, names
 MOST_LENGTH = 200
 NONE = "none"
 EXAMPLE = "snapkv:tokens=1024,window=32"
+STOP = "stop"
+TRUNCATE = "truncate_oldest"
+
+
+@lru_cache(maxsize=256)
+def policy_when_full(text: str, max_tokens: int, unit: int) -> Policy | None:
+    """What `context_full` asks for where a sequence may have `max_tokens`, in steps of `unit`; None for "stop".
+
+    Half of the oldest tokens go with "truncate_oldest". Raises ConfigError, which says what there is.
+    """
+    if text == STOP:
+        return None
+    if text == TRUNCATE:
+        kept = max(max_tokens // 2 // unit, 1) * unit
+        return Streaming(tokens=kept, sinks=0, every=max(max_tokens // unit * unit - kept, unit))
+    policy = None if text == NONE else _read("context_full", text)
+    if policy is None or policy.num_sinks is None:
+        raise ConfigError(
+            f"context_full is {shown(text)}; give {STOP}, {TRUNCATE}, or streaming with a budget, as in "
+            "streaming:tokens=1024: with others queries would look farther back than the model's context."
+        )
+    return policy
 
 
 @lru_cache(maxsize=256)
@@ -21,13 +44,17 @@ def policy_of(text: str) -> Policy | None:
     """The policy of "snapkv:tokens=1024,window=32"; None for "none". Raises ConfigError, which says what there is."""
     if text == NONE:
         return None
+    return _read("kv_compression", text)
+
+
+def _read(option: str, text: str) -> Policy:
     if len(text) > MOST_LENGTH:
-        raise ConfigError(f"kv_compression has {len(text):,} characters; give at most {MOST_LENGTH}, as in {EXAMPLE}.")
+        raise ConfigError(f"{option} has {len(text):,} characters; give at most {MOST_LENGTH}, as in {EXAMPLE}.")
     name, _, parameters = text.partition(":")
     try:
         return _policy(name, parameters)
     except ConfigError as error:
-        raise ConfigError(f"kv_compression is {shown(text)}: {error}") from None
+        raise ConfigError(f"{option} is {shown(text)}: {error}") from None
 
 
 def _policy(name: str, parameters: str) -> Policy:

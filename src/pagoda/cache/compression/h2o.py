@@ -41,12 +41,12 @@ class H2O(ScoredPolicy):
         return max(self.window, int(self.recent * count))
 
     def observe(self, layer: LayerView, before: torch.Tensor | None) -> torch.Tensor:
-        sums = layer.weights.sum(dim=(1, 2))
+        sums = layer.mass.sum(dim=1)
         if before is not None:
             sums[:, : before.shape[1]] += before
         return sums
 
-    def after(self, observed: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    def left_of(self, observed: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         return observed.gather(1, kept)
 
     def scores(self, layer: LayerView) -> torch.Tensor:

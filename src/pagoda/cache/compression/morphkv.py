@@ -37,5 +37,7 @@ class MorphKV(ScoredPolicy):
         return self.window
 
     def scores(self, layer: LayerView) -> torch.Tensor:
-        weights = layer.logits.sum(dim=1)[..., : layer.num_slots - self.window].softmax(dim=-1)
-        return weights.sum(dim=1) if self.fuse == "sum" else weights.amax(dim=1)
+        old = layer.num_slots - self.window
+        if self.fuse == "sum":
+            return layer.group_mass(old)
+        return layer.group_logits[..., :old].softmax(dim=-1).amax(dim=1)

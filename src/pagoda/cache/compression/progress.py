@@ -14,33 +14,77 @@ if TYPE_CHECKING:
 
 # Queries are observed in blocks of so many tokens, which begin at multiples of it: sums are added up in one order then.
 BLOCK_TOKENS = 64
+# Of a sequence whose policy lets it be longer than the model's context: angles of positions are computed in fp32.
+MOST_POSITIONS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the sequences of a request are compressed: by `policy`, after multiples of `unit` tokens.
+
+    They are first when the prompt is computed, or as much of it as the policy says, or `most_exact` tokens; with
+    `when_full` not before that.
+    """
+
+    policy: Policy
+    unit: int = 1
+    most_exact: int | None = None
+    when_full: bool = False
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether sequences may be longer than the model's context."""
+        return self.policy.num_sinks is not None
+
+    def begin(self, num_prompt_tokens: int) -> Compression:
+        """Of a sequence that begins."""
+        most = None if self.most_exact is None else self.most_exact // self.unit * self.unit
+        if self.when_full:
+            assert most is not None
+            return Compression(self, self.budget(most), most)
+        length = min(num_prompt_tokens, self.policy.after or num_prompt_tokens)
+        budget = self.budget(length)
+        due = length if length > budget else budget + self.every if self.every else None
+        if due is not None:
+            due = min(self._whole(due), self._whole(due) if most is None else most)
+        return Compression(self, budget, due)
+
+    def budget(self, num_prompt_tokens: int) -> int:
+        """How many tokens are kept of a sequence with such a prompt."""
+        sinks = self.policy.num_sinks
+        least = 1 if sinks is None else self._whole(sinks) + 1
+        return self._whole(max(self.policy.budget(num_prompt_tokens), least))
+
+    @property
+    def every(self) -> int:
+        return self._whole(self.policy.every)
+
+    def _whole(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.unit) * self.unit
 
 
 @dataclass(eq=False)
 class Compression:
-    """Where a sequence stands with its `policy`: it keeps `budget` tokens once it is `due`, after so many tokens.
+    """Where a sequence stands with its `plan`: it keeps `budget` tokens once it is `due`, after so many tokens.
 
     `calls` has the queries of its last tokens before that, by attention call; of a policy that observes all of them
-    only those that it has not, and `observed` what it made of the others. Of a sequence that has been compressed
-    the first `num_exact_tokens` were computed as if it were not, and `num_omitted_tokens` are in no page of some
-    layers.
+    only those that it has not, and `observed` what it made of the others. `sinks` has the bytes of its first pages, by
+    layer group, as they were before their keys were turned. Of a sequence that has been compressed the first
+    `num_exact_tokens` were computed as if it were not, and `num_omitted_tokens` are in no page of some layers.
     """
 
-    policy: Policy
+    plan: Plan
     budget: int
     due: int | None
     calls: dict[int, LastQueries] = field(default_factory=dict)
     observed: dict[int, torch.Tensor] = field(default_factory=dict)
+    sinks: dict[int, torch.Tensor] = field(default_factory=dict)
     num_exact_tokens: int | None = None
     num_omitted_tokens: int = 0
 
-    @classmethod
-    def of(cls, policy: Policy, num_prompt_tokens: int) -> Self:
-        """Of a sequence that begins."""
-        budget = policy.budget(num_prompt_tokens)
-        if num_prompt_tokens > budget:
-            return cls(policy, budget, num_prompt_tokens)
-        return cls(policy, budget, budget + policy.every if policy.every else None)
+    @property
+    def policy(self) -> Policy:
+        return self.plan.policy
 
     def first_watched(self, due: int) -> int:
         """The first token whose query is looked at before it is `due`."""
@@ -56,7 +100,7 @@ class Compression:
         assert self.due is not None
         self.num_exact_tokens = self.num_exact_tokens or self.due
         self.num_omitted_tokens = self.due - self.budget
-        every, count = self.policy.every, self.policy.num_queries - self.policy.every
+        every, count = self.plan.every, self.policy.num_queries - self.plan.every
         self.due = self.due + every if every else None
         again = self.calls if every and count > 0 else {}
         self.calls = {call: replace(last, queries=last.queries[-count:]) for call, last in again.items()}
@@ -65,4 +109,4 @@ class Compression:
 
     def copy(self) -> Self:
         """For a fork."""
-        return replace(self, calls=dict(self.calls), observed=dict(self.observed))
+        return replace(self, calls=dict(self.calls), observed=dict(self.observed), sinks=dict(self.sinks))

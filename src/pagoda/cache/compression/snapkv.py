@@ -43,5 +43,5 @@ class SnapKV(ScoredPolicy):
     def scores(self, layer: LayerView) -> torch.Tensor:
         from torch.nn.functional import avg_pool1d
 
-        seen = layer.weights.mean(dim=2)[..., : layer.num_slots - self.window]
+        seen = layer.mass[..., : layer.num_slots - self.window] / self.window
         return avg_pool1d(seen, self.kernel, stride=1, padding=self.kernel // 2).mean(dim=1)

@@ -26,4 +26,4 @@ class TOVA(ScoredPolicy):
         return 1
 
     def scores(self, layer: LayerView) -> torch.Tensor:
-        return layer.weights[:, :, -1].mean(dim=(0, 1)).expand(layer.num_heads, -1)
+        return layer.mass.mean(dim=(0, 1)).expand(layer.num_heads, -1)

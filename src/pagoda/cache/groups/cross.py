@@ -141,6 +141,7 @@ class CrossGroup:
         holdings.check_available(needed, account)
         holdings.tick()
         if match.entry is not None:
+            holdings.hit((match.entry,))
             return self._take(match.entry), NO_ACTIONS
         entry = Entry(namespace, holdings.allocate(needed, account))
         if self._share:

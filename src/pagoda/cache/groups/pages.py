@@ -6,6 +6,7 @@ tables and counts. Imports neither torch nor formats, so a simulator can run it 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 
 from pagoda.cache.eviction.base import EvictionPolicy
@@ -112,8 +113,7 @@ class PageGroup:
             shared = [path[index] for index in self._needed_pages(num_tokens, whole)] if first else path
             holdings.use(shared)
             self._take_over(table, [each.page for each in shared])
-            for each in shared:
-                each.num_hits += 1
+            holdings.hit(shared)
             table.num_tokens = whole * self.page_tokens
             if not rest:
                 return table, NO_ACTIONS
@@ -245,6 +245,26 @@ class PageGroup:
             self.holdings.allocator.seal(page)
         return PageActions(pages, [])
 
+    def drop_middle(self, table: PageTable, num_first: int, num_last: int) -> PageActions:
+        """Let a compacted table whose pages are full go on with its `num_last` last ones, behind `num_first` new ones.
+
+        Raises OutOfPagesError if there are not enough; then it has its last pages only.
+        """
+        assert table.is_private, "pages that others may hit would keep those before them"
+        assert table.num_slots == len(table.pages) * self.page_tokens, "no page is open"
+        self.holdings.tick()
+        last = len(table.pages) - num_last
+        for page in table.pages[:last]:
+            self.prefixes.leave(page)
+        del table.pages[:last]
+        table.num_omitted = table.num_tokens - num_last * self.page_tokens
+        pages = self.holdings.allocate(num_first, table.account)
+        table.pages = array("i", pages) + table.pages
+        table.num_omitted -= num_first * self.page_tokens
+        for page in pages:
+            self.holdings.allocator.seal(page)
+        return PageActions(pages, [])
+
     def release(self, table: PageTable, tokens: Sequence[int] = (), keep: bool = True) -> None:
         """Drop all pages of a table, whose tokens are `tokens`.
 
@@ -309,7 +329,7 @@ class PageGroup:
 
     def _copy_open(self, table: PageTable, source: Node) -> PageActions:
         """Append an open page that is to begin with the bytes of `source`."""
-        source.num_hits += 1
+        self.holdings.hit((source,))
         self.holdings.use((source,))  # not to be evicted to make room for its own copy
         try:
             page = self.holdings.allocate(1, table.account)[0]

@@ -153,7 +153,7 @@ class StateGroup:
         if snapshot is None:
             table.pages.extend(slots := holdings.allocate(1, account))
             return table, PageActions(slots, [])
-        snapshot.num_hits += 1
+        holdings.hit((snapshot,))
         snapshot.is_spent = False
         source = snapshot.page
         holdings.use((snapshot,))  # not to be evicted to make room for its own copy

@@ -39,6 +39,9 @@ class Keeper(Protocol):
     def held(self, held: Any) -> None:
         """From now on it can be found."""
 
+    def hit(self, things: Sequence[Any]) -> None:
+        """A sequence begins with them."""
+
     def leaves(self, held: Any, reason: Reason) -> None:
         """It is about to go."""
 
@@ -127,6 +130,13 @@ class Holdings:
             held.last_used = clock
             for page in held.pages:
                 retain(page)
+
+    def hit(self, things: Sequence[Held]) -> None:
+        """A sequence begins with each."""
+        for held in things:
+            held.num_hits += 1
+        if self._keeper is not None:
+            _tell(self._keeper.hit, things)
 
     def leave(self, held: Held) -> None:
         """Drop a user; without any it may be evicted."""

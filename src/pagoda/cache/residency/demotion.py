@@ -27,6 +27,11 @@ class Below:
         self.writer = writer
         self.persists = persists
 
+    @property
+    def is_told_of_hits(self) -> bool:
+        """Whether it can note hits at no cost; what does not persist holds what the pool has not."""
+        return self.persists and self.tier.is_instant
+
     def lacks(self, key: bytes) -> bool:
         """Whether a record is neither there nor on its way, as far as can be told at once."""
         return not self.writer.waits(key) and not (self.tier.is_instant and self.tier.contains([key])[0])
@@ -63,6 +68,20 @@ class Demotion:
             self._admission.comes(self._key(self._group, held))
         if self._admission.takes_sealed:
             self._write(held, [each for each in self._below if each.persists])
+
+    def hit(self, things: Sequence[Held]) -> None:
+        """A sequence begins with what the pool has of them."""
+        if any(each.is_told_of_hits for each in self._below):
+            self.hit_records([self._key(self._group, held) for held in things])
+
+    def hit_records(self, keys: list[bytes]) -> None:
+        """Let tiers know: they keep what is hit, and else would forget what the pool always has.
+
+        Those who find them there after the process are the ones to gain.
+        """
+        for each in self._below:
+            if each.is_told_of_hits:
+                each.writer.use(keys)
 
     def beside(self, label: Label, pages: Sequence[int], is_leaving: bool) -> None:
         """These are of use with a state of which tiers were told just now: that it is held, or leaves the pool."""

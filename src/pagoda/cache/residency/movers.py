@@ -45,6 +45,9 @@ class Writing(Protocol):
     def offer(self, staged: ToWrite) -> bool:
         """Write it soon; False if too much waits already."""
 
+    def use(self, keys: list[bytes]) -> None:
+        """Have the tier know soon that these were used, if it has them or is about to."""
+
     def drop(self, keys: list[bytes]) -> None:
         """Forget records soon, after what was offered before."""
 

@@ -97,7 +97,9 @@ class Residency:
             Demotion(index, store, labels, self._below, admission, movers) for index, store in enumerate(stores)
         ]
         for group, demotion in zip(cache.groups, self._demotions, strict=True):
-            group.holdings.keep_with(demotion if group.snapshots is None else _WithTails(demotion, self._tail_leaves))
+            group.holdings.keep_with(
+                demotion if group.snapshots is None else _WithTails(demotion, self._tail_leaves, self._tail_hit)
+            )
         cache.watch_states(self._states_kept)
 
     def now(self) -> float:
@@ -240,6 +242,10 @@ class Residency:
         for label, pages in self._tails.of_snapshot(snapshot):
             self._demotions[label.group].beside(label, pages, is_leaving=True)
 
+    def _tail_hit(self, snapshot: Snapshot) -> None:
+        for group, key in self._tails.keys_of_snapshot(snapshot):
+            self._demotions[group].hit_records([key])
+
     def _parts(self, group: int, sources: Sequence[Source], fills: Sequence[Fill]) -> list[Part]:
         """What is to be read for one group. Fills of one record have their bytes from one reading."""
         store, targets = self._stores[group], dict[int, list[list[NDArray[np.uint8]]]]()
@@ -251,12 +257,20 @@ class Residency:
 class _WithTails:
     """A keeper of states, with which go the beginnings of pages that they stand in."""
 
-    def __init__(self, demotion: Demotion, tail_leaves: Callable[[Snapshot], None]) -> None:
+    def __init__(
+        self, demotion: Demotion, tail_leaves: Callable[[Snapshot], None], tail_hit: Callable[[Snapshot], None]
+    ) -> None:
         self._demotion = demotion
         self._tail_leaves = tail_leaves
+        self._tail_hit = tail_hit
 
     def held(self, snapshot: Snapshot) -> None:
         self._demotion.held(snapshot)
+
+    def hit(self, snapshots: Sequence[Snapshot]) -> None:
+        self._demotion.hit(snapshots)
+        for snapshot in snapshots:
+            self._tail_hit(snapshot)
 
     def leaves(self, snapshot: Snapshot, reason: Reason) -> None:
         self._demotion.leaves(snapshot, reason)

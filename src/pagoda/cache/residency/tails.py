@@ -46,3 +46,10 @@ class Tails:
             if rest and self._cache.groups[group].resumable(match, snapshot.num_tokens) == snapshot.num_tokens:
                 pages = self._cache.groups[group].pages_of(match, snapshot.num_tokens - rest)
                 yield labels.label(group, snapshot.num_tokens), pages
+
+    def keys_of_snapshot(self, snapshot: Snapshot) -> Iterator[tuple[int, bytes]]:
+        """Groups, and what tiers find their records by, whether or not they have any."""
+        labels = self._labels.of_prompt(snapshot.namespace, snapshot.key)
+        for group in self._groups:
+            if snapshot.num_tokens % self._labels.layout.page_tokens[group]:
+                yield group, labels.key(group, snapshot.num_tokens)

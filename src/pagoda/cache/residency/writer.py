@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 # So much is handed to a tier at once.
 BATCH_NBYTES = 4 << 20
+# Keys of which the tier does not know yet that they were used; it need not hear of more.
+MOST_USED = 1 << 16
 
 
 class ToWrite(Protocol):
@@ -63,6 +65,7 @@ class Writer:
         self._most_nbytes = most_nbytes
         self._queue: deque[ToWrite] = deque()
         self._waiting: set[bytes] = set()
+        self._used: set[bytes] = set()
         self._dropping: list[bytes] = []
         self._nbytes = 0
         self._is_busy = False
@@ -92,6 +95,13 @@ class Writer:
             self._wake()
         return True
 
+    def use(self, keys: list[bytes]) -> None:
+        """Have the tier know soon that these were used, if it has them or is about to."""
+        with self._changed:
+            if len(self._used) < MOST_USED:
+                self._used.update(keys)
+                self._wake()
+
     def drop(self, keys: list[bytes]) -> None:
         """Forget records soon, after what was offered before."""
         with self._changed:
@@ -101,7 +111,7 @@ class Writer:
     def flush(self, seconds: float | None = None) -> bool:
         """Wait until all that was offered is written; False if it took longer than so many `seconds`."""
         with self._changed:
-            is_done = self._changed.wait_for(lambda: not (self._queue or self._dropping or self._is_busy), seconds)
+            is_done = self._changed.wait_for(lambda: not (self._has_work or self._is_busy), seconds)
         if is_done:
             self._attempt(self._tier.flush)
         return is_done
@@ -116,6 +126,10 @@ class Writer:
         if self._thread is not None:
             self._thread.join(seconds)
 
+    @property
+    def _has_work(self) -> bool:
+        return bool(self._queue or self._dropping or self._used)
+
     def _wake(self) -> None:
         if self._thread is None:
             self._thread = Thread(target=self._run, name=f"pagoda-write-{self._tier.name}", daemon=True)
@@ -127,20 +141,29 @@ class Writer:
             with self._changed:
                 self._is_busy = False
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._queue or self._dropping or self._is_closed)
+                self._changed.wait_for(lambda: self._has_work or self._is_closed)
                 if self._is_closed:
                     return
                 self._is_busy = True
+                used = self._take_used()
                 batch, dropping = self._take(), self._dropping
                 if not batch:
                     self._dropping = []
+            if used:
+                self._attempt(self._tier.use, used)
             if batch:
                 self._attempt(self._put, batch)
                 with self._changed:
                     for staged in batch:
                         self._waiting.discard(staged.key)
-            else:
+            elif dropping:
                 self._attempt(self._tier.drop, dropping)
+
+    def _take_used(self) -> list[bytes]:
+        """Those that do not wait to be written first."""
+        used = [key for key in self._used if key not in self._waiting]
+        self._used.difference_update(used)
+        return used
 
     def _take(self) -> list[ToWrite]:
         batch: list[ToWrite] = []

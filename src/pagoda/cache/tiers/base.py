@@ -104,6 +104,12 @@ class Tier(ABC):
     def get(self, keys: Sequence[bytes]) -> list[Bytes | None]:
         """The records as they were put, None where there is none. Those that are read count as used."""
 
+    def use(self, keys: Sequence[bytes]) -> None:  # noqa: B027 - most have no need of it
+        """What is held of these counts as used: the pool had them when they were wanted.
+
+        Only those that are instant are told, so nobody else is to be asked here.
+        """
+
     @abstractmethod
     def put(self, records: Sequence[Put]) -> list[bool]:
         """Keep records, giving up others where there is a limit; False for each that was not taken.

@@ -98,6 +98,10 @@ class GuardedTier(Tier):
         nothing: list[Bytes | None] = [None] * len(keys)
         return self._ask(lambda tier: tier.get(keys), nothing) if keys else nothing
 
+    def use(self, keys: Sequence[bytes]) -> None:
+        if self.is_instant:
+            self._look(keys, lambda tier: tier.use(keys), None)
+
     def put(self, records: Sequence[Put]) -> list[bool]:
         return self._ask(lambda tier: tier.put(records), [False] * len(records)) if records else []
 

@@ -53,6 +53,10 @@ class PartitionedTier(Tier):
             found |= {key: record for key, record in records if record is not None}
         return [found.get(key) for key in keys]
 
+    def use(self, keys: Sequence[bytes]) -> None:
+        for part in self._parts:
+            part.use(keys)
+
     def put(self, records: Sequence[Put]) -> list[bool]:
         taken: dict[bytes, bool] = {}
         for part in self._parts:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pagoda.cache.tiers.base import Put, Tier, TierSettings, TierStats
@@ -33,6 +34,9 @@ READ_NBYTES = 1 << 18  # at a time from a socket
 STATS_SECONDS = 1.0  # the store is not asked more often what it holds
 KEYS_PER_CALL = 1000
 ENTRY_NBYTES = 120  # what a key takes beside its value
+
+DISTRUST_HINT = "; if it is the right one, name who vouches for it in its URL, rediss://host:6380?ssl_ca_certs=FILE"
+FILE_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 # Which of the keys exist, as "1" and "0"; with an argument of "1" it stops after the first that does not.
 HELD_SCRIPT = """
@@ -145,7 +149,8 @@ class RedisTier(Tier):
         try:
             yield
         except RedisError as error:
-            raise TierError(f"The store at {self._where} failed: {error or type(error).__name__}") from error
+            hint = DISTRUST_HINT if "CERTIFICATE_VERIFY_FAILED" in str(error) else ""
+            raise TierError(f"The store at {self._where} failed: {error or type(error).__name__}{hint}") from error
 
     def _held(self, keys: Sequence[bytes], stops: bool) -> bytes:
         if not keys:
@@ -272,6 +277,10 @@ def _client(settings: TierSettings) -> Any:
             f"The URL of the store, {shown_url(settings.where)}, cannot be used: {error}. Give one such as "
             "redis://host:6379, rediss://host:6380 or unix:///run/redis.sock."
         ) from None
+    for option in FILE_OPTIONS:
+        file = pool.connection_kwargs.get(option)
+        if file is not None and not Path(file).is_file():
+            raise ConfigError(f"The URL of {shown_url(settings.where)} has {option} {file}, which is no file.")
     return redis.Redis(connection_pool=pool)
 
 

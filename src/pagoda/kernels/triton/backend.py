@@ -13,12 +13,13 @@ from pagoda.errors import ConfigError, KernelUnavailableError
 from pagoda.kernels.base import AttentionRule, AttentionUse, GroupView, Kernels, LayerPages
 from pagoda.kernels.layers import LayerKernels
 from pagoda.kernels.recording import StepRecorder
+from pagoda.kernels.reference_compaction import PlainCompaction
 from pagoda.kernels.triton.shapes import plane_shape
 
 INTERPRETER = "TRITON_INTERPRET"
 
 
-class TritonKernels(Kernels):
+class TritonKernels(PlainCompaction, Kernels):
     """Tensors on a GPU; on the CPU where Triton was told to interpret its kernels."""
 
     def __init__(self) -> None:

@@ -154,6 +154,7 @@ def _params(body: MessagesBody, conversation: Conversation, defaults: SamplingPa
         "seed": body.seed,
         "stop": body.stop_sequences,
         "kv_compression": body.kv_compression,
+        "context_full": body.context_full,
     }
     fields = {name: value for name, value in given.items() if value is not None}
     form = _form(body, conversation)

@@ -164,6 +164,7 @@ class MessagesBody(CountBody):
     top_k: int | None = Field(None, ge=0)
     diagnostics: Diagnostics | None = None
     kv_compression: str | None = None  # ours
+    context_full: str | None = None  # ours
     # Without effect here.
     metadata: Metadata | None = None
     service_tier: Annotated[Literal["auto", "standard_only"] | None, FORGETTING] = None

@@ -27,6 +27,7 @@ SAME = (
     "ignore_eos",
     "skip_special_tokens",
     "kv_compression",
+    "context_full",
 )
 
 

@@ -224,6 +224,7 @@ def _params(body: ResponseBody, conversation: Conversation, defaults: SamplingPa
         "top_p": body.top_p,
         "seed": body.seed,
         "kv_compression": body.kv_compression,
+        "context_full": body.context_full,
     }
     fields = {name: value for name, value in given.items() if value is not None}
     wants_logprobs = "message.output_text.logprobs" in (body.include or ())

@@ -224,5 +224,6 @@ class ResponseBody(Body):
     cache_salt: str | None = None
     cached_content: str | None = None
     kv_compression: str | None = None
+    context_full: str | None = None
     seed: int | None = None
     ignore_eos: bool = False

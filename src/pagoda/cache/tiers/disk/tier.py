@@ -89,6 +89,9 @@ class DiskTier(Tier):
         self._count("read_nbytes", sum(len(record) for record in found if record is not None))
         return found
 
+    def use(self, keys: Sequence[bytes]) -> None:
+        self._log.use(keys)
+
     def put(self, records: Sequence[Put]) -> list[bool]:
         with self._writing, self._counting_errors():
             return [self._put(each) for each in records]

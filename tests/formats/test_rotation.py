@@ -2,7 +2,7 @@
 
 import torch
 
-from pagoda.kernels.rotation import PairRotation
+from pagoda.formats.rotation import PairRotation
 
 
 def test_a_mean_turn_is_the_mean_of_turned_rows():

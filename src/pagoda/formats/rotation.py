@@ -1,13 +1,15 @@
-"""How a layer turns queries and keys by their positions (rotary embedding, arXiv 2104.09864): channels and angles.
+"""How a layer turns keys by their positions (rotary embedding, arXiv 2104.09864): which channels, and by what angles.
 
-Knows one layer. How a model turns is found out in `models/calibration.py`.
+Knows one head at a time, the same for all heads of a layer. Does not know how a model was found to do so.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,13 @@ class PairRotation:
 
     def averaged(self, values: torch.Tensor) -> torch.Tensor:
         """`values` [..., pairs, 2], equal for both channels of every pair that turns."""
+        import torch
+
         return torch.where(self.frequencies[:, None] == 0, values, values.mean(dim=-1, keepdim=True))
 
     def turned(self, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """`keys` [tokens, heads, width] turned by their angles at `positions` [tokens]."""
-        angles = torch.outer(positions.double(), self.frequencies)
-        cosines, sines = (each.float()[:, None] for each in (angles.cos(), angles.sin()))
+        cosines, sines = (each.float()[:, None] for each in self._turns(positions))
         first, second = (keys[..., channel] for channel in self.channels.unbind(-1))
         turned = keys.clone()
         turned[..., self.channels[:, 0]] = first * cosines - second * sines
@@ -33,10 +36,18 @@ class PairRotation:
 
     def mean_turn(self, positions: torch.Tensor, width: int) -> torch.Tensor:
         """What a row of `width` is multiplied by, fp32 [width, width], to be the mean of its turns at `positions`."""
-        angles = torch.outer(positions.double(), self.frequencies)
-        cosines, sines = (each.mean(dim=0).float() for each in (angles.cos(), angles.sin()))
+        import torch
+
+        cosines, sines = (each.mean(dim=0).float() for each in self._turns(positions))
         first, second = self.channels.unbind(-1)
         turn = torch.eye(width)
         turn[first, first] = turn[second, second] = cosines
         turn[first, second], turn[second, first] = sines, -sines
         return turn
+
+    def _turns(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The cosines and sines of the angles at `positions`, fp64 [positions, pairs]."""
+        import torch
+
+        angles = torch.outer(positions.double(), self.frequencies)
+        return angles.cos(), angles.sin()

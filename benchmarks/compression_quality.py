@@ -1,0 +1,258 @@
+"""What is lost of long prompts by each policy and budget, beside pages of fewer bits: how answers and texts go on.
+
+    python benchmarks/compression_quality.py
+    python benchmarks/compression_quality.py --model FOLDER --tasks needle keys variables --tokens 2048
+
+Right answers and texts are forced upon the engine, which is asked at each of their tokens how likely it was: that gives
+perplexity, the divergence from the whole cache (bf16, nats, mean and 99th percentile), how often the most likely token
+is the same, and how many answers would have been given in full. Questions are known when a prompt is compressed or,
+with --unseen, come after it. No policy is told of where the whole cache answers less than --least of the questions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pagoda import SamplingParams
+from pagoda.config import EngineConfig, Environment
+from pagoda.engine.engine import Engine
+from pagoda.engine.format_fit import calibration_text
+from pagoda.engine.request import new_request
+from pagoda.kernels.dispatch import choose_kernels
+from pagoda.llm import EMBEDDED_MODEL
+from pagoda.models.loader import load_model
+from pagoda.models.model import Model
+from pagoda.models.tokenizer import load_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+from recall_tasks import RecallTasks
+from tiny_corpus import load_corpus
+from train_tiny import load_words
+
+RECALL = ("pass key", "key-value", "copy")
+TASKS = ("text", *RECALL, "needle", "keys", "variables")
+CONTINUED = 64  # tokens of texts
+WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "ivory", "jade", "karst", "linen")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt and what follows it; the last `num_question` tokens of the prompt are the question."""
+
+    prompt: list[int]
+    answer: list[int]
+    num_question: int = 0
+
+
+@dataclass
+class Forced:
+    """A form that only `tokens` have, which notes what else might have been said."""
+
+    tokens: list[int]
+    logprobs: list[torch.Tensor] = field(default_factory=list)
+
+    def new(self) -> Forced:
+        return self
+
+    @property
+    def is_ready(self) -> bool:
+        return True
+
+    @property
+    def is_done(self) -> bool:
+        return len(self.logprobs) == len(self.tokens)
+
+    def mask(self, logits: torch.Tensor) -> None:
+        self.logprobs.append(logits.log_softmax(dim=-1))
+        token = self.tokens[len(self.logprobs) - 1]
+        logits[:token] = logits[token + 1 :] = -math.inf
+
+    def push(self, token: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of the cases of one task under one policy."""
+
+    perplexity: float
+    divergence: float
+    divergence_99: float
+    same_top: float
+    answered: float
+    kept: float  # of the bytes of bf16 pages
+
+
+def forced(engine: Engine, cases: list[Case], policy: str, unseen: bool) -> list[torch.Tensor]:
+    """Log-probabilities [answer tokens, vocabulary] of every case."""
+    forms = [Forced(case.answer) for case in cases]
+    for number, (case, form) in enumerate(zip(cases, forms, strict=True)):
+        after = f",after={len(case.prompt) - case.num_question}" if unseen and policy != "none" else ""
+        params = SamplingParams(
+            temperature=0, max_tokens=len(case.answer), ignore_eos=True, kv_compression=policy + after
+        )
+        request = new_request(str(number), case.prompt, params)
+        request.constraint = form
+        engine.add(request)
+    while engine.has_work:
+        engine.step()
+    return [torch.stack(form.logprobs) for form in forms]
+
+
+def compared(cases: list[Case], found: list[torch.Tensor], whole: list[torch.Tensor], kept: float) -> Result:
+    divergences, same, losses, answered = [], [], [], []
+    for case, ours, theirs in zip(cases, found, whole, strict=True):
+        answer = torch.tensor(case.answer)
+        divergences.append((theirs.exp() * (theirs - ours)).sum(dim=-1))
+        same.append(ours.argmax(-1) == theirs.argmax(-1))
+        losses.append(-ours.gather(1, answer[:, None])[:, 0])
+        answered.append(bool((ours.argmax(-1) == answer).all()))
+    divergence = torch.cat(divergences)
+    return Result(
+        math.exp(float(torch.cat(losses).mean())),
+        float(divergence.mean()),
+        float(divergence.quantile(0.99)),
+        float(torch.cat(same).float().mean()),
+        float(np.mean(answered)),
+        kept,
+    )
+
+
+def cases_of(task: str, tokenizer: Any, options: argparse.Namespace) -> list[Case]:
+    """The questions of a task; the same for every policy."""
+    if task in ("text", *RECALL):
+        corpus = load_corpus(options.work, options.data, load_tokenizer(EMBEDDED_MODEL))
+        if task == "text":
+            stretches = np.random.default_rng(0).integers(
+                len(corpus.held_out) - options.tokens - CONTINUED, size=options.cases
+            )
+            length = options.tokens
+            texts = [corpus.held_out[at : at + length + CONTINUED].tolist() for at in stretches]
+            return [Case(text[:length], text[length:]) for text in texts]
+        words = load_words(corpus, load_tokenizer(EMBEDDED_MODEL))
+        return list(recall_cases(RecallTasks(tokenizer, corpus.held_out, words), task, options))
+    return [ruler_case(task, tokenizer, random.Random(f"{task}/{index}"), options) for index in range(options.cases)]
+
+
+def recall_cases(tasks: RecallTasks, kind: str, options: argparse.Namespace) -> Iterator[Case]:
+    """What the embedded model was trained to recall, at distances up to the length of the prompt."""
+    generator = np.random.default_rng(0)
+    for index in range(options.cases):
+        probe = tasks.probe(kind, (index + 1) * (options.tokens - 64) // options.cases, generator)
+        lines = [at for at, token in enumerate(probe.prompt) if token == tasks.newline]
+        yield Case(probe.prompt, probe.answer, len(probe.prompt) - lines[-1])
+
+
+def ruler_case(task: str, tokenizer: Any, draw: random.Random, options: argparse.Namespace) -> Case:
+    """Facts in running text, as RULER has them (arXiv 2404.06654), asked for in the model's chat format."""
+    number = partial(draw.randrange, 10_000, 100_000)
+    names = draw.sample(WORDS, k=6)
+    if task == "variables":
+        value = number()
+        lines = [f"VAR {names[0].upper()} = {value}."]
+        lines += [f"VAR {new.upper()} = VAR {old.upper()}." for old, new in pairwise(names[:4])]
+        question, reply, answer = f"What is the value of VAR {names[3].upper()}?", "The value is", f" {value}"
+    else:
+        numbers = {name: number() for name in (names if task == "keys" else names[:1])}
+        lines = [f"One of the special magic numbers for {name} is {value}." for name, value in numbers.items()]
+        asked = draw.choice(list(numbers))
+        question = f"What is the special magic number for {asked}?"
+        reply, answer = f"The special magic number for {asked} is", f" {numbers[asked]}"
+    files = sorted(path for path in options.data.rglob("*") if path.is_file())
+    text = max(files, key=lambda path: path.stat().st_size).read_text(errors="replace")
+    start = draw.randrange(len(text) - 8 * options.tokens)
+    paragraph = tokenizer.decode(tokenizer(text[start : start + 8 * options.tokens]).input_ids[: options.tokens - 200])
+    cuts = sorted(draw.sample(range(len(paragraph)), k=len(lines)))
+    pieces = [paragraph[a:b] for a, b in zip([0, *cuts], [*cuts, len(paragraph)], strict=True)]
+    body = pieces[0] + "".join(f"\n{line}\n{piece}" for line, piece in zip(lines, pieces[1:], strict=True))
+    message = [{"role": "user", "content": f"Remember what this text says.\n\n{body}\n\n{question} Answer at once."}]
+    prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True) + reply
+    before = prompt[: prompt.rindex(question)]
+    token_ids = tokenizer(prompt, add_special_tokens=False).input_ids
+    num_question = len(token_ids) - len(tokenizer(before, add_special_tokens=False).input_ids)
+    answered = tokenizer(prompt + answer, add_special_tokens=False).input_ids
+    return Case(token_ids, answered[len(token_ids) :], num_question)
+
+
+def make_engine(model: Model, format: str, tokenizer: Any) -> Engine:
+    config = EngineConfig(kv_cache_dtype=format, kv_cache_memory_bytes=1 << 30, block_size=16)
+    calibration = partial(calibration_text, "auto", tokenizer, model.vocab_size)
+    return Engine(model, choose_kernels(Environment.read()), config, calibration=calibration)
+
+
+def measure(options: argparse.Namespace) -> Iterator[tuple[str, str, Result]]:
+    """Task, way and result, as they come."""
+    folder = options.model or EMBEDDED_MODEL
+    tokenizer, model = load_tokenizer(folder), load_model(folder, dtype="bfloat16")
+    engines = {format: make_engine(model, format, tokenizer) for format in ("bf16", *options.formats)}
+    bytes_of = {format: engine.memory.geometries[0].page_nbytes for format, engine in engines.items()}
+    for task in options.tasks:
+        cases = cases_of(task, tokenizer, options)
+        whole = forced(engines["bf16"], cases, "none", unseen=False)
+        result = compared(cases, whole, whole, 1.0)
+        yield task, "all, bf16", result
+        if task != "text" and result.answered < options.least:
+            continue
+        for format in options.formats:
+            found = forced(engines[format], cases, "none", unseen=False)
+            yield task, f"all, {format}", compared(cases, found, whole, bytes_of[format] / bytes_of["bf16"])
+        for policy in options.policies:
+            for share in options.shares:
+                name, _, parameters = policy.partition(":")
+                text = f"{name}:share={share}" + (f",{parameters}" if parameters else "")
+                found = forced(engines["bf16"], cases, text, options.unseen)
+                yield task, text, compared(cases, found, whole, share)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", help="folder of a checkpoint; the embedded model if none is given")
+    add("--data", type=Path, default=Path("../shared/data/text/train"), help="folder of the training text")
+    add("--work", type=Path, default=Path("build/tiny"), help="folder that keeps the text as tokens")
+    add("--tasks", nargs="+", choices=TASKS, default=["text", *RECALL])
+    add("--tokens", type=int, default=1024, help="of the prompts")
+    add("--cases", type=int, default=16, help="questions of each task")
+    add("--policies", nargs="+", default=["snapkv:window=32", "tova:every=0", "knorm", "streaming", "random"])
+    add("--shares", nargs="+", type=float, default=[0.75, 0.5, 0.25, 0.12])
+    add("--formats", nargs="*", default=["int8", "int4"])
+    add("--unseen", action="store_true", help="compress before the question")
+    add("--least", type=float, default=0.8, help="share of questions that the whole cache must answer")
+    add("--json", type=Path, help="write the figures here too")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_options()
+    options.work.mkdir(parents=True, exist_ok=True)
+    table, rows = Table(title=f"{options.cases} prompts of each task, {options.tokens} tokens"), []
+    for column in ("task", "kept", "bytes", "perplexity", "divergence", "its 99 %", "same top", "answered"):
+        table.add_column(column, justify="left" if column in ("task", "kept") else "right")
+    for task, way, result in measure(options):
+        rows.append({"task": task, "way": way, **vars(result)})
+        table.add_row(
+            *(task, way, f"{result.kept:.0%}", f"{result.perplexity:.3f}", f"{result.divergence:.4f}"),
+            *(f"{result.divergence_99:.3f}", f"{result.same_top:.1%}", f"{result.answered:.0%}"),
+        )
+    Console(width=140).print(table)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

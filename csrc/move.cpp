@@ -1,0 +1,70 @@
+// Copies the bytes of tokens from pages to others, each head's own ones.
+//
+// Knows where bytes lie, not what they mean.
+#include <stdexcept>
+
+#include "run.h"
+#include "team.h"
+
+namespace pagoda {
+namespace {
+
+// Below this many tokens x heads waking a second thread costs more than it saves.
+constexpr int64_t kMinimumParallelTokens = 512;
+
+template <class Run>
+void copy_runs(const TokenPlane& plane, const uint8_t* source, uint8_t* target) {
+    for (int64_t run = 0; run < plane.num_runs; run++)
+        __builtin_memcpy(target + run * plane.stride_nbytes, source + run * plane.stride_nbytes, sizeof(Run));
+}
+
+void copy_token(const TokenPlane& plane, const uint8_t* source, uint8_t* target) {
+    switch (plane.run_nbytes) {
+        case 1: return copy_runs<uint8_t>(plane, source, target);
+        case 2: return copy_runs<uint16_t>(plane, source, target);
+        case 4: return copy_runs<uint32_t>(plane, source, target);
+    }
+    for (int64_t run = 0; run < plane.num_runs; run++)
+        __builtin_memcpy(target + run * plane.stride_nbytes, source + run * plane.stride_nbytes,
+                         size_t(plane.run_nbytes));
+}
+
+int64_t place_in(const TokenPlane& plane, int64_t head, int64_t token) {
+    return plane.offset_nbytes + head * plane.head_nbytes + token / plane.inner_tokens * plane.outer_nbytes +
+           token % plane.inner_tokens * plane.inner_nbytes;
+}
+
+// Tokens [first, last) of those that a head keeps.
+void move_head(const MoveCall& call, const TokenPlane& plane, int64_t head, int64_t first, int64_t last) {
+    const int64_t* kept = call.kept + head * call.num_kept;
+    for (int64_t index = first; index < last; index++) {
+        const uint8_t* source = call.pages + call.table[kept[index] / call.page_tokens] * call.page_nbytes;
+        uint8_t* target = call.target + index / call.page_tokens * call.target_page_nbytes;
+        copy_token(plane, source + place_in(plane, head, kept[index] % call.page_tokens),
+                   target + place_in(plane, head, index % call.page_tokens));
+    }
+}
+
+void check(const MoveCall& call) {
+    for (int64_t page = 0; page * call.page_tokens < call.num_slots; page++)
+        if (call.table[page] < 0 || call.table[page] >= call.num_pages)
+            throw std::invalid_argument("a page table names a page that the pool does not have");
+    for (int64_t index = 0; index < call.num_heads * call.num_kept; index++)
+        if (call.kept[index] < 0 || call.kept[index] >= call.num_slots)
+            throw std::invalid_argument("a token that is kept is none of the sequence");
+}
+
+}  // namespace
+
+void move_tokens(const MoveCall& call, int num_threads) {
+    check(call);
+    const int team = call.num_heads * call.num_kept < kMinimumParallelTokens ? 1 : num_threads;
+    in_parts(team, [&](int part) {
+        const int64_t first = call.num_kept * part / team, last = call.num_kept * (part + 1) / team;
+        for (int64_t plane = 0; plane < call.num_planes; plane++)
+            for (int64_t head = 0; head < call.num_heads; head++)
+                move_head(call, call.planes[plane], head, first, last);
+    });
+}
+
+}  // namespace pagoda
