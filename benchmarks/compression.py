@@ -20,7 +20,10 @@ from pagoda.models.loader import model_from_config
 SHAPE = "qwen2.5-0.5b"
 VOCABULARY = 150_000
 DECODED = 96
-POLICIES = ("none", "snapkv:{},window=32", "knorm:{}", "random:{}", "tova:{},every=32", "morphkv:{},window=32,every=32")
+POLICIES = (
+    *("none", "snapkv:{},window=32", "knorm:{}", "random:{}", "streaming:{}"),
+    *("tova:{},every=32", "morphkv:{},window=32,every=32"),
+)
 
 
 def main() -> None:

@@ -325,7 +325,7 @@ def test_samples_of_one_prompt_are_what_each_would_be_alone(model: Model) -> Non
         "expected_attention:tokens=90",
         "h2o:tokens=90,every=40",
         "knorm:tokens=90",
-        "streaming:tokens=64,every=16",
+        "streaming:tokens=96,every=48",
     ],
 )
 def test_who_is_sent_back_goes_on_with_the_same_tokens(model: Model, policy: str) -> None:

@@ -106,7 +106,9 @@ def layer_for(policy, num_slots, seed=0):
 @every_policy
 @pytest.mark.parametrize(("num_slots", "count", "window"), [(50, 20, 7), (50, 49, 7), (9, 8, 3), (300, 8, 1)])
 def test_each_head_keeps_as_many_tokens_as_asked_and_always_the_window(name, num_slots, count, window):
-    policy = policy_of(f"{name}:tokens={count},window={window}")
+    # Of the last tokens `streaming` keeps all that the first ones leave.
+    rest = f"sinks={count - window}" if name == "streaming" else f"window={window}"
+    policy = policy_of(f"{name}:tokens={count},{rest}")
     kept = policy.kept(layer_for(policy, num_slots), count)
     assert (kept.dtype, kept.shape) == (torch.int64, (NUM_HEADS, count))
     assert (kept.diff(dim=-1) > 0).all()

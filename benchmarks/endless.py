@@ -1,0 +1,107 @@
+"""A text without end read under `streaming`: is every stretch of it as likely as the first, and does memory stay?
+
+    python benchmarks/endless.py
+    python benchmarks/endless.py --tokens 200000 --policy streaming:tokens=1024,sinks=0
+
+The tokens are forced upon the engine, which is asked at each how likely it was; a stretch that is read by itself, from
+its own beginning and with all of its tokens in the cache, stands beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+
+import torch
+
+from pagoda import SamplingParams
+from pagoda.config import EngineConfig, Environment
+from pagoda.engine.engine import Engine
+from pagoda.engine.request import new_request
+from pagoda.kernels.dispatch import choose_kernels
+from pagoda.llm import EMBEDDED_MODEL
+from pagoda.models.loader import load_model
+from pagoda.models.tokenizer import load_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+from tiny_corpus import load_corpus
+
+BEGUN = 32  # tokens of a prompt
+
+
+@dataclass
+class Read:
+    """A form that only `tokens` have, which notes how likely each was."""
+
+    tokens: list[int]
+    losses: list[float] = field(default_factory=list)
+
+    def new(self) -> Read:
+        return self
+
+    @property
+    def is_ready(self) -> bool:
+        return True
+
+    @property
+    def is_done(self) -> bool:
+        return len(self.losses) == len(self.tokens)
+
+    def mask(self, logits: torch.Tensor) -> None:
+        token = self.tokens[len(self.losses)]
+        self.losses.append(float(torch.logsumexp(logits, dim=-1) - logits[token]))
+        logits[:token] = logits[token + 1 :] = -math.inf
+
+    def push(self, token: int) -> None: ...
+
+
+def read(engine: Engine, tokens: list[int], policy: str) -> tuple[list[float], float, int]:
+    """The loss of each token behind the first, tokens per second, and the most pages that were in use."""
+    params = SamplingParams(temperature=0, max_tokens=len(tokens) - BEGUN, ignore_eos=True, kv_compression=policy)
+    request = new_request("text", tokens[:BEGUN], params)
+    request.constraint = form = Read(tokens[BEGUN:])
+    engine.add(request)
+    begun, most = monotonic(), 0
+    while engine.has_work:
+        engine.step()
+        if len(form.losses) % 1000 == 0:
+            counts = engine.inspector.stats().groups[0]
+            most = max(most, counts.open + counts.in_use)
+            engine.inspector.check_integrity()
+    return form.losses, len(form.losses) / (monotonic() - begun), most
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/text/train"))
+    parser.add_argument("--work", type=Path, default=Path("build/tiny"))
+    parser.add_argument("--tokens", type=int, default=100_000)
+    parser.add_argument("--stretch", type=int, default=10_000, help="tokens of a line of the table")
+    parser.add_argument("--policy", default="streaming:tokens=1024")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    corpus = load_corpus(arguments.work, arguments.data, load_tokenizer(EMBEDDED_MODEL))
+    text = corpus.held_out[: arguments.tokens].tolist()
+    environment = Environment.read()
+    config = EngineConfig(kv_cache_memory_bytes=256 << 20, block_size=16)
+    engine = Engine(load_model(EMBEDDED_MODEL, dtype="auto"), choose_kernels(environment), config)
+    losses, speed, most = read(engine, text, arguments.policy)
+    print(f"{len(text):,} tokens, context {engine.max_model_len:,}, {arguments.policy}: {speed:.0f} tokens/s, ", end="")
+    print(f"{most} pages in use at most\n")
+    print("| tokens from | perplexity | its last tokens in a cache of their own |\n|---|---|---|")
+    for start in range(0, len(losses), arguments.stretch):
+        stretch = losses[start : start + arguments.stretch]
+        end = start + len(stretch) + BEGUN
+        alone = read(engine, text[max(end - engine.max_model_len, 0) : end], "none")[0]
+        last = min(len(alone) // 2, len(stretch))  # these have much before them in either cache
+        ours, theirs = (math.exp(sum(each[-last:]) / last) for each in (stretch, alone))
+        print(f"| {start:,} | {math.exp(sum(stretch) / len(stretch)):.2f} | {ours:.2f}, alone {theirs:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
