@@ -100,8 +100,8 @@ class CompressionPlans:
         held, most = plan.budget(num_prompt_tokens) + plan.every, self._max_len(tenant) // unit * unit
         if held > most:
             raise ConfigError(
-                f"{plan.policy.name} would hold up to {held:,} tokens, in pages of {unit}, and sequences have at most "
-                f"{most:,} here; lower its budget or every."
+                f"{'context_full' if plan.when_full else 'kv_compression'} would hold up to {held:,} tokens, in pages "
+                f"of {unit}, and sequences have at most {most:,} here; lower its budget or every."
             )
 
     def _prepare(self, plan: Plan | None) -> None:

@@ -30,13 +30,12 @@ def policy_when_full(text: str, max_tokens: int, unit: int) -> Policy | None:
     if text == TRUNCATE:
         kept = max(max_tokens // 2 // unit, 1) * unit
         return Streaming(tokens=kept, sinks=0, every=max(max_tokens // unit * unit - kept, unit))
-    policy = None if text == NONE else _read("context_full", text)
-    if policy is None or policy.num_sinks is None:
+    if text.partition(":")[0] != "streaming":
         raise ConfigError(
             f"context_full is {shown(text)}; give {STOP}, {TRUNCATE}, or streaming with a budget, as in "
             "streaming:tokens=1024: with others queries would look farther back than the model's context."
         )
-    return policy
+    return _read("context_full", text)
 
 
 @lru_cache(maxsize=256)
