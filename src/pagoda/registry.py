@@ -41,6 +41,8 @@ REGISTRY: dict[str, dict[str, str]] = {
         "snapkv": "pagoda.cache.compression.snapkv:SnapKV",
         "tova": "pagoda.cache.compression.tova:TOVA",
         "morphkv": "pagoda.cache.compression.morphkv:MorphKV",
+        "h2o": "pagoda.cache.compression.h2o:H2O",
+        "expected_attention": "pagoda.cache.compression.expected:ExpectedAttention",
         "streaming": "pagoda.cache.compression.streaming:Streaming",
         "knorm": "pagoda.cache.compression.knorm:Knorm",
         "random": "pagoda.cache.compression.random:RandomTokens",

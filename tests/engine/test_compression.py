@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache, LlamaForCausalLM, MptConfig
 
 from engine.tiny import VOCABULARY, tiny_config, windowed_model
+from oracle.families import build_tiny
 from pagoda import LLM, SamplingParams
 from pagoda.cache.leases import Breakpoint
 from pagoda.cache.prefix.keys import key_tokens
@@ -34,6 +35,14 @@ DENSE = {
     "knorm:tokens=30,window=2": (30, 0),
     "snapkv:tokens=60,window=8,kernel=3,after=110": (60, 0),
     "snapkv:share=0.25,window=8,kernel=3,after=112": (28, 0),
+    "expected_attention:tokens=50,future=40": (50, 0),
+    "expected_attention:tokens=50,future=40,every=9": (50, 9),
+    "h2o:tokens=40,every=1": (40, 1),
+    "h2o:tokens=41,every=6": (41, 6),
+    "h2o:tokens=41,every=6,after=110": (41, 6),
+    "expected_attention:tokens=50,future=40,after=110": (50, 0),
+    "snapkv:tokens=60,window=8,kernel=3,critical=0.5": (60, 0),
+    "tova:tokens=40,every=5,critical=0.5": (40, 5),
 }
 
 
@@ -69,15 +78,18 @@ class DenseCache:
         self.options = dict(each.split("=") for each in text.partition(":")[2].split(","))
         self.cache = DynamicCache()
         self.queries: list[list[torch.Tensor]] = []  # by layer, a tensor for each token
+        self.unrotated: list[torch.Tensor] = [torch.zeros(4, 0, 16)] * 2
+        self.sums = [torch.zeros(2, 0)] * 2
 
     @torch.inference_mode()
     def generate(self, prompt: list[int], count: int) -> list[int]:
-        tokens, after = list(prompt), int(self.options.get("after", len(prompt)))
-        logits = self.forward(tokens[:after], 0)
-        due = after
-        if after < len(prompt):
+        tokens, due = list(prompt), int(self.options.get("after", len(prompt)))
+        logits, start = self.forward(tokens[:due], 0), due
+        while start < len(prompt):
             self.compress()
-            logits = self.forward(tokens[after:], after)
+            due = start + self.every if self.every else len(prompt) + count
+            stop = min(due, len(prompt))
+            logits, start = self.forward(tokens[start:stop], start), stop
         for _ in range(count):
             if len(tokens) == due and self.cache.get_seq_length() > self.budget:
                 self.compress()
@@ -99,30 +111,76 @@ class DenseCache:
         output = self.network(torch.tensor([tokens]), position_ids=positions, past_key_values=self.cache)
         for hook in hooks:
             hook.remove()
+        for number, queries in enumerate(seen):
+            self.note(number, queries)
         self.queries = [
             [*before, *new.unbind(1)] for before, new in zip(self.queries or [[]] * len(seen), seen, strict=True)
         ]
         return output.logits[0, -1]
 
-    @staticmethod
-    def rotated_queries(module: Any, hidden_states: torch.Tensor, position_embeddings: Any, **_: Any) -> torch.Tensor:
+    def note(self, number: int, queries: torch.Tensor) -> None:
+        """What new queries attended to, added up for each token that is left."""
+        keys = self.cache.layers[number].keys[0].repeat_interleave(2, dim=0)
+        logits = queries @ keys.mT / 4
+        rows, length = logits.shape[1:]
+        future = torch.ones(rows, length).triu(length - rows + 1).bool()
+        weights = logits.masked_fill(future, float("-inf")).softmax(-1).sum(dim=1).view(2, 2, length).sum(dim=1)
+        self.sums[number] = weights + torch.nn.functional.pad(self.sums[number], (0, rows))
+
+    def expected(self, number: int, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Scores of the tokens behind four sinks by the distribution of queries before rotation."""
+        queries, length = self.unrotated[number][:, 4:], self.unrotated[number].shape[1]
+        ahead = torch.arange(length, length + 40)[None]
+        cosines, sines = (each[0].mean(dim=0) for each in self.network.model.rotary_emb(queries, ahead))
+        turn = torch.diag(cosines)
+        for channel in range(8):
+            turn[channel, channel + 8], turn[channel + 8, channel] = -sines[channel], sines[channel]
+        scores = []
+        for head, rows in enumerate(queries.double()):
+            mean, spread = turn.double() @ rows.mean(dim=0), turn.double() @ rows.T.cov(correction=0) @ turn.T.double()
+            own = keys[head // 2, 4:].double()
+            scores.append((own @ mean / 4 + ((own @ spread) * own).sum(dim=-1) / 32).softmax(-1))
+        return torch.stack(scores).view(2, 2, -1).mean(dim=1) * values[:, 4:].norm(dim=-1)
+
+    def rotated_queries(
+        self, module: Any, hidden_states: torch.Tensor, position_embeddings: Any, **_: Any
+    ) -> torch.Tensor:
         """[heads, tokens, width]"""
         query = module.q_proj(hidden_states)[0].unflatten(-1, (-1, module.head_dim)).transpose(0, 1)
+        self.unrotated[module.layer_idx] = torch.cat((self.unrotated[module.layer_idx], query), dim=1)
         cosines, sines = (each[0] for each in position_embeddings)
         first, second = query.chunk(2, dim=-1)
         return query * cosines + torch.cat((-second, first), dim=-1) * sines
 
     def compress(self) -> None:
-        for layer, queries in zip(self.cache.layers, self.queries, strict=True):
-            kept = self.choose(layer.keys[0], torch.stack(queries, dim=1))[..., None].expand(-1, -1, 16)
+        for number, (layer, queries) in enumerate(zip(self.cache.layers, self.queries, strict=True)):
+            self.norms = self.output_norms(self.network.model.layers[number].self_attn.o_proj, layer.values[0])
+            chosen = self.choose(number, layer.keys[0], layer.values[0], torch.stack(queries, dim=1))
+            self.sums[number] = self.sums[number].gather(1, chosen)
+            kept = chosen[..., None].expand(-1, -1, 16)
             layer.keys, layer.values = (each[0].gather(1, kept)[None] for each in (layer.keys, layer.values))
 
-    def choose(self, keys: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+    @staticmethod
+    def output_norms(projection: Any, values: torch.Tensor) -> torch.Tensor:
+        """Of each value [KV heads, tokens, width] by itself, over the query heads that read it."""
+        norms = torch.zeros(4, values.shape[1])
+        for head in range(4):
+            alone = torch.zeros(values.shape[1], 64)
+            alone[:, 16 * head : 16 * head + 16] = values[head // 2]
+            norms[head] = projection(alone).abs().sum(dim=-1)
+        return norms.view(2, 2, -1).mean(dim=1)
+
+    def choose(self, number: int, keys: torch.Tensor, values: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
         """Which tokens [KV heads, budget] of `keys` [KV heads, tokens, width] are kept."""
         name, options = self.text.partition(":")[0], self.options
         window, length = int(options.get("window", 0)), keys.shape[1]
         if name == "knorm":
             return self.best(-keys.norm(dim=-1), length, window)
+        if name == "h2o":
+            return self.best(self.sums[number], length, self.budget // 2)
+        if name == "expected_attention":
+            sinks = torch.full((2, 4), 9.0)
+            return self.best(torch.cat((sinks, self.expected(number, keys, values)), dim=1), length, 0)
         rows = 1 if name == "tova" else window
         logits = torch.stack([queries[head, -rows:] @ keys[head // 2].T / 4 for head in range(len(queries))])
         future = torch.ones(rows, length).triu(length - rows + 1).bool()
@@ -137,7 +195,14 @@ class DenseCache:
         return self.best(old.sum(dim=1) if options.get("fuse", "sum") == "sum" else old.amax(dim=1), length, window)
 
     def best(self, scores: torch.Tensor, length: int, window: int) -> torch.Tensor:
-        best = scores[:, : length - window].topk(self.budget - window).indices.sort(dim=-1).values
+        scores, count = scores[:, : length - window], self.budget - window
+        best = scores.topk(count).indices
+        if "critical=0.5" in self.text:
+            for head, row in enumerate(scores):
+                first = best[head, : count // 2]
+                rest = ((row + 1e-4) * self.norms[head, : len(row)]).index_fill(0, first, -1)
+                best[head] = torch.cat((first, rest.topk(count - count // 2).indices))
+        best = best.sort(dim=-1).values
         return torch.cat((best, torch.arange(length - window, length).expand(len(best), -1)), dim=-1)
 
 
@@ -155,8 +220,10 @@ def test_tokens_are_those_of_a_dense_cache_that_is_cut(network: LlamaForCausalLM
 FORMATS = ("bf16", "fp16", "int8", "fp8_e4m3", "int4_plain", "int4_rotated", "k8v4")
 POLICIES = (
     "snapkv:tokens=40,window=8",
-    "tova:tokens=40,every=3",
+    "tova:tokens=40,every=3,critical=0.5",
     "morphkv:tokens=40,window=8,every=4",
+    "expected_attention:tokens=40",
+    "h2o:tokens=40,every=3",
     "knorm:tokens=40",
     "random:tokens=40",
     "streaming:tokens=40,every=16",
@@ -178,7 +245,7 @@ def test_a_budget_beyond_the_sequence_changes_nothing(model: Model, policy: str)
 def test_cold_warm_and_batched_are_the_same_in_every_format(model: Model, format: str) -> None:
     prompts = [PROMPT[:count] for count in (50, 90, 131, 150)]
     with make(model, kv_cache_dtype=format, kv_cache_calibration="none") as llm:
-        for policy in (*POLICIES[:3], POLICIES[-1]):
+        for policy in (*POLICIES[:5], POLICIES[-1]):
             llm.reset_prefix_cache()
             alone = [tokens_of(llm, [prompt], policy)[0] for prompt in prompts]
             llm.reset_prefix_cache()
@@ -200,6 +267,19 @@ def test_deterministic_is_to_the_bit(model: Model) -> None:
             assert logprobs(llm, prompts, policy) == alone, "warm and together"
         with make(model, deterministic=True, max_num_batched_tokens=37, max_num_seqs=8) as llm:
             assert logprobs(llm, prompts, policy) == alone, "in chunks"
+
+
+@pytest.mark.parametrize("policy", ["expected_attention:tokens=40", "h2o:tokens=40"])
+def test_who_looks_at_all_queries_takes_no_hits_and_shares_what_it_computed(model: Model, policy: str) -> None:
+    with make(model) as llm:
+        tokens_of(llm, [PROMPT], None)
+        [first], [second] = (llm.generate([PROMPT], params(policy)) for _ in range(2))
+        assert (first.num_cached_tokens, second.num_cached_tokens) == (0, 0)
+        assert first.outputs[0].token_ids == second.outputs[0].token_ids
+        [counts] = llm.cache_stats().groups
+        assert counts.idle <= -(-(len(PROMPT) + NEW_TOKENS) // 16), "the same pages each time"
+        [after] = llm.generate([[*PROMPT, 1]], params(None))
+        assert after.num_cached_tokens == len(PROMPT)
 
 
 def test_a_miss_is_not_explained_by_what_nobody_could_have_hit(model: Model) -> None:
@@ -242,8 +322,10 @@ def test_samples_of_one_prompt_are_what_each_would_be_alone(model: Model) -> Non
         "snapkv:tokens=90,window=8",
         "tova:tokens=90,every=40",
         "morphkv:tokens=90,window=50,every=40",
+        "expected_attention:tokens=90",
+        "h2o:tokens=90,every=40",
         "knorm:tokens=90",
-        "streaming:tokens=64,every=96",
+        "streaming:tokens=96,every=48",
     ],
 )
 def test_who_is_sent_back_goes_on_with_the_same_tokens(model: Model, policy: str) -> None:
@@ -363,6 +445,22 @@ def test_what_cannot_be_is_refused_with_what_can(model: Model) -> None:
     assert not engine.has_work
     with pytest.raises(InvalidSamplingError, match="kv_compression"):
         params(3)  # type: ignore[arg-type]
+
+
+def test_what_a_value_is_in_the_output_has_to_be_known() -> None:
+    """Here two results of attention are mixed before anything takes them."""
+    model = Model.from_transformers(build_tiny("diffllama"))
+    with make(model) as llm, pytest.raises(InvalidSamplingError, match="critical needs the layer"):
+        llm.generate([[5] * 50], params("snapkv:tokens=40,window=8,critical=0.5"))
+
+
+def test_how_queries_are_turned_has_to_be_known() -> None:
+    """This model adds its positions to what it computes keys of."""
+    model = Model.from_transformers(build_tiny("gpt2"))
+    with make(model) as llm, pytest.raises(InvalidSamplingError, match="not known how 2 of 2 layers"):
+        llm.generate([[5] * 50], params("expected_attention:tokens=40"))
+    with pytest.raises(ConfigError, match="not known how 2 of 2 layers"):
+        make(model, kv_compression="expected_attention:tokens=40")
 
 
 def test_models_of_which_nothing_can_be_compressed() -> None:

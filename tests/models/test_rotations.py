@@ -18,6 +18,7 @@ from transformers import (
     SmolLM3Config,
 )
 
+from oracle.families import build_tiny
 from pagoda.config import Environment
 from pagoda.formats.page import page_geometries
 from pagoda.kernels.dispatch import choose_kernels
@@ -120,3 +121,13 @@ def test_without_positions_in_keys_nothing_is_turned() -> None:
     config = BloomConfig(vocab_size=VOCABULARY, hidden_size=64, n_layer=2, n_head=4)
     found = find_rotations(model_from_config(config, dtype="float32", seed=0), choose_kernels(Environment.read()))
     assert all(each.is_explained and not each.rotation.frequencies.any() for each in found.values())
+
+
+@pytest.mark.parametrize(("family", "num_layers"), [("llama", 2), ("qwen2", 2), ("gpt2", 0), ("bart", 0)])
+def test_only_rotations_that_are_sure_are_explained(family: str, num_layers: int) -> None:
+    """Learned positions are in the keys, and what has an encoder does not run over a text alone."""
+    model = Model.from_transformers(build_tiny(family))
+    found = find_rotations(model, choose_kernels(Environment.read())).values()
+    explained = [each.rotation for each in found if each.is_explained]
+    assert len(explained) == num_layers
+    assert all(each.frequencies[0] == 1 for each in explained)

@@ -23,7 +23,7 @@ def test_a_call_reads_keys_with_the_constants_that_they_were_stored_without():
     constants = KeyConstants(torch.ones(2, 16), torch.zeros(2, 0, 3).int(), torch.zeros(2, 0, 2), nothing)
     rules, no = (AttentionRule(0.25),) * 3, (False,) * 3
     bound = bind_sites(
-        Discovered(spec, rules, no, no), ReferenceKernels(), geometries, pages, {SiteSlot(0, 0): constants}
+        Discovered(spec, rules, no, no, (None,) * 3), ReferenceKernels(), geometries, pages, {SiteSlot(0, 0): constants}
     )
     first, reader, last = bound.sites
     assert first.layer.constants is reader.layer.constants is constants

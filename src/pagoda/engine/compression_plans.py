@@ -31,7 +31,7 @@ class CompressionPlans:
             raise ConfigError("A sequence is compressed in one way: leave out one of kv_compression and context_full.")
         plan = self._of(self._default, self._when_full, "")
         if plan is not None:
-            compressor.check_any()
+            compressor.check(plan.policy)
             compressor.tell_obstacles()
             self._check_fits(plan, max_len(""), "")
             self._prepare(plan)
@@ -49,7 +49,7 @@ class CompressionPlans:
             plan = self.plan(request)
             if plan is None:
                 return None
-            self._compressor.check_any()
+            self._compressor.check(plan.policy)
             self._check_fits(plan, len(request.prompt), request.tenant)
         except ConfigError as error:
             raise InvalidSamplingError(str(error)) from error
@@ -105,5 +105,5 @@ class CompressionPlans:
             )
 
     def _prepare(self, plan: Plan | None) -> None:
-        if plan is not None and plan.is_endless:
-            self._compressor.find_rotations()
+        if plan is not None:
+            self._compressor.prepare(plan.policy)

@@ -115,7 +115,11 @@ class Engine:
         self._seeds = random.Random(config.seed)
         self._ends = Ends(self._scheduler)
         self._compressor = Compressor(
-            self._forward.sites, model.discovered.uses, self._cache, partial(find_rotations, model, kernels)
+            self._forward.sites,
+            model.discovered.uses,
+            model.projections,
+            self._cache,
+            partial(find_rotations, model, kernels),
         )
         self._plans = CompressionPlans(self._compressor, config, self.max_len)
         self._settler = Settler(model, self._cache, self._scheduler, self._ends, self._compressor, self.max_len)

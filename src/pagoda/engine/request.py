@@ -168,7 +168,8 @@ class Sequence:
             return len(self.request.prompt_logprobs)
         if self.compression is None or self.compression.due is None:
             return len(self.tokens) - 1
-        return max(min(len(self.tokens), self.compression.due) - max(self.compression.policy.num_queries, 1), 0)
+        first_watched = self.compression.first_watched(self.compression.due)
+        return max(min(len(self.tokens) - 1, first_watched, self.compression.due - 1), 0)
 
     @property
     def num_uncomputed(self) -> int:

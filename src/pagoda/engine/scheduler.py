@@ -288,7 +288,8 @@ class Scheduler:
         before = monotonic()
         hit = self._cache.match(sequence.request.namespace, sequence.tokens, limit=sequence.num_resumable)
         sequence.request.metrics.phases.match += monotonic() - before
-        can_share = not sequence.num_unscored and self._cache.missing_key(hit, sequence.tokens) in step.being_written
+        wants_more = not sequence.num_unscored and hit.num_tokens < sequence.num_resumable
+        can_share = wants_more and self._cache.missing_key(hit, sequence.tokens) in step.being_written
         if can_share or room <= 0 or self.promotions.must_wait(sequence, hit):
             return True
         if not self._cache.resumes_anywhere:

@@ -27,12 +27,27 @@ class PairRotation:
 
     def turned(self, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """`keys` [tokens, heads, width] turned by their angles at `positions` [tokens]."""
-        import torch
-
-        angles = torch.outer(positions.double(), self.frequencies)
-        cosines, sines = (each.float()[:, None] for each in (angles.cos(), angles.sin()))
+        cosines, sines = (each.float()[:, None] for each in self._turns(positions))
         first, second = (keys[..., channel] for channel in self.channels.unbind(-1))
         turned = keys.clone()
         turned[..., self.channels[:, 0]] = first * cosines - second * sines
         turned[..., self.channels[:, 1]] = second * cosines + first * sines
         return turned
+
+    def mean_turn(self, positions: torch.Tensor, width: int) -> torch.Tensor:
+        """What a row of `width` is multiplied by, fp32 [width, width], to be the mean of its turns at `positions`."""
+        import torch
+
+        cosines, sines = (each.mean(dim=0).float() for each in self._turns(positions))
+        first, second = self.channels.unbind(-1)
+        turn = torch.eye(width)
+        turn[first, first] = turn[second, second] = cosines
+        turn[first, second], turn[second, first] = sines, -sines
+        return turn
+
+    def _turns(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The cosines and sines of the angles at `positions`, fp64 [positions, pairs]."""
+        import torch
+
+        angles = torch.outer(positions.double(), self.frequencies)
+        return angles.cos(), angles.sin()

@@ -58,7 +58,10 @@ class QueryWatch(Protocol):
     """Sees the queries of a step."""
 
     def saw(self, call: int, rule: AttentionRule, query: torch.Tensor, sinks: torch.Tensor | None) -> None:
-        """Attention call number `call` has `query` [rows, heads, width], and `sinks` [heads], if any."""
+        """Attention call number `call` has `query` [rows, heads, width], and `sinks` [heads], if any.
+
+        The keys and values of all rows are in the pages.
+        """
 
 
 class PagedStep:
@@ -123,14 +126,14 @@ class PagedStep:
             raise UnsupportedModelError(f"The model attends more than the {len(self._sites)} times found at load.")
         site = self._sites[self._calls]
         self._check(site, query, key, scale)
-        if self.watch is not None:
-            self.watch.saw(self._calls, site.rule, query, sinks)
-        self._calls += 1
         view = self.views[site.group]
         if site.writes and len(key):
             tables, finite = (view, self.finite) if not site.is_cross else self._new_encoder_tokens()
             values = None if value is None else _unit_stride(value)
             site.kernels.store(_unit_stride(key), values, site.layer, tables, finite)
+        if self.watch is not None:
+            self.watch.saw(self._calls, site.rule, query, sinks)
+        self._calls += 1
         return site.kernels.attend(_unit_stride(query), site.layer, view, site.rule, sinks, biases)
 
     def next_states(self, layer: int) -> StepStates:

@@ -35,12 +35,16 @@ _REACHES = {
 
 @dataclass(frozen=True)
 class Discovered:
-    """The cache a model needs and, per attention call in call order, by which rule it attends and with what besides."""
+    """The cache a model needs and, per attention call in call order, by which rule it attends and with what besides.
+
+    `projections` names the linear layer that takes what a call gives; None where there is not just one.
+    """
 
     spec: CacheSpec
     rules: tuple[AttentionRule, ...]
     sinks: tuple[bool, ...]
     biases: tuple[bool, ...]
+    projections: tuple[str | None, ...]
 
     @property
     def uses(self) -> list[AttentionUse]:
@@ -60,7 +64,11 @@ def discover(config: Any, build: Build = build_network) -> Discovered:
     spec = group_layers(layers, [_source(calls, ordinal) for ordinal in range(len(calls))])
     spec = replace(spec, states=recording.states.layouts())
     return Discovered(
-        spec, rules, tuple(call.has_sinks for call in calls), tuple(call.has_distance_biases for call in calls)
+        spec,
+        rules,
+        tuple(call.has_sinks for call in calls),
+        tuple(call.has_distance_biases for call in calls),
+        tuple(_projection(call, recording.takers.get(ordinal, set())) for ordinal, call in enumerate(calls)),
     )
 
 
@@ -202,6 +210,11 @@ def _layout(call: Call) -> Layout:
         return LatentLayout(call.key.shape[-1], call.value.shape[-1])
     layout = CrossLayout if call.is_cross else AttentionLayout
     return layout(call.key.shape[1], call.key.shape[-1], call.value.shape[-1])
+
+
+def _projection(call: Call, takers: set[str]) -> str | None:
+    """What attention gives of latents becomes values first, in code of the family's adapter."""
+    return next(iter(takers)) if len(takers) == 1 and not call.has_latents else None
 
 
 def _source(calls: list[Call], ordinal: int) -> int | None:

@@ -30,6 +30,7 @@ from pagoda.models.llama4 import take_temperature_from_positions
 from pagoda.models.own_attention import OWN_ATTENTION_FAMILIES, call_function, interface_name
 from pagoda.models.packed_decoder import PackedDecoder
 from pagoda.models.positions import Rotation, max_positions, most_positions, position_offset
+from pagoda.models.projections import projection_of
 from pagoda.models.quiet import quiet
 from pagoda.models.recurrent import attend_states
 from pagoda.models.time_steps import limit_time_steps
@@ -84,6 +85,12 @@ class Model:
     @property
     def rules(self) -> tuple[AttentionRule, ...]:
         return self.discovered.rules
+
+    @property
+    def projections(self) -> list[torch.Tensor | None]:
+        """What each attention call's result is multiplied by, [heads * width, outputs]; None where that is unsure."""
+        names = self.discovered.projections
+        return [None if name is None else projection_of(self.network.get_submodule(name)) for name in names]
 
     @property
     def eos_token_ids(self) -> frozenset[int]:

@@ -23,6 +23,7 @@ from pagoda.models.build import Build
 from pagoda.models.latent import attend_latents
 from pagoda.models.own_attention import OWN_ATTENTION_FAMILIES, call_function, interface_name
 from pagoda.models.packed_decoder import PackedDecoder
+from pagoda.models.projections import watch_projections
 from pagoda.models.quiet import quiet
 from pagoda.models.recurrent import StateNotes
 
@@ -51,6 +52,7 @@ class Call:
     query: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
+    output: torch.Tensor
     mask: Any
     scale: Any
     soft_cap: float | None
@@ -71,11 +73,12 @@ class Call:
 class Recording:
     """A network without weights, its attention calls in call order, and what stopped its forward, if anything did.
 
-    `states` are the notes of its recurrent layers.
+    `states` are the notes of its recurrent layers. `takers` names the linear layers that take what each call gave.
     """
 
     network: torch.nn.Module
     calls: list[Call]
+    takers: dict[int, set[str]]
     states: StateNotes
     failure: Exception | None
 
@@ -122,17 +125,24 @@ def _calling_decoder(network: Any) -> _PackedCall:
 def _run(network: Any, states: StateNotes, call: _PackedCall, device: str) -> Recording:
     states.begin()
     calls: list[Call] = []
+    takers: dict[int, set[str]] = {}
     failure = None
     token = _calls_in_flight.set(calls)
     try:
-        with quiet(), _no_packing_search(), torch.inference_mode(), torch.device(device):
+        with (
+            quiet(),
+            _no_packing_search(),
+            torch.inference_mode(),
+            torch.device(device),
+            watch_projections(network, calls) as takers,
+        ):
             tokens = torch.zeros(PROBE_TOKENS, dtype=torch.long)
             call(tokens, torch.arange(PROBE_TOKENS), torch.zeros(1, dtype=torch.long))
     except Exception as error:  # whatever a family does with stand-ins it does not expect
         failure = error
     finally:
         _calls_in_flight.reset(token)
-    return Recording(network, calls, states, failure)
+    return Recording(network, calls, takers, states, failure)
 
 
 def _build_on_meta(config: Any, build: Build) -> Any:
@@ -169,12 +179,14 @@ def _note_call(  # noqa: PLR0913 - the signature is transformers'
     own_reach: tuple[Reach, int | None] | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
+    output = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
     _calls_in_flight.get().append(
         Call(
             module,
             query,
             key,
             value,
+            output,
             attention_mask,
             scaling,
             softcap,
@@ -186,7 +198,7 @@ def _note_call(  # noqa: PLR0913 - the signature is transformers'
             own_reach=own_reach,
         )
     )
-    return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
+    return output, None
 
 
 def _note_latent_call(
@@ -199,10 +211,11 @@ def _note_latent_call(
     scaling: Any = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
+    output = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], module.v_head_dim)
     _calls_in_flight.get().append(
-        Call(module, query, key, value, attention_mask, scaling, None, False, False, has_latents=True)
+        Call(module, query, key, value, output, attention_mask, scaling, None, False, False, has_latents=True)
     )
-    return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], module.v_head_dim), None
+    return output, None
 
 
 def _note_mask(*, mask_function: Callable[..., Any], local_size: int | None = None, **_: Any) -> MaskNote:

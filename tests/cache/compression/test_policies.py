@@ -1,6 +1,6 @@
 """What every policy keeps, against what its paper says written out, and how policies are named."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -24,7 +24,10 @@ class Layer:
 
     logits: torch.Tensor
     keys: torch.Tensor
+    output_norms: torch.Tensor
+    unturned_queries: torch.Tensor
     number: int = 1
+    observed: tuple[torch.Tensor, ...] = ()
 
     @property
     def num_heads(self):
@@ -33,6 +36,14 @@ class Layer:
     @property
     def num_slots(self):
         return self.keys.shape[1]
+
+    @property
+    def num_tokens(self):
+        return self.num_slots
+
+    @property
+    def values(self):
+        return self.keys.flip(-1)
 
     @property
     def weights(self):
@@ -49,25 +60,56 @@ class Layer:
     def group_mass(self, count):
         return self.group_logits[..., :count].softmax(dim=-1).sum(dim=1)
 
+    def mean_turn(self, first, count):
+        return torch.eye(WIDTH)
+
+    def first(self, num_slots, num_queries):
+        """The same layer when it had so many slots, and queries of its last tokens."""
+        rows = slice(num_slots - num_queries, num_slots)
+        return replace(
+            self,
+            keys=self.keys[:, :num_slots],
+            logits=self.logits[:, :, rows, :num_slots],
+            unturned_queries=self.unturned_queries[:, :, rows],
+        )
+
 
 def random_layer(num_slots, num_queries, seed=0, **more):
     generator = torch.Generator().manual_seed(seed)
     keys = torch.randn(NUM_HEADS, num_slots, WIDTH, generator=generator)
     logits = torch.randn(NUM_HEADS, GROUP, num_queries, num_slots, generator=generator) * 3
     unseen = torch.ones(num_queries, num_slots, dtype=torch.bool).triu(num_slots - num_queries + 1)
-    return Layer(logits.masked_fill(unseen, float("-inf")), keys, **more)
+    norms = torch.rand(NUM_HEADS, GROUP, num_slots, generator=generator) + 0.1
+    queries = torch.randn(NUM_HEADS, GROUP, num_queries, WIDTH, generator=generator) + 3
+    return Layer(logits.masked_fill(unseen, float("-inf")), keys, norms, queries, **more)
+
+
+def observed(policy, num_slots, block, seed=0):
+    """A layer whose queries the policy has observed, `block` at a time."""
+    layer, found = random_layer(num_slots, num_slots, seed), None
+    for first in range(0, num_slots, block):
+        stop = min(first + block, num_slots)
+        found = policy.observe(layer.first(stop, stop - first), found)
+    return replace(layer, observed=(found,))
+
+
+def layer_for(policy, num_slots, seed=0):
+    """With what a policy looks at."""
+    if policy.needs_whole_prompt:
+        return observed(policy, num_slots, num_slots, seed)
+    return random_layer(num_slots, policy.num_queries, seed)
 
 
 # What is kept of any layer
 
 
 @every_policy
-@pytest.mark.parametrize(("num_slots", "count", "window"), [(50, 20, 7), (50, 49, 7), (9, 8, 7), (300, 8, 1)])
+@pytest.mark.parametrize(("num_slots", "count", "window"), [(50, 20, 7), (50, 49, 7), (9, 8, 3), (300, 8, 1)])
 def test_each_head_keeps_as_many_tokens_as_asked_and_always_the_window(name, num_slots, count, window):
     # Of the last tokens `streaming` keeps all that the first ones leave.
     rest = f"sinks={count - window}" if name == "streaming" else f"window={window}"
     policy = policy_of(f"{name}:tokens={count},{rest}")
-    kept = policy.kept(random_layer(num_slots, policy.num_queries), count)
+    kept = policy.kept(layer_for(policy, num_slots), count)
     assert (kept.dtype, kept.shape) == (torch.int64, (NUM_HEADS, count))
     assert (kept.diff(dim=-1) > 0).all()
     assert kept.min() >= 0
@@ -99,7 +141,7 @@ def softmax(rows):
 
 def snapkv(layer, head, old):
     """Votes of the window's queries for each token before it, smoothed over neighbours; of its query heads the mean."""
-    votes = softmax(layer.logits.double().numpy())[head, :, :, :old].sum(axis=1)
+    votes = softmax(layer.logits.double().numpy())[head, :, :, :old].mean(axis=1)
     return np.mean([np.convolve(row, np.ones(5) / 5, mode="same") for row in votes], axis=0)
 
 
@@ -122,7 +164,26 @@ def knorm(layer, head, old):
     return -np.sqrt((layer.keys[head, :old].double().numpy() ** 2).sum(axis=-1))
 
 
+def h2o(layer, head, old):
+    """Attention of all queries, added up."""
+    return softmax(layer.logits.double().numpy())[head].sum(axis=(0, 1))
+
+
+def expected_attention(layer, head, old):
+    """Without rotation: the mean of exp(k.q) over normal queries is exp(k.mean + k.covariance.k / 2)."""
+    keys, weights = layer.keys[head, 4:].double().numpy(), []
+    for rows in layer.unturned_queries[head, :, 4:].double().numpy():
+        logits = keys @ rows.mean(axis=0) + ((keys @ np.cov(rows.T, bias=True)) * keys).sum(axis=-1) / 2
+        weights.append(softmax(logits[None])[0])
+    scores = np.mean(weights, axis=0) * np.sqrt((keys**2).sum(axis=-1))
+    return np.concatenate((np.full(4, np.inf), scores))
+
+
 PAPERS = {
+    "h2o:tokens=24": (h2o, 12),
+    "h2o:tokens=24,recent=0.25": (h2o, 6),
+    "expected_attention:tokens=24": (expected_attention, 0),
+    "expected_attention:tokens=24,window=8": (expected_attention, 8),
     "snapkv:tokens=24,window=8": (snapkv, 8),
     "tova:tokens=24": (tova, 0),
     "morphkv:tokens=24,window=8": (morphkv, 8),
@@ -135,12 +196,45 @@ PAPERS = {
 @pytest.mark.parametrize("seed", range(5))
 def test_it_keeps_what_its_paper_keeps(text, seed):
     scores, window = PAPERS[text]
-    layer, policy = random_layer(100, 8, seed), policy_of(text)
-    layer.logits = layer.logits[:, :, 8 - max(policy.num_queries, 1) :]
+    policy = policy_of(text)
+    layer = layer_for(policy, 100, seed)
     old = layer.num_slots - window
     for head, kept in enumerate(policy.kept(layer, 24).tolist()):
         best = np.argsort(-scores(layer, head, old)[:old])[: 24 - window]
         assert kept == sorted(best.tolist()) + list(range(old, layer.num_slots))
+
+
+@pytest.mark.parametrize(
+    "text", ["h2o:tokens=24", "expected_attention:tokens=24", "expected_attention:tokens=90,sinks=70"]
+)
+def test_what_is_observed_in_blocks_is_what_is_observed_at_once(text):
+    policy = policy_of(text)
+    at_once, in_blocks = (observed(policy, 100, block) for block in (100, 33))
+    torch.testing.assert_close(in_blocks.observed, at_once.observed)
+    assert torch.equal(policy.kept(in_blocks, policy.tokens), policy.kept(at_once, policy.tokens))
+
+
+def test_what_dropped_tokens_were_attended_to_is_forgotten():
+    policy = policy_of("h2o:tokens=24")
+    layer = observed(policy, 100, 100)
+    kept = policy.kept(layer, 24)
+    left = policy.left_of(layer.observed[0], kept)
+    assert left.tolist() == [[float(layer.observed[0][head, slot]) for slot in kept[head]] for head in range(NUM_HEADS)]
+
+
+@pytest.mark.parametrize(("text", "paper"), [("snapkv:tokens=24,window=8", snapkv), ("tova:tokens=24,window=8", tova)])
+@pytest.mark.parametrize("critical", [0.25, 0.5, 1])
+def test_a_part_of_the_budget_goes_to_what_would_change_the_output(text, paper, critical):
+    """The rest of the budget by the score of what is left times the size of its value, of its query heads the mean."""
+    layer, policy = random_layer(100, 8), policy_of(f"{text},critical={critical}")
+    layer.logits = layer.logits[:, :, 8 - policy.num_queries :]
+    old, num_by_score = 92, int((1 - critical) * 16)
+    for head, kept in enumerate(policy.kept(layer, 24).tolist()):
+        scores = paper(layer, head, old)[:old]
+        first = np.argsort(-scores)[:num_by_score].tolist()
+        norms = layer.output_norms[head, :, :old].double().numpy().mean(axis=0)
+        left = [token for token in np.argsort(-(scores + 1e-4) * norms) if token not in first]
+        assert kept == [*sorted([*first, *left[: 16 - num_by_score]]), *range(old, 100)]
 
 
 # How policies are named, and what they are allowed
@@ -155,6 +249,7 @@ def test_it_keeps_what_its_paper_keeps(text, seed):
         ("tova:tokens=64,every=1", TOVA(tokens=64, every=1)),
         ("morphkv:tokens=64,fuse=max,every=0", MorphKV(tokens=64, fuse="max", every=0)),
         ("knorm:share=1", Knorm(share=1.0, window=1)),
+        ("snapkv:tokens=64,critical=0.5", SnapKV(tokens=64, critical=0.5)),
     ],
 )
 def test_a_policy_is_named_with_its_parameters(text, policy):
@@ -164,7 +259,10 @@ def test_a_policy_is_named_with_its_parameters(text, policy):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("h2o:tokens=64", "'h2o:tokens=64': give none, or snapkv, .*as in snapkv:tokens=1024,window=32"),
+        ("h3o:tokens=64", "'h3o:tokens=64': give none, or snapkv, .*as in snapkv:tokens=1024,window=32"),
+        ("h2o:tokens=64,recent=1", "recent=1; give at least 0 and less than 1"),
+        ("expected_attention:tokens=4", "give 5 to .*always keeps the first 4 tokens"),
+        ("expected_attention:tokens=40,future=0", "a future of 1 to"),
         ("none:tokens=64", "give none, or snapkv"),
         ("tova", "tova needs a budget: give tokens=1024 or share=0.25, one of the two"),
         ("tova:tokens=64,share=0.5", "give tokens=1024 or share=0.25, one of the two"),
@@ -186,6 +284,9 @@ def test_a_policy_is_named_with_its_parameters(text, policy):
         ("snapkv:tokens=64,kernel=4", "an odd kernel, such as 5"),
         ("snapkv:tokens=64,kernel=257", "of at most 255"),
         ("tova:tokens=64" + "," * 200, "214 characters; give at most 200"),
+        ("snapkv:tokens=64,critical=1.1", "critical=1.1; give 0 to 1"),
+        ("snapkv:tokens=64,critical=nan", "critical=nan; give 0 to 1"),
+        ("knorm:tokens=64,critical=0.5", "knorm takes no critical"),
         ("morphkv:tokens=64,fuse=mean", "fuse=sum or fuse=max"),
     ],
 )

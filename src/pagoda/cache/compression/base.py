@@ -10,9 +10,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from pagoda.cache.compression.critical import best_by_output
 from pagoda.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
 MOST_TOKENS = 1 << 31
@@ -21,7 +24,7 @@ MOST_TOKENS = 1 << 31
 class LayerView(Protocol):
     """What a layer holds of a sequence of `num_slots` tokens, in fp32; what is not asked for is not computed.
 
-    The last tokens have queries, as many as the policy asked for or as there are.
+    The last tokens have queries: as many as the policy asked for or as there are, or those of a block.
     """
 
     @property
@@ -64,6 +67,28 @@ class LayerView(Protocol):
 
         All queries must see these slots.
         """
+
+    @property
+    def output_norms(self) -> torch.Tensor:
+        """How much each value is in the output of attention: [KV heads, query heads of each, slots], L1."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the sequence up to here, kept or not."""
+
+    @property
+    def unturned_queries(self) -> torch.Tensor:
+        """The last queries times the scale of scores: [KV heads, query heads of each, queries, width].
+
+        They are as they would be at position 0.
+        """
+
+    def mean_turn(self, first: int, count: int) -> torch.Tensor:
+        """What such a query is multiplied by to be the mean of itself at `count` positions from `first` on."""
+
+    @property
+    def observed(self) -> Sequence[torch.Tensor]:
+        """What the policy has made of all queries, for each attention call that reads the layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +141,21 @@ class Policy(ABC):
         return None
 
     @property
+    def needs_whole_prompt(self) -> bool:
+        """Whether it observes the queries of all tokens, none of which is taken from what is cached then."""
+        return False
+
+    @property
+    def needs_outputs(self) -> bool:
+        """Whether it looks at what values are in the output of attention."""
+        return False
+
+    @property
+    def needs_rotation(self) -> bool:
+        """Whether it has to be known how keys and queries are turned by their positions."""
+        return False
+
+    @property
     def least_tokens(self) -> int:
         """What it always keeps, and one more."""
         return 1
@@ -129,6 +169,17 @@ class Policy(ABC):
         wanted = self.tokens if self.tokens is not None else int((self.share or 0) * num_prompt_tokens)
         return max(wanted, self.least_tokens)
 
+    def observe(self, layer: LayerView, before: torch.Tensor | None) -> torch.Tensor:
+        """What it makes of a block of tokens, beside what it made of those before; `layer` ends with the block.
+
+        Only of one attention call. Blocks are the same however a prompt is cut, and `before` is left as it is.
+        """
+        raise NotImplementedError
+
+    def left_of(self, observed: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """What it goes on with of `observed` once the slots `kept` [KV heads, count] are left."""
+        return observed
+
     @abstractmethod
     def kept(self, layer: LayerView, count: int) -> torch.Tensor:
         """Which slots each head keeps: int64 [KV heads, count], ascending. There are more than `count`."""
@@ -136,14 +187,24 @@ class Policy(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredPolicy(Policy):
-    """Keeps what has the highest scores, and the last `window` tokens."""
+    """Keeps what has the highest scores, and the last `window` tokens.
+
+    The share `critical` of what is kept by scores is chosen by these times the size of values (`critical.py`).
+    """
 
     window: int = 0
+    critical: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.critical <= 1:
+            raise ConfigError(f"{self.name} has critical={self.critical:g}; give 0 to 1, such as 0.5.")
         if not 0 <= self.window <= MOST_TOKENS:
             raise ConfigError(f"{self.name} has window={self.window}; give how many of the last tokens are kept.")
         super().__post_init__()
+
+    @property
+    def needs_outputs(self) -> bool:
+        return self.critical > 0
 
     @property
     def least_tokens(self) -> int:
@@ -157,11 +218,22 @@ class ScoredPolicy(Policy):
     def scores(self, layer: LayerView) -> torch.Tensor:
         """Of the tokens before the window, or of all: fp32 [KV heads, tokens]; higher is kept."""
 
+    def num_recent(self, count: int) -> int:  # noqa: ARG002
+        """How many of the last tokens are kept in any case, of `count`."""
+        return self.window
+
     def kept(self, layer: LayerView, count: int) -> torch.Tensor:
         """Of equal scores the earlier token is kept."""
         import torch
 
-        old = layer.num_slots - self.window
-        best = self.scores(layer)[:, :old].sort(dim=-1, descending=True, stable=True).indices[:, : count - self.window]
+        recent = self.num_recent(count)
+        old = layer.num_slots - recent
+        best = self._best(layer, self.scores(layer)[:, :old], count - recent)
         window = torch.arange(old, layer.num_slots, device=best.device).expand(len(best), -1)
         return torch.cat((best.sort(dim=-1).values, window), dim=-1)
+
+    def _best(self, layer: LayerView, scores: torch.Tensor, count: int) -> torch.Tensor:
+        if not self.critical:
+            return scores.sort(dim=-1, descending=True, stable=True).indices[:, :count]
+        output_norms = layer.output_norms[..., : scores.shape[1]]
+        return best_by_output(scores, output_norms, count, int((1 - self.critical) * count))

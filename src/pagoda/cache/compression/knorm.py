@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pagoda.cache.compression.base import LayerView, ScoredPolicy
+from pagoda.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +17,11 @@ class Knorm(ScoredPolicy):
     """Needs no queries, so what it keeps of a prefix does not depend on what is asked after it."""
 
     window: int = 1
+
+    def __post_init__(self) -> None:
+        if self.critical:
+            raise ConfigError("knorm takes no critical: its scores are not weights of attention.")
+        super().__post_init__()
 
     @property
     def name(self) -> str:

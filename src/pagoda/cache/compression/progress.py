@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from pagoda.kernels.compaction import LastQueries
 
+# Queries are observed in blocks of so many tokens, which begin at multiples of it: sums are added up in one order then.
+BLOCK_TOKENS = 64
 # Of a sequence whose policy lets it be longer than the model's context: angles of positions are computed in fp32.
 MOST_POSITIONS = 1 << 20
 
@@ -65,7 +67,8 @@ class Plan:
 class Compression:
     """Where a sequence stands with its `plan`: it keeps `budget` tokens once it is `due`, after so many tokens.
 
-    `calls` has the queries of its last tokens before that, by attention call; `sinks` the bytes of its first pages, by
+    `calls` has the queries of its last tokens before that, by attention call; of a policy that observes all of them
+    only those that it has not, and `observed` what it made of the others. `sinks` has the bytes of its first pages, by
     layer group, as they were before their keys were turned. Of a sequence that has been compressed the first
     `num_exact_tokens` were computed as if it were not, and `num_omitted_tokens` are in no page of some layers.
     """
@@ -74,6 +77,7 @@ class Compression:
     budget: int
     due: int | None
     calls: dict[int, LastQueries] = field(default_factory=dict)
+    observed: dict[int, torch.Tensor] = field(default_factory=dict)
     sinks: dict[int, torch.Tensor] = field(default_factory=dict)
     num_exact_tokens: int | None = None
     num_omitted_tokens: int = 0
@@ -81,6 +85,15 @@ class Compression:
     @property
     def policy(self) -> Policy:
         return self.plan.policy
+
+    def first_watched(self, due: int) -> int:
+        """The first token whose query is looked at before it is `due`."""
+        return 0 if self.policy.needs_whole_prompt else due - self.policy.num_queries
+
+    def block_end(self, first: int) -> int:
+        """Where the block ends that begins with token `first`."""
+        assert self.due is not None
+        return min((first // BLOCK_TOKENS + 1) * BLOCK_TOKENS, self.due)
 
     def advance(self) -> None:
         """It was due, and has been compressed. Queries that will be asked for again are kept."""
@@ -91,7 +104,9 @@ class Compression:
         self.due = self.due + every if every else None
         again = self.calls if every and count > 0 else {}
         self.calls = {call: replace(last, queries=last.queries[-count:]) for call, last in again.items()}
+        if self.due is None:
+            self.observed = {}
 
     def copy(self) -> Self:
         """For a fork."""
-        return replace(self, calls=dict(self.calls), sinks=dict(self.sinks))
+        return replace(self, calls=dict(self.calls), observed=dict(self.observed), sinks=dict(self.sinks))

@@ -16,7 +16,7 @@ MOST_NEIGHBOURS = 255
 
 @dataclass(frozen=True, kw_only=True)
 class SnapKV(ScoredPolicy):
-    """Attention of the last `window` queries, summed, averaged over `kernel` neighbours and the group of a KV head.
+    """Attention of the last `window` queries, averaged over these, `kernel` neighbours and the group of a KV head.
 
     Defaults are those of the authors' class but for the budget. Scores depend on the question, so pages are the
     sequence's own.
@@ -43,5 +43,5 @@ class SnapKV(ScoredPolicy):
     def scores(self, layer: LayerView) -> torch.Tensor:
         from torch.nn.functional import avg_pool1d
 
-        seen = layer.mass[..., : layer.num_slots - self.window]
+        seen = layer.mass[..., : layer.num_slots - self.window] / self.window
         return avg_pool1d(seen, self.kernel, stride=1, padding=self.kernel // 2).mean(dim=1)

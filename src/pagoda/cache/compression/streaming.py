@@ -40,6 +40,10 @@ class Streaming(Policy):
         return self.sinks
 
     @property
+    def needs_rotation(self) -> bool:
+        return True
+
+    @property
     def least_tokens(self) -> int:
         return self.sinks + 1
 

@@ -1,0 +1,64 @@
+"""Takes down the queries of running sequences that policies ask for, or has them observed block by block.
+
+Knows the rows of one step. Does not know what is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Sequenced
+from dataclasses import dataclass, replace
+
+import torch
+
+from pagoda.cache.compression.progress import Compression
+from pagoda.engine.compressible import CompressibleLayer
+from pagoda.engine.request import Sequence
+from pagoda.kernels.base import AttentionRule
+from pagoda.kernels.compaction import LastQueries
+
+
+@dataclass(frozen=True)
+class WatchedRows:
+    """Rows of a step whose queries are taken down for `sequence`, up to its token number `stop`."""
+
+    sequence: Sequence
+    rows: slice
+    stop: int
+
+
+class QueryWatch:
+    """Sees the queries of one step, call by call; `layers` are those that calls read."""
+
+    def __init__(self, rows: Sequenced[WatchedRows], layers: Mapping[int, CompressibleLayer]) -> None:
+        self._rows = rows
+        self._layers = layers
+
+    def saw(self, call: int, rule: AttentionRule, query: torch.Tensor, sinks: torch.Tensor | None) -> None:
+        """`query` [rows, heads, width] are those of the step."""
+        if call not in self._layers:
+            return
+        for each in self._rows:
+            compression = each.sequence.compression
+            assert compression is not None
+            before = compression.calls.get(call)
+            new = query[each.rows].clone()
+            queries = new if before is None else torch.cat((before.queries, new))
+            compression.calls[call] = LastQueries(rule, queries, sinks)
+            if compression.policy.needs_whole_prompt:
+                self._observe(call, each, compression)
+
+    def _observe(self, call: int, watched: WatchedRows, compression: Compression) -> None:
+        """Have the policy observe all blocks that end by now; the rest is left for later."""
+        assert watched.sequence.cached is not None
+        layer, last, stop = self._layers[call], compression.calls[call], watched.stop
+        table = watched.sequence.cached.tables[layer.slot.group]
+        pages, size = torch.tensor(table.pages, dtype=torch.long), layer.pages.geometry.page_tokens
+        first = stop - len(last.queries)
+        while first < stop and (end := compression.block_end(first)) <= stop:
+            block = replace(last, queries=last.queries[: end - first])
+            num_slots = table.num_slots + end - table.num_tokens
+            view = layer.seen(pages[: -(-num_slots // size)], num_slots, end, [block])
+            compression.observed[call] = compression.policy.observe(view, compression.observed.get(call))
+            last, first = replace(last, queries=last.queries[end - first :]), end
+        compression.calls[call] = replace(last, queries=last.queries.clone())
