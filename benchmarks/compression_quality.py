@@ -17,7 +17,7 @@ import math
 import random
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -45,6 +45,8 @@ from recall_tasks import RecallTasks
 from tiny_corpus import load_corpus
 from train_tiny import load_words
 
+from forced import Forced
+
 RECALL = ("pass key", "key-value", "copy")
 TASKS = ("text", *RECALL, "needle", "keys", "variables")
 CONTINUED = 64  # tokens of texts
@@ -58,32 +60,6 @@ class Case:
     prompt: list[int]
     answer: list[int]
     num_question: int = 0
-
-
-@dataclass
-class Forced:
-    """A form that only `tokens` have, which notes what else might have been said."""
-
-    tokens: list[int]
-    logprobs: list[torch.Tensor] = field(default_factory=list)
-
-    def new(self) -> Forced:
-        return self
-
-    @property
-    def is_ready(self) -> bool:
-        return True
-
-    @property
-    def is_done(self) -> bool:
-        return len(self.logprobs) == len(self.tokens)
-
-    def mask(self, logits: torch.Tensor) -> None:
-        self.logprobs.append(logits.log_softmax(dim=-1))
-        token = self.tokens[len(self.logprobs) - 1]
-        logits[:token] = logits[token + 1 :] = -math.inf
-
-    def push(self, token: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -100,7 +76,7 @@ class Result:
 
 def forced(engine: Engine, cases: list[Case], policy: str, unseen: bool) -> list[torch.Tensor]:
     """Log-probabilities [answer tokens, vocabulary] of every case."""
-    forms = [Forced(case.answer) for case in cases]
+    forms = [Forced(case.answer, lambda logits, _: logits.log_softmax(dim=-1)) for case in cases]
     for number, (case, form) in enumerate(zip(cases, forms, strict=True)):
         after = f",after={len(case.prompt) - case.num_question}" if unseen and policy != "none" else ""
         params = SamplingParams(
@@ -111,7 +87,7 @@ def forced(engine: Engine, cases: list[Case], policy: str, unseen: bool) -> list
         engine.add(request)
     while engine.has_work:
         engine.step()
-    return [torch.stack(form.logprobs) for form in forms]
+    return [torch.stack(form.notes) for form in forms]
 
 
 def compared(cases: list[Case], found: list[torch.Tensor], whole: list[torch.Tensor], kept: float) -> Result:
@@ -228,7 +204,20 @@ def parse_options() -> argparse.Namespace:
     add("--tasks", nargs="+", choices=TASKS, default=["text", *RECALL])
     add("--tokens", type=int, default=1024, help="of the prompts")
     add("--cases", type=int, default=16, help="questions of each task")
-    add("--policies", nargs="+", default=["snapkv:window=32", "tova:every=0", "knorm", "streaming", "random"])
+    add(
+        "--policies",
+        nargs="+",
+        default=[
+            "snapkv:window=32",
+            "snapkv:window=32,critical=0.5",
+            "tova:every=0",
+            "h2o:every=0",
+            "expected_attention",
+            "knorm",
+            "streaming",
+            "random",
+        ],
+    )
     add("--shares", nargs="+", type=float, default=[0.75, 0.5, 0.25, 0.12])
     add("--formats", nargs="*", default=["int8", "int4"])
     add("--unseen", action="store_true", help="compress before the question")

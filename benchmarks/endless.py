@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
@@ -31,49 +30,29 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 from tiny_corpus import load_corpus
 
+from forced import Forced
+
 BEGUN = 32  # tokens of a prompt
 
 
-@dataclass
-class Read:
-    """A form that only `tokens` have, which notes how likely each was."""
-
-    tokens: list[int]
-    losses: list[float] = field(default_factory=list)
-
-    def new(self) -> Read:
-        return self
-
-    @property
-    def is_ready(self) -> bool:
-        return True
-
-    @property
-    def is_done(self) -> bool:
-        return len(self.losses) == len(self.tokens)
-
-    def mask(self, logits: torch.Tensor) -> None:
-        token = self.tokens[len(self.losses)]
-        self.losses.append(float(torch.logsumexp(logits, dim=-1) - logits[token]))
-        logits[:token] = logits[token + 1 :] = -math.inf
-
-    def push(self, token: int) -> None: ...
+def loss(logits: torch.Tensor, token: int) -> float:
+    return float(torch.logsumexp(logits, dim=-1) - logits[token])
 
 
 def read(engine: Engine, tokens: list[int], policy: str) -> tuple[list[float], float, int]:
     """The loss of each token behind the first, tokens per second, and the most pages that were in use."""
     params = SamplingParams(temperature=0, max_tokens=len(tokens) - BEGUN, ignore_eos=True, kv_compression=policy)
     request = new_request("text", tokens[:BEGUN], params)
-    request.constraint = form = Read(tokens[BEGUN:])
+    request.constraint = form = Forced(tokens[BEGUN:], loss)
     engine.add(request)
     begun, most = monotonic(), 0
     while engine.has_work:
         engine.step()
-        if len(form.losses) % 1000 == 0:
+        if len(form.notes) % 1000 == 0:
             counts = engine.inspector.stats().groups[0]
             most = max(most, counts.open + counts.in_use)
             engine.inspector.check_integrity()
-    return form.losses, len(form.losses) / (monotonic() - begun), most
+    return form.notes, len(form.notes) / (monotonic() - begun), most
 
 
 def main() -> None:

@@ -9,22 +9,19 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaForCausalLM, MptConfig
 
-from engine.tiny import VOCABULARY, tiny_config, windowed_model
+from engine.tiny import VOCABULARY, make_engine, make_llm, tiny_config, windowed_model
 from oracle.families import build_tiny
 from pagoda import LLM, SamplingParams
 from pagoda.cache.leases import Breakpoint
 from pagoda.cache.prefix.keys import key_tokens
-from pagoda.config import EngineConfig
 from pagoda.engine.engine import Engine
 from pagoda.engine.request import FinishReason, new_request
 from pagoda.errors import ConfigError, InvalidSamplingError
-from pagoda.kernels.dispatch import choose_kernels
 from pagoda.models.loader import Model, model_from_config
 from pagoda.registry import names
 
 NEW_TOKENS = 24
 PROMPT = random.Random(0).sample(range(VOCABULARY), k=150)
-MANY = 4 << 20
 DENSE = {
     "snapkv:tokens=60,window=8,kernel=3": (60, 0),
     "tova:tokens=40,every=1": (40, 1),
@@ -55,10 +52,6 @@ def network() -> LlamaForCausalLM:
 @pytest.fixture(scope="module")
 def model(network: LlamaForCausalLM) -> Model:
     return Model.from_transformers(network)
-
-
-def make(model: Model, **options: Any) -> LLM:
-    return LLM(model, skip_tokenizer_init=True, **{"kv_cache_memory_bytes": MANY, "block_size": 16, **options})
 
 
 def params(compression: str | None, **more: Any) -> SamplingParams:
@@ -209,10 +202,10 @@ class DenseCache:
 @pytest.mark.parametrize("text", DENSE)
 def test_tokens_are_those_of_a_dense_cache_that_is_cut(network: LlamaForCausalLM, model: Model, text: str) -> None:
     expected = DenseCache(network, text, *DENSE[text]).generate(PROMPT, NEW_TOKENS)
-    with make(model) as llm:
+    with make_llm(model) as llm:
         assert tokens_of(llm, [PROMPT], text) == [expected]
         assert tokens_of(llm, [PROMPT], None) != [expected]
-    with make(model, max_num_batched_tokens=37, max_num_seqs=8) as llm:
+    with make_llm(model, max_num_batched_tokens=37, max_num_seqs=8) as llm:
         assert tokens_of(llm, [PROMPT], text) == [expected], "however a prompt is cut"
         assert tokens_of(llm, [PROMPT], text) == [expected], "and whatever is held of it"
 
@@ -236,7 +229,7 @@ def test_every_policy_is_tried_here() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_budget_beyond_the_sequence_changes_nothing(model: Model, policy: str) -> None:
-    with make(model) as llm:
+    with make_llm(model) as llm:
         exact = tokens_of(llm, [PROMPT], None)
         assert tokens_of(llm, [PROMPT], policy.replace("40", str(len(PROMPT) + NEW_TOKENS))) == exact
 
@@ -244,7 +237,7 @@ def test_a_budget_beyond_the_sequence_changes_nothing(model: Model, policy: str)
 @pytest.mark.parametrize("format", FORMATS)
 def test_cold_warm_and_batched_are_the_same_in_every_format(model: Model, format: str) -> None:
     prompts = [PROMPT[:count] for count in (50, 90, 131, 150)]
-    with make(model, kv_cache_dtype=format, kv_cache_calibration="none") as llm:
+    with make_llm(model, kv_cache_dtype=format, kv_cache_calibration="none") as llm:
         for policy in (*POLICIES[:5], POLICIES[-1]):
             llm.reset_prefix_cache()
             alone = [tokens_of(llm, [prompt], policy)[0] for prompt in prompts]
@@ -262,16 +255,16 @@ def test_deterministic_is_to_the_bit(model: Model) -> None:
         return [[each.logprob for each in output.outputs[0].logprobs] for output in outputs]
 
     for policy in POLICIES:
-        with make(model, deterministic=True) as llm:
+        with make_llm(model, deterministic=True) as llm:
             alone = [logprobs(llm, [prompt], policy)[0] for prompt in prompts]
             assert logprobs(llm, prompts, policy) == alone, "warm and together"
-        with make(model, deterministic=True, max_num_batched_tokens=37, max_num_seqs=8) as llm:
+        with make_llm(model, deterministic=True, max_num_batched_tokens=37, max_num_seqs=8) as llm:
             assert logprobs(llm, prompts, policy) == alone, "in chunks"
 
 
 @pytest.mark.parametrize("policy", ["expected_attention:tokens=40", "h2o:tokens=40"])
 def test_who_looks_at_all_queries_takes_no_hits_and_shares_what_it_computed(model: Model, policy: str) -> None:
-    with make(model) as llm:
+    with make_llm(model) as llm:
         tokens_of(llm, [PROMPT], None)
         [first], [second] = (llm.generate([PROMPT], params(policy)) for _ in range(2))
         assert (first.num_cached_tokens, second.num_cached_tokens) == (0, 0)
@@ -284,7 +277,7 @@ def test_who_looks_at_all_queries_takes_no_hits_and_shares_what_it_computed(mode
 
 def test_a_miss_is_not_explained_by_what_nobody_could_have_hit(model: Model) -> None:
     """Only the tokens up to where it was compressed are remembered of a sequence."""
-    with make(model) as llm:
+    with make_llm(model) as llm:
         [answer] = tokens_of(llm, [PROMPT], POLICIES[0])
         [looked] = llm.loop.call(llm.engine.lookups.all).result()
         assert list(key_tokens(looked.key)) == PROMPT
@@ -294,10 +287,10 @@ def test_a_miss_is_not_explained_by_what_nobody_could_have_hit(model: Model) -> 
 def test_exact_pages_stay_with_everybody_else(model: Model) -> None:
     """What is written after a prompt was compressed is nobody else's, and the prompt is as it was."""
     questions = [[*PROMPT, *random.Random(seed).choices(range(VOCABULARY), k=12)] for seed in range(16)]
-    with make(model, enable_prefix_caching=False) as llm:
+    with make_llm(model, enable_prefix_caching=False) as llm:
         exact = tokens_of(llm, questions, None)
         compressed = [tokens_of(llm, [each], POLICIES[0])[0] for each in questions]
-    with make(model) as llm:
+    with make_llm(model) as llm:
         tokens_of(llm, [PROMPT], None)
         outputs = llm.generate(questions, params(POLICIES[0]))
         assert [each.outputs[0].token_ids for each in outputs] == compressed
@@ -310,7 +303,7 @@ def test_exact_pages_stay_with_everybody_else(model: Model) -> None:
 
 
 def test_samples_of_one_prompt_are_what_each_would_be_alone(model: Model) -> None:
-    with make(model) as llm:
+    with make_llm(model) as llm:
         for policy in POLICIES:
             [alone] = tokens_of(llm, [PROMPT], policy)
             assert tokens_of(llm, [PROMPT], policy, n=4) == [alone] * 4
@@ -331,9 +324,9 @@ def test_samples_of_one_prompt_are_what_each_would_be_alone(model: Model) -> Non
 def test_who_is_sent_back_goes_on_with_the_same_tokens(model: Model, policy: str) -> None:
     # No token twice: keys of the first layer would be equally long but for rounding.
     prompts = [random.Random(seed).sample(range(VOCABULARY), k=100 + 7 * seed) for seed in range(6)]
-    with make(model) as llm:
+    with make_llm(model) as llm:
         alone = [tokens_of(llm, [each], policy, max_tokens=60)[0] for each in prompts]
-    with make(model, kv_cache_memory_bytes=16 * page_nbytes(model)) as llm:
+    with make_llm(model, kv_cache_memory_bytes=16 * page_nbytes(model)) as llm:
         outputs = llm.generate(prompts, params(policy, max_tokens=60))
         assert [each.outputs[0].token_ids for each in outputs] == alone
         assert sum(each.metrics.num_preemptions for each in outputs) > 0
@@ -343,11 +336,6 @@ def test_who_is_sent_back_goes_on_with_the_same_tokens(model: Model, policy: str
 
 def page_nbytes(model: Model) -> int:
     return make_engine(model).memory.geometries[0].page_nbytes
-
-
-def make_engine(model: Model, **options: Any) -> Engine:
-    config = EngineConfig(**{"kv_cache_memory_bytes": MANY, "block_size": 16, **options})
-    return Engine(model, choose_kernels(config.environment), config)
 
 
 def running(engine: Engine, prompts: list[list[int]], policy: str | None) -> tuple[int, int]:
@@ -382,7 +370,7 @@ def test_memory_is_given_back(model: Model) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_windows_beside_are_left_and_share_nothing_that_follows(dtype: str) -> None:
     model, followed = windowed_model(dtype), []
-    with make(model) as llm:
+    with make_llm(model) as llm:
         exact = tokens_of(llm, [PROMPT], None)
         llm.reset_prefix_cache()
         for policy in POLICIES:
@@ -391,7 +379,7 @@ def test_windows_beside_are_left_and_share_nothing_that_follows(dtype: str) -> N
             assert tokens_of(llm, [PROMPT], None) == exact
             followed.append([*PROMPT, *cold[0]])
         again = tokens_of(llm, followed, None)
-    with make(model, enable_prefix_caching=False) as llm:
+    with make_llm(model, enable_prefix_caching=False) as llm:
         assert again == tokens_of(llm, followed, None), "what follows was not taken from compressed sequences"
 
 
@@ -424,7 +412,7 @@ def test_leases_do_not_keep_a_sequence_waiting_for_ever(model: Model) -> None:
 
 
 def test_what_is_asked_for_all_spares_who_needs_the_whole_prompt(model: Model) -> None:
-    with make(model, kv_compression=POLICIES[0]) as llm:
+    with make_llm(model, kv_compression=POLICIES[0]) as llm:
         assert tokens_of(llm, [PROMPT], None) == tokens_of(llm, [PROMPT], POLICIES[0])
         exact = tokens_of(llm, [PROMPT], "none")
         assert exact != tokens_of(llm, [PROMPT], None)
@@ -433,7 +421,7 @@ def test_what_is_asked_for_all_spares_who_needs_the_whole_prompt(model: Model) -
 
 def test_what_cannot_be_is_refused_with_what_can(model: Model) -> None:
     with pytest.raises(ConfigError, match=r"kv_compression is 'snapkv': snapkv needs a budget: give tokens=1024 or"):
-        make(model, kv_compression="snapkv")
+        make_llm(model, kv_compression="snapkv")
     engine = make_engine(model)
     for asked, leases, said in (
         (params("nosuch:tokens=5"), (), r"kv_compression is 'nosuch:tokens=5': give none, or snapkv, "),
@@ -450,23 +438,23 @@ def test_what_cannot_be_is_refused_with_what_can(model: Model) -> None:
 def test_what_a_value_is_in_the_output_has_to_be_known() -> None:
     """Here two results of attention are mixed before anything takes them."""
     model = Model.from_transformers(build_tiny("diffllama"))
-    with make(model) as llm, pytest.raises(InvalidSamplingError, match="critical needs the layer"):
+    with make_llm(model) as llm, pytest.raises(InvalidSamplingError, match="critical needs the layer"):
         llm.generate([[5] * 50], params("snapkv:tokens=40,window=8,critical=0.5"))
 
 
 def test_how_queries_are_turned_has_to_be_known() -> None:
     """This model adds its positions to what it computes keys of."""
     model = Model.from_transformers(build_tiny("gpt2"))
-    with make(model) as llm, pytest.raises(InvalidSamplingError, match="not known how 2 of 2 layers"):
+    with make_llm(model) as llm, pytest.raises(InvalidSamplingError, match="not known how 2 of 2 layers"):
         llm.generate([[5] * 50], params("expected_attention:tokens=40"))
     with pytest.raises(ConfigError, match="not known how 2 of 2 layers"):
-        make(model, kv_compression="expected_attention:tokens=40")
+        make_llm(model, kv_compression="expected_attention:tokens=40")
 
 
 def test_models_of_which_nothing_can_be_compressed() -> None:
     alibi = MptConfig(vocab_size=VOCABULARY, d_model=64, n_heads=4, n_layers=2, max_seq_len=512)
     model = model_from_config(alibi, dtype="float32", seed=0)
     with pytest.raises(ConfigError, match="positions"):
-        make(model, kv_compression=POLICIES[0])
-    with make(model) as llm, pytest.raises(InvalidSamplingError, match="positions"):
+        make_llm(model, kv_compression=POLICIES[0])
+    with make_llm(model) as llm, pytest.raises(InvalidSamplingError, match="positions"):
         llm.generate([PROMPT], params(POLICIES[0]))

@@ -9,20 +9,16 @@ import pytest
 import torch
 from transformers import GPT2Config, LlamaForCausalLM
 
-from engine.tiny import CONTEXT, VOCABULARY, tiny_config, windowed_model
+from engine.tiny import CONTEXT, VOCABULARY, make_engine, make_llm, tiny_config, windowed_model
+from engine.tiny import PAGE_TOKENS as PAGE
 from pagoda import LLM, SamplingParams
-from pagoda.config import EngineConfig
-from pagoda.engine.engine import Engine
 from pagoda.engine.request import new_request
 from pagoda.errors import ConfigError, InvalidSamplingError, PromptTooLongError
-from pagoda.kernels.dispatch import choose_kernels
 from pagoda.models.loader import Model, model_from_config
 
-PAGE = 16
 PROMPT = random.Random(0).choices(range(VOCABULARY), k=150)
 LONG = random.Random(1).choices(range(VOCABULARY), k=CONTEXT + 200)
 STREAMING = "streaming:tokens=64,sinks=4,every=32"
-MANY = 4 << 20
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +30,6 @@ def network() -> LlamaForCausalLM:
 @pytest.fixture(scope="module")
 def model(network: LlamaForCausalLM) -> Model:
     return Model.from_transformers(network)
-
-
-def make(model: Model, **options: Any) -> LLM:
-    return LLM(model, skip_tokenizer_init=True, **{"kv_cache_memory_bytes": MANY, "block_size": PAGE, **options})
 
 
 def tokens_of(llm: LLM, prompt: list[int], count: int, **asked: Any) -> list[int]:
@@ -112,7 +104,7 @@ def test_tokens_are_those_of_the_paper(network: LlamaForCausalLM, model: Model) 
     """From the end of the first page that the prompt does not fill on: pages are left out whole."""
     expected = PaperCache(network, PAGE, 64, 32).generate(PROMPT, 120, due=160)
     for options in ({}, {"max_num_batched_tokens": 37, "max_num_seqs": 8}):
-        with make(model, **options) as llm:
+        with make_llm(model, **options) as llm:
             assert tokens_of(llm, PROMPT, 120, kv_compression=STREAMING) == expected
             assert tokens_of(llm, PROMPT, 120, kv_compression=STREAMING) == expected, "from what is held"
             assert tokens_of(llm, PROMPT, 120) != expected
@@ -121,14 +113,14 @@ def test_tokens_are_those_of_the_paper(network: LlamaForCausalLM, model: Model) 
 def test_sinks_must_be_turned(network: LlamaForCausalLM, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = PaperCache(network, PAGE, 64, 32).generate(PROMPT, 120, due=160)
     monkeypatch.setattr("pagoda.engine.compression.turn_keys", lambda *_: None)
-    with make(model) as llm:
+    with make_llm(model) as llm:
         assert tokens_of(llm, PROMPT, 120, kv_compression=STREAMING) != expected
 
 
 def test_a_prompt_longer_than_the_context(network: LlamaForCausalLM, model: Model) -> None:
     """It is computed as it is until the context is full."""
     expected = PaperCache(network, PAGE, 64, 32).generate(LONG, 60, due=CONTEXT)
-    with make(model) as llm:
+    with make_llm(model) as llm:
         assert llm.engine.max_model_len == CONTEXT
         assert tokens_of(llm, LONG, 60, kv_compression=STREAMING) == expected
         with pytest.raises(PromptTooLongError):
@@ -142,16 +134,11 @@ def test_a_context_that_is_full(network: LlamaForCausalLM, model: Model) -> None
     streamed = PaperCache(network, PAGE, 64, 64)
     for action, cache in (("truncate_oldest", truncated), ("streaming:tokens=64", streamed)):
         expected = cache.generate(PROMPT, context, due=context)
-        with make(model, max_model_len=context, context_full=action) as llm:
+        with make_llm(model, max_model_len=context, context_full=action) as llm:
             assert tokens_of(llm, PROMPT, context) == expected
             assert tokens_of(llm, PROMPT, context, context_full="stop") == expected[: context - len(PROMPT)]
-        with make(model, max_model_len=context) as llm:
+        with make_llm(model, max_model_len=context) as llm:
             assert tokens_of(llm, PROMPT, context, context_full=action) == expected
-
-
-def make_engine(model: Model, **options: Any) -> Engine:
-    config = EngineConfig(**{"kv_cache_memory_bytes": MANY, "block_size": PAGE, **options})
-    return Engine(model, choose_kernels(config.environment), config)
 
 
 def test_memory_stays_what_it_is(model: Model) -> None:
@@ -176,7 +163,7 @@ def test_memory_stays_what_it_is(model: Model) -> None:
 
 def test_windows_beside_stay_as_they_are() -> None:
     model = windowed_model("float32")
-    with make(model) as llm:
+    with make_llm(model) as llm:
         cold = tokens_of(llm, PROMPT, 100, kv_compression=STREAMING)
         assert tokens_of(llm, PROMPT, 100, kv_compression=STREAMING) == cold
         assert tokens_of(llm, PROMPT, 100) != cold
@@ -186,17 +173,18 @@ def test_what_cannot_be_is_refused(model: Model) -> None:
     with pytest.raises(
         ConfigError, match=r"would hold up to 576 tokens, in pages of 16, and sequences have at most 512"
     ):
-        make(model, kv_compression="streaming:tokens=500")
-    with pytest.raises(ConfigError, match="leave out one of kv_compression and context_full"):
-        make(model, kv_compression=STREAMING, context_full="truncate_oldest")
+        make_llm(model, kv_compression="streaming:tokens=500")
+    with pytest.raises(ConfigError, match="leave out one of the two"):
+        make_llm(model, kv_compression=STREAMING, context_full="truncate_oldest")
     with pytest.raises(ConfigError, match="give stop, truncate_oldest, or streaming"):
-        make(model, context_full="snapkv:tokens=64")
+        make_llm(model, context_full="snapkv:tokens=64")
     with pytest.raises(ConfigError, match="every=1 or more"):
-        make(model, kv_compression="streaming:tokens=64,every=0")
+        make_llm(model, kv_compression="streaming:tokens=64,every=0")
     engine = make_engine(model)
     for asked, said in (
         ({"kv_compression": STREAMING, "context_full": "truncate_oldest"}, "leave out one"),
         ({"context_full": "nothing"}, "context_full is 'nothing'"),
+        ({"context_full": f"{STREAMING},after=10"}, "leave out after"),
         ({"context_full": STREAMING, "prompt_logprobs": 0}, "context_full does not go with prompt_logprobs"),
     ):
         with pytest.raises(InvalidSamplingError, match=said):
@@ -206,6 +194,6 @@ def test_what_cannot_be_is_refused(model: Model) -> None:
         dtype="float32",
     )
     with pytest.raises(ConfigError, match="not known how 2 of 2 layers put positions into keys"):
-        make(learned, kv_compression=STREAMING)
-    with make(learned) as llm, pytest.raises(InvalidSamplingError, match="not known how 2 of 2"):
+        make_llm(learned, kv_compression=STREAMING)
+    with make_llm(learned) as llm, pytest.raises(InvalidSamplingError, match="not known how 2 of 2"):
         tokens_of(llm, PROMPT, 4, kv_compression=STREAMING)

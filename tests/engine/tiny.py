@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import Gemma2Config, LlamaConfig
 
+from pagoda import LLM
+from pagoda.config import EngineConfig
+from pagoda.engine.engine import Engine
+from pagoda.kernels.dispatch import choose_kernels
 from pagoda.models.loader import Model, model_from_config
 
 VOCABULARY = 200
 CONTEXT = 512
+PAGE_TOKENS = 16
+POOL_NBYTES = 4 << 20
 
 
 def tiny_config() -> LlamaConfig:
@@ -45,3 +53,15 @@ def windowed_model(dtype: str) -> Model:
         pad_token_id=0,
     )
     return model_from_config(config, dtype=dtype, seed=0)
+
+
+def make_llm(model: Model, **options: Any) -> LLM:
+    """Without a tokenizer, over small pages."""
+    pages = {"kv_cache_memory_bytes": POOL_NBYTES, "block_size": PAGE_TOKENS}
+    return LLM(model, skip_tokenizer_init=True, **{**pages, **options})
+
+
+def make_engine(model: Model, **options: Any) -> Engine:
+    """The same without what stands around it."""
+    config = EngineConfig(**{"kv_cache_memory_bytes": POOL_NBYTES, "block_size": PAGE_TOKENS, **options})
+    return Engine(model, choose_kernels(config.environment), config)

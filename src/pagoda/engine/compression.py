@@ -166,12 +166,12 @@ class Compressor:
     def _kept(self, index: int, pages: torch.Tensor, num_slots: int, compression: Compression) -> NDArray[np.uint8]:
         count, geometry = compression.budget, self._geometries[index]
         target = torch.zeros(-(-count // geometry.page_tokens), geometry.page_nbytes, dtype=torch.uint8)
+        observer, observed = compression.policy.observer, compression.observed
         for layer in self._layers[index]:
             kept = compression.policy.kept(_seen(layer, pages, num_slots, compression), count)
             layer.kernels.move_tokens(layer.pages, pages, kept, target)
-            for call in layer.calls:
-                if call in compression.observed:
-                    compression.observed[call] = compression.policy.left_of(compression.observed[call], kept)
+            if observer is not None:
+                observed.update({call: observer.left_of(observed[call], kept) for call in layer.calls})
         return target.numpy()
 
 

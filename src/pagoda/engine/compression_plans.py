@@ -27,8 +27,6 @@ class CompressionPlans:
         self._max_len = max_len
         self._default = policy_of(config.kv_compression)
         self._when_full = config.context_full
-        if self._default is not None and self._when_full != STOP:
-            raise ConfigError("A sequence is compressed in one way: leave out one of kv_compression and context_full.")
         plan = self._of(self._default, self._when_full, "")
         if plan is not None:
             compressor.check(plan.policy)
@@ -85,7 +83,7 @@ class CompressionPlans:
         unit, max_len = self._compressor.page_tokens, self._max_len(tenant)
         at_end = policy_when_full(when_full, max_len, unit)
         if policy is not None and at_end is not None:
-            raise ConfigError("A sequence is compressed in one way: leave out one of kv_compression and context_full.")
+            raise ConfigError("context_full does not go with kv_compression: leave out one of the two.")
         if at_end is not None:
             return Plan(at_end, unit, max_len, when_full=True)
         if policy is None:

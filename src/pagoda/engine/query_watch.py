@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from pagoda.cache.compression.base import Observer
 from pagoda.cache.compression.progress import Compression
 from pagoda.engine.compressible import CompressibleLayer
 from pagoda.engine.request import Sequence
@@ -45,11 +46,12 @@ class QueryWatch:
             new = query[each.rows].clone()
             queries = new if before is None else torch.cat((before.queries, new))
             compression.calls[call] = LastQueries(rule, queries, sinks)
-            if compression.policy.needs_whole_prompt:
-                self._observe(call, each, compression)
+            observer = compression.policy.observer
+            if observer is not None:
+                self._observe(call, each, compression, observer)
 
-    def _observe(self, call: int, watched: WatchedRows, compression: Compression) -> None:
-        """Have the policy observe all blocks that end by now; the rest is left for later."""
+    def _observe(self, call: int, watched: WatchedRows, compression: Compression, observer: Observer) -> None:
+        """Have all blocks observed that end by now; the rest is left for later."""
         assert watched.sequence.cached is not None
         layer, last, stop = self._layers[call], compression.calls[call], watched.stop
         table = watched.sequence.cached.tables[layer.slot.group]
@@ -59,6 +61,6 @@ class QueryWatch:
             block = replace(last, queries=last.queries[: end - first])
             num_slots = table.num_slots + end - table.num_tokens
             view = layer.seen(pages[: -(-num_slots // size)], num_slots, end, [block])
-            compression.observed[call] = compression.policy.observe(view, compression.observed.get(call))
+            compression.observed[call] = observer.observe(view, compression.observed.get(call))
             last, first = replace(last, queries=last.queries[end - first :]), end
         compression.calls[call] = replace(last, queries=last.queries.clone())

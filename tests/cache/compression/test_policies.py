@@ -95,7 +95,7 @@ def observed(policy, num_slots, block, seed=0):
 
 def layer_for(policy, num_slots, seed=0):
     """With what a policy looks at."""
-    if policy.needs_whole_prompt:
+    if policy.observer is not None:
         return observed(policy, num_slots, num_slots, seed)
     return random_layer(num_slots, policy.num_queries, seed)
 

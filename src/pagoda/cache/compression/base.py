@@ -91,6 +91,19 @@ class LayerView(Protocol):
         """What the policy has made of all queries, for each attention call that reads the layer."""
 
 
+class Observer(Protocol):
+    """Sees the queries of all tokens, block by block, whatever is kept."""
+
+    def observe(self, layer: LayerView, before: torch.Tensor | None) -> torch.Tensor:
+        """What it makes of a block of tokens, beside what it made of those before; `layer` ends with the block.
+
+        Only of one attention call. Blocks are the same however a prompt is cut, and `before` is left as it is.
+        """
+
+    def left_of(self, observed: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """What it goes on with of `observed` once the slots `kept` [KV heads, count] are left."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Policy(ABC):
     """How a sequence is compressed. Raises ConfigError for parameters that make no sense.
@@ -141,9 +154,9 @@ class Policy(ABC):
         return None
 
     @property
-    def needs_whole_prompt(self) -> bool:
-        """Whether it observes the queries of all tokens, none of which is taken from what is cached then."""
-        return False
+    def observer(self) -> Observer | None:
+        """What observes the queries of all tokens, none of which is taken from what is cached then."""
+        return None
 
     @property
     def needs_outputs(self) -> bool:
@@ -168,17 +181,6 @@ class Policy(ABC):
         """How many tokens a layer keeps of a sequence with such a prompt."""
         wanted = self.tokens if self.tokens is not None else int((self.share or 0) * num_prompt_tokens)
         return max(wanted, self.least_tokens)
-
-    def observe(self, layer: LayerView, before: torch.Tensor | None) -> torch.Tensor:
-        """What it makes of a block of tokens, beside what it made of those before; `layer` ends with the block.
-
-        Only of one attention call. Blocks are the same however a prompt is cut, and `before` is left as it is.
-        """
-        raise NotImplementedError
-
-    def left_of(self, observed: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
-        """What it goes on with of `observed` once the slots `kept` [KV heads, count] are left."""
-        return observed
 
     @abstractmethod
     def kept(self, layer: LayerView, count: int) -> torch.Tensor:

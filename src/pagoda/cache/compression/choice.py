@@ -1,4 +1,4 @@
-"""Reads what people write for `kv_compression`: the name of a policy and its parameters."""
+"""Reads what people write for `kv_compression` and `context_full`: the name of a policy and its parameters."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ def policy_when_full(text: str, max_tokens: int, unit: int) -> Policy | None:
             f"context_full is {shown(text)}; give {STOP}, {TRUNCATE}, or streaming with a budget, as in "
             "streaming:tokens=1024: with others queries would look farther back than the model's context."
         )
-    return _read("context_full", text)
+    policy = _read("context_full", text)
+    if policy.after is not None:
+        raise ConfigError(f"context_full is {shown(text)}; leave out after: it holds once the context is full.")
+    return policy
 
 
 @lru_cache(maxsize=256)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from pagoda.cache.compression.base import MOST_TOKENS, LayerView, ScoredPolicy
 from pagoda.errors import ConfigError
@@ -40,8 +40,8 @@ class ExpectedAttention(ScoredPolicy):
         return "expected_attention"
 
     @property
-    def needs_whole_prompt(self) -> bool:
-        return True
+    def observer(self) -> Self:
+        return self
 
     @property
     def needs_rotation(self) -> bool:
@@ -72,6 +72,10 @@ class ExpectedAttention(ScoredPolicy):
         moved, share = means - before[:, :, -1:], count / (num_before + count)
         products = (queries - means).mT @ (queries - means) + moved.mT @ moved * (num_before * share)
         return torch.cat((before[:, :, :-1] + products, before[:, :, -1:] + moved * share), dim=2)
+
+    def left_of(self, observed: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """All of it: statistics are of queries, whose tokens may be gone."""
+        return observed
 
     def scores(self, layer: LayerView) -> torch.Tensor:
         import torch

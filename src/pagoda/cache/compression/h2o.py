@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from pagoda.cache.compression.base import LayerView, ScoredPolicy
 from pagoda.errors import ConfigError
@@ -34,8 +34,8 @@ class H2O(ScoredPolicy):
         return "h2o"
 
     @property
-    def needs_whole_prompt(self) -> bool:
-        return True
+    def observer(self) -> Self:
+        return self
 
     def num_recent(self, count: int) -> int:
         return max(self.window, int(self.recent * count))

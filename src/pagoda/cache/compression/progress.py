@@ -88,7 +88,7 @@ class Compression:
 
     def first_watched(self, due: int) -> int:
         """The first token whose query is looked at before it is `due`."""
-        return 0 if self.policy.needs_whole_prompt else due - self.policy.num_queries
+        return due - self.policy.num_queries if self.policy.observer is None else 0
 
     def block_end(self, first: int) -> int:
         """Where the block ends that begins with token `first`."""
