@@ -61,6 +61,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/tiny"))
     parser.add_argument("--tokens", type=int, default=100_000)
     parser.add_argument("--stretch", type=int, default=10_000, help="tokens of a line of the table")
+    parser.add_argument(
+        "--alone", type=int, default=2048, help="tokens of what is read by itself: what rows of training had"
+    )
     parser.add_argument("--policy", default="streaming:tokens=1024")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -76,7 +79,7 @@ def main() -> None:
     for start in range(0, len(losses), arguments.stretch):
         stretch = losses[start : start + arguments.stretch]
         end = start + len(stretch) + BEGUN
-        alone = read(engine, text[max(end - engine.max_model_len, 0) : end], "none")[0]
+        alone = read(engine, text[max(end - arguments.alone, 0) : end], "none")[0]
         last = min(len(alone) // 2, len(stretch))  # these have much before them in either cache
         ours, theirs = (math.exp(sum(each[-last:]) / last) for each in (stretch, alone))
         print(f"| {start:,} | {math.exp(sum(stretch) / len(stretch)):.2f} | {ours:.2f}, alone {theirs:.2f} |")
