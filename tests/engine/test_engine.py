@@ -326,7 +326,7 @@ def test_a_failing_forward_ends_its_requests_and_the_next_one_works(
 ) -> None:
     with make(model) as llm:
         with monkeypatch.context() as patch:
-            patch.setattr(model, "forward", lambda *args: 1 / 0)
+            patch.setattr(llm.engine.model, "forward", lambda *args: 1 / 0)
             with pytest.raises(RequestError, match="ZeroDivisionError"):
                 llm.generate(prompt(20), GREEDY)
         llm.check_integrity()
