@@ -195,6 +195,35 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, str, Result]]:
                 yield task, text, compared(cases, found, whole, share)
 
 
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Divergence over the bytes that are kept, for each task: a line for each policy, one for formats of pages."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    figure = Figure(figsize=(5 * len(tasks), 4.5), layout="constrained")
+    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        axes.set_prop_cycle(color=colormaps["tab20"].colors)
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for row in rows:
+            if row["task"] == task and row["divergence"] > 0:
+                lines.setdefault(_line_of(row["way"]), []).append((100 * row["kept"], row["divergence"]))
+        for name, points in lines.items():
+            axes.plot(*zip(*points, strict=True), marker="o", label=name)
+        axes.set(title=task, xlabel="bytes kept, %", ylabel="divergence from the whole cache, nats", yscale="log")
+    figure.axes[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=100)
+
+
+def _line_of(way: str) -> str:
+    """The policy without its budget."""
+    if way.startswith("all, "):
+        return "pages in int8 and int4"
+    name, _, parameters = way.partition(":")
+    rest = [each for each in parameters.split(",") if not each.startswith(("share=", "window=", "every="))]
+    return ", ".join([name, *rest])
+
+
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -227,11 +256,16 @@ def parse_options() -> argparse.Namespace:
     add("--unseen", action="store_true", help="compress before the question")
     add("--least", type=float, default=0.8, help="share of questions that the whole cache must answer")
     add("--json", type=Path, help="write the figures here too")
+    add("--plot", type=Path, help="draw divergence over bytes here")
+    add("--read", type=Path, help="measure nothing: draw what --json has written")
     return parser.parse_args()
 
 
 def main() -> None:
     options = parse_options()
+    if options.read:
+        plot(json.loads(options.read.read_text()), options.plot)
+        return
     options.work.mkdir(parents=True, exist_ok=True)
     table, rows = Table(title=f"{options.cases} prompts of each task, {options.tokens} tokens"), []
     for column in ("task", "kept", "bytes", "perplexity", "divergence", "its 99 %", "same top", "answered"):
@@ -245,6 +279,8 @@ def main() -> None:
     Console(width=140).print(table)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    if options.plot:
+        plot(rows, options.plot)
 
 
 if __name__ == "__main__":
