@@ -26,6 +26,7 @@
     │   ├── PageRecordError         stored bytes are not the page that was asked for: a miss, which says why
     │   ├── TierError               a tier cannot be used, or failed
     │   ├── SessionError            a session file cannot be read, or is of something else
+    │   │   ├── SessionNotWrittenError
     │   │   └── SessionTooLargeError  there is no room for it among the others
     │   └── UnsupportedCallError    Hugging Face code asks a PagedCache for what it cannot do
     ├── TraceError                  a trace, or under --strict a line of it, cannot be replayed
@@ -154,6 +155,10 @@ class SessionError(CacheError):
 
 class UnsupportedCallError(CacheError):
     """Hugging Face code calls a model with a PagedCache in a way that would give wrong results; nothing is computed."""
+
+
+class SessionNotWrittenError(SessionError):
+    """The disk does not take a session; what was there under its name still is."""
 
 
 class SessionTooLargeError(SessionError):
