@@ -21,7 +21,8 @@ SHAPE = "qwen2.5-0.5b"
 VOCABULARY = 150_000
 DECODED = 96
 POLICIES = (
-    *("none", "snapkv:{},window=32", "knorm:{}", "random:{}", "streaming:{}"),
+    *("none", "snapkv:{},window=32", "snapkv:{},window=32,head_floor=0.2", "pyramidkv:{},window=32"),
+    *("knorm:{}", "random:{}", "streaming:{}"),
     *("tova:{},every=32", "morphkv:{},window=32,every=32"),
 )
 

@@ -210,6 +210,10 @@ def parse_options() -> argparse.Namespace:
         default=[
             "snapkv:window=32",
             "snapkv:window=32,critical=0.5",
+            "snapkv:window=32,head_floor=0.2",
+            "snapkv:window=32,critical=0.5,head_floor=0.2",
+            "pyramidkv:window=32",
+            "pyramidkv:window=32,head_floor=0.2",
             "tova:every=0",
             "h2o:every=0",
             "expected_attention",

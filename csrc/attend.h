@@ -90,7 +90,7 @@ class TileAttention {
     // What row `row` sees of a block; of one that is placed, all that is stored and all that is new.
     Sight sight(const Block& block, int64_t row) const {
         const RowPlace place = place_of(call_, tile_, row);
-        const int64_t length = call_.tables.context_lengths[place.sequence];
+        const int64_t length = head_length(call_.tables, call_.pages, place.sequence, tile_.kv_head);
         const int64_t past = length - new_tokens(call_.tables, place.sequence), sinks = call_.rule.sink_tokens;
         if (is_placed(call_, place.sequence)) {
             const int64_t first = first_in_reach(call_.rule, position_of(call_, place.sequence, place.token));

@@ -95,7 +95,8 @@ static inline BasedPair based_pair(const KeyConstants& constants, int64_t head, 
 }
 
 // `number` is that of planes without encoding, and bf16 if there is none. Where values are the first channels of the
-// keys, `value` is the plane of the keys but for its width.
+// keys, `value` is the plane of the keys but for its width. The planes are those of `layer`, and those of the next lie
+// `layer_nbytes` further, or 0 if layers are not alike.
 struct Pages {
     uint8_t* data;
     int64_t num_pages;
@@ -107,6 +108,8 @@ struct Pages {
     Plane value;
     bool values_in_keys;
     KeyConstants constants;
+    int64_t layer;
+    int64_t layer_nbytes;
 };
 
 static inline int64_t head_nbytes(const Pages& pages, const Plane& plane) {
@@ -115,8 +118,18 @@ static inline int64_t head_nbytes(const Pages& pages, const Plane& plane) {
     return pages.page_tokens * plane.width * number_nbytes(pages.number);
 }
 
-static inline uint8_t* head_plane(const Pages& pages, const Plane& plane, int64_t page, int64_t head) {
-    return pages.data + page * pages.page_nbytes + plane.offset_nbytes + head * head_nbytes(pages, plane);
+// The share of a KV head in a page. That of another layer has `data` as many bytes further as its planes are.
+struct Cell {
+    uint8_t* data;
+    int64_t head;
+};
+
+static inline Cell own_cell(const Pages& pages, int64_t page, int64_t head) {
+    return {pages.data + page * pages.page_nbytes, head};
+}
+
+static inline uint8_t* plane_of(const Pages& pages, const Plane& plane, const Cell& cell) {
+    return cell.data + plane.offset_nbytes + cell.head * head_nbytes(pages, plane);
 }
 
 // See `GroupView` in kernels/base.py.
@@ -131,6 +144,8 @@ struct Tables {
     const int32_t* slots;
     const int64_t* ancestors;
     bool is_compacted;
+    const int32_t* cell_starts;  // [sequences, page_cells + 1], or null
+    int64_t page_cells;          // of a page: layers x KV heads
 };
 
 static inline int64_t new_tokens(const Tables& tables, int64_t sequence) {
@@ -206,18 +221,19 @@ struct TokenPlane {
     int64_t run_nbytes;
 };
 
-// Copies tokens of each head from slots `kept` of the pages in `table` to the first slots of `target`.
+// Copies tokens of each head from slots `kept` of the pages in `table` to cells of the pages in `target`, `cell_step`
+// apart: a page has `page_cells` of them, layer by layer.
 struct MoveCall {
-    const uint8_t* pages;
-    int64_t num_pages;
-    int64_t page_nbytes;
-    int64_t page_tokens;
+    Pages pages;
     const int64_t* table;
     int64_t num_slots;
-    const int64_t* kept;  // [KV heads, num_kept]
-    int64_t num_heads;
-    int64_t num_kept;
+    const int64_t* kept;         // those of one head after those of another
+    const int64_t* kept_starts;  // [KV heads + 1]
+    const int64_t* first_cells;  // [KV heads]
+    int64_t cell_step;
+    int64_t page_cells;
     uint8_t* target;
+    int64_t num_target_pages;
     int64_t target_page_nbytes;
     const TokenPlane* planes;
     int64_t num_planes;

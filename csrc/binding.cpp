@@ -138,14 +138,14 @@ class Kernels {
         pagoda::store({key, value, pages, tables, pointer<uint8_t>(finite)}, num_rows, num_threads);
     }
 
-    void move_tokens(const Pages& pages, uintptr_t table, int64_t num_slots, uintptr_t kept, int64_t num_kept,
-                     uintptr_t target, int64_t target_page_nbytes, const std::vector<TokenPlane>& planes,
-                     int num_threads) const {
+    void move_tokens(const Pages& pages, uintptr_t table, int64_t num_slots, uintptr_t kept,
+                     const std::vector<int64_t>& kept_starts, const std::vector<int64_t>& first_cells,
+                     int64_t cell_step, int64_t page_cells, uintptr_t target, int64_t num_target_pages,
+                     int64_t target_page_nbytes, const std::vector<TokenPlane>& planes, int num_threads) const {
         nb::gil_scoped_release released;
-        pagoda::move_tokens({pages.data, pages.num_pages, pages.page_nbytes, pages.page_tokens,
-                             pointer<const int64_t>(table), num_slots, pointer<const int64_t>(kept), pages.num_kv_heads,
-                             num_kept, pointer<uint8_t>(target), target_page_nbytes, planes.data(),
-                             int64_t(planes.size())},
+        pagoda::move_tokens({pages, pointer<const int64_t>(table), num_slots, pointer<const int64_t>(kept),
+                             kept_starts.data(), first_cells.data(), cell_step, page_cells, pointer<uint8_t>(target),
+                             num_target_pages, target_page_nbytes, planes.data(), int64_t(planes.size())},
                             num_threads);
     }
 
@@ -218,18 +218,18 @@ NB_MODULE(_native, module) {
             "__init__",
             [](Pages* self, uintptr_t data, int64_t num_pages, int64_t page_nbytes, int64_t page_tokens,
                int64_t num_kv_heads, Number number, const Plane& key, const Plane& value, bool values_in_keys,
-               const KeyConstants& constants) {
-                new (self) Pages{pointer<uint8_t>(data), num_pages, page_nbytes, page_tokens,    num_kv_heads,
-                                 number,                 key,       value,       values_in_keys, constants};
+               const KeyConstants& constants, int64_t layer, int64_t layer_nbytes) {
+                new (self) Pages{pointer<uint8_t>(data), num_pages, page_nbytes, page_tokens, num_kv_heads, number, key,
+                                 value, values_in_keys, constants, layer, layer_nbytes};
             },
             "data"_a, "num_pages"_a, "page_nbytes"_a, "page_tokens"_a, "num_kv_heads"_a, "number"_a, "key"_a,
-            "value"_a, "values_in_keys"_a, "constants"_a);
+            "value"_a, "values_in_keys"_a, "constants"_a, "layer"_a, "layer_nbytes"_a);
     nb::class_<Tables>(module, "Tables")
         .def(
             "__init__",
             [](Tables* self, uintptr_t page_indices, uintptr_t page_starts, uintptr_t query_starts,
                uintptr_t context_lengths, int64_t num_sequences, int64_t num_page_indices, uintptr_t positions,
-               uintptr_t slots, uintptr_t ancestors, bool is_compacted) {
+               uintptr_t slots, uintptr_t ancestors, bool is_compacted, uintptr_t cell_starts, int64_t page_cells) {
                 new (self) Tables{pointer<const int32_t>(page_indices),
                                   pointer<const int32_t>(page_starts),
                                   pointer<const int32_t>(query_starts),
@@ -239,10 +239,13 @@ NB_MODULE(_native, module) {
                                   pointer<const int32_t>(positions),
                                   pointer<const int32_t>(slots),
                                   pointer<const int64_t>(ancestors),
-                                  is_compacted};
+                                  is_compacted,
+                                  pointer<const int32_t>(cell_starts),
+                                  page_cells};
             },
             "page_indices"_a, "page_starts"_a, "query_starts"_a, "context_lengths"_a, "num_sequences"_a,
-            "num_page_indices"_a, "positions"_a, "slots"_a, "ancestors"_a, "is_compacted"_a);
+            "num_page_indices"_a, "positions"_a, "slots"_a, "ancestors"_a, "is_compacted"_a, "cell_starts"_a,
+            "page_cells"_a);
     nb::class_<Rule>(module, "Rule")
         .def(
             "__init__",
@@ -282,8 +285,9 @@ NB_MODULE(_native, module) {
              "line_stride"_a, "by_columns"_a, "num_rows"_a, "num_heads"_a, "depth"_a, "columns"_a, "num_threads"_a)
         .def("store", &Kernels::store, "key"_a, "value"_a, "pages"_a, "tables"_a, "finite"_a, "num_rows"_a,
              "num_threads"_a)
-        .def("move_tokens", &Kernels::move_tokens, "pages"_a, "table"_a, "num_slots"_a, "kept"_a, "num_kept"_a,
-             "target"_a, "target_page_nbytes"_a, "planes"_a, "num_threads"_a);
+        .def("move_tokens", &Kernels::move_tokens, "pages"_a, "table"_a, "num_slots"_a, "kept"_a, "kept_starts"_a,
+             "first_cells"_a, "cell_step"_a, "page_cells"_a, "target"_a, "num_target_pages"_a, "target_page_nbytes"_a,
+             "planes"_a, "num_threads"_a);
     module.attr("MAX_ROTATED_WIDTH") = kMaxRotatedWidth;
     module.attr("MAX_HEAD_ROWS") = kMaxHeadRows;
     module.attr("MAX_HEAD_WIDTH") = kMaxHeadWidth;

@@ -6,7 +6,7 @@
 // is NaN. Codes are finite whatever they are, and get scales of zero later.
 #pragma once
 
-#include "attention.h"
+#include "cells.h"
 
 namespace pagoda {
 namespace {
@@ -70,9 +70,9 @@ inline PanelLevels levels_at(const Pages& pages, const Plane& plane, const uint8
     return {scales + offset * kScaleNbytes, scales + pages.page_tokens * kScaleNbytes + offset};
 }
 
-inline void find_keys(const Pages& pages, int64_t page, int64_t head, int64_t offset, int panel, Block& block) {
+inline void find_keys(const Pages& pages, const Cell& cell, int64_t offset, int panel, Block& block) {
     const Plane& plane = pages.key;
-    const uint8_t* keys = head_plane(pages, plane, page, head);
+    const uint8_t* keys = plane_of(pages, plane, cell);
     block.key[panel] = keys + offset * 4;
     if (!has_codes(plane)) {
         block.key_run[panel] = keys + offset * plane.width * number_nbytes(pages.number);
@@ -82,15 +82,14 @@ inline void find_keys(const Pages& pages, int64_t page, int64_t head, int64_t of
     block.key_levels[panel] = levels_at(pages, plane, keys, offset);
 }
 
-inline void find_values(const Pages& pages, int64_t page, int64_t head, int64_t offset, int panel, Block& block,
-                        uint8_t* edges) {
+inline void find_values(const Pages& pages, const Cell& cell, int64_t offset, int panel, Block& block, uint8_t* edges) {
     if (pages.values_in_keys) {
         block.value[panel] = block.key[panel];
         if (has_codes(pages.key)) block.value_levels[panel] = block.key_levels[panel];
         return;
     }
     const Plane& plane = pages.value;
-    const uint8_t* values = head_plane(pages, plane, page, head);
+    const uint8_t* values = plane_of(pages, plane, cell);
     if (has_codes(plane)) {
         block.value[panel] = values + offset * code_nbytes(plane.encoding, plane.width);
         block.value_levels[panel] = levels_at(pages, plane, values, offset);
@@ -111,6 +110,7 @@ inline Block find_block(const AttendCall& call, const Tile& tile, int64_t first_
     const Pages& pages = call.pages;
     const int64_t tokens = panel_tokens(pages);
     const int32_t* table = call.tables.page_indices + call.tables.page_starts[tile.sequence];
+    const HeadCells cells = head_cells(call.tables, pages, tile.sequence, tile.kv_head);
     Block block;
     block.first_token = first_token;
     block.begin = begin;
@@ -121,11 +121,12 @@ inline Block find_block(const AttendCall& call, const Tile& tile, int64_t first_
     for (int panel = block.first_panel; panel < block.last_panel; panel++) {
         const int64_t token = first_token + panel * tokens;
         const int64_t offset = token % pages.page_tokens;
-        int64_t page = table[token / pages.page_tokens];
+        int64_t index = token / pages.page_tokens;
         // Between sinks and a window pages may be gone. The first one is there, and full; nobody sees its tokens here.
-        if (page < 0 && call.rule.sink_tokens > 0) page = table[0];
-        find_keys(pages, page, tile.kv_head, offset, panel, block);
-        find_values(pages, page, tile.kv_head, offset, panel, block, edges);
+        if (call.rule.sink_tokens > 0 && table[index] < 0) index = 0;
+        const Cell cell = cell_at(table, pages, cells, call.tables.page_cells, tile.kv_head, index);
+        find_keys(pages, cell, offset, panel, block);
+        find_values(pages, cell, offset, panel, block, edges);
     }
     return block;
 }

@@ -34,36 +34,50 @@ int64_t place_in(const TokenPlane& plane, int64_t head, int64_t token) {
            token % plane.inner_tokens * plane.inner_nbytes;
 }
 
+int64_t num_kept(const MoveCall& call, int64_t head) { return call.kept_starts[head + 1] - call.kept_starts[head]; }
+
+int64_t cell_of(const MoveCall& call, int64_t head, int64_t index) {
+    return call.first_cells[head] + index / call.pages.page_tokens * call.cell_step;
+}
+
 // Tokens [first, last) of those that a head keeps.
 void move_head(const MoveCall& call, const TokenPlane& plane, int64_t head, int64_t first, int64_t last) {
-    const int64_t* kept = call.kept + head * call.num_kept;
+    const Pages& pages = call.pages;
+    const int64_t* kept = call.kept + call.kept_starts[head];
     for (int64_t index = first; index < last; index++) {
-        const uint8_t* source = call.pages + call.table[kept[index] / call.page_tokens] * call.page_nbytes;
-        uint8_t* target = call.target + index / call.page_tokens * call.target_page_nbytes;
-        copy_token(plane, source + place_in(plane, head, kept[index] % call.page_tokens),
-                   target + place_in(plane, head, index % call.page_tokens));
+        const uint8_t* source = pages.data + call.table[kept[index] / pages.page_tokens] * pages.page_nbytes;
+        const int64_t cell = cell_of(call, head, index), place = cell % call.page_cells;
+        uint8_t* target = call.target + cell / call.page_cells * call.target_page_nbytes +
+                          (place / pages.num_kv_heads - pages.layer) * pages.layer_nbytes;
+        copy_token(plane, source + place_in(plane, head, kept[index] % pages.page_tokens),
+                   target + place_in(plane, place % pages.num_kv_heads, index % pages.page_tokens));
     }
 }
 
 void check(const MoveCall& call) {
-    for (int64_t page = 0; page * call.page_tokens < call.num_slots; page++)
-        if (call.table[page] < 0 || call.table[page] >= call.num_pages)
+    for (int64_t page = 0; page * call.pages.page_tokens < call.num_slots; page++)
+        if (call.table[page] < 0 || call.table[page] >= call.pages.num_pages)
             throw std::invalid_argument("a page table names a page that the pool does not have");
-    for (int64_t index = 0; index < call.num_heads * call.num_kept; index++)
+    for (int64_t index = 0; index < call.kept_starts[call.pages.num_kv_heads]; index++)
         if (call.kept[index] < 0 || call.kept[index] >= call.num_slots)
             throw std::invalid_argument("a token that is kept is none of the sequence");
+    const int64_t num_cells = call.num_target_pages * call.page_cells;
+    for (int64_t head = 0; head < call.pages.num_kv_heads; head++)
+        if (num_kept(call, head) > 0 && cell_of(call, head, num_kept(call, head) - 1) >= num_cells)
+            throw std::invalid_argument("there is no room for the tokens that are kept");
 }
 
 }  // namespace
 
 void move_tokens(const MoveCall& call, int num_threads) {
     check(call);
-    const int team = call.num_heads * call.num_kept < kMinimumParallelTokens ? 1 : num_threads;
+    const int64_t heads = call.pages.num_kv_heads;
+    const int team = call.kept_starts[heads] < kMinimumParallelTokens ? 1 : num_threads;
     in_parts(team, [&](int part) {
-        const int64_t first = call.num_kept * part / team, last = call.num_kept * (part + 1) / team;
         for (int64_t plane = 0; plane < call.num_planes; plane++)
-            for (int64_t head = 0; head < call.num_heads; head++)
-                move_head(call, call.planes[plane], head, first, last);
+            for (int64_t head = 0; head < heads; head++)
+                move_head(call, call.planes[plane], head, num_kept(call, head) * part / team,
+                          num_kept(call, head) * (part + 1) / team);
     });
 }
 

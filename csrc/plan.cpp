@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "cells.h"
 #include "places.h"
 
 namespace pagoda {
@@ -43,8 +44,8 @@ int64_t first_of_context(const AttendCall& call, int64_t sequence, int64_t token
 
 // A tile for so many rows from `row` on.
 Tile tile_of(const AttendCall& call, int64_t sequence, int64_t head, int64_t row, int64_t count) {
-    const int64_t group = group_heads(call), length = call.tables.context_lengths[sequence];
-    const int64_t last_position = past_tokens(call.tables, sequence) + (row + count - 1) / group;
+    const int64_t group = group_heads(call), length = head_length(call.tables, call.pages, sequence, head);
+    const int64_t last_position = length - new_tokens(call.tables, sequence) + (row + count - 1) / group;
     const int64_t last = is_placed(call, sequence) ? length : end_of_reach(call.rule, last_position, length);
     const int64_t first = first_of_context(call, sequence, row / group), sinks = std::min(call.rule.sink_tokens, last);
     if (sinks > 0 && sinks >= first) return {sequence, head, row, count, 0, last, 0, nullptr, nullptr};
@@ -161,6 +162,22 @@ int64_t most_sharing(const AttendCall& call, int64_t total, int num_threads) {
     return call.shares_splits && !call.placed ? rows / group_heads(call) : 0;
 }
 
+// Packed pages are full, and new tokens follow behind them.
+void check_cells(const Tables& tables, const Pages& pages, int64_t sequence) {
+    if (packed_pages(tables, sequence) == 0) return;
+    const int64_t heads = pages.num_kv_heads, first = pages.layer * heads;
+    if (pages.layer_nbytes == 0 || tables.page_cells % heads != 0 || first + heads > tables.page_cells)
+        throw std::invalid_argument("pages are packed whose layers are not alike");
+    const int32_t* starts = tables.cell_starts + sequence * (tables.page_cells + 1);
+    if (starts[first] < 0 || starts[first + heads] > starts[tables.page_cells] ||
+        !std::is_sorted(starts + first, starts + first + heads + 1))
+        throw std::invalid_argument("the cells of a head are none of the packed pages");
+    if (packed_pages(tables, sequence) * pages.page_tokens > past_tokens(tables, sequence))
+        throw std::invalid_argument("a sequence has more packed pages than stored tokens fill");
+    if (tables.slots || tables.ancestors)
+        throw std::invalid_argument("new tokens behind packed pages must follow one another");
+}
+
 void check_sequence(const Tables& tables, const Pages& pages, int64_t sequence, bool rows_are_tokens) {
     const int64_t length = tables.context_lengths[sequence], added = new_tokens(tables, sequence);
     const int64_t num_pages = tables.page_starts[sequence + 1] - tables.page_starts[sequence];
@@ -172,6 +189,7 @@ void check_sequence(const Tables& tables, const Pages& pages, int64_t sequence, 
     const KeyConstants& constants = pages.constants;
     if (constants.num_pairs > 0 && length > (constants.turn_stride - KeyConstants::kTurnEdge) * pages.page_tokens)
         throw std::invalid_argument("a sequence is longer than its keys' constants are turned for");
+    check_cells(tables, pages, sequence);
     if (rows_are_tokens) check_places(tables, sequence);
 }
 
@@ -193,6 +211,7 @@ void check_pages(const Tables& tables, const Pages& pages, int64_t sequence, int
 
 void check_scored(const AttendCall& call, int64_t num_rows) {
     if (call.tables.num_sequences != 1) throw std::invalid_argument("keys are scored for one sequence at a time");
+    if (packed_pages(call.tables, 0) > 0) throw std::invalid_argument("keys of packed pages are not scored");
     check_tables(call.tables, call.pages, num_rows, call.rule.reach != Reach::encoder);
     check_pages(call.tables, call.pages, 0, 0, call.tables.context_lengths[0]);
 }

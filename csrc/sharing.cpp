@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "cells.h"
+
 namespace pagoda {
 namespace {
 
@@ -18,7 +20,7 @@ struct Reader {
 std::vector<Reader> find_readers(const AttendCall& call) {
     std::vector<Reader> readers;
     for (int64_t sequence = 0; sequence < call.tables.num_sequences; sequence++) {
-        if (new_tokens(call.tables, sequence) != 1) continue;
+        if (new_tokens(call.tables, sequence) != 1 || packed_pages(call.tables, sequence) > 0) continue;
         const int64_t length = call.tables.context_lengths[sequence];
         const int64_t first = first_in_reach(call.rule, length - 1);
         const int64_t first_split = (first + kSplitTokens - 1) / kSplitTokens, last_split = length / kSplitTokens;

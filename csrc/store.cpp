@@ -112,7 +112,7 @@ class Writer {
         const Pages& pages = call_.pages;
         const uint8_t* source =
             rows.data + (row * rows.row_stride + head * rows.head_stride) * number_nbytes(rows.number);
-        uint8_t* target = head_plane(pages, plane, place.page, head);
+        uint8_t* target = plane_of(pages, plane, own_cell(pages, place.page, head));
         if (plane.encoding == Encoding::none) {
             const uint8_t* numbers = convert(source, rows.number, plane.width);
             if (!is_finite_row(numbers, pages.number, plane.width)) mark(place);

@@ -39,6 +39,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
     "compression": {
         "snapkv": "pagoda.cache.compression.snapkv:SnapKV",
+        "pyramidkv": "pagoda.cache.compression.pyramidkv:PyramidKV",
         "tova": "pagoda.cache.compression.tova:TOVA",
         "morphkv": "pagoda.cache.compression.morphkv:MorphKV",
         "h2o": "pagoda.cache.compression.h2o:H2O",

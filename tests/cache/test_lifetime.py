@@ -9,6 +9,7 @@ from pagoda.cache.groups.rule import KeepAll
 from pagoda.cache.inspector import Inspector
 from pagoda.cache.leases import Breakpoint
 from pagoda.cache.prefix.namespace import Namespace
+from pagoda.cache.sequence import Kept
 from pagoda.config import EngineConfig
 from pagoda.errors import ConfigError
 from pagoda.layouts.spec import Reach
@@ -111,7 +112,7 @@ def test_what_a_compacted_sequence_gives_up_goes_however_long_it_was_in_use():
     running, _ = served.start(list(range(8)))
     served.now += 20
     served.cache.expire()
-    served.cache.compact(running, list(range(8)), {0: (2, [[0, 7, -1, -1]])})
+    served.cache.compact(running, list(range(8)), {0: Kept(2, [[0, 7, -1, -1]])})
     assert served.group.holdings.counts.idle == 2
     served.now += 11
     served.cache.expire()

@@ -213,6 +213,7 @@ def test_tokens_are_those_of_a_dense_cache_that_is_cut(network: LlamaForCausalLM
 FORMATS = ("bf16", "fp16", "int8", "fp8_e4m3", "int4_plain", "int4_rotated", "k8v4")
 POLICIES = (
     "snapkv:tokens=40,window=8",
+    "pyramidkv:tokens=40,window=8,head_floor=0.2",
     "tova:tokens=40,every=3,critical=0.5",
     "morphkv:tokens=40,window=8,every=4",
     "expected_attention:tokens=40",

@@ -5,6 +5,9 @@ sequences were ever committed (a hit must be a prefix of one) and, until pages a
 hit must reach as far as the longest of them).
 """
 
+from __future__ import annotations
+
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,6 +21,7 @@ from pagoda.cache.eviction.base import EvictionPolicy
 from pagoda.cache.eviction.lru import LRU
 from pagoda.cache.groups.pages import PageGroup
 from pagoda.cache.groups.rule import KeepAll, KeepRule, window_pages
+from pagoda.cache.groups.table import NO_CELLS
 from pagoda.cache.inspector import Inspector
 from pagoda.cache.prefix.held import NO_PAGE, Reason
 from pagoda.cache.prefix.keys import token_key
@@ -87,7 +91,7 @@ class Live:
     """A sequence under way: of `tokens`, the first `stored` are committed.
 
     `kept` has what was left, by group, when it was last compacted: which tokens, of how many. What it wrote after the
-    `exact` tokens before that is its own.
+    `exact` tokens before that is its own. Of groups whose pages were `packed` it has which of their cells are whose.
     """
 
     cached: CachedSequence
@@ -96,6 +100,7 @@ class Live:
     stored: int
     kept: dict[int, tuple[list[int], int]] = field(default_factory=dict)
     exact: int | None = None
+    packed: dict[int, array[int]] = field(default_factory=dict)
 
     def slots(self, group: int) -> list[int]:
         """Which of its tokens a group has, in order."""
@@ -196,7 +201,8 @@ class CacheMachine(RuleBasedStateMachine):
     def fork(self, which: int) -> None:
         live = self.pick(which)
         twin = self.cache.fork(live.cached)
-        self.live.append(Live(twin, live.namespace, live.tokens, live.stored, dict(live.kept), live.exact))
+        kept, packed = dict(live.kept), dict(live.packed)
+        self.live.append(Live(twin, live.namespace, live.tokens, live.stored, kept, live.exact, packed))
 
     @precondition(lambda self: self.live)
     @rule(which=st.integers(0, 1000), keep=st.sampled_from((True, True, True, False)))
@@ -234,6 +240,7 @@ class CacheMachine(RuleBasedStateMachine):
                 table, num_slots = live.cached.tables[index], len(live.slots(index))
                 assert (table.num_tokens, table.num_slots) == (live.stored, num_slots)
                 assert len(table.pages) == -(-num_slots // size)
+                assert table.cell_starts == live.packed.get(index, NO_CELLS)
                 sealed.update(set(table.pages[: num_slots // size]) - {NO_PAGE})
                 open_pages.update(table.pages[num_slots // size :])
             counts = group.holdings.counts

@@ -5,6 +5,7 @@ could be hit before still can.
 """
 
 import random
+from array import array
 
 import pytest
 from hypothesis import settings
@@ -13,6 +14,7 @@ from hypothesis.stateful import precondition, rule, run_state_machine_as_test
 
 from pagoda.cache.inspector import Inspector
 from pagoda.cache.prefix.held import Reason
+from pagoda.cache.sequence import Kept
 from pagoda.errors import OutOfPagesError
 from stateful import test_cache_machine as machines
 from stateful.test_cache_machine import POISON, CacheMachine, GroupShape, Live, window
@@ -30,13 +32,17 @@ class Compacting(CacheMachine):
             return
         keeps_tails = len(chosen) == len(self.groups) and live.exact is None and self.has_own_tails(live)
         bodies = {index: self.bodies(live, index, kept) for index, kept in chosen.items()}
+        for index, (num_slots, _, _) in bodies.items():
+            if num_slots % self.groups[index].page_tokens == 0 and draw.random() < 0.5:
+                live.packed[index] = array("i", [0, num_slots])
+                bodies[index] = bodies[index]._replace(cell_starts=live.packed[index])
         live.kept |= {index: (kept, live.stored) for index, kept in chosen.items()}
         live.exact = live.stored if live.exact is None else live.exact
         num_hit, num_evicted, room = self.num_hit(live), self.num_evicted(), self.room()
         try:
             self.cache.compact(live.cached, live.tokens, bodies)
         except OutOfPagesError:
-            assert any(len(pages) > room[index] for index, (_, pages) in bodies.items())
+            assert any(len(pages) > room[index] for index, (_, pages, _) in bodies.items())
             Inspector(self.cache).check_integrity()
             self.end(live, keep)
             return
@@ -53,11 +59,13 @@ class Compacting(CacheMachine):
         chosen, bodies = {}, {}
         for index, group in enumerate(self.groups):
             size, slots, table = group.page_tokens, live.slots(index), live.cached.tables[index]
-            if self.shapes[index].rule.span is None and table.num_omitted and len(slots) == len(table.pages) * size:
+            if index in live.packed or self.shapes[index].rule.span is not None:
+                continue
+            if table.num_omitted and len(slots) == len(table.pages) * size:
                 first = draw.randint(0, len(table.pages) - 1)
                 last = draw.randint(int(first == 0), len(table.pages) - first)
                 chosen[index] = slots[: first * size] + slots[len(slots) - last * size :]
-                bodies[index] = last, self.bodies(live, index, slots[: first * size])[1]
+                bodies[index] = last, self.bodies(live, index, slots[: first * size]).bodies
         if not chosen:
             return
         live.kept |= {index: (kept, live.stored) for index, kept in chosen.items()}
@@ -75,14 +83,14 @@ class Compacting(CacheMachine):
         for index, shape in enumerate(self.shapes):
             slots = live.slots(index)
             kept = sorted(draw.sample(slots, draw.randint(min(1, len(slots)), len(slots))))
-            if shape.rule.span is None and len(kept) < len(slots):
+            if shape.rule.span is None and len(kept) < len(slots) and index not in live.packed:
                 chosen[index] = kept
         return chosen
 
-    def bodies(self, live: Live, index: int, kept: list[int]) -> tuple[int, list[list[int]]]:
+    def bodies(self, live: Live, index: int, kept: list[int]) -> Kept:
         size = self.groups[index].page_tokens
         tokens = [live.bytes_at(position) for position in kept] + [POISON] * (-len(kept) % size)
-        return len(kept), [tokens[start : start + size] for start in range(0, len(tokens), size)]
+        return Kept(len(kept), [tokens[start : start + size] for start in range(0, len(tokens), size)])
 
     def num_hit(self, live: Live) -> int:
         return self.cache.match(live.namespace, live.tokens, live.stored).num_tokens

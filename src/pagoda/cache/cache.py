@@ -24,7 +24,7 @@ from pagoda.cache.lifetime import Lifetime
 from pagoda.cache.prefix.held import Reason
 from pagoda.cache.prefix.keys import token_key
 from pagoda.cache.prefix.namespace import Namespace
-from pagoda.cache.sequence import CachedSequence, Hit, attach_costs, short_groups
+from pagoda.cache.sequence import CachedSequence, Hit, Kept, attach_costs, short_groups
 from pagoda.cache.tenants import Tenants
 from pagoda.errors import OutOfPagesError
 
@@ -247,17 +247,15 @@ class Cache:
         self.sequences.add(twin)
         return twin
 
-    def compact(
-        self, sequence: CachedSequence, tokens: Sequence[int], kept: Mapping[int, tuple[int, NDArray[np.uint8]]]
-    ) -> None:
-        """Let a sequence of `tokens` go on with some of them: by group, how many, and the bytes of their pages.
+    def compact(self, sequence: CachedSequence, tokens: Sequence[int], kept: Mapping[int, Kept]) -> None:
+        """Let a sequence of `tokens` go on with some of them, in each group that `kept` has.
 
         Its pages are its own from now on in all groups; the exact ones stay hittable. Raises OutOfPagesError if there
         is no room: then nothing but `release` may be done with it.
         """
         for index, group, table in self._made_private(sequence, kept):
-            num_slots, bodies = kept[index]
-            self._write(index, group.compact(table, tokens, num_slots), bodies)
+            num_slots, bodies, cell_starts = kept[index]
+            self._write(index, group.compact(table, tokens, num_slots, cell_starts), bodies)
 
     def drop_middle(self, sequence: CachedSequence, kept: Mapping[int, tuple[int, NDArray[np.uint8]]]) -> None:
         """Let a sequence go on with its last pages, behind others: by group, how many, and the bytes of those others.

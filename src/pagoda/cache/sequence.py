@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pagoda.cache.groups.base import CacheGroup
+from pagoda.cache.groups.table import NO_CELLS
 from pagoda.cache.prefix.namespace import Namespace
 
 
@@ -28,6 +33,17 @@ class Hit(NamedTuple):
     def is_arriving(self) -> bool:
         """Whether what an encoder made is being brought from a tier, and has to be waited for."""
         return any(match.is_arriving for match in self.matches)
+
+
+class Kept(NamedTuple):
+    """What is left to a sequence in one group: `num_slots` of its tokens, in pages of these bytes.
+
+    They are packed if there are `cell_starts` (`PageTable`).
+    """
+
+    num_slots: int
+    bodies: NDArray[np.uint8]
+    cell_starts: array[int] = NO_CELLS
 
 
 @dataclass(eq=False)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from pagoda.cache.groups.cross import Entry
+from pagoda.cache.groups.table import PageTable
 from pagoda.cache.sequence import CachedSequence
 from pagoda.kernels.base import GroupView
 
@@ -38,6 +39,7 @@ def build_views(
                 positions=positions,
                 ancestors=ancestors,
                 is_compacted=is_compacted,
+                cell_starts=_cell_starts([sequence.tables[group] for sequence in sequences]),
             )
         )
     return tuple(views)
@@ -59,6 +61,17 @@ def build_encoder_view(entries: Sequence[Entry]) -> GroupView:
 def build_cuts(sequences: Sequence[CachedSequence]) -> list[list[tuple[int, int]]]:
     """Where the recurrent state of each sequence is copied on the way through its new tokens: (after, to slot)."""
     return [[(tokens - each.num_tokens, slot) for tokens, slot in each.tables[-1].cuts] for each in sequences]
+
+
+def _cell_starts(tables: Sequence[PageTable]) -> torch.Tensor | None:
+    """Of all sequences, if the pages of any are packed."""
+    width = max(len(table.cell_starts) for table in tables)
+    if not width:
+        return None
+    starts = np.zeros((len(tables), width), dtype=np.int32)
+    for row, table in zip(starts, tables, strict=True):
+        row[: len(table.cell_starts)] = table.cell_starts
+    return torch.from_numpy(starts)
 
 
 def _starts(counts: np.ndarray) -> np.ndarray:

@@ -72,7 +72,7 @@ def compressible_layers(
             by_layer: dict[int, list[int]] = {}
             for call in calls:
                 by_layer.setdefault(sites[call].layer.layer, []).append(call)
-            layers[group] = [_layer(sites, projections, each) for each in by_layer.values()]
+            layers[group] = [_layer(sites, projections, each) for _, each in sorted(by_layer.items())]
     return layers, obstacles
 
 

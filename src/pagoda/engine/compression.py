@@ -7,8 +7,10 @@ whoever else uses them.
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Sequenced
+from dataclasses import replace
 from math import lcm
 
 import numpy as np
@@ -18,6 +20,8 @@ from numpy.typing import NDArray
 from pagoda.cache.cache import Cache
 from pagoda.cache.compression.base import Policy
 from pagoda.cache.compression.progress import Compression
+from pagoda.cache.compression.shares import Share
+from pagoda.cache.sequence import Kept
 from pagoda.engine.batch import Batch
 from pagoda.engine.compressible import CompressibleLayer, compressible_layers
 from pagoda.engine.query_watch import QueryWatch, WatchedRows
@@ -68,6 +72,11 @@ class Compressor:
             raise ConfigError(
                 "critical needs the layer that attention's results go through, which is not known of all calls of this "
                 "model. Leave it out."
+            )
+        if not policy.is_even and any(each.layer_nbytes is None for each in self._geometries.values()):
+            raise ConfigError(
+                f"{policy.name} would give layers or heads other numbers of tokens, which needs layers whose keys and "
+                "values are kept alike: choose one that gives all the same, such as snapkv without head_floor."
             )
 
     def tell_obstacles(self) -> None:
@@ -122,12 +131,13 @@ class Compressor:
         """Have it keep what the policy says of each layer and head."""
         cached = sequence.cached
         assert cached is not None
-        kept: dict[int, tuple[int, NDArray[np.uint8]]] = {}
+        kept: dict[int, Kept] = {}
         for index in self._layers:
             table = cached.tables[index]
             if table.num_slots > compression.budget:
                 pages = torch.tensor(table.pages, dtype=torch.long)
-                kept[index] = compression.budget, self._kept(index, pages, table.num_slots, compression)
+                choose = self._kept if compression.policy.is_even else self._packed
+                kept[index] = choose(index, pages, table.num_slots, compression)
         if kept:
             self._cache.compact(cached, sequence.tokens, kept)
 
@@ -137,7 +147,7 @@ class Compressor:
         assert cached is not None
         distance = cached.num_tokens - compression.budget
         is_first = compression.num_exact_tokens is None
-        kept = {}
+        kept, dropped = dict[int, Kept](), dict[int, tuple[int, NDArray[np.uint8]]]()
         for index, geometry in self._geometries.items():
             pages, pool = torch.tensor(cached.tables[index].pages), self._layers[index][0].pages.pages
             num_first = -(-num_sinks // geometry.page_tokens)
@@ -146,13 +156,13 @@ class Compressor:
                 compression.sinks[index] = pool[pages[:num_first]]
             sinks = self._turned(index, compression.sinks[index], distance)
             if is_first:
-                kept[index] = compression.budget, torch.cat((sinks, pool[pages[-num_last:]])).numpy()
+                kept[index] = Kept(compression.budget, torch.cat((sinks, pool[pages[-num_last:]])).numpy())
             else:
-                kept[index] = num_last, sinks.numpy()
+                dropped[index] = num_last, sinks.numpy()
         if is_first:  # pages that others may hit would keep all those before them from being evicted
             self._cache.compact(cached, sequence.tokens, kept)
         else:
-            self._cache.drop_middle(cached, kept)
+            self._cache.drop_middle(cached, dropped)
 
     def _turned(self, index: int, sinks: torch.Tensor, distance: int) -> torch.Tensor:
         """The bytes of first pages whose keys stand `distance` positions later."""
@@ -163,7 +173,7 @@ class Compressor:
                 turn_keys(layer.pages, layer.rotation, distance, target)
         return target
 
-    def _kept(self, index: int, pages: torch.Tensor, num_slots: int, compression: Compression) -> NDArray[np.uint8]:
+    def _kept(self, index: int, pages: torch.Tensor, num_slots: int, compression: Compression) -> Kept:
         count, geometry = compression.budget, self._geometries[index]
         target = torch.zeros(-(-count // geometry.page_tokens), geometry.page_nbytes, dtype=torch.uint8)
         observer, observed = compression.policy.observer, compression.observed
@@ -172,7 +182,21 @@ class Compressor:
             layer.kernels.move_tokens(layer.pages, pages, kept, target)
             if observer is not None:
                 observed.update({call: observer.left_of(observed[call], kept) for call in layer.calls})
-        return target.numpy()
+        return Kept(count, target.numpy())
+
+    def _packed(self, index: int, pages: torch.Tensor, num_slots: int, compression: Compression) -> Kept:
+        """Of layers and heads that keep other numbers of pages: cells of packed pages, one after the other."""
+        geometry, layers, policy = self._geometries[index], self._layers[index], compression.policy
+        share = Share(compression.budget // geometry.page_tokens, geometry.page_tokens, num_slots)
+        target = torch.zeros(share.num_pages, geometry.page_nbytes, dtype=torch.uint8)
+        cell_starts = array("i", [0])
+        for layer, count in zip(layers, policy.pages_of_layers(len(geometry.slots), share), strict=True):
+            seen = _seen(layer, pages, num_slots, compression)
+            kept = policy.kept_of_heads(seen, replace(share, num_pages=count))
+            layer.kernels.pack_tokens(layer.pages, pages, kept, target, cell_starts[-1])
+            for slots in kept:
+                cell_starts.append(cell_starts[-1] + len(slots) // geometry.page_tokens)
+        return Kept(compression.budget, target.numpy(), cell_starts)
 
 
 def _seen(layer: CompressibleLayer, pages: torch.Tensor, num_slots: int, compression: Compression) -> StoredLayer:

@@ -88,7 +88,9 @@ class CompressionPlans:
             return Plan(at_end, unit, max_len, when_full=True)
         if policy is None:
             return None
-        return Plan(policy) if policy.num_sinks is None else Plan(policy, unit, max_len)
+        if policy.num_sinks is not None:
+            return Plan(policy, unit, max_len)
+        return Plan(policy, budget_unit=1 if policy.is_even else unit)
 
     def _check_fits(self, plan: Plan, num_prompt_tokens: int, tenant: str) -> None:
         """Raise ConfigError unless what an endless sequence holds between two compressions is within the context."""

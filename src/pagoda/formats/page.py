@@ -75,6 +75,13 @@ class PageGeometry:
     def page_nbytes(self) -> int:
         return sum(aligned(slot.nbytes) for planes in self.slots for slot in planes)
 
+    @cached_property
+    def layer_nbytes(self) -> int | None:
+        """How far the planes of a layer lie behind those of the layer before it; None if layers are not alike."""
+        if self.others or any(layout.planes != self.group.layouts[0].planes for layout in self.group.layouts):
+            return None
+        return self.page_nbytes // len(self.slots)
+
     @property
     def nbytes_per_token(self) -> float:
         return self.page_nbytes / self.page_tokens

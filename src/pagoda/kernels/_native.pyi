@@ -47,6 +47,8 @@ class Pages:
         value: Plane,
         values_in_keys: bool,
         constants: KeyConstants,
+        layer: int,
+        layer_nbytes: int,
     ) -> None: ...
 
 class Tables:
@@ -62,6 +64,8 @@ class Tables:
         slots: int,
         ancestors: int,
         is_compacted: bool,
+        cell_starts: int,
+        page_cells: int,
     ) -> None: ...
 
 class Rule:
@@ -204,8 +208,12 @@ class Kernels:
         table: int,
         num_slots: int,
         kept: int,
-        num_kept: int,
+        kept_starts: list[int],
+        first_cells: list[int],
+        cell_step: int,
+        page_cells: int,
         target: int,
+        num_target_pages: int,
         target_page_nbytes: int,
         planes: list[TokenPlane],
         num_threads: int,

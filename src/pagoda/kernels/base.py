@@ -23,6 +23,8 @@ from pagoda.layouts.spec import Reach
 from pagoda.registry import lookup
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
 
@@ -49,6 +51,12 @@ class GroupView:
     the sequence it sees number j if bit j of its `ancestors` is set, or all of them if that is CHAIN. A sequence of
     more than MOST_TREE_ROWS new rows has CHAIN everywhere. If `is_compacted`, what is stored lies in other slots than
     its positions: `compaction_obstacle` says where that would be wrong.
+
+    With `cell_starts` the first pages of some sequences are packed. A cell is the share of a KV head of a layer in a
+    page; those of a sequence are numbered page by page, and in a page layer by layer. Of sequence s, cells
+    `cell_starts[s, i] : cell_starts[s, i + 1]` have the first tokens of KV head i % KV heads in layer i // KV heads;
+    its own cells of the pages behind have the others. Layers must be alike (`layer_nbytes`), and new rows follow one
+    another.
     """
 
     page_indices: torch.Tensor  # int32 [pages of all sequences]
@@ -59,6 +67,7 @@ class GroupView:
     slots: torch.Tensor | None = None  # int32 [rows]
     ancestors: torch.Tensor | None = None  # int64 [rows]
     is_compacted: bool = False
+    cell_starts: torch.Tensor | None = None  # int32 [sequences, layers x KV heads + 1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +143,8 @@ def compaction_obstacle(layer: LayerPages, use: AttentionUse) -> str | None:
 def check_scored(layer: LayerPages, view: GroupView, rule: AttentionRule) -> None:
     """Raise ConfigError if keys of `layer` cannot be scored by `rule` for the sequence of `view`."""
     obstacle = compaction_obstacle(layer, AttentionUse(rule))
+    if view.cell_starts is not None:
+        obstacle = "those of packed pages are not"
     if len(view.context_lengths) != 1 or view.slots is not None or view.ancestors is not None:
         obstacle = "there must be one sequence, whose rows are its last ones"
     if obstacle is not None:
@@ -222,6 +233,21 @@ class AttentionKernels(ABC):
 
         `pages`, int64, are those of a sequence; `target`, uint8 [pages, page_nbytes], is memory outside the pool. Bytes
         move as they are.
+        """
+
+    @abstractmethod
+    def pack_tokens(
+        self,
+        layer: LayerPages,
+        pages: torch.Tensor,
+        kept: Sequence[torch.Tensor],
+        target: torch.Tensor,
+        first_cell: int,
+    ) -> None:
+        """Copy the tokens in slots `kept[h]` of each KV head to the cells of `target` from `first_cell` on.
+
+        The cells of one head follow those of another, and are full; see `GroupView.cell_starts`. The rest is as for
+        `move_tokens`.
         """
 
 

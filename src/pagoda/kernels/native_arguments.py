@@ -178,6 +178,8 @@ class NativeArguments:
             ),
             key.plane.value_width > 0,
             self._constants(layer),
+            layer.layer,
+            layer.geometry.layer_nbytes or 0,
         )
         return told
 
@@ -236,8 +238,22 @@ class NativeArguments:
             _address_of_rows("slots", view.slots, view, torch.int32),
             _address_of_rows("ancestors", view.ancestors, view, torch.int64),
             view.is_compacted,
+            *self._cell_starts(view),
         )
         return told
+
+    @staticmethod
+    def _cell_starts(view: GroupView) -> tuple[int, int]:
+        """Where those of packed pages are, and how many cells a page has."""
+        starts = view.cell_starts
+        if starts is None:
+            return 0, 0
+        is_told = starts.dtype is torch.int32 and starts.is_cpu and starts.is_contiguous() and starts.dim() == 2
+        if not is_told or len(starts) != len(view.context_lengths):
+            raise ConfigError(
+                f"cell_starts is {described(starts)}; it must be int32 [sequences, cells + 1] on the CPU."
+            )
+        return starts.data_ptr(), starts.shape[1] - 1
 
 
 def _address_of_rows(name: str, tensor: torch.Tensor | None, view: GroupView, dtype: torch.dtype) -> int:

@@ -5,7 +5,9 @@ Knows how the bytes of a token lie in a page from the format's own views: `csrc/
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,6 +19,14 @@ from pagoda.kernels.native_calls import NativeCalls
 
 if TYPE_CHECKING:
     from pagoda.kernels import _native
+
+
+class _Cells(NamedTuple):
+    """Where tokens go: the `first` cell of each KV head, and every `step`-th after it; a page has `of_page`."""
+
+    first: list[int]
+    step: int
+    of_page: int
 
 
 class NativeCompaction(NativeCalls):
@@ -58,19 +68,51 @@ class NativeCompaction(NativeCalls):
         return out
 
     def move_tokens(self, layer: LayerPages, pages: torch.Tensor, kept: torch.Tensor, target: torch.Tensor) -> None:
-        size, count = layer.geometry.page_tokens, kept.shape[1]
-        kept, pages = kept.contiguous(), pages.contiguous()
-        if kept.dtype is not torch.int64 or pages.dtype is not torch.int64 or len(kept) != layer.key.plane.num_heads:
-            raise ConfigError(f"Tokens are {described(kept)} of pages {described(pages)}; both must be int64.")
-        if target.dtype is not torch.uint8 or not target.is_contiguous() or len(target) * size < count:
+        heads, count = kept.shape
+        own = layer.layer * heads
+        cells = _Cells(list(range(own, own + heads)), step=own + heads, of_page=own + heads)
+        if len(target) * layer.geometry.page_tokens < count:
             raise ConfigError(f"There is no room for {count} tokens in {described(target)}.")
+        self._move(layer, pages, list(kept), target, cells)
+
+    def pack_tokens(
+        self,
+        layer: LayerPages,
+        pages: torch.Tensor,
+        kept: Sequence[torch.Tensor],
+        target: torch.Tensor,
+        first_cell: int,
+    ) -> None:
+        size, heads = layer.geometry.page_tokens, layer.key.plane.num_heads
+        if layer.geometry.layer_nbytes is None or any(len(slots) % size for slots in kept):
+            raise ConfigError("Only whole cells can be packed, of layers that are alike.")
+        starts = accumulate((len(slots) // size for slots in kept[:-1]), initial=first_cell)
+        self._move(layer, pages, kept, target, _Cells(list(starts), step=1, of_page=heads * len(layer.geometry.slots)))
+
+    def _move(
+        self,
+        layer: LayerPages,
+        pages: torch.Tensor,
+        kept: Sequence[torch.Tensor],
+        target: torch.Tensor,
+        cells: _Cells,
+    ) -> None:
+        slots, pages = torch.cat(list(kept)), pages.contiguous()
+        if slots.dtype is not torch.int64 or pages.dtype is not torch.int64 or len(kept) != layer.key.plane.num_heads:
+            raise ConfigError(f"Tokens are {described(slots)} of pages {described(pages)}; both must be int64.")
+        if target.dtype is not torch.uint8 or not target.is_contiguous():
+            raise ConfigError(f"Tokens cannot be moved to {described(target)}; it must be contiguous uint8.")
         self._kernels.move_tokens(
             self._told.pages(layer),
             pages.data_ptr(),
-            len(pages) * size,
-            kept.data_ptr(),
-            count,
+            len(pages) * layer.geometry.page_tokens,
+            slots.data_ptr(),
+            list(accumulate(map(len, kept), initial=0)),
+            cells.first,
+            cells.step,
+            cells.of_page,
             target.data_ptr(),
+            len(target),
             target.shape[1],
             self._planes(layer),
             torch.get_num_threads(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from pagoda.kernels.base import AttentionRule, AttentionUse, GroupView, Kernels, LayerPages, compaction_obstacle
+from pagoda.kernels.cells import is_packed, unpacked
 from pagoda.kernels.reference_compaction import PlainCompaction, gather
 from pagoda.kernels.reference_layers import ReferenceLayers
 from pagoda.kernels.sight import Sight, slots_of
@@ -70,6 +71,9 @@ class ReferenceKernels(ReferenceLayers, PlainCompaction, Kernels):
             first, last = view.query_starts[sequence : sequence + 2].tolist()
             if first == last:
                 continue
+            if is_packed(view, sequence):
+                out[first:last] = _attend_packed(query[first:last], layer, view, sequence, rule, sinks)
+                continue
             length = int(view.context_lengths[sequence])
             pages = view.page_indices[view.page_starts[sequence] : view.page_starts[sequence + 1]].long()
             pages = pages.to(query.device)
@@ -83,6 +87,30 @@ class ReferenceKernels(ReferenceLayers, PlainCompaction, Kernels):
             value = value[..., : layer.value_width]
             out[first:last] = attend_dense(query[first:last], key, value, rule, sinks, biases, sight).to(query.dtype)
         return out
+
+
+def _attend_packed(
+    query: torch.Tensor,
+    layer: LayerPages,
+    view: GroupView,
+    sequence: int,
+    rule: AttentionRule,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention of the rows of one sequence, KV head by KV head: each has as many tokens as it has."""
+    if view.slots is not None or view.ancestors is not None:
+        raise ValueError("New tokens behind packed pages must follow one another.")
+    rows = query.unflatten(1, (layer.key.plane.num_heads, -1)).unbind(1)
+    columns = [None] * len(rows) if sinks is None else sinks.unflatten(0, (len(rows), -1)).unbind()
+    parts = []
+    for head, (own_rows, own_sinks) in enumerate(zip(rows, columns, strict=True)):
+        own, num_tokens = unpacked(layer, view, sequence, head)
+        key, value = (
+            gather(own, slot, torch.arange(len(own.pages)))[head : head + 1, :num_tokens]
+            for slot in (layer.key, layer.value)
+        )
+        parts.append(attend_dense(own_rows, key, value[..., : layer.value_width], rule, own_sinks))
+    return torch.cat(parts, dim=1).to(query.dtype)
 
 
 def attend_dense(  # noqa: PLR0913, PLR0917 - what attention is made of

@@ -5,10 +5,13 @@ The definition of what every other backend must compute, and what serves those t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from pagoda.formats.page import PlaneSlot
 from pagoda.kernels.base import AttentionKernels, AttentionRule, GroupView, LayerPages, check_scored
+from pagoda.kernels.cells import cells_of, places_of
 from pagoda.layouts.spec import Reach
 
 
@@ -50,6 +53,24 @@ class PlainCompaction(AttentionKernels):
                 offset, new = kept % size, slots % size
                 token = read[pages[kept // size], heads, offset // inner, offset % inner]
                 write[slots // size, heads, new // inner, new % inner] = token
+
+    def pack_tokens(
+        self,
+        layer: LayerPages,
+        pages: torch.Tensor,
+        kept: Sequence[torch.Tensor],
+        target: torch.Tensor,
+        first_cell: int,
+    ) -> None:
+        heads, size = len(kept), layer.geometry.page_tokens
+        for head, slots in enumerate(kept):
+            moved = target.new_empty(len(slots) // size, target.shape[1])
+            self.move_tokens(layer, pages, slots.expand(heads, -1), moved)
+            last_cell = first_cell + len(moved)
+            places = places_of(layer, torch.arange(first_cell, last_cell))
+            for source, cells in zip(cells_of(layer, moved), cells_of(layer, target), strict=True):
+                cells[places] = source[:, layer.layer, head]
+            first_cell = last_cell
 
 
 def weights_of(logits: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:

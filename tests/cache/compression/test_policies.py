@@ -9,6 +9,8 @@ import torch
 from pagoda.cache.compression.choice import policy_of
 from pagoda.cache.compression.knorm import Knorm
 from pagoda.cache.compression.morphkv import MorphKV
+from pagoda.cache.compression.pyramidkv import PyramidKV
+from pagoda.cache.compression.shares import Share
 from pagoda.cache.compression.snapkv import SnapKV
 from pagoda.cache.compression.tova import TOVA
 from pagoda.errors import ConfigError
@@ -185,6 +187,7 @@ PAPERS = {
     "expected_attention:tokens=24": (expected_attention, 0),
     "expected_attention:tokens=24,window=8": (expected_attention, 8),
     "snapkv:tokens=24,window=8": (snapkv, 8),
+    "pyramidkv:tokens=24,window=8": (snapkv, 8),
     "tova:tokens=24": (tova, 0),
     "morphkv:tokens=24,window=8": (morphkv, 8),
     "morphkv:tokens=24,window=8,fuse=max": (morphkv_max, 8),
@@ -222,6 +225,18 @@ def test_what_dropped_tokens_were_attended_to_is_forgotten():
     assert left.tolist() == [[float(layer.observed[0][head, slot]) for slot in kept[head]] for head in range(NUM_HEADS)]
 
 
+def test_heads_with_better_scores_keep_more_pages():
+    """Of the budget of a layer; each of them what it would keep of so many tokens by itself, and its window."""
+    layer = random_layer(100, 0)
+    layer.keys *= torch.tensor([0.1, 1.0, 10.0])[:, None, None]
+    policy = policy_of("knorm:tokens=32,window=3,head_floor=0.3")
+    kept = policy.kept_of_heads(layer, Share(4, 8, layer.num_slots))
+    assert [len(slots) for slots in kept] == [64, 16, 16]
+    for head, slots in enumerate(kept):
+        assert torch.equal(slots, policy.kept(layer, len(slots))[head])
+    assert [len(slots) for slots in policy_of("knorm:tokens=32").kept_of_heads(layer, Share(4, 8, 100))] == [32] * 3
+
+
 @pytest.mark.parametrize(("text", "paper"), [("snapkv:tokens=24,window=8", snapkv), ("tova:tokens=24,window=8", tova)])
 @pytest.mark.parametrize("critical", [0.25, 0.5, 1])
 def test_a_part_of_the_budget_goes_to_what_would_change_the_output(text, paper, critical):
@@ -250,6 +265,8 @@ def test_a_part_of_the_budget_goes_to_what_would_change_the_output(text, paper, 
         ("morphkv:tokens=64,fuse=max,every=0", MorphKV(tokens=64, fuse="max", every=0)),
         ("knorm:share=1", Knorm(share=1.0, window=1)),
         ("snapkv:tokens=64,critical=0.5", SnapKV(tokens=64, critical=0.5)),
+        ("snapkv:tokens=64,head_floor=0.2", SnapKV(tokens=64, head_floor=0.2)),
+        ("pyramidkv:tokens=64,beta=10", PyramidKV(tokens=64, beta=10)),
     ],
 )
 def test_a_policy_is_named_with_its_parameters(text, policy):
@@ -287,6 +304,12 @@ def test_a_policy_is_named_with_its_parameters(text, policy):
         ("snapkv:tokens=64,critical=1.1", "critical=1.1; give 0 to 1"),
         ("snapkv:tokens=64,critical=nan", "critical=nan; give 0 to 1"),
         ("knorm:tokens=64,critical=0.5", "knorm takes no critical"),
+        ("knorm:tokens=64,head_floor=1.5", "head_floor=1.5; give 0 to 1"),
+        ("tova:tokens=64,head_floor=0.2", "every 32 tokens, which can be done once only: give every=0"),
+        ("pyramidkv:tokens=64,every=1", "every 1 tokens, which can be done once only: give every=0"),
+        ("pyramidkv:tokens=64,beta=0", "beta=0; give at least 1"),
+        ("pyramidkv:tokens=64,window=0", "pyramidkv needs a window of at least 1 token"),
+        ("streaming:tokens=64,head_floor=0.2", "streaming takes each of these once"),
         ("morphkv:tokens=64,fuse=mean", "fuse=sum or fuse=max"),
     ],
 )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from pagoda.cache.compression.critical import best_by_output
+from pagoda.cache.compression.shares import Share, tokens_of_heads
 from pagoda.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -169,6 +170,11 @@ class Policy(ABC):
         return False
 
     @property
+    def is_even(self) -> bool:
+        """Whether all layers and KV heads keep equally many tokens; else whole pages, as many in all."""
+        return True
+
+    @property
     def least_tokens(self) -> int:
         """What it always keeps, and one more."""
         return 1
@@ -186,18 +192,36 @@ class Policy(ABC):
     def kept(self, layer: LayerView, count: int) -> torch.Tensor:
         """Which slots each head keeps: int64 [KV heads, count], ascending. There are more than `count`."""
 
+    def pages_of_layers(self, num_layers: int, share: Share) -> list[int]:
+        """How many pages the heads of each layer keep on average, where all together have `share`."""
+        return [share.num_pages] * num_layers
+
+    def kept_of_heads(self, layer: LayerView, share: Share) -> list[torch.Tensor]:
+        """Which slots each head keeps, ascending, in whole pages: the heads of this layer have `share` on average."""
+        return list(self.kept(layer, share.num_tokens))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredPolicy(Policy):
     """Keeps what has the highest scores, and the last `window` tokens.
 
-    The share `critical` of what is kept by scores is chosen by these times the size of values (`critical.py`).
+    The share `critical` of what is kept by scores is chosen by these times the size of values (`critical.py`). With
+    `head_floor` the budget of a layer goes to the best scores of all its heads together, and each has that share of an
+    even one at least (AdaKV, arXiv 2407.11550; its authors take 0.2).
     """
 
     window: int = 0
     critical: float = 0.0
+    head_floor: float | None = None
 
     def __post_init__(self) -> None:
+        if self.head_floor is not None and not 0 <= self.head_floor <= 1:
+            raise ConfigError(f"{self.name} has head_floor={self.head_floor:g}; give 0 to 1, such as 0.2.")
+        if self.every and not self.is_even:
+            raise ConfigError(
+                f"{self.name} would give layers or heads other numbers of tokens every {self.every} tokens, which can "
+                "be done once only: give every=0."
+            )
         if not 0 <= self.critical <= 1:
             raise ConfigError(f"{self.name} has critical={self.critical:g}; give 0 to 1, such as 0.5.")
         if not 0 <= self.window <= MOST_TOKENS:
@@ -207,6 +231,10 @@ class ScoredPolicy(Policy):
     @property
     def needs_outputs(self) -> bool:
         return self.critical > 0
+
+    @property
+    def is_even(self) -> bool:
+        return self.head_floor is None
 
     @property
     def least_tokens(self) -> int:
@@ -229,13 +257,32 @@ class ScoredPolicy(Policy):
         import torch
 
         recent = self.num_recent(count)
-        old = layer.num_slots - recent
-        best = self._best(layer, self.scores(layer)[:, :old], count - recent)
-        window = torch.arange(old, layer.num_slots, device=best.device).expand(len(best), -1)
-        return torch.cat((best.sort(dim=-1).values, window), dim=-1)
+        scores = self.scores(layer)[:, : layer.num_slots - recent]
+        return torch.stack(self._with_recent(layer, scores, [count - recent] * len(scores)))
 
-    def _best(self, layer: LayerView, scores: torch.Tensor, count: int) -> torch.Tensor:
+    def kept_of_heads(self, layer: LayerView, share: Share) -> list[torch.Tensor]:
+        if self.head_floor is None:
+            return super().kept_of_heads(layer, share)
+        count, size = share.num_tokens, share.page_tokens
+        recent = self.num_recent(count)
+        scores, safe = self.scores(layer)[:, : layer.num_slots - recent], int(self.head_floor * count)
+        counts = tokens_of_heads(scores, count - recent, max(safe - recent, 0), share.most_pages * size - recent)
+        pages = share.whole_pages([recent + each for each in counts], max(recent, safe, 1))
+        return self._with_recent(layer, scores, [each * size - recent for each in pages])
+
+    def _with_recent(self, layer: LayerView, scores: torch.Tensor, counts: list[int]) -> list[torch.Tensor]:
+        """As many of the best tokens of each head as `counts` says, and all behind those that have `scores`."""
+        import torch
+
+        recent = torch.arange(scores.shape[1], layer.num_slots, device=scores.device)
+        return [torch.cat((best.sort().values, recent)) for best in self._best(layer, scores, counts)]
+
+    def _best(self, layer: LayerView, scores: torch.Tensor, counts: list[int]) -> list[torch.Tensor]:
         if not self.critical:
-            return scores.sort(dim=-1, descending=True, stable=True).indices[:, :count]
+            ranked = scores.sort(dim=-1, descending=True, stable=True).indices
+            return [row[:count] for row, count in zip(ranked, counts, strict=True)]
         output_norms = layer.output_norms[..., : scores.shape[1]]
-        return best_by_output(scores, output_norms, count, int((1 - self.critical) * count))
+        return [
+            best_by_output(row[None], norms[None], count, int((1 - self.critical) * count))[0]
+            for row, norms, count in zip(scores, output_norms, counts, strict=True)
+        ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import lcm
 from typing import TYPE_CHECKING, Self
 
 from pagoda.cache.compression.base import Policy
@@ -22,14 +23,15 @@ MOST_POSITIONS = 1 << 20
 class Plan:
     """How the sequences of a request are compressed: by `policy`, after multiples of `unit` tokens.
 
-    They are first when the prompt is computed, or as much of it as the policy says, or `most_exact` tokens; with
-    `when_full` not before that.
+    Budgets are multiples of it too, and of `budget_unit`. Sequences are compressed when the prompt is computed, or as
+    much of it as the policy says, or `most_exact` tokens; with `when_full` not before that.
     """
 
     policy: Policy
     unit: int = 1
     most_exact: int | None = None
     when_full: bool = False
+    budget_unit: int = 1
 
     @property
     def is_endless(self) -> bool:
@@ -53,7 +55,8 @@ class Plan:
         """How many tokens are kept of a sequence with such a prompt."""
         sinks = self.policy.num_sinks
         least = 1 if sinks is None else self._whole(sinks) + 1
-        return self._whole(max(self.policy.budget(num_prompt_tokens), least))
+        unit = lcm(self.unit, self.budget_unit)
+        return -(-max(self.policy.budget(num_prompt_tokens), least) // unit) * unit
 
     @property
     def every(self) -> int:

@@ -26,10 +26,7 @@ class SnapKV(ScoredPolicy):
     kernel: int = 5
 
     def __post_init__(self) -> None:
-        if self.window < 1 or not 1 <= self.kernel <= MOST_NEIGHBOURS or self.kernel % 2 == 0:
-            raise ConfigError(
-                f"snapkv needs a window of at least 1 token and an odd kernel, such as 5, of at most {MOST_NEIGHBOURS}."
-            )
+        check_window(self.name, self.window, self.kernel)
         super().__post_init__()
 
     @property
@@ -41,7 +38,20 @@ class SnapKV(ScoredPolicy):
         return self.window
 
     def scores(self, layer: LayerView) -> torch.Tensor:
-        from torch.nn.functional import avg_pool1d
+        return seen_by_window(layer, self.window, self.kernel)
 
-        seen = layer.mass[..., : layer.num_slots - self.window] / self.window
-        return avg_pool1d(seen, self.kernel, stride=1, padding=self.kernel // 2).mean(dim=1)
+
+def check_window(name: str, window: int, kernel: int) -> None:
+    """Raise ConfigError unless a policy called `name` can look through such a window."""
+    if window < 1 or not 1 <= kernel <= MOST_NEIGHBOURS or kernel % 2 == 0:
+        raise ConfigError(
+            f"{name} needs a window of at least 1 token and an odd kernel, such as 5, of at most {MOST_NEIGHBOURS}."
+        )
+
+
+def seen_by_window(layer: LayerView, window: int, kernel: int) -> torch.Tensor:
+    """What the last `window` queries attend to before them, averaged over all but tokens: [KV heads, tokens]."""
+    from torch.nn.functional import avg_pool1d
+
+    seen = layer.mass[..., : layer.num_slots - window] / window
+    return avg_pool1d(seen, kernel, stride=1, padding=kernel // 2).mean(dim=1)

@@ -14,7 +14,7 @@ from pagoda.cache.groups.base import NO_ACTIONS, PageActions
 from pagoda.cache.groups.fill import Fill, FillTarget, PageReach, PagesHeld, first_page, needed_pages
 from pagoda.cache.groups.prefixes import Prefixes
 from pagoda.cache.groups.rule import KeepRule, window_pages
-from pagoda.cache.groups.table import NOWHERE, PageTable, ResumePoints
+from pagoda.cache.groups.table import NO_CELLS, NOWHERE, PageTable, ResumePoints
 from pagoda.cache.holdings.leased_pages import HoldPlan, Prefix
 from pagoda.cache.prefix.held import NO_PAGE
 from pagoda.cache.prefix.keys import TOKEN_NBYTES, token_key
@@ -213,7 +213,7 @@ class PageGroup:
         """
         twin = PageTable(table.account, table.node, table.num_dropped, table.resume_points)
         twin.num_tokens, twin.num_omitted = table.num_tokens, table.num_omitted
-        twin.num_sinks = table.num_sinks
+        twin.num_sinks, twin.cell_starts = table.num_sinks, table.cell_starts
         twin.is_private = table.is_private
         twin.pages = table.pages[: -(-table.num_slots // self.page_tokens)]
         for page in twin.held:
@@ -227,12 +227,17 @@ class PageGroup:
         """
         table.node, table.is_private = None, True
 
-    def compact(self, table: PageTable, tokens: Sequence[int], num_slots: int) -> PageActions:
+    def compact(
+        self, table: PageTable, tokens: Sequence[int], num_slots: int, cell_starts: array[int] = NO_CELLS
+    ) -> PageActions:
         """Give up the pages of a table of `tokens` for private ones, which are to hold `num_slots` of its tokens.
 
-        What others use, or may hit, stays. Raises OutOfPagesError if there are not enough; then it has no pages.
+        They are packed if there are `cell_starts`. What others use, or may hit, stays. Raises OutOfPagesError if there
+        are not enough; then it has no pages.
         """
         assert 0 < num_slots < table.num_slots, "fewer than before"
+        assert not table.cell_starts, "what is packed is not packed again"
+        assert not cell_starts or num_slots % self.page_tokens == 0, "packed pages are full"
         self.holdings.tick()
         self._keep_tail(table, tokens)
         self.detach(table)
@@ -240,7 +245,7 @@ class PageGroup:
             self.prefixes.leave(table.pages.pop())
         pages = self.holdings.allocate(-(-num_slots // self.page_tokens), table.account)
         table.pages.extend(pages)
-        table.num_omitted = table.num_tokens - num_slots
+        table.num_omitted, table.cell_starts = table.num_tokens - num_slots, cell_starts
         for page in pages[: num_slots // self.page_tokens]:
             self.holdings.allocator.seal(page)
         return PageActions(pages, [])
@@ -251,6 +256,7 @@ class PageGroup:
         Raises OutOfPagesError if there are not enough; then it has its last pages only.
         """
         assert table.is_private, "pages that others may hit would keep those before them"
+        assert not table.cell_starts, "packed pages are in no order"
         assert table.num_slots == len(table.pages) * self.page_tokens, "no page is open"
         self.holdings.tick()
         last = len(table.pages) - num_last
@@ -283,6 +289,7 @@ class PageGroup:
             self.prefixes.forget(table.node)
         del table.pages[:]
         table.num_tokens = table.num_dropped = table.num_omitted = 0
+        table.cell_starts = NO_CELLS
 
     def plan_lease(self, namespace: Namespace, match: PrefixMatch, prefix: Prefix) -> HoldPlan:
         """The pages of a fresh `match` that are needed to resume within `prefix`, and those of it that are not held.

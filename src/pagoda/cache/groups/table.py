@@ -29,6 +29,7 @@ class ResumePoints(NamedTuple):
 
 
 NOWHERE = ResumePoints()
+NO_CELLS = array("i")
 
 
 class PageTable:
@@ -39,12 +40,13 @@ class PageTable:
     Without prefix sharing `node` is None. Its pages are those of `account`.
 
     The sequence has `num_tokens`, all of which but `num_omitted` lie in the first `num_slots` slots of the pages. A
-    table that `is_private` shares nothing that is written from then on.
+    table that `is_private` shares nothing that is written from then on. If the first pages are packed, `cell_starts`
+    says which of their cells are whose (`GroupView`), and `num_omitted` is how many tokens a head lacks on average.
     """
 
     __slots__ = (
-        *("account", "is_private", "node", "num_dropped", "num_omitted", "num_sinks", "num_tokens", "pages"),
-        "resume_points",
+        *("account", "cell_starts", "is_private", "node", "num_dropped", "num_omitted", "num_sinks", "num_tokens"),
+        *("pages", "resume_points"),
     )
 
     def __init__(
@@ -54,6 +56,7 @@ class PageTable:
         self.node = node
         self.num_tokens = 0
         self.num_omitted = 0
+        self.cell_starts = NO_CELLS
         self.is_private = False
         self.num_dropped = num_dropped
         self.num_sinks = 0
