@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pagoda.cache.groups.base import CacheGroup
+from pagoda.cache.groups.fill import Found
 from pagoda.cache.prefix.namespace import Namespace
 
 
@@ -52,6 +53,15 @@ def attach_costs(
         group.attach_cost(match, hit.num_tokens) + group.growth_cost(hit.num_tokens, num_new_tokens, step_tokens)
         for group, match in zip(groups, hit.matches, strict=True)
     ]
+
+
+def needed_records(group: CacheGroup, match: Any, num_tokens: int) -> list[Found]:
+    """What a sequence of so many tokens, all of them held, has in one group, as if nothing else held it."""
+    size = group.page_tokens
+    reach = group.reach(match, num_tokens).of_nothing()
+    return reach.missing(
+        num_tokens, lambda ends: [end == num_tokens or (end < num_tokens and end % size == 0) for end in ends]
+    )
 
 
 def short_groups(groups: Sequence[CacheGroup], sequence: CachedSequence, num_tokens: int) -> Iterator[CacheGroup]:
