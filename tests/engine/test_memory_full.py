@@ -16,8 +16,9 @@ from pagoda import SamplingParams
 from pagoda.cache.compression.choice import MemoryFull
 from pagoda.cache.leases import Breakpoint
 from pagoda.cache.prefix.held import Reason
+from pagoda.config import TenantShare
 from pagoda.engine.engine import Engine
-from pagoda.engine.request import FinishReason, Request, new_request
+from pagoda.engine.request import FinishReason, Phase, Request, new_request
 from pagoda.errors import ConfigError, InvalidSamplingError, MemoryFullError, OutOfPagesError
 from pagoda.models.loader import Model, model_from_config
 
@@ -206,6 +207,32 @@ def test_windows_beside_are_left_as_they_are() -> None:
                 assert each.sequences[0].tokens.tolist() == after_compression(model, policy, each)
         else:
             assert preemptions(requests) > 0
+
+
+@pytest.mark.parametrize("memory_full", ["preempt", "reject", "morphkv:tokens=40,window=8,every=16"])
+def test_a_tenant_beyond_its_share_gives_way_as_its_requests_say(model: Model, memory_full: str) -> None:
+    """Another one waits for pages, of which these have more than their part."""
+    engine = engine_of(model, 32, tenants={"late": TenantShare(0.1)})
+    early = [new_request(str(number), each, asking(memory_full)) for number, each in enumerate(PROMPTS[:4])]
+    for each in early:
+        engine.add(each)
+    while len(early[0].sequences[0].tokens) < 100:
+        engine.step()
+    assert not any(each.metrics.gave_way or each.metrics.num_preemptions for each in early)
+    late = new_request("late", random.Random(0).sample(range(VOCABULARY), k=100), asking(None), tenant="late")
+    engine.add(late)
+    engine.step()
+    engine.inspector.check_integrity()
+    assert late.sequences[0].phase is Phase.RUNNING
+    if memory_full == "preempt":
+        assert preemptions(early) > 0
+    else:
+        assert preemptions(early) == 0
+        assert early[3].metrics.gave_way.total() == 1
+    assert isinstance(early[3].error, MemoryFullError) == (memory_full == "reject")
+    while engine.has_work:
+        engine.step()
+    assert late.sequences[0].num_output_tokens == NEW_TOKENS
 
 
 @pytest.mark.parametrize("error", [OutOfPagesError("no room"), ValueError("broken")])

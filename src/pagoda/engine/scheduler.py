@@ -357,19 +357,20 @@ class Scheduler:
         if not step.held_up:
             if self._fairness.revoke_lease(sequence):
                 return True
-            if (victim := self._fairness.victim_for_pages(sequence)) is not None:
-                self._make_room(victim, step)
+            if victims := self._fairness.victims_for_pages(sequence):
+                self._make_room(victims, step)
                 return True
         step.held_up.append(sequence)
         step.is_full = not self._cache.tenants.have_shares
         return False
 
-    def _make_room(self, victim: Sequence, step: _Round) -> None:
-        """Let a running sequence go on with less, if that leaves any pages, or give way."""
-        if self._shrinking.helps(victim):
-            self._shrink(victim, step)
+    def _make_room(self, victims: list[Sequence], step: _Round) -> None:
+        """Let the first of these go on with less that leaves any pages so, or else the first of all give way."""
+        shrinkable = next(filter(self._shrinking.helps, victims), None)
+        if shrinkable is not None:
+            self._shrink(shrinkable, step)
         else:
-            self._give_way(victim, step)
+            self._give_way(victims[0], step)
 
     def _free_seats(self, sequence: Sequence, step: _Round) -> bool:
         """Whether sequences of tenants that have more than their share were sent back for one that waits."""
