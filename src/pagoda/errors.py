@@ -19,6 +19,7 @@
     │   ├── ChatTemplateError       a chat template refuses a conversation, fails, or does too much
     │   ├── NonFiniteLogitsError
     │   ├── NonFiniteCacheError
+    │   ├── MemoryFullError         pages ran short, and it asked to end then
     │   └── RequestCancelledError
     ├── CacheError
     │   ├── OutOfPagesError         the pool cannot hold what was asked for
@@ -119,6 +120,10 @@ class NonFiniteLogitsError(RequestError):
 
 class NonFiniteCacheError(RequestError):
     """The model produced a key or value of NaN or infinity for this sequence."""
+
+
+class MemoryFullError(RequestError):
+    """Pages ran short for the running requests, and this one asked to end then rather than wait."""
 
 
 class RequestCancelledError(RequestError):

@@ -73,6 +73,7 @@ POLICIES = (
     "tova:tokens=40,every=8",
     "tova:tokens=80,every=8",
     "streaming:tokens=32,sinks=4,every=32",
+    "pyramidkv:tokens=32,window=8,head_floor=0.2",
 )
 COMPRESSED = [(name, policy) for name in ("grouped", "windowed", "latent") for policy in POLICIES]
 

@@ -58,7 +58,7 @@ class Load:
         prompt, kept = self.num_prompt, self.num_kept
         if self.policy is None:
             return Held(prompt, prompt, kept)
-        plan = Plan(self.policy) if self.policy.num_sinks is None else Plan(self.policy, page_tokens)
+        plan = Plan.of(self.policy, page_tokens)
         compression = plan.begin(prompt)
         due, budget = compression.due, compression.budget
         if due is None or due > prompt:
