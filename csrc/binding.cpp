@@ -139,9 +139,9 @@ class Kernels {
     }
 
     void move_tokens(const Pages& pages, uintptr_t table, int64_t num_slots, uintptr_t kept,
-                     const std::vector<int64_t>& kept_starts, const std::vector<int64_t>& first_cells, int64_t cell_step,
-                     int64_t page_cells, uintptr_t target, int64_t num_target_pages, int64_t target_page_nbytes,
-                     const std::vector<TokenPlane>& planes, int num_threads) const {
+                     const std::vector<int64_t>& kept_starts, const std::vector<int64_t>& first_cells,
+                     int64_t cell_step, int64_t page_cells, uintptr_t target, int64_t num_target_pages,
+                     int64_t target_page_nbytes, const std::vector<TokenPlane>& planes, int num_threads) const {
         nb::gil_scoped_release released;
         pagoda::move_tokens({pages, pointer<const int64_t>(table), num_slots, pointer<const int64_t>(kept),
                              kept_starts.data(), first_cells.data(), cell_step, page_cells, pointer<uint8_t>(target),
@@ -219,8 +219,8 @@ NB_MODULE(_native, module) {
             [](Pages* self, uintptr_t data, int64_t num_pages, int64_t page_nbytes, int64_t page_tokens,
                int64_t num_kv_heads, Number number, const Plane& key, const Plane& value, bool values_in_keys,
                const KeyConstants& constants, int64_t layer, int64_t layer_nbytes) {
-                new (self) Pages{pointer<uint8_t>(data), num_pages,      page_nbytes, page_tokens, num_kv_heads, number, key,
-                                 value,                  values_in_keys, constants,   layer,       layer_nbytes};
+                new (self) Pages{pointer<uint8_t>(data), num_pages, page_nbytes, page_tokens, num_kv_heads, number, key,
+                                 value, values_in_keys, constants, layer, layer_nbytes};
             },
             "data"_a, "num_pages"_a, "page_nbytes"_a, "page_tokens"_a, "num_kv_heads"_a, "number"_a, "key"_a,
             "value"_a, "values_in_keys"_a, "constants"_a, "layer"_a, "layer_nbytes"_a);

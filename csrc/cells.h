@@ -1,5 +1,5 @@
-// Where the tokens of a KV head lie in a sequence whose first pages are packed: in cells of its own, then in its share of
-// the pages behind. See `GroupView` in kernels/base.py.
+// Where the tokens of a KV head lie in a sequence whose first pages are packed: in cells of its own, then in its share
+// of the pages behind. See `GroupView` in kernels/base.py.
 //
 // Knows page tables, no numbers. Where nothing is packed a head has as many tokens as the sequence.
 #pragma once

@@ -61,8 +61,9 @@ void check(const MoveCall& call) {
     for (int64_t index = 0; index < call.kept_starts[call.pages.num_kv_heads]; index++)
         if (call.kept[index] < 0 || call.kept[index] >= call.num_slots)
             throw std::invalid_argument("a token that is kept is none of the sequence");
+    const int64_t num_cells = call.num_target_pages * call.page_cells;
     for (int64_t head = 0; head < call.pages.num_kv_heads; head++)
-        if (num_kept(call, head) > 0 && cell_of(call, head, num_kept(call, head) - 1) / call.page_cells >= call.num_target_pages)
+        if (num_kept(call, head) > 0 && cell_of(call, head, num_kept(call, head) - 1) >= num_cells)
             throw std::invalid_argument("there is no room for the tokens that are kept");
 }
 

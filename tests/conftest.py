@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 # Before anything reads the environment: a read of a page that was never written gives NaN, and nothing is downloaded.
 os.environ["PAGODA_POISON_PAGES"] = "1"
@@ -18,6 +19,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Interpreted where it is tested without a GPU, which it must be told before anything imports it, torch included.
+if find_spec("triton"):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        import triton  # noqa: F401
 
 from shared_stores import new_bucket, redis_server, s3_server
 

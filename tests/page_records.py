@@ -34,5 +34,5 @@ def make_put(number, nbytes=500, *, created_ms=0, **of):
     return Put(draft.label.key, draft.seal(created_ms))
 
 
-def key(number):
-    return label(number).key
+def key(number, **of):
+    return label(number, **of).key

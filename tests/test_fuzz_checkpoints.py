@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "fuzz_checkpoints.py"
-MUTATIONS = 24
+MUTATIONS = 12
 
 
 def test_broken_checkpoints_generate_text_or_are_named_errors():

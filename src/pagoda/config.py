@@ -128,6 +128,9 @@ class EngineConfig:
     "snapkv:tokens=1024,window=32", or "none".
     context_full: what becomes of sequences that reach max_model_len and do not say it themselves: "stop",
     "truncate_oldest" (the older half goes) or "streaming:tokens=1024" (the first tokens stay as well).
+    memory_full: what becomes of running sequences that do not say it themselves, where others need their pages:
+    "preempt" (they wait), "demote" (so they do, and tiers take their pages), "reject" (they end), or a policy as for
+    kv_compression (they go on with some of their tokens).
     generation_config: where sampling defaults and rules of generating come from: "auto" (the checkpoint), "vllm"
     (nowhere) or a directory with a generation_config.json.
     deterministic: the same bits for every token, however its prompt is cut, batched or cached.
@@ -159,6 +162,7 @@ class EngineConfig:
     kv_write: str = "seal"
     kv_compression: str = "none"
     context_full: str = "stop"
+    memory_full: str = "preempt"
     generation_config: str = "auto"
     deterministic: bool = False
     tenants: Mapping[str, TenantShare] = field(default_factory=dict)
@@ -258,6 +262,7 @@ KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "eviction_policy": (str, "the name of a policy"),
     "kv_compression": (str, "a policy with its budget, or none"),
     "context_full": (str, "stop, truncate_oldest or streaming with a budget"),
+    "memory_full": (str, "preempt, demote, reject or a policy with its budget"),
     "generation_config": (str, "auto, vllm or a directory"),
     "deterministic": (bool, "True or False"),
     "kv_write": (str, "seal, evict, second-hit or auto"),

@@ -19,6 +19,7 @@
     │   ├── ChatTemplateError       a chat template refuses a conversation, fails, or does too much
     │   ├── NonFiniteLogitsError
     │   ├── NonFiniteCacheError
+    │   ├── MemoryFullError         pages ran short, and it asked to end then
     │   └── RequestCancelledError
     ├── CacheError
     │   ├── OutOfPagesError         the pool cannot hold what was asked for
@@ -26,6 +27,7 @@
     │   ├── PageRecordError         stored bytes are not the page that was asked for: a miss, which says why
     │   ├── TierError               a tier cannot be used, or failed
     │   ├── SessionError            a session file cannot be read, or is of something else
+    │   │   ├── SessionNotWrittenError
     │   │   └── SessionTooLargeError  there is no room for it among the others
     │   └── UnsupportedCallError    Hugging Face code asks a PagedCache for what it cannot do
     ├── TraceError                  a trace, or under --strict a line of it, cannot be replayed
@@ -120,6 +122,10 @@ class NonFiniteCacheError(RequestError):
     """The model produced a key or value of NaN or infinity for this sequence."""
 
 
+class MemoryFullError(RequestError):
+    """Pages ran short for the running requests, and this one asked to end then rather than wait."""
+
+
 class RequestCancelledError(RequestError):
     """The request was cancelled before it finished."""
 
@@ -154,6 +160,10 @@ class SessionError(CacheError):
 
 class UnsupportedCallError(CacheError):
     """Hugging Face code calls a model with a PagedCache in a way that would give wrong results; nothing is computed."""
+
+
+class SessionNotWrittenError(SessionError):
+    """The disk does not take a session; what was there under its name still is."""
 
 
 class SessionTooLargeError(SessionError):

@@ -12,6 +12,7 @@ import pytest
 from transformers import AutoConfig
 
 from pagoda import plan
+from pagoda.analysis.answer import Plan
 from pagoda.cache.pool import HOST
 from pagoda.config import EngineConfig, Environment
 from pagoda.engine.engine import Engine
@@ -65,6 +66,16 @@ PROMPT, GENERATED = 70, 50
 BUDGET = {"embedded": 2_600_000}
 WIDE = 2  # times the budget for pages of fp32
 STEP_TOKENS = 512
+# Once; before the end of the prompt; again and again.
+POLICIES = (
+    "knorm:tokens=32",
+    "snapkv:share=0.25,window=8,after=40",
+    "tova:tokens=40,every=8",
+    "tova:tokens=80,every=8",
+    "streaming:tokens=32,sinks=4,every=32",
+    "pyramidkv:tokens=32,window=8,head_floor=0.2",
+)
+COMPRESSED = [(name, policy) for name in ("grouped", "windowed", "latent") for policy in POLICIES]
 
 
 def budget(name: str, format: str) -> int:
@@ -108,17 +119,17 @@ def engine_of(name: str, format: str) -> Engine:
     return Engine(model_of(name), choose_kernels(Environment.read()), config)
 
 
-def requests(number: int) -> list[Request]:
+def requests(number: int, policy: str = "none") -> list[Request]:
     """Prompts that have nothing in common."""
     rng = random.Random(0)
-    params = SamplingParams(temperature=0, max_tokens=GENERATED, ignore_eos=True)
+    params = SamplingParams(temperature=0, max_tokens=GENERATED, ignore_eos=True, kv_compression=policy)
     prompts = [[rng.randrange(1, 200) for _ in range(PROMPT)] for _ in range(number)]
     return [Request(str(index), prompt, params, RequestMetrics(0.0)) for index, prompt in enumerate(prompts)]
 
 
-def most_at_once(engine: Engine, number: int) -> tuple[int, int]:
+def most_at_once(engine: Engine, number: int, policy: str = "none") -> tuple[int, int]:
     """How many of so many requests run at the same time at most until one has ended, and how often one is sent back."""
-    asked = requests(number)
+    asked = requests(number, policy)
     for request in asked:
         engine.add(request)
     most = 0
@@ -143,19 +154,30 @@ def test_pages_and_bytes_are_those_of_the_allocator(one_thread, tmp_path, name, 
 def test_a_user_takes_the_bytes_that_were_predicted(one_thread, tmp_path, name, format):
     """At its most, once its prompt is computed: pages of tokens in use, and one state."""
     found = planned(name, tmp_path, format)
-    engine = engine_of(name, format)
-    [request] = requests(1)
+    predicted = found.main.context_nbytes - found.model.state_nbytes
+    assert most_nbytes(engine_of(name, format), found) == pytest.approx(predicted, rel=0.01)
+
+
+@pytest.mark.parametrize(("name", "policy"), COMPRESSED)
+def test_a_compressed_user_takes_the_bytes_that_were_predicted(one_thread, tmp_path, name, policy):
+    found = planned(name, tmp_path, "auto", kv_compression=policy)
+    assert most_nbytes(engine_of(name, "auto"), found, policy) == found.main.context_nbytes
+    assert found.main.context_nbytes < planned(name, tmp_path, "auto").main.context_nbytes
+
+
+def most_nbytes(engine: Engine, found: Plan, policy: str = "none") -> int:
+    """Of pages of tokens in use, once the prompt is computed."""
+    [request] = requests(1, policy)
     engine.add(request)
     page_nbytes = [each.page_nbytes for each in found.main.groups]
     most = 0
     while engine.has_work:
         engine.step()
-        if engine.has_work:
+        if engine.has_work and request.metrics.first_token:
             counts = engine.inspector.stats().groups
             used = [each.open + each.in_use for each in counts[: len(page_nbytes)]]
             most = max(most, sum(pages * nbytes for pages, nbytes in zip(used, page_nbytes, strict=True)))
-    predicted = found.main.context_nbytes - found.model.state_nbytes
-    assert most == pytest.approx(predicted, rel=0.01)
+    return most
 
 
 @pytest.mark.parametrize(("name", "format"), RUN)
@@ -165,3 +187,11 @@ def test_as_many_users_run_at_once_as_were_predicted(one_thread, tmp_path, name,
     assert most_at_once(engine_of(name, format), users) == (users, 0)
     most, num_sent_back = most_at_once(engine_of(name, format), users + 1)
     assert most == users or num_sent_back, "one more could have run"
+
+
+@pytest.mark.parametrize(("name", "policy"), COMPRESSED)
+def test_as_many_compressed_users_run_at_once_as_were_predicted(one_thread, tmp_path, name, policy):
+    users = planned(name, tmp_path, "auto", kv_compression=policy).main.users
+    assert most_at_once(engine_of(name, "auto"), users, policy) == (users, 0)
+    most, num_sent_back = most_at_once(engine_of(name, "auto"), users + 1, policy)
+    assert most == users or num_sent_back or name == "windowed", "one more could have run"

@@ -7,6 +7,7 @@ import pytest
 
 from page_records import key, make_put
 from pagoda.cache.tiers.base import TierSettings
+from pagoda.cache.tiers.disk.parts import part_of
 from pagoda.cache.tiers.disk.tier import DiskTier
 from pagoda.cli import main
 
@@ -47,7 +48,7 @@ def answer(capsys, *arguments):
 
 
 def flip(folder, position):
-    (file,) = folder.glob("segment-*")
+    file = min(folder.glob("segment-*"))
     data = bytearray(file.read_bytes())
     data[position] ^= 1
     file.write_bytes(data)
@@ -77,6 +78,48 @@ class TestList:
         assert kv(action, tmp_path, *more) == 2
         assert "is no folder of stored pages" in capsys.readouterr().err
         assert list(tmp_path.iterdir()) == []
+
+
+class TestParts:
+    """Of a folder in which a tenant has a part of its own."""
+
+    TENANT = b"alice".ljust(8)
+
+    @pytest.fixture
+    def parted(self, folder):
+        tier = DiskTier.open(TierSettings(str(part_of(folder, self.TENANT)), 1 << 18))  # in several segments
+        tier.put([make_put(number, 3000, tenant=self.TENANT) for number in range(200, 220)])
+        tier.close()
+        return folder
+
+    def test_it_is_listed_checked_and_copied(self, parted, capsys, tmp_path):
+        _, listed = answer(capsys, "ls", parted)
+        assert sum(row["records"] for row in listed["pages"] if row["tenant"] == self.TENANT.hex()) == 20
+        assert listed["bytes"] == sum(path.stat().st_size for path in parted.rglob("*") if path.is_file())
+        assert answer(capsys, "verify", parted)[1]["records"] == 50
+        flip(part_of(parted, self.TENANT), 5)
+        status, found = answer(capsys, "verify", parted)
+        assert (status, [each["key"] for each in found["damaged"]]) == (1, [key(200, tenant=self.TENANT).hex()])
+        assert kv("export", parted, tmp_path / "all") == 0
+        assert capsys.readouterr().out.startswith("49 records")
+
+    def test_what_is_removed_goes_from_all_parts(self, parted, capsys):
+        nbytes = answer(capsys, "ls", parted)[1]["bytes"]
+        assert kv("gc", parted, "--bytes", nbytes // 2) == 0
+        capsys.readouterr()
+        left = answer(capsys, "ls", parted)[1]
+        assert nbytes / 16 < left["bytes"] <= nbytes / 2
+        assert [row["tenant"] for row in left["pages"]] == [self.TENANT.hex()]  # all others are in one segment
+        assert kv("gc", parted, "--older", "1d") == 0
+        capsys.readouterr()
+        assert answer(capsys, "verify", parted)[1]["records"] == 0
+
+    def test_nothing_is_removed_while_one_of_them_is_written_to(self, parted, capsys):
+        tier = open_tier(part_of(parted, self.TENANT))
+        assert kv("gc", parted, "--bytes", "0") == 1
+        assert "stop it first" in capsys.readouterr().err
+        tier.close()
+        assert answer(capsys, "verify", parted)[1]["records"] == 50
 
 
 class TestVerify:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ from engine.carried import DECODERS, LENGTH, MIB, PAGE_TOKENS, PARAMS, bodies, m
 from engine.greedy import tokens
 from oracle.families import build_tiny
 from oracle.generation import random_tokens
+from page_records import make_put
 from pagoda import LLM, SamplingParams
 from pagoda.cache.prefix.namespace import Namespace
+from pagoda.cache.residency.labels import tenant_digest
+from pagoda.cache.tiers.disk.parts import part_of
 from pagoda.config import EngineConfig, TenantShare
 from pagoda.engine.request import new_request
 from pagoda.engine.tiers import open_tiers
@@ -257,3 +261,18 @@ def test_parts_of_tenants_are_no_more_than_the_whole(nbytes, quotas, tmp_path):
         limit = tier.stats().limit_nbytes
         tier.close()
         assert nbytes * 0.99 <= limit <= nbytes, tier.name
+
+
+@pytest.mark.parametrize(("number", "num_kept"), [(3, 2), (16, 1)])
+def test_parts_of_tenants_without_a_quota_now_are_within_the_limit(number, num_kept, tmp_path):
+    config = EngineConfig(kv_disk=str(tmp_path), kv_disk_bytes=1 << 20)
+    gone = [tenant_digest(name) for name in ("first", "second")]
+    [tier] = open_tiers(replace(config, tenants={name: TenantShare(page_quota=0.45) for name in ("first", "second")}))
+    tier.put([make_put(each, 40_000, tenant=tenant) for tenant in gone for each in range(number)])
+    tier.close()
+    [tier] = open_tiers(config)
+    limit = tier.stats().limit_nbytes
+    tier.close()
+    left = [sum(each.stat().st_size for each in part_of(tmp_path, tenant).glob("segment-*")) for tenant in gone]
+    assert len(list(filter(None, left))) == num_kept
+    assert config.kv_disk_bytes / 2 <= limit <= config.kv_disk_bytes - sum(left)

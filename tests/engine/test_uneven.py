@@ -15,7 +15,8 @@ from engine.test_compression import NEW_TOKENS, page_nbytes, params, running, to
 from engine.tiny import CONTEXT, PAGE_TOKENS, VOCABULARY, make_engine, make_llm, windowed_model
 from pagoda import LLM
 from pagoda.engine.request import new_request
-from pagoda.errors import InvalidSamplingError
+from pagoda.errors import ConfigError, InvalidSamplingError
+from pagoda.formats.page import PageGeometry
 from pagoda.models.loader import Model
 
 LAYERS, KV_HEADS, GROUP, WIDTH = 4, 3, 2, 16
@@ -334,3 +335,14 @@ def test_what_cannot_be_is_refused_with_what_can(model: Model) -> None:
         ):
             with pytest.raises(InvalidSamplingError, match=said):
                 llm.generate([PROMPT], params(policy))
+
+
+def test_layers_that_are_not_alike_share_no_pages(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said at start-up, or to the request; nothing that is even is refused."""
+    monkeypatch.setattr(PageGeometry, "layer_nbytes", None)
+    with pytest.raises(ConfigError, match=r"snapkv would give .* choose one that gives all the same"):
+        make_llm(model, kv_compression=ADAPTIVE)
+    with make_llm(model) as llm:
+        with pytest.raises(InvalidSamplingError, match="pyramidkv would give"):
+            llm.generate([PROMPT], params(PYRAMID))
+        assert tokens_of(llm, [PROMPT], "snapkv:tokens=64,window=8") != tokens_of(llm, [PROMPT], None)

@@ -4,26 +4,28 @@ It is mended where it computes something else than GPUs do: bf16 is cut off inst
 integers that its bits are, fp8 loses carries, what is fused is rounded twice, and loops have no bounds with NumPy 2.4.
 """
 
-import os
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-# Triton reads it when a kernel is defined.
-os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 
 
 import triton.language as tl
 from triton.runtime import interpreter
 
-from pagoda.kernels.triton import tiles
-from pagoda.kernels.triton.attention import TritonAttention
-from pagoda.kernels.triton.shapes import Tile
+# Read when a kernel is defined, as `conftest.py` has done for Triton's own. Other tests find no GPU.
+with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("TRITON_INTERPRET", "1")
+    from pagoda.kernels.triton import tiles
+    from pagoda.kernels.triton.attention import TritonAttention
+    from pagoda.kernels.triton.graphs import GraphRecorder
+    from pagoda.kernels.triton.layers import TritonLayers
+    from pagoda.kernels.triton.shapes import Tile
 
-__all__ = ["SMALL", "TritonAttention"]
+__all__ = ["SMALL", "GraphRecorder", "TritonAttention", "TritonLayers"]
 
 TORCH_DTYPES = {
     tl.float32: torch.float32,

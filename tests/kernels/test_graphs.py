@@ -7,10 +7,9 @@ import itertools
 import pytest
 import torch
 
-import kernels.interpreted  # noqa: F401 - before any kernel is defined
+from kernels.interpreted import GraphRecorder, TritonAttention
 from pagoda.kernels.base import GroupView
-from pagoda.kernels.triton.attention import TritonAttention
-from pagoda.kernels.triton.graphs import Buffers, GraphRecorder, _entries_for, _tables
+from pagoda.kernels.triton.graphs import Buffers, _entries_for, _tables
 
 
 def view(num_pages: int, num_sequences: int = 2) -> GroupView:

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-import kernels.interpreted  # noqa: F401 - before any kernel is defined
+from kernels.interpreted import TritonLayers
 from pagoda.kernels.reference_layers import ReferenceLayers
-from pagoda.kernels.triton.layers import TritonLayers
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

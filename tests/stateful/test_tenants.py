@@ -106,7 +106,7 @@ def states() -> Cache:
 
 
 @pytest.mark.parametrize("make", [pages, windows, states])
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(
     steps=st.lists(
         st.tuples(operations, st.lists(st.tuples(st.sampled_from(LOUD), operations), max_size=6)), max_size=20

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pagoda.analysis.floors import is_cross, kept_nbytes
+from pagoda.analysis.floors import is_cross, kept_nbytes, load_nbytes
 from pagoda.analysis.source import Described
 from pagoda.formats.page import PageGeometry
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.spec import Reach
 from pagoda.planning.spec import KV_HEADS, layer_kinds, query_heads
 from pagoda.planning.text_config import first
+from pagoda.planning.users import Load
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,9 @@ def naive_nbytes(config: Mapping[str, Any], num_tokens: int, number_nbytes: int)
     return int(2 * layers * grouped * width * number_nbytes * num_tokens)
 
 
-def effects(
-    model: Described, geometries: Sequence[PageGeometry], state_nbytes: int, num_tokens: int, num_encoded: int
-) -> tuple[Effect, ...]:
-    """Of everything that the model has, in pages of its main format; for one sequence of `num_tokens`."""
+def effects(model: Described, geometries: Sequence[PageGeometry], state_nbytes: int, load: Load) -> tuple[Effect, ...]:
+    """Of everything that the model has, in pages of its main format; for one sequence of `load`."""
+    num_tokens, num_encoded = load.num_tokens, load.num_encoded
     own = [each for each in geometries if not is_cross(each)]
     found = [_grouped_heads(model, own, num_tokens), _windows(own, num_tokens), _latents(model, own, num_tokens)]
     found.append(_states(model, own, state_nbytes, num_tokens))
@@ -56,6 +56,9 @@ def effects(
     kept = kept_nbytes(own, num_tokens, num_encoded) + state_nbytes
     if naive is not None:
         found.append(Effect("all in all", "2 x layers x KV heads x width for any model", kept, naive))
+    if load.policy is not None:
+        less = load_nbytes(own, load) + state_nbytes
+        found.append(Effect("compression", f"what {load.policy.name} keeps", less, kept))
     return tuple(each for each in found if each is not None)
 
 

@@ -44,6 +44,22 @@ class PrefillFloor:
     seconds: float
 
 
+def load_nbytes(geometries: Sequence[PageGeometry], load: Load) -> int:
+    """Keys and values that one sequence of `load` reads to go on; no page is rounded up."""
+    if load.policy is None:
+        return kept_nbytes(geometries, load.num_tokens, load.num_encoded)
+    return round(sum(each.nbytes_per_token * kept_tokens(each, load) for each in geometries))
+
+
+def kept_tokens(geometry: PageGeometry, load: Load) -> int:
+    """How many tokens a group of layers keeps of a sequence of `load`."""
+    if is_cross(geometry):
+        return load.num_encoded
+    if load.policy is not None and geometry.group.span is None:
+        return load.held(geometry.page_tokens).at_end
+    return geometry.group.num_kept(load.num_tokens)
+
+
 def kept_nbytes(geometries: Sequence[PageGeometry], num_tokens: int, num_encoded: int) -> int:
     """Keys and values that one sequence reads to go on; no page is rounded up."""
     counts = [num_encoded if is_cross(each) else each.group.num_kept(num_tokens) for each in geometries]

@@ -45,7 +45,7 @@ def _tokens(plan: Plan) -> Iterator[Formula]:
         yield Formula(f"a token, {size.name}", token_expression(geometry), size.nbytes_per_token, "bytes")
     load = load_of(plan)
     for geometry, size in zip(plan.main.geometries, plan.main.groups, strict=True):
-        tokens = plan.encoder_tokens if is_cross(geometry) else load.num_kept
+        tokens = plan.encoder_tokens if is_cross(geometry) else load.held(geometry.page_tokens).at_end
         pages = size.context_nbytes // geometry.page_nbytes
         count = f"{pages:,} pages" if geometry.group.span else f"ceil({tokens:,} / {geometry.page_tokens}) pages"
         expression = f"{count} x {geometry.page_nbytes:,} bytes"
@@ -93,7 +93,8 @@ def _pages(plan: Plan) -> Iterator[Formula]:
     for waste in (each for each in plan.waste if each.page_tokens == plan.options.block_size and main.groups):
         expression = f"({waste.page_tokens} - 1) / 2 tokens x {token}"
         yield Formula("left empty in the last page, expected", expression, waste.expected_nbytes, "bytes")
-    if len(main.geometries) == 1 and main.geometries[0].group.span is None and main.overtakes_at and gpus == 1:
+    is_plain = len(main.geometries) == 1 and main.geometries[0].group.span is None and plan.options.policy is None
+    if is_plain and main.overtakes_at and gpus == 1:
         states = plan.users * plan.model.state_nbytes
         weights = f"{plan.model.weight_nbytes:,} of weights" + (f" - {states:,} of states" if states else "")
         expression = f"ceil(({weights}) / ({plan.users:,} users x {token}))"
@@ -164,4 +165,5 @@ def _time(plan: Plan) -> Iterator[Formula]:
 
 def load_of(plan: Plan) -> Load:
     """What each user of the plan brings."""
-    return Load(plan.context, plan.output_tokens, plan.options.shared_prefix, plan.encoder_tokens)
+    options = plan.options
+    return Load(plan.context, plan.output_tokens, options.shared_prefix, plan.encoder_tokens, options.policy)

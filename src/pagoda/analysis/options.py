@@ -7,6 +7,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from pagoda.analysis.machines import Machine, find_machine
+from pagoda.cache.compression.base import Policy
+from pagoda.cache.compression.choice import NONE, policy_of
 from pagoda.checks import as_float, is_number, is_whole, shown
 from pagoda.config import EngineConfig
 from pagoda.errors import ConfigError
@@ -37,6 +39,7 @@ class PlanOptions:
     machine: a preset or "this", for what of memory, bandwidth and flops is not given.
     context: tokens of one user, the last `output_tokens` of them generated. encoder_tokens: what an encoder reads.
     shared_prefix: tokens with which every user's prompt begins. gpus: devices that divide the heads of the model.
+    kv_compression: which tokens layers keep that attend to all, as the engine takes it.
     weights: bytes of all weights, if they are kept otherwise than in `dtype`.
     """
 
@@ -50,6 +53,7 @@ class PlanOptions:
     encoder_tokens: int | None = None
     kv_cache_dtype: tuple[str, ...] = ()
     kv_cache_memory_bytes: int | str | None = None
+    kv_compression: str = NONE
     shared_prefix: int = 0
     gpus: int = 1
     weights: int | str | None = None
@@ -65,6 +69,9 @@ class PlanOptions:
         for name, least in COUNTS.items():
             object.__setattr__(self, name, _count(name, getattr(self, name), least))
         object.__setattr__(self, "kv_cache_dtype", _names(self.kv_cache_dtype) or FORMATS)
+        if not isinstance(self.kv_compression, str):
+            raise ConfigError(f"kv_compression is {shown(self.kv_compression)}; give the name of a policy.")
+        policy_of(self.kv_compression)
         if not isinstance(self.machine, str | None):
             raise ConfigError(f"machine is {shown(self.machine)}; give the name of a preset, or this.")
         config = self.engine_config()
@@ -79,6 +86,10 @@ class PlanOptions:
         given = {name: value for name, value in self._figures().items() if value is not None}
         source = f"{found.source}; some figures as given" if self.machine and given else found.source
         return replace(found, **given, source=source)
+
+    @property
+    def policy(self) -> Policy | None:
+        return policy_of(self.kv_compression)
 
     @property
     def weight_nbytes(self) -> int | None:

@@ -95,7 +95,7 @@ def _answer(described: Described, options: PlanOptions) -> Plan:
         encoder_tokens=load.num_encoded,
         formats=formats,
         states=StateGeometry(described.facts.spec.states, described.facts.number_nbytes),
-        effects=effects(described, own, _state_nbytes(described), load.num_tokens, load.num_encoded),
+        effects=effects(described, own, _state_nbytes(described), load),
         waste=tuple(_waste(described, options, size, formats[0].context_nbytes) for size in _page_sizes(options)),
         activations=setting.activations,
         sharding=_sharding(described, setting),
@@ -124,7 +124,7 @@ def _load(model: Described, options: PlanOptions) -> Load:
         encoded = options.encoder_tokens or facts.encoder.max_tokens or context
     elif options.encoder_tokens:
         raise ConfigError(f"{model.name} has no encoder; drop encoder_tokens.")
-    return Load(context, output, options.shared_prefix, encoded)
+    return Load(context, output, options.shared_prefix, encoded, options.policy)
 
 
 def _budget(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from pagoda.analysis.activations import Activations
 from pagoda.analysis.answer import Budget, FormatPlan, GroupSize
-from pagoda.analysis.floors import DecodeFloor, is_cross, kept_nbytes
+from pagoda.analysis.floors import DecodeFloor, is_cross, kept_tokens, load_nbytes
 from pagoda.analysis.machines import Machine
 from pagoda.analysis.options import PlanOptions
 from pagoda.analysis.source import Described
@@ -83,7 +83,7 @@ class FormatPlanner:
             geometries=whole,
             nbytes_per_token=sum(each.nbytes_per_token for each in whole if not is_cross(each)),
             nbytes_per_encoder_token=sum(each.nbytes_per_token for each in whole if is_cross(each)),
-            kept_nbytes=kept_nbytes(whole, setting.load.num_tokens, setting.load.num_encoded),
+            kept_nbytes=load_nbytes(whole, setting.load),
             context_nbytes=self._users_nbytes(part, config, 1) * setting.options.gpus,
             users_nbytes=self._users_nbytes(part, config, setting.users) * setting.options.gpus,
             overtakes_at=self._overtakes_at(part),
@@ -136,7 +136,7 @@ class FormatPlanner:
             num_layers=len(group.layouts),
             heads=f"{heads} x {widths}",
             nbytes_per_token=geometry.nbytes_per_token,
-            context_tokens=load.num_encoded if is_cross(geometry) else group.num_kept(load.num_tokens),
+            context_tokens=kept_tokens(geometry, load),
             context_nbytes=need.pages(1) * geometry.page_nbytes,
             page_nbytes=geometry.page_nbytes,
         )
@@ -155,7 +155,7 @@ class FormatPlanner:
         weights = setting.weight_nbytes / setting.options.gpus
 
         def nbytes(num_tokens: int) -> int:
-            kept = kept_nbytes(part, num_tokens, setting.load.num_encoded)
+            kept = load_nbytes(part, replace(setting.load, num_tokens=num_tokens))
             return setting.users * (kept + self._state_nbytes)
 
         if nbytes(UNLIMITED) < weights:
@@ -174,7 +174,7 @@ class FormatPlanner:
         setting, load = self._setting, self._setting.load
         weights = round(self._read_nbytes(users) / setting.options.gpus)
         # A state is read and written.
-        cache = users * (kept_nbytes(part, load.num_tokens, load.num_encoded) + 2 * self._state_nbytes)
+        cache = users * (load_nbytes(part, load) + 2 * self._state_nbytes)
         return DecodeFloor(users, load.num_tokens, weights, cache, (weights + cache) / bandwidth)
 
     def _read_nbytes(self, users: int) -> float:

@@ -23,12 +23,15 @@ TOKENS_PER_ADVANCE = 32  # of a prompt, in time
 
 
 def users_at_once(memory: MemoryPlan, config: EngineConfig, load: Load) -> int:
-    """How many of such sequences the pages and states of `memory` are enough for; seats are not counted."""
+    """How many of such sequences the pages and states of `memory` are enough for; seats are not counted.
+
+    Of those that are compressed so many as are promised.
+    """
     users = most_users(memory, config, load)
     limits = users_by_group(memory, config, load)
     others = [limit for limit, (geometry, _) in zip(limits, memory.pools, strict=False) if geometry.group.span is None]
     at_most = min([*others, *limits[len(memory.pools) :], config.max_num_seqs], default=users)
-    if not users or min(limits) == min(others, default=None):
+    if not users or load.policy is not None or min(limits) == min(others, default=None):
         return users
     while users < at_most and _advances(users + 1, load) <= MOST_ADVANCES:
         if not _run_at_once(memory, config, load, users + 1):

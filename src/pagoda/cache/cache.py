@@ -234,6 +234,12 @@ class Cache:
         if tell is not None and points:
             tell(sequence, tokens, points)
 
+    def num_saved(self, sequence: CachedSequence, index: int, num_slots: int) -> int:
+        """How many more pages of one group could be had if a sequence were left so many of its tokens there."""
+        group = self.groups[index]
+        assert isinstance(group, PageGroup), "other groups keep no tokens"
+        return group.num_saved(sequence.tables[index], num_slots)
+
     def fork(self, sequence: CachedSequence) -> CachedSequence:
         """A second sequence with the same tokens so far; pages are shared until one of them writes."""
         tables: list[Any] = []

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pagoda.cache.groups.base import CacheGroup
+from pagoda.cache.groups.fill import Found
 from pagoda.cache.groups.table import NO_CELLS
 from pagoda.cache.prefix.namespace import Namespace
 
@@ -68,6 +69,15 @@ def attach_costs(
         group.attach_cost(match, hit.num_tokens) + group.growth_cost(hit.num_tokens, num_new_tokens, step_tokens)
         for group, match in zip(groups, hit.matches, strict=True)
     ]
+
+
+def needed_records(group: CacheGroup, match: Any, num_tokens: int) -> list[Found]:
+    """What a sequence of so many tokens, all of them held, has in one group, as if nothing else held it."""
+    size = group.page_tokens
+    reach = group.reach(match, num_tokens).of_nothing()
+    return reach.missing(
+        num_tokens, lambda ends: [end == num_tokens or (end < num_tokens and end % size == 0) for end in ends]
+    )
 
 
 def short_groups(groups: Sequence[CacheGroup], sequence: CachedSequence, num_tokens: int) -> Iterator[CacheGroup]:

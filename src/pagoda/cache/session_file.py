@@ -46,7 +46,7 @@ from pagoda.cache.tiers.record import (
     read_header,
     read_record,
 )
-from pagoda.errors import PageRecordError, SessionError
+from pagoda.errors import PageRecordError, SessionError, SessionNotWrittenError
 
 MAGIC = b"PGDS"
 VERSION = 1
@@ -382,4 +382,6 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> SessionError:
-    return SessionError(f"{path} cannot be written: {error.strerror}; give another place, or make room there.")
+    return SessionNotWrittenError(
+        f"{path} cannot be written: {error.strerror}; give another place, or make room there."
+    )

@@ -79,6 +79,12 @@ ENGINE_OPTIONS = (
         "what becomes of sequences that reach max_model_len: stop, truncate_oldest, or streaming with a budget",
         metavar="ACTION",
     ),
+    _option(
+        "memory_full",
+        "what becomes of running sequences whose pages others need: preempt, demote (to tiers), reject, or a policy "
+        "with a budget as for kv_compression",
+        metavar="ACTION",
+    ),
     _option("block_size", "tokens per page, a multiple of 16", type=int, metavar="TOKENS"),
     _option(
         "generation_config",

@@ -46,6 +46,9 @@ def _add_load_options(group: Any) -> None:
     group.add_argument("--output-tokens", type=int, metavar="N", help="how many of them are generated; by default 256")
     group.add_argument("--users", type=int, metavar="N", help="users at once (default: 1)")
     group.add_argument("--shared-prefix", type=int, metavar="N", help="tokens that all prompts begin with")
+    group.add_argument(
+        "--kv-compression", metavar="POLICY", help="which tokens users keep, such as snapkv:tokens=1024 (default: none)"
+    )
     group.add_argument("--encoder-tokens", type=int, metavar="N", help="tokens that an encoder reads for each user")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from collections.abc import Sequence as Sequenced
 from dataclasses import replace
 from math import lcm
@@ -59,6 +59,11 @@ class Compressor:
         self._knows_rotations = False
 
     @property
+    def groups(self) -> Collection[int]:
+        """Layer groups that can be compressed."""
+        return self._layers.keys()
+
+    @property
     def page_tokens(self) -> int:
         """Of all groups that can be compressed: after multiples of it no page of them is open."""
         return lcm(*(each.page_tokens for each in self._geometries.values()))
@@ -104,9 +109,10 @@ class Compressor:
         rows, first = [], 0
         for chunk in batch.chunks:
             compression, count = chunk.sequence.compression, len(chunk.tokens)
-            if compression is not None and compression.due is not None:
-                start = max(compression.first_watched(compression.due), chunk.start)
-                stop, row = min(compression.due, chunk.stop), first - chunk.start
+            due = None if compression is None else compression.watched_until(chunk.stop)
+            if compression is not None and due is not None:
+                start = max(compression.first_watched(due), chunk.start)
+                stop, row = min(due, chunk.stop), first - chunk.start
                 if start < stop:
                     rows.append(WatchedRows(chunk.sequence, slice(row + start, row + stop), stop))
             first += count

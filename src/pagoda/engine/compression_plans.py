@@ -1,14 +1,16 @@
-"""How each request is compressed: what it and the engine ask for, and whether that can be.
+"""How each request is compressed, and what becomes of it when pages are short: what it and the engine ask for.
 
-Knows requests and options. Does not know when a sequence is due, or what is done to it then.
+Knows requests and options, and what cannot be. Does not know when a sequence is due, or what is done to it then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
 
 from pagoda.cache.compression.base import Policy
-from pagoda.cache.compression.choice import STOP, policy_of, policy_when_full
+from pagoda.cache.compression.choice import STOP, MemoryFull, policy_of, policy_when_full, when_memory_is_full
 from pagoda.cache.compression.progress import Plan
 from pagoda.config import EngineConfig
 from pagoda.engine.compression import Compressor
@@ -16,18 +18,29 @@ from pagoda.engine.request import Request
 from pagoda.errors import ConfigError, InvalidSamplingError
 
 
+class Asked(NamedTuple):
+    """What is asked for one sequence: a policy, and what `context_full` and `memory_full` say."""
+
+    policy: Policy | None
+    when_full: str
+    when_short: str
+
+
 class CompressionPlans:
     """Of an engine whose `compressor` does it. Sequences of a tenant reach the end of the context at `max_len` tokens.
 
-    Raises ConfigError if what `config` asks for cannot be.
+    With `has_tiers` pages can go down to some. Raises ConfigError if what `config` asks for cannot be.
     """
 
-    def __init__(self, compressor: Compressor, config: EngineConfig, max_len: Callable[[str], int]) -> None:
+    def __init__(
+        self, compressor: Compressor, config: EngineConfig, max_len: Callable[[str], int], has_tiers: bool
+    ) -> None:
         self._compressor = compressor
         self._max_len = max_len
-        self._default = policy_of(config.kv_compression)
-        self._when_full = config.context_full
-        plan = self._of(self._default, self._when_full, "")
+        self._has_tiers = has_tiers
+        self._default = Asked(policy_of(config.kv_compression), config.context_full, config.memory_full)
+        self._check_tiers(config.memory_full)
+        plan = self._of(self._default, "")
         if plan is not None:
             compressor.check(plan.policy)
             compressor.tell_obstacles()
@@ -37,13 +50,13 @@ class CompressionPlans:
     @property
     def is_endless(self) -> bool:
         """Whether prompts may be longer than the context unless they say otherwise."""
-        plan = self._of(self._default, self._when_full, "")
+        plan = self._of(self._default, "")
         return plan is not None and plan.is_endless
 
     def checked(self, request: Request) -> Plan | None:
         """`plan`; raises InvalidSamplingError if that cannot be."""
-        params = request.params
         try:
+            self._check_tiers(request.params.memory_full or self._default.when_short)
             plan = self.plan(request)
             if plan is None:
                 return None
@@ -52,7 +65,7 @@ class CompressionPlans:
         except ConfigError as error:
             raise InvalidSamplingError(str(error)) from error
         if request.breakpoints or request.scores_prompt:
-            name = "kv_compression" if params.context_full is None else "context_full"
+            name = "context_full" if plan.when_full else "memory_full" if plan.when_short else "kv_compression"
             reason = "prompt_logprobs" if request.scores_prompt else "leases of its prompt"
             raise InvalidSamplingError(f"{name} does not go with {reason}: leave one of the two out.")
         return plan
@@ -60,13 +73,18 @@ class CompressionPlans:
     def plan(self, request: Request) -> Plan | None:
         """How a request is compressed: not as was said for all, where it needs the whole prompt or says it itself."""
         params = request.params
-        asked = None if params.kv_compression is None else policy_of(params.kv_compression)
-        if asked is not None or params.context_full is not None:
-            return self._of(asked, params.context_full or STOP, request.tenant)
+        policy = None if params.kv_compression is None else policy_of(params.kv_compression)
+        asked = Asked(policy, params.context_full or STOP, params.memory_full or MemoryFull.PREEMPT)
+        if policy is not None or params.context_full is not None or _policy_when_short(asked) is not None:
+            return self._of(asked, request.tenant)
         if request.breakpoints or request.scores_prompt or params.max_tokens == 0:
             return None
-        default = None if params.kv_compression is not None else self._default
-        return self._of(default, self._when_full, request.tenant)
+        default = self._default
+        if params.kv_compression is not None:
+            default = default._replace(policy=None)
+        if params.memory_full is not None:
+            default = default._replace(when_short=params.memory_full)
+        return self._of(default, request.tenant)
 
     def prepare(self, request: Request) -> None:
         """Plan a request that is about to be queued, on the thread that steps: the model may have to be looked at.
@@ -74,23 +92,32 @@ class CompressionPlans:
         Raises InvalidSamplingError if it turns out that it cannot be.
         """
         request.compression = self.plan(request)
+        request.memory_full, _ = when_memory_is_full(request.params.memory_full or self._default.when_short)
         try:
             self._prepare(request.compression)
         except ConfigError as error:
             raise InvalidSamplingError(str(error)) from error
 
-    def _of(self, policy: Policy | None, when_full: str, tenant: str) -> Plan | None:
+    def _of(self, asked: Asked, tenant: str) -> Plan | None:
         unit, max_len = self._compressor.page_tokens, self._max_len(tenant)
-        at_end = policy_when_full(when_full, max_len, unit)
-        if policy is not None and at_end is not None:
-            raise ConfigError("context_full does not go with kv_compression: leave out one of the two.")
+        policy, when_short = asked.policy, _policy_when_short(asked)
+        at_end = policy_when_full(asked.when_full, max_len, unit)
+        given = {"context_full": at_end, "memory_full": when_short, "kv_compression": policy}
+        first, *others = [name for name, each in given.items() if each is not None] or ["nothing"]
+        if others:
+            raise ConfigError(f"{first} does not go with {others[0]}: leave out one of the two.")
         if at_end is not None:
             return Plan(at_end, unit, max_len, when_full=True)
-        if policy is None:
-            return None
-        if policy.num_sinks is not None:
-            return Plan(policy, unit, max_len)
-        return Plan(policy, budget_unit=1 if policy.is_even else unit)
+        if when_short is not None:
+            return replace(Plan.of(when_short, unit), when_short=True)
+        return None if policy is None else Plan.of(policy, unit, max_len)
+
+    def _check_tiers(self, memory_full: str) -> None:
+        """Raise ConfigError if that cannot be for want of tiers, or is nothing."""
+        if when_memory_is_full(memory_full)[0] is MemoryFull.DEMOTE and not self._has_tiers:
+            raise ConfigError(
+                "memory_full is 'demote', and there are no tiers for pages: give kv_host_bytes, kv_disk or kv_remote."
+            )
 
     def _check_fits(self, plan: Plan, num_prompt_tokens: int, tenant: str) -> None:
         """Raise ConfigError unless what an endless sequence holds between two compressions is within the context."""
@@ -107,3 +134,7 @@ class CompressionPlans:
     def _prepare(self, plan: Plan | None) -> None:
         if plan is not None:
             self._compressor.prepare(plan.policy)
+
+
+def _policy_when_short(asked: Asked) -> Policy | None:
+    return when_memory_is_full(asked.when_short)[1]

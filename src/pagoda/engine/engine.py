@@ -43,6 +43,7 @@ from pagoda.engine.sampling import stop_token_ids
 from pagoda.engine.scheduler import Limits, Scheduler
 from pagoda.engine.scoring import max_scored_tokens
 from pagoda.engine.settle import Settler
+from pagoda.engine.shrinking import Shrinking
 from pagoda.engine.tiers import labels_of, make_residency, open_tiers
 from pagoda.errors import (
     OutOfPagesError,
@@ -105,7 +106,6 @@ class Engine:
             {name: share.weight for name, share in config.tenants.items()},
         )
         self._promotions = Promotions(self.residency)
-        self._scheduler = Scheduler(self._cache, limits, self.lookups, self._promotions)
         tiers = tuple if self.residency is None else self.residency.late_report
         self.inspector = Inspector(self._cache, self.fit.loss, lambda: self.lookups.nbytes, tiers)
         self._forward = Forward(model, kernels, self.memory, pools, self.fit.constants)
@@ -113,7 +113,6 @@ class Engine:
         for notice in self.kernel_choice.notices:
             logger.warning(notice)
         self._seeds = random.Random(config.seed)
-        self._ends = Ends(self._scheduler)
         self._compressor = Compressor(
             self._forward.sites,
             model.discovered.uses,
@@ -121,7 +120,10 @@ class Engine:
             self._cache,
             partial(find_rotations, model, kernels),
         )
-        self._plans = CompressionPlans(self._compressor, config, self.max_len)
+        self._plans = CompressionPlans(self._compressor, config, self.max_len, self.residency is not None)
+        shrinking = Shrinking(self._cache, self._compressor.groups, self._compressor.compress)
+        self._scheduler = Scheduler(self._cache, limits, self.lookups, self._promotions, shrinking)
+        self._ends = Ends(self._scheduler)
         self._settler = Settler(model, self._cache, self._scheduler, self._ends, self._compressor, self.max_len)
 
     @property
@@ -248,6 +250,9 @@ class Engine:
         self._settler.release_held()
         batch = self._scheduler.schedule()
         for sequence, error in self._scheduler.failed.items():
+            if isinstance(error, RequestError):
+                self._ends.fail([sequence], error)
+                continue
             logger.error("Scheduling request %s failed", sequence.request.request_id, exc_info=error)
             self._ends.fail([sequence], RequestError(f"This request could not be scheduled: {error!r}"))
         if not batch and self._promotions.is_waiting:

@@ -65,13 +65,13 @@ class Fairness:
                 return candidate
         return None
 
-    def victim_for_pages(self, sequence: Sequence) -> Sequence | None:
-        """The next to give way to one that waits for pages: one that holds tokens beyond its tenant's share of them.
+    def victims_for_pages(self, sequence: Sequence) -> list[Sequence]:
+        """Who may give way to one that waits for pages: those that hold tokens beyond their tenant's share of them.
 
-        None if with it the tenant of `sequence` would have more than its own share.
+        The youngest come first. None if with it the tenant of `sequence` would have more than its own share.
         """
         if not self._tenants.have_shares:
-            return None
+            return []
         held = Counter({sequence.request.tenant: len(sequence.tokens)})
         for each in self._running:
             held[each.request.tenant] += len(each.tokens)
@@ -79,13 +79,12 @@ class Fairness:
         share = held.total() / sum(weights.values())
         beyond = {tenant for tenant in held if held[tenant] > share * weights[tenant]}
         if sequence.request.tenant in beyond:
-            return None
-        victims = (
+            return []
+        return [
             each
             for each in reversed(self._running)
             if each.request.tenant in beyond and self._tenants.is_beyond_share(each.request.namespace)
-        )
-        return next(victims, None)
+        ]
 
     def victim_of(self, sequence: Sequence, num_tokens: int) -> Sequence:
         """The youngest running one whose pages `sequence` can have, to compute so many tokens; itself if no other."""

@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from concurrent.futures import Future
 
+from pagoda.cache.compression.choice import MemoryFull
 from pagoda.cache.groups.table import ResumePoints
 from pagoda.cache.report import LoadDecision
 from pagoda.cache.residency.residency import Loading, Residency
@@ -103,9 +104,16 @@ class Promotions:
         loading.load.call_off()
 
     def sent_back(self, sequence: Sequence) -> None:
-        """A sequence waits again, and its pages may leave the pool meanwhile."""
+        """A sequence waits again, and its pages may leave the pool meanwhile. If it asked for it, tiers take them."""
         if sequence.promotion is not None:
             sequence.promotion.asked = None
+        if self._residency is None or sequence.request.memory_full is not MemoryFull.DEMOTE:
+            return
+        try:
+            self._residency.write_down(sequence.request.namespace, sequence.tokens)
+            sequence.request.metrics.gave_way[MemoryFull.DEMOTE] += 1
+        except Exception:
+            logger.exception("Pages of a request that waits again could not be written to tiers")
 
     def computed(self, num_tokens: int, seconds: float) -> None:
         """A step computed so many tokens in so long."""

@@ -45,8 +45,10 @@ class QueryWatch:
             before = compression.calls.get(call)
             new = query[each.rows].clone()
             queries = new if before is None else torch.cat((before.queries, new))
-            compression.calls[call] = LastQueries(rule, queries, sinks)
             observer = compression.policy.observer
+            if observer is None:  # it may not be known yet when it is compressed
+                queries = queries[-compression.policy.num_queries :]
+            compression.calls[call] = LastQueries(rule, queries, sinks)
             if observer is not None:
                 self._observe(call, each, compression, observer)
 

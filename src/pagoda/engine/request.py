@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from array import array
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Sequenced
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from functools import cached_property
 from time import monotonic
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
+from pagoda.cache.compression.choice import MemoryFull
 from pagoda.cache.compression.progress import Compression, Plan
 from pagoda.cache.leases import Breakpoint, LeaseResult
 from pagoda.cache.prefix.keys import TOKEN_TYPE
@@ -75,6 +77,7 @@ class RequestMetrics:
     ended: float | None = None  # with the last token, unless something else ended it
     num_computed_tokens: int = 0  # token positions run through the model, recomputed ones counted again
     num_preemptions: int = 0
+    gave_way: Counter[MemoryFull] = field(default_factory=Counter)  # beside preemptions as such
     token_times: list[float] = field(default_factory=list)  # of the first sample
     num_recomputed_tokens: int = 0
     num_ahead: int = 0
@@ -166,10 +169,10 @@ class Sequence:
         """
         if self.num_unscored:
             return len(self.request.prompt_logprobs)
-        if self.compression is None or self.compression.due is None:
+        due = None if self.compression is None else self.compression.watched_until(len(self.tokens))
+        if self.compression is None or due is None:
             return len(self.tokens) - 1
-        first_watched = self.compression.first_watched(self.compression.due)
-        return max(min(len(self.tokens) - 1, first_watched, self.compression.due - 1), 0)
+        return max(min(len(self.tokens) - 1, self.compression.first_watched(due), due - 1), 0)
 
     @property
     def num_uncomputed(self) -> int:
@@ -234,6 +237,7 @@ class Request:
     lease_results: list[LeaseResult] = field(default_factory=list)
     decode_costs: DecodeCosts | None = None  # of the engine
     compression: Plan | None = None
+    memory_full: MemoryFull = MemoryFull.PREEMPT
 
     @property
     def scores_prompt(self) -> bool:
@@ -290,7 +294,8 @@ def new_sample(request: Request, index: int) -> Sequence:
 
 
 def begin_compression(sequence: Sequence) -> None:
-    """It has no pages yet, or no longer."""
-    request = sequence.request
+    """It has no pages yet, or no longer. What was compressed since pages were short will be at the same place again."""
+    request, before = sequence.request, sequence.compression
     if request.compression is not None:
-        sequence.compression = request.compression.begin(len(request.prompt))
+        first_due = None if before is None else before.first_due
+        sequence.compression = request.compression.begin(len(request.prompt), first_due)

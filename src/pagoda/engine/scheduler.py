@@ -1,8 +1,9 @@
 """Which sequences advance in the next step, and by how many tokens.
 
 Continuous batching (Orca, OSDI 2022) with chunked prefill (Sarathi-Serve, arXiv 2403.02310): decodes first, then
-running prefills, then waiting requests in order of arrival, all within one token budget. When pages run short the
-youngest sequence whose pages can help is sent back to wait; its pages stay hittable, so little is computed again.
+running prefills, then waiting requests in order of arrival, all within one token budget. When pages run short somebody
+is compressed, if that was asked for (`shrinking.py`), or else the youngest sequence whose pages can help gives way: it
+is sent back to wait, and as its pages stay hittable little is computed again, or it ends if it would rather.
 
 Whose prompts come first is said by `turns.py`, after what tenants have been served (`waiting.py`); while several are
 present steps are short (`division.py`). Who may start beside the others, and who gives way, is said by `fairness.py`.
@@ -20,6 +21,7 @@ from itertools import islice
 from time import monotonic
 
 from pagoda.cache.cache import Cache
+from pagoda.cache.compression.choice import MemoryFull
 from pagoda.cache.groups.table import ResumePoints
 from pagoda.cache.prefix.keys import common_tokens, token_key
 from pagoda.cache.sequence import CachedSequence, Hit
@@ -29,13 +31,19 @@ from pagoda.engine.fairness import Fairness
 from pagoda.engine.lookups import Lookups
 from pagoda.engine.promotion import Promotions
 from pagoda.engine.request import Phase, Sequence, begin_compression
+from pagoda.engine.shrinking import Shrinking
 from pagoda.engine.turns import Turns
 from pagoda.engine.waiting import Waiting
+from pagoda.errors import MemoryFullError, OutOfPagesError
 
 logger = logging.getLogger(__name__)
 
 # How many waiting sequences are looked at for tokens that they share with the next one.
 MAX_COMPARED = 32
+REJECTED = (
+    "Pages ran short while this request ran, and it asked to end then (memory_full=reject); send it again later, or "
+    "raise kv_cache_memory_bytes."
+)
 
 
 @dataclass
@@ -89,7 +97,8 @@ class Limits:
 class Scheduler:
     """Waiting and running sequences over one cache. What comes from tiers is brought through `promotions`.
 
-    After `schedule`, `failed` has what raised for which sequences; they are to be removed.
+    After `schedule`, `failed` has what raised for which sequences, and those that end rather than wait for pages; they
+    are to be removed.
     """
 
     def __init__(
@@ -98,8 +107,10 @@ class Scheduler:
         limits: Limits,
         lookups: Lookups | None = None,
         promotions: Promotions | None = None,
+        shrinking: Shrinking | None = None,
     ) -> None:
         self._cache = cache
+        self._shrinking = shrinking or Shrinking(cache, (), begin_compression)
         self._lookups = lookups or Lookups(cache, None)
         self.promotions = promotions or Promotions(None)
         step_tokens = self._max_num_batched_tokens = limits.max_num_batched_tokens
@@ -242,15 +253,18 @@ class Scheduler:
         return True
 
     def _advance(self, sequence: Sequence, num_tokens: int, step: _Round) -> None:
-        """Plan a running sequence, sending back the youngest ones until its pages can be had."""
+        """Plan a running sequence, once others have given way until its pages can be had."""
         assert sequence.cached is not None
         self._lookups.serve(sequence)
         while not self._cache.reserve(sequence.cached, num_tokens):
-            victim = self._fairness.victim_of(sequence, num_tokens)
-            if victim is sequence and self._fairness.revoke_lease(sequence):
-                continue
-            self._send_back(victim, step)
-            if victim is sequence:
+            shrinkable = self._shrinking.first_for(sequence, num_tokens, reversed(self.running))
+            if shrinkable is not None:
+                self._shrink(shrinkable, step)
+            else:
+                victim = self._fairness.victim_of(sequence, num_tokens)
+                if victim is not sequence or not self._fairness.revoke_lease(sequence):
+                    self._give_way(victim, step)
+            if sequence.cached is None:  # it was its turn to give way
                 return
         self._plan(sequence, num_tokens, step)
 
@@ -259,18 +273,47 @@ class Scheduler:
         self._num_planned += 1
         sequence.last_planned = self._num_planned
 
+    def _shrink(self, sequence: Sequence, step: _Round) -> None:
+        """Let a running sequence go on with less, from the next step on if it was planned; or else wait."""
+        step.take_out(sequence)
+        try:
+            self._shrinking.shrink(sequence)
+        except OutOfPagesError:
+            self._preempt(sequence)
+        except Exception as error:
+            self.failed[sequence] = error
+            self._wait_again(sequence)
+        else:
+            sequence.request.metrics.gave_way[MemoryFull.COMPRESS] += 1
+
+    def _give_way(self, victim: Sequence, step: _Round) -> None:
+        """Send a running sequence back, or end its request if that was asked for."""
+        request = victim.request
+        if request.memory_full is not MemoryFull.REJECT:
+            self._send_back(victim, step)
+            return
+        request.metrics.gave_way[MemoryFull.REJECT] += 1
+        for each in [each for each in self.running if each.request is request]:
+            step.take_out(each)
+            self.failed[each] = MemoryFullError(REJECTED)
+            self._wait_again(each)
+
     def _send_back(self, victim: Sequence, step: _Round) -> None:
         step.take_out(victim)
         self._preempt(victim)
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Let a running sequence wait again, before the others of its tenant."""
+        """Let a running sequence wait again, and tiers know of it."""
+        self._wait_again(sequence)
+        sequence.request.metrics.num_preemptions += 1
+        self.promotions.sent_back(sequence)
+
+    def _wait_again(self, sequence: Sequence) -> None:
+        """Let a running sequence wait before the others of its tenant."""
         self.running.remove(sequence)
         self._release(sequence, keep_pages=True)
         begin_compression(sequence)
-        self.promotions.sent_back(sequence)
         sequence.phase = Phase.WAITING
-        sequence.request.metrics.num_preemptions += 1
         self.waiting.appendleft(sequence)
 
     def _admit(self, sequence: Sequence, step: _Round, budget: int) -> bool:
@@ -314,12 +357,20 @@ class Scheduler:
         if not step.held_up:
             if self._fairness.revoke_lease(sequence):
                 return True
-            if (victim := self._fairness.victim_for_pages(sequence)) is not None:
-                self._send_back(victim, step)
+            if victims := self._fairness.victims_for_pages(sequence):
+                self._make_room(victims, step)
                 return True
         step.held_up.append(sequence)
         step.is_full = not self._cache.tenants.have_shares
         return False
+
+    def _make_room(self, victims: list[Sequence], step: _Round) -> None:
+        """Let the first of these go on with less that leaves any pages so, or else the first of all give way."""
+        shrinkable = next(filter(self._shrinking.helps, victims), None)
+        if shrinkable is not None:
+            self._shrink(shrinkable, step)
+        else:
+            self._give_way(victims[0], step)
 
     def _free_seats(self, sequence: Sequence, step: _Round) -> bool:
         """Whether sequences of tenants that have more than their share were sent back for one that waits."""

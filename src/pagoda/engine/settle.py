@@ -12,6 +12,7 @@ from time import monotonic
 import torch
 
 from pagoda.cache.cache import Cache
+from pagoda.cache.compression.choice import MemoryFull
 from pagoda.cache.compression.progress import MOST_POSITIONS
 from pagoda.engine.batch import Batch, Chunk
 from pagoda.engine.breakpoints import lease_computed
@@ -20,9 +21,9 @@ from pagoda.engine.ends import Ends
 from pagoda.engine.forward import Computed
 from pagoda.engine.request import FinishReason, Phase, Sequence, new_sample
 from pagoda.engine.sampling import ban, draw, token_logprobs
-from pagoda.engine.scheduler import Scheduler
+from pagoda.engine.scheduler import REJECTED, Scheduler
 from pagoda.engine.scoring import score_prompt
-from pagoda.errors import NonFiniteCacheError, NonFiniteLogitsError, OutOfPagesError
+from pagoda.errors import MemoryFullError, NonFiniteCacheError, NonFiniteLogitsError, OutOfPagesError
 from pagoda.models.model import Model
 
 
@@ -88,11 +89,14 @@ class Settler:
     def _compress(self, sequence: Sequence) -> None:
         """Without room for it a sequence waits until there is, and is computed again.
 
-        Raises OutOfPagesError if there will be none.
+        Raises OutOfPagesError if there will be none, or MemoryFullError if it asked not to wait.
         """
         try:
             self._compressor.compress(sequence)
-        except OutOfPagesError:
+        except OutOfPagesError as error:
+            if sequence.request.memory_full is MemoryFull.REJECT:
+                sequence.request.metrics.gave_way[MemoryFull.REJECT] += 1
+                raise MemoryFullError(REJECTED) from error
             if not self._scheduler.start_again(sequence):
                 raise
 

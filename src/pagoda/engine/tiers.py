@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,6 +16,7 @@ from pagoda.cache.residency.movers import ThreadMovers
 from pagoda.cache.residency.residency import Residency
 from pagoda.cache.tiers.base import Tier, TierSettings
 from pagoda.cache.tiers.cipher import AesGcmCipher
+from pagoda.cache.tiers.disk.parts import make_room, part_of
 from pagoda.cache.tiers.guarded import GuardedTier
 from pagoda.cache.tiers.partitioned import PartitionedTier
 from pagoda.cache.tiers.record import Kind
@@ -57,6 +58,9 @@ def _open_parts(name: str, settings: TierSettings, tenants: Mapping[str, TenantS
     """A tier, of which each tenant that has a quota of pages has a part of its own, if it has a limit to be divided."""
     quotas = {tenant: share.page_quota for tenant, share in tenants.items() if share.page_quota}
     limit = settings.limit_nbytes
+    if limit is not None and settings.where:
+        limit -= _left_by_others(settings.where, quotas, limit)
+        settings = replace(settings, limit_nbytes=limit)
     if limit is None or not quotas:
         return _open(name, settings)
     promised = sum(quotas.values())
@@ -68,13 +72,21 @@ def _open_parts(name: str, settings: TierSettings, tenants: Mapping[str, TenantS
     try:
         for tenant, quota in quotas.items():
             digest = tenant_digest(tenant)
-            where = str(Path(settings.where, "tenants", digest.hex())) if settings.where else ""
+            where = str(part_of(Path(settings.where), digest)) if settings.where else ""
             own[digest] = _open(name, replace(settings, where=where, limit_nbytes=int(limit * quota * share_of_own)))
     except BaseException:
         for tier in (rest, *own.values()):
             tier.close()
         raise
     return PartitionedTier(own, rest)
+
+
+def _left_by_others(where: str, quotas: Iterable[str], limit_nbytes: int) -> int:
+    """Bytes in the parts of a folder whose tenants have no quota now."""
+    try:
+        return make_room(Path(where), {tenant_digest(tenant) for tenant in quotas}, limit_nbytes)
+    except OSError:
+        return 0  # whoever opens the folder says what is wrong with it
 
 
 def make_residency(

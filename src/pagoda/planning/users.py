@@ -8,7 +8,10 @@ is counted if nobody has to be sent back until all have reached their length. Kn
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from pagoda.cache.compression.base import Policy
+from pagoda.cache.compression.progress import Plan
 from pagoda.cache.groups.rule import window_pages
 from pagoda.config import EngineConfig
 from pagoda.formats.page import PageGeometry
@@ -16,17 +19,30 @@ from pagoda.layouts.spec import LayerGroup, Reach
 from pagoda.planning.memory import LEDGER_PAGES, MemoryPlan
 
 
+class Held(NamedTuple):
+    """Tokens that layers which attend to all keep: at most `at_start`, while the prompt is computed, `resting` after.
+
+    Later they are at most `at_end`.
+    """
+
+    at_start: int
+    resting: int
+    at_end: int
+
+
 @dataclass(frozen=True)
 class Load:
     """Sequences of `num_tokens`, the last `num_generated` of which they generate, one at least.
 
-    The first `num_shared` are the same for all. An encoder reads `num_encoded` for each.
+    The first `num_shared` are the same for all. An encoder reads `num_encoded` for each. Layers that attend to all
+    tokens keep those that `policy` says, or all.
     """
 
     num_tokens: int
     num_generated: int = 1
     num_shared: int = 0
     num_encoded: int = 0
+    policy: Policy | None = None
 
     @property
     def num_prompt(self) -> int:
@@ -36,6 +52,21 @@ class Load:
     def num_kept(self) -> int:
         """Tokens whose keys and values are kept: nothing is computed from the last."""
         return max(self.num_tokens - 1, 1)
+
+    def held(self, page_tokens: int) -> Held:
+        """Of such a sequence, in pages of `page_tokens`."""
+        prompt, kept = self.num_prompt, self.num_kept
+        if self.policy is None:
+            return Held(prompt, prompt, kept)
+        plan = Plan.of(self.policy, page_tokens)
+        compression = plan.begin(prompt)
+        due, budget = compression.due, compression.budget
+        if due is None or due > prompt:
+            return Held(prompt, prompt, kept if due is None else min(kept, due))
+        rest, every = prompt - due, plan.every
+        resting = budget + (rest % every if every else rest)
+        at_end = budget + (min(kept - due, every) if every else kept - due)
+        return Held(max(due, budget + min(rest, every or rest)), resting, max(resting, at_end))
 
 
 @dataclass(frozen=True)
@@ -84,8 +115,10 @@ def group_need(geometry: PageGeometry, load: Load, step_tokens: int) -> GroupNee
 def whole_need(page_tokens: int, load: Load) -> GroupNeed:
     """Where every token is kept."""
     shared = min(load.num_shared, load.num_prompt) // page_tokens
-    start, end = (_pages(count, page_tokens) - shared for count in (load.num_prompt, load.num_kept))
-    return GroupNeed(shared, start, end, start)
+    start, resting, end = (_pages(count, page_tokens) for count in load.held(page_tokens))
+    if load.policy is not None:  # what is compressed is shared with nobody; what it was made of is, while it starts
+        return GroupNeed(shared, start - shared, end, resting)
+    return GroupNeed(shared, start - shared, end - shared, resting - shared)
 
 
 def held_pages(group: LayerGroup, page_tokens: int, num_tokens: int) -> int:

@@ -36,7 +36,7 @@ from pagoda.registry import names
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NUM_REQUESTS = 200
+NUM_REQUESTS = 120
 PAGE_TOKENS = 16
 NUM_PAGES = 40
 STEP_TOKENS = 96

@@ -65,7 +65,7 @@ OF_A = st.builds(marked, st.one_of(LONG, LONG, st.sampled_from(PROMPTS)), st.sam
 STEPS = st.lists(st.tuples(st.lists(OF_A, max_size=4), OF_B), min_size=3, max_size=6)
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(steps=STEPS)
 def test_one_tenant_sees_nothing_of_another(server: Running, steps: list[tuple[list[Any], dict[str, Any]]]) -> None:
     server.llm.reset_prefix_cache()

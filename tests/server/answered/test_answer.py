@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pagoda.engine.request import FinishReason
-from pagoda.errors import HttpError, OutOfPagesError, RequestError
+from pagoda.errors import HttpError, MemoryFullError, OutOfPagesError, RequestError
 from pagoda.outputs import StreamChunk
 from pagoda.server.answered import answer as module
 from pagoda.server.answered.answer import Answer, Outbox
@@ -77,6 +77,8 @@ def test_why_a_request_failed_decides_the_status() -> None:
     assert failed(wrapped).status == 503
     assert failed(RequestError("the model broke")).status == 500
     assert failed(HttpError(504, "late")).status == 504
+    rejected = failed(MemoryFullError("pages ran short"))
+    assert (rejected.status, rejected.code, rejected.retry_after_seconds) == (503, "memory_full", 1)
 
 
 def test_what_comes_while_the_last_news_are_sent_is_given_before_an_error() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,20 @@ def test_another_page_size_is_refused_and_damage_is_told(tmp_path: Path) -> None
         assert refused.status_code == 409
         assert str(tmp_path) not in refused.text
         assert delete(server, f"{SESSIONS}/story").status_code == 200
+
+
+def test_a_full_disk_is_told_as_the_fault_of_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(ENOSPC, os.strerror(ENOSPC))
+
+    with serving(tmp_path) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            refused = server.post(SESSIONS, {"model": MODEL, "name": "story", "prompt": STORY})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (507, "session_not_written")
+        assert str(tmp_path) not in refused.text
+        assert server.get(SESSIONS).json()["data"] == []
+        assert server.post(SESSIONS, {"model": MODEL, "name": "story", "prompt": STORY}).status_code == 200
 
 
 def test_without_a_folder_it_says_how_to_have_one(strict: Running) -> None:

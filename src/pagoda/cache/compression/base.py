@@ -267,7 +267,7 @@ class ScoredPolicy(Policy):
         recent = self.num_recent(count)
         scores, safe = self.scores(layer)[:, : layer.num_slots - recent], int(self.head_floor * count)
         counts = tokens_of_heads(scores, count - recent, max(safe - recent, 0), share.most_pages * size - recent)
-        pages = share.whole_pages([recent + count for count in counts], max(recent, safe, 1))
+        pages = share.whole_pages([recent + each for each in counts], max(recent, safe, 1))
         return self._with_recent(layer, scores, [each * size - recent for each in pages])
 
     def _with_recent(self, layer: LayerView, scores: torch.Tensor, counts: list[int]) -> list[torch.Tensor]:

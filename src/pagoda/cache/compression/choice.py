@@ -1,8 +1,9 @@
-"""Reads what people write for `kv_compression` and `context_full`: the name of a policy and its parameters."""
+"""Reads what people write for `kv_compression`, `context_full`, `memory_full`: a word, or a policy with parameters."""
 
 from __future__ import annotations
 
 from dataclasses import fields
+from enum import StrEnum
 from functools import lru_cache
 from typing import get_type_hints
 
@@ -17,6 +18,15 @@ NONE = "none"
 EXAMPLE = "snapkv:tokens=1024,window=32"
 STOP = "stop"
 TRUNCATE = "truncate_oldest"
+
+
+class MemoryFull(StrEnum):
+    """What becomes of a running sequence whose pages others need."""
+
+    PREEMPT = "preempt"  # it waits until there are pages again
+    DEMOTE = "demote"  # so it does, and tiers take what is held of it
+    REJECT = "reject"  # it ends
+    COMPRESS = "compress"  # it goes on with some of its tokens
 
 
 @lru_cache(maxsize=256)
@@ -39,6 +49,30 @@ def policy_when_full(text: str, max_tokens: int, unit: int) -> Policy | None:
     if policy.after is not None:
         raise ConfigError(f"context_full is {shown(text)}; leave out after: it holds once the context is full.")
     return policy
+
+
+@lru_cache(maxsize=256)
+def when_memory_is_full(text: str) -> tuple[MemoryFull, Policy | None]:
+    """What `memory_full` asks for, and the policy of those that are compressed then.
+
+    Raises ConfigError, which says what there is.
+    """
+    if text in (MemoryFull.PREEMPT, MemoryFull.DEMOTE, MemoryFull.REJECT):
+        return MemoryFull(text), None
+    if text.partition(":")[0] not in names("compression"):
+        raise ConfigError(
+            f"memory_full is {shown(text)}; give preempt, demote, reject, or a policy with a budget, as in {EXAMPLE}."
+        )
+    policy = _read("memory_full", text)
+    if policy.after is not None:
+        raise ConfigError(f"memory_full is {shown(text)}; leave out after: it holds once pages are short.")
+    if policy.num_sinks is not None or policy.observer is not None:
+        reason = "needs the queries of all tokens" if policy.num_sinks is None else "keeps whole pages"
+        raise ConfigError(
+            f"memory_full is {shown(text)}; {policy.name} {reason}, so it cannot begin at any time: give another "
+            "policy, such as snapkv, tova, morphkv or knorm."
+        )
+    return MemoryFull.COMPRESS, policy
 
 
 @lru_cache(maxsize=256)

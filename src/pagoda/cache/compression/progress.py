@@ -24,7 +24,8 @@ class Plan:
     """How the sequences of a request are compressed: by `policy`, after multiples of `unit` tokens.
 
     Budgets are multiples of it too, and of `budget_unit`. Sequences are compressed when the prompt is computed, or as
-    much of it as the policy says, or `most_exact` tokens; with `when_full` not before that.
+    much of it as the policy says, or `most_exact` tokens; with `when_full` not before that, and with `when_short` when
+    pages are short, if ever.
     """
 
     policy: Policy
@@ -32,14 +33,24 @@ class Plan:
     most_exact: int | None = None
     when_full: bool = False
     budget_unit: int = 1
+    when_short: bool = False
+
+    @classmethod
+    def of(cls, policy: Policy, page_tokens: int, max_len: int | None = None) -> Self:
+        """Of `policy`, in whole pages where it takes these; endless sequences are compressed by `max_len` tokens."""
+        if policy.num_sinks is not None:
+            return cls(policy, page_tokens, max_len)
+        return cls(policy, budget_unit=1 if policy.is_even else page_tokens)
 
     @property
     def is_endless(self) -> bool:
         """Whether sequences may be longer than the model's context."""
         return self.policy.num_sinks is not None
 
-    def begin(self, num_prompt_tokens: int) -> Compression:
-        """Of a sequence that begins."""
+    def begin(self, num_prompt_tokens: int, first_due: int | None = None) -> Compression:
+        """Of a sequence that begins, or begins again: then pages were short after `first_due` tokens, if at all."""
+        if self.when_short:
+            return Compression(self, self.budget(first_due or num_prompt_tokens), first_due)
         most = None if self.most_exact is None else self.most_exact // self.unit * self.unit
         if self.when_full:
             assert most is not None
@@ -88,6 +99,24 @@ class Compression:
     @property
     def policy(self) -> Policy:
         return self.plan.policy
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether it is still to be said when it is compressed."""
+        return self.plan.when_short and self.first_due is None
+
+    @property
+    def first_due(self) -> int | None:
+        """After how many tokens it was compressed first, or will be."""
+        return self.due if self.num_exact_tokens is None else self.num_exact_tokens
+
+    def watched_until(self, num_tokens: int) -> int | None:
+        """Up to which token queries are looked at if it may be compressed after `num_tokens`; None if none are."""
+        return num_tokens if self.is_undecided else self.due
+
+    def begin_now(self, num_tokens: int) -> None:
+        """Pages are short: it is due after the `num_tokens` that it has."""
+        self.budget, self.due = self.plan.budget(num_tokens), num_tokens
 
     def first_watched(self, due: int) -> int:
         """The first token whose query is looked at before it is `due`."""

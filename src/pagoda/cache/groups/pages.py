@@ -227,6 +227,12 @@ class PageGroup:
         """
         table.node, table.is_private = None, True
 
+    def num_saved(self, table: PageTable, num_slots: int) -> int:
+        """How many more pages others could have if a table were left so many of its tokens; less than 0 if fewer."""
+        allocator = self.holdings.allocator
+        own = sum(allocator.references(page) == 1 and not allocator.is_leased(page) for page in table.held)
+        return own - -(-num_slots // self.page_tokens)
+
     def compact(
         self, table: PageTable, tokens: Sequence[int], num_slots: int, cell_starts: array[int] = NO_CELLS
     ) -> PageActions:

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 from pagoda.cache.cache import Cache, PageStore
-from pagoda.cache.groups.fill import Ask, FillTarget, Found
+from pagoda.cache.groups.fill import FillTarget
 from pagoda.cache.groups.table import ResumePoints
 from pagoda.cache.prefix.namespace import Namespace
 from pagoda.cache.residency.copies import blank_rest, copied
 from pagoda.cache.residency.labels import Labels
-from pagoda.cache.sequence import Hit
+from pagoda.cache.sequence import needed_records
 from pagoda.cache.tiers.record import Draft, Label, Record
 from pagoda.errors import PageRecordError
 
@@ -50,7 +50,7 @@ class Carrier:
         labels = self._labels.of_prompt(told or namespace, hit.key)
         drafts = []
         for group, (each, match) in enumerate(zip(self._cache.groups, hit.matches, strict=True)):
-            for start, end in self._needed(group, hit):
+            for start, end in needed_records(each, match, hit.num_tokens):
                 draft = copied(labels.label(group, end), self._stores[group], each.pages_of(match, start))
                 blank_rest(draft, self._stores[group], self._labels.layout.page_tokens[group])
                 drafts.append(draft)
@@ -73,8 +73,8 @@ class Carrier:
             return 0
         labels = self._labels.of_prompt(told or namespace, hit.key)
         found: list[dict[int, Record]] = []
-        for group in range(len(self._stores)):
-            needed = self._needed(group, hit._replace(num_tokens=len(tokens)))
+        for group, (each, match) in enumerate(zip(self._cache.groups, hit.matches, strict=True)):
+            needed = needed_records(each, match, len(tokens))
             found.append({start: _checked(labels.label(group, end), records) for start, end in needed})
         targets = [FillTarget(len(tokens), frozenset(each)) for each in found]
         cached, fills = self._cache.attach_to_fill(hit, targets, ResumePoints(prompt_tokens=len(tokens) + 1))
@@ -88,16 +88,6 @@ class Carrier:
         finally:
             self._cache.release(cached, tokens if is_whole else ())
         return len(tokens) - hit.num_tokens
-
-    def _needed(self, group: int, hit: Hit) -> list[Found]:
-        """What a sequence of `hit.num_tokens` has in one group, as if nothing else held it."""
-        reach = self._cache.groups[group].reach(hit.matches[group], hit.num_tokens).of_nothing()
-        return reach.missing(hit.num_tokens, _up_to(hit.num_tokens, self._labels.layout.page_tokens[group]))
-
-
-def _up_to(num_tokens: int, page_tokens: int) -> Ask:
-    """All whole pages of so many tokens can be had, and the tail that they end with."""
-    return lambda ends: [end == num_tokens or (end < num_tokens and end % page_tokens == 0) for end in ends]
 
 
 def _checked(label: Label, records: Mapping[bytes, Record]) -> Record:

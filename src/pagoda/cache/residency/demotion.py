@@ -89,6 +89,10 @@ class Demotion:
             below = [each for each in self._below if each.persists or is_leaving]
             self._copy(label, pages, [each for each in below if each.lacks(label.key)])
 
+    def write_down(self, label: Label, pages: Sequence[int]) -> None:
+        """All tiers are to have these now, whatever the policy of writing says."""
+        self._copy(label, pages, [each for each in self._below if each.lacks(label.key)])
+
     def leaves(self, held: Held, reason: Reason) -> None:
         """Its page is about to be used for something else."""
         if reason in (Reason.ROOM, Reason.EXPIRED):
@@ -115,6 +119,8 @@ class Demotion:
             self._copy(self._label(self._group, held), held.pages, wanted)
 
     def _copy(self, label: Label, pages: Sequence[int], below: Sequence[Below]) -> None:
+        if not below:
+            return
         staged = self._movers.stage(label, self._store, pages, self._page_tokens)
         for each in below:
             each.writer.offer(staged)

@@ -32,7 +32,7 @@ from pagoda.cache.residency.load import Part
 from pagoda.cache.residency.movers import Movers, Reading
 from pagoda.cache.residency.seek import Plan, Source, Wanted, seek
 from pagoda.cache.residency.tails import Tails
-from pagoda.cache.sequence import CachedSequence, Hit
+from pagoda.cache.sequence import CachedSequence, Hit, needed_records
 from pagoda.cache.tiers.base import Tier, TierStats
 
 CLOSE_SECONDS = 10.0
@@ -179,6 +179,14 @@ class Residency:
         """End a load, wherever it is, and give its pages back."""
         loading.load.call_off()
         self._cache.release(loading.cached)
+
+    def write_down(self, namespace: Namespace, tokens: Sequence[int]) -> None:
+        """Have all tiers take now what is held of `tokens`, as nobody uses it for a while."""
+        hit = self._cache.match(namespace, tokens, len(tokens))
+        labels = self._labels.of_prompt(namespace, hit.key)
+        for index, (group, match) in enumerate(zip(self._cache.groups, hit.matches, strict=True)):
+            for start, end in needed_records(group, match, hit.num_tokens):
+                self._demotions[index].write_down(labels.label(index, end), group.pages_of(match, start))
 
     def wait(self, seconds: float) -> None:
         """Wait until something has moved, or so long."""

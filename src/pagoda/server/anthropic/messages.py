@@ -155,6 +155,7 @@ def _params(body: MessagesBody, conversation: Conversation, defaults: SamplingPa
         "stop": body.stop_sequences,
         "kv_compression": body.kv_compression,
         "context_full": body.context_full,
+        "memory_full": body.memory_full,
     }
     fields = {name: value for name, value in given.items() if value is not None}
     form = _form(body, conversation)

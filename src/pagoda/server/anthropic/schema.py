@@ -165,6 +165,7 @@ class MessagesBody(CountBody):
     diagnostics: Diagnostics | None = None
     kv_compression: str | None = None  # ours
     context_full: str | None = None  # ours
+    memory_full: str | None = None  # ours
     # Without effect here.
     metadata: Metadata | None = None
     service_tier: Annotated[Literal["auto", "standard_only"] | None, FORGETTING] = None

@@ -11,6 +11,7 @@ from pagoda.errors import (
     EngineClosedError,
     HttpError,
     InvalidSamplingError,
+    MemoryFullError,
     OutOfPagesError,
     PagodaError,
     PromptTooLongError,
@@ -21,6 +22,7 @@ from pagoda.server.ground.jsons import to_json
 MOST_CHARACTERS = 2000  # of a message or of a field's name: what is told has texts of the client's in it
 MOST_ERRORS = 100  # of one body, among which the first is looked for
 ANTHROPIC_PATHS = ("/v1/messages",)
+RETRY_SECONDS = 1  # once pages were short
 CLIENT_GONE = 499  # nobody is answered so; it tells who has hung up from what has failed
 
 ANTHROPIC_TYPES = {
@@ -92,6 +94,8 @@ def failed(error: Exception) -> HttpError:
     cause = error.__cause__ or error
     if isinstance(cause, (InvalidSamplingError, StructuredOutputError)):
         return refused(cause)
+    if isinstance(cause, MemoryFullError):
+        return HttpError(503, str(error), code="memory_full", retry_after_seconds=RETRY_SECONDS)
     status = 503 if isinstance(cause, (OutOfPagesError, EngineClosedError)) else 500
     return HttpError(status, str(error), code="engine_error")
 

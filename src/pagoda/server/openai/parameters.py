@@ -28,6 +28,7 @@ SAME = (
     "skip_special_tokens",
     "kv_compression",
     "context_full",
+    "memory_full",
 )
 
 

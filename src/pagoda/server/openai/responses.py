@@ -225,6 +225,7 @@ def _params(body: ResponseBody, conversation: Conversation, defaults: SamplingPa
         "seed": body.seed,
         "kv_compression": body.kv_compression,
         "context_full": body.context_full,
+        "memory_full": body.memory_full,
     }
     fields = {name: value for name, value in given.items() if value is not None}
     wants_logprobs = "message.output_text.logprobs" in (body.include or ())

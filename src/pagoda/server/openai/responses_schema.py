@@ -225,5 +225,6 @@ class ResponseBody(Body):
     cached_content: str | None = None
     kv_compression: str | None = None
     context_full: str | None = None
+    memory_full: str | None = None
     seed: int | None = None
     ignore_eos: bool = False

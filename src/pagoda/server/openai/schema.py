@@ -68,6 +68,7 @@ class Sampling(Guided):
     cached_content: str | None = None  # ours: a name of /v1/kv/caches
     kv_compression: str | None = None  # ours: which tokens are kept
     context_full: str | None = None  # ours: what becomes of a sequence there
+    memory_full: str | None = None  # ours: and where pages are short
     return_token_ids: bool = False
     request_id: str | None = None  # without effect: every request has one of its own
 

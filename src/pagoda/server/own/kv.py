@@ -272,6 +272,8 @@ def _counts_of_all(stats: CacheStats) -> dict[str, Any]:
         "reset_pages": stats.reset_pages,
         "expired_pages": stats.expired_pages,
         "revoked_leases": stats.revoked_leases,
+        "running_tokens": stats.tokens_stored + stats.omitted_tokens,
+        "omitted_tokens": stats.omitted_tokens,
     }
 
 

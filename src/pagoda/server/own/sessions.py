@@ -21,7 +21,7 @@ from starlette.responses import Response
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.session_file import SUFFIX, SessionFile
 from pagoda.engine.sessions import SavedSession, SessionTarget
-from pagoda.errors import HttpError, SessionError, SessionTooLargeError
+from pagoda.errors import HttpError, SessionError, SessionNotWrittenError, SessionTooLargeError
 from pagoda.prompts import ReadPrompt
 from pagoda.sampling_params import SamplingParams
 from pagoda.server.accepted.exchange import submit
@@ -135,6 +135,9 @@ class Sessions:
                 return self._service.backend.sessions.save(target, prompt, scope, text).result()
             except SessionTooLargeError as error:
                 raise HttpError(413, f"{error} Delete other sessions.", code="session_quota") from error
+            except SessionNotWrittenError as error:
+                message = f"Session {name!r}: {_without(path, str(error))}"
+                raise HttpError(507, message, code="session_not_written") from error
             except SessionError as error:
                 raise _conflict(name, path, error) from error
 

@@ -78,6 +78,9 @@ class Metrics:
             "prompt_tokens_cached_by_source", "Cached tokens of prompts by tier.", "source"
         )
         self._preemptions = self._counter("num_preemptions", "Requests sent back to wait for want of pages.")
+        self._gave_way = self._counter(
+            "memory_full", "What became of running requests when pages were short, by memory_full.", "action"
+        )
         self._successes = self._counter("request_success", "Requests that ended, by reason.", "finished_reason")
         self._errors = self._counter(
             "request_errors",
@@ -139,6 +142,8 @@ class Metrics:
         self._of(self._generated_tokens).inc(job.num_output_tokens)
         self._of(self._output_length).observe(job.num_output_tokens)
         self._of(self._preemptions).inc(metrics.num_preemptions)
+        for action, count in metrics.gave_way.items():
+            self._of(self._gave_way, action).inc(count)
         for histogram, seconds in (
             (self._ttft, metrics.ttft_seconds),
             (self._queue, metrics.queue_seconds),

@@ -187,6 +187,19 @@ def test_a_full_looking_cache_says_what_is_in_use(server: Running, live: Page) -
         assert title in live.inner_text("#figures")
 
 
+def test_what_compression_leaves_out_is_told_while_it_runs(page: Page) -> None:
+    llm = LLM(kv_cache_memory_bytes=16 << 20, num_threads=1, kv_compression="knorm:tokens=32")
+    body = {"model": MODEL, "prompt": STORY, "max_tokens": 1900, "n": 8, "stream": True, "ignore_eos": True}
+    with llm, running(llm) as served:
+        open_live(page, served.url)
+        assert "Left out" not in page.inner_text("#figures")
+        omitted = served.post("/tokenize", {"model": MODEL, "prompt": STORY}).json()["count"] - 32
+        with httpx2.stream("POST", served.url + "/v1/completions", json=body, timeout=MOST_SECONDS) as stream:
+            lines = stream.iter_lines()  # which end the stream with themselves
+            next(lines)
+            expect(page.locator("#figures")).to_contain_text(f"Left out of running{8 * omitted} · ")
+
+
 def test_markup_in_prompts_is_text(server: Running, live: Page) -> None:
     complete(server, SCRIPT + STORY)
     expect(live.locator("#tree")).to_contain_text("<script>")

@@ -77,8 +77,14 @@ function figuresOfAll({ cache, groups, memory }) {
   return [
     ...partsOf(groups).map(({ title, share }) => [title, percent(share)]),
     ["Evicted pages", count(cache.evicted_pages)],
+    ...(cache.omitted_tokens ? [["Left out of running", leftOut(cache)]] : []),
     ["Process", bytes(memory.process)],
   ];
+}
+
+/** By compression: tokens that running sequences have no slot for, and the share they are of all. */
+function leftOut({ omitted_tokens, running_tokens }) {
+  return `${count(omitted_tokens)} · ${percent(omitted_tokens / running_tokens)}`;
 }
 
 function showTheme() {
