@@ -2,9 +2,11 @@
 
     python benchmarks/compression.py
     python benchmarks/compression.py --context 8192 --budget 2048 --format int8
+    python benchmarks/compression.py --context 32640 --budget 2048 --drawn
 
 Each way by turns over one prompt that is cached: its first token tells what scoring and moving cost beside the rows
 that are computed in any case, the others how fast it decodes. Decoding at a context of the budget is the limit.
+With --drawn all but the end of the prompt is drawn instead of computed, which would take long.
 """
 
 from __future__ import annotations
@@ -13,9 +15,13 @@ import argparse
 import random
 import statistics
 
+import torch
+
 from pagoda import LLM, SamplingParams
 from pagoda.commands.shapes import shape_config
+from pagoda.models.attention import PagedStep
 from pagoda.models.loader import model_from_config
+from pagoda.models.model import Model
 
 SHAPE = "qwen2.5-0.5b"
 VOCABULARY = 150_000
@@ -33,28 +39,50 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=2048)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--format", default="auto")
+    parser.add_argument("--policies", nargs="+", default=POLICIES)
+    parser.add_argument("--drawn", action="store_true", help="draw what pages of the prompt hold, in bf16")
     arguments = parser.parse_args()
     model = model_from_config(shape_config(SHAPE), dtype="bfloat16")
     prompt = random.Random(0).choices(range(VOCABULARY), k=arguments.context)
     options = {"kv_cache_dtype": arguments.format, "kv_cache_memory_bytes": 1 << 30, "skip_tokenizer_init": True}
     with LLM(model, **options) as llm:
+        if arguments.drawn:
+            draw_chunks(llm.engine.model)
         run(llm, prompt[:64], "none")
         computed, _ = run(llm, prompt, "none")
         first: dict[str, list[float]] = {}
         speeds: dict[str, list[float]] = {}
-        ways = {name.format(f"tokens={arguments.budget}"): prompt for name in POLICIES}
+        ways = {name.format(f"tokens={arguments.budget}"): prompt for name in arguments.policies}
         ways[f"none, a context of {arguments.budget}"] = prompt[: arguments.budget]
         for _ in range(arguments.repeats):
             for name, tokens in ways.items():
                 ttft, speed = run(llm, tokens, name.split(", a context")[0])
                 first.setdefault(name, []).append(ttft)
                 speeds.setdefault(name, []).append(speed)
-    told = f"{arguments.context} tokens in {arguments.format}, computed in {computed:.2f} s"
+    made = f"{'drawn' if arguments.drawn else 'computed'} in {computed:.2f} s"
+    told = f"{arguments.context} tokens in {arguments.format}, {made}"
     print(f"{SHAPE}, {told}; the rest is of the cached prompt, medians of {arguments.repeats}\n")
     print("| compression | first token, s | least to most | decodes, tokens/s | least to most |")
     print("|---|---|---|---|---|")
     for name in ways:
         print(f"| {name} | {spread(first[name], 3)} | {spread(speeds[name], 1)} |")
+
+
+def draw_chunks(model: Model) -> None:
+    """Have chunks drawn that do not end a prompt."""
+    forward = model.forward
+
+    def drawing(
+        token_ids: torch.Tensor, positions: torch.Tensor, logit_rows: torch.Tensor, step: PagedStep
+    ) -> torch.Tensor:
+        if len(logit_rows):
+            return forward(token_ids, positions, logit_rows, step)
+        pages = step.sites[0].layer.pages
+        indices = step.views[0].page_indices.long()[-len(token_ids) // step.sites[0].layer.geometry.page_tokens - 1 :]
+        pages[indices] = torch.randn(len(indices), pages.shape[1] // 2).to(torch.bfloat16).view(torch.uint8)
+        return torch.empty(0, model.vocab_size)
+
+    model.forward = drawing  # type: ignore[method-assign]
 
 
 def run(llm: LLM, prompt: list[int], compression: str) -> tuple[float, float]:

@@ -201,7 +201,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    figure = Figure(figsize=(5 * len(tasks), 4.5), layout="constrained")
+    figure = Figure(figsize=(5 * len(tasks) + 3, 4.5), layout="constrained")
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         axes.set_prop_cycle(color=colormaps["tab20"].colors)
         lines: dict[str, list[tuple[float, float]]] = {}
