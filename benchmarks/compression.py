@@ -21,7 +21,6 @@ from pagoda import LLM, SamplingParams
 from pagoda.commands.shapes import shape_config
 from pagoda.models.attention import PagedStep
 from pagoda.models.loader import model_from_config
-from pagoda.models.model import Model
 
 SHAPE = "qwen2.5-0.5b"
 VOCABULARY = 150_000
@@ -47,7 +46,7 @@ def main() -> None:
     options = {"kv_cache_dtype": arguments.format, "kv_cache_memory_bytes": 1 << 30, "skip_tokenizer_init": True}
     with LLM(model, **options) as llm:
         if arguments.drawn:
-            draw_chunks(llm.engine.model)
+            draw_chunks(llm)
         run(llm, prompt[:64], "none")
         computed, _ = run(llm, prompt, "none")
         first: dict[str, list[float]] = {}
@@ -68,18 +67,18 @@ def main() -> None:
         print(f"| {name} | {spread(first[name], 3)} | {spread(speeds[name], 1)} |")
 
 
-def draw_chunks(model: Model) -> None:
+def draw_chunks(llm: LLM) -> None:
     """Have chunks drawn that do not end a prompt."""
-    forward = model.forward
+    model, layer = llm.engine.model, llm.engine._forward.sites[0].layer
+    forward, size = model.forward, layer.geometry.page_tokens
 
     def drawing(
         token_ids: torch.Tensor, positions: torch.Tensor, logit_rows: torch.Tensor, step: PagedStep
     ) -> torch.Tensor:
         if len(logit_rows):
             return forward(token_ids, positions, logit_rows, step)
-        pages = step.sites[0].layer.pages
-        indices = step.views[0].page_indices.long()[-len(token_ids) // step.sites[0].layer.geometry.page_tokens - 1 :]
-        pages[indices] = torch.randn(len(indices), pages.shape[1] // 2).to(torch.bfloat16).view(torch.uint8)
+        indices = step.views[0].page_indices.long()[-len(token_ids) // size - 1 :]
+        layer.pages[indices] = torch.randn(len(indices), layer.pages.shape[1] // 2).to(torch.bfloat16).view(torch.uint8)
         return torch.empty(0, model.vocab_size)
 
     model.forward = drawing  # type: ignore[method-assign]

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -221,7 +222,8 @@ def test_children_may_die_at_any_time(llm):
         chunks.append(chunk)
         if len(chunks) % 20 == 10:
             for child in psutil.Process().children():
-                os.kill(child.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it ends by itself where others have been killed
+                    os.kill(child.pid, signal.SIGKILL)
     assert chunks[-1].output.outputs == undisturbed
 
 
