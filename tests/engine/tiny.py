@@ -64,4 +64,4 @@ def make_llm(model: Model, **options: Any) -> LLM:
 def make_engine(model: Model, **options: Any) -> Engine:
     """The same without what stands around it."""
     config = EngineConfig(**{"kv_cache_memory_bytes": POOL_NBYTES, "block_size": PAGE_TOKENS, **options})
-    return Engine(model, choose_kernels(config.environment), config)
+    return Engine(model, choose_kernels(config.environment, config.deterministic), config)
