@@ -201,17 +201,19 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     tasks = list(dict.fromkeys(row["task"] for row in rows))
+    names = dict.fromkeys(_line_of(row["way"]) for row in rows)
+    colours = dict(zip(names, colormaps["tab20"].colors, strict=False))
     figure = Figure(figsize=(5 * len(tasks) + 3, 4.5), layout="constrained")
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
-        axes.set_prop_cycle(color=colormaps["tab20"].colors)
         lines: dict[str, list[tuple[float, float]]] = {}
         for row in rows:
             if row["task"] == task and row["divergence"] > 0:
                 lines.setdefault(_line_of(row["way"]), []).append((100 * row["kept"], row["divergence"]))
         for name, points in lines.items():
-            axes.plot(*zip(*points, strict=True), marker="o", label=name)
+            axes.plot(*zip(*points, strict=True), marker="o", color=colours[name], label=name)
         axes.set(title=task, xlabel="bytes kept, %", ylabel="divergence from the whole cache, nats", yscale="log")
-    figure.axes[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    handles = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+    figure.legend(handles=handles.values(), fontsize="small", loc="outside center right")
     figure.savefig(path, dpi=100)
 
 
