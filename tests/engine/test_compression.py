@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -248,14 +249,17 @@ def test_cold_warm_and_batched_are_the_same_in_every_format(model: Model, format
 
 
 def test_deterministic_is_to_the_bit(model: Model) -> None:
+    check_bits(model, [PROMPT[:count] for count in (70, 110, 150)], POLICIES)
+
+
+def check_bits(model: Model, prompts: list[list[int]], policies: Sequence[str]) -> None:
     """However a prompt is cut, batched or cached: the same scores keep the same tokens."""
-    prompts = [PROMPT[:count] for count in (70, 110, 150)]
 
     def logprobs(llm: LLM, prompts: list[list[int]], policy: str) -> list[list[float]]:
         outputs = llm.generate(prompts, params(policy, logprobs=0))
         return [[each.logprob for each in output.outputs[0].logprobs] for output in outputs]
 
-    for policy in POLICIES:
+    for policy in policies:
         with make_llm(model, deterministic=True) as llm:
             alone = [logprobs(llm, [prompt], policy)[0] for prompt in prompts]
             assert logprobs(llm, prompts, policy) == alone, "warm and together"

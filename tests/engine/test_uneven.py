@@ -11,9 +11,8 @@ import torch
 from torch.nn.functional import avg_pool1d, pad
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from engine.test_compression import NEW_TOKENS, page_nbytes, params, running, tokens_of
+from engine.test_compression import NEW_TOKENS, check_bits, page_nbytes, params, running, tokens_of
 from engine.tiny import CONTEXT, PAGE_TOKENS, VOCABULARY, make_engine, make_llm, windowed_model
-from pagoda import LLM
 from pagoda.engine.request import new_request
 from pagoda.errors import ConfigError, InvalidSamplingError
 from pagoda.formats.page import PageGeometry
@@ -228,18 +227,7 @@ def test_forks_batches_and_formats_change_nothing(model: Model) -> None:
 
 
 def test_deterministic_is_to_the_bit(model: Model) -> None:
-    prompts = [PROMPT[:count] for count in (90, 130, 180)]
-
-    def logprobs(llm: LLM, prompts: list[list[int]], policy: str) -> list[list[float]]:
-        outputs = llm.generate(prompts, params(policy, logprobs=0))
-        return [[each.logprob for each in output.outputs[0].logprobs] for output in outputs]
-
-    for policy in UNEVEN:
-        with make_llm(model, deterministic=True) as llm:
-            alone = [logprobs(llm, [prompt], policy)[0] for prompt in prompts]
-            assert logprobs(llm, prompts, policy) == alone, "warm and together"
-        with make_llm(model, deterministic=True, max_num_batched_tokens=37, max_num_seqs=8) as llm:
-            assert logprobs(llm, prompts, policy) == alone, "in chunks"
+    check_bits(model, [PROMPT[:count] for count in (90, 130, 180)], UNEVEN)
 
 
 @pytest.mark.parametrize("policy", UNEVEN)
