@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import avg_pool1d, pad
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from engine.test_compression import NEW_TOKENS, check_bits, page_nbytes, params, running, tokens_of
+from engine.test_compression import NEW_TOKENS, check_bits, check_sent_back, page_nbytes, params, running, tokens_of
 from engine.tiny import CONTEXT, PAGE_TOKENS, VOCABULARY, make_engine, make_llm, windowed_model
 from pagoda.engine.request import new_request
 from pagoda.errors import ConfigError, InvalidSamplingError
@@ -252,15 +252,7 @@ def test_heads_that_keep_the_same_are_an_even_budget(model: Model) -> None:
 
 @pytest.mark.parametrize("policy", ["snapkv:tokens=80,window=8,head_floor=0.2", "pyramidkv:tokens=80,window=8"])
 def test_who_is_sent_back_goes_on_with_the_same_tokens(model: Model, policy: str) -> None:
-    prompts = [random.Random(seed).sample(range(VOCABULARY), k=100 + 7 * seed) for seed in range(6)]
-    with make_llm(model) as llm:
-        alone = [tokens_of(llm, [each], policy, max_tokens=60)[0] for each in prompts]
-    with make_llm(model, kv_cache_memory_bytes=16 * page_nbytes(model)) as llm:
-        outputs = llm.generate(prompts, params(policy, max_tokens=60))
-        assert [each.outputs[0].token_ids for each in outputs] == alone
-        assert sum(each.metrics.num_preemptions for each in outputs) > 0
-        [counts] = llm.cache_stats().groups
-        assert counts.free + counts.idle == counts.total
+    check_sent_back(model, policy)
 
 
 @pytest.mark.parametrize("policy", ["snapkv:share=0.25,window=8,head_floor=0", "pyramidkv:share=0.25,window=8"])

@@ -7,6 +7,7 @@ from math import ceil
 
 import pytest
 
+from pagoda.cache.compression.choice import policy_of
 from pagoda.cache.eviction.lru import LRU
 from pagoda.cache.groups.pages import PageGroup
 from pagoda.formats.page import PageGeometry
@@ -63,6 +64,13 @@ def test_a_prefix_that_all_share_is_kept_once(shared: int) -> None:
     assert users == (40 - need.shared) // need.at_end
     assert runs_at_once(PageGroup(40, 32, LRU(), FULL), load, users, 2048)
     assert not runs_at_once(PageGroup(40, 32, LRU(), FULL), load, users + 1, 2048)
+
+
+def test_what_may_be_endless_computes_no_more_than_the_context_before_it_is_compressed() -> None:
+    """Of a prompt of 850 tokens 338 come after 512, in steps of 64 behind the 64 that are kept."""
+    policy = policy_of("streaming:tokens=64,sinks=4,every=64")
+    assert Load(900, 50, policy=policy, max_exact=512).held(32) == (512, 64 + 338 % 64, 128)
+    assert Load(900, 50, policy=policy).held(32) == (850, 850, 864)
 
 
 @pytest.mark.parametrize("span", [None, 8, 33, 100])

@@ -166,4 +166,5 @@ def _time(plan: Plan) -> Iterator[Formula]:
 def load_of(plan: Plan) -> Load:
     """What each user of the plan brings."""
     options = plan.options
-    return Load(plan.context, plan.output_tokens, options.shared_prefix, plan.encoder_tokens, options.policy)
+    most = plan.model.max_model_len if options.is_endless else None
+    return Load(plan.context, plan.output_tokens, options.shared_prefix, plan.encoder_tokens, options.policy, most)

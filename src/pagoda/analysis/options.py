@@ -92,6 +92,11 @@ class PlanOptions:
         return policy_of(self.kv_compression)
 
     @property
+    def is_endless(self) -> bool:
+        """Whether sequences may be longer than the model's context."""
+        return self.policy is not None and self.policy.num_sinks is not None
+
+    @property
     def weight_nbytes(self) -> int | None:
         return None if self.weights is None else int(self.weights)
 

@@ -44,7 +44,7 @@ def plan(model: str | Path, **options: Any) -> Plan:
 
 def make_plan(model: str | Path, options: PlanOptions) -> Plan:
     """`plan` for options that are checked already."""
-    described = stretched(describe(model, options.dtype), options.context)
+    described = stretched(describe(model, options.dtype), options.context, options.is_endless)
     with model_errors(f"The configuration of {described.name}"), named_fields(described.text):
         try:
             return _answer(described, options)
@@ -124,7 +124,8 @@ def _load(model: Described, options: PlanOptions) -> Load:
         encoded = options.encoder_tokens or facts.encoder.max_tokens or context
     elif options.encoder_tokens:
         raise ConfigError(f"{model.name} has no encoder; drop encoder_tokens.")
-    return Load(context, output, options.shared_prefix, encoded, options.policy)
+    most = model.own_max_model_len if options.is_endless else None
+    return Load(context, output, options.shared_prefix, encoded, options.policy, most)
 
 
 def _budget(
@@ -216,6 +217,8 @@ def _prefill(model: Described, setting: Setting) -> PrefillFloor | None:
     count = model.count
     computed = load.num_tokens - min(load.num_shared, load.num_tokens - 1)
     weight_flops = 2 * ((count.active - count.head) * computed + count.head + count.encoder * load.num_encoded)
-    attention = attention_flops(model, load)
+    # Of what is left out on the way nothing is counted: less is a floor, too.
+    exact = min(load.num_tokens, load.max_exact or load.num_tokens)
+    attention = attention_flops(model, replace(load, num_tokens=exact))
     seconds = (weight_flops + attention) / (flops * setting.options.gpus)
     return PrefillFloor(load.num_tokens, computed, weight_flops, attention, seconds)

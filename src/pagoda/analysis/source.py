@@ -129,12 +129,18 @@ def _as_stored(model: Described, stored: StoredWeights) -> Described:
     )
 
 
-def stretched(model: Described, context: int | None) -> Described:
-    """`model` as if it took `context` tokens: asked about a longer one than it takes, a plan answers, and says so."""
+def stretched(model: Described, context: int | None, is_endless: bool) -> Described:
+    """`model` as if it took `context` tokens: asked about a longer one than it takes, a plan answers, and says so.
+
+    If sequences are endless the engine takes them, too.
+    """
     most = model.facts.most_model_len
     if context is None or most is None or context <= most:
         return model
-    note = f"{model.name} takes at most {most:,} tokens, and the engine refuses more; this plans as if it took them."
+    then = (
+        "of longer sequences it sees a part" if is_endless else "the engine refuses more; this plans as if it took them"
+    )
+    note = f"{model.name} takes at most {most:,} tokens, and {then}."
     facts = replace(model.facts, max_model_len=context, most_model_len=context)
     return replace(model, facts=facts, stretched_from=model.facts, notes=(*model.notes, note))
 

@@ -35,7 +35,8 @@ class Load:
     """Sequences of `num_tokens`, the last `num_generated` of which they generate, one at least.
 
     The first `num_shared` are the same for all. An encoder reads `num_encoded` for each. Layers that attend to all
-    tokens keep those that `policy` says, or all.
+    tokens keep those that `policy` says, or all; those that may be endless then compute no more
+    than `max_exact` tokens before.
     """
 
     num_tokens: int
@@ -43,6 +44,7 @@ class Load:
     num_shared: int = 0
     num_encoded: int = 0
     policy: Policy | None = None
+    max_exact: int | None = None
 
     @property
     def num_prompt(self) -> int:
@@ -58,7 +60,7 @@ class Load:
         prompt, kept = self.num_prompt, self.num_kept
         if self.policy is None:
             return Held(prompt, prompt, kept)
-        plan = Plan.of(self.policy, page_tokens)
+        plan = Plan.of(self.policy, page_tokens, self.max_exact)
         compression = plan.begin(prompt)
         due, budget = compression.due, compression.budget
         if due is None or due > prompt:
