@@ -15,7 +15,8 @@ import pytest
 
 from encoder_checkpoints import END, RATE, START, save
 from pagoda.cli import build_parser, main
-from pagoda.commands import measuring
+from pagoda.commands import doctor, measuring
+from pagoda.config import Environment
 from pagoda.models.loader import load_model
 from pagoda.registry import registered
 from toys import ToyKernels
@@ -342,6 +343,13 @@ class TestDoctor:
             assert findings[name]
         assert "the cache is consistent" in findings["model/check"]
         assert re.fullmatch(r"should cost [\d.]+% of perplexity", findings["model/pages in int4"])
+
+    def test_what_is_missing_of_an_extra_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The client of a shared store works without its parser, at a fraction of the rate."""
+        monkeypatch.setattr(doctor, "find_spec", lambda module: None if module == "hiredis" else object())
+        findings = doctor.diagnose(Environment())
+        value = next(each.value for each in findings if each.name == "pages in a shared store")
+        assert value == "hiredis not installed; get it with: pip install 'pagoda-kv[remote]'"
 
     @pytest.mark.usefixtures("short_text")
     def test_limits_and_what_is_reached_of_them_are_measured(

@@ -38,7 +38,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 EXTRAS = (
     ("server", ("fastapi", "uvicorn"), "server"),
     ("structured outputs", ("llguidance",), "structured"),
-    ("pages in a shared store", ("redis", "obstore"), "remote"),
+    ("pages in a shared store", ("redis", "hiredis", "obstore"), "remote"),
     ("encrypted pages", ("cryptography",), "encryption"),
     ("KV events", ("zmq", "msgspec"), "events"),
     ("plots", ("matplotlib",), "plot"),
@@ -139,7 +139,8 @@ def _extras() -> Iterator[Finding]:
     for use, modules, extra in EXTRAS:
         missing = [module for module in modules if find_spec(module) is None]
         if missing:
-            yield Finding("extras", use, f"not installed; get it with: pip install 'pagoda-kv[{extra}]'")
+            found = "not installed" if len(missing) == len(modules) else f"{' and '.join(missing)} not installed"
+            yield Finding("extras", use, f"{found}; get it with: pip install 'pagoda-kv[{extra}]'")
         else:
             yield Finding("extras", use, "installed")
 
