@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -39,8 +37,9 @@ from pagoda.models.loader import load_model
 from pagoda.models.model import Model
 from pagoda.models.tokenizer import load_tokenizer
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+sys.path += [str(Path(__file__).parent.parent / "scripts"), str(Path(__file__).parent / "peers")]
 
+from answers import Case, Result, compared, write_cases
 from recall_tasks import RecallTasks
 from tiny_corpus import load_corpus
 from train_tiny import load_words
@@ -51,27 +50,6 @@ RECALL = ("pass key", "key-value", "copy")
 TASKS = ("text", *RECALL, "needle", "keys", "variables")
 CONTINUED = 64  # tokens of texts
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "ivory", "jade", "karst", "linen")
-
-
-@dataclass(frozen=True)
-class Case:
-    """A prompt and what follows it; the last `num_question` tokens of the prompt are the question."""
-
-    prompt: list[int]
-    answer: list[int]
-    num_question: int = 0
-
-
-@dataclass(frozen=True)
-class Result:
-    """Of the cases of one task under one policy."""
-
-    perplexity: float
-    divergence: float
-    divergence_99: float
-    same_top: float
-    answered: float
-    kept: float  # of the bytes of bf16 pages
 
 
 def forced(engine: Engine, cases: list[Case], policy: str, unseen: bool) -> list[torch.Tensor]:
@@ -88,25 +66,6 @@ def forced(engine: Engine, cases: list[Case], policy: str, unseen: bool) -> list
     while engine.has_work:
         engine.step()
     return [torch.stack(form.notes) for form in forms]
-
-
-def compared(cases: list[Case], found: list[torch.Tensor], whole: list[torch.Tensor], kept: float) -> Result:
-    divergences, same, losses, answered = [], [], [], []
-    for case, ours, theirs in zip(cases, found, whole, strict=True):
-        answer = torch.tensor(case.answer)
-        divergences.append((theirs.exp() * (theirs - ours)).sum(dim=-1))
-        same.append(ours.argmax(-1) == theirs.argmax(-1))
-        losses.append(-ours.gather(1, answer[:, None])[:, 0])
-        answered.append(bool((ours.argmax(-1) == answer).all()))
-    divergence = torch.cat(divergences)
-    return Result(
-        math.exp(float(torch.cat(losses).mean())),
-        float(divergence.mean()),
-        float(divergence.quantile(0.99)),
-        float(torch.cat(same).float().mean()),
-        float(np.mean(answered)),
-        kept,
-    )
 
 
 def cases_of(task: str, tokenizer: Any, options: argparse.Namespace) -> list[Case]:
@@ -258,6 +217,7 @@ def parse_options() -> argparse.Namespace:
     add("--unseen", action="store_true", help="compress before the question")
     add("--least", type=float, default=0.8, help="share of questions that the whole cache must answer")
     add("--json", type=Path, help="write the figures here too")
+    add("--write-cases", type=Path, help="write the prompts and answers here, for peers/kvpress_quality.py")
     add("--plot", type=Path, help="draw divergence over bytes here")
     add("--read", type=Path, help="measure nothing: draw what --json has written")
     return parser.parse_args()
@@ -269,6 +229,9 @@ def main() -> None:
         plot(json.loads(options.read.read_text()), options.plot)
         return
     options.work.mkdir(parents=True, exist_ok=True)
+    if options.write_cases:
+        tokenizer = load_tokenizer(options.model or EMBEDDED_MODEL)
+        write_cases(options.write_cases, {task: cases_of(task, tokenizer, options) for task in options.tasks})
     table, rows = Table(title=f"{options.cases} prompts of each task, {options.tokens} tokens"), []
     for column in ("task", "kept", "bytes", "perplexity", "divergence", "its 99 %", "same top", "answered"):
         table.add_column(column, justify="left" if column in ("task", "kept") else "right")

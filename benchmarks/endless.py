@@ -52,6 +52,7 @@ def read(engine: Engine, tokens: list[int], policy: str) -> tuple[list[float], f
             counts = engine.inspector.stats().groups[0]
             most = max(most, counts.open + counts.in_use)
             engine.inspector.check_integrity()
+    assert request.error is None, request.error
     return form.notes, len(form.notes) / (monotonic() - begun), most
 
 
@@ -68,10 +69,11 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     corpus = load_corpus(arguments.work, arguments.data, load_tokenizer(EMBEDDED_MODEL))
-    text = corpus.held_out[: arguments.tokens].tolist()
-    environment = Environment.read()
+    model = load_model(EMBEDDED_MODEL, dtype="auto")
+    # Documents follow one another without the token that ends them, which no output goes on behind.
+    text = [token for token in corpus.held_out.tolist() if token not in model.eos_token_ids][: arguments.tokens]
     config = EngineConfig(kv_cache_memory_bytes=256 << 20, block_size=16)
-    engine = Engine(load_model(EMBEDDED_MODEL, dtype="auto"), choose_kernels(environment), config)
+    engine = Engine(model, choose_kernels(Environment.read()), config)
     losses, speed, most = read(engine, text, arguments.policy)
     print(f"{len(text):,} tokens, context {engine.max_model_len:,}, {arguments.policy}: {speed:.0f} tokens/s, ", end="")
     print(f"{most} pages in use at most\n")
