@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from pagoda.analysis.time import RequestTime
+from pagoda.cache.compression.choice import MemoryFull
 from pagoda.cache.report import MissCause
 from pagoda.engine.request import Request
 from pagoda.planning.decoding import DecodeReads
@@ -27,6 +28,7 @@ def time_of(request: Request) -> RequestTime:
         num_ahead=metrics.num_ahead,
         num_preemptions=metrics.num_preemptions,
         num_recomputed_tokens=metrics.num_recomputed_tokens,
+        num_shrunk=metrics.gave_way[MemoryFull.COMPRESS],
         reads=_reads(request),
         cause=MissCause.UNKNOWN if request.cache_report is None else request.cache_report.cause,
         read_tokens={} if request.cache_report is None else request.cache_report.read_tokens,

@@ -162,6 +162,12 @@ def test_preemptions_are_told_with_what_they_cost() -> None:
     assert any(each.startswith("It was preempted 3 times; its pages were still there") for each in verdict(free))
 
 
+def test_what_gave_way_to_others_is_told() -> None:
+    said = "It was compressed once while it ran, since pages were short (memory_full)."
+    assert said in verdict(replace(COMPUTED, num_shrunk=1))
+    assert said not in verdict(COMPUTED)
+
+
 def test_steps_that_computed_prompts_of_others_are_told() -> None:
     mixed = replace(COMPUTED, mixed_seconds=1.5)
     assert "Of decode, 1.5 s were steps that computed prompts of others as well." in verdict(mixed)

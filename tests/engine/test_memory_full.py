@@ -21,6 +21,7 @@ from pagoda.engine.engine import Engine
 from pagoda.engine.request import FinishReason, Phase, Request, new_request
 from pagoda.errors import ConfigError, InvalidSamplingError, MemoryFullError, OutOfPagesError
 from pagoda.models.loader import Model, model_from_config
+from pagoda.request_time import time_of
 
 # No token twice: keys of the first layer would be equally long but for rounding.
 PROMPTS = [random.Random(seed).sample(range(VOCABULARY), k=20) for seed in range(8)]
@@ -143,6 +144,7 @@ def test_who_is_compressed_goes_on_as_if_that_were_its_prompt(
         sequence = request.sequences[0]
         assert sequence.compression is not None
         assert sequence.compression.num_omitted_tokens > 0
+        assert time_of(request).num_shrunk == 1
         assert sequence.tokens.tolist() == after_compression(model, policy, request)
         known = sequence.compression.num_exact_tokens - len(request.prompt) + 1
         assert sequence.output_tokens[:known] == exact[:known]

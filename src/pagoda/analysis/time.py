@@ -63,7 +63,8 @@ class RequestTime:
     `ending` is its finish reason, None while it goes on. `reads` is what decoding read for a token, if that is known.
     `num_ahead` requests were there when it came to the engine, which of the queue was after `preparing_seconds`. Of
     decode, steps of `mixed_seconds` computed prompts of others as well. `cause`: why no more of the prompt was found.
-    Of what was found `read_tokens` says how many tokens came from which tier; the memory of pages is "device".
+    Of what was found `read_tokens` says how many tokens came from which tier; the memory of pages is "device". It was
+    compressed `num_shrunk` times since pages were short.
     """
 
     num_prompt_tokens: int
@@ -78,6 +79,7 @@ class RequestTime:
     num_ahead: int = 0
     num_preemptions: int = 0
     num_recomputed_tokens: int = 0
+    num_shrunk: int = 0
     reads: DecodeReads | None = None
     cause: MissCause = MissCause.UNKNOWN
     read_tokens: Mapping[str, int] = field(default_factory=dict)
@@ -154,6 +156,8 @@ def _sentences(time: RequestTime) -> Iterator[str]:
     yield f"All of it took {format_seconds(time.seconds)}: {_listed(shares)}."
     if time.num_preemptions:
         yield _preempted(time)
+    if time.num_shrunk:
+        yield f"It was compressed {_times(time.num_shrunk)} while it ran, since pages were short (memory_full)."
     if time.mixed_seconds / time.seconds >= NOTABLE_SHARE:
         yield f"Of decode, {format_seconds(time.mixed_seconds)} were steps that computed prompts of others as well."
     yield from _decode(time)
@@ -244,10 +248,12 @@ def _no_token(time: RequestTime) -> str:
     return f"{done} {seconds}{', before its first token' if time.ending else ', and it goes on'}."
 
 
+def _times(number: int) -> str:
+    return TIMES[number - 1] if number <= len(TIMES) else f"{number:,} times"
+
+
 def _preempted(time: RequestTime) -> str:
-    number = time.num_preemptions
-    times = TIMES[number - 1] if number <= len(TIMES) else f"{number:,} times"
-    again = time.num_recomputed_tokens
+    times, again = _times(time.num_preemptions), time.num_recomputed_tokens
     if not again:
         return f"It was preempted {times}; its pages were still there, so nothing was computed again."
     return f"It was preempted {times}: {_count(again, 'token')} {'was' if again == 1 else 'were'} computed again."

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from pagoda.cache.compression.choice import MemoryFull
 from pagoda.cache.inspector import CacheStats
 from pagoda.cache.residency.residency import TierReport
 from pagoda.engine.request import FinishReason
@@ -81,6 +82,8 @@ class Metrics:
         self._gave_way = self._counter(
             "memory_full", "What became of running requests when pages were short, by memory_full.", "action"
         )
+        for action in (MemoryFull.COMPRESS, MemoryFull.DEMOTE, MemoryFull.REJECT):  # known before the first
+            self._of(self._gave_way, action)
         self._successes = self._counter("request_success", "Requests that ended, by reason.", "finished_reason")
         self._errors = self._counter(
             "request_errors",
