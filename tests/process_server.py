@@ -46,13 +46,12 @@ class Children:
         descriptor = os.pidfd_open(pid)
         self._running[descriptor] = pid, status
         self.poll.register(descriptor, select.POLLIN)
-        os.write(status, str(pid).encode())
+        tell(status, pid)
 
     def reap(self, descriptor: int) -> None:
         pid, status = self._running.pop(descriptor)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        with suppress(BrokenPipeError):
-            os.write(status, str(code).encode())
+        tell(status, code)
         self.poll.unregister(descriptor)
         for each in (descriptor, status):
             os.close(each)
@@ -68,6 +67,11 @@ class Children:
         for descriptor, (_, status) in self._running.items():
             os.close(descriptor)
             os.close(status)
+
+
+def tell(status: int, number: int) -> None:
+    with suppress(BrokenPipeError):  # nobody waits any longer
+        os.write(status, str(number).encode())
 
 
 def serve(requests: socket.socket) -> dict[str, Any]:
@@ -111,9 +115,8 @@ def become(asked: dict[str, Any]) -> ModuleType:
     os.chdir(asked["folder"])
     if asked["open_files"] is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (asked["open_files"],) * 2)
-    sys.modules[
-        "numpy"
-    ].random.seed()  # `random` does so by itself, and torch begins with the same seed in every process
+    # As `random` does by itself; torch begins with the same seed in every process.
+    sys.modules["numpy"].random.seed()
     sys.argv = ["-c", *asked["arguments"]]
     sys.modules["__main__"] = ModuleType("__main__")
     return sys.modules["__main__"]
