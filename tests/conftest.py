@@ -1,5 +1,7 @@
 """Settings every test runs under: poisoned pages, no network or files of users, the same hypothesis examples."""
 
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -38,11 +40,29 @@ settings.load_profile(
 )
 
 
+def pytest_collection() -> None:
+    """What is imported and collected stays: nothing looks through it again and again, while it grows or later."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # at the end it is taken down like anything else
+    gc.enable()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def recorded_soon():
     """Decode steps are recorded after one of the kind, so that short tests replay some."""
     if recording := sys.modules.get("pagoda.kernels.recording"):
         recording.StepRecorder.runs_before = 1
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fitted_to_a_short_text():
+    """What a format costs is found over fewer tokens: with as many as else, loads are most of what tests of it take."""
+    if format_fit := sys.modules.get("pagoda.engine.format_fit"):
+        format_fit.MOST_TOKENS = 320
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import processes
 from pagoda import LLM, SamplingParams
 from pagoda.errors import InvalidSamplingError, RequestError
 
@@ -165,4 +164,5 @@ with LLM(kv_cache_memory_bytes=64 << 20) as llm:
 
 
 def test_a_forked_process_is_told_so_and_ends() -> None:
-    subprocess.run([sys.executable, "-c", FORK], check=True, timeout=120, capture_output=True)
+    done = processes.run(script=FORK, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -5,12 +5,22 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
 from analysis.synthetic import block_rows, written
 from pagoda.cli import main
 from pagoda.commands.trace_texts import EMBEDDED_MODEL
+from pagoda.models.plain_tokenizer import load_plain_tokenizer
+
+load_once = cache(load_plain_tokenizer)
+
+
+@pytest.fixture(autouse=True)
+def loaded_once(monkeypatch):
+    """Each takes a second, all of it in a child process."""
+    monkeypatch.setattr("pagoda.commands.trace_texts.load_plain_tokenizer", load_once)
 
 
 @pytest.fixture
@@ -129,7 +139,8 @@ class TestOutput:
         ("options", "num_timed"),
         [(["--model", "llama-3-70b"], 3), (["--policy", "all"], 3 * 7), (["--policy", "lru"], 3)],
     )
-    def test_a_table_has_every_figure_within_80_columns(self, trace, capsys, options, num_timed):
+    def test_a_table_has_every_figure_within_80_columns(self, trace, capsys, monkeypatch, options, num_timed):
+        monkeypatch.setattr("os.cpu_count", lambda: 1)  # processes would take longer to start than all of it takes
         rates = ["--prefill-rate", "20000", "--decode-rate", "31", "--ttl", "3", "--request-rate", "2"]
         assert simulate(trace, *options, *rates, "--capacity", "20pages", "40%", "inf") == 0
         _, *lines = capsys.readouterr().out.splitlines()

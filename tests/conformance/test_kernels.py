@@ -4,16 +4,17 @@ A backend that cannot run here is skipped by its own word, and so is what it say
 runs.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 
 import pytest
 import torch
 
-from kernels.cases import Shape, build, starts
+from kernels.cases import Case, Shape, build, starts
 from kernels.rounding import tolerance
 from pagoda.config import Environment
 from pagoda.errors import KernelUnavailableError
-from pagoda.kernels.base import CHAIN, AttentionRule, AttentionUse, Kernels
+from pagoda.kernels.base import CHAIN, AttentionRule, AttentionUse, GroupView, Kernels
 from pagoda.kernels.layers import LayerKernels
 from pagoda.kernels.reference import ReferenceKernels
 from pagoda.kernels.reference_layers import ReferenceLayers
@@ -52,8 +53,9 @@ def backend(request):
         pytest.skip(str(error))
 
 
+@cache
 def case_of(format, layout):
-    """Stored by the reference; skipped if the format cannot keep the layout."""
+    """Stored by the reference, once for all backends; skipped if the format cannot keep the layout."""
     format = lookup("format", format)
     if obstacle := next(filter(None, map(format.obstacle, layout.planes)), None):
         pytest.skip(obstacle)
@@ -70,16 +72,61 @@ def needs(backend, case, use):
         pytest.skip(obstacle)
 
 
-def check(backend, case, view, rule, sinks=None, biases=None):
-    if not serves(backend, case, AttentionUse(rule, sinks is not None, biases is not None)):
-        return
-    expected = ReferenceKernels().attend(case.query, case.layer, view, rule, sinks, biases)
-    actual = backend.attend(case.query, case.layer, view, rule, sinks, biases)
-    assert actual.dtype is case.query.dtype
-    assert actual.is_contiguous()
-    largest = (case.key if case.value is None else case.value).abs().max()
-    limit = tolerance(case.shape, rule) * float(largest)
-    torch.testing.assert_close(actual.float(), expected.float(), rtol=0, atol=limit)
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What is asked of a backend."""
+
+    case: Case
+    view: GroupView
+    rule: AttentionRule
+    sinks: torch.Tensor | None = None
+    biases: torch.Tensor | None = None
+
+    def of(self, backend):
+        return backend.attend(self.case.query, self.case.layer, self.view, self.rule, self.sinks, self.biases)
+
+    @cached_property
+    def expected(self):
+        return self.of(ReferenceKernels())
+
+    def check(self, backend):
+        case = self.case
+        if not serves(backend, case, AttentionUse(self.rule, self.sinks is not None, self.biases is not None)):
+            return
+        # The reference would be compared with itself.
+        actual = self.expected if backend.name == "reference" else self.of(backend)
+        assert actual.dtype is case.query.dtype
+        assert actual.is_contiguous()
+        largest = (case.key if case.value is None else case.value).abs().max()
+        limit = tolerance(case.shape, self.rule) * float(largest)
+        torch.testing.assert_close(actual.float(), self.expected.float(), rtol=0, atol=limit)
+
+
+@cache
+def asked_of_all(format, layout):
+    """Rules, sinks and biases, over sequences as most are."""
+    case = case_of(format, layout)
+    sinks, biases = torch.linspace(-1, 3, case.shape.heads), torch.randn(case.shape.heads, 20)
+    return [
+        *(Asked(case, case.view, slopes_for(rule, case)) for rule in RULES.values()),
+        Asked(case, case.view, RULES["full"], sinks=sinks),
+        Asked(case, case.view, RULES["full"], biases=biases),
+    ]
+
+
+@cache
+def asked_of_trees(format, layout):
+    """Tokens of which not all see one another, and such as are stored in another order."""
+    case = case_of(format, layout)
+    ancestors = torch.full((len(case.query),), CHAIN)
+    ancestors[41:46] = torch.tensor([0, 0, 0b1, 0b10, 0b101])
+    positions = torch.cat([torch.tensor([70]), torch.arange(40), torch.tensor([300, 300, 301, 301, 302, 0])]).int()
+    tree = replace(case.view, ancestors=ancestors, positions=positions)
+    slots = torch.cat([torch.tensor([4]), torch.arange(40).flip(0), torch.tensor([1, 304, 17, 16, 200, 0])]).int()
+    return [
+        *(Asked(case, tree, slopes_for(rule, case)) for rule in RULES.values()),
+        Asked(case, replace(case.view, slots=slots), RULES["full"]),
+    ]
 
 
 def slopes_for(rule, case):
@@ -103,27 +150,17 @@ def test_what_most_models_need_is_served(backend):
 @every_format
 @every_layout
 def test_it_attends_as_the_reference_does(backend, format, layout):
-    case = case_of(format, layout)
-    needs(backend, case, AttentionUse(RULES["full"]))
-    for rule in RULES.values():
-        check(backend, case, case.view, slopes_for(rule, case))
-    check(backend, case, case.view, RULES["full"], sinks=torch.linspace(-1, 3, case.shape.heads))
-    check(backend, case, case.view, RULES["full"], biases=torch.randn(case.shape.heads, 20))
+    needs(backend, case_of(format, layout), AttentionUse(RULES["full"]))
+    for asked in asked_of_all(format, layout):
+        asked.check(backend)
 
 
 @every_format
 @every_layout
 def test_it_sees_of_trees_and_slots_what_the_reference_sees(backend, format, layout):
-    case = case_of(format, layout)
-    needs(backend, case, AttentionUse(RULES["full"]))
-    ancestors = torch.full((len(case.query),), CHAIN)
-    ancestors[41:46] = torch.tensor([0, 0, 0b1, 0b10, 0b101])
-    positions = torch.cat([torch.tensor([70]), torch.arange(40), torch.tensor([300, 300, 301, 301, 302, 0])]).int()
-    tree = replace(case.view, ancestors=ancestors, positions=positions)
-    for rule in RULES.values():
-        check(backend, case, tree, slopes_for(rule, case))
-    slots = torch.cat([torch.tensor([4]), torch.arange(40).flip(0), torch.tensor([1, 304, 17, 16, 200, 0])]).int()
-    check(backend, case, replace(case.view, slots=slots), RULES["full"])
+    needs(backend, case_of(format, layout), AttentionUse(RULES["full"]))
+    for asked in asked_of_trees(format, layout):
+        asked.check(backend)
 
 
 @every_format
@@ -171,7 +208,7 @@ def test_pages_out_of_reach_are_not_read(backend, rule):
     needs(backend, case, AttentionUse(RULES[rule]))
     tables, first = case.view.page_indices.clone(), int(case.view.page_starts[2])
     tables[first + (rule == "sinks and window") : first + 16] = -1
-    check(backend, case, replace(case.view, page_indices=tables), RULES[rule])
+    Asked(case, replace(case.view, page_indices=tables), RULES[rule]).check(backend)
 
 
 def rows(*shape, seed=0):

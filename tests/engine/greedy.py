@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from pagoda import RequestOutput
 
-NEW_TOKENS = 8
+NEW_TOKENS = 5
 
 
 def tokens(outputs: list[RequestOutput]) -> list[list[int]]:
@@ -21,7 +21,8 @@ def generated(network: Any, prompts: list[list[int]]) -> list[list[int]]:
     config = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
     network.generation_config.eos_token_id = None
     with torch.inference_mode():
-        return [
-            network.generate(torch.tensor([each]), generation_config=config)[0, len(each) :].tolist()
-            for each in prompts
-        ]
+        found = {
+            prompt: network.generate(torch.tensor([prompt]), generation_config=config)[0, len(prompt) :].tolist()
+            for prompt in dict.fromkeys(map(tuple, prompts))
+        }
+    return [found[tuple(each)] for each in prompts]

@@ -21,9 +21,9 @@ from pagoda.models.model import Model
 pytestmark = pytest.mark.usefixtures("two_threads")
 
 TEXT = "The room was a pleasant one, at the top of the house, overlooking the sea, and nobody had slept in it. " * 4
-PARTS = ((0, 200), (0, 150), (7, 195), (50, 90), (3, 1), (90, 130))
+PARTS = ((0, 100), (0, 75), (7, 95), (25, 45), (3, 1), (45, 65))
 PROMPTS = [TEXT[start : start + length] for start, length in PARTS]
-PARAMS = SamplingParams(temperature=0, max_tokens=12, logprobs=4, ignore_eos=True)
+PARAMS = SamplingParams(temperature=0, max_tokens=8, logprobs=4, ignore_eos=True)
 SMALL = {"kv_cache_memory_bytes": 32 << 20, "max_model_len": 512, "dtype": "bfloat16"}
 
 

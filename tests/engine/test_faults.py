@@ -81,6 +81,8 @@ class Panic(BaseException):
 
 
 ERRORS = (RuntimeError, MemoryError)
+# What families have of their own.
+OWN = ("Cache.", "PageGroup.", "Prefixes.", "StateGroup.", "CrossGroup.", "Forward.", "Model.", "Encoder.")
 # What calls into tokenizers and grammars.
 PANICKING = ("sampling.", "TextStream.", "Collector.")
 
@@ -215,7 +217,11 @@ def test_every_caller_hears_one_end_and_the_others_go_on(
     counts = dict(faults.counts)
     assert llm.cache_stats().evicted_pages > 0
     num_spared = 0
-    for turn, (point, count) in enumerate(sorted(counts.items())):
+    points = sorted(counts.items())
+    if llm.engine.model.config.model_type != "llama":
+        # What all families go through is tried with each by turns, and with the first in full.
+        points = [each for number, each in enumerate(points) if number % 2 or each[0].startswith(OWN)]
+    for turn, (point, count) in enumerate(points):
         index = (0, count // 3, count // 2)[turn % 3]
         kinds = (*ERRORS, Panic) if point.startswith(PANICKING) else ERRORS
         faults.arm(point, index, kinds[turn % len(kinds)]("injected"))
@@ -228,4 +234,4 @@ def test_every_caller_hears_one_end_and_the_others_go_on(
                 num_spared += 1
         llm.reset_prefix_cache()
     assert [told(output) for output in run(llm)] == undisturbed
-    assert num_spared > 2 * len(counts), "most faults must spare most requests"
+    assert num_spared > 2 * len(points), "most faults must spare most requests"

@@ -122,7 +122,7 @@ def test_a_leased_prompt_survives_a_flood_to_the_token_and_no_longer_than_its_ti
 @pytest.mark.parametrize("cut", [33, 64, 70])
 def test_a_breakpoint_inside_a_prompt_is_kept_to_the_token(mixed: Model, cut: int) -> None:
     """Behind windows and between recurrent states as well: each is kept where others will resume."""
-    served = Served(mixed, 1 << 19, snapshot_memory_share=0.3, max_num_seqs=2)
+    served = Served(mixed, 1 << 18, snapshot_memory_share=0.3, max_num_seqs=2)
     asked = prompt(120)
     first = served.run(asked, breakpoints=breakpoints(cut))
     assert first.lease_results[0].granted

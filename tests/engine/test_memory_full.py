@@ -299,7 +299,7 @@ def test_who_is_demoted_is_loaded_again(model: Model, alone: list[list[int]], tm
 ACTIONS = ("preempt", "demote", "reject", *ONCE[:2], *AGAIN[:2])
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     num_pages=st.integers(9, 40),
     mixture=st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 7)), min_size=1, max_size=10),

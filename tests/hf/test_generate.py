@@ -14,6 +14,7 @@ from pagoda.hf import PagedCache
 from pagoda.registry import names
 
 NBYTES = 1 << 22
+FEW = {"max_new_tokens": 8}
 
 WAYS = {
     "greedy": {},
@@ -33,9 +34,9 @@ def test_tokens_are_those_of_a_dynamic_cache(model: Any, way: dict[str, Any]) ->
     with make(model) as cache:
         for ids in (prompt(5, 0), prompt(9, 1), prompt(5, 0)):
             torch.manual_seed(0)
-            expected = model.generate(ids, **GREEDY | way)
+            expected = model.generate(ids, **GREEDY | FEW | way)
             torch.manual_seed(0)
-            found = model.generate(ids, past_key_values=cache, **GREEDY | way)
+            found = model.generate(ids, past_key_values=cache, **GREEDY | FEW | way)
             assert found.equal(expected)
             cache.check_integrity()
         assert cache.stats().hit_tokens >= 2 * STORY_TOKENS
@@ -57,8 +58,8 @@ def test_tokens_that_hit_are_not_computed(model: Any) -> None:
 @pytest.mark.parametrize("format", names("format"))
 def test_cold_is_warm_in_every_format(model: Any, format: str) -> None:
     with make(model, kv_cache_dtype=format) as cache:
-        cold = model.generate(prompt(5, 0), past_key_values=cache, **GREEDY)
-        warm = model.generate(prompt(5, 0), past_key_values=cache, **GREEDY)
+        cold = model.generate(prompt(5, 0), past_key_values=cache, **GREEDY | FEW)
+        warm = model.generate(prompt(5, 0), past_key_values=cache, **GREEDY | FEW)
         assert warm.equal(cold)
         assert cache.stats().hit_tokens == STORY_TOKENS + 4
 

@@ -99,8 +99,10 @@ def test_attends_to_long_contexts_in_mixed_batches(isa, format, has_constants, d
 
 
 @every_isa
-@pytest.mark.parametrize("page_tokens", [16, 48, 128, 512])
-@pytest.mark.parametrize(("key_width", "value_width"), [(64, 64), (96, 80), (192, 128), (72, 38)])
+@pytest.mark.parametrize(
+    ("page_tokens", "key_width", "value_width"),
+    [(16, 64, 64), (48, 96, 80), (128, 192, 128), (512, 72, 38), (48, 72, 38), (512, 64, 64), (16, 192, 128)],
+)
 @pytest.mark.parametrize("format", [BF16, *CODED], ids=lambda one: one.name)
 def test_the_right_token_is_found(isa, format, page_tokens, key_width, value_width, shape, make_case):  # noqa: PLR0913, PLR0917
     """Rounding could hide the loss of a token, so each row puts all its weight on one and must return its value."""
@@ -137,21 +139,23 @@ def test_the_right_token_is_found(isa, format, page_tokens, key_width, value_wid
 def test_a_row_has_the_same_bits_in_every_batch(isa, format, has_constants, shape, make_case):
     """A prompt computed at once, in chunks, beside others or on one thread: cold and warm runs must not differ."""
     dtype = format.model_dtype()
-    plan = shape(format=format, dtype=dtype, group=3, sequences=((0, 2300),), has_constants=has_constants)
-    whole = make_case(plan)
     kernels, rule = NativeKernels(isa), AttentionRule(0.125, Reach.SLIDING, 2100)
-    expected = kernels.attend(whole.query, whole.layer, whole.view, rule)
-    for first, last in itertools.pairwise([0, 1, 700, 2299, 2300]):
-        starts = torch.tensor([0, last - first], dtype=torch.int32)
-        length = torch.tensor([last], dtype=torch.int32)
-        view = replace(whole.view, query_starts=starts, context_lengths=length)
-        assert torch.equal(kernels.attend(whole.query[first:last], whole.layer, view, rule), expected[first:last])
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        assert torch.equal(kernels.attend(whole.query, whole.layer, whole.view, rule), expected)
-    finally:
-        torch.set_num_threads(num_threads)
+    # From the beginning, and where contexts are of several splits and go beyond what is in reach.
+    for past, new, cuts in ((0, 300, (0, 1, 100, 299, 300)), (1900, 400, (0, 1, 150, 399, 400))):
+        plan = shape(format=format, dtype=dtype, group=3, sequences=((past, new),), has_constants=has_constants)
+        whole = make_case(plan)
+        expected = kernels.attend(whole.query, whole.layer, whole.view, rule)
+        for first, last in itertools.pairwise(cuts):
+            starts = torch.tensor([0, last - first], dtype=torch.int32)
+            length = torch.tensor([past + last], dtype=torch.int32)
+            view = replace(whole.view, query_starts=starts, context_lengths=length)
+            assert torch.equal(kernels.attend(whole.query[first:last], whole.layer, view, rule), expected[first:last])
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            assert torch.equal(kernels.attend(whole.query, whole.layer, whole.view, rule), expected)
+        finally:
+            torch.set_num_threads(num_threads)
 
 
 @every_isa

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import pytest
 import torch
@@ -128,20 +129,33 @@ def test_each_head_attends_to_the_tokens_that_it_kept_and_to_all_behind(rule, ha
 def test_native_kernels_attend_to_packed_pages_of_every_format_as_the_reference_does(isa, format, layout):
     for page_tokens, dtype in ((16, torch.bfloat16), (32, torch.float32)):
         shape = Shape.of(layout, format=format, sequences=(), group=3, page_tokens=page_tokens, dtype=dtype)
-        case = pack(shape, PLANS).case
-        for rule, has_sinks in RULES.values():
-            asked = case.query, case.layer, case.view, rule, sinks_of(case, has_sinks)
-            expected, actual = (each.attend(*asked) for each in (ReferenceKernels(), NativeKernels(isa)))
-            limit = tolerance(shape, rule) * float((case.key if case.value is None else case.value).abs().max())
-            torch.testing.assert_close(actual.float(), expected.float(), rtol=0, atol=2 * limit)
+        case, expected = by_the_reference(shape)
+        largest = float((case.key if case.value is None else case.value).abs().max())
+        for (rule, has_sinks), each in zip(RULES.values(), expected, strict=True):
+            actual = NativeKernels(isa).attend(case.query, case.layer, case.view, rule, sinks_of(case, has_sinks))
+            limit = 2 * tolerance(shape, rule) * largest
+            torch.testing.assert_close(actual.float(), each.float(), rtol=0, atol=limit)
+
+
+@cache
+def by_the_reference(shape: Shape) -> tuple[Case, list[torch.Tensor]]:
+    """A packed case, and what each rule gives in it: once for all instruction sets."""
+    case = pack(shape, PLANS).case
+    asked = ((rule, sinks_of(case, has_sinks)) for rule, has_sinks in RULES.values())
+    return case, [ReferenceKernels().attend(case.query, case.layer, case.view, *each) for each in asked]
 
 
 @every_isa
 @every_page
 def test_native_kernels_pack_the_bytes_that_the_reference_packs_and_store_behind_them(isa, format, layout):
     shape = Shape.of(layout, format=format, sequences=(), page_tokens=16)
-    expected, actual = (pack(shape, PLANS, kernels) for kernels in (None, NativeKernels(isa)))
-    assert torch.equal(actual.case.layer.pages, expected.case.layer.pages)
+    actual = pack(shape, PLANS, NativeKernels(isa))
+    assert torch.equal(actual.case.layer.pages, packed_by_the_reference(shape))
+
+
+@cache
+def packed_by_the_reference(shape: Shape) -> torch.Tensor:
+    return pack(shape, PLANS).case.layer.pages
 
 
 @every_isa

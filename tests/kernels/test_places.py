@@ -296,7 +296,8 @@ def without_gaps(case, rule):
 def test_the_first_tokens_stay_in_reach(isa, format, shape, make_case):
     sequences = ((2500, 1), (900, 30), (0, 60), (1300, 7), (10, 2), (3100, 1))
     case = make_case(shape(format=format, dtype=format.model_dtype(), sequences=sequences, group=3))
-    for rule in SINK_RULES:
+    # Every rule meets every third format; formats differ in how a token is read, and not in which are.
+    for rule in SINK_RULES[FORMATS.index(format) % 3 :: 3]:
         check(isa, case, without_gaps(case, rule), rule)
 
 

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import ssl
+from collections.abc import Iterator
+from functools import cache
+
 import pytest
 
 from pagoda import LLM
 from server.running import Running, running
+
+
+@pytest.fixture(scope="session", autouse=True)
+def certificates() -> Iterator[None]:
+    """Read once: every client reads them all, which takes longer than to be answered, though nothing here is TLS."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl, "create_default_context", cache(ssl.create_default_context))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,17 +6,30 @@ import subprocess
 import sys
 import threading
 
+from processes import COMMAND, Forked
+
 
 class Process:
-    """It, or a `script` that makes it something else, with so many open files at most."""
+    """It, or a `script` that makes it something else, with so many open files at most.
 
-    def __init__(self, port: int = 0, *arguments: str, ulimit: int | None = None, script: str | None = None) -> None:
-        main = ["-m", "pagoda.cli"] if script is None else ["-c", script]
-        command = [sys.executable, *main, "serve", "--port", str(port), *arguments]
-        command += ["--kv-cache-memory-bytes", "32MiB", "--num-threads", "1"]
-        if ulimit is not None:
-            command = ["prlimit", f"--nofile={ulimit}", *command]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    Forked where imports are done, unless it `starts_anew`, as it is started by people.
+    """
+
+    def __init__(
+        self,
+        port: int = 0,
+        *arguments: str,
+        ulimit: int | None = None,
+        script: str = COMMAND,
+        starts_anew: bool = False,
+    ) -> None:
+        options = ["serve", "--port", str(port), *arguments, "--kv-cache-memory-bytes", "32MiB", "--num-threads", "1"]
+        self.process: Forked | subprocess.Popen[str]
+        if starts_anew:
+            command = [sys.executable, "-m", "pagoda.cli", *options]
+            self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        else:
+            self.process = Forked(*options, script=script, stderr=subprocess.PIPE, open_files=ulimit)
         assert self.process.stderr is not None
         line = self.process.stderr.readline()
         assert line.startswith("Serving"), line + self.process.stderr.read()

@@ -6,11 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx2
 import pytest
 
+from processes import Forked
 from server.process import Process
 from server.raw import Client, post
 from server.running import MODEL, MOST_SECONDS, wait_until
@@ -63,13 +66,23 @@ def test_a_client_that_does_not_read_holds_up_no_end() -> None:
     assert any("1 requests did not end in time and are cut" in line for line in server.lines)
 
 
-@pytest.mark.parametrize("redirection", ["1>/dev/full 2>/dev/full", "0<&- 1>&- 2>&-"])
-def test_what_cannot_be_written_keeps_nobody_from_being_served(redirection: str) -> None:
+def full(arguments: list[str]) -> Forked:
+    with Path("/dev/full").open("w") as file:
+        return Forked(*arguments, stdout=file, stderr=file)
+
+
+def closed(arguments: list[str]) -> subprocess.Popen[bytes]:
+    """Python itself has no streams then."""
+    return subprocess.Popen(["bash", "-c", 'exec "$0" -m pagoda.cli "$@" 0<&- 1>&- 2>&-', sys.executable, *arguments])
+
+
+@pytest.mark.parametrize("start", [full, closed])
+def test_what_cannot_be_written_keeps_nobody_from_being_served(
+    start: Callable[[list[str]], Forked | subprocess.Popen[bytes]],
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    arguments = ["--kv-cache-memory-bytes", "16MiB", "--num-threads", "1"]
-    serve = f'exec "$0" -m pagoda.cli serve --port {port} "$@" {redirection}'
-    process = subprocess.Popen(["bash", "-c", serve, sys.executable, *arguments])
+    process = start(["serve", "--port", str(port), "--kv-cache-memory-bytes", "16MiB", "--num-threads", "1"])
     url = f"http://127.0.0.1:{port}/v1/completions"
     try:
         wait_until(lambda: process.poll() is not None or is_listening(port))

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from pagoda import LLM
 from server.running import MODEL, MOST_SECONDS, Running, running
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "20"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "10"))
 # A few of https://github.com/minimaxir/big-list-of-naughty-strings (MIT).
 NAUGHTY = [
     "undefined",

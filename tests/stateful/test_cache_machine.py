@@ -464,4 +464,4 @@ MACHINES = (
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_the_cache_behaves_like_a_list_of_tokens(machine: type[CacheMachine]) -> None:
-    run_state_machine_as_test(machine, settings=settings(max_examples=40, stateful_step_count=40))
+    run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=40))

@@ -124,4 +124,4 @@ MACHINES = (
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_compacted_sequence_has_what_it_kept_and_shares_no_more(machine: type[CacheMachine]) -> None:
     compacting = type(f"Compacting{machine.__name__}", (Compacting, machine), {})
-    run_state_machine_as_test(compacting, settings=settings(max_examples=40, stateful_step_count=40))
+    run_state_machine_as_test(compacting, settings=settings(max_examples=25, stateful_step_count=40))

@@ -259,4 +259,4 @@ class WithoutSharing(CrossMachine):
 
 @pytest.mark.parametrize("machine", [RoomyOutputs, TightOutputs, TightPages, LeasedOutputs, WithoutSharing])
 def test_outputs_are_those_of_their_inputs(machine: type[CrossMachine]) -> None:
-    run_state_machine_as_test(machine, settings=settings(max_examples=40, stateful_step_count=40))
+    run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=40))

@@ -137,4 +137,4 @@ class DiskMachine(RuleBasedStateMachine):
 
 
 def test_against_a_dictionary():
-    run_state_machine_as_test(DiskMachine, settings=settings(max_examples=40, stateful_step_count=40, deadline=None))
+    run_state_machine_as_test(DiskMachine, settings=settings(max_examples=25, stateful_step_count=40, deadline=None))

@@ -256,4 +256,4 @@ class LeasedWindowsOfTenants(LeasedWindows):
     [LeaseMachine, RoomyLeases, TwoGroupsOfLeases, LeasedWindows, LeasesOfTenants, LeasedWindowsOfTenants],
 )
 def test_leases_are_kept(machine: type[LeaseMachine]) -> None:
-    run_state_machine_as_test(machine, settings=settings(max_examples=40, stateful_step_count=40))
+    run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=40))

@@ -316,4 +316,4 @@ OTHER_ORDERS = [
     "machine", [RoomyStates, TightStates, TightPagesAndStates, FewStates, LeasedStates, WithoutSharing, *OTHER_ORDERS]
 )
 def test_states_are_those_of_their_tokens(machine: type[StateMachine]) -> None:
-    run_state_machine_as_test(machine, settings=settings(max_examples=40, stateful_step_count=40))
+    run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=40))

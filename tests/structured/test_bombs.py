@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +16,7 @@ import psutil
 import pytest
 import torch
 
+import processes
 from pagoda import LLM, SamplingParams, StructuredOutputs
 from pagoda.errors import RequestCancelledError, StructuredOutputError
 from pagoda.structured import compiler as compilers
@@ -197,7 +196,8 @@ while found():
 
 def test_a_compiler_that_is_forgotten_ends_its_children_and_threads():
     """In a process of its own, where nobody else has any."""
-    subprocess.run([sys.executable, "-c", FORGOTTEN], check=True, timeout=240, capture_output=True)
+    done = processes.run(script=FORGOTTEN, timeout=240)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_engine_closes_while_a_grammar_explodes():

@@ -190,7 +190,8 @@ def test_samples_differ_and_all_fit(llm):
 def test_preempted_outputs_are_the_same():
     params = asked(1.0, json=PERSON)
     prompts = [f"{PROMPT} {number} more" for number in range(5)]
-    with LLM(kv_cache_memory_bytes=4 << 20, num_threads=1, max_model_len=500) as tight, LLM(num_threads=1) as roomy:
+    tight, roomy = (LLM(kv_cache_memory_bytes=size << 20, num_threads=1, max_model_len=500) for size in (4, 32))
+    with tight, roomy:
         crowded = tight.generate(prompts, params)
         assert sum(output.metrics.num_preemptions for output in crowded) > 0
         assert texts(crowded) == texts(roomy.generate(prompts, params))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -30,7 +30,7 @@ from pagoda.server.openai.completions import Completions
 from pagoda.server.openai.embeddings import Embeddings
 from pagoda.server.openai.responses import Responses
 from pagoda.server.own.caches import NamedCaches
-from pagoda.server.own.examples import add_examples
+from pagoda.server.own.document import Document
 from pagoda.server.own.explain import Explain
 from pagoda.server.own.identity import PageIdentity
 from pagoda.server.own.kv import Kv
@@ -60,6 +60,7 @@ def create_app(service: Service) -> FastAPI:
         title="Pagoda",
         version=__version__,
         lifespan=lifespan,
+        openapi_url=None,  # ours is made later
         docs_url=None,  # they would load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,  # to whatever name the header Host has
@@ -74,25 +75,8 @@ def create_app(service: Service) -> FastAPI:
     )
     app.router.route_class = body_route(service.reader, service.options.strict_fields)
     _add_routes(app, service)
-    _name_models(app, service.names)
-    add_examples(app.openapi(), service.names[0])
-    if not service.options.strict_fields:
-        _allow_more_fields(app)
+    app.add_route("/openapi.json", Document(app, service).read, include_in_schema=False)
     return app
-
-
-def _name_models(app: FastAPI, names: Sequence[str]) -> None:
-    """Say in the app's document which models there are."""
-    for schema in app.openapi()["components"]["schemas"].values():
-        field = schema.get("properties", {}).get("model")
-        if field is not None:
-            field["enum"] = list(names)
-
-
-def _allow_more_fields(app: FastAPI) -> None:
-    """Say in the app's document that bodies may have what means nothing here."""
-    for schema in app.openapi()["components"]["schemas"].values():
-        schema.pop("additionalProperties", None)
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:

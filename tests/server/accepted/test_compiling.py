@@ -6,7 +6,6 @@ import asyncio
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -23,6 +22,7 @@ from pagoda import LLM, StructuredOutputs
 from pagoda.errors import HttpError, RequestCancelledError, StructuredOutputError
 from pagoda.server.accepted.compiling import MOST_WAITING, Compiling
 from pagoda.structured import compiler as compilers
+from processes import Forked
 from server.running import MODEL, MOST_SECONDS, Running, running, wait_until
 
 FORM = StructuredOutputs(regex="a")
@@ -232,7 +232,7 @@ def test_sigterm_ends_a_server_that_compiles_a_bomb() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     arguments = ["serve", "--port", str(port), "--kv-cache-memory-bytes", "32MiB", "--num-threads", "1"]
-    process = subprocess.Popen([sys.executable, "-c", SERVE, *arguments], stderr=subprocess.PIPE, text=True)
+    process = Forked(*arguments, script=SERVE, stderr=subprocess.PIPE)
     try:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("Serving")

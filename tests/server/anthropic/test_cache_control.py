@@ -33,7 +33,7 @@ class Clock:
 def small() -> Iterator[tuple[Running, Clock]]:
     """A server with few pages, and the clock of its leases."""
     clock = Clock()
-    with LLM(kv_cache_memory_bytes=12 << 20, num_threads=1) as llm:
+    with LLM(kv_cache_memory_bytes=7 << 20, num_threads=1) as llm:
         llm.engine._cache.leases._clock = clock
         with running(llm) as server:
             yield server, clock

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
+import processes
 from pagoda.errors import EngineClosedError
 from pagoda.server.asked import reader as reader_module
 from pagoda.server.asked.reader import Reader
@@ -177,7 +176,5 @@ def test_after_the_end_nothing_is_read(make: Callable[[int], Reader]) -> None:
 
 
 def test_a_process_ends_while_something_hangs() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=MOST_SECONDS, check=False
-    )
+    done = processes.run(script=HANGS, timeout=MOST_SECONDS)
     assert (done.returncode, done.stdout.strip()) == (0, "['alice']"), done.stderr

@@ -129,7 +129,7 @@ def test_a_deadline_ends_it(llm: LLM) -> None:
 
 def test_calls_do_not_gather_without_end(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embeddings, "MOST_WAITING", 1)
-    long = [TEXTS[1] * 50] * 20
+    long = [TEXTS[1] * 50] * 8
     with ThreadPoolExecutor(4) as threads:
         answers = list(threads.map(lambda _: server.post("/v1/embeddings", {"model": MODEL, "input": long}), range(4)))
     assert {answer.status_code for answer in answers} == {200, 429}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,18 @@ from pagoda import LLM
 from pagoda.cli import main
 from pagoda.engine import engine as engine_module
 from pagoda.models.digest import weights_digest
+from pagoda.models.plain_tokenizer import load_plain_tokenizer
 from server.running import TENANTS, Running, running, wait_until
 
 RULES = "You are the keeper of a lighthouse. Answer in one sentence, and never of the war. " * 3
+
+load_once = cache(load_plain_tokenizer)
+
+
+@pytest.fixture(autouse=True)
+def loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes a second, all of it in a child process."""
+    monkeypatch.setattr("pagoda.commands.explain.load_plain_tokenizer", load_once)
 
 
 @pytest.fixture(scope="module")

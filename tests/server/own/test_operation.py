@@ -7,8 +7,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +17,7 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import processes
 from pagoda import LLM, __version__
 from pagoda.errors import ConfigError
 from pagoda.server.asked import reader as reader_module
@@ -289,7 +288,7 @@ def test_a_body_has_a_limit(llm: LLM) -> None:
 
 
 def test_sigterm_lets_streams_finish() -> None:
-    with Process(0, "--log-format", "json", "--drain-timeout-seconds", "100") as server:
+    with Process(0, "--log-format", "json", "--drain-timeout-seconds", "100", starts_anew=True) as server:
         with httpx2.stream(
             "POST",
             server.url + "/v1/completions",
@@ -339,13 +338,7 @@ def test_after_kill_9_a_restart_answers_at_the_same_port() -> None:
 def test_a_port_that_is_taken_is_a_named_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = subprocess.run(
-            [sys.executable, "-m", "pagoda.cli", "serve", "--port", str(port)],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=MOST_SECONDS,
-        )
+        done = processes.run("serve", "--port", str(port), timeout=MOST_SECONDS)
     assert done.returncode == 2
     assert f"127.0.0.1:{port} cannot be listened on" in done.stderr
 

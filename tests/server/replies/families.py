@@ -48,6 +48,7 @@ TOOLS = [
     for name in ("weather", "tide")
 ]
 TERMS = Terms(tools=TOOLS)
+RENDERER = Templates(None)
 # Words that look like the markup of every family.
 HARD = 'Dover "</tool_call>" {\n</parameter>\n</arg_value>[TOOL_CALLS] <|call|> é'
 FULL = {"place": HARD, "days": 3, "dry": True, "near": ["Deal", {}], "rate": 1.5, "more": None}
@@ -132,7 +133,7 @@ class Family:
             now="2025-01-01T00:00:00",
             most_characters=1 << 20,
         )
-        return Templates(None).render(rendering)
+        return RENDERER.render(rendering)
 
     def style(self, prompt: str) -> ReplyStyle:
         thoughts = find_thoughts(self.template)
