@@ -88,10 +88,11 @@ class Fairness:
 
     def victim_of(self, sequence: Sequence, num_tokens: int) -> Sequence:
         """The youngest running one whose pages `sequence` can have, to compute so many tokens; itself if no other."""
-        assert sequence.cached is not None
+        growing = sequence.growing
+        assert growing is not None
         for other in reversed(self._running):
             if other is sequence or (
-                other.cached is not None and self._tenants.can_free_pages_for(other.cached, sequence.cached, num_tokens)
+                other.cached is not None and self._tenants.can_free_pages_for(other.cached, growing, num_tokens)
             ):
                 return other
         raise AssertionError("only a running sequence asks")
