@@ -50,13 +50,15 @@ class Fairness:
         return any(self._tenants.share_account(namespace, other.request.namespace) for other in others)
 
     def fitting(self, sequence: Sequence, hit: Hit, only_share: bool) -> Hit | None:
-        """The hit, or its whole pages, if all known tokens fit; running sequences keep room for a page each.
+        """The hit, or its whole pages, if all known tokens fit.
 
-        With `only_share` they must fit into what is left of the tenant's own share.
+        Running sequences keep room for a page each, and for what they have to repeat. With `only_share` they must fit
+        into what is left of the tenant's own share.
         """
         cache, running = self._cache, [each.request.namespace for each in self._running]
+        num_owed = sum(each.num_owed_slots for each in self._running)
         for candidate in (hit, cache.whole_pages(hit)):
-            num_new_tokens = sequence.most_slots - candidate.num_tokens
+            num_new_tokens = sequence.most_slots - candidate.num_tokens + num_owed
             if not only_share and cache.can_attach(candidate, num_new_tokens, self._step_tokens, running):
                 return candidate
             if self._tenants.have_shares and self._tenants.can_attach_within_share(

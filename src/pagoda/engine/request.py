@@ -226,6 +226,12 @@ class Sequence:
         growth = min(rest, compression.plan.every or rest)
         return max(compression.due, compression.budget + growth, repeated)
 
+    @property
+    def num_owed_slots(self) -> int:
+        """Room that a running sequence is still to take, to repeat what it has."""
+        repeat = None if self.compression is None else self.compression.repeat
+        return 0 if repeat is None or self.growing is None else max(repeat.most_slots - self.growing.num_tokens, 0)
+
 
 @dataclass(eq=False)
 class Request:

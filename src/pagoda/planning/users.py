@@ -72,8 +72,11 @@ class Load:
         rest, every = prompt - due, plan.every
         resting = budget + (rest % every if every else rest)
         at_end = budget + (min(kept - due, every) if every else kept - due)
-        repeated = 0 if compression.repeat is None else compression.repeat.most_slots
-        return Held(max(due, budget + min(rest, every or rest), repeated), resting, max(resting, at_end))
+        at_end, at_start = max(resting, at_end), max(due, budget + min(rest, every or rest))
+        if compression.repeat is None:
+            return Held(at_start, resting, at_end)
+        # To repeat a prompt takes steps in which others grow.
+        return Held(max(at_start, compression.repeat.most_slots), at_end, at_end)
 
 
 @dataclass(frozen=True)
