@@ -285,6 +285,17 @@ def test_others_go_on_while_one_repeats_its_prompt(llama: Model) -> None:
     assert other.sequences[0].num_output_tokens - before == steps + 1
 
 
+def test_nobody_waits_for_a_page_whose_sequence_repeats_first(llama: Model) -> None:
+    """Of prompts that share a beginning the second waits for what the first is about to write, but not so long."""
+    engine = make_engine(llama, max_num_batched_tokens=40, max_num_seqs=4)
+    engine.add(new_request("repeats", PROMPT, params("kvzip:tokens=60,chunk=16,after=100")))
+    engine.add(new_request("follows", PROMPT, params(None)))
+    first = None
+    while first is None:
+        first = next((event.sequence.request.request_id for event in engine.step()), None)
+    assert first == "follows"
+
+
 def test_who_is_sent_back_while_it_repeats_begins_again(llama: Model) -> None:
     """Answers of others grow until nothing is left for what the last one repeats."""
     policy = "kvzip:tokens=30,chunk=60"

@@ -57,12 +57,14 @@ class Fairness:
         """
         cache, running = self._cache, [each.request.namespace for each in self._running]
         num_owed = sum(each.num_owed_slots for each in self._running)
+        beside = self._running_beside(sequence)
+        num_owed_beside = sum(each.num_owed_slots for each in beside)
         for candidate in (hit, cache.whole_pages(hit)):
-            num_new_tokens = sequence.most_slots - candidate.num_tokens + num_owed
-            if not only_share and cache.can_attach(candidate, num_new_tokens, self._step_tokens, running):
+            num_new_tokens = sequence.most_slots - candidate.num_tokens
+            if not only_share and cache.can_attach(candidate, num_new_tokens + num_owed, self._step_tokens, running):
                 return candidate
             if self._tenants.have_shares and self._tenants.can_attach_within_share(
-                candidate, num_new_tokens, self._step_tokens, num_running=self._num_running_beside(sequence)
+                candidate, num_new_tokens + num_owed_beside, self._step_tokens, num_running=len(beside)
             ):
                 return candidate
         return None
@@ -107,7 +109,7 @@ class Fairness:
             return False
         return self._cache.leases.revoke(namespace, sequence.tokens)
 
-    def _num_running_beside(self, sequence: Sequence) -> int:
+    def _running_beside(self, sequence: Sequence) -> list[Sequence]:
         """Running sequences that pay from the same share."""
         namespace = sequence.request.namespace
-        return sum(self._tenants.share_account(each.request.namespace, namespace) for each in self._running)
+        return [each for each in self._running if self._tenants.share_account(each.request.namespace, namespace)]
