@@ -30,6 +30,7 @@ from pagoda import SamplingParams
 from pagoda.config import EngineConfig, Environment
 from pagoda.engine.engine import Engine
 from pagoda.engine.format_fit import calibration_text
+from pagoda.engine.repeating import read_repeat_prompt
 from pagoda.engine.request import new_request
 from pagoda.kernels.dispatch import choose_kernels
 from pagoda.llm import EMBEDDED_MODEL
@@ -127,7 +128,8 @@ def ruler_case(task: str, tokenizer: Any, draw: random.Random, options: argparse
 def make_engine(model: Model, format: str, tokenizer: Any) -> Engine:
     config = EngineConfig(kv_cache_dtype=format, kv_cache_memory_bytes=1 << 30, block_size=16)
     calibration = partial(calibration_text, "auto", tokenizer, model.vocab_size)
-    return Engine(model, choose_kernels(Environment.read()), config, calibration=calibration)
+    words = read_repeat_prompt(tokenizer, model.vocab_size)
+    return Engine(model, choose_kernels(Environment.read()), config, calibration=calibration, repeat_prompt=words)
 
 
 def measure(options: argparse.Namespace) -> Iterator[tuple[str, str, Result]]:
@@ -207,6 +209,8 @@ def parse_options() -> argparse.Namespace:
             "tova:every=0",
             "h2o:every=0",
             "expected_attention",
+            "kvzip",
+            "kvzip:head_floor=0.2",
             "knorm",
             "streaming",
             "random",

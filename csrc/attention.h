@@ -204,6 +204,7 @@ struct ScoreCall {
     AttendCall attended;
     float* logits;       // [query heads, new tokens, tokens], or null
     float* mass;         // [query heads, tokens], or null: begins as zeros
+    bool is_peak;        // whether `mass` has the largest weight of all rows, or their sum
     float* maxima;       // [query heads, new tokens]: the largest scores of base two
     float* normalisers;  // [query heads, new tokens]: what makes weights of powers of two that are relative to these
 };

@@ -58,14 +58,15 @@ class Kernels {
                 int64_t num_rows, int64_t num_heads, int num_threads) const {
         nb::gil_scoped_release released;
         const AttendCall attended{query, {}, pages, tables, rule, nullptr, num_heads, false, nullptr};
-        pagoda::logits({attended, pointer<float>(out), nullptr, nullptr, nullptr}, table_, num_rows, num_threads);
+        pagoda::logits({attended, pointer<float>(out), nullptr, false, nullptr, nullptr}, table_, num_rows, num_threads);
     }
 
     void attention_mass(const Rows& query, const Pages& pages, const Tables& tables, const Rule& rule, uintptr_t sinks,
-                        uintptr_t out, int64_t num_rows, int64_t num_heads, int num_threads) const {
+                        bool is_peak, uintptr_t out, int64_t num_rows, int64_t num_heads, int num_threads) const {
         nb::gil_scoped_release released;
         const AttendCall attended{query, {}, pages, tables, rule, pointer<const float>(sinks), num_heads, false, nullptr};
-        pagoda::attention_mass({attended, nullptr, pointer<float>(out), nullptr, nullptr}, table_, num_rows, num_threads);
+        pagoda::attention_mass({attended, nullptr, pointer<float>(out), is_peak, nullptr, nullptr}, table_, num_rows,
+                               num_threads);
     }
 
     bool has_tiles() const { return table_.linear; }
@@ -266,8 +267,8 @@ NB_MODULE(_native, module) {
              "num_heads"_a, "shares_splits"_a, "num_threads"_a)
         .def("logits", &Kernels::logits, "query"_a, "pages"_a, "tables"_a, "rule"_a, "out"_a, "num_rows"_a,
              "num_heads"_a, "num_threads"_a)
-        .def("attention_mass", &Kernels::attention_mass, "query"_a, "pages"_a, "tables"_a, "rule"_a, "sinks"_a, "out"_a,
-             "num_rows"_a, "num_heads"_a, "num_threads"_a)
+        .def("attention_mass", &Kernels::attention_mass, "query"_a, "pages"_a, "tables"_a, "rule"_a, "sinks"_a,
+             "is_peak"_a, "out"_a, "num_rows"_a, "num_heads"_a, "num_threads"_a)
         .def_prop_ro("has_tiles", &Kernels::has_tiles)
         .def("peak_rate", &Kernels::peak_rate, "num_threads"_a)
         .def("linear", &Kernels::linear, "input"_a, "weight"_a, "bias"_a, "out"_a, "rows"_a, "columns"_a, "depth"_a,

@@ -1,4 +1,5 @@
-// What some queries make of every key of a sequence: their logits, or the weights of attention, summed over rows.
+// What some queries make of every key of a sequence: their logits, or the weights of attention, summed over rows or the
+// largest of them.
 //
 // Keys are read as attention reads them, but multiplied as floats on every instruction set: what tokens are kept hangs on
 // small differences. Knows one sequence and no windows: a row sees what was stored before the call and the new tokens up
@@ -114,7 +115,15 @@ inline void sum_weights(const ScoreCall& call, const Tile& tile, uint8_t* memory
     }
 }
 
-// Adds the weights of all rows of `part`, which may be more than a tile has, to the tokens in its context.
+inline void keep_larger(float* target, const float* scores, float normaliser, int count) {
+    for (int token = 0; token < count; token++) {
+        const float weight = scores[token] * normaliser;
+        target[token] = weight > target[token] ? weight : target[token];
+    }
+}
+
+// Adds the weights of all rows of `part`, which may be more than a tile has, to the tokens in its context, or has the
+// largest of them there.
 inline void add_weights(const ScoreCall& call, const Tile& part, uint8_t* memory) {
     Cursor cursor{memory, 0};
     const AttendCall& attended = call.attended;
@@ -129,7 +138,9 @@ inline void add_weights(const ScoreCall& call, const Tile& part, uint8_t* memory
             const float scale = transform(scores, range_of(seen), attended.rule, {});
             weigh(scores, scores, range_of(seen), scale, call.maxima[index]);
             float* target = call.mass + place.head * attended.tables.context_lengths[0] + first_token;
-            for (int token = 0; token < seen; token++) target[token] += scores[token] * call.normalisers[index];
+            const float normaliser = call.normalisers[index];
+            if (call.is_peak) return keep_larger(target, scores, normaliser, seen);
+            for (int token = 0; token < seen; token++) target[token] += scores[token] * normaliser;
         });
     }
 }

@@ -34,6 +34,7 @@ from pagoda.engine.engine import Engine
 from pagoda.engine.format_fit import calibration_text
 from pagoda.engine.loop import EngineLoop
 from pagoda.engine.pools import obstacle_on_gpu
+from pagoda.engine.repeating import read_repeat_prompt
 from pagoda.engine.request import Request, new_request
 from pagoda.engine.sessions import LoadedSession, SavedSession, Sessions, SessionTarget, conversation_of
 from pagoda.errors import ConfigError, InvalidSamplingError, RequestError
@@ -98,7 +99,8 @@ class LLM:
             feature_extractor = load_feature_extractor(Path(path)) if loaded.encoder else None
         loaded = _generating(loaded, self.tokenizer, config.generation_config)
         calibration = partial(calibration_text, config.kv_cache_calibration, self.tokenizer, loaded.vocab_size)
-        self.engine = Engine(loaded, kernels, config, calibration=calibration)
+        repeat_prompt = read_repeat_prompt(self.tokenizer, loaded.vocab_size)
+        self.engine = Engine(loaded, kernels, config, calibration=calibration, repeat_prompt=repeat_prompt)
         self.reader = PromptReader(loaded, self.tokenizer, feature_extractor, self.engine.most_prompt_tokens)
         self.chats = ChatRenderer(self.tokenizer, self.engine.most_prompt_tokens)
         self.grammars = GrammarCompiler(self.tokenizer, loaded.vocab_size, loaded.eos_token_ids)

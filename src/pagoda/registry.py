@@ -44,6 +44,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "morphkv": "pagoda.cache.compression.morphkv:MorphKV",
         "h2o": "pagoda.cache.compression.h2o:H2O",
         "expected_attention": "pagoda.cache.compression.expected:ExpectedAttention",
+        "kvzip": "pagoda.cache.compression.kvzip:KVzip",
         "streaming": "pagoda.cache.compression.streaming:Streaming",
         "knorm": "pagoda.cache.compression.knorm:Knorm",
         "random": "pagoda.cache.compression.random:RandomTokens",

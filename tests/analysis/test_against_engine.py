@@ -22,6 +22,7 @@ from pagoda.kernels.dispatch import choose_kernels
 from pagoda.llm import EMBEDDED_MODEL
 from pagoda.models.loader import load_model, model_from_config
 from pagoda.models.model import Model
+from pagoda.planning.users import REPEAT_PROMPT
 from pagoda.registry import names
 from pagoda.sampling_params import SamplingParams
 
@@ -74,6 +75,7 @@ POLICIES = (
     "tova:tokens=80,every=8",
     "streaming:tokens=32,sinks=4,every=32",
     "pyramidkv:tokens=32,window=8,head_floor=0.2",
+    "kvzip:tokens=32,chunk=40",
 )
 COMPRESSED = [(name, policy) for name in ("grouped", "windowed", "latent") for policy in POLICIES]
 
@@ -116,7 +118,7 @@ def engine_of(name: str, format: str) -> Engine:
         max_num_batched_tokens=STEP_TOKENS,
         kv_cache_calibration="none",
     )
-    return Engine(model_of(name), choose_kernels(Environment.read()), config)
+    return Engine(model_of(name), choose_kernels(Environment.read()), config, repeat_prompt=REPEAT_PROMPT)
 
 
 def requests(number: int, policy: str = "none") -> list[Request]:
@@ -194,4 +196,6 @@ def test_as_many_compressed_users_run_at_once_as_were_predicted(one_thread, tmp_
     users = planned(name, tmp_path, "auto", kv_compression=policy).main.users
     assert most_at_once(engine_of(name, "auto"), users, policy) == (users, 0)
     most, num_sent_back = most_at_once(engine_of(name, "auto"), users + 1, policy)
-    assert most == users or num_sent_back or name == "windowed", "one more could have run"
+    # Others may have grown less while a prompt is repeated than is made sure of.
+    is_sure = name != "windowed" and not policy.startswith("kvzip")
+    assert most == users or num_sent_back or not is_sure, "one more could have run"

@@ -221,6 +221,7 @@ POLICIES = (
     "h2o:tokens=40,every=3",
     "knorm:tokens=40",
     "random:tokens=40",
+    "kvzip:tokens=40,chunk=48",
     "streaming:tokens=40,every=16",
 )
 

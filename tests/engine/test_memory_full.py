@@ -331,6 +331,8 @@ def test_what_cannot_be_is_refused_with_what_can(model: Model) -> None:
         ("leave out after", {"memory_full": f"{ONCE[0]},after=30"}),
         ("streaming keeps whole pages, so it cannot begin", {"memory_full": "streaming:tokens=64"}),
         ("h2o needs the queries of all tokens", {"memory_full": "h2o:tokens=64"}),
+        ("kvzip has the prompt repeated, which takes pages", {"memory_full": "kvzip:tokens=64"}),
+        ("context_full is 'kvzip:tokens=64'; give stop, truncate_oldest, or st", {"context_full": "kvzip:tokens=64"}),
         ("memory_full is 'snapkv': snapkv needs a budget", {"memory_full": "snapkv"}),
     ):
         with pytest.raises(ConfigError, match=said):

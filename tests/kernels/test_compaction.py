@@ -139,6 +139,7 @@ def test_logits_and_weights_are_those_of_attention(backend, rule, has_sinks):
     check(layer.logits, logits)
     check(layer.weights, weights)
     check(layer.mass, weights.sum(dim=2))
+    check(layer.peak, weights.amax(dim=2))
     check_groups(layer, logits)
 
 
@@ -153,6 +154,7 @@ def test_calls_that_read_one_layer_are_further_query_heads_of_its_kv_heads(backe
         check(layer.logits, logits)
         check(layer.weights, weights)
         check(layer.mass, weights.sum(dim=2))
+        check(layer.peak, weights.amax(dim=2))
         check_groups(layer, logits)
 
 
@@ -196,10 +198,11 @@ def check_scored(kernels, case):
     for rule, has_sinks in SCORED.values():
         asked = case.query, case.layer, case.view, rule
         torch.testing.assert_close(kernels.logits(*asked), ReferenceKernels().logits(*asked), rtol=1e-4, atol=1e-4)
-        mass, expected = (
-            each.attention_mass(*asked, sinks if has_sinks else None) for each in (kernels, ReferenceKernels())
-        )
-        torch.testing.assert_close(mass, expected, rtol=3e-4, atol=1e-6)
+        for name in ("attention_mass", "attention_peak"):
+            weights, expected = (
+                getattr(each, name)(*asked, sinks if has_sinks else None) for each in (kernels, ReferenceKernels())
+            )
+            torch.testing.assert_close(weights, expected, rtol=3e-4, atol=1e-6)
 
 
 @every_backend
@@ -210,6 +213,8 @@ def test_keys_whose_positions_matter_are_not_scored(backend):
             kernels.logits(case.query, case.layer, case.view, rule)
         with pytest.raises(ConfigError, match="cannot be scored"):
             kernels.attention_mass(case.query, case.layer, case.view, rule)
+        with pytest.raises(ConfigError, match="cannot be scored"):
+            kernels.attention_peak(case.query, case.layer, case.view, rule)
     two = build(Shape(format=FP32, sequences=((3, 1), (4, 1))))
     with pytest.raises(ConfigError, match="one sequence"):
         kernels.logits(two.query, two.layer, two.view, RULES["plain"][0])
@@ -225,6 +230,21 @@ def test_mass_has_the_same_bits_on_any_number_of_threads(isa):
         assert torch.equal(kernels.attention_mass(*asked), expected)
     finally:
         torch.set_num_threads(num_threads)
+
+
+@every_isa
+def test_the_peak_has_the_same_bits_however_rows_are_divided(isa):
+    """They are computed in steps of any size, and keys that only some rows see end anywhere."""
+    case, kernels = build(Shape(format=INT8, sequences=((300, 90),), group=3)), NativeKernels(isa)
+    pages, rule = case.whole.page_indices.long(), RULES["capped with sinks"][0]
+
+    def peak(first, stop):
+        tokens = StoredTokens(kernels, case.layer, pages[: -(-(300 + stop) // case.shape.page_tokens)], 300 + stop)
+        peaks = StoredLayer(tokens, [LastQueries(rule, case.query[first:stop])]).peak
+        return torch.nn.functional.pad(peaks, (0, 90 - stop))
+
+    parts = [peak(first, stop) for first, stop in ((0, 1), (1, 34), (34, 89), (89, 90))]
+    assert torch.equal(torch.stack(parts).amax(dim=0), peak(0, 90))
 
 
 @pytest.mark.parametrize("layout", [AttentionLayout(2, 64, 32), LatentLayout(64, 16)], ids=["attention", "latent"])

@@ -73,6 +73,14 @@ def test_what_may_be_endless_computes_no_more_than_the_context_before_it_is_comp
     assert Load(900, 50, policy=policy).held(32) == (850, 850, 864)
 
 
+def test_who_repeats_a_prompt_has_room_for_a_chunk_and_a_page_more() -> None:
+    """Behind 24 tokens that ask for it, and 8 that say where; but for the first chunk, which is asked for with 16."""
+    for after, repeated in ((850, 250 + 24 + 8), (250, 250 + 16)):
+        policy = policy_of(f"kvzip:tokens=64,chunk=250,after={after}")
+        assert Load(after + 50, 50, policy=policy).held(32) == (after + repeated + 32, 64 + 49, 64 + 49)
+    assert Load(900, 50, policy=policy_of("kvzip:tokens=900")).held(32) == (850, 850, 899)
+
+
 @pytest.mark.parametrize("span", [None, 8, 33, 100])
 @pytest.mark.parametrize("size", [16, 32])
 def test_pages_are_those_that_the_cache_counts(span: int | None, size: int) -> None:

@@ -77,6 +77,15 @@ class Compacting(CacheMachine):
             Inspector(self.cache).check_integrity()
             self.end(live, keep)
 
+    @precondition(lambda self: self.live)
+    @rule(which=st.integers(0, 1000))
+    def branch(self, which: int) -> None:
+        """A fork that keeps to itself what it writes."""
+        live = self.pick(which)
+        exact = live.stored if live.exact is None else live.exact
+        twin, kept, packed = self.cache.branch(live.cached), dict(live.kept), dict(live.packed)
+        self.live.append(Live(twin, live.namespace, live.tokens, live.stored, kept, exact, packed))
+
     def choose(self, live: Live, draw: random.Random) -> dict[int, list[int]]:
         """Which tokens are left in the groups that are to have fewer."""
         chosen = {}

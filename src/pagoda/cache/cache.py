@@ -253,6 +253,13 @@ class Cache:
         self.sequences.add(twin)
         return twin
 
+    def branch(self, sequence: CachedSequence) -> CachedSequence:
+        """A fork whose own pages are nobody else's, and go with it."""
+        twin = self.fork(sequence)
+        for group, table in zip(self.groups, twin.tables, strict=True):
+            group.detach(table)
+        return twin
+
     def compact(self, sequence: CachedSequence, tokens: Sequence[int], kept: Mapping[int, Kept]) -> None:
         """Let a sequence of `tokens` go on with some of them, in each group that `kept` has.
 

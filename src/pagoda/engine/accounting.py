@@ -31,11 +31,12 @@ def charge_step(batch: Batch, times: StepTimes) -> None:
     seconds = (computed - launched) / num_rows  # of a row
     share = 1 / num_rows
     is_mixed = num_rows > len(batch.chunks)
-    for sequence, start, tokens, _, drawn in batch.chunks:
+    for sequence, start, tokens, _, drawn, repeats in batch.chunks:
         metrics = sequence.request.metrics
         stop = start + len(tokens)
-        metrics.num_recomputed_tokens += max(min(stop, sequence.num_once_computed) - start, 0)
-        sequence.num_once_computed = max(sequence.num_once_computed, stop)
+        if not repeats:
+            metrics.num_recomputed_tokens += max(min(stop, sequence.num_once_computed) - start, 0)
+            sequence.num_once_computed = max(sequence.num_once_computed, stop)
         num_decoding = len(drawn) if stop > len(sequence.request.prompt) else 0
         is_decode = num_decoding == len(tokens)
         ended = settled if metrics.ended is None else min(metrics.ended, settled)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from pagoda.cache.sequence import CachedSequence
 from pagoda.engine.request import Phase
 from pagoda.engine.request import Sequence as Sample
 
@@ -14,7 +15,7 @@ class Chunk(NamedTuple):
     """`tokens` of a sequence, the first of which is its token number `start`.
 
     Logits are wanted of the rows `scored`, which tell how likely a prompt was, and then of `drawn`, after which tokens
-    are drawn. Both count from the first row of the chunk.
+    are drawn. Both count from the first row of the chunk. One that `repeats` is of what a sequence repeats.
     """
 
     sequence: Sample
@@ -22,10 +23,18 @@ class Chunk(NamedTuple):
     tokens: Sequence[int]
     scored: range
     drawn: range
+    repeats: bool = False
+
+    @property
+    def cached(self) -> CachedSequence:
+        """The page tables that lead to its tokens."""
+        cached = self.sequence.growing
+        assert cached is not None
+        return cached
 
     @property
     def stop(self) -> int:
-        """How many tokens of the sequence are computed after the step."""
+        """How many tokens of the sequence, or of what it repeats, are computed after the step."""
         return self.start + len(self.tokens)
 
 
@@ -54,6 +63,9 @@ class Batch:
 def next_chunk(sequence: Sample, num_tokens: int) -> Chunk:
     """The next so many tokens of a sequence, whose pages are reserved."""
     assert sequence.cached is not None
+    if (repeat := sequence.repeat) is not None:
+        start = repeat.num_computed
+        return Chunk(sequence, start, repeat.tokens[start : start + num_tokens], range(0), range(0), repeats=True)
     start = sequence.cached.num_tokens
     tokens = sequence.tokens[start : start + num_tokens]
     is_complete = start + num_tokens == len(sequence.tokens)

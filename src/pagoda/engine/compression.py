@@ -22,9 +22,10 @@ from pagoda.cache.compression.base import Policy
 from pagoda.cache.compression.progress import Compression
 from pagoda.cache.compression.shares import Share
 from pagoda.cache.sequence import Kept
-from pagoda.engine.batch import Batch
+from pagoda.engine.batch import Batch, Chunk
 from pagoda.engine.compressible import CompressibleLayer, compressible_layers
-from pagoda.engine.query_watch import QueryWatch, WatchedRows
+from pagoda.engine.query_watch import QueryWatch, Rows, WatchedRows
+from pagoda.engine.repeating import RepeatedRows
 from pagoda.engine.request import Sequence
 from pagoda.errors import ConfigError
 from pagoda.kernels.base import AttentionUse
@@ -106,16 +107,11 @@ class Compressor:
 
     def watch(self, batch: Batch) -> QueryWatch | None:
         """What is to see the queries of a step; None if none are asked for."""
-        rows, first = [], 0
+        rows, first = list[Rows](), 0
         for chunk in batch.chunks:
-            compression, count = chunk.sequence.compression, len(chunk.tokens)
-            due = None if compression is None else compression.watched_until(chunk.stop)
-            if compression is not None and due is not None:
-                start = max(compression.first_watched(due), chunk.start)
-                stop, row = min(due, chunk.stop), first - chunk.start
-                if start < stop:
-                    rows.append(WatchedRows(chunk.sequence, slice(row + start, row + stop), stop))
-            first += count
+            if chunk.sequence.compression is not None:
+                rows += _watched_rows(chunk, chunk.sequence.compression, first - chunk.start)
+            first += len(chunk.tokens)
         return QueryWatch(rows, {call: each for each in self._all_layers() for call in each.calls}) if rows else None
 
     @torch.inference_mode()
@@ -203,6 +199,20 @@ class Compressor:
             for slots in kept:
                 cell_starts.append(cell_starts[-1] + len(slots) // geometry.page_tokens)
         return Kept(compression.budget, target.numpy(), cell_starts)
+
+
+def _watched_rows(chunk: Chunk, compression: Compression, row: int) -> list[Rows]:
+    """Those of a chunk that are looked at; token number n of what it is of has the row `row` + n."""
+    if chunk.repeats:
+        assert compression.repeat is not None
+        start, stop = max(compression.repeat.num_tokens, chunk.start), chunk.stop
+        repeated = RepeatedRows(compression, compression.repeat, chunk.cached, slice(row + start, row + stop), stop)
+        return [repeated] if start < stop else []
+    due = compression.watched_until(chunk.stop)
+    if due is None:
+        return []
+    start, stop = max(compression.first_watched(due), chunk.start), min(due, chunk.stop)
+    return [WatchedRows(chunk.sequence, slice(row + start, row + stop), stop)] if start < stop else []
 
 
 def _seen(layer: CompressibleLayer, pages: torch.Tensor, num_slots: int, compression: Compression) -> StoredLayer:

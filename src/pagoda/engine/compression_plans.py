@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 from pagoda.cache.compression.base import Policy
 from pagoda.cache.compression.choice import STOP, MemoryFull, policy_of, policy_when_full, when_memory_is_full
+from pagoda.cache.compression.kvzip import FEWEST_TOKENS
 from pagoda.cache.compression.progress import Plan
+from pagoda.cache.compression.repeat import RepeatPrompt
 from pagoda.config import EngineConfig
 from pagoda.engine.compression import Compressor
 from pagoda.engine.request import Request
@@ -29,13 +31,20 @@ class Asked(NamedTuple):
 class CompressionPlans:
     """Of an engine whose `compressor` does it. Sequences of a tenant reach the end of the context at `max_len` tokens.
 
-    With `has_tiers` pages can go down to some. Raises ConfigError if what `config` asks for cannot be.
+    With `has_tiers` pages can go down to some, and `repeat_prompt` asks the model to repeat a text. Raises ConfigError
+    if what `config` asks for cannot be.
     """
 
     def __init__(
-        self, compressor: Compressor, config: EngineConfig, max_len: Callable[[str], int], has_tiers: bool
+        self,
+        compressor: Compressor,
+        config: EngineConfig,
+        max_len: Callable[[str], int],
+        has_tiers: bool,
+        repeat_prompt: RepeatPrompt,
     ) -> None:
         self._compressor = compressor
+        self._repeat_prompt = repeat_prompt
         self._max_len = max_len
         self._has_tiers = has_tiers
         self._default = Asked(policy_of(config.kv_compression), config.context_full, config.memory_full)
@@ -62,6 +71,7 @@ class CompressionPlans:
                 return None
             self._compressor.check(plan.policy)
             self._check_fits(plan, len(request.prompt), request.tenant)
+            self._check_repeats(plan, len(request.prompt), request.tenant)
         except ConfigError as error:
             raise InvalidSamplingError(str(error)) from error
         if request.breakpoints or request.scores_prompt:
@@ -110,7 +120,7 @@ class CompressionPlans:
             return Plan(at_end, unit, max_len, when_full=True)
         if when_short is not None:
             return replace(Plan.of(when_short, unit), when_short=True)
-        return None if policy is None else Plan.of(policy, unit, max_len)
+        return None if policy is None else Plan.of(policy, unit, max_len, self._repeat_prompt)
 
     def _check_tiers(self, memory_full: str) -> None:
         """Raise ConfigError if that cannot be for want of tiers, or is nothing."""
@@ -130,6 +140,19 @@ class CompressionPlans:
                 f"{'context_full' if plan.when_full else 'kv_compression'} would hold up to {held:,} tokens, in pages "
                 f"of {unit}, and sequences have at most {most:,} here; lower its budget or every."
             )
+
+    def _check_repeats(self, plan: Plan, num_prompt_tokens: int, tenant: str) -> None:
+        """Raise ConfigError unless there is room for what is repeated of such a prompt behind it."""
+        repeat, most = plan.begin(num_prompt_tokens).repeat, self._max_len(tenant)
+        if repeat is None or repeat.most_slots <= most:
+            return
+        chunk = repeat.plan.most_chunk_tokens(repeat.num_tokens, most)
+        remedy = f"give chunk={chunk} or less" if chunk >= FEWEST_TOKENS else "shorten what is compressed"
+        raise ConfigError(
+            f"{plan.policy.name} has {repeat.num_tokens:,} tokens repeated behind them, in chunks of up to "
+            f"{repeat.plan.chunk_tokens:,}, which takes room for {repeat.most_slots:,}, and sequences have at most "
+            f"{most:,} here; {remedy}."
+        )
 
     def _prepare(self, plan: Plan | None) -> None:
         if plan is not None:

@@ -15,6 +15,7 @@ from operator import is_
 from time import monotonic, sleep
 
 from pagoda.cache.compression.progress import MOST_POSITIONS
+from pagoda.cache.compression.repeat import WORDLESS, RepeatPrompt
 from pagoda.cache.inspector import Inspector
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.names import PageNames
@@ -69,8 +70,9 @@ HELD_SECONDS = 0.001
 class Engine:
     """Generates tokens for many requests over one paged, prefix-shared cache. Leases run by `clock`.
 
-    Formats of few bits are fitted to the model with what `calibration` reads. What there is to see of the cache is
-    shown by `inspector`, and why late prompts missed by `lookups`, on the thread that steps.
+    Formats of few bits are fitted to the model with what `calibration` reads, and `repeat_prompt` asks it to repeat a
+    text. What there is to see of the cache is shown by `inspector`, and why late prompts missed by `lookups`, on the
+    thread that steps.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Engine:
         config: EngineConfig,
         clock: Callable[[], float] = monotonic,
         calibration: Callable[[], CalibrationText] = CalibrationText,
+        repeat_prompt: RepeatPrompt = WORDLESS,
     ) -> None:
         self.model = model
         self.kernels = kernels
@@ -120,7 +123,9 @@ class Engine:
             self._cache,
             partial(find_rotations, model, kernels),
         )
-        self._plans = CompressionPlans(self._compressor, config, self.max_len, self.residency is not None)
+        self._plans = CompressionPlans(
+            self._compressor, config, self.max_len, self.residency is not None, repeat_prompt
+        )
         shrinking = Shrinking(self._cache, self._compressor.groups, self._compressor.compress)
         self._scheduler = Scheduler(self._cache, limits, self.lookups, self._promotions, shrinking)
         self._ends = Ends(self._scheduler)

@@ -50,17 +50,21 @@ class Fairness:
         return any(self._tenants.share_account(namespace, other.request.namespace) for other in others)
 
     def fitting(self, sequence: Sequence, hit: Hit, only_share: bool) -> Hit | None:
-        """The hit, or its whole pages, if all known tokens fit; running sequences keep room for a page each.
+        """The hit, or its whole pages, if all known tokens fit.
 
-        With `only_share` they must fit into what is left of the tenant's own share.
+        Running sequences keep room for a page each, and for what they have to repeat. With `only_share` they must fit
+        into what is left of the tenant's own share.
         """
         cache, running = self._cache, [each.request.namespace for each in self._running]
+        num_owed = sum(each.num_owed_slots for each in self._running)
+        beside = self._running_beside(sequence)
+        num_owed_beside = sum(each.num_owed_slots for each in beside)
         for candidate in (hit, cache.whole_pages(hit)):
             num_new_tokens = sequence.most_slots - candidate.num_tokens
-            if not only_share and cache.can_attach(candidate, num_new_tokens, self._step_tokens, running):
+            if not only_share and cache.can_attach(candidate, num_new_tokens + num_owed, self._step_tokens, running):
                 return candidate
             if self._tenants.have_shares and self._tenants.can_attach_within_share(
-                candidate, num_new_tokens, self._step_tokens, num_running=self._num_running_beside(sequence)
+                candidate, num_new_tokens + num_owed_beside, self._step_tokens, num_running=len(beside)
             ):
                 return candidate
         return None
@@ -88,10 +92,11 @@ class Fairness:
 
     def victim_of(self, sequence: Sequence, num_tokens: int) -> Sequence:
         """The youngest running one whose pages `sequence` can have, to compute so many tokens; itself if no other."""
-        assert sequence.cached is not None
+        growing = sequence.growing
+        assert growing is not None
         for other in reversed(self._running):
             if other is sequence or (
-                other.cached is not None and self._tenants.can_free_pages_for(other.cached, sequence.cached, num_tokens)
+                other.cached is not None and self._tenants.can_free_pages_for(other.cached, growing, num_tokens)
             ):
                 return other
         raise AssertionError("only a running sequence asks")
@@ -104,7 +109,7 @@ class Fairness:
             return False
         return self._cache.leases.revoke(namespace, sequence.tokens)
 
-    def _num_running_beside(self, sequence: Sequence) -> int:
+    def _running_beside(self, sequence: Sequence) -> list[Sequence]:
         """Running sequences that pay from the same share."""
         namespace = sequence.request.namespace
-        return sum(self._tenants.share_account(each.request.namespace, namespace) for each in self._running)
+        return [each for each in self._running if self._tenants.share_account(each.request.namespace, namespace)]

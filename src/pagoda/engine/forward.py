@@ -94,7 +94,7 @@ class Forward:
         `watch` sees the queries.
         """
         rows = _Rows(batch)
-        cached = [each.cached for each in batch.sequences if each.cached is not None]
+        cached = [chunk.cached for chunk in batch.chunks]
         views = build_views(cached, [len(chunk.tokens) for chunk in batch.chunks])
         states = None if self._states is None else StepStates(self._states, views[-1], build_cuts(cached))
         encoder_tokens = new_inputs.tokens()
@@ -129,7 +129,7 @@ class _Rows:
         self.complete: list[Sequence] = []
         self.drawn: list[int] = []
         self.scored: dict[Sequence, slice] = {}
-        for sequence, start, tokens, scored, drawn in batch.chunks:
+        for sequence, start, tokens, scored, drawn, _ in batch.chunks:
             first = len(self.tokens)
             if scored:
                 self.scored[sequence] = slice(len(self.wanted), len(self.wanted) + len(scored))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from pagoda.cache.compression.choice import MemoryFull
 from pagoda.cache.compression.progress import Compression, Plan
+from pagoda.cache.compression.repeat import Repeat
 from pagoda.cache.leases import Breakpoint, LeaseResult
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.namespace import Namespace
@@ -137,6 +138,7 @@ class Sequence:
     matcher: Matcher | None = None  # of the request's constraint
     promotion: Promotion | None = None  # where it stands with the tiers
     compression: Compression | None = None
+    repeating: CachedSequence | None = None  # the pages of what it repeats
     is_loading: bool = False  # its pages are on their way
     is_held: bool = False  # since the matcher does not know yet what may follow
     held_since: float | None = None  # when it was found that the matcher keeps it waiting
@@ -175,9 +177,24 @@ class Sequence:
         return max(min(len(self.tokens) - 1, self.compression.first_watched(due), due - 1), 0)
 
     @property
+    def repeat(self) -> Repeat | None:
+        """What it repeats now, before it goes on."""
+        repeat = None if self.compression is None else self.compression.repeat
+        if repeat is None or self.cached is None or self.cached.num_tokens != repeat.start:
+            return None
+        return repeat
+
+    @property
+    def growing(self) -> CachedSequence | None:
+        """The page tables that it goes on with: its own, or those of what it repeats."""
+        return self.cached if self.repeating is None else self.repeating
+
+    @property
     def num_uncomputed(self) -> int:
-        """Tokens whose keys and values are not in the pages yet."""
-        return len(self.tokens) - (self.cached.num_tokens if self.cached else 0)
+        """Tokens whose keys and values are not in the pages yet, and those that it has to repeat."""
+        repeat = None if self.compression is None else self.compression.repeat
+        own = len(self.tokens) - (self.cached.num_tokens if self.cached else 0)
+        return own if repeat is None else own + repeat.num_left
 
     @property
     def shareable_tokens(self) -> Sequenced[int]:
@@ -188,20 +205,32 @@ class Sequence:
 
     @property
     def num_computable(self) -> int:
-        """How many of these one step may compute: none beyond where the sequence is compressed."""
-        if self.compression is None or self.compression.due is None:
+        """How many of these one step may compute: none beyond where the sequence is compressed, or repeats some."""
+        if self.compression is None or self.compression.next_stop is None:
             return self.num_uncomputed
+        if (repeat := self.repeat) is not None:
+            return repeat.num_left_of_chunk
         computed = self.cached.num_tokens if self.cached else 0
-        return min(self.num_uncomputed, self.compression.due - computed)
+        return min(self.num_uncomputed, self.compression.next_stop - computed)
 
     @property
     def most_slots(self) -> int:
         """How many of its tokens are held at once, at most, until all of these are computed."""
-        if self.compression is None or self.compression.due is None or self.compression.due >= len(self.tokens):
+        compression = self.compression
+        if compression is None or compression.due is None:
             return len(self.tokens)
-        rest = len(self.tokens) - self.compression.due
-        growth = min(rest, self.compression.plan.every or rest)
-        return max(self.compression.due, self.compression.budget + growth)
+        repeated = 0 if compression.repeat is None else compression.repeat.most_slots
+        if compression.due >= len(self.tokens):
+            return max(len(self.tokens), repeated)
+        rest = len(self.tokens) - compression.due
+        growth = min(rest, compression.plan.every or rest)
+        return max(compression.due, compression.budget + growth, repeated)
+
+    @property
+    def num_owed_slots(self) -> int:
+        """Room that a running sequence is still to take, to repeat what it has."""
+        repeat = None if self.compression is None else self.compression.repeat
+        return 0 if repeat is None or self.growing is None else max(repeat.most_slots - self.growing.num_tokens, 0)
 
 
 @dataclass(eq=False)

@@ -23,7 +23,7 @@ from time import monotonic
 from pagoda.cache.cache import Cache
 from pagoda.cache.compression.choice import MemoryFull
 from pagoda.cache.groups.table import ResumePoints
-from pagoda.cache.prefix.keys import common_tokens, token_key
+from pagoda.cache.prefix.keys import TOKEN_TYPE, common_tokens, token_key
 from pagoda.cache.sequence import CachedSequence, Hit
 from pagoda.engine.batch import Batch, next_chunk
 from pagoda.engine.division import Division
@@ -43,6 +43,10 @@ MAX_COMPARED = 32
 REJECTED = (
     "Pages ran short while this request ran, and it asked to end then (memory_full=reject); send it again later, or "
     "raise kv_cache_memory_bytes."
+)
+NO_ROOM_TO_REPEAT = (
+    "There are not enough pages to repeat the prompt before it is compressed, though nobody else runs; give a smaller "
+    "chunk, or raise kv_cache_memory_bytes."
 )
 
 
@@ -254,19 +258,34 @@ class Scheduler:
 
     def _advance(self, sequence: Sequence, num_tokens: int, step: _Round) -> None:
         """Plan a running sequence, once others have given way until its pages can be had."""
-        assert sequence.cached is not None
+        growing = self._growing(sequence)
         self._lookups.serve(sequence)
-        while not self._cache.reserve(sequence.cached, num_tokens):
+        while not self._cache.reserve(growing, num_tokens):
             shrinkable = self._shrinking.first_for(sequence, num_tokens, reversed(self.running))
             if shrinkable is not None:
                 self._shrink(shrinkable, step)
             else:
                 victim = self._fairness.victim_of(sequence, num_tokens)
                 if victim is not sequence or not self._fairness.revoke_lease(sequence):
+                    self._check_waiting_helps(victim)
                     self._give_way(victim, step)
             if sequence.cached is None:  # it was its turn to give way
                 return
         self._plan(sequence, num_tokens, step)
+
+    def _growing(self, sequence: Sequence) -> CachedSequence:
+        """What a running sequence goes on with: where it begins to repeat something, pages that go with that."""
+        assert sequence.cached is not None
+        repeat = sequence.repeat
+        if repeat is not None and sequence.repeating is None:
+            sequence.repeating = self._cache.branch(sequence.cached)
+            repeat.begin(sequence.tokens)
+        return sequence.repeating or sequence.cached
+
+    def _check_waiting_helps(self, victim: Sequence) -> None:
+        """Raise OutOfPagesError if one would wait for nobody, to repeat the same and be short of pages again."""
+        if victim.repeat is not None and self.running == [victim]:
+            raise OutOfPagesError(NO_ROOM_TO_REPEAT)
 
     def _plan(self, sequence: Sequence, num_tokens: int, step: _Round) -> None:
         step.add(sequence, num_tokens)
@@ -393,13 +412,11 @@ class Scheduler:
         before = monotonic()
         sequence.cached = self._cache.attach(fitting, len(sequence.tokens), breakpoints)
         sequence.request.metrics.phases.match += monotonic() - before
-        num_tokens = min(sequence.num_computable, budget)
-        reserved = self._cache.reserve(sequence.cached, num_tokens)
-        assert reserved, "the cache promised these pages"
         self._run(sequence)
-        self._plan(sequence, num_tokens, step)
-        self._note_writing(sequence, step)
         self._note_cached(sequence, fitting)
+        self._advance(sequence, min(sequence.num_computable, budget), step)
+        if sequence.cached is not None:  # these pages were promised, but for what windows and states take to repeat it
+            self._note_writing(sequence, step)
 
     def _run(self, sequence: Sequence) -> None:
         self.waiting.remove(sequence)
@@ -414,7 +431,9 @@ class Scheduler:
             request.num_cached_encoder_tokens = hit.num_encoder_tokens
 
     def _note_writing(self, sequence: Sequence, step: _Round) -> bool:
-        """Others may wait for the page that `sequence` writes."""
+        """Others may wait for the page that `sequence` writes, unless it repeats something first."""
+        if sequence.repeat is not None:
+            return True
         assert sequence.cached is not None
         step.being_written |= {self._cache.written_key(sequence.cached, sequence.tokens)} - {None}
         return True
@@ -438,6 +457,9 @@ class Scheduler:
         if sequence.is_loading:
             self.promotions.call_off(sequence)
             keep_pages = True  # nobody has written to them
+        if sequence.repeating is not None:
+            repeating, sequence.repeating = sequence.repeating, None
+            self._give_up(repeating, array(TOKEN_TYPE), keep_pages=True)
         if sequence.cached is not None:
             cached, sequence.cached = sequence.cached, None
             self._give_up(cached, sequence.tokens, keep_pages)

@@ -63,7 +63,8 @@ class Settler:
         """Decide how many tokens of each chunk count, commit them, and draw the next ones."""
         self._fail_broken(computed)
         for chunk in batch.unfinished().chunks:
-            self._ends.contain(chunk.sequence, self._commit, self._accepted_tokens(chunk))
+            commit = self._commit_repeated if chunk.repeats else self._commit
+            self._ends.contain(chunk.sequence, commit, self._accepted_tokens(chunk))
         for sequence, logits in computed.prompt_logits.items():
             self._ends.contain(sequence, score_prompt, logits)
         ban(computed.logits, computed.complete, self._model.generation)
@@ -85,6 +86,19 @@ class Settler:
         lease_computed(self._cache, sequence)
         if sequence.compression is not None and sequence.compression.due == num_tokens:
             self._compress(sequence)
+
+    def _commit_repeated(self, sequence: Sequence, num_tokens: int) -> None:
+        """So much of what it repeats is computed: once a chunk is, its pages go."""
+        repeat, compression, repeating = sequence.repeat, sequence.compression, sequence.repeating
+        assert repeat is not None
+        assert compression is not None
+        assert repeating is not None
+        self._cache.commit(repeating, repeat.tokens, num_tokens)
+        repeat.num_computed = num_tokens
+        if not repeat.num_left_of_chunk:
+            self._cache.release(repeating)
+            sequence.repeating = None
+            compression.repeated()
 
     def _compress(self, sequence: Sequence) -> None:
         """Without room for it a sequence waits until there is, and is computed again.

@@ -23,7 +23,7 @@ class Shrinking:
 
     def first_for(self, sequence: Sequence, num_tokens: int, running: Iterable[Sequence]) -> Sequence | None:
         """The first of `running` that could leave `sequence` pages for `num_tokens` more, where these are short."""
-        asking = sequence.cached
+        asking = sequence.growing
         assert asking is not None
         candidates = [each for each in running if self._can_begin(each)]
         short = list(short_groups(self._cache.groups, asking, num_tokens)) if candidates else []

@@ -128,6 +128,7 @@ class Kernels:
         tables: Tables,
         rule: Rule,
         sinks: int,
+        is_peak: bool,
         out: int,
         num_rows: int,
         num_heads: int,

@@ -228,6 +228,17 @@ class AttentionKernels(ABC):
         """
 
     @abstractmethod
+    def attention_peak(
+        self,
+        query: torch.Tensor,
+        layer: LayerPages,
+        view: GroupView,
+        rule: AttentionRule,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`attention_mass`, but the largest weight of all rows instead of their sum."""
+
+    @abstractmethod
     def move_tokens(self, layer: LayerPages, pages: torch.Tensor, kept: torch.Tensor, target: torch.Tensor) -> None:
         """Copy the tokens in slots `kept` [KV heads, count] of `pages` to the first slots of `target`, head by head.
 

@@ -12,11 +12,15 @@ from typing import NamedTuple
 
 from pagoda.cache.compression.base import Policy
 from pagoda.cache.compression.progress import Plan
+from pagoda.cache.compression.repeat import RepeatPrompt
 from pagoda.cache.groups.rule import window_pages
 from pagoda.config import EngineConfig
 from pagoda.formats.page import PageGeometry
 from pagoda.layouts.spec import LayerGroup, Reach
 from pagoda.planning.memory import LEDGER_PAGES, MemoryPlan
+
+# No tokenizer is at hand, and hardly any makes more of these words.
+REPEAT_PROMPT = RepeatPrompt(whole=(0,) * 16, part=(0,) * 24)
 
 
 class Held(NamedTuple):
@@ -60,7 +64,7 @@ class Load:
         prompt, kept = self.num_prompt, self.num_kept
         if self.policy is None:
             return Held(prompt, prompt, kept)
-        plan = Plan.of(self.policy, page_tokens, self.max_exact)
+        plan = Plan.of(self.policy, page_tokens, self.max_exact, REPEAT_PROMPT)
         compression = plan.begin(prompt)
         due, budget = compression.due, compression.budget
         if due is None or due > prompt:
@@ -68,7 +72,11 @@ class Load:
         rest, every = prompt - due, plan.every
         resting = budget + (rest % every if every else rest)
         at_end = budget + (min(kept - due, every) if every else kept - due)
-        return Held(max(due, budget + min(rest, every or rest)), resting, max(resting, at_end))
+        at_end, at_start = max(resting, at_end), max(due, budget + min(rest, every or rest))
+        if compression.repeat is None:
+            return Held(at_start, resting, at_end)
+        # To repeat a prompt takes steps in which others grow.
+        return Held(max(at_start, compression.repeat.most_slots), at_end, at_end)
 
 
 @dataclass(frozen=True)

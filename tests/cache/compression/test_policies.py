@@ -95,10 +95,18 @@ def observed(policy, num_slots, block, seed=0):
     return replace(layer, observed=(found,))
 
 
+def repeated(num_slots, seed=0):
+    """A layer that two attention calls read, and how much each token was attended to while it was repeated."""
+    peaks = torch.rand(2, NUM_HEADS, num_slots, generator=torch.Generator().manual_seed(seed))
+    return random_layer(num_slots, 0, seed, observed=tuple(peaks))
+
+
 def layer_for(policy, num_slots, seed=0):
     """With what a policy looks at."""
     if policy.observer is not None:
         return observed(policy, num_slots, num_slots, seed)
+    if policy.repeated_tokens is not None:
+        return repeated(num_slots, seed)
     return random_layer(num_slots, policy.num_queries, seed)
 
 
@@ -181,7 +189,15 @@ def expected_attention(layer, head, old):
     return np.concatenate((np.full(4, np.inf), scores))
 
 
+def kvzip(layer, head, old):
+    """The most that anything attended to a token; the first four are kept."""
+    scores = np.max([peaks[head].double().numpy() for peaks in layer.observed], axis=0)
+    return np.concatenate((np.full(4, np.inf), scores[4:]))
+
+
 PAPERS = {
+    "kvzip:tokens=24": (kvzip, 0),
+    "kvzip:tokens=24,window=8": (kvzip, 8),
     "h2o:tokens=24": (h2o, 12),
     "h2o:tokens=24,recent=0.25": (h2o, 6),
     "expected_attention:tokens=24": (expected_attention, 0),
@@ -281,6 +297,9 @@ def test_a_policy_is_named_with_its_parameters(text, policy):
         ("expected_attention:tokens=4", "give 5 to .*always keeps the first 4 tokens"),
         ("expected_attention:tokens=40,future=0", "a future of 1 to"),
         ("none:tokens=64", "give none, or snapkv"),
+        ("kvzip:tokens=64,every=8", "every=8; leave it out: a text is repeated and compressed once"),
+        ("kvzip:tokens=64,chunk=15", "chunk=15; give at least 16 tokens to repeat at once"),
+        ("kvzip:tokens=4", "give 5 to .*always keeps the first 4 tokens and the last 0"),
         ("tova", "tova needs a budget: give tokens=1024 or share=0.25, one of the two"),
         ("tova:tokens=64,share=0.5", "give tokens=1024 or share=0.25, one of the two"),
         ("tova:tokens=many", "'tova:tokens=many': tokens takes a whole number"),

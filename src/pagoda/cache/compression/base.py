@@ -60,6 +60,10 @@ class LayerView(Protocol):
         """[KV heads, query heads of each, slots]: `weights`, summed over queries, without keeping them."""
 
     @property
+    def peak(self) -> torch.Tensor:
+        """The same, but the largest of all queries."""
+
+    @property
     def group_logits(self) -> torch.Tensor:
         """[KV heads, queries, slots]: `logits`, summed over the query heads of each."""
 
@@ -157,6 +161,14 @@ class Policy(ABC):
     @property
     def observer(self) -> Observer | None:
         """What observes the queries of all tokens, none of which is taken from what is cached then."""
+        return None
+
+    @property
+    def repeated_tokens(self) -> int | None:
+        """How many tokens the model repeats at once before a sequence is compressed; None if it does not.
+
+        What is observed then is the largest weight of each token while its chunk is repeated: [KV heads, tokens].
+        """
         return None
 
     @property

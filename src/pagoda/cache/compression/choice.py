@@ -66,8 +66,8 @@ def when_memory_is_full(text: str) -> tuple[MemoryFull, Policy | None]:
     policy = _read("memory_full", text)
     if policy.after is not None:
         raise ConfigError(f"memory_full is {shown(text)}; leave out after: it holds once pages are short.")
-    if policy.num_sinks is not None or policy.observer is not None:
-        reason = "needs the queries of all tokens" if policy.num_sinks is None else "keeps whole pages"
+    reason = _obstacle_to_begin(policy)
+    if reason is not None:
         raise ConfigError(
             f"memory_full is {shown(text)}; {policy.name} {reason}, so it cannot begin at any time: give another "
             "policy, such as snapkv, tova, morphkv or knorm."
@@ -81,6 +81,15 @@ def policy_of(text: str) -> Policy | None:
     if text == NONE:
         return None
     return _read("kv_compression", text)
+
+
+def _obstacle_to_begin(policy: Policy) -> str | None:
+    """Why sequences cannot be compressed by it at any time."""
+    if policy.num_sinks is not None:
+        return "keeps whole pages"
+    if policy.observer is not None:
+        return "needs the queries of all tokens"
+    return None if policy.repeated_tokens is None else "has the prompt repeated, which takes pages"
 
 
 def _read(option: str, text: str) -> Policy:

@@ -7,6 +7,7 @@ from math import lcm
 from typing import TYPE_CHECKING, Self
 
 from pagoda.cache.compression.base import Policy
+from pagoda.cache.compression.repeat import WORDLESS, Repeat, RepeatPrompt, Repeats
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,7 @@ class Plan:
 
     Budgets are multiples of it too, and of `budget_unit`. Sequences are compressed when the prompt is computed, or as
     much of it as the policy says, or `most_exact` tokens; with `when_full` not before that, and with `when_short` when
-    pages are short, if ever.
+    pages are short, if ever. What `repeats` says comes before that.
     """
 
     policy: Policy
@@ -34,13 +35,18 @@ class Plan:
     when_full: bool = False
     budget_unit: int = 1
     when_short: bool = False
+    repeats: Repeats | None = None
 
     @classmethod
-    def of(cls, policy: Policy, page_tokens: int, max_len: int | None = None) -> Self:
+    def of(
+        cls, policy: Policy, page_tokens: int, max_len: int | None = None, repeat_prompt: RepeatPrompt = WORDLESS
+    ) -> Self:
         """Of `policy`, in whole pages where it takes these; endless sequences are compressed by `max_len` tokens."""
         if policy.num_sinks is not None:
             return cls(policy, page_tokens, max_len)
-        return cls(policy, budget_unit=1 if policy.is_even else page_tokens)
+        chunk = policy.repeated_tokens
+        repeats = None if chunk is None else Repeats(chunk, page_tokens, repeat_prompt)
+        return cls(policy, budget_unit=1 if policy.is_even else page_tokens, repeats=repeats)
 
     @property
     def is_endless(self) -> bool:
@@ -60,7 +66,8 @@ class Plan:
         due = length if length > budget else budget + self.every if self.every else None
         if due is not None:
             due = min(self._whole(due), self._whole(due) if most is None else most)
-        return Compression(self, budget, due)
+        repeat = None if self.repeats is None or due is None else Repeat(self.repeats, due)
+        return Compression(self, budget, due, repeat=repeat)
 
     def budget(self, num_prompt_tokens: int) -> int:
         """How many tokens are kept of a sequence with such a prompt."""
@@ -83,8 +90,9 @@ class Compression:
 
     `calls` has the queries of its last tokens before that, by attention call; of a policy that observes all of them
     only those that it has not, and `observed` what it made of the others. `sinks` has the bytes of its first pages, by
-    layer group, as they were before their keys were turned. Of a sequence that has been compressed the first
-    `num_exact_tokens` were computed as if it were not, and `num_omitted_tokens` are in no page of some layers.
+    layer group, as they were before their keys were turned. It has to `repeat` its tokens before, unless it has. Of a
+    sequence that has been compressed the first `num_exact_tokens` were computed as if it were not, and
+    `num_omitted_tokens` are in no page of some layers.
     """
 
     plan: Plan
@@ -93,6 +101,7 @@ class Compression:
     calls: dict[int, LastQueries] = field(default_factory=dict)
     observed: dict[int, torch.Tensor] = field(default_factory=dict)
     sinks: dict[int, torch.Tensor] = field(default_factory=dict)
+    repeat: Repeat | None = None
     num_exact_tokens: int | None = None
     num_omitted_tokens: int = 0
 
@@ -110,6 +119,11 @@ class Compression:
         """After how many tokens it was compressed first, or will be."""
         return self.due if self.num_exact_tokens is None else self.num_exact_tokens
 
+    @property
+    def next_stop(self) -> int | None:
+        """Beyond so many tokens nothing is computed before it is compressed, or repeats what it has."""
+        return self.due if self.repeat is None else self.repeat.start
+
     def watched_until(self, num_tokens: int) -> int | None:
         """Up to which token queries are looked at if it may be compressed after `num_tokens`; None if none are."""
         return num_tokens if self.is_undecided else self.due
@@ -126,6 +140,13 @@ class Compression:
         """Where the block ends that begins with token `first`."""
         assert self.due is not None
         return min((first // BLOCK_TOKENS + 1) * BLOCK_TOKENS, self.due)
+
+    def repeated(self) -> None:
+        """A chunk is repeated."""
+        assert self.repeat is not None
+        self.repeat.end()
+        if self.repeat.is_done:
+            self.repeat = None
 
     def advance(self) -> None:
         """It was due, and has been compressed. Queries that will be asked for again are kept."""
