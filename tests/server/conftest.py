@@ -12,9 +12,12 @@ from pagoda import LLM
 from server.running import Running, running
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def certificates() -> Iterator[None]:
-    """Read once: every client reads them all, which takes longer than to be answered, though nothing here is TLS."""
+    """Read once a module: every client reads them all, which takes longer than to be answered, and nothing is TLS.
+
+    Other tests, which are about certificates, must not share what these trust.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ssl, "create_default_context", cache(ssl.create_default_context))
         yield
