@@ -53,7 +53,8 @@ class KVzip(ScoredPolicy):
 
     @property
     def _least_reason(self) -> str:
-        return f"it always keeps the first {NUM_SINKS} tokens and the last {self.window}"
+        recent = f" and the last {self.window}" if self.window else ""
+        return f"it always keeps the first {NUM_SINKS} tokens{recent}"
 
     def scores(self, layer: LayerView) -> torch.Tensor:
         import torch
