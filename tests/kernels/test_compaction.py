@@ -198,9 +198,10 @@ def check_scored(kernels, case):
     for rule, has_sinks in SCORED.values():
         asked = case.query, case.layer, case.view, rule
         torch.testing.assert_close(kernels.logits(*asked), ReferenceKernels().logits(*asked), rtol=1e-4, atol=1e-4)
-        for name in ("attention_mass", "attention_peak"):
+        for is_peak in (False, True):
             weights, expected = (
-                getattr(each, name)(*asked, sinks if has_sinks else None) for each in (kernels, ReferenceKernels())
+                each.attention_mass(*asked, sinks if has_sinks else None, is_peak=is_peak)
+                for each in (kernels, ReferenceKernels())
             )
             torch.testing.assert_close(weights, expected, rtol=3e-4, atol=1e-6)
 
@@ -214,7 +215,7 @@ def test_keys_whose_positions_matter_are_not_scored(backend):
         with pytest.raises(ConfigError, match="cannot be scored"):
             kernels.attention_mass(case.query, case.layer, case.view, rule)
         with pytest.raises(ConfigError, match="cannot be scored"):
-            kernels.attention_peak(case.query, case.layer, case.view, rule)
+            kernels.attention_mass(case.query, case.layer, case.view, rule, is_peak=True)
     two = build(Shape(format=FP32, sequences=((3, 1), (4, 1))))
     with pytest.raises(ConfigError, match="one sequence"):
         kernels.logits(two.query, two.layer, two.view, RULES["plain"][0])

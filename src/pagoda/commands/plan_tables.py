@@ -215,7 +215,7 @@ def _users_notes(plan: Plan) -> Iterator[str]:
     if options.policy is not None:
         yield "A prompt is kept whole while it is computed, but by streaming. How much is lost depends on the text."
     if options.policy is not None and options.policy.repeated_tokens is not None:
-        yield f"{options.policy.name} repeats each prompt, which takes as long again, and room for a chunk more."
+        yield f"{options.policy.name} repeats each prompt: that takes at least as long again, and room for a chunk."
     if main.users < (main.users_by_memory or 0):
         yield f"The engine runs {options.max_num_seqs:,} at once unless max_num_seqs is raised."
     if plan.users > (main.users_by_memory or 0):

@@ -221,22 +221,13 @@ class AttentionKernels(ABC):
         view: GroupView,
         rule: AttentionRule,
         sinks: torch.Tensor | None = None,
+        *,
+        is_peak: bool = False,
     ) -> torch.Tensor:
         """The weights of attention, summed over rows: fp32 [KV heads, query heads of each, slots]. See `logits`.
 
-        What is asked for of many rows takes no more memory than of one.
+        With `is_peak` the largest of all rows instead. What is asked for of many rows takes no more memory than of one.
         """
-
-    @abstractmethod
-    def attention_peak(
-        self,
-        query: torch.Tensor,
-        layer: LayerPages,
-        view: GroupView,
-        rule: AttentionRule,
-        sinks: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """`attention_mass`, but the largest weight of all rows instead of their sum."""
 
     @abstractmethod
     def move_tokens(self, layer: LayerPages, pages: torch.Tensor, kept: torch.Tensor, target: torch.Tensor) -> None:

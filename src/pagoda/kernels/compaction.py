@@ -5,7 +5,7 @@ Knows one layer of one sequence. Does not know how scores are computed: the kern
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,11 +95,11 @@ class StoredLayer:
 
     @property
     def mass(self) -> torch.Tensor:
-        return self._of_all_rows(self._tokens.kernels.attention_mass)
+        return self._of_all_rows(is_peak=False)
 
     @property
     def peak(self) -> torch.Tensor:
-        return self._of_all_rows(self._tokens.kernels.attention_peak)
+        return self._of_all_rows(is_peak=True)
 
     @property
     def group_logits(self) -> torch.Tensor:
@@ -128,11 +128,11 @@ class StoredLayer:
         assert self._beside.rotation is not None
         return self._beside.rotation.mean_turn(torch.arange(first, first + count), self._layer.key.plane.width)
 
-    def _of_all_rows(self, weights: Callable[..., torch.Tensor]) -> torch.Tensor:
-        views = [self._tokens.view(len(call.queries)) for call in self._calls]
+    def _of_all_rows(self, *, is_peak: bool) -> torch.Tensor:
+        kernels, views = self._tokens.kernels, [self._tokens.view(len(call.queries)) for call in self._calls]
         return _joined(
             [
-                weights(call.queries, self._layer, view, call.rule, call.sinks)
+                kernels.attention_mass(call.queries, self._layer, view, call.rule, call.sinks, is_peak=is_peak)
                 for call, view in zip(self._calls, views, strict=True)
             ]
         )

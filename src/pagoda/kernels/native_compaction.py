@@ -52,18 +52,23 @@ class NativeCompaction(NativeCalls):
         view: GroupView,
         rule: AttentionRule,
         sinks: torch.Tensor | None = None,
+        *,
+        is_peak: bool = False,
     ) -> torch.Tensor:
-        return self._weights(query, layer, view, rule, sinks, is_peak=False)
-
-    def attention_peak(
-        self,
-        query: torch.Tensor,
-        layer: LayerPages,
-        view: GroupView,
-        rule: AttentionRule,
-        sinks: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        return self._weights(query, layer, view, rule, sinks, is_peak=True)
+        check_scored(layer, view, rule)
+        (rows, heads, _), kv_heads = query.shape, layer.key.plane.num_heads
+        out = torch.zeros(kv_heads, heads // kv_heads, int(view.context_lengths[0]))
+        logits = None if sinks is None else checked_sinks(sinks, heads)
+        self._kernels.attention_mass(
+            *self._scored(query, layer, view, rule),
+            0 if logits is None else logits.data_ptr(),
+            is_peak,
+            out.data_ptr(),
+            rows,
+            heads,
+            torch.get_num_threads(),
+        )
+        return out
 
     def move_tokens(self, layer: LayerPages, pages: torch.Tensor, kept: torch.Tensor, target: torch.Tensor) -> None:
         heads, count = kept.shape
@@ -115,32 +120,6 @@ class NativeCompaction(NativeCalls):
             self._planes(layer),
             torch.get_num_threads(),
         )
-
-    def _weights(
-        self,
-        query: torch.Tensor,
-        layer: LayerPages,
-        view: GroupView,
-        rule: AttentionRule,
-        sinks: torch.Tensor | None,
-        *,
-        is_peak: bool,
-    ) -> torch.Tensor:
-        """What attention makes of all rows together."""
-        check_scored(layer, view, rule)
-        (rows, heads, _), kv_heads = query.shape, layer.key.plane.num_heads
-        out = torch.zeros(kv_heads, heads // kv_heads, int(view.context_lengths[0]))
-        logits = None if sinks is None else checked_sinks(sinks, heads)
-        self._kernels.attention_mass(
-            *self._scored(query, layer, view, rule),
-            0 if logits is None else logits.data_ptr(),
-            is_peak,
-            out.data_ptr(),
-            rows,
-            heads,
-            torch.get_num_threads(),
-        )
-        return out
 
     def _scored(
         self, query: torch.Tensor, layer: LayerPages, view: GroupView, rule: AttentionRule

@@ -37,18 +37,11 @@ class PlainCompaction(AttentionKernels):
         view: GroupView,
         rule: AttentionRule,
         sinks: torch.Tensor | None = None,
+        *,
+        is_peak: bool = False,
     ) -> torch.Tensor:
-        return weights_of(self.logits(query, layer, view, rule), sinks).sum(dim=2)
-
-    def attention_peak(
-        self,
-        query: torch.Tensor,
-        layer: LayerPages,
-        view: GroupView,
-        rule: AttentionRule,
-        sinks: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        return weights_of(self.logits(query, layer, view, rule), sinks).amax(dim=2)
+        weights = weights_of(self.logits(query, layer, view, rule), sinks)
+        return weights.amax(dim=2) if is_peak else weights.sum(dim=2)
 
     def move_tokens(self, layer: LayerPages, pages: torch.Tensor, kept: torch.Tensor, target: torch.Tensor) -> None:
         geometry = layer.geometry
