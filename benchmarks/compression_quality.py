@@ -13,15 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 from collections.abc import Iterator
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -38,19 +35,12 @@ from pagoda.models.loader import load_model
 from pagoda.models.model import Model
 from pagoda.models.tokenizer import load_tokenizer
 
-sys.path += [str(Path(__file__).parent.parent / "scripts"), str(Path(__file__).parent / "peers")]
+sys.path += [str(Path(__file__).parent / "peers")]
 
 from answers import Case, Result, compared, write_cases
-from recall_tasks import RecallTasks
-from tiny_corpus import load_corpus
-from train_tiny import load_words
 
 from forced import Forced
-
-RECALL = ("pass key", "key-value", "copy")
-TASKS = ("text", *RECALL, "needle", "keys", "variables")
-CONTINUED = 64  # tokens of texts
-WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "ivory", "jade", "karst", "linen")
+from long_prompts import RECALL, TASKS, TEXTS, cases_of
 
 
 def forced(engine: Engine, cases: list[Case], policy: str, unseen: bool) -> list[torch.Tensor]:
@@ -67,62 +57,6 @@ def forced(engine: Engine, cases: list[Case], policy: str, unseen: bool) -> list
     while engine.has_work:
         engine.step()
     return [torch.stack(form.notes) for form in forms]
-
-
-def cases_of(task: str, tokenizer: Any, options: argparse.Namespace) -> list[Case]:
-    """The questions of a task; the same for every policy."""
-    if task in ("text", *RECALL):
-        corpus = load_corpus(options.work, options.data, load_tokenizer(EMBEDDED_MODEL))
-        if task == "text":
-            stretches = np.random.default_rng(0).integers(
-                len(corpus.held_out) - options.tokens - CONTINUED, size=options.cases
-            )
-            length = options.tokens
-            texts = [corpus.held_out[at : at + length + CONTINUED].tolist() for at in stretches]
-            return [Case(text[:length], text[length:]) for text in texts]
-        words = load_words(corpus, load_tokenizer(EMBEDDED_MODEL))
-        return list(recall_cases(RecallTasks(tokenizer, corpus.held_out, words), task, options))
-    return [ruler_case(task, tokenizer, random.Random(f"{task}/{index}"), options) for index in range(options.cases)]
-
-
-def recall_cases(tasks: RecallTasks, kind: str, options: argparse.Namespace) -> Iterator[Case]:
-    """What the embedded model was trained to recall, at distances up to the length of the prompt."""
-    generator = np.random.default_rng(0)
-    for index in range(options.cases):
-        probe = tasks.probe(kind, (index + 1) * (options.tokens - 64) // options.cases, generator)
-        lines = [at for at, token in enumerate(probe.prompt) if token == tasks.newline]
-        yield Case(probe.prompt, probe.answer, len(probe.prompt) - lines[-1])
-
-
-def ruler_case(task: str, tokenizer: Any, draw: random.Random, options: argparse.Namespace) -> Case:
-    """Facts in running text, as RULER has them (arXiv 2404.06654), asked for in the model's chat format."""
-    number = partial(draw.randrange, 10_000, 100_000)
-    names = draw.sample(WORDS, k=6)
-    if task == "variables":
-        value = number()
-        lines = [f"VAR {names[0].upper()} = {value}."]
-        lines += [f"VAR {new.upper()} = VAR {old.upper()}." for old, new in pairwise(names[:4])]
-        question, reply, answer = f"What is the value of VAR {names[3].upper()}?", "The value is", f" {value}"
-    else:
-        numbers = {name: number() for name in (names if task == "keys" else names[:1])}
-        lines = [f"One of the special magic numbers for {name} is {value}." for name, value in numbers.items()]
-        asked = draw.choice(list(numbers))
-        question = f"What is the special magic number for {asked}?"
-        reply, answer = f"The special magic number for {asked} is", f" {numbers[asked]}"
-    files = sorted(path for path in options.data.rglob("*") if path.is_file())
-    text = max(files, key=lambda path: path.stat().st_size).read_text(errors="replace")
-    start = draw.randrange(len(text) - 8 * options.tokens)
-    paragraph = tokenizer.decode(tokenizer(text[start : start + 8 * options.tokens]).input_ids[: options.tokens - 200])
-    cuts = sorted(draw.sample(range(len(paragraph)), k=len(lines)))
-    pieces = [paragraph[a:b] for a, b in zip([0, *cuts], [*cuts, len(paragraph)], strict=True)]
-    body = pieces[0] + "".join(f"\n{line}\n{piece}" for line, piece in zip(lines, pieces[1:], strict=True))
-    message = [{"role": "user", "content": f"Remember what this text says.\n\n{body}\n\n{question} Answer at once."}]
-    prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True) + reply
-    before = prompt[: prompt.rindex(question)]
-    token_ids = tokenizer(prompt, add_special_tokens=False).input_ids
-    num_question = len(token_ids) - len(tokenizer(before, add_special_tokens=False).input_ids)
-    answered = tokenizer(prompt + answer, add_special_tokens=False).input_ids
-    return Case(token_ids, answered[len(token_ids) :], num_question)
 
 
 def make_engine(model: Model, format: str, tokenizer: Any) -> Engine:
@@ -143,7 +77,7 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, str, Result]]:
         whole = forced(engines["bf16"], cases, "none", unseen=False)
         result = compared(cases, whole, whole, 1.0)
         yield task, "all, bf16", result
-        if task != "text" and result.answered < options.least:
+        if task not in TEXTS and result.answered < options.least:
             continue
         for format in options.formats:
             found = forced(engines[format], cases, "none", unseen=False)
