@@ -376,6 +376,14 @@ constexpr int64_t kMaxHeadRows = 8;
 constexpr int64_t kMaxHeadWidth = 1024;
 constexpr int64_t kHeadWidthMultiple = 16;
 
+struct CodedCall;  // coding.h
+
+// Those of products with coded weights.
+struct CodedKernels {
+    void (*code_rows)(const CodedCall& call, int64_t first_row, int64_t last_row);
+    void (*multiply)(const CodedCall& call, int64_t first_block, int64_t last_block, uint8_t* plain);
+};
+
 // The functions of one instruction set. Those for linear layers on tiles are null where there are none.
 struct KernelTable {
     const char* name;
@@ -391,6 +399,7 @@ struct KernelTable {
     void (*linear)(const LinearCall& call, const uint8_t* packed, int64_t first_block, int64_t last_block);
     void (*linear_wide)(const LinearCall& call, const uint8_t* packed, int64_t first_block, int64_t last_block,
                         float* sums);
+    const CodedKernels* coded;
     void (*rms_norm)(const NormCall& call, int64_t first_row, int64_t last_row);
     void (*gated_silu)(const PairCall& call, int64_t first_number, int64_t last_number);
     void (*add)(const PairCall& call, int64_t first_number, int64_t last_number);

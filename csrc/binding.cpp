@@ -15,6 +15,7 @@
 
 #include "isa.h"
 #include "memory.h"
+#include "packing.h"
 #include "run.h"
 
 namespace nb = nanobind;
@@ -92,6 +93,14 @@ class Kernels {
                        table_, num_threads);
     }
 
+    void coded_linear(const Coding& coding, uintptr_t input, uintptr_t weight, uintptr_t bias, uintptr_t out, int64_t rows,
+                      int64_t columns, int64_t depth, Number number, int num_threads) const {
+        nb::gil_scoped_release released;
+        pagoda::coded_linear({coding, pointer<const uint8_t>(input), pointer<const uint8_t>(weight),
+                              pointer<const uint8_t>(bias), pointer<uint8_t>(out), rows, columns, depth, number, {}},
+                             table_, num_threads);
+    }
+
     void rms_norm(uintptr_t input, uintptr_t weight, uintptr_t out, int64_t rows, int64_t width, float epsilon,
                   Number number, int num_threads) const {
         nb::gil_scoped_release released;
@@ -167,6 +176,28 @@ nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>> allocate(size_t nbytes) {
         delete mapping;
     });
     return {data, {nbytes}, owner};
+}
+
+void pack_gguf_rows(GgufType type, uintptr_t blocks, int64_t row_nbytes, int64_t rows, int64_t depth, uintptr_t out,
+                    int num_threads) {
+    nb::gil_scoped_release released;
+    pack_gguf(type, pointer<const uint8_t>(blocks), row_nbytes, rows, depth, pointer<uint8_t>(out), num_threads);
+}
+
+void pack_plane_rows(const Coding& coding, uintptr_t codes, uintptr_t scales, uintptr_t minima, int64_t rows,
+                     int64_t depth, uintptr_t out, int num_threads) {
+    nb::gil_scoped_release released;
+    pack_planes({coding, pointer<const uint8_t>(codes), pointer<const float>(scales), pointer<const float>(minima), nullptr,
+                 nullptr, rows, depth, pointer<uint8_t>(out)},
+                num_threads);
+}
+
+void decode_weight_rows(const Coding& coding, uintptr_t weight, int64_t rows, int64_t depth, uintptr_t numbers, int64_t count,
+                        uintptr_t out, Number number, int num_threads) {
+    nb::gil_scoped_release released;
+    decode_rows({coding, pointer<const uint8_t>(weight), rows, depth, pointer<const int64_t>(numbers), count,
+                 pointer<uint8_t>(out), number},
+                num_threads);
 }
 
 double read_gigabytes_per_second(size_t nbytes, int num_threads, int repeats, bool in_huge_pages) {
@@ -261,6 +292,27 @@ NB_MODULE(_native, module) {
         .def(nb::init<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>(), "offset_nbytes"_a,
              "head_nbytes"_a, "inner_tokens"_a, "outer_nbytes"_a, "inner_nbytes"_a, "num_runs"_a, "stride_nbytes"_a,
              "run_nbytes"_a);
+    nb::class_<Coding>(module, "Coding")
+        .def(nb::init<int, int, int, bool, bool, int64_t, Number>(), "bits"_a, "zero"_a, "num_parts"_a, "has_minimum"_a,
+             "has_table"_a, "superunit"_a, "scale"_a)
+        .def_ro("superunit", &Coding::superunit)
+        .def("block_nbytes", &block_nbytes, "depth"_a);
+    nb::enum_<GgufType>(module, "GgufType")
+        .value("Q4_0", GgufType::q4_0)
+        .value("Q4_1", GgufType::q4_1)
+        .value("Q5_0", GgufType::q5_0)
+        .value("Q5_1", GgufType::q5_1)
+        .value("Q8_0", GgufType::q8_0)
+        .value("Q2_K", GgufType::q2_k)
+        .value("Q3_K", GgufType::q3_k)
+        .value("Q4_K", GgufType::q4_k)
+        .value("Q5_K", GgufType::q5_k)
+        .value("Q6_K", GgufType::q6_k)
+        .value("IQ4_NL", GgufType::iq4_nl)
+        .value("IQ4_XS", GgufType::iq4_xs)
+        .def("coding", [](GgufType type) { return gguf::form_of(type).coding; })
+        .def("block_depth", [](GgufType type) { return gguf::form_of(type).depth; })
+        .def("block_nbytes", [](GgufType type) { return gguf::form_of(type).nbytes; });
     nb::class_<Kernels>(module, "Kernels")
         .def(nb::init<const std::string&>(), "instruction_set"_a)
         .def("attend", &Kernels::attend, "query"_a, "out"_a, "pages"_a, "tables"_a, "rule"_a, "sinks"_a, "num_rows"_a,
@@ -275,6 +327,8 @@ NB_MODULE(_native, module) {
              "number"_a, "num_threads"_a)
         .def("gated_linear", &Kernels::gated_linear, "input"_a, "gate"_a, "up"_a, "out"_a, "rows"_a, "columns"_a,
              "depth"_a, "number"_a, "num_threads"_a)
+        .def("coded_linear", &Kernels::coded_linear, "coding"_a, "input"_a, "weight"_a, "bias"_a, "out"_a, "rows"_a,
+             "columns"_a, "depth"_a, "number"_a, "num_threads"_a)
         .def("rms_norm", &Kernels::rms_norm, "input"_a, "weight"_a, "out"_a, "rows"_a, "width"_a, "epsilon"_a, "number"_a,
              "num_threads"_a)
         .def("gated_silu", &Kernels::gated_silu, "gate"_a, "up"_a, "out"_a, "count"_a, "number"_a, "num_threads"_a)
@@ -289,6 +343,14 @@ NB_MODULE(_native, module) {
         .def("move_tokens", &Kernels::move_tokens, "pages"_a, "table"_a, "num_slots"_a, "kept"_a, "kept_starts"_a,
              "first_cells"_a, "cell_step"_a, "page_cells"_a, "target"_a, "num_target_pages"_a, "target_page_nbytes"_a,
              "planes"_a, "num_threads"_a);
+    module.attr("CODED_ROWS") = kCodedRows;
+    module.attr("UNIT_DEPTH") = kUnitDepth;
+    module.def("pack_gguf", &pack_gguf_rows, "type"_a, "blocks"_a, "row_nbytes"_a, "rows"_a, "depth"_a, "out"_a,
+               "num_threads"_a);
+    module.def("pack_planes", &pack_plane_rows, "coding"_a, "codes"_a, "scales"_a, "minima"_a, "rows"_a, "depth"_a,
+               "out"_a, "num_threads"_a);
+    module.def("decode_rows", &decode_weight_rows, "coding"_a, "weight"_a, "rows"_a, "depth"_a, "numbers"_a, "count"_a,
+               "out"_a, "number"_a, "num_threads"_a);
     module.attr("MAX_ROTATED_WIDTH") = kMaxRotatedWidth;
     module.attr("MAX_HEAD_ROWS") = kMaxHeadRows;
     module.attr("MAX_HEAD_WIDTH") = kMaxHeadWidth;

@@ -75,6 +75,7 @@ void fold(const AttendCall& call, const SplitTile& splits, uint8_t* memory) {
 
 }  // namespace
 
+extern const CodedKernels PAGODA_CODED_TABLE;
 extern const KernelTable PAGODA_TABLE;
 const KernelTable PAGODA_TABLE = {PAGODA_NAME,
                                   scratch_nbytes,
@@ -94,6 +95,7 @@ const KernelTable PAGODA_TABLE = {PAGODA_NAME,
                                   nullptr,
                                   nullptr,
 #endif
+                                  &PAGODA_CODED_TABLE,
                                   rms_norm,
                                   gated_silu,
                                   add,

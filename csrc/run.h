@@ -1,7 +1,7 @@
 // The operations, over all threads.
 #pragma once
 
-#include "attention.h"
+#include "coding.h"
 
 namespace pagoda {
 
@@ -10,6 +10,8 @@ void attend(const AttendCall& call, const KernelTable& kernels, int64_t num_rows
 void logits(const ScoreCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads);
 void attention_mass(const ScoreCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads);
 void linear(const LinearCall& call, const KernelTable& kernels, int num_threads);
+// `coded` of the call is not used.
+void coded_linear(const CodedCall& call, const KernelTable& kernels, int num_threads);
 // Multiplications of bf16 a second, best of a few times, with nothing else to do.
 double peak_rate(const KernelTable& kernels, int num_threads);
 void rms_norm(const NormCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads);

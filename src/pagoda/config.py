@@ -16,6 +16,7 @@ from pagoda.checks import as_float, is_number, is_whole, shown
 from pagoda.errors import ConfigError
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+QUANTIZATIONS = ("none", "int8", "int4")
 DEVICES = ("auto", "cpu", "cuda")
 DEFAULT_KV_CACHE_NBYTES = 4 << 30
 DEFAULT_KV_CACHE_SHARE = 0.4  # of the memory available at start-up
@@ -102,6 +103,7 @@ def check_tenants(tenants: Mapping[str, TenantShare]) -> None:
 class EngineConfig:
     """How to run one model. `None` and "auto" are resolved from the model and the machine at start-up.
 
+    quantization: "int8" or "int4" codes the weights when they are loaded, and computes with the codes; "none" does not.
     device: "cpu", "cuda" (a GPU), or "auto": a GPU if there is one that can do what is asked for.
     gpu_memory_utilization: how much of a GPU's memory is used, by weights, pages and all others on it.
     kv_cache_dtype: a format, a pair for keys and values ("int8/int4"), or formats by reach ("full=int8,sliding=bf16").
@@ -138,6 +140,7 @@ class EngineConfig:
     """
 
     dtype: str = "auto"
+    quantization: str = "none"
     device: str = "cpu"
     gpu_memory_utilization: float = 0.9
     kv_cache_dtype: str = "auto"
@@ -171,10 +174,10 @@ class EngineConfig:
     environment: Environment = field(default_factory=Environment.read)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.dtype, str) or self.dtype not in DTYPES:
-            raise ConfigError(f"dtype is {shown(self.dtype)}; choose one of: {', '.join(DTYPES)}.")
-        if not isinstance(self.device, str) or self.device not in DEVICES:
-            raise ConfigError(f"device is {shown(self.device)}; choose one of: {', '.join(DEVICES)}.")
+        for name, known in (("dtype", DTYPES), ("quantization", QUANTIZATIONS), ("device", DEVICES)):
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in known:
+                raise ConfigError(f"{name} is {shown(value)}; choose one of: {', '.join(known)}.")
         share = self.gpu_memory_utilization
         if not is_number(share) or not 0 < as_float(share) <= 1:
             raise ConfigError(f"gpu_memory_utilization is {shown(share)}; give a share above 0 and at most 1.")

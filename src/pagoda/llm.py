@@ -93,7 +93,13 @@ class LLM:
             loaded = model.of_unknown_origin()
         else:
             path = EMBEDDED_MODEL if model is None else model
-            loaded = load_model(path, dtype=config.dtype, generation_config=config.generation_config, device=device)
+            loaded = load_model(
+                path,
+                dtype=config.dtype,
+                quantization=config.quantization,
+                generation_config=config.generation_config,
+                device=device,
+            )
             if tokenizer is None and not skip_tokenizer_init:
                 self.tokenizer = load_tokenizer(path)
             feature_extractor = load_feature_extractor(Path(path)) if loaded.encoder else None

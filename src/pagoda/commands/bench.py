@@ -68,11 +68,13 @@ def _load(arguments: Namespace) -> Model:
 def _model(arguments: Namespace) -> Model:
     device = find_device(arguments.device)
     if arguments.random_weights is None:
-        return load_model(arguments.model or EMBEDDED_MODEL, dtype=arguments.dtype, device=device)
+        path, quantization = arguments.model or EMBEDDED_MODEL, arguments.quantization
+        return load_model(path, dtype=arguments.dtype, quantization=quantization, device=device)
     if arguments.model is not None:
         raise ConfigError("--model and --random-weights name two models; give one of them.")
     dtype = "bfloat16" if arguments.dtype == "auto" else arguments.dtype
-    return model_from_config(shape_config(arguments.random_weights), dtype=dtype, device=device)
+    config = shape_config(arguments.random_weights)
+    return model_from_config(config, dtype=dtype, quantization=arguments.quantization, device=device)
 
 
 def _measure(model: Model, arguments: Namespace, name: str, workload: Workload, found: Found, is_caching: bool) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pagoda.cache.compression.choice import EXAMPLE
-from pagoda.config import DEVICES, DTYPES, WRITE_POLICIES, EngineConfig
+from pagoda.config import DEVICES, DTYPES, QUANTIZATIONS, WRITE_POLICIES, EngineConfig
 from pagoda.errors import ConfigError
 from pagoda.registry import names
 from pagoda.sampling_params import SamplingParams
@@ -50,6 +50,7 @@ OF_CHECKPOINTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"
 
 ENGINE_OPTIONS = (
     _option("dtype", "precision of the weights; auto takes the checkpoint's", choices=DTYPES),
+    _option("quantization", "bits of the weights that are computed with, if not those of dtype", choices=QUANTIZATIONS),
     _option("device", "what computes; auto takes a GPU if there is one that can do what is asked for", choices=DEVICES),
     _option(
         "gpu_memory_utilization",

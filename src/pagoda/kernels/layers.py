@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from pagoda.kernels.coded_weight import CodedWeight
+
 
 class LayerKernels(ABC):
     """What the layers of a step call. Some must be asked first whether they take tensors of these shapes and types."""
@@ -34,6 +36,18 @@ class LayerKernels(ABC):
     @abstractmethod
     def gated_linear(self, input: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         """`gated_silu` of two linear layers without bias on `input` [..., depth]; weights [columns, depth]."""
+
+    @abstractmethod
+    def coded_linear(self, input: torch.Tensor, weight: CodedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+        """A linear layer on coded weights [columns, depth], for any number of rows; `input` [..., depth].
+
+        Input is coded too, to 8 bits: each 32 numbers of a row have a scale, which is a 127th of the largest. Sums are
+        exact within these, and in fp32 beyond; returns [..., columns] in the type of `input`.
+        """
+
+    @abstractmethod
+    def coded_rows(self, weight: CodedWeight, numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Rows of coded weights, as an embedding takes them: [*numbers, depth]."""
 
     @abstractmethod
     def rms_norm(self, input: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Note = Callable[[Callable[..., None], tuple[Any, ...]], None]
 
 
-def _compiled() -> Any:
+def compiled() -> Any:
     """The compiled module, or an error that says why there is none."""
     try:
         from pagoda.kernels import _native
@@ -34,7 +34,7 @@ def _compiled() -> Any:
 
 def instruction_sets() -> tuple[str, ...]:
     """What this build can use on this machine, best first."""
-    return tuple(_compiled().instruction_sets())
+    return tuple(compiled().instruction_sets())
 
 
 def read_bandwidth(
@@ -42,20 +42,20 @@ def read_bandwidth(
 ) -> float:
     """The rate at which threads together read memory, in GB/s: the limit of decode steps."""
     threads = num_threads or torch.get_num_threads()
-    rate: float = _compiled().read_bandwidth(nbytes, threads, repeats, in_huge_pages)
+    rate: float = compiled().read_bandwidth(nbytes, threads, repeats, in_huge_pages)
     return rate
 
 
 def allocate(nbytes: int) -> torch.Tensor:
     """Zeros, uint8 [nbytes], in huge pages where the system grants them; takes no memory before it is touched."""
-    return torch.from_numpy(_compiled().allocate(nbytes))
+    return torch.from_numpy(compiled().allocate(nbytes))
 
 
 class NativeCalls:
     """Calls of the compiled module. `isa` forces an instruction set; None takes the best of this machine."""
 
     def __init__(self, isa: str | None = None) -> None:
-        self._native = _compiled()
+        self._native = compiled()
         self._note: Note | None = None
         self._told = NativeArguments(self._native)
         available = instruction_sets()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from pagoda.errors import ConfigError
+from pagoda.kernels.coded_weight import CodedWeight
 from pagoda.kernels.layers import LayerKernels
 from pagoda.kernels.native_arguments import described
 from pagoda.kernels.native_calls import NativeCalls
@@ -109,6 +110,31 @@ class NativeLayers(NativeCalls, LayerKernels):
             self._told.numbers[input.dtype],
             torch.get_num_threads(),
         )
+        return out
+
+    def coded_linear(self, input: torch.Tensor, weight: CodedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+        input = input.contiguous()
+        if input.shape[-1] != weight.depth or (bias is not None and bias.dtype is not input.dtype):
+            raise ConfigError(f"Coded weights of {weight.shape} cannot multiply {described(input)}.")
+        out = input.new_empty(*input.shape[:-1], weight.rows)
+        self._run(
+            self._kernels.coded_linear,
+            weight.coding,
+            input.data_ptr(),
+            weight.data.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            out.data_ptr(),
+            input.numel() // weight.depth,
+            weight.rows,
+            weight.depth,
+            self._told.number(input),
+            torch.get_num_threads(),
+        )
+        return out
+
+    def coded_rows(self, weight: CodedWeight, numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        function, arguments, out = weight.decoding(numbers.contiguous(), dtype)
+        self._run(function, *arguments)
         return out
 
     def rms_norm(self, input: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:

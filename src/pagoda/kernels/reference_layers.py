@@ -4,7 +4,23 @@ from __future__ import annotations
 
 import torch
 
+from pagoda.kernels.coded_weight import CodedWeight
 from pagoda.kernels.layers import LayerKernels
+
+CODED_INPUT = 32  # numbers that have a scale in common
+MOST_INPUT_CODE = 127
+LEAST_INPUT = 2.0**-100
+
+
+def coded_input(input: torch.Tensor) -> torch.Tensor:
+    """What codes of 8 bits leave of `input` [..., depth], in fp32."""
+    depth = input.shape[-1]
+    padded = torch.nn.functional.pad(input.float(), (0, -depth % CODED_INPUT)).unflatten(-1, (-1, CODED_INPUT))
+    most = padded.abs().amax(dim=-1, keepdim=True)
+    scales = most / MOST_INPUT_CODE
+    codes = torch.where(most < LEAST_INPUT, 0.0, padded / scales).round()
+    values: torch.Tensor = (codes * scales).flatten(-2)[..., :depth]
+    return values
 
 
 class ReferenceLayers(LayerKernels):
@@ -21,6 +37,13 @@ class ReferenceLayers(LayerKernels):
 
     def gated_linear(self, input: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         return self.gated_silu(self.linear(input, gate, None), self.linear(input, up, None))
+
+    def coded_linear(self, input: torch.Tensor, weight: CodedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+        out = coded_input(input) @ weight.decode().T
+        return (out if bias is None else out + bias.float()).to(input.dtype)
+
+    def coded_rows(self, weight: CodedWeight, numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return weight.decode_rows(numbers.contiguous(), dtype)
 
     def rms_norm(self, input: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         wide = input.float()

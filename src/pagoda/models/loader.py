@@ -28,6 +28,7 @@ from pagoda.models.kept_digest import Origin, WeightFiles
 from pagoda.models.model import Model
 from pagoda.models.placement import CPU, place
 from pagoda.models.plausible import FewCalls, fitting
+from pagoda.models.rounding import quantize
 from pagoda.models.selftest import self_test
 from pagoda.models.weights import stored_weights
 
@@ -39,10 +40,16 @@ DTYPES = {
 
 
 def load_model(
-    path: str | Path, *, dtype: str = "auto", generation_config: str = "auto", device: torch.device = CPU
+    path: str | Path,
+    *,
+    dtype: str = "auto",
+    quantization: str = "none",
+    generation_config: str = "auto",
+    device: torch.device = CPU,
 ) -> Model:
     """Load the checkpoint in the directory `path`. `dtype` is "auto" (as stored) or a name in `DTYPES`.
 
+    `quantization` is "none", or a name in `QUANTIZATIONS` to hold the weights in codes.
     `generation_config` is a directory, "auto" for the same, or "vllm" for no more than the checkpoint's tokens.
     """
     directory = checkpoint_directory(path)
@@ -50,6 +57,7 @@ def load_model(
     with model_errors(f"The model in {directory}"):
         values = read_config(directory)
         network, discovered, files = _load_network(directory / "config.json", values, weight_dtype)
+        _quantize(network, quantization, device)
         place(network, device)
         model = Model(network, discovered, _generation(directory, generation_config, network.config, values))
         model.origin = Origin.of(files, model.network)
@@ -79,12 +87,23 @@ def _load_network(file: Path, values: dict[str, Any], dtype: torch.dtype | None)
     return network, discovered, weights.files
 
 
-def model_from_config(config: Any, *, dtype: str = "float32", seed: int = 0, device: torch.device = CPU) -> Model:
+def model_from_config(
+    config: Any, *, dtype: str = "float32", quantization: str = "none", seed: int = 0, device: torch.device = CPU
+) -> Model:
     """A model of `config` with random weights, for tests and benchmarks."""
     discovered = examine(config)
     network = random_network(config, ATTENTION_NAME, parse_dtype(dtype), seed, device)
+    _quantize(network, quantization, device)
     place(network, device)
     return Model(network, discovered, GenerationTokens.of({}, config))
+
+
+def _quantize(network: Any, quantization: str, device: torch.device) -> None:
+    if quantization == "none":
+        return
+    if device.type != "cpu":
+        raise ConfigError(f"Weights of {quantization} are computed with on the CPU only; choose device=cpu.")
+    quantize(network, quantization)
 
 
 def examine(config: Any) -> Discovered:

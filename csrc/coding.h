@@ -1,0 +1,83 @@
+// How a matrix of weights is coded and laid out, and what a product with it is given.
+//
+// Plain data, as attention.h: every translation unit includes it. A weight is (scale * code) - minimum, where codes are
+// unsigned and the scale, with `zero`, takes the place of signed ones. Rows of a matrix are the outputs of a layer.
+#pragma once
+
+#include "attention.h"
+
+namespace pagoda {
+
+// Rows lie in blocks, depth in units; a step is as much depth as a 32-bit word of codes covers.
+constexpr int64_t kCodedRows = 16;
+constexpr int64_t kUnitDepth = 32;
+constexpr int64_t kStepDepth = 4;
+constexpr int64_t kUnitSteps = kUnitDepth / kStepDepth;
+constexpr int64_t kHalfSteps = kUnitSteps / 2;
+constexpr int64_t kPlaneNbytes = kCodedRows * kStepDepth;  // a bit plane of a unit, or a byte of each code of a step
+
+// A block of rows is a stream of superunits: the scale of each row, its minimum if it has one, and `superunit` units.
+// A unit is `num_parts` parts of a scale of a byte for each row, as many of the minimum, and the codes. Part p of two is
+// for half p of the unit: its steps [4 p, 4 p + 4). Without parts the superunit's scale is that of its weights.
+//
+// Byte 4 r + k of a plane is that of row r and the k-th number of a step. Codes of 8 bits are a plane for each step. Of
+// others, nibbles lie in 4 planes: that of step s in the low half of plane s, that of step s + 4 in the high one. Pairs
+// of bits lie in 2 planes: that of step s in plane s / 4, from bit 2 (s % 4) on. Single bits lie in 1 plane, that of step
+// s in bit s. Codes of 4 bits are nibbles, of 5 and 6 nibbles and then the high bits, of 2 pairs, of 3 pairs and a bit.
+struct Coding {
+    int bits;
+    int zero;
+    int num_parts;
+    bool has_minimum;
+    bool has_table;      // codes are places in kCodeTable
+    int64_t superunit;
+    Number scale;        // of superunits: fp16 or fp32
+};
+
+// IQ4_NL of GGUF, raised by 128: `zero` takes that away.
+constexpr uint8_t kCodeTable[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
+
+static inline int64_t rows_of_scales(const Coding& coding) { return coding.has_minimum ? 2 : 1; }
+
+static inline int64_t codes_nbytes(const Coding& coding) { return kPlaneNbytes * coding.bits; }
+
+static inline int64_t parts_nbytes(const Coding& coding) {
+    return coding.num_parts * rows_of_scales(coding) * kCodedRows;
+}
+
+static inline int64_t unit_nbytes(const Coding& coding) { return parts_nbytes(coding) + codes_nbytes(coding); }
+
+static inline int64_t head_nbytes(const Coding& coding) {
+    return rows_of_scales(coding) * kCodedRows * number_nbytes(coding.scale);
+}
+
+static inline int64_t num_units(int64_t depth) { return (depth + kUnitDepth - 1) / kUnitDepth; }
+
+// Of a block of rows; the last superunit ends with the depth.
+static inline int64_t block_nbytes(const Coding& coding, int64_t depth) {
+    const int64_t units = num_units(depth), superunits = (units + coding.superunit - 1) / coding.superunit;
+    return superunits * head_nbytes(coding) + units * unit_nbytes(coding);
+}
+
+// Rows of input as codes of 8 bits, with a scale for each unit: |x| is at most 127 scales.
+struct CodedRows {
+    int8_t* codes;       // [rows, units x kUnitDepth], see `input_code_nbytes`
+    float* scales;       // [rows, units]
+    float* terms;        // [rows, units, 2]: what zeros or minima of weights are multiplied by, see `code_rows`
+};
+
+// out [rows, columns] = input [rows, depth] x weight^T + bias, input, bias and out of one type.
+struct CodedCall {
+    Coding coding;
+    const uint8_t* input;
+    const uint8_t* weight;
+    const uint8_t* bias;  // [columns], or null
+    uint8_t* out;
+    int64_t rows;
+    int64_t columns;
+    int64_t depth;
+    Number number;
+    CodedRows coded;
+};
+
+}  // namespace pagoda

@@ -1,0 +1,138 @@
+"""A matrix of weights held as codes of few bits, laid out for products on the compiled kernels (csrc/coding.h).
+
+Knows how GGUF files and arrays of codes become one, and what its numbers are. Does not know files, nor which layer it
+belongs to.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pagoda.errors import ConfigError
+from pagoda.kernels.native_calls import compiled
+
+if TYPE_CHECKING:
+    from pagoda.kernels import _native
+
+GGUF_TYPES = frozenset(
+    (*("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"), *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"), *("IQ4_NL", "IQ4_XS"))
+)
+NUMBERS = {torch.float32: "FP32", torch.float16: "FP16", torch.bfloat16: "BF16"}
+
+
+@dataclass(frozen=True)
+class GroupedCodes:
+    """Codes of a matrix whose groups of columns have scales, and minima: weight = scale * (code - zero) - minimum.
+
+    codes: uint8 [rows, depth], of `bits` bits.
+    scales, minima: fp32 [rows, groups]; with minima `zero` is 0.
+    group: columns of one scale, a multiple of 32; the last group of a row may have fewer.
+    """
+
+    codes: torch.Tensor
+    bits: int
+    scales: torch.Tensor
+    group: int
+    zero: int = 0
+    minima: torch.Tensor | None = None
+
+
+class CodedWeight:
+    """Codes of a matrix [rows, depth], held once; `data` is a parameter, so that layers can be moved and counted.
+
+    kind: tells codings apart, as "q4_k" or "8 bits in groups of 32".
+    """
+
+    def __init__(self, kind: str, coding: _native.Coding, rows: int, depth: int) -> None:
+        native = compiled()
+        blocks = -(-rows // native.CODED_ROWS)
+        self.kind = kind
+        self.coding = coding
+        self.rows = rows
+        self.depth = depth
+        data = torch.empty(blocks, coding.block_nbytes(depth), dtype=torch.uint8)
+        self.data = nn.Parameter(data, requires_grad=False)
+
+    @classmethod
+    def from_gguf(cls, type_name: str, blocks: torch.Tensor, depth: int) -> CodedWeight:
+        """`blocks`: uint8 [rows, bytes of a row], as in the file. Raises ConfigError for blocks of another shape."""
+        native = compiled()
+        type = getattr(native.GgufType, type_name)
+        nbytes = depth // type.block_depth() * type.block_nbytes()
+        if depth % type.block_depth() or blocks.dim() != 2 or blocks.shape[1] != nbytes or blocks.stride(1) != 1:
+            raise ConfigError(f"Blocks of {type_name} with shape {tuple(blocks.shape)} are no rows of {depth} weights.")
+        weight = cls(type_name.lower(), type.coding(), len(blocks), depth)
+        native.pack_gguf(
+            type,
+            blocks.data_ptr(),
+            blocks.stride(0),
+            len(blocks),
+            depth,
+            weight.data.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return weight
+
+    @classmethod
+    def from_groups(cls, groups: GroupedCodes) -> CodedWeight:
+        """Scales are kept in fp16 if they are such numbers, else in fp32."""
+        native = compiled()
+        codes = groups.codes.contiguous()
+        numbers = [each.float().contiguous() for each in (groups.scales, groups.minima) if each is not None]
+        is_half = all(torch.equal(each.half().float(), each) for each in numbers)
+        kind = f"{groups.bits} bits in groups of {groups.group}"
+        coding = native.Coding(
+            groups.bits,
+            groups.zero,
+            0,
+            groups.minima is not None,
+            False,
+            -(-groups.group // native.UNIT_DEPTH),
+            native.Number.FP16 if is_half else native.Number.FP32,
+        )
+        rows, depth = codes.shape
+        weight = cls(kind, coding, rows, depth)
+        addresses = [each.data_ptr() for each in numbers] + [0] * (2 - len(numbers))
+        native.pack_planes(
+            coding, codes.data_ptr(), *addresses, rows, depth, weight.data.data_ptr(), torch.get_num_threads()
+        )
+        return weight
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CodedWeight:
+        """As a module's parameters are copied, or shared if `memo` has them."""
+        other = copy.copy(self)
+        other.data = copy.deepcopy(self.data, memo)
+        return other
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows, self.depth
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+    def decode(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """All weights: [rows, depth]."""
+        return self.decode_rows(torch.arange(self.rows), dtype)
+
+    def decode_rows(self, numbers: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Rows of weights, reckoned in fp32 and rounded: [*numbers, depth]. Raises IndexError for others."""
+        function, arguments, out = self.decoding(numbers, dtype)
+        function(*arguments)
+        return out
+
+    def decoding(self, numbers: torch.Tensor, dtype: torch.dtype) -> tuple[Any, tuple[Any, ...], torch.Tensor]:
+        """The call of the compiled module that makes `decode_rows`, and where it writes these."""
+        native = compiled()
+        out = torch.empty(*numbers.shape, self.depth, dtype=dtype)
+        arguments = (
+            *(self.coding, self.data.data_ptr(), self.rows, self.depth, numbers.data_ptr(), numbers.numel()),
+            *(out.data_ptr(), getattr(native.Number, NUMBERS[dtype]), torch.get_num_threads()),
+        )
+        return native.decode_rows, arguments, out

@@ -1,0 +1,111 @@
+"""Weights of fp32, fp16 and bf16 checkpoints as codes of 8 or 4 bits, rounded to nearest when they are loaded.
+
+Knows modules of torch and groups of columns. Does not know how codes are laid out (`kernels/coded_weight.py`).
+
+With `int8` a group of 32 numbers has a scale; with `int4` a scale and a minimum, for which the codes are chosen that
+err least of a few (as llama.cpp does for Q4_K), and embeddings and output heads, where errors show most, have 8 bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from pagoda.kernels.coded_weight import CodedWeight, GroupedCodes
+from pagoda.models.coded import install, takes_codes
+
+GROUP = 32
+MOST_INT8 = 127
+MOST_INT4 = 15
+# Shares of the range between the smallest and the largest number that codes may cover: what lies beyond is cut.
+RANGES = (1.0, 0.92, 0.84)
+# Numbers that are rounded at a time: they stay in the caches.
+CHUNK = 1 << 18
+# Read as they are in every step, or too small to be worth it.
+LEFT_DENSE = ("kv_b_proj",)
+MIN_ROWS = 64
+
+
+def quantize(network: nn.Module, quantization: str) -> None:
+    """Let linear layers and embeddings of `network` have codes instead of weights."""
+    dtype = next(parameter.dtype for parameter in network.parameters() if parameter.is_floating_point())
+    heads = {id(layer.weight) for layer in (_embedding(network), _head(network)) if layer is not None}
+    done: dict[int, CodedWeight] = {}
+    weights: dict[str, CodedWeight] = {}
+    for name, module in network.named_modules():
+        dense = module._parameters.get("weight")
+        if dense is None or not takes_codes(module) or name.endswith(LEFT_DENSE) or len(dense) < MIN_ROWS:
+            continue
+        if id(dense) not in done:
+            is_fine = quantization == "int8" or id(dense) in heads or isinstance(module, nn.Embedding)
+            done[id(dense)] = CodedWeight.from_groups(rounded(dense.data, is_fine))
+        weights[f"{name}.weight"] = done[id(dense)]
+    install(network, weights, dtype)
+
+
+def rounded(weight: torch.Tensor, is_fine: bool) -> GroupedCodes:
+    """`weight` [rows, depth] in 8 bits, or in 4."""
+    most_rows = max(1, CHUNK // weight.shape[1])
+    chunks = [_int8(rows) if is_fine else _int4(rows) for rows in _groups(weight).split(most_rows)]
+    codes, scales, minima = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    codes = codes.flatten(-2)[:, : weight.shape[1]]
+    if is_fine:
+        return GroupedCodes(codes, 8, scales, GROUP, MOST_INT8 + 1)
+    return GroupedCodes(codes, 4, scales, GROUP, 0, minima)
+
+
+def _groups(weight: torch.Tensor) -> torch.Tensor:
+    """[rows, groups, GROUP]: padded by the last number, which widens no range."""
+    missing = -weight.shape[1] % GROUP
+    padded = torch.cat((weight, weight[:, -1:].expand(-1, missing)), dim=-1) if missing else weight
+    groups: torch.Tensor = padded.unflatten(-1, (-1, GROUP))
+    return groups
+
+
+def _int8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows = rows.float()
+    scales = (rows.abs().amax(dim=-1, keepdim=True) / MOST_INT8).half().float()
+    codes = (rows / scales).nan_to_num(0.0, 0.0, 0.0).round().clamp(-MOST_INT8, MOST_INT8) + MOST_INT8 + 1
+    return codes.to(torch.uint8), scales[..., 0], scales[..., 0]
+
+
+def _int4(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each range the codes, then the scale and the minimum that fit these best; kept is what errs least."""
+    rows = rows.float()
+    low, high = rows.aminmax(dim=-1, keepdim=True)
+    middle, half = (high + low) / 2, (high - low) / 2
+    best: tuple[torch.Tensor, ...] = ()
+    for share in RANGES:
+        codes = _nearest(rows, 2 * share * half / MOST_INT4, share * half - middle)
+        scales, minima = _fitted(rows, codes)
+        codes = _nearest(rows, scales, minima)
+        errors = (codes * scales - minima - rows).square().sum(dim=-1, keepdim=True)
+        found = (errors, codes, scales, minima)
+        pairs = zip(found, best or found, strict=True)
+        best = tuple(torch.where(errors < (best or found)[0], *pair) for pair in pairs)
+    _, codes, scales, minima = best
+    return codes.to(torch.uint8), scales[..., 0], minima[..., 0]
+
+
+def _nearest(rows: torch.Tensor, scales: torch.Tensor, minima: torch.Tensor) -> torch.Tensor:
+    codes: torch.Tensor = ((rows + minima) / scales).nan_to_num(0.0, 0.0, 0.0).round().clamp(0, MOST_INT4)
+    return codes
+
+
+def _fitted(rows: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and minimum of least squares, in fp16; of equal codes the scale is 0."""
+    mean_code, mean = codes.mean(dim=-1, keepdim=True), rows.mean(dim=-1, keepdim=True)
+    spread = (codes - mean_code).square().sum(dim=-1, keepdim=True)
+    scales = (((codes - mean_code) * (rows - mean)).sum(dim=-1, keepdim=True) / spread).nan_to_num(0.0, 0.0, 0.0)
+    scales = scales.half().float()
+    return scales, (scales * mean_code - mean).half().float()
+
+
+def _embedding(network: Any) -> Any:
+    return network.get_input_embeddings()
+
+
+def _head(network: Any) -> Any:
+    return network.get_output_embeddings()

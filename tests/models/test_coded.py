@@ -1,0 +1,156 @@
+"""Networks on coded weights: their logits are those of transformers with what codes and coded inputs stand for."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from oracle import families
+from pagoda import LLM, SamplingParams
+from pagoda.errors import ConfigError
+from pagoda.kernels.reference_layers import coded_input
+from pagoda.models import rounding
+from pagoda.models.coded import CodedEmbedding, CodedLinear
+from pagoda.models.digest import weights_digest
+from pagoda.models.model import Model
+from pagoda.models.quiet import quiet
+from pagoda.models.rounding import quantize, rounded
+from pagoda.models.selftest import SEQUENCE_TOKENS, PagedRun
+
+# Biases, ties, scaled embeddings, experts, latents, states, positions that are learnt.
+FAMILIES = ("llama", "qwen2", "gemma3_text", "mixtral", "deepseek_v3", "bamba", "gpt2", "opt", "phi3", "cohere")
+
+
+
+@pytest.fixture(autouse=True)
+def small_matrices_too(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    monkeypatch.setattr(rounding, "MIN_ROWS", 1)
+
+
+class PlainLinear(nn.Linear):
+    """What a coded layer should compute, in plain torch."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(coded_input(input), self.weight, self.bias)
+
+
+def decoded(original: Any, network: Any) -> Any:
+    """A copy of the network that `network` was, with dense weights of what its codes stand for."""
+    twin = copy.deepcopy(original)
+    for name, module in network.named_modules():
+        if isinstance(module, (CodedLinear, CodedEmbedding)):
+            plain = twin.get_submodule(name)
+            plain.weight.data.copy_(module.coded.decode())
+            plain.__class__ = PlainLinear if isinstance(module, CodedLinear) else type(plain)
+    return twin
+
+
+def tokens_of(network: Any) -> list[torch.Tensor]:
+    vocab_size = network.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(vocab_size // 2, vocab_size, (length,), generator=generator) for length in SEQUENCE_TOKENS]
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_those_of_what_codes_stand_for(family: str, quantization: str) -> None:
+    network = families.build_tiny(family)
+    original = copy.deepcopy(network)
+    quantize(network, quantization)
+    assert any(isinstance(module, CodedLinear) for module in network.modules())
+    tokens, oracle = tokens_of(network), decoded(original, network)
+    with quiet(), torch.inference_mode():
+        got = PagedRun(Model.from_transformers(network), []).logits(tokens)
+        expected = [oracle(input_ids=each[None], use_cache=False).logits[0] for each in tokens]
+        before = [original(input_ids=each[None], use_cache=False).logits[0] for each in tokens]
+    for ours, theirs, other in zip(got, expected, before, strict=True):
+        # Where rounding in fp32 takes an input over the edge between two codes, it changes by a 127th.
+        spread = theirs.std()
+        assert (ours - theirs).abs().mean() <= 0.02 * spread
+        assert (theirs - other).abs().mean() > 2 * (ours - theirs).abs().mean()
+
+
+def test_outside_a_step_weights_are_decoded_and_inputs_left_alone() -> None:
+    network = families.build_tiny("llama")
+    quantize(network, "int8")
+    layer = network.model.layers[0].mlp.up_proj
+    input = torch.randn(3, layer.in_features)
+    assert torch.equal(layer(input), nn.functional.linear(input, layer.coded.decode(), layer.bias))
+    ids = torch.tensor([[3, 1]])
+    embedding = network.get_input_embeddings()
+    assert torch.equal(embedding(ids), embedding.coded.decode()[ids])
+
+
+def test_a_tied_head_has_the_codes_of_its_embedding() -> None:
+    network = families.build_tiny("gemma3_text")
+    quantize(network, "int4")
+    embedding, head = network.get_input_embeddings(), network.get_output_embeddings()
+    assert head.coded is embedding.coded
+    names = [name for name, parameter in network.named_parameters() if parameter is embedding.coded.data]
+    assert len(names) == 1
+
+
+def test_codes_are_counted_as_weights() -> None:
+    network = families.build_tiny("llama")
+    before = Model.from_transformers(network).weight_nbytes
+    quantize(network, "int8")
+    assert Model.from_transformers(network).weight_nbytes < 0.5 * before
+
+
+def test_other_codes_are_another_model() -> None:
+    digests = []
+    for quantization in ("none", "int8", "int4"):
+        network = families.build_tiny("llama")
+        if quantization != "none":
+            quantize(network, quantization)
+        digests.append(weights_digest(network))
+    assert len(set(digests)) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_eight_bits_are_within_half_a_step(dtype: torch.dtype) -> None:
+    weight = torch.randn(20, 100, generator=torch.Generator().manual_seed(0)).to(dtype)
+    groups = rounded(weight, is_fine=True)
+    steps = groups.scales.repeat_interleave(32, dim=1)[:, :100]
+    values = steps * (groups.codes.float() - 128)
+    assert ((values - weight.float()).abs() <= 0.502 * steps).all()  # scales are rounded to fp16
+
+
+def test_four_bits_err_less_than_those_of_the_whole_range() -> None:
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    groups = rounded(weight, is_fine=False)
+    scales, minima = (each.repeat_interleave(32, dim=1) for each in (groups.scales, groups.minima))
+    error = (scales * groups.codes - minima - weight).square().mean()
+    low, high = (each.repeat_interleave(32, dim=1) for each in weight.unflatten(1, (-1, 32)).aminmax(dim=-1))
+    step = (high - low) / 15
+    plain = (((weight - low) / step).round() * step + low - weight).square().mean()
+    assert error < 0.9 * plain
+
+
+def test_equal_and_zero_numbers_are_kept() -> None:
+    weight = torch.cat((torch.zeros(1, 64), torch.full((1, 64), 0.5)))
+    for is_fine in (True, False):
+        groups = rounded(weight, is_fine)
+        minima = 0 if groups.minima is None else groups.minima.repeat_interleave(32, dim=1)
+        values = groups.scales.repeat_interleave(32, dim=1) * (groups.codes.float() - groups.zero) - minima
+        assert torch.allclose(values, weight, rtol=2.0**-11)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_the_embedded_model_goes_on_as_in_full(quantization: str) -> None:
+    params = SamplingParams(temperature=0, max_tokens=16)
+    texts = []
+    for each in ("none", quantization):
+        with LLM(quantization=each, max_model_len=256) as llm:
+            texts.append(llm.generate("The capital of France", params)[0].outputs[0].token_ids)
+    same = sum(a == b for a, b in zip(*texts, strict=True))
+    assert same >= (14 if quantization == "int8" else 1)
+
+
+def test_an_unknown_quantization_is_refused() -> None:
+    with pytest.raises(ConfigError, match="quantization is 'int2'; choose one of: none, int8, int4"):
+        LLM(quantization="int2")
