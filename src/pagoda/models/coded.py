@@ -78,6 +78,6 @@ def _set(module: Any, coded: CodedWeight, dtype: torch.dtype) -> None:
 
 
 def _coded_kind(kind: type[nn.Module]) -> type[nn.Module]:
-    """A family's own embedding keeps what it does besides, such as scaling: it calls the plain one, where ours stands."""
+    """A family's own embedding keeps what it does besides, such as scaling: it calls the plain one, where ours is."""
     plain = {nn.Linear: CodedLinear, nn.Embedding: CodedEmbedding}
     return plain.get(kind) or type(kind.__name__, (kind, CodedEmbedding), {})
