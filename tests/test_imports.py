@@ -28,6 +28,7 @@ LEVELS = (
     ("models",),
     ("planning",),
     ("cache",),
+    ("coded",),
     ("kernels",),
     ("formats",),
     ("layouts",),

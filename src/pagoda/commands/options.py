@@ -187,7 +187,10 @@ SERVER_OPTIONS = (
     _option("host", "address to listen on", metavar="HOST"),
     _option("port", "port to listen on; 0 takes any that is free", type=int, metavar="PORT"),
     _option(
-        "served_model_name", "what clients may call the model; by default its directory", nargs="+", metavar="NAME"
+        "served_model_name",
+        "what clients may call the model; by default its directory or file",
+        nargs="+",
+        metavar="NAME",
     ),
     _option("api_key", "serve only those who send this key; may be repeated", action="append", metavar="KEY"),
     _option(
@@ -271,7 +274,9 @@ SERVER_OPTIONS = (
 
 def add_model_options(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--model", type=Path, metavar="PATH", help="checkpoint directory (default: the embedded model)")
+    group.add_argument(
+        "--model", type=Path, metavar="PATH", help="checkpoint directory or GGUF file (default: the embedded model)"
+    )
     group.add_argument("--tokenizer", type=Path, metavar="PATH", help="tokenizer directory, if it is not the model's")
     group.add_argument("--skip-tokenizer-init", action="store_true", help="token ids in, token ids out")
 

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from pagoda.coded.layers import coded_weights
 from pagoda.formats.rotation import PairRotation
 from pagoda.layouts.spec import SiteSlot
 from pagoda.models.calibration import KeyStatistics
@@ -90,6 +91,10 @@ def key_of(model: Model, token_ids: torch.Tensor) -> str:
         numbers = weight.detach().flatten()
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         digest.update(numbers[:: max(1, len(numbers) // SAMPLED)].float().cpu().numpy().tobytes())
+    for name, coded in coded_weights(model.network).items():
+        codes = coded.stored.flatten()
+        digest.update(f"{name} {coded.rows} {coded.depth} {coded.type_name}".encode())
+        digest.update(codes[:: max(1, len(codes) // SAMPLED)].numpy().tobytes())
     digest.update(token_ids.numpy().tobytes())
     return digest.hexdigest()
 

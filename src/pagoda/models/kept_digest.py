@@ -24,6 +24,7 @@ import transformers
 
 from pagoda import __version__
 from pagoda.checkpoint.files import read_object
+from pagoda.coded.layers import coded_weights
 from pagoda.errors import CorruptCheckpointError
 from pagoda.models.digest import DIGEST_NBYTES, config_digest, outline_digest, weights_digest, weights_mark
 
@@ -98,7 +99,7 @@ class Origin:
 
 def kept_weights_digest(network: Any, origin: Origin | None) -> str:
     """As `weights_digest`, from the file beside the weights if that is certain to be right."""
-    nbytes = sum(each.nbytes for each in network.parameters())
+    nbytes = sum(each.nbytes for each in (*network.parameters(), *coded_weights(network).values()))
     if origin is None or nbytes < WORTH_NBYTES or not origin.is_still_of(network):
         return weights_digest(network)
     file, decided_by = origin.files.directory / FILE_NAME, _decided_by(network, origin.files)

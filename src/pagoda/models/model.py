@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from pagoda.coded.layers import coded_weights, held_weight
 from pagoda.errors import UnsupportedModelError
 from pagoda.kernels.base import AttentionRule
 from pagoda.layouts.latent import LATENT_FAMILIES
@@ -88,9 +89,15 @@ class Model:
 
     @property
     def projections(self) -> list[torch.Tensor | None]:
-        """What each attention call's result is multiplied by, [heads * width, outputs]; None where that is unsure."""
-        names = self.discovered.projections
-        return [None if name is None else projection_of(self.network.get_submodule(name)) for name in names]
+        """What each attention call's result is multiplied by, [heads * width, outputs].
+
+        None where that is unsure, or coded: decoded, all of them would take more memory than is worth it.
+        """
+        coded = coded_weights(self.network)
+        return [
+            None if name is None or f"{name}.weight" in coded else projection_of(self.network.get_submodule(name))
+            for name in self.discovered.projections
+        ]
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -160,11 +167,22 @@ class Model:
     @cached_property
     def num_parameters(self) -> int:
         """Parameters, shared ones counted once."""
-        return sum(parameter.numel() for parameter in self.network.parameters())
+        coded: int = sum(weight.rows * weight.depth for weight in coded_weights(self.network).values())
+        plain: int = sum(parameter.numel() for parameter in self.network.parameters())
+        return coded + plain
 
     @cached_property
     def weight_nbytes(self) -> int:
-        return sum(parameter.nbytes for parameter in self.network.parameters())
+        """As they are held."""
+        coded: int = sum(weight.nbytes for weight in coded_weights(self.network).values())
+        plain: int = sum(parameter.nbytes for parameter in self.network.parameters())
+        return coded + plain
+
+    @property
+    def table_nbytes(self) -> int:
+        """Of the table of tokens, of which a step reads few rows; none if the head has it too."""
+        table, head = held_weight(self.network.get_input_embeddings()), self.network.get_output_embeddings()
+        return 0 if head is None or held_weight(head) is table else table.nbytes
 
     @torch.inference_mode()
     def forward(

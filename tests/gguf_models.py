@@ -1,0 +1,240 @@
+"""Tiny GGUF files, written as llama.cpp's converter writes them, of tiny networks of transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, get_tensor_name_map
+from gguf.quants import dequantize, quant_shape_to_byte_shape, quantize
+
+from models.checkpoints import make_network
+from pagoda.confined.errors import FunctionError
+
+Q8_0 = GGMLQuantizationType.Q8_0
+WIDTH = 64
+# Keys that every architecture has, by entries of the configuration, and those that some have.
+KEYS = {
+    "max_position_embeddings": "context_length",
+    "num_hidden_layers": "block_count",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+}
+FLOATS = {"rms_norm_eps": "attention.layer_norm_rms_epsilon", "rope_theta": "rope.freq_base"}
+
+
+Numbers = np.ndarray
+
+
+class Unconfined:
+    """Reads files in this process, where transformers is loaded: much sooner."""
+
+    def call(self, function: str, argument: Any, *, seconds: float) -> Any:
+        module, name = function.split(":")
+        try:
+            return json.loads(json.dumps(getattr(import_module(module), name)(argument)))
+        except Exception as error:
+            raise FunctionError(type(error).__name__, str(error)) from error
+
+    def close(self) -> None: ...
+
+
+class Family(NamedTuple):
+    """An architecture of GGUF: the family of transformers, its settings, and what the converter writes besides.
+
+    `change` is what the converter does to the numbers of a tensor, `undo` the reverse.
+    """
+
+    family: str
+    settings: Mapping[str, Any] = MappingProxyType({})
+    keys: Mapping[str, Any] = MappingProxyType({})
+    change: Callable[[str, Numbers, Any], Numbers] = lambda name, weight, config: weight
+    undo: Callable[[str, Numbers, Any], Numbers] = lambda name, weight, config: weight
+
+
+def permuted(name: str, weight: Numbers, config: Any) -> Numbers:
+    """Rotated pairs side by side, as llama.cpp rotates."""
+    heads = _num_heads(name, config)
+    return weight.reshape(heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape) if heads else weight
+
+
+def unpermuted(name: str, weight: Numbers, config: Any) -> Numbers:
+    heads = _num_heads(name, config)
+    return weight.reshape(heads, -1, 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape) if heads else weight
+
+
+def _num_heads(name: str, config: Any) -> int:
+    """Of a tensor whose rows are rotated."""
+    heads = {".attn_q.": config.num_attention_heads, ".attn_k.": config.num_key_value_heads}
+    return next((count for part, count in heads.items() if part in name), 0)
+
+
+def with_one(name: str, weight: Numbers, config: Any) -> Numbers:
+    """Norms as llama.cpp multiplies by them."""
+    return weight + 1 if name.endswith("norm.weight") else weight
+
+
+def without_one(name: str, weight: Numbers, config: Any) -> Numbers:
+    return weight - 1 if name.endswith("norm.weight") else weight
+
+
+def transposed(name: str, weight: Numbers, config: Any) -> Numbers:
+    is_matrix = any(each in name for each in ("attn_qkv.w", "ffn_down.w", "ffn_up.w", "attn_output.w"))
+    return weight.T if is_matrix else weight
+
+
+FAMILIES = {
+    "llama": Family(
+        "llama", {"tie_word_embeddings": False}, {"rope.dimension_count": "head_dim"}, permuted, unpermuted
+    ),
+    "qwen2": Family("qwen2", {"tie_word_embeddings": True}),
+    "qwen3": Family("qwen3", {"head_dim": 32}, {"attention.key_length": 32}),
+    "gemma2": Family(
+        "gemma2",
+        {"head_dim": 32, "sliding_window": 8},
+        {"attention.key_length": 32, "attention.sliding_window": 8},
+        with_one,
+        without_one,
+    ),
+    "gemma3": Family(
+        "gemma3_text",
+        {"head_dim": 32, "sliding_window": 8, "num_hidden_layers": 6},
+        {"attention.key_length": 32, "attention.sliding_window": 8},
+        with_one,
+        without_one,
+    ),
+    "phi3": Family("phi3", {"partial_rotary_factor": 0.5}, {"rope.dimension_count": 8}),
+    "starcoder2": Family(
+        "starcoder2", {"rope_theta": 5e5}, {"attention.layer_norm_epsilon": 1e-5, "rope.freq_base": 5e5}
+    ),
+    "gpt2": Family(
+        "gpt2",
+        {"n_embd": WIDTH, "n_head": 4, "n_layer": 2, "n_positions": 96},
+        {"attention.layer_norm_epsilon": 1e-5},
+        transposed,
+        transposed,
+    ),
+    "stablelm": Family("stablelm", {}, {"attention.layer_norm_epsilon": 1e-5, "rope.dimension_count": 4}),
+    "qwen3moe": Family(
+        "qwen3_moe",
+        {
+            "head_dim": 32,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "norm_topk_prob": True,
+        },
+        {
+            "attention.key_length": 32,
+            "expert_count": 4,
+            "expert_used_count": 2,
+            "expert_feed_forward_length": 32,
+        },
+    ),
+}
+
+
+class Written(NamedTuple):
+    """A file, and the network whose weights are the numbers in it."""
+
+    file: Path
+    network: Any
+
+
+def write_gguf(
+    file: Path,
+    architecture: str = "llama",
+    kind: GGMLQuantizationType | Callable[[str], GGMLQuantizationType] = Q8_0,
+    more: Callable[[GGUFWriter], None] = lambda writer: None,
+    without: str = "",
+    **settings: Any,
+) -> Written:
+    """A tiny network of `architecture`, matrices in the type that `kind` is or names; `more` writes more.
+
+    `without` is a tensor that is left out.
+    """
+    family = FAMILIES[architecture]
+    options = {"hidden_size": WIDTH, "intermediate_size": 96, **family.settings, **settings}
+    network = make_network(family.family, **options)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3 if parameter.dim() > 1 else 1.0)
+    writer = GGUFWriter(file, architecture)
+    write_keys(writer, architecture, network.config, family.keys)
+    more(writer)
+    kind_of = kind if callable(kind) and not isinstance(kind, GGMLQuantizationType) else lambda name: kind
+    state = network.state_dict()
+    names = get_tensor_name_map(_arch(architecture), network.config.num_hidden_layers)
+    for name, weight in list(state.items()):
+        if name == "lm_head.weight" and network.config.tie_word_embeddings:
+            continue
+        for told, part in _parts(name, weight, names) if name != without else ():
+            numbers = np.ascontiguousarray(family.change(told, part.float().numpy(), network.config))
+            decoded = write_tensor(writer, told, numbers, kind_of(told) if part.dim() > 1 else None)
+            part.copy_(torch.from_numpy(family.undo(told, decoded, network.config).copy()))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return Written(file, network)
+
+
+def write_keys(writer: GGUFWriter, architecture: str, config: Any, more: Mapping[str, Any]) -> None:
+    told = config.to_dict() | {name: getattr(config, name, None) for name in KEYS}
+    told["rope_theta"] = (told.get("rope_parameters") or {}).get("rope_theta")
+    for name, key in KEYS.items():
+        if told.get(name) is not None:
+            writer.add_uint32(f"{architecture}.{key}", told[name])
+    for name, key in FLOATS.items():
+        if told.get(name) is not None and key not in more:
+            writer.add_float32(f"{architecture}.{key}", told[name])
+    for key, value in more.items():
+        number = getattr(config, value) if isinstance(value, str) else value
+        add = writer.add_float32 if isinstance(number, float) else writer.add_uint32
+        add(f"{architecture}.{key}", number)
+
+
+def write_tensor(writer: GGUFWriter, name: str, numbers: Numbers, kind: GGMLQuantizationType | None) -> Numbers:
+    """Returns what it decodes to."""
+    if kind is None or numbers.shape[-1] % 32:
+        writer.add_tensor(name, numbers)
+        return numbers
+    stored = coded(numbers, kind)
+    writer.add_tensor(name, stored, raw_dtype=kind)
+    return dequantize(stored, kind).reshape(numbers.shape)
+
+
+def coded(numbers: Numbers, kind: GGMLQuantizationType) -> Numbers:
+    """In blocks; where the package cannot code, blocks of any codes."""
+    try:
+        return quantize(numbers, kind)
+    except NotImplementedError:
+        shape = quant_shape_to_byte_shape(numbers.shape, kind)
+        blocks = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        assert kind is GGMLQuantizationType.Q4_K
+        scales = blocks.reshape(-1, 144)[:, :4].view(np.float16)
+        scales[:] = np.array([0.002, 0.03], np.float16)
+        return blocks
+
+
+def _arch(architecture: str) -> Any:
+    return next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture)
+
+
+def _parts(name: str, weight: torch.Tensor, names: Any) -> list[tuple[str, torch.Tensor]]:
+    """The tensors that the converter makes of one: experts come fused from transformers, gates first."""
+    path, _, suffix = name.rpartition(".") if name.endswith((".weight", ".bias")) else (name, "", "weight")
+    if name.endswith("mlp.experts.gate_up_proj"):
+        block = name.split(".")[2]
+        gate, up = weight.chunk(2, dim=1)
+        return [(f"blk.{block}.ffn_gate_exps.weight", gate), (f"blk.{block}.ffn_up_exps.weight", up)]
+    found = names.get_name(path)
+    assert found is not None, name
+    return [(f"{found}.{suffix}", weight)]
