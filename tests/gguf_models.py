@@ -155,18 +155,19 @@ def write_gguf(
     kind: GGMLQuantizationType | Callable[[str], GGMLQuantizationType] = Q8_0,
     more: Callable[[GGUFWriter], None] = lambda writer: None,
     without: str = "",
+    split_max_tensors: int = 0,
     **settings: Any,
 ) -> Written:
     """A tiny network of `architecture`, matrices in the type that `kind` is or names; `more` writes more.
 
-    `without` is a tensor that is left out.
+    `without` is a tensor that is left out. There are parts of `split_max_tensors`, if that is not 0.
     """
     family = FAMILIES[architecture]
     options = {"hidden_size": WIDTH, "intermediate_size": 96, **family.settings, **settings}
     network = make_network(family.family, **options)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3 if parameter.dim() > 1 else 1.0)
-    writer = GGUFWriter(file, architecture)
+    writer = GGUFWriter(file, architecture, split_max_tensors=split_max_tensors)
     write_keys(writer, architecture, network.config, family.keys)
     more(writer)
     kind_of = kind if callable(kind) and not isinstance(kind, GGMLQuantizationType) else lambda name: kind

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pagoda import errors
+from pagoda.checkpoint.failures import is_panic
 from pagoda.checkpoint.gguf_config import completed
 from pagoda.checkpoint.gguf_files import GgufModel
 from pagoda.confined.errors import ConfinedError, FunctionError
@@ -119,10 +120,17 @@ def _templates(model: GgufModel) -> dict[str, str]:
 def read(paths: tuple[str | None, str | None]) -> dict[str, Any]:
     """Of a file without vocabulary the configuration; of a whole one, files of a tokenizer and tokens that end."""
     short, whole = paths
-    return {
-        **({} if short is None else {"config": _read_config(short)}),
-        **({} if whole is None else _read_tokenizer(whole)),
-    }
+    try:
+        return {
+            **({} if short is None else {"config": _read_config(short)}),
+            **({} if whole is None else _read_tokenizer(whole)),
+        }
+    except Exception:
+        raise
+    except BaseException as panic:
+        if not is_panic(panic):
+            raise
+        raise ValueError(f"its tokenizer cannot be made: {panic}") from panic
 
 
 def _read_config(path: str) -> dict[str, Any]:
