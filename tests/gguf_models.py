@@ -18,7 +18,6 @@ from models.checkpoints import make_network
 from pagoda.confined.errors import FunctionError
 
 Q8_0 = GGMLQuantizationType.Q8_0
-WIDTH = 64
 # Keys that every architecture has, by entries of the configuration, and those that some have.
 KEYS = {
     "max_position_embeddings": "context_length",
@@ -32,6 +31,7 @@ FLOATS = {"rms_norm_eps": "attention.layer_norm_rms_epsilon", "rope_theta": "rop
 
 
 Numbers = np.ndarray
+WIDTH = 64
 
 
 class Unconfined:
@@ -91,6 +91,36 @@ def transposed(name: str, weight: Numbers, config: Any) -> Numbers:
     return weight.T if is_matrix else weight
 
 
+def divided(name: str, weight: Numbers, config: Any) -> Numbers:
+    """All queries before all keys and values, where Bloom has those of a head side by side."""
+    if "attn_qkv" not in name:
+        return weight
+    return weight.reshape(config.n_head, 3, -1, *weight.shape[1:]).swapaxes(0, 1).reshape(weight.shape)
+
+
+def undivided(name: str, weight: Numbers, config: Any) -> Numbers:
+    if "attn_qkv" not in name:
+        return weight
+    return weight.reshape(3, config.n_head, -1, *weight.shape[1:]).swapaxes(0, 1).reshape(weight.shape)
+
+
+def squeezed(name: str, weight: Numbers, config: Any) -> Numbers:
+    """Convolutions as matrices, gates of one row as vectors, rates as they are used."""
+    if "conv" in name and weight.ndim == 3:
+        return weight[:, 0]
+    if "gate_inp_shexp" in name:
+        return weight[0]
+    return -np.exp(weight) if name.endswith("ssm_a") else weight
+
+
+def unsqueezed(name: str, weight: Numbers, config: Any) -> Numbers:
+    if name.endswith(("conv1d.weight", "shortconv.conv.weight")):
+        return weight[:, None]
+    if "gate_inp_shexp" in name:
+        return weight[None]
+    return np.log(-weight) if name.endswith("ssm_a") else weight
+
+
 FAMILIES = {
     "llama": Family(
         "llama", {"tie_word_embeddings": False}, {"rope.dimension_count": "head_dim"}, permuted, unpermuted
@@ -123,6 +153,52 @@ FAMILIES = {
         transposed,
     ),
     "stablelm": Family("stablelm", {}, {"attention.layer_norm_epsilon": 1e-5, "rope.dimension_count": 4}),
+    "bloom": Family("bloom", {"n_head": 4, "n_layer": 2}, {"attention.layer_norm_epsilon": 1e-5}, divided, undivided),
+    "falcon": Family("falcon", {"bias": False}, {"attention.layer_norm_epsilon": 1e-5}),
+    "lfm2": Family(
+        "lfm2",
+        {"layer_types": ["conv", "full_attention"], "conv_L_cache": 3, "block_auto_adjust_ff_dim": False},
+        {"shortconv.l_cache": 3, "attention.layer_norm_rms_epsilon": 1e-5, "attention.head_count_kv": [0, 2]},
+        squeezed,
+        unsqueezed,
+    ),
+    "mamba": Family(
+        "mamba",
+        {"state_size": 8, "time_step_rank": 32, "conv_kernel": 4, "intermediate_size": 128},
+        {
+            "ssm.conv_kernel": 4,
+            "ssm.state_size": 8,
+            "ssm.time_step_rank": 32,
+            "ssm.inner_size": 128,
+            "attention.layer_norm_rms_epsilon": 1e-5,
+        },
+        squeezed,
+        unsqueezed,
+    ),
+    "nemotron": Family(
+        "nemotron",
+        {"partial_rotary_factor": 0.5},
+        {"attention.layer_norm_rms_epsilon": 1e-5, "rope.dimension_count": 8},
+        with_one,
+        without_one,
+    ),
+    "qwen2moe": Family(
+        "qwen2_moe",
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 64,
+        },
+        {
+            "expert_count": 4,
+            "expert_used_count": 2,
+            "expert_feed_forward_length": 32,
+            "expert_shared_feed_forward_length": 64,
+        },
+        squeezed,
+        unsqueezed,
+    ),
     "qwen3moe": Family(
         "qwen3_moe",
         {
@@ -191,14 +267,14 @@ def write_keys(writer: GGUFWriter, architecture: str, config: Any, more: Mapping
     told = config.to_dict() | {name: getattr(config, name, None) for name in KEYS}
     told["rope_theta"] = (told.get("rope_parameters") or {}).get("rope_theta")
     for name, key in KEYS.items():
-        if told.get(name) is not None:
+        if told.get(name) is not None and key not in more:
             writer.add_uint32(f"{architecture}.{key}", told[name])
     for name, key in FLOATS.items():
         if told.get(name) is not None and key not in more:
             writer.add_float32(f"{architecture}.{key}", told[name])
     for key, value in more.items():
         number = getattr(config, value) if isinstance(value, str) else value
-        add = writer.add_float32 if isinstance(number, float) else writer.add_uint32
+        add = {float: writer.add_float32, int: writer.add_uint32, list: writer.add_array}[type(number)]
         add(f"{architecture}.{key}", number)
 
 
@@ -230,12 +306,13 @@ def _arch(architecture: str) -> Any:
 
 
 def _parts(name: str, weight: torch.Tensor, names: Any) -> list[tuple[str, torch.Tensor]]:
-    """The tensors that the converter makes of one: experts come fused from transformers, gates first."""
-    path, _, suffix = name.rpartition(".") if name.endswith((".weight", ".bias")) else (name, "", "weight")
+    """The tensors that the converter makes of one: gates of experts come fused with what they gate."""
     if name.endswith("mlp.experts.gate_up_proj"):
         block = name.split(".")[2]
         gate, up = weight.chunk(2, dim=1)
         return [(f"blk.{block}.ffn_gate_exps.weight", gate), (f"blk.{block}.ffn_up_exps.weight", up)]
-    found = names.get_name(path)
+    path, _, suffix = name.rpartition(".") if name.endswith((".weight", ".bias")) else (name, "", "")
+    suffix = suffix or ("weight" if "experts" in name else "")
+    found = names.get_name(path) or names.get_name(path.partition(".")[2])
     assert found is not None, name
-    return [(f"{found}.{suffix}", weight)]
+    return [(f"{found}.{suffix}" if suffix else found, weight)]

@@ -19,10 +19,11 @@ GGUF_TYPES = frozenset(
 class CodedLinear(nn.Module):
     """`nn.Linear` over a coded weight."""
 
-    def __init__(self, coded: CodedWeight, bias: nn.Parameter | None) -> None:
+    def __init__(self, coded: CodedWeight, bias: nn.Parameter | None, dtype: torch.dtype) -> None:
         super().__init__()
         self.coded = coded
         self.bias = bias
+        self.weight = torch.empty(0, dtype=dtype)  # whose type families ask for
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return functional.linear(input, self.coded.decode(input.dtype), self.bias)
@@ -53,7 +54,7 @@ def install(network: Any, weights: Mapping[str, CodedWeight]) -> None:
 def _install(network: Any, path: str, coded: CodedWeight) -> None:
     module = network.get_submodule(path)
     if type(module) is nn.Linear:
-        network.set_submodule(path, CodedLinear(coded, module.bias))
+        network.set_submodule(path, CodedLinear(coded, module.bias, module.weight.dtype))
         return
     dtype, kind = module.weight.dtype, type(module)
     del module._parameters["weight"]

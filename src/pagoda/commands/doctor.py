@@ -34,7 +34,7 @@ from pagoda.units import format_nbytes
 if TYPE_CHECKING:
     from pagoda.llm import LLM
 
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "gguf", "numpy")
 # What they are for, the modules that tell, and what pip is asked for.
 EXTRAS = (
     ("server", ("fastapi", "uvicorn"), "server"),
