@@ -11,7 +11,7 @@ import pytest
 
 from pagoda import LLM
 from pagoda.config import TenantShare, engine_config
-from pagoda.errors import ConfigError, ModelNotFoundError, PagodaError
+from pagoda.errors import ConfigError, ModelError, ModelNotFoundError, PagodaError
 
 WRONG: list[tuple[str, Any]] = [
     *(
@@ -87,9 +87,9 @@ def test_a_directory_without_a_tokenizer_is_none_for_one(tmp_path: Path) -> None
         LLM(tokenizer=tmp_path, kv_cache_memory_bytes=8 << 20)
 
 
-def test_a_gguf_file_says_that_it_is_one(tmp_path: Path) -> None:
+def test_a_broken_gguf_file_is_a_named_error(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF" + bytes(64))
     for path in (file, tmp_path):
-        with pytest.raises(ModelNotFoundError, match=r"GGUF|gguf"):
+        with pytest.raises(ModelError, match=r"model\.gguf"):
             LLM(path)

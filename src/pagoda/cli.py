@@ -278,7 +278,7 @@ def _add_quality(parser: Parser) -> None:
     add("--plot", type=Path, metavar="FILE", help="draw loss over memory (needs the plot extra)")
     dtypes = ("auto", "float32", "float16", "bfloat16")
     add("--dtype", default="auto", choices=dtypes, help="precision of the weights (default: auto)")
-    add("--model", type=Path, metavar="PATH", help="checkpoint directory (default: the embedded model)")
+    add("--model", type=Path, metavar="PATH", help="checkpoint directory or GGUF file (default: the embedded model)")
     add("--tokenizer", type=Path, metavar="PATH", help="tokenizer directory, if it is not the model's")
     for action in parser._actions:
         if action.dest in ("model", "tokenizer", "dtype", "json", "repeats"):
@@ -286,7 +286,9 @@ def _add_quality(parser: Parser) -> None:
 
 
 def _add_doctor(parser: Parser) -> None:
-    parser.add_argument("--model", type=Path, metavar="PATH", help="checkpoint to try (default: the embedded model)")
+    parser.add_argument(
+        "--model", type=Path, metavar="PATH", help="checkpoint or GGUF file to try (default: the embedded model)"
+    )
     parser.add_argument(
         "--measure", action="store_true", help="measure memory, arithmetic, kernels and the model's decode steps"
     )

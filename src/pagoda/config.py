@@ -17,6 +17,7 @@ from pagoda.errors import ConfigError
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 QUANTIZATIONS = ("none", "int8", "int4")
+ACTIVATIONS = ("int8", "full")
 DEVICES = ("auto", "cpu", "cuda")
 DEFAULT_KV_CACHE_NBYTES = 4 << 30
 DEFAULT_KV_CACHE_SHARE = 0.4  # of the memory available at start-up
@@ -84,6 +85,7 @@ class TenantShare:
         return max(self.page_quota, self.lease_budget)
 
 
+CHOICES = {"dtype": DTYPES, "quantization": QUANTIZATIONS, "activations": ACTIVATIONS, "device": DEVICES}
 NO_TENANTS: Mapping[str, TenantShare] = {}
 
 
@@ -104,6 +106,7 @@ class EngineConfig:
     """How to run one model. `None` and "auto" are resolved from the model and the machine at start-up.
 
     quantization: "int8" or "int4" codes the weights when they are loaded, and computes with the codes; "none" does not.
+    activations: what coded weights are multiplied by: "int8" (codes of 8 bits), or "full" (what there is, slowly).
     device: "cpu", "cuda" (a GPU), or "auto": a GPU if there is one that can do what is asked for.
     gpu_memory_utilization: how much of a GPU's memory is used, by weights, pages and all others on it.
     kv_cache_dtype: a format, a pair for keys and values ("int8/int4"), or formats by reach ("full=int8,sliding=bf16").
@@ -141,6 +144,7 @@ class EngineConfig:
 
     dtype: str = "auto"
     quantization: str = "none"
+    activations: str = "int8"
     device: str = "cpu"
     gpu_memory_utilization: float = 0.9
     kv_cache_dtype: str = "auto"
@@ -174,7 +178,7 @@ class EngineConfig:
     environment: Environment = field(default_factory=Environment.read)
 
     def __post_init__(self) -> None:
-        for name, known in (("dtype", DTYPES), ("quantization", QUANTIZATIONS), ("device", DEVICES)):
+        for name, known in CHOICES.items():
             value = getattr(self, name)
             if not isinstance(value, str) or value not in known:
                 raise ConfigError(f"{name} is {shown(value)}; choose one of: {', '.join(known)}.")

@@ -26,6 +26,7 @@ from pagoda.cache.inspector import CacheStats
 from pagoda.chat.messages import read_conversation, read_conversations
 from pagoda.chat.options import ChatOptions
 from pagoda.chat.renderer import ChatRenderer
+from pagoda.checkpoint.directory import checkpoint_directory, model_name
 from pagoda.checks import shown
 from pagoda.collector import Collector
 from pagoda.config import EngineConfig, engine_config
@@ -64,7 +65,7 @@ Output = TypeVar("Output")
 class LLM:
     """Generates text from a Hugging Face checkpoint over a paged, prefix-shared KV cache.
 
-    model: directory of a checkpoint, a `pagoda.models.model.Model`, or None for the embedded model.
+    model: directory of a checkpoint, a GGUF file, a `pagoda.models.model.Model`, or None for the embedded model.
     tokenizer: directory of a tokenizer if it is not the model's; skip_tokenizer_init works with token ids alone.
     Further options are the fields of `EngineConfig`. Raises a ModelError or ConfigError.
 
@@ -92,17 +93,18 @@ class LLM:
         if isinstance(model, Model):
             loaded = model.of_unknown_origin()
         else:
-            path = EMBEDDED_MODEL if model is None else model
+            path = checkpoint_directory(EMBEDDED_MODEL if model is None else model)
             loaded = load_model(
                 path,
                 dtype=config.dtype,
                 quantization=config.quantization,
+                activations=config.activations,
                 generation_config=config.generation_config,
                 device=device,
             )
             if tokenizer is None and not skip_tokenizer_init:
                 self.tokenizer = load_tokenizer(path)
-            feature_extractor = load_feature_extractor(Path(path)) if loaded.encoder else None
+            feature_extractor = load_feature_extractor(path) if loaded.encoder else None
         loaded = _generating(loaded, self.tokenizer, config.generation_config)
         calibration = partial(calibration_text, config.kv_cache_calibration, self.tokenizer, loaded.vocab_size)
         repeat_prompt = read_repeat_prompt(self.tokenizer, loaded.vocab_size)
@@ -362,7 +364,7 @@ def _name_of(model: str | Path | Model | None) -> str:
     """What people call it."""
     if isinstance(model, Model):
         return str(model.config.model_type)
-    return (EMBEDDED_MODEL if model is None else Path(model).expanduser().absolute()).name
+    return model_name(EMBEDDED_MODEL if model is None else Path(model).expanduser().absolute())
 
 
 def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -14,6 +14,7 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
+from gguf_models import Unconfined, write_gguf
 from pagoda import plan
 from pagoda.analysis.catalog import FOLDER
 from pagoda.analysis.options import FORMATS
@@ -400,3 +401,16 @@ pagoda.plan("llama-3-70b", machine="H100", gpus=4, context=4096)
 sys.exit(bool({"torch", "transformers"} & set(sys.modules)))
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_gguf_file_is_planned_as_it_is_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr("pagoda.checkpoint.gguf_description._confined", Unconfined)
+    written = write_gguf(tmp_path / "tiny-Q8_0.gguf")
+    for path in (written.file, tmp_path):
+        found = plan(path).model
+        assert (found.name, found.weights_are) == (
+            "tiny-Q8_0" if path == written.file else tmp_path.name,
+            "as stored in Q8_0",
+        )
+        assert found.parameters == sum(parameter.numel() for parameter in written.network.parameters())
+        assert found.weight_nbytes < 1.2 * found.parameters

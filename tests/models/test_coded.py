@@ -14,16 +14,15 @@ from pagoda import LLM, SamplingParams
 from pagoda.errors import ConfigError
 from pagoda.kernels.reference_layers import coded_input
 from pagoda.models import rounding
-from pagoda.models.coded import CodedEmbedding, CodedLinear
+from pagoda.models.coded import CodedEmbedding, CodedLinear, leave_inputs
 from pagoda.models.digest import weights_digest
 from pagoda.models.model import Model
 from pagoda.models.quiet import quiet
 from pagoda.models.rounding import quantize, rounded
-from pagoda.models.selftest import SEQUENCE_TOKENS, PagedRun
+from pagoda.models.selftest import SEQUENCE_TOKENS, PagedRun, paged_error
 
 # Biases, ties, scaled embeddings, experts, latents, states, positions that are learnt.
 FAMILIES = ("llama", "qwen2", "gemma3_text", "mixtral", "deepseek_v3", "bamba", "gpt2", "opt", "phi3", "cohere")
-
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +82,14 @@ def test_outside_a_step_weights_are_decoded_and_inputs_left_alone() -> None:
     ids = torch.tensor([[3, 1]])
     embedding = network.get_input_embeddings()
     assert torch.equal(embedding(ids), embedding.coded.decode()[ids])
+
+
+def test_inputs_that_are_left_alone_give_logits_to_rounding() -> None:
+    network = families.build_tiny("llama")
+    quantize(network, "int4")
+    leave_inputs(network)
+    error, tolerance = paged_error(network)
+    assert error <= tolerance
 
 
 def test_a_tied_head_has_the_codes_of_its_embedding() -> None:

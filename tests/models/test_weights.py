@@ -167,7 +167,6 @@ def test_a_configuration_may_name_another_file_of_weights(checkpoint):
     ("name", "hint"),
     [
         ("pytorch_model.bin", "pickles"),
-        ("model.Q4_K_M.gguf", r"llama\.cpp"),
         ("adapter_model.safetensors", "adapter"),
         ("model-00001-of-00002.safetensors", r"neither model\.safetensors nor"),
     ],

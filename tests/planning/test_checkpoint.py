@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from gguf_models import Unconfined, write_gguf
 from models.checkpoints import edit, make_network, save
 from oracle import families
 from pagoda.errors import CorruptCheckpointError, ModelError, ModelNotFoundError, UnsupportedModelError
@@ -144,3 +145,13 @@ def test_nonsense_is_a_named_error_and_takes_no_memory(tmp_path, values):
     edit(directory / "config.json", **values)
     with pytest.raises(ModelError):
         facts_from_checkpoint(directory, MACHINE)
+
+
+@pytest.mark.parametrize("architecture", ["gemma3", "llama", "nemotron", "phi3", "qwen2", "qwen3", "starcoder2"])
+def test_a_gguf_file_and_its_model_agree(tmp_path, monkeypatch, architecture):
+    """Coded bytes and all. Some families have layers of a kind that is decoded."""
+    monkeypatch.setattr("pagoda.checkpoint.gguf_description._confined", Unconfined)
+    file = write_gguf(tmp_path / "model.gguf", architecture).file
+    facts = facts_from_checkpoint(file, MACHINE)
+    assert facts == load_model(file).facts
+    assert facts.weight_nbytes < file.stat().st_size

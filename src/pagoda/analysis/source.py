@@ -9,6 +9,7 @@ from typing import Any
 
 from pagoda.analysis.catalog import Shape, find_shape
 from pagoda.checkpoint.configuration import read_config
+from pagoda.checkpoint.directory import checkpoint_directory, gguf_file, model_name
 from pagoda.checkpoint.failures import model_errors
 from pagoda.checkpoint.files import read_object
 from pagoda.config import DTYPES
@@ -80,6 +81,8 @@ def describe(model: str | Path, dtype: str = "auto") -> Described:
     if dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r:.100}; choose one of: {', '.join(DTYPES)}.")
     path = Path(model).expanduser()
+    if path.exists() and gguf_file(path) is not None:
+        return _of_gguf(path, dtype)
     if path.is_dir() and any(path.glob("*.safetensors")):
         config = _checked(read_config(path), str(path / "config.json"))
         facts, stored = facts_and_weights(path, _NO_LIMIT, dtype)
@@ -93,6 +96,15 @@ def describe(model: str | Path, dtype: str = "auto") -> Described:
         is_said = dtype != "auto" or stated_dtype(config) or stated_dtype(found.text)
         return found if is_said else replace(found, notes=(*found.notes, UNSAID_DTYPE))
     return _shipped(find_shape(str(model)), dtype)
+
+
+def _of_gguf(path: Path, dtype: str) -> Described:
+    directory = checkpoint_directory(path)
+    config = _checked(read_config(directory), str(directory / "config.json"))
+    facts, stored = facts_and_weights(directory, _NO_LIMIT, dtype)
+    found = _described(model_name(path.resolve()), str(path), config, facts)
+    types = ", ".join(stored.other_types)
+    return replace(found, weights_are=f"as stored in {types}") if types else found
 
 
 def _shipped(shape: Shape, dtype: str) -> Described:

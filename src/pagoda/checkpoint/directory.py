@@ -1,6 +1,7 @@
 """From the path that a user gives to the directory of a checkpoint, or to an error that says what is there instead.
 
-Knows what people give where a directory is wanted, and what other formats look like. Reads no file.
+Knows what people give where a directory is wanted, and what other formats look like. A GGUF file, or a directory with
+one in place of safetensors, stands for the directory that is made of it (`gguf_folder.py`). Reads no other file.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pagoda.checkpoint.failures import model_errors
+from pagoda.checkpoint.gguf_files import ENDING, gguf_in, gguf_parts, model_stem
+from pagoda.checkpoint.gguf_folder import gguf_folder, is_gguf_folder
 from pagoda.errors import ConfigError, ModelNotFoundError
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-GGUF = "GGUF files are made for llama.cpp; take the checkpoint in safetensors that this one was made from"
 PICKLES = "these are pickles, which can run code; convert them to safetensors"
 ADAPTER = "this is an adapter; merge it into its base model (merge_and_unload of peft) and give what that saves"
 # What is in directories without a checkpoint, and what to do about it.
 OTHER_FORMATS = {
-    "*.gguf": GGUF,
     "adapter_config.json": ADAPTER,
     "adapter_model.*": ADAPTER,
     "*.bin": PICKLES,
@@ -37,14 +39,41 @@ def checkpoint_directory(path: Any, option: str = "model") -> Path:
         raise ConfigError(f"{option} is {text!r:.200}; give the path of a directory.")
     try:
         directory = Path(text).expanduser()
-        if directory.is_dir():
-            return directory
-        is_file = directory.is_file()
+        is_directory, is_file = directory.is_dir(), directory.is_file()
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelNotFoundError(
             f"{text!r:.200} cannot be looked at: {error}. Give a downloaded checkpoint."
         ) from error
-    raise _of_file(directory) if is_file else _of_nothing(directory)
+    if not is_directory and not is_file:
+        raise _of_nothing(directory)
+    weights = gguf_file(directory)
+    if weights is not None:
+        with model_errors(f"The model in {weights}"):
+            return gguf_folder(weights)
+    if is_file:
+        raise _of_file(directory)
+    return directory
+
+
+def gguf_file(path: Path) -> Path | None:
+    """The GGUF file, or the first of its parts, whose model the file or directory at `path` stands for."""
+    if path.is_file():
+        return path if path.suffix == ENDING else None
+    if is_gguf_folder(path) or any(path.glob("*.safetensors")):
+        return None
+    return next(iter(gguf_in(path)), None)
+
+
+def weights_nbytes(path: Path) -> int:
+    """Of the files with the weights of the model at `path`."""
+    weights = gguf_file(path)
+    files = path.glob("*.safetensors") if weights is None else gguf_parts(weights)
+    return sum(file.stat().st_size for file in files)
+
+
+def model_name(path: Path) -> str:
+    """What people call the model at `path`."""
+    return model_stem(path) if path.suffix == ENDING else path.name
 
 
 def other_format(directory: Path) -> str:
@@ -56,10 +85,9 @@ def other_format(directory: Path) -> str:
 
 
 def _of_file(file: Path) -> ModelNotFoundError:
-    if file.suffix == ".gguf":
-        return ModelNotFoundError(f"{file} is not a directory: {GGUF}, and give its directory.")
     return ModelNotFoundError(
-        f"{file} is a file. Give the directory of a checkpoint, with config.json and *.safetensors: {file.parent}?"
+        f"{file} is a file. Give a GGUF file, or the directory of a checkpoint, with config.json and *.safetensors: "
+        f"{file.parent}?"
     )
 
 

@@ -24,6 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pagoda import __version__, machine
+from pagoda.checkpoint.directory import weights_nbytes
 from pagoda.config import Environment
 from pagoda.devices import check_gpu, device_name, find_device, room_on
 from pagoda.errors import ConfigError, DeviceUnavailableError, KernelUnavailableError, PagodaError
@@ -33,7 +34,7 @@ from pagoda.units import format_nbytes
 if TYPE_CHECKING:
     from pagoda.llm import LLM
 
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "gguf", "numpy")
 # What they are for, the modules that tell, and what pip is asked for.
 EXTRAS = (
     ("server", ("fastapi", "uvicorn"), "server"),
@@ -233,7 +234,11 @@ def _model(environment: Environment, path: Path | None, measures: bool) -> Itera
     if path is None and not (folder / "config.json").is_file():
         yield Finding("model", "embedded", "missing from this installation; reinstall pagoda-kv", Status.BROKEN)
         return
-    nbytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    try:
+        nbytes = weights_nbytes(folder)
+    except PagodaError as error:
+        yield Finding("model", name, str(error), Status.BROKEN)
+        return
     yield Finding("model", name, f"{format_nbytes(nbytes)} of weights")
     try:
         with LLM(folder, environment=environment, kv_cache_memory_bytes=CHECK_CACHE_NBYTES) as llm:

@@ -21,6 +21,7 @@ from pagoda.analysis.explain import SEPARATE, Reuse, explain, find
 from pagoda.analysis.namespaces import differing_parts
 from pagoda.analysis.rehearsal import Rehearsal
 from pagoda.checkpoint.configuration import read_config
+from pagoda.checkpoint.directory import checkpoint_directory
 from pagoda.commands.asking import ask_explanation
 from pagoda.commands.extras import need
 from pagoda.commands.identities import find_identities
@@ -97,7 +98,7 @@ def _of_files(arguments: Namespace, rates: Rates) -> dict[str, Any]:
 def _rehearsal(model: Path, page_tokens: int) -> tuple[Rehearsal, str | None]:
     """Of the model's layers; with a note if nobody can tell what they are."""
     try:
-        facts = facts_from_config(read_config(model.expanduser()), MachineFacts(None))
+        facts = facts_from_config(read_config(checkpoint_directory(model)), MachineFacts(None))
         config = EngineConfig(block_size=page_tokens, kv_cache_memory_bytes=USUAL_CACHE_NBYTES)
         states = plan_memory(facts, MachineFacts(None), config).states
     except ModelNotFoundError:

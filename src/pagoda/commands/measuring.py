@@ -81,9 +81,7 @@ def model_rate(llm: LLM) -> Rate | None:
         times = llm.generate([prompt], params, use_tqdm=False)[0].metrics.token_times
         seconds.append((times[-1] - times[0]) / num_steps)
     speed = 1 / statistics.median(seconds)
-    embedding, head = model.network.get_input_embeddings(), model.network.get_output_embeddings()
-    is_tied = head is None or head.weight is embedding.weight
-    limit = read_bandwidth() * 1e9 / (model.weight_nbytes - (0 if is_tied else embedding.weight.nbytes))
+    limit = read_bandwidth() * 1e9 / (model.weight_nbytes - model.table_nbytes)
     return Rate("decode", f"{speed:.1f} tokens/s alone; reading all weights allows {limit:.1f}", speed / limit)
 
 

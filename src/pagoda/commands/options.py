@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pagoda.cache.compression.choice import EXAMPLE
-from pagoda.config import DEVICES, DTYPES, QUANTIZATIONS, WRITE_POLICIES, EngineConfig
+from pagoda.config import ACTIVATIONS, DEVICES, DTYPES, QUANTIZATIONS, WRITE_POLICIES, EngineConfig
 from pagoda.errors import ConfigError
 from pagoda.registry import names
 from pagoda.sampling_params import SamplingParams
@@ -51,6 +51,7 @@ OF_CHECKPOINTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"
 ENGINE_OPTIONS = (
     _option("dtype", "precision of the weights; auto takes the checkpoint's", choices=DTYPES),
     _option("quantization", "bits of the weights that are computed with, if not those of dtype", choices=QUANTIZATIONS),
+    _option("activations", "what coded weights are multiplied by: int8 is fast, full exact", choices=ACTIVATIONS),
     _option("device", "what computes; auto takes a GPU if there is one that can do what is asked for", choices=DEVICES),
     _option(
         "gpu_memory_utilization",
@@ -188,7 +189,10 @@ SERVER_OPTIONS = (
     _option("host", "address to listen on", metavar="HOST"),
     _option("port", "port to listen on; 0 takes any that is free", type=int, metavar="PORT"),
     _option(
-        "served_model_name", "what clients may call the model; by default its directory", nargs="+", metavar="NAME"
+        "served_model_name",
+        "what clients may call the model; by default its directory or file",
+        nargs="+",
+        metavar="NAME",
     ),
     _option("api_key", "serve only those who send this key; may be repeated", action="append", metavar="KEY"),
     _option(
@@ -272,7 +276,9 @@ SERVER_OPTIONS = (
 
 def add_model_options(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--model", type=Path, metavar="PATH", help="checkpoint directory (default: the embedded model)")
+    group.add_argument(
+        "--model", type=Path, metavar="PATH", help="checkpoint directory or GGUF file (default: the embedded model)"
+    )
     group.add_argument("--tokenizer", type=Path, metavar="PATH", help="tokenizer directory, if it is not the model's")
     group.add_argument("--skip-tokenizer-init", action="store_true", help="token ids in, token ids out")
 

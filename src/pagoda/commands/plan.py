@@ -27,7 +27,9 @@ def run(arguments: Namespace) -> int:
     if arguments.list:
         return _list()
     if arguments.model is None:
-        raise ConfigError("Say which model: a folder, a config.json, or a name that `pagoda plan --list` shows.")
+        raise ConfigError(
+            "Say which model: a folder, a GGUF file, a config.json, or a name that `pagoda plan --list` shows."
+        )
     if arguments.plot is not None:
         _check_target(arguments.plot, arguments.force)
     given = {each.name: getattr(arguments, each.name) for each in fields(PlanOptions)}

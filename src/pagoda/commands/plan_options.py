@@ -17,7 +17,11 @@ Value = TypeVar("Value")
 
 def add_plan_options(parser: ArgumentParser) -> None:
     add: Any = parser.add_argument
-    add("model", nargs="?", help="a folder, a config.json, or the name of a configuration that comes with Pagoda")
+    add(
+        "model",
+        nargs="?",
+        help="a folder, a GGUF file, a config.json, or the name of a configuration that comes with Pagoda",
+    )
     add("--list", action="store_true", help="name the configurations that come with Pagoda, and where they are from")
     _add_machine_options(parser.add_argument_group("machine"))
     _add_load_options(parser.add_argument_group("load"))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
+from pagoda.checkpoint.directory import model_name
 from pagoda.commands.extras import need
 from pagoda.commands.options import SERVER_OPTIONS, load_llm, options_given
 from pagoda.config import Environment
@@ -36,7 +37,7 @@ def run(arguments: Namespace) -> int:
     texts = prompt_texts(options.kv_prewarm) if options.kv_prewarm else []  # what is wrong is told at once
     tenants, listener = Tenants(options), listen(options)
     host, port = listener.getsockname()[:2]
-    name = EMBEDDED_NAME if arguments.model is None else arguments.model.name
+    name = EMBEDDED_NAME if arguments.model is None else model_name(arguments.model)
     with ExitStack() as stack:
         stack.enter_context(listener)
         llm = stack.enter_context(load_llm(arguments, tenants=tenants.shares))

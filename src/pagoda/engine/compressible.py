@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -20,7 +20,7 @@ from pagoda.models.rotations import FoundRotation
 class CompressibleLayer:
     """A layer whose tokens may lie anywhere, and the attention calls that read it.
 
-    `projections` are what the results of these are multiplied by, as far as that is known. So is the `rotation` of its
+    `projections` give what the results of these are multiplied by, as far as that is known. So is the `rotation` of its
     keys, once it was looked for.
     """
 
@@ -28,7 +28,7 @@ class CompressibleLayer:
     pages: LayerPages
     kernels: AttentionKernels
     calls: tuple[int, ...]
-    projections: tuple[torch.Tensor, ...]
+    projections: tuple[Callable[[], torch.Tensor], ...]
     rotation: PairRotation | None = None
 
     @property
@@ -55,7 +55,7 @@ class CompressibleLayer:
 
 
 def compressible_layers(
-    sites: Sequence[BoundSite], uses: Sequence[AttentionUse], projections: Sequence[torch.Tensor | None]
+    sites: Sequence[BoundSite], uses: Sequence[AttentionUse], projections: Sequence[Callable[[], torch.Tensor] | None]
 ) -> tuple[dict[int, list[CompressibleLayer]], list[str]]:
     """The layers of every group that can be compressed, and why others cannot."""
     layers, obstacles = dict[int, list[CompressibleLayer]](), list[str]()
@@ -77,7 +77,7 @@ def compressible_layers(
 
 
 def _layer(
-    sites: Sequence[BoundSite], projections: Sequence[torch.Tensor | None], calls: list[int]
+    sites: Sequence[BoundSite], projections: Sequence[Callable[[], torch.Tensor] | None], calls: list[int]
 ) -> CompressibleLayer:
     site, found = sites[calls[0]], (projections[call] for call in calls)
     return CompressibleLayer(

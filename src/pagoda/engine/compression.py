@@ -49,7 +49,7 @@ class Compressor:
         self,
         sites: Sequenced[BoundSite],
         uses: Sequenced[AttentionUse],
-        projections: Sequenced[torch.Tensor | None],
+        projections: Sequenced[Callable[[], torch.Tensor] | None],
         cache: Cache,
         find_rotations: Callable[[], Mapping[SiteSlot, FoundRotation]],
     ) -> None:

@@ -5,7 +5,7 @@ Knows one layer of one sequence. Does not know how scores are computed: the kern
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,11 +49,11 @@ class StoredTokens:
 class Beside:
     """What else policies look at of a layer, as far as they need it, and of each attention call that reads it.
 
-    Results of calls go through `projections` [query heads * value width, outputs], and `observed` is what the policy
-    has made of all queries. The sequence has `num_tokens`, kept or not.
+    Results of calls go through what `projections` give, [query heads * value width, outputs], and `observed` is what
+    the policy has made of all queries. The sequence has `num_tokens`, kept or not.
     """
 
-    projections: Sequence[torch.Tensor] = ()
+    projections: Sequence[Callable[[], torch.Tensor]] = ()
     observed: Sequence[torch.Tensor] = ()
     rotation: PairRotation | None = None
     num_tokens: int = 0
@@ -117,7 +117,7 @@ class StoredLayer:
     @property
     def output_norms(self) -> torch.Tensor:
         values = self.values
-        heads = (each.unflatten(0, (self.num_heads, -1, values.shape[-1])) for each in self._beside.projections)
+        heads = (each().unflatten(0, (self.num_heads, -1, values.shape[-1])) for each in self._beside.projections)
         return _joined([_projected_norms(values, each) for each in heads])
 
     @property

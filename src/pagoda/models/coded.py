@@ -16,12 +16,15 @@ from torch.nn import functional
 from pagoda.kernels.coded_weight import CodedWeight
 from pagoda.models.attention import kernels_in_flight
 
+READ_BY_FAMILIES = ("dt_proj", "kv_b_proj", "wo")
+
 
 class CodedLinear(nn.Linear):
-    """`nn.Linear` on codes: its input is coded to 8 bits in a step, and left as it is outside."""
+    """`nn.Linear` on codes: in a step its input is coded to 8 bits, unless that is not wanted."""
 
     coded: CodedWeight
     dense_dtype: torch.dtype
+    codes_input = True
 
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
@@ -29,7 +32,7 @@ class CodedLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         kernels = kernels_in_flight()
-        if kernels is None:
+        if kernels is None or not self.codes_input:
             return functional.linear(input, self.weight, self.bias)
         return kernels.coded_linear(input, self.coded, self.bias)
 
@@ -51,13 +54,37 @@ class CodedEmbedding(nn.Embedding):
         return kernels.coded_rows(self.coded, input, self.dense_dtype)
 
 
-def takes_codes(module: nn.Module) -> bool:
-    """Whether a module is a linear layer, or an embedding of any kind that does not renormalise what it reads."""
-    return type(module) is nn.Linear or (isinstance(module, nn.Embedding) and module.max_norm is None)
+def takes_codes(name: str, module: nn.Module | None) -> bool:
+    """Whether a module is a linear layer, or an embedding of any kind that does not renormalise what it reads.
+
+    Some layers' weights the code of their family reads by itself: they stay dense.
+    """
+    is_plain = type(module) is nn.Linear or (isinstance(module, nn.Embedding) and module.max_norm is None)
+    return is_plain and name.rpartition(".")[2] not in READ_BY_FAMILIES
 
 
-def install(network: nn.Module, weights: Mapping[str, CodedWeight], dtype: torch.dtype) -> None:
-    """Let the layers of `network` compute with `weights`, by the names of their dense ones, in the type `dtype`.
+def coded_weights(network: nn.Module) -> dict[str, CodedWeight]:
+    """Those that the layers of `network` have, by the names of dense ones, each once."""
+    found = {name: vars(module).get("coded") for name, module in network.named_modules()}
+    once = {id(coded): (f"{name}.weight", coded) for name, coded in reversed(found.items()) if coded is not None}
+    return dict(reversed(once.values()))
+
+
+def held_weight(module: Any) -> CodedWeight | torch.Tensor:
+    """What a linear layer or an embedding has for a weight."""
+    coded: CodedWeight | None = vars(module).get("coded")
+    return module.weight if coded is None else coded
+
+
+def leave_inputs(network: nn.Module) -> None:
+    """Let coded layers of `network` multiply their inputs as they are: weights are decoded anew for each call."""
+    for module in network.modules():
+        if isinstance(module, CodedLinear):
+            module.codes_input = False
+
+
+def install(network: nn.Module, weights: Mapping[str, CodedWeight]) -> None:
+    """Let the layers of `network` compute with `weights`, by the names of their dense ones, whose type results have.
 
     A head that is tied to an embedding gets its codes too. All names must be weights of modules that take codes.
     """
@@ -66,14 +93,14 @@ def install(network: nn.Module, weights: Mapping[str, CodedWeight], dtype: torch
         dense = module._parameters.get("weight")
         coded = None if dense is None else tied.get(id(dense))
         if coded is not None:
-            _set(module, coded, dtype)
+            _set(module, coded)
 
 
-def _set(module: Any, coded: CodedWeight, dtype: torch.dtype) -> None:
-    assert takes_codes(module) and tuple(module._parameters["weight"].shape) == coded.shape
-    del module._parameters["weight"]
+def _set(module: Any, coded: CodedWeight) -> None:
+    dense = module._parameters.pop("weight")
+    assert tuple(dense.shape) == coded.shape
     module.__class__ = _coded_kind(type(module))
-    module.coded, module.dense_dtype = coded, dtype
+    module.coded, module.dense_dtype = coded, dense.dtype
     module.register_parameter(coded.kind.replace(" ", "_"), coded.data)
 
 

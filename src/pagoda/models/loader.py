@@ -1,15 +1,16 @@
 """From a checkpoint directory to a `Model`, or a named error that says what is wrong with the directory.
 
-Knows files: config.json, generation_config.json, safetensors, single or sharded. Reads local directories only and never
-runs code from a checkpoint. Whether a family can use pages is decided before its weights are read, and before that,
-whether configuration and weights fit each other.
+Knows files: config.json, generation_config.json, safetensors, single or sharded, and GGUF. Reads local directories only
+and never runs code from a checkpoint. Whether a family can use pages is decided before its weights are read, and before
+that, whether configuration and weights fit each other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,10 +18,12 @@ from pagoda.checkpoint.configuration import read_config
 from pagoda.checkpoint.directory import checkpoint_directory
 from pagoda.checkpoint.failures import model_errors
 from pagoda.checkpoint.files import read_object
+from pagoda.checkpoint.gguf_folder import is_gguf_folder
 from pagoda.checkpoint.plausible import check_values
 from pagoda.errors import ConfigError
 from pagoda.models.attention import ATTENTION_NAME
 from pagoda.models.build import random_network
+from pagoda.models.coded import leave_inputs
 from pagoda.models.configuration import check_family, make_config
 from pagoda.models.discovery import Discovered, discover
 from pagoda.models.generation import GenerationTokens
@@ -30,7 +33,10 @@ from pagoda.models.placement import CPU, place
 from pagoda.models.plausible import FewCalls, fitting
 from pagoda.models.rounding import quantize
 from pagoda.models.selftest import self_test
-from pagoda.models.weights import stored_weights
+from pagoda.models.weights import StoredWeights, stored_weights
+
+if TYPE_CHECKING:
+    from pagoda.models.gguf_weights import GgufWeights
 
 DTYPES = {
     **dict.fromkeys(("float32", "fp32", "float"), torch.float32),
@@ -44,20 +50,25 @@ def load_model(
     *,
     dtype: str = "auto",
     quantization: str = "none",
+    activations: str = "int8",
     generation_config: str = "auto",
     device: torch.device = CPU,
 ) -> Model:
-    """Load the checkpoint in the directory `path`. `dtype` is "auto" (as stored) or a name in `DTYPES`.
+    """Load the checkpoint in the directory `path`, or the GGUF file there.
 
-    `quantization` is "none", or a name in `QUANTIZATIONS` to hold the weights in codes.
+    `dtype` is "auto" (as stored) or a name in `DTYPES`; coded weights keep their codes, and the rest has it.
+    `quantization` is "none", or a name in `QUANTIZATIONS` to hold dense weights in codes. What coded weights are
+    multiplied by is coded, too, unless `activations` is "full".
     `generation_config` is a directory, "auto" for the same, or "vllm" for no more than the checkpoint's tokens.
     """
     directory = checkpoint_directory(path)
     weight_dtype = None if dtype == "auto" else parse_dtype(dtype)
     with model_errors(f"The model in {directory}"):
         values = read_config(directory)
-        network, discovered, files = _load_network(directory / "config.json", values, weight_dtype)
+        network, discovered, files = _load_network(directory / "config.json", values, weight_dtype, device)
         _quantize(network, quantization, device)
+        if activations == "full":
+            leave_inputs(network)
         place(network, device)
         model = Model(network, discovered, _generation(directory, generation_config, network.config, values))
         model.origin = Origin.of(files, model.network)
@@ -75,16 +86,28 @@ def _generation(directory: Path, source: str, config: Any, values: Mapping[str, 
     return generation.tokens_alone if source == "vllm" else generation
 
 
-def _load_network(file: Path, values: dict[str, Any], dtype: torch.dtype | None) -> tuple[Any, Discovered, WeightFiles]:
+def _load_network(
+    file: Path, values: dict[str, Any], dtype: torch.dtype | None, device: torch.device
+) -> tuple[Any, Discovered, WeightFiles]:
     check_family(values, file)
-    with stored_weights(file, values) as weights:
+    with _weights(file, values) as weights:
+        values = values | weights.stated
         check_values(values, weights.outline, file)
         config = make_config(values, file)
         with FewCalls(weights.outline, file):
             discovered = discover(config, fitting(weights.outline, file))
         self_test(config)
-        network = weights.load(config, dtype)
+        network = weights.load(config, dtype, device)
     return network, discovered, weights.files
+
+
+def _weights(file: Path, values: dict[str, Any]) -> AbstractContextManager[StoredWeights | GgufWeights]:
+    """Those beside the config.json `file`, which holds `values`."""
+    if not is_gguf_folder(file.parent):
+        return stored_weights(file, values)
+    from pagoda.models.gguf_weights import gguf_weights
+
+    return gguf_weights(file.parent)
 
 
 def model_from_config(

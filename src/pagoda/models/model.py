@@ -18,6 +18,7 @@ from pagoda.kernels.base import AttentionRule
 from pagoda.layouts.latent import LATENT_FAMILIES
 from pagoda.layouts.spec import CacheSpec
 from pagoda.models.attention import ATTENTION_NAME, PagedStep, in_flight, paged_attention
+from pagoda.models.coded import coded_weights, held_weight
 from pagoda.models.decoder_config import decoder_config
 from pagoda.models.discovery import Discovered, discover
 from pagoda.models.encoder import Encoder
@@ -87,10 +88,13 @@ class Model:
         return self.discovered.rules
 
     @property
-    def projections(self) -> list[torch.Tensor | None]:
-        """What each attention call's result is multiplied by, [heads * width, outputs]; None where that is unsure."""
+    def projections(self) -> list[Callable[[], torch.Tensor] | None]:
+        """What gives what each attention call's result is multiplied by, [heads * width, outputs].
+
+        None where that is unsure. Coded ones are decoded anew each time.
+        """
         names = self.discovered.projections
-        return [None if name is None else projection_of(self.network.get_submodule(name)) for name in names]
+        return [None if name is None else partial(projection_of, self.network.get_submodule(name)) for name in names]
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -160,11 +164,21 @@ class Model:
     @cached_property
     def num_parameters(self) -> int:
         """Parameters, shared ones counted once."""
-        return sum(parameter.numel() for parameter in self.network.parameters())
+        coded: int = sum(each.rows * each.depth - each.data.numel() for each in coded_weights(self.network).values())
+        parameters: int = sum(parameter.numel() for parameter in self.network.parameters())
+        return coded + parameters
 
     @cached_property
     def weight_nbytes(self) -> int:
-        return sum(parameter.nbytes for parameter in self.network.parameters())
+        """As they are held."""
+        nbytes: int = sum(parameter.nbytes for parameter in self.network.parameters())
+        return nbytes
+
+    @property
+    def table_nbytes(self) -> int:
+        """Of the table of tokens, of which a step reads few rows; none if the head has it too."""
+        table, head = held_weight(self.network.get_input_embeddings()), self.network.get_output_embeddings()
+        return 0 if head is None or held_weight(head) is table else table.nbytes
 
     @torch.inference_mode()
     def forward(

@@ -23,26 +23,24 @@ MOST_INT4 = 15
 RANGES = (1.0, 0.92, 0.84)
 # Numbers that are rounded at a time: they stay in the caches.
 CHUNK = 1 << 18
-# Read as they are in every step, or too small to be worth it.
-LEFT_DENSE = ("kv_b_proj",)
+# Smaller matrices are not worth it.
 MIN_ROWS = 64
 
 
 def quantize(network: nn.Module, quantization: str) -> None:
     """Let linear layers and embeddings of `network` have codes instead of weights."""
-    dtype = next(parameter.dtype for parameter in network.parameters() if parameter.is_floating_point())
     heads = {id(layer.weight) for layer in (_embedding(network), _head(network)) if layer is not None}
     done: dict[int, CodedWeight] = {}
     weights: dict[str, CodedWeight] = {}
     for name, module in network.named_modules():
         dense = module._parameters.get("weight")
-        if dense is None or not takes_codes(module) or name.endswith(LEFT_DENSE) or len(dense) < MIN_ROWS:
+        if dense is None or not takes_codes(name, module) or len(dense) < MIN_ROWS:
             continue
         if id(dense) not in done:
             is_fine = quantization == "int8" or id(dense) in heads or isinstance(module, nn.Embedding)
             done[id(dense)] = CodedWeight.from_groups(rounded(dense.data, is_fine))
         weights[f"{name}.weight"] = done[id(dense)]
-    install(network, weights, dtype)
+    install(network, weights)
 
 
 def rounded(weight: torch.Tensor, is_fine: bool) -> GroupedCodes:

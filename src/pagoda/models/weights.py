@@ -41,27 +41,38 @@ class StoredWeights:
         found = (FLOATS.get(tensor.get_dtype()) for tensor in self._tensors.values())
         return next((dtype for dtype in found if dtype is not None), torch.float32)
 
-    def load(self, config: Any, dtype: torch.dtype | None) -> Any:
+    @property
+    def stated(self) -> dict[str, Any]:
+        """What they say of the configuration: nothing."""
+        return {}
+
+    def load(self, config: Any, dtype: torch.dtype | None, device: torch.device) -> Any:  # noqa: ARG002
         """A network of `config` with these weights, which attends through Pagoda; None keeps the type they have."""
-        build, own_config = network_class(config)
-        try:
-            with quiet():
-                network, report = build.from_pretrained(
-                    None,
-                    config=own_config,
-                    state_dict=dict(self._tensors),
-                    dtype=dtype or own_config.dtype or self.dtype,
-                    attn_implementation=interface_name(config, ATTENTION_NAME),
-                    local_files_only=True,
-                    use_safetensors=True,
-                    ignore_mismatched_sizes=True,  # to name them below; transformers names them in a log line only
-                    output_loading_info=True,
-                )
-        except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
-            raise CorruptCheckpointError(f"The weights in {self._directory} cannot be read: {error}") from error
-        _check_report(self._directory, report)
-        network.config.name_or_path = str(self._directory)
-        return network.eval()
+        _, own_config = network_class(config)
+        return fill(config, dict(self._tensors), dtype or own_config.dtype or self.dtype, self._directory)
+
+
+def fill(config: Any, tensors: dict[str, Any], dtype: torch.dtype, source: Path) -> Any:
+    """A network of `config` with `tensors` from `source`, which attends through Pagoda."""
+    build, own_config = network_class(config)
+    try:
+        with quiet():
+            network, report = build.from_pretrained(
+                None,
+                config=own_config,
+                state_dict=tensors,
+                dtype=dtype,
+                attn_implementation=interface_name(config, ATTENTION_NAME),
+                local_files_only=True,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # to name them below; transformers names them in a log line only
+                output_loading_info=True,
+            )
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
+        raise CorruptCheckpointError(f"The weights in {source} cannot be read: {error}") from error
+    _check_report(source, report)
+    network.config.name_or_path = str(source)
+    return network.eval()
 
 
 @contextmanager
@@ -72,19 +83,20 @@ def stored_weights(config_file: Path, values: Mapping[str, Any]) -> Iterator[Sto
         yield StoredWeights(files, tensors)
 
 
-def _check_report(directory: Path, report: dict[str, Any]) -> None:
+def _check_report(source: Path, report: dict[str, Any]) -> None:
     """Refuse weights that transformers would have filled with random numbers."""
     missing = sorted(report["missing_keys"])
     if missing:
-        raise CorruptCheckpointError(f"{directory} lacks {len(missing)} weights of the model: {_abridged(missing)}.")
+        raise CorruptCheckpointError(f"{source} lacks {len(missing)} weights of the model: {abridged(missing)}.")
     mismatched = sorted(
         f"{name} {list(stored)} instead of {list(wanted)}" for name, stored, wanted in report["mismatched_keys"]
     )
     if mismatched:
-        raise CorruptCheckpointError(f"Weights in {directory} have the wrong shape: {_abridged(mismatched)}.")
+        raise CorruptCheckpointError(f"Weights in {source} have the wrong shape: {abridged(mismatched)}.")
     if report["error_msgs"]:
-        raise CorruptCheckpointError(f"The weights in {directory} cannot be read: {_abridged(report['error_msgs'])}.")
+        raise CorruptCheckpointError(f"The weights in {source} cannot be read: {abridged(report['error_msgs'])}.")
 
 
-def _abridged(names: list[str]) -> str:
+def abridged(names: list[str]) -> str:
+    """The first of them, and how many there are."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

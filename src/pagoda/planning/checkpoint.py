@@ -6,12 +6,15 @@ What a dictionary cannot tell is refused, never guessed. Whether Pagoda runs the
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pagoda.checkpoint.configuration import read_config
 from pagoda.checkpoint.directory import checkpoint_directory
 from pagoda.checkpoint.failures import model_errors
+from pagoda.checkpoint.gguf_files import gguf_in, read_gguf
+from pagoda.checkpoint.gguf_folder import is_gguf_folder
 from pagoda.checkpoint.plausible import check_values
 from pagoda.checkpoint.weights import FLOAT_NAMES, Outline, stored_nbytes, stored_tensors
 from pagoda.errors import CorruptCheckpointError
@@ -44,6 +47,8 @@ def facts_and_weights(path: str | Path, machine: MachineFacts, dtype: str = "aut
     file = directory / "config.json"
     with model_errors(f"The configuration in {directory}"):
         config = read_config(directory)
+        if is_gguf_folder(directory):
+            return _of_gguf(file, config, facts_from_config(config, machine, dtype))
         with stored_tensors(file, config, "np") as tensors:
             check_values(config, Outline.of_tensors(tensors), file)
             numbers = {name: tensor for name, tensor in tensors.items() if tensor.get_dtype() in FLOAT_NAMES}
@@ -58,6 +63,21 @@ def facts_and_weights(path: str | Path, machine: MachineFacts, dtype: str = "aut
         is_stated = dtype != "auto" or stated_dtype(config)
         facts = facts_from_config(config, machine, dtype if is_stated else stored_as)
         return replace(facts, weight_nbytes=count * facts.number_nbytes), stored
+
+
+def _of_gguf(file: Path, config: Sizes, facts: ModelFacts) -> tuple[ModelFacts, StoredWeights]:
+    """Matrices of fewer bits are kept as they are stored, all else is decoded."""
+    tensors = read_gguf(gguf_in(file.parent)).tensors
+    check_values(dict(config), Outline.of({name: tensor.shape for name, tensor in tensors.items()}), file)
+    coded = [each for each in tensors.values() if each.type_name not in FLOAT_NAMES and len(each.shape) == 2]
+    coded_nbytes = sum(tensor.nbytes for tensor in coded)
+    count = sum(prod(tensor.shape) for tensor in tensors.values()) - sum(prod(tensor.shape) for tensor in coded)
+    stored = StoredWeights(
+        nbytes=sum(tensor.nbytes for tensor in tensors.values()),
+        other_nbytes=coded_nbytes,
+        other_types=tuple(sorted({tensor.type_name for tensor in coded})),
+    )
+    return replace(facts, weight_nbytes=coded_nbytes + count * facts.number_nbytes), stored
 
 
 def facts_from_config(config: Sizes, machine: MachineFacts, dtype: str = "auto") -> ModelFacts:
