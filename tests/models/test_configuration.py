@@ -51,8 +51,8 @@ def test_they_are_left_out_of_parts_too(tmp_path):
 
 
 def test_weights_that_only_a_part_says_are_quantised(checkpoint):
-    edit(checkpoint / "config.json", text_config={"quantization_config": {"quant_method": "awq"}})
-    with pytest.raises(UnsupportedModelError, match=r"quantised \(awq\)"):
+    edit(checkpoint / "config.json", text_config={"quantization_config": {"quant_method": "hqq"}})
+    with pytest.raises(UnsupportedModelError, match=r"quantised \(hqq\)"):
         load_model(checkpoint)
 
 

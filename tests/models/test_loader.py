@@ -118,7 +118,7 @@ def test_config_with_impossible_values(checkpoint):
         ({"model_type": "own", "auto_map": {"AutoModel": "own.Own"}}, "brings its own code"),
         ({"model_type": "vit"}, "not a decoder"),
         ({"model_type": "doge"}, "never calls the attention interface"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "quantised"),
     ],
 )
 def test_unsupported_checkpoints(checkpoint, values, reason):

@@ -6,6 +6,8 @@ attends. They are left out, so that a checkpoint decides what is computed and no
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,9 @@ STEERING = {
     *("num_labels", "id2label", "label2id", "problem_type"),
 }
 
+# Of checkpoints that were quantized before, by transformers' names (`packed_weights.py`).
+PACKING_METHODS = ("gptq", "gptq_v2", "awq", "compressed-tensors", "bitsandbytes", "fp8")
+
 
 def check_family(values: dict[str, Any], file: Path) -> None:
     """Refuse the contents of `file` if transformers has no such family, or its weights need to be computed first."""
@@ -40,12 +45,38 @@ def check_family(values: dict[str, Any], file: Path) -> None:
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         custom = " It brings its own code, which Pagoda does not run." if "auto_map" in values else ""
         raise UnsupportedModelError(f"transformers has no model type {model_type!r:.200} ({file}).{custom}")
-    quantization = next(filter(None, _all_of("quantization_config", values)), None)
-    if quantization:
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
+    packing_of(values, file)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How weights were quantized: a name in `PACKING_METHODS`, and what else the configuration says of it."""
+
+    method: str
+    settings: Mapping[str, Any]
+
+
+def packing_of(values: dict[str, Any], file: Path) -> Packing | None:
+    """What `values`, the contents of `file`, say of weights that were quantized; None of those that were not.
+
+    Raises UnsupportedModelError if they cannot be read.
+    """
+    settings = next(filter(None, _all_of("quantization_config", values)), None)
+    if not settings:
+        return None
+    settings = settings if isinstance(settings, dict) else {}
+    method = str(settings.get("quant_method", "unknown"))
+    if method == "gptq" and settings.get("checkpoint_format") == "gptq_v2":
+        method = "gptq_v2"
+    if method == "awq" and str(settings.get("version", "gemm")).lower() != "gemm":
+        method = f"awq, {settings['version']!r:.50}"
+    if method not in PACKING_METHODS:
         raise UnsupportedModelError(
-            f"The weights in {file.parent} are quantised ({method}); use a checkpoint in bf16, fp16 or fp32."
+            f"The weights in {file.parent} are quantised ({method:.100}); those that are read: "
+            f"{', '.join(PACKING_METHODS)}. Use one of these, a GGUF file, or a checkpoint in bf16, fp16 or fp32, with "
+            "--quantization if you like."
         )
+    return Packing(method, settings)
 
 
 def make_config(values: dict[str, Any], file: Path) -> Any:

@@ -24,11 +24,12 @@ from pagoda.errors import ConfigError
 from pagoda.models.attention import ATTENTION_NAME
 from pagoda.models.build import random_network
 from pagoda.models.coded import leave_inputs
-from pagoda.models.configuration import check_family, make_config
+from pagoda.models.configuration import check_family, make_config, packing_of
 from pagoda.models.discovery import Discovered, discover
 from pagoda.models.generation import GenerationTokens
 from pagoda.models.kept_digest import Origin, WeightFiles
 from pagoda.models.model import Model
+from pagoda.models.packed_weights import PackedWeights, packed_weights
 from pagoda.models.placement import CPU, place
 from pagoda.models.plausible import FewCalls, fitting
 from pagoda.models.rounding import quantize
@@ -101,13 +102,18 @@ def _load_network(
     return network, discovered, weights.files
 
 
-def _weights(file: Path, values: dict[str, Any]) -> AbstractContextManager[StoredWeights | GgufWeights]:
+def _weights(
+    file: Path, values: dict[str, Any]
+) -> (
+    AbstractContextManager[StoredWeights] | AbstractContextManager[PackedWeights] | AbstractContextManager[GgufWeights]
+):
     """Those beside the config.json `file`, which holds `values`."""
-    if not is_gguf_folder(file.parent):
-        return stored_weights(file, values)
-    from pagoda.models.gguf_weights import gguf_weights
+    if is_gguf_folder(file.parent):
+        from pagoda.models.gguf_weights import gguf_weights
 
-    return gguf_weights(file.parent)
+        return gguf_weights(file.parent)
+    packing = packing_of(values, file)
+    return stored_weights(file, values) if packing is None else packed_weights(file, values, packing)
 
 
 def model_from_config(

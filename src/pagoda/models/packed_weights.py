@@ -1,0 +1,138 @@
+"""The weights of a safetensors checkpoint that was quantized before: a network of transformers filled with them.
+
+Linear layers keep the codes of the checkpoint as far as a network has such layers, and products take them; whatever
+else is quantized, such as experts, is decoded. Knows which methods are read. Does not know how a layer is packed
+(`packed_layers.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pagoda.checkpoint.weights import Outline, stored_tensors, weight_files
+from pagoda.errors import CorruptCheckpointError
+from pagoda.kernels.coded_weight import CodedWeight, GroupedCodes
+from pagoda.models.attention import ATTENTION_NAME
+from pagoda.models.build import build_network, network_class
+from pagoda.models.coded import install, takes_codes
+from pagoda.models.configuration import Packing
+from pagoda.models.kept_digest import WeightFiles
+from pagoda.models.own_attention import interface_name
+from pagoda.models.packed_layers import (
+    FP8_TYPES,
+    AwqLayer,
+    BitsAndBytes4Layer,
+    BitsAndBytes8Layer,
+    ByteLayer,
+    Float8Layer,
+    GptqLayer,
+    PackedLayer,
+    PackQuantizedLayer,
+    SecondGptqLayer,
+)
+from pagoda.models.quiet import quiet
+from pagoda.models.weights import fill
+
+# Kinds of layers by the method that a configuration names (PACKING_METHODS); the first whose tensors are there.
+METHODS: dict[str, tuple[type[PackedLayer], ...]] = {
+    "gptq": (GptqLayer,),
+    "gptq_v2": (SecondGptqLayer,),
+    "awq": (AwqLayer,),
+    "compressed-tensors": (PackQuantizedLayer, ByteLayer, Float8Layer),
+    "bitsandbytes": (BitsAndBytes8Layer, BitsAndBytes4Layer),
+    "fp8": (Float8Layer,),
+}
+# What else may stand beside a layer and says nothing of its weights.
+PASSED_OVER = ("k_scale", "v_scale", "q_scale", "output_scale")
+
+
+class PackedWeights:
+    """The tensors in the files of a checkpoint; their values are read when a network is filled with them."""
+
+    def __init__(self, files: WeightFiles, tensors: Mapping[str, Any], packing: Packing) -> None:
+        self.files = files
+        self._layers, self._others = _layers(tensors, packing)
+        if not self._layers:
+            raise CorruptCheckpointError(f"{files.directory} should have weights of {packing.method}, and has none.")
+        shapes = {f"{name}.weight": layer.shape for name, layer in self._layers.items()}
+        others = {name: tuple(tensor.get_shape()) for name, tensor in self._others.items()}
+        self.outline = Outline.of(others | shapes)
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """What they say of the configuration: nothing."""
+        return {}
+
+    def load(self, config: Any, dtype: torch.dtype | None, device: torch.device) -> Any:
+        """A network of `config` with these weights. What is decoded has `dtype`; None is the configuration's, or bf16.
+
+        On a GPU all are decoded.
+        """
+        _, own_config = network_class(config)
+        number_type = dtype or own_config.dtype or torch.bfloat16
+        taking = _taking(config) if device.type == "cpu" else {}
+        coded: dict[str, CodedWeight] = {}
+        tensors = dict(self._others)
+        for name, layer in self._layers.items():
+            found = layer.read()
+            if isinstance(found, GroupedCodes) and taking.get(f"{name}.weight") == layer.shape:
+                coded[f"{name}.weight"] = CodedWeight.from_groups(found)
+                found = torch.zeros(()).expand(layer.shape)  # stands there until codes are put in place
+            elif isinstance(found, GroupedCodes):
+                found = CodedWeight.from_groups(found).decode()
+            tensors[f"{name}.weight"] = found.to(number_type)
+        network = fill(config, tensors, number_type, self.files.directory)
+        install(network, coded)
+        return network
+
+
+@contextmanager
+def packed_weights(config_file: Path, values: Mapping[str, Any], packing: Packing) -> Iterator[PackedWeights]:
+    """The weights beside `config_file`, which holds `values`; their files are open meanwhile."""
+    files = WeightFiles.look(config_file.parent, weight_files(config_file, values))
+    with stored_tensors(config_file, values, "pt") as tensors:
+        yield PackedWeights(files, tensors, packing)
+
+
+def _layers(tensors: Mapping[str, Any], packing: Packing) -> tuple[dict[str, PackedLayer], dict[str, Any]]:
+    """The layers that are quantized, by name, and all other tensors."""
+    kinds = METHODS[packing.method]
+    ends = sorted({end for kind in kinds for end in kind.needed | kind.others}, key=len, reverse=True)
+    by_layer: dict[str, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        end = next((end for end in ends if name.endswith(f".{end}")), None)
+        if end is not None:
+            by_layer.setdefault(name.removesuffix(f".{end}"), {})[end] = tensor
+    layers: dict[str, PackedLayer] = {}
+    others = dict(tensors)
+    for name, own in by_layer.items():
+        kind = next((kind for kind in kinds if _is_of(kind, own)), None)
+        if kind is not None:
+            layers[name] = kind(name, own, packing.settings)
+            for end in own:
+                del others[f"{name}.{end}"]
+    return layers, {name: each for name, each in others.items() if not name.endswith(PASSED_OVER)}
+
+
+def _is_of(kind: type[PackedLayer], own: Mapping[str, Any]) -> bool:
+    """Whether the tensors of a layer are those of a kind; a plain weight is told by its numbers."""
+    if not kind.needed <= own.keys() <= kind.needed | kind.others:
+        return False
+    if kind is Float8Layer:
+        return own["weight"].get_dtype() in FP8_TYPES and not own.keys().isdisjoint(
+            ("weight_scale", "weight_scale_inv")
+        )
+    return kind not in (ByteLayer, BitsAndBytes8Layer) or own["weight"].get_dtype() == "I8"
+
+
+def _taking(config: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of weights that a network of `config` can have as codes."""
+    with quiet(), torch.device("meta"):
+        network = build_network(config, attn_implementation=interface_name(config, ATTENTION_NAME))
+    modules = ((name, module) for name, module in network.named_modules() if takes_codes(name, module))
+    return {f"{name}.weight": tuple(module.weight.shape) for name, module in modules}

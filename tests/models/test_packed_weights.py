@@ -1,0 +1,266 @@
+"""Checkpoints that were quantized before give the logits of transformers over the numbers that they stand for.
+
+The packers here are written after AutoGPTQ, AutoAWQ, compressed-tensors and bitsandbytes, one number at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.checkpoints import edit, make_network, save
+from pagoda.errors import CorruptCheckpointError, UnsupportedModelError
+from pagoda.models.coded import coded_weights
+from pagoda.models.configuration import PACKING_METHODS
+from pagoda.models.loader import load_model
+from pagoda.models.packed_layers import unpacked
+from pagoda.models.packed_weights import METHODS
+from pagoda.models.selftest import SEQUENCE_TOKENS, PagedRun
+
+SIZES = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 32}
+TOLERANCE = 1e-4
+
+Tensors = dict[str, torch.Tensor]
+# What stands in the place of a weight, and the numbers it stands for.
+Packer = Callable[[torch.Tensor], tuple[Tensors, torch.Tensor]]
+
+
+def words_of(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes [rows, count] one after the other in words [rows, ...], the first in the lowest bits."""
+    rows = []
+    for row in codes.tolist():
+        number = sum(code << (place * bits) for place, code in enumerate(row))
+        rows.append([(number >> (32 * word)) & 0xFFFFFFFF for word in range(-(-len(row) * bits // 32))])
+    return torch.tensor(rows, dtype=torch.int64).to(torch.uint32).view(torch.int32)
+
+
+def rounded(weight: torch.Tensor, bits: int, group: int, symmetric: bool = False) -> tuple[torch.Tensor, ...]:
+    """Codes [outputs, inputs], scales and zeros [outputs, groups], and the numbers."""
+    parts = weight.unflatten(1, (-1, group))
+    most = (1 << bits) - 1
+    if symmetric:
+        scales = (parts.abs().amax(-1) / (most // 2)).half().float()
+        zeros = torch.full_like(scales, (most + 1) // 2)
+    else:
+        low, high = parts.aminmax(dim=-1)
+        scales = ((high - low) / most).half().float()
+        zeros = (-low / scales).round().clamp(1, most)
+    codes = (parts / scales[..., None] + zeros[..., None]).round().clamp(0, most)
+    numbers = ((codes - zeros[..., None]) * scales[..., None]).flatten(1)
+    return codes.flatten(1).to(torch.int32), scales, zeros.to(torch.int32), numbers
+
+
+def gptq(bits: int = 4, group: int = 32, offset: int = 1, shuffled: bool = False) -> Packer:
+    def pack(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        codes, scales, zeros, numbers = rounded(weight, bits, group)
+        places = torch.arange(weight.shape[1]) // group
+        if shuffled:
+            order = torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(0))
+            places, codes, numbers = places[order], codes[:, order], numbers[:, order]
+        return {
+            "qweight": words_of(codes, bits).T,
+            "qzeros": words_of(zeros.T - offset, bits),
+            "scales": scales.T.half(),
+            "g_idx": places.to(torch.int32),
+        }, numbers
+
+    return pack
+
+
+def awq(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    codes, scales, zeros, numbers = rounded(weight, 4, 64)
+    order = [0, 2, 4, 6, 1, 3, 5, 7]
+
+    def words(columns: torch.Tensor) -> torch.Tensor:
+        return words_of(columns.unflatten(1, (-1, 8))[..., order].flatten(1), 4)
+
+    return {"qweight": words(codes.T), "qzeros": words(zeros.T), "scales": scales.T.half()}, numbers
+
+
+def pack_quantized(bits: int, group: int, symmetric: bool) -> Packer:
+    def pack(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        codes, scales, zeros, numbers = rounded(weight, bits, group or weight.shape[1], symmetric)
+        tensors = {
+            "weight_packed": words_of(codes, bits),
+            "weight_scale": scales.bfloat16() if symmetric else scales,
+            "weight_shape": torch.tensor(weight.shape),
+        }
+        if symmetric:
+            return tensors, (codes - (1 << (bits - 1))) * tensors["weight_scale"].float().repeat_interleave(
+                weight.shape[1] // scales.shape[1], dim=1
+            )
+        return tensors | {"weight_zero_point": words_of(zeros.T, bits).T}, numbers
+
+    return pack
+
+
+def int_quantized(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    codes, scales, _, numbers = rounded(weight, 8, weight.shape[1], symmetric=True)
+    return {"weight": (codes - 128).to(torch.int8), "weight_scale": scales}, numbers
+
+
+def float8_blocks(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    """Of 80 by 48, which do not divide the matrix."""
+    shape = (-(-len(weight) // 80), -(-weight.shape[1] // 48))
+    scales = torch.rand(shape, generator=torch.Generator().manual_seed(0)) + 0.5
+    spread = scales.repeat_interleave(80, 0).repeat_interleave(48, 1)[: len(weight), : weight.shape[1]]
+    codes = (weight / spread).to(torch.float8_e4m3fn)
+    return {"weight": codes, "weight_scale_inv": scales}, codes.float() * spread
+
+
+def float8(count: int | None) -> Packer:
+    def pack(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        scales = torch.rand(count or len(weight), 1, generator=torch.Generator().manual_seed(0)) + 0.5
+        codes = (weight / scales).to(torch.float8_e4m3fn)
+        return {"weight": codes, "weight_scale": scales.flatten() if count else scales}, codes.float() * scales
+
+    return pack
+
+
+def bytes_of_bnb(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    most = weight.abs().amax(dim=1)
+    codes = (weight / most[:, None] * 127).round().to(torch.int8)
+    format = torch.tensor(0, dtype=torch.uint8)
+    return {"weight": codes, "SCB": most, "weight_format": format}, codes * (most / 127)[:, None]
+
+
+def nf4(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    """Scales of blocks are coded once more, as `bnb_4bit_use_double_quant` does."""
+    table = torch.linspace(-1, 1, 16) ** 3
+    blocks = weight.flatten().unflatten(0, (-1, 64))
+    nested_table, nested = torch.linspace(0, 1, 256), blocks.abs().amax().reshape(1).repeat(-(-len(blocks) // 256))
+    places = ((blocks.abs().amax(dim=1) - 0.01) / nested[0] * 255).round().to(torch.uint8)
+    scales = nested_table[places.long()] * nested[0] + 0.01
+    codes = (blocks / scales[:, None])[..., None].sub(table).abs().argmin(-1).flatten()
+    state = {
+        "quant_type": "nf4",
+        "blocksize": 64,
+        "dtype": "float32",
+        "shape": list(weight.shape),
+        "nested_blocksize": 256,
+        "nested_dtype": "float32",
+        "nested_offset": 0.01,
+    }
+    return {
+        "weight": (codes[::2] << 4 | codes[1::2]).to(torch.uint8)[:, None],
+        "weight.absmax": places,
+        "weight.quant_map": table,
+        "weight.nested_absmax": nested,
+        "weight.nested_quant_map": nested_table,
+        "weight.quant_state.bitsandbytes__nf4": torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8),
+    }, (table[codes].unflatten(0, (-1, 64)) * scales[:, None]).reshape(weight.shape)
+
+
+def write(folder: Path, quantization: dict[str, Any], pack: Packer) -> Any:
+    """A quantized checkpoint of a small network, and the network with the numbers that it stands for."""
+    network = make_network(**SIZES)
+    save(network, folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+            packed, numbers = pack(tensors.pop(f"{name}.weight"))
+            tensors |= {f"{name}.{end}": each.contiguous() for end, each in packed.items()}
+            module.weight.data.copy_(numbers)
+    save_file(tensors, folder / "model.safetensors")
+    edit(folder / "config.json", quantization_config=quantization)
+    return network
+
+
+@torch.inference_mode()
+def check_logits(folder: Path, network: Any) -> Any:
+    model = load_model(folder, dtype="float32", activations="full")
+    generator = torch.Generator().manual_seed(1)
+    tokens = [torch.randint(3, 64, (count,), generator=generator) for count in SEQUENCE_TOKENS]
+    for ids, logits in zip(tokens, PagedRun(model, []).logits(tokens), strict=True):
+        expected = network(ids[None]).logits[0]
+        assert (logits - expected).norm() < TOLERANCE * expected.norm()
+    return model
+
+
+COMPRESSED = {"quant_method": "compressed-tensors"}
+CODED = {
+    "gptq": ({"quant_method": "gptq"}, gptq()),
+    "gptq in groups of 128, 8 bits": ({"quant_method": "gptq"}, gptq(bits=8, group=64)),
+    "gptq, 2 bits": ({"quant_method": "gptq"}, gptq(bits=2)),
+    "gptq, 3 bits": ({"quant_method": "gptq"}, gptq(bits=3)),
+    "gptq_v2": ({"quant_method": "gptq", "checkpoint_format": "gptq_v2"}, gptq(offset=0)),
+    "awq": ({"quant_method": "awq", "version": "GEMM"}, awq),
+    "packed": (COMPRESSED, pack_quantized(4, 32, symmetric=True)),
+    "packed, with zeros": (COMPRESSED, pack_quantized(4, 64, symmetric=False)),
+    "packed, by outputs": (COMPRESSED, pack_quantized(8, 0, symmetric=True)),
+    "bytes": (COMPRESSED, int_quantized),
+    "bytes of bitsandbytes": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, bytes_of_bnb),
+}
+DECODED = {
+    "gptq by order of activations": ({"quant_method": "gptq", "desc_act": True}, gptq(shuffled=True)),
+    "gptq in groups of 16": ({"quant_method": "gptq"}, gptq(group=16)),
+    "fp8 in blocks": ({"quant_method": "fp8", "weight_block_size": [80, 48]}, float8_blocks),
+    "fp8, one scale": (COMPRESSED, float8(1)),
+    "fp8, by outputs": (COMPRESSED, float8(None)),
+    "nf4": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, nf4),
+}
+
+
+@pytest.mark.parametrize("kind", CODED)
+def test_codes_are_kept(tmp_path: Path, kind: str) -> None:
+    model = check_logits(tmp_path, write(tmp_path, *CODED[kind]))
+    assert len(coded_weights(model.network)) == 14
+
+
+@pytest.mark.parametrize("kind", DECODED)
+def test_what_has_no_scale_for_a_group_is_decoded(tmp_path: Path, kind: str) -> None:
+    model = check_logits(tmp_path, write(tmp_path, *DECODED[kind]))
+    assert not coded_weights(model.network)
+
+
+def test_all_methods_that_are_let_through_are_read() -> None:
+    assert tuple(METHODS) == PACKING_METHODS
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_codes_follow_each_other_through_words(bits: int) -> None:
+    codes = torch.randint(1 << bits, (3, 77), generator=torch.Generator().manual_seed(bits))
+    assert torch.equal(unpacked(words_of(codes, bits), bits, 77), codes.to(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [{"quant_method": "hqq"}, {"quant_method": "awq", "version": "gemv"}, {"bits": 4}, {"quant_method": 7}],
+)
+def test_other_methods_are_refused_by_name(tmp_path: Path, quantization: dict[str, Any]) -> None:
+    write(tmp_path, quantization, gptq())
+    with pytest.raises(UnsupportedModelError, match=r"quantised .* GGUF"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("end", ["scales", "qzeros", "g_idx"])
+def test_tensors_that_do_not_fit_each_other_are_refused(tmp_path: Path, end: str) -> None:
+    write(tmp_path, *CODED["gptq"])
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = f"model.layers.0.mlp.up_proj.{end}"
+    tensors[name] = tensors[name][:-1].contiguous() if end == "g_idx" else tensors[name][..., :-1].contiguous()
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CorruptCheckpointError):
+        load_model(tmp_path)
+
+
+def test_groups_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, *DECODED["gptq by order of activations"])
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.g_idx"][5] = 99
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CorruptCheckpointError, match="names groups that are not there"):
+        load_model(tmp_path)
+
+
+def test_a_checkpoint_without_the_codes_that_it_tells_of_is_refused(tmp_path: Path) -> None:
+    save(make_network(), tmp_path)
+    edit(tmp_path / "config.json", quantization_config={"quant_method": "awq"})
+    with pytest.raises(CorruptCheckpointError, match="has none"):
+        load_model(tmp_path)
