@@ -211,7 +211,7 @@ def plot(results: Results, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="written by benchmarks/shapes.py")
+    parser.add_argument("checkpoint", type=Path, help="written by benchmarks/shapes.py, or a GGUF file")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH", help="see above")
     parser.add_argument("--formats", nargs="+", default=[], help="formats of Pagoda's pages, beside its default")
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=WORKLOADS)

@@ -1,4 +1,4 @@
-"""llama.cpp through `llama-server`: CHECKPOINT/model-bf16.gguf, by its `convert_hf_to_gguf.py --outtype bf16`."""
+"""llama.cpp through `llama-server`: a GGUF file, or CHECKPOINT/model-bf16.gguf, by its `convert_hf_to_gguf.py`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class Llama:
 
     def __init__(self, checkpoint: Path, threads: int, variant: str, program: str) -> None:
         kind = CACHE_TYPES[variant]
-        options = ["--model", str(checkpoint / "model-bf16.gguf"), "--threads", str(threads), "--flash-attn", "on"]
+        file = checkpoint / "model-bf16.gguf" if checkpoint.is_dir() else checkpoint
+        options = ["--model", str(file), "--threads", str(threads), "--flash-attn", "on"]
         options += ["--cache-type-k", kind, "--cache-type-v", kind, "--no-webui"]
         self._command = [program, *options, "--kv-unified" if variant == "unified" else "--no-kv-unified"]
         self._server: subprocess.Popen[bytes] | None = None

@@ -1,4 +1,4 @@
-"""Pagoda as a peer."""
+"""Pagoda as a peer. A variant is a format of pages, or "weights-int8" and "weights-int4"."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from workloads import run
 from pagoda import LLM, SamplingParams
 
 CACHE_NBYTES = 4 << 30
+WEIGHTS = "weights-"
 
 
 class Pagoda:
     has_prefix_cache = True
 
     def __init__(self, checkpoint: Path, threads: int, variant: str, program: str) -> None:  # noqa: ARG002
+        is_of_weights = variant.startswith(WEIGHTS)
         self._llm = LLM(
             checkpoint,
             num_threads=threads,
             kv_cache_memory_bytes=CACHE_NBYTES,
-            kv_cache_dtype=variant or "auto",
+            kv_cache_dtype="auto" if is_of_weights else variant or "auto",
+            quantization=variant.removeprefix(WEIGHTS) if is_of_weights else "none",
             skip_tokenizer_init=True,
         )
 
