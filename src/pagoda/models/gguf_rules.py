@@ -48,7 +48,7 @@ def order_of_rows(rules: Rules, name: str, count: int) -> np.ndarray | slice | N
             result = rules.process(name, numbers.copy(), {})
     except Exception:  # it needs the true width, so it does not leave rows as they are
         return None
-    if result is None or result.shape != numbers.shape:
+    if result is None or result.shape != numbers.shape or not np.isfinite(result).all():
         return None
     if np.array_equal(result, numbers):
         return slice(None)

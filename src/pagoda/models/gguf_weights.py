@@ -92,7 +92,7 @@ def gguf_weights(directory: Path) -> Iterator[GgufWeights]:
     """Those of the GGUF model in `directory`."""
     links = gguf_in(directory)
     files = WeightFiles.look(directory, links)
-    yield GgufWeights(files, read_gguf(link.readlink() for link in links))
+    yield GgufWeights(files, read_gguf(link.readlink() if link.is_symlink() else link for link in links))
 
 
 class _Plan:
