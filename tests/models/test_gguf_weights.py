@@ -175,6 +175,14 @@ def test_an_architecture_that_transformers_does_not_read_is_refused_by_name(tmp_
         load_model(written.file)
 
 
+def test_parts_of_a_split_model(tmp_path):
+    written = write_gguf(tmp_path / "model.gguf", split_max_tensors=12)
+    parts = sorted(tmp_path.glob("*.gguf"))
+    assert len(parts) == 2
+    for path in (tmp_path, parts[1]):
+        check_logits(load_model(path, dtype="float32"), written.network)
+
+
 def test_on_a_gpu_all_weights_are_decoded(tmp_path):
     written = write_gguf(tmp_path / "model.gguf", kind=TYPES.Q4_0)
     with gguf_weights(checkpoint_directory(written.file)) as weights:
