@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -39,10 +40,13 @@ class Unconfined:
 
     def call(self, function: str, argument: Any, *, seconds: float) -> Any:
         module, name = function.split(":")
+        folder = tempfile.tempdir
         try:
             return json.loads(json.dumps(getattr(import_module(module), name)(argument)))
         except Exception as error:
             raise FunctionError(type(error).__name__, str(error)) from error
+        finally:
+            tempfile.tempdir = folder  # which a child process has to itself
 
     def close(self) -> None: ...
 
@@ -119,6 +123,35 @@ def unsqueezed(name: str, weight: Numbers, config: Any) -> Numbers:
     if "gate_inp_shexp" in name:
         return weight[None]
     return np.log(-weight) if name.endswith("ssm_a") else weight
+
+
+def tiled(name: str, weight: Numbers, config: Any) -> Numbers:
+    """Value heads by turns of key heads, norms with one, rates as they are used, convolutions as matrices."""
+    return squeezed(name, _by_heads(name, _normed(name, weight, 1), config, is_undone=False), config)
+
+
+def untiled(name: str, weight: Numbers, config: Any) -> Numbers:
+    return _by_heads(name, _normed(name, unsqueezed(name, weight, config), -1), config, is_undone=True)
+
+
+def _normed(name: str, weight: Numbers, added: int) -> Numbers:
+    return weight + added if name.endswith("norm.weight") and "ssm" not in name else weight
+
+
+def _by_heads(name: str, weight: Numbers, config: Any, is_undone: bool) -> Numbers:
+    keys, values = config.linear_num_key_heads, config.linear_num_value_heads
+    if "ssm_out" in name:
+        return _turned(weight.T, keys, values, is_undone).T
+    if any(each in name for each in ("attn_qkv", "ssm_conv1d")):
+        first = 2 * keys * config.linear_key_head_dim
+        return np.concatenate([weight[:first], _turned(weight[first:], keys, values, is_undone)])
+    is_of_values = any(each in name for each in ("attn_gate", "ssm_a", "ssm_beta", "ssm_dt"))
+    return _turned(weight, keys, values, is_undone) if is_of_values else weight
+
+
+def _turned(rows: Numbers, keys: int, values: int, is_undone: bool) -> Numbers:
+    shape = (values // keys, keys) if is_undone else (keys, values // keys)
+    return rows.reshape(*shape, -1, *rows.shape[1:]).swapaxes(0, 1).reshape(rows.shape)
 
 
 FAMILIES = {
@@ -198,6 +231,38 @@ FAMILIES = {
         },
         squeezed,
         unsqueezed,
+    ),
+    "qwen35": Family(
+        "qwen3_5_text",
+        {
+            "head_dim": 32,
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_key_head_dim": 16,
+            "linear_num_key_heads": 2,
+            "linear_value_head_dim": 16,
+            "linear_num_value_heads": 4,
+            "linear_conv_kernel_dim": 4,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "partial_rotary_factor": 0.25,
+                "mrope_section": [2, 1, 1],
+                "mrope_interleaved": True,
+            },
+        },
+        {
+            "attention.key_length": 32,
+            "full_attention_interval": 2,
+            "ssm.conv_kernel": 4,
+            "ssm.state_size": 16,
+            "ssm.group_count": 2,
+            "ssm.time_step_rank": 4,
+            "ssm.inner_size": 64,
+            "rope.dimension_sections": [2, 1, 1, 0],
+            "rope.dimension_count": 8,
+        },
+        tiled,
+        untiled,
     ),
     "qwen3moe": Family(
         "qwen3_moe",
@@ -311,6 +376,7 @@ def _parts(name: str, weight: torch.Tensor, names: Any) -> list[tuple[str, torch
         block = name.split(".")[2]
         gate, up = weight.chunk(2, dim=1)
         return [(f"blk.{block}.ffn_gate_exps.weight", gate), (f"blk.{block}.ffn_up_exps.weight", up)]
+    name = name.replace("dt_bias", "dt_proj.bias")  # as the converter does
     path, _, suffix = name.rpartition(".") if name.endswith((".weight", ".bias")) else (name, "", "")
     suffix = suffix or ("weight" if "experts" in name else "")
     found = names.get_name(path) or names.get_name(path.partition(".")[2])

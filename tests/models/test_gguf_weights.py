@@ -13,9 +13,11 @@ from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from gguf_models import FAMILIES, Unconfined, write_gguf
+from pagoda.checkpoint.directory import checkpoint_directory
 from pagoda.errors import CorruptCheckpointError, UnsupportedModelError
 from pagoda.models.coded import coded_weights
 from pagoda.models.digest import outline_digest, weights_digest
+from pagoda.models.gguf_weights import gguf_weights
 from pagoda.models.kept_digest import kept_weights_digest
 from pagoda.models.loader import load_model
 from pagoda.models.selftest import PagedRun
@@ -170,6 +172,23 @@ def test_an_architecture_that_transformers_does_not_read_is_refused_by_name(tmp_
     (tmp_path / "config.json").write_text(json.dumps(written.network.config.to_dict()))
     with pytest.raises(UnsupportedModelError, match="olmo2"):
         load_model(written.file)
+
+
+def test_parts_of_a_split_model(tmp_path):
+    written = write_gguf(tmp_path / "model.gguf", split_max_tensors=12)
+    parts = sorted(tmp_path.glob("*.gguf"))
+    assert len(parts) == 2
+    for path in (tmp_path, parts[1]):
+        check_logits(load_model(path, dtype="float32"), written.network)
+
+
+def test_on_a_gpu_all_weights_are_decoded(tmp_path):
+    written = write_gguf(tmp_path / "model.gguf", kind=TYPES.Q4_0)
+    with gguf_weights(checkpoint_directory(written.file)) as weights:
+        network = weights.load(written.network.config, torch.float32, torch.device("cuda"))
+    assert not coded_weights(network)
+    for name, weight in network.state_dict().items():
+        assert torch.equal(weight, written.network.state_dict()[name]), name
 
 
 def test_digests_tell_codings_apart(tmp_path):

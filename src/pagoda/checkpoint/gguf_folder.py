@@ -30,6 +30,7 @@ MARK = ".pagoda-gguf.json"
 ABOUT = "Made by pagoda from the GGUF file that is linked here. It may be deleted, and is made again when it is needed."
 SCHEME = 1  # of what is written here: another number whenever that changes
 DIGEST_NBYTES = 8
+MAX_STEM_LENGTH = 100  # of names that tell people what a folder is of
 # A tokenizer is taken whole from one place: from beside the weights if any of the first is there.
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 OF_TOKENIZER = (
@@ -43,7 +44,7 @@ def gguf_folder(file: Path) -> Path:
     """The directory for the model that `file` is, or is a part of. Raises a ModelError."""
     files = tuple(each.absolute() for each in gguf_parts(file))
     beside = _beside(files[0].parent)
-    name = f"{model_stem(files[0])}-{_key([*files, *beside])}"
+    name = f"{model_stem(files[0])[:MAX_STEM_LENGTH]}-{_key([*files, *beside])}"
     kept = Environment.read().cache_folder
     if kept is None:
         return _temporary(name, files, beside)

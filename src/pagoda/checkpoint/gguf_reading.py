@@ -6,6 +6,8 @@ Knows what transformers would read wrongly without a word: how vocabularies by b
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ SAME_SPLIT = {"stablelm2": "qwen2"}
 def read(argument: tuple[str | None, list[str], bool]) -> dict[str, Any]:
     """Of a copy without vocabulary the configuration; of the files themselves a tokenizer, if that is asked for."""
     short, files, of_tokenizer = argument
+    tempfile.tempdir = os.sep  # torch asks where it could write, which is tried out, and this process cannot write
     try:
         return {
             **({} if short is None else {"config": _whole_config(_read_config(short), [*map(Path, files)])}),

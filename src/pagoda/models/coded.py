@@ -1,7 +1,7 @@
 """Layers whose weights are codes: surgery after loading, which takes linear layers and embeddings their dense weights.
 
-Outside a step, and where somebody reads `weight`, the codes are decoded: right for all, but slow. Knows modules of
-torch. Does not know where codes come from.
+Outside a step codes are decoded, which is right for all, but slow. Knows modules of torch. Does not know where codes
+come from.
 """
 
 from __future__ import annotations
@@ -16,36 +16,42 @@ from torch.nn import functional
 from pagoda.kernels.coded_weight import CodedWeight
 from pagoda.models.attention import kernels_in_flight
 
+# Layers whose weights the code of their family reads by itself.
 READ_BY_FAMILIES = ("dt_proj", "kv_b_proj", "wo")
 
 
-class CodedLinear(nn.Linear):
-    """`nn.Linear` on codes: in a step its input is coded to 8 bits, unless that is not wanted."""
+class Coded:
+    """Mixed in before a layer's class: what stands for its weight has a shape and a type, and no numbers.
+
+    Families ask for the type. Whoever needs the numbers gets an error, or `dense`.
+    """
 
     coded: CodedWeight
     dense_dtype: torch.dtype
-    codes_input = True
 
     @property
-    def weight(self) -> torch.Tensor:  # type: ignore[override]
+    def weight(self) -> torch.Tensor:
+        return torch.empty(self.coded.shape, dtype=self.dense_dtype, device="meta")
+
+    def dense(self) -> torch.Tensor:
+        """All weights, decoded anew."""
         return self.coded.decode(self.dense_dtype)
+
+
+class CodedLinear(Coded, nn.Linear):  # type: ignore[override]
+    """`nn.Linear` on codes: in a step its input is coded to 8 bits, unless that is not wanted."""
+
+    codes_input = True
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         kernels = kernels_in_flight()
         if kernels is None or not self.codes_input:
-            return functional.linear(input, self.weight, self.bias)
+            return functional.linear(input, self.dense(), self.bias)
         return kernels.coded_linear(input, self.coded, self.bias)
 
 
-class CodedEmbedding(nn.Embedding):
+class CodedEmbedding(Coded, nn.Embedding):  # type: ignore[override]
     """`nn.Embedding` on codes."""
-
-    coded: CodedWeight
-    dense_dtype: torch.dtype
-
-    @property
-    def weight(self) -> torch.Tensor:  # type: ignore[override]
-        return self.coded.decode(self.dense_dtype)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         kernels = kernels_in_flight()
@@ -55,10 +61,7 @@ class CodedEmbedding(nn.Embedding):
 
 
 def takes_codes(name: str, module: nn.Module | None) -> bool:
-    """Whether a module is a linear layer, or an embedding of any kind that does not renormalise what it reads.
-
-    Some layers' weights the code of their family reads by itself: they stay dense.
-    """
+    """Whether a module is a linear layer, or an embedding of any kind that does not renormalise what it reads."""
     is_plain = type(module) is nn.Linear or (isinstance(module, nn.Embedding) and module.max_norm is None)
     return is_plain and name.rpartition(".")[2] not in READ_BY_FAMILIES
 

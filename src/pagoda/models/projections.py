@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from pagoda.models.coded import Coded
+
 
 class _Call(Protocol):
     @property
@@ -44,7 +46,7 @@ def watch_projections(network: nn.Module, calls: Sequence[_Call]) -> Iterator[di
 
 def projection_of(module: Any) -> torch.Tensor:
     """What a linear layer multiplies rows by: [inputs, outputs]."""
-    weight: torch.Tensor = module.weight
+    weight: torch.Tensor = module.dense() if isinstance(module, Coded) else module.weight
     return weight if isinstance(module, Conv1D) else weight.T
 
 
