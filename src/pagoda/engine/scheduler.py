@@ -253,12 +253,13 @@ class Scheduler:
             return True
         budget = self._room_for(sequence, budget, step)
         if sequence.phase is Phase.RUNNING and budget > 0:
-            self._advance(sequence, min(sequence.num_computable, budget), step)
+            self._advance(sequence, budget, step)
         return True
 
-    def _advance(self, sequence: Sequence, num_tokens: int, step: _Round) -> None:
-        """Plan a running sequence, once others have given way until its pages can be had."""
-        growing = self._growing(sequence)
+    def _advance(self, sequence: Sequence, budget: int, step: _Round) -> None:
+        """Plan what it can of a running sequence, once others have given way until its pages can be had."""
+        self._spare_repeating(sequence)
+        num_tokens, growing = min(sequence.num_computable, budget), self._growing(sequence)
         self._lookups.serve(sequence)
         while not self._cache.reserve(growing, num_tokens):
             shrinkable = self._shrinking.first_for(sequence, num_tokens, reversed(self.running))
@@ -272,6 +273,16 @@ class Scheduler:
             if sequence.cached is None:  # it was its turn to give way
                 return
         self._plan(sequence, num_tokens, step)
+
+    def _spare_repeating(self, sequence: Sequence) -> None:
+        """Let one that is about to repeat its tokens have what another was compressed to that did so."""
+        repeat, key = sequence.repeat, sequence.request.compacted_key
+        if repeat is None or key is None or repeat.first or sequence.repeating is not None:
+            return
+        sequence.taken = self._cache.attach_compacted(key, sequence.tokens)
+        if sequence.taken is not None:
+            assert sequence.compression is not None
+            sequence.compression.repeat = None
 
     def _growing(self, sequence: Sequence) -> CachedSequence:
         """What a running sequence goes on with: where it begins to repeat something, pages that go with that."""
@@ -339,8 +350,8 @@ class Scheduler:
         """Start a waiting sequence if tokens, pages and seats last; False if those behind it have to wait as well.
 
         One whose next page a running prefill is about to write is passed over: it can share that page a step later.
-        So is one whose prompt is to be scored, if others take up all that can be scored in this step. What encoders
-        have to read counts as tokens of the step.
+        So is one that begins with what a running one will be compressed to, and one whose prompt is to be scored, if
+        others take up all that can be scored in this step. What encoders have to read counts as tokens of the step.
         """
         if sequence.is_held:
             return True
@@ -349,10 +360,10 @@ class Scheduler:
         room = self._room_for(sequence, budget, step)
         before = monotonic()
         hit = self._cache.match(sequence.request.namespace, sequence.tokens, limit=sequence.num_resumable)
+        key = sequence.beginning_key
+        compacted = None if key is None else self._cache.match_compacted(key, sequence.tokens)
         sequence.request.metrics.phases.match += monotonic() - before
-        wants_more = not sequence.num_unscored and hit.num_tokens < sequence.num_resumable
-        can_share = wants_more and self._cache.missing_key(hit, sequence.tokens) in step.being_written
-        if can_share or room <= 0 or self.promotions.must_wait(sequence, hit):
+        if room <= 0 or (compacted is None and self._is_on_its_way(sequence, hit, step)):
             return True
         if not self._cache.resumes_anywhere:
             hit = self._parting_from_others(sequence, hit)
@@ -360,13 +371,21 @@ class Scheduler:
         to_encode = sequence.request.namespace.num_encoder_tokens - hit.num_encoder_tokens
         if step.encoded and to_encode >= budget:
             return False
-        fitting = self._fairness.fitting(sequence, hit, only_share=bool(step.held_up))
+        ways = [*filter(None, [compacted]), hit, self._cache.whole_pages(hit)]
+        fitting = self._fairness.fitting(sequence, ways, only_share=bool(step.held_up))
         if fitting is not None and self._fairness.seats_for(sequence).has_room(sequence):
             self._start(sequence, fitting, room, step)
             step.encode(sequence, to_encode)
             return True
         made_room = self._free_pages(sequence, step) if fitting is None else self._free_seats(sequence, step)
         return made_room and self._admit(sequence, step, budget)
+
+    def _is_on_its_way(self, sequence: Sequence, hit: Hit, step: _Round) -> bool:
+        """Whether more than `hit` will be there if a waiting sequence waits: others write it, or tiers are asked."""
+        wants_more = not sequence.num_unscored and hit.num_tokens < sequence.num_resumable
+        if wants_more and self._cache.missing_key(hit, sequence.tokens) in step.being_written:
+            return True
+        return sequence.beginning_key in step.being_written or self.promotions.must_wait(sequence, hit)
 
     def _free_pages(self, sequence: Sequence, step: _Round) -> bool:
         """Whether a lease, or others that have more than their share, gave way to a waiting sequence.
@@ -403,9 +422,14 @@ class Scheduler:
     def _start(self, sequence: Sequence, fitting: Hit, budget: int, step: _Round) -> None:
         """Run a waiting sequence from what the cache holds of it, for which there is room."""
         breakpoints = tuple(each.num_tokens for each in sequence.request.breakpoints)
+        if (key := sequence.beginning_key) is not None:  # others go on from there
+            breakpoints += (key.num_tokens,)
         self._lookups.serve(sequence)
         points = ResumePoints(fitting.branch_tokens, len(sequence.tokens), breakpoints)
-        if self.promotions.begin(sequence, fitting, points):
+        if fitting.compacted:
+            assert sequence.compression is not None
+            sequence.compression.skip()
+        elif self.promotions.begin(sequence, fitting, points):
             self._run(sequence)
             return
         self._lookups.start(sequence, fitting)
@@ -414,7 +438,7 @@ class Scheduler:
         sequence.request.metrics.phases.match += monotonic() - before
         self._run(sequence)
         self._note_cached(sequence, fitting)
-        self._advance(sequence, min(sequence.num_computable, budget), step)
+        self._advance(sequence, budget, step)
         if sequence.cached is not None:  # these pages were promised, but for what windows and states take to repeat it
             self._note_writing(sequence, step)
 
@@ -431,10 +455,16 @@ class Scheduler:
             request.num_cached_encoder_tokens = hit.num_encoder_tokens
 
     def _note_writing(self, sequence: Sequence, step: _Round) -> bool:
-        """Others may wait for the page that `sequence` writes, unless it repeats something first."""
+        """Others may wait for the page that `sequence` writes, unless it repeats something first.
+
+        Those that would do the same may wait for what it is compressed to.
+        """
+        assert sequence.cached is not None
+        key = sequence.request.compacted_key
+        if key is not None and sequence.cached.num_tokens < key.num_tokens:
+            step.being_written.add(key)
         if sequence.repeat is not None:
             return True
-        assert sequence.cached is not None
         step.being_written |= {self._cache.written_key(sequence.cached, sequence.tokens)} - {None}
         return True
 
@@ -460,6 +490,9 @@ class Scheduler:
         if sequence.repeating is not None:
             repeating, sequence.repeating = sequence.repeating, None
             self._give_up(repeating, array(TOKEN_TYPE), keep_pages=True)
+        if sequence.taken is not None:
+            taken, sequence.taken = sequence.taken, None
+            self._give_up(taken, array(TOKEN_TYPE), keep_pages=True)
         if sequence.cached is not None:
             cached, sequence.cached = sequence.cached, None
             self._give_up(cached, sequence.tokens, keep_pages)
