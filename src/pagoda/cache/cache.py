@@ -171,10 +171,12 @@ class Cache:
     def attach_compacted(self, key: CompactedKey, tokens: Sequence[int]) -> CachedSequence | None:
         """What the first of `tokens` were compressed to, for one that has computed them and hit what it could.
 
-        None if that is not held, or there is no room for it.
+        None if that is not held, or there is no room for it and for what that one has to compute still.
         """
         hit = self.match_compacted(key, tokens)
-        return self._attached(hit, NOWHERE) if hit is not None and self.can_attach(hit, num_new_tokens=0) else None
+        if hit is None or not self.can_attach(hit, num_new_tokens=0, running=(key.namespace,)):
+            return None
+        return self._attached(hit, NOWHERE)
 
     def attach_to_fill(
         self, hit: Hit, targets: Sequence[FillTarget], points: ResumePoints

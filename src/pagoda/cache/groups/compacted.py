@@ -111,6 +111,7 @@ class CompactedPrefixes:
         num_full, rest = divmod(table.num_slots, page_tokens)
         if key in self._by_key or (rest and not self._holdings.available_to(table.account)):
             return NO_ACTIONS
+        self._holdings.tick()  # so that the exact pages go before it
         compacted = Compacted(self, key, table, table.pages[:num_full])
         compacted.first_used = compacted.last_used = self._holdings.clock
         actions = NO_ACTIONS
