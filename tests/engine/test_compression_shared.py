@@ -341,6 +341,10 @@ def test_a_prompt_that_was_repeated_whole_is_not_repeated_again(model: Model) ->
         assert (stats.compacted_hits, stats.hit_tokens) == (2, 2 * len(PREFIX) - 1), (
             "each token of a prompt counts once"
         )
+    with make_llm(model, deterministic=True, max_num_batched_tokens=37, max_num_seqs=8) as llm:
+        outputs = llm.generate([PREFIX, PREFIX], params(policy, logprobs=0))
+        assert answers(outputs) == alone * 2
+        assert llm.cache_stats().compacted_hits == 1, "the second ends its repetition once the first has"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

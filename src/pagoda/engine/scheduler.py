@@ -275,9 +275,9 @@ class Scheduler:
         self._plan(sequence, num_tokens, step)
 
     def _spare_repeating(self, sequence: Sequence) -> None:
-        """Let one that is about to repeat its tokens have what another was compressed to that did so."""
+        """Let one that is about to repeat some of its tokens have what another was compressed to that did so."""
         repeat, key = sequence.repeat, sequence.request.compacted_key
-        if repeat is None or key is None or repeat.first or sequence.repeating is not None:
+        if repeat is None or key is None or sequence.repeating is not None:
             return
         sequence.taken = self._cache.attach_compacted(key, sequence.tokens)
         if sequence.taken is not None:
