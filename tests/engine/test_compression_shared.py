@@ -184,6 +184,9 @@ def test_exact_pages_are_not_needed(model: Model) -> None:
     again = asked(QUESTIONS[1:2], SHARED[0], "again")
     assert run(engine, again) == [alone]
     assert num_cached(again) == [len(PREFIX)]
+    report = again[0].cache_report
+    assert report is not None
+    assert (report.known_tokens, report.missed_tokens) == (len(PREFIX), 0)
 
 
 def test_what_nobody_uses_makes_room(model: Model) -> None:
@@ -291,6 +294,19 @@ def test_a_pool_that_one_sequence_fills_is_enough(model: Model) -> None:
             assert requests[0].num_cached_tokens in ((0,) if number == 0 else range(after + 1))
 
 
+def test_who_would_have_no_page_left_for_its_last_token_repeats_its_prompt(model: Model) -> None:
+    """Six exact pages, and three of what was left of them, are all there are: it would wait for itself for ever."""
+    prompt, policy = random.Random(4).sample(range(VOCABULARY), k=97), "kvzip:tokens=48,chunk=16"
+    engine = make_engine(model, kv_cache_memory_bytes=9 * page_nbytes(model))
+    first, second = (asked([prompt], policy, name, max_tokens=4) for name in ("first", "second"))
+    run(engine, first)
+    assert engine.inspector.stats().compacted_pages == 3
+    engine.add(second[0])
+    for _ in range(60):
+        engine.step()
+    assert second[0].sequences[0].output_tokens == first[0].sequences[0].output_tokens
+
+
 @pytest.mark.parametrize("steps", range(1, 8))
 def test_a_cancelled_sequence_leaves_nothing_behind(model: Model, steps: int) -> None:
     """While it compresses, while others wait for that, and while it goes on from what is there."""
@@ -356,7 +372,8 @@ def test_windows_beside_resume_where_a_page_ends(dtype: str) -> None:
             engine = make_engine(model)
             one_by_one = [run(engine, asked([each], policy, str(i)))[0] for i, each in enumerate(QUESTIONS)]
             assert one_by_one == alone
-            assert engine.inspector.stats().compacted_hits == hits
+            stats = engine.inspector.stats()
+            assert (stats.compacted_hits, bool(stats.compacted_pages)) == (hits, bool(hits))
             engine = make_engine(model, max_num_batched_tokens=37, max_num_seqs=8)
             assert run(engine, asked(QUESTIONS, policy)) == alone
             exact = run(make_engine(model), asked(QUESTIONS, None))
