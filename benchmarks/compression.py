@@ -3,10 +3,12 @@
     python benchmarks/compression.py
     python benchmarks/compression.py --context 8192 --budget 2048 --format int8
     python benchmarks/compression.py --context 32640 --budget 2048 --drawn
+    python benchmarks/compression.py --questions 16 --context 2000
 
 Each way by turns over one prompt that is cached: its first token tells what scoring and moving cost beside the rows
 that are computed in any case, the others how fast it decodes. Decoding at a context of the budget is the limit.
 With --drawn all but the end of the prompt is drawn instead of computed, which would take long.
+With --questions the embedded model is asked so many on one prefix, which `after` says is compressed before each.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from pagoda.models.loader import model_from_config
 SHAPE = "qwen2.5-0.5b"
 VOCABULARY = 150_000
 DECODED = 96
+QUESTION_TOKENS = 16
+PREFIXES = ("none", "kvzip:share=0.4", "kvzip:share=0.4,chunk=512", "snapkv:share=0.4", "h2o:share=0.4,every=0")
 POLICIES = (
     *("none", "snapkv:{},window=32", "snapkv:{},window=32,head_floor=0.2", "pyramidkv:{},window=32"),
     *("knorm:{}", "random:{}", "streaming:{}"),
@@ -39,8 +43,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--format", default="auto")
     parser.add_argument("--policies", nargs="+", default=POLICIES)
+    parser.add_argument("--questions", type=int, default=0, help="ask so many on one prefix instead")
     parser.add_argument("--drawn", action="store_true", help="draw what pages of the prompt hold, in bf16")
     arguments = parser.parse_args()
+    if arguments.questions:
+        ask(arguments.questions, arguments.context, arguments.repeats)
+        return
     model = model_from_config(shape_config(SHAPE), dtype="bfloat16")
     prompt = random.Random(0).choices(range(VOCABULARY), k=arguments.context)
     options = {"kv_cache_dtype": arguments.format, "kv_cache_memory_bytes": 1 << 30, "skip_tokenizer_init": True}
@@ -65,6 +73,28 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for name in ways:
         print(f"| {name} | {spread(first[name], 3)} | {spread(speeds[name], 1)} |")
+
+
+def ask(num_questions: int, context: int, repeats: int) -> None:
+    """Print how long the first token of the first question takes, and of those behind it."""
+    first: dict[str, list[float]] = {}
+    later: dict[str, list[float]] = {}
+    with LLM() as llm:
+        vocabulary, draw = len(llm.tokenizer), random.Random(0)
+        run(llm, draw.choices(range(vocabulary), k=64), "none")
+        for _ in range(repeats):
+            for name in PREFIXES:
+                policy = name if name == "none" else f"{name},after={context}"
+                prefix = draw.choices(range(vocabulary), k=context)
+                asked = [prefix + draw.choices(range(vocabulary), k=QUESTION_TOKENS) for _ in range(num_questions)]
+                seconds = [run(llm, each, policy)[0] for each in asked]
+                first.setdefault(name, []).append(seconds[0])
+                later.setdefault(name, []).append(statistics.median(seconds[1:]))
+    print(f"{num_questions} questions on {context} tokens, the embedded model, medians of {repeats}\n")
+    print("| compression | first token of the first, s | least to most | of the others, s | least to most |")
+    print("|---|---|---|---|---|")
+    for name in PREFIXES:
+        print(f"| {name} | {spread(first[name], 3)} | {spread(later[name], 4)} |")
 
 
 def draw_chunks(llm: LLM) -> None:

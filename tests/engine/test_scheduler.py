@@ -23,7 +23,8 @@ from pagoda.engine.breakpoints import lease_computed
 from pagoda.engine.division import DECODE_TOKENS, SLICE_TOKENS, TURN_SLICES
 from pagoda.engine.request import Phase, Request, RequestMetrics, Sequence
 from pagoda.engine.request import Sequence as Planned
-from pagoda.engine.scheduler import Limits, Scheduler
+from pagoda.engine.round import Limits
+from pagoda.engine.scheduler import Scheduler
 from pagoda.engine.waiting import PRESENT_TOKENS
 from pagoda.sampling_params import SamplingParams
 

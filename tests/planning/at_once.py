@@ -7,7 +7,8 @@ from math import ceil
 from pagoda.cache.cache import Cache, NoBytes
 from pagoda.cache.groups.pages import PageGroup
 from pagoda.engine.request import Request, RequestMetrics, new_sample
-from pagoda.engine.scheduler import Limits, Scheduler
+from pagoda.engine.round import Limits
+from pagoda.engine.scheduler import Scheduler
 from pagoda.planning.users import Load
 from pagoda.sampling_params import SamplingParams
 

@@ -181,6 +181,10 @@ MEANINGS: Mapping[str, Meaning] = {
     "partial_block": Meaning(
         "There was no page free to copy the last tokens to; whole pages were read.", "Give the cache more memory."
     ),
+    "compressed": Meaning(
+        "It goes on from a prefix that was compressed, and what is written behind that is nobody else's.",
+        "Nothing, or compress it behind more of what many prompts have in common (after=).",
+    ),
     "prompt_logprobs": Meaning(
         "Log-probabilities of the prompt were asked for, so all of it was computed.", "Ask for them only where needed."
     ),
@@ -221,7 +225,7 @@ NAMED: Mapping[str, VendorNames] = {
                 "partial_block",
             ),
             *("not_in_tiers", "tier_off", "load_refused", "load_failed"),
-            *("prompt_logprobs", "disabled", "other_namespace", "other_tenant", "unknown"),
+            *("compressed", "prompt_logprobs", "disabled", "other_namespace", "other_tenant", "unknown"),
         ),
         VendorNames("unavailable", "unavailable"),
     ),

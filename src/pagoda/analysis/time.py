@@ -220,6 +220,8 @@ def _missed(time: RequestTime) -> str:
         return f"all {total:,} prompt tokens were computed: {why}"
     if time.cause is MissCause.CONTINUED:
         return f"{computed:,} of {total:,} prompt tokens were computed, which are new: the cache had the others"
+    if time.cause is MissCause.COMPRESSED:
+        return f"{computed:,} of {total:,} prompt tokens were computed, behind what the others were compressed to"
     because = f" ({LOST[time.cause]})" if time.cause in LOST else ""
     return f"{computed:,} of {total:,} prompt tokens were computed: the prefix missed at token {cached:,}{because}"
 

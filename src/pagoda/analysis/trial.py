@@ -10,7 +10,8 @@ from pagoda.cache.cache import Cache, NoBytes
 from pagoda.cache.groups.pages import PageGroup
 from pagoda.config import EngineConfig
 from pagoda.engine.request import Request, RequestMetrics, new_sample
-from pagoda.engine.scheduler import Limits, Scheduler
+from pagoda.engine.round import Limits
+from pagoda.engine.scheduler import Scheduler
 from pagoda.layouts.spec import Reach
 from pagoda.planning.memory import MemoryPlan
 from pagoda.planning.users import Load, most_users, users_by_group

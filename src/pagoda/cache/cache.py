@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pagoda.cache.groups.base import CacheGroup, PageActions, resumable
+from pagoda.cache.groups.compacted import CompactedKey
 from pagoda.cache.groups.fill import Fill, FillTarget
 from pagoda.cache.groups.pages import PageGroup
-from pagoda.cache.groups.table import ResumePoints
+from pagoda.cache.groups.table import NOWHERE, ResumePoints
 from pagoda.cache.leases import Leases
 from pagoda.cache.lifetime import Lifetime
 from pagoda.cache.prefix.held import Reason
@@ -69,7 +70,8 @@ class Cache:
     Every method either succeeds or raises with nothing changed, but where it says otherwise. `page_nbytes` of each
     group are for telling how large leases are, whose time runs by `clock`, and so does that of what nobody uses, which
     is forgotten after `lifetime_seconds` (None: never). Of the `groups`, `main` knows most of a prefix. `hit_tokens` of
-    the `queried_tokens` of prompts have been found since the start.
+    the `queried_tokens` of prompts have been found since the start; `num_compacted_hits` sequences began with what a
+    prefix was compressed to.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Cache:
         self.sequences: set[CachedSequence] = set()
         self.hit_tokens = 0
         self.queried_tokens = 0
+        self.num_compacted_hits = 0
         self._stores = tuple(stores)
         self._on_states_kept: Callable[[CachedSequence, Sequence[int], Sequence[int]], None] | None = None
 
@@ -109,6 +112,22 @@ class Cache:
         known = max([match.num_tokens for match in matches])
         num_encoder_tokens = max([match.num_encoder_tokens for match in matches])
         return Hit(namespace, key, matches, num_tokens, min(limit, known), num_encoder_tokens)
+
+    def match_compacted(self, key: CompactedKey, tokens: Sequence[int]) -> Hit | None:
+        """What the first of `tokens`, which `key` names, were compressed to; None if that is not held. Changes nothing.
+
+        Groups beside those that were compressed have to resume there from what they hold.
+        """
+        found = {index: self._page_group(index).prefixes.compacted.find(key) for index in key.groups}
+        compacted = {index: each for index, each in found.items() if each is not None}
+        if len(compacted) < len(found):
+            return None
+        hit = self.match(key.namespace, tokens, key.num_tokens)
+        pairs = enumerate(zip(self.groups, hit.matches, strict=True))
+        beside = [pair for index, pair in pairs if index not in compacted]
+        if resumable(beside, key.num_tokens) < key.num_tokens:
+            return None
+        return hit._replace(num_tokens=key.num_tokens, compacted=compacted)
 
     def whole_pages(self, hit: Hit) -> Hit:
         """The part of `hit` that ends with a page in every group, so that nothing needs to be copied."""
@@ -143,26 +162,21 @@ class Cache:
         a page to copy a hit to cannot be had.
         """
         self.leases.expire()
-        # A group asks before it changes anything, but others may have changed by then.
-        if len(self.groups) > 1 and not self.can_attach(hit, num_new_tokens=0):
-            raise OutOfPagesError("No page can be had to copy this hit to; wait for a sequence to end.")
-        points = ResumePoints(hit.branch_tokens, num_prompt_tokens, breakpoints)
-        tables, actions = [], []
-        try:
-            for group, match in zip(self.groups, hit.matches, strict=True):
-                table, action = group.attach(hit.namespace, match, hit.num_tokens, points)
-                tables.append(table)
-                actions.append(action)
-            self._perform(actions)
-        except BaseException:
-            self._give_up(tables)
-            raise
-        sequence = CachedSequence(hit.namespace, tuple(tables))
-        self.sequences.add(sequence)
+        sequence = self._attached(hit, ResumePoints(hit.branch_tokens, num_prompt_tokens, breakpoints))
         self.count_hit(hit.num_tokens, num_prompt_tokens)
-        self.leases.use(hit.namespace, hit.key, hit.num_tokens)
-        self._lifetime.mark()
+        if not hit.compacted:
+            self.leases.use(hit.namespace, hit.key, hit.num_tokens)
         return sequence
+
+    def attach_compacted(self, key: CompactedKey, tokens: Sequence[int]) -> CachedSequence | None:
+        """What the first of `tokens` were compressed to, for one that has computed them and hit what it could.
+
+        None if that is not held, or there is no room for it and for what that one has to compute still.
+        """
+        hit = self.match_compacted(key, tokens)
+        if hit is None or not self.can_attach(hit, num_new_tokens=0, running=(key.namespace,)):
+            return None
+        return self._attached(hit, NOWHERE)
 
     def attach_to_fill(
         self, hit: Hit, targets: Sequence[FillTarget], points: ResumePoints
@@ -236,9 +250,7 @@ class Cache:
 
     def num_saved(self, sequence: CachedSequence, index: int, num_slots: int) -> int:
         """How many more pages of one group could be had if a sequence were left so many of its tokens there."""
-        group = self.groups[index]
-        assert isinstance(group, PageGroup), "other groups keep no tokens"
-        return group.num_saved(sequence.tables[index], num_slots)
+        return self._page_group(index).num_saved(sequence.tables[index], num_slots)
 
     def fork(self, sequence: CachedSequence) -> CachedSequence:
         """A second sequence with the same tokens so far; pages are shared until one of them writes."""
@@ -256,19 +268,25 @@ class Cache:
     def branch(self, sequence: CachedSequence) -> CachedSequence:
         """A fork whose own pages are nobody else's, and go with it."""
         twin = self.fork(sequence)
-        for group, table in zip(self.groups, twin.tables, strict=True):
-            group.detach(table)
+        self._detach(twin)
         return twin
 
-    def compact(self, sequence: CachedSequence, tokens: Sequence[int], kept: Mapping[int, Kept]) -> None:
+    def compact(
+        self,
+        sequence: CachedSequence,
+        tokens: Sequence[int],
+        kept: Mapping[int, Kept],
+        key: CompactedKey | None = None,
+    ) -> None:
         """Let a sequence of `tokens` go on with some of them, in each group that `kept` has.
 
-        Its pages are its own from now on in all groups; the exact ones stay hittable. Raises OutOfPagesError if there
-        is no room: then nothing but `release` may be done with it.
+        What it writes is its own from now on in all groups. The exact pages stay hittable, and with a `key` others find
+        what is left of them. Raises OutOfPagesError if there is no room: then nothing but `release` may be done with
+        it.
         """
         for index, group, table in self._made_private(sequence, kept):
             num_slots, bodies, cell_starts = kept[index]
-            self._write(index, group.compact(table, tokens, num_slots, cell_starts), bodies)
+            self._write(index, group.compact(table, tokens, num_slots, cell_starts, key), bodies)
 
     def drop_middle(self, sequence: CachedSequence, kept: Mapping[int, tuple[int, NDArray[np.uint8]]]) -> None:
         """Let a sequence go on with its last pages, behind others: by group, how many, and the bytes of those others.
@@ -315,6 +333,33 @@ class Cache:
         self.leases.end_all()
         return sum(group.holdings.evict_all(Reason.RESET) for group in self.groups)
 
+    def _attached(self, hit: Hit, points: ResumePoints) -> CachedSequence:
+        # A group asks before it changes anything, but others may have changed by then.
+        if len(self.groups) > 1 and not self.can_attach(hit, num_new_tokens=0):
+            raise OutOfPagesError("No page can be had to copy this hit to; wait for a sequence to end.")
+        tables, actions = [], []
+        try:
+            for index, (group, match) in enumerate(zip(self.groups, hit.matches, strict=True)):
+                compacted = hit.compacted.get(index)
+                if compacted is None:
+                    table, action = group.attach(hit.namespace, match, hit.num_tokens, points)
+                else:
+                    account = group.holdings.account_of(hit.namespace)
+                    table, action = compacted.shelf.attach(compacted, account)
+                tables.append(table)
+                actions.append(action)
+            self._perform(actions)
+        except BaseException:
+            self._give_up(tables)
+            raise
+        sequence = CachedSequence(hit.namespace, tuple(tables))
+        self.sequences.add(sequence)
+        if hit.compacted:
+            self._detach(sequence)
+            self.num_compacted_hits += 1
+        self._lifetime.mark()
+        return sequence
+
     def _made_private(self, sequence: CachedSequence, indices: Collection[int]) -> Iterator[tuple[int, PageGroup, Any]]:
         """Nobody else is to have what a sequence writes from now on; the groups of these `indices`, and its tables."""
         self.leases.expire()
@@ -322,15 +367,28 @@ class Cache:
             if index not in indices:
                 group.detach(table)
                 continue
-            assert isinstance(group, PageGroup), "other groups keep no tokens"
-            yield index, group, table
+            yield index, self._page_group(index), table
         self._lifetime.mark()
 
+    def _page_group(self, index: int) -> PageGroup:
+        group = self.groups[index]
+        assert isinstance(group, PageGroup), "other groups keep no tokens"
+        return group
+
+    def _detach(self, sequence: CachedSequence) -> None:
+        """What it writes is its own from now on."""
+        for group, table in zip(self.groups, sequence.tables, strict=True):
+            group.detach(table)
+
     def _write(self, index: int, actions: PageActions, bodies: NDArray[np.uint8]) -> None:
-        """Give the new pages of a group their bytes."""
-        for page, body in zip(actions.fresh, bodies, strict=True):
-            self._stores[index].prepare(page)
-            self._stores[index].bytes_of(page)[:] = body
+        """Give the new pages of a group their bytes, the first of them those of `bodies`."""
+        store = self._stores[index]
+        for page in actions.fresh:
+            store.prepare(page)
+        for page, body in zip(actions.fresh, bodies, strict=False):
+            store.bytes_of(page)[:] = body
+        for source, target in actions.copies:
+            store.copy(source, target)
 
     def _give_up(self, tables: Sequence[Any]) -> None:
         """Release the tables of a new sequence, as far as they are made."""

@@ -22,7 +22,8 @@ class CacheStats:
 
     Pages were evicted to make room, forgotten on request (`reset_pages`), because their content was in doubt, or
     because nobody had used them for too long.
-    Running sequences have `omitted_tokens` that are in no slot any more, since they are compressed.
+    Running sequences have `omitted_tokens` that are in no slot any more, since they are compressed. What prefixes were
+    compressed to lies in `compacted_pages`, used or not, and sequences went on from it `compacted_hits` times.
     `format_loss` is what the format of pages should cost in perplexity, as a share: None where that was not measured.
     What explains misses takes `miss_memory_nbytes` now. `tiers` tell of themselves.
     """
@@ -39,6 +40,8 @@ class CacheStats:
     revoked_leases: int = 0
     num_leases: int = 0  # now
     omitted_tokens: int = 0
+    compacted_pages: int = 0  # now
+    compacted_hits: int = 0
     format_loss: float | None = None
     miss_memory_nbytes: int = 0
     tiers: tuple[TierReport, ...] = ()
@@ -88,6 +91,10 @@ class Inspector:
             revoked_leases=cache.leases.num_revoked,
             num_leases=cache.leases.num_live,
             omitted_tokens=sum(table.num_omitted for table in tables),
+            compacted_pages=sum(
+                each.prefixes.compacted.num_pages for each in cache.groups if each.prefixes is not None
+            ),
+            compacted_hits=cache.num_compacted_hits,
             format_loss=self._format_loss,
             miss_memory_nbytes=self._miss_nbytes(),
             tiers=tuple(self._tiers()),

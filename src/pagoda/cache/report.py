@@ -19,6 +19,7 @@ class MissCause(StrEnum):
     FAILED = "failed"
     CHECKPOINT_MISSING = "swa_checkpoint_missing"  # no window or state to go on from, though pages are held
     PARTIAL_BLOCK = "partial_block"  # no page to copy the last tokens to
+    COMPRESSED = "compressed"  # what was written behind a compressed prefix is nobody else's
     PROMPT_LOGPROBS = "prompt_logprobs"
     DISABLED = "disabled"
     NOT_IN_TIERS = "not_in_tiers"  # it went, and no tier has it

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pagoda.cache.groups.base import CacheGroup
+from pagoda.cache.groups.compacted import Compacted
 from pagoda.cache.groups.fill import Found
 from pagoda.cache.groups.table import NO_CELLS
 from pagoda.cache.prefix.namespace import Namespace
+
+NONE_COMPACTED: Mapping[int, Compacted] = MappingProxyType({})
 
 
 class Hit(NamedTuple):
     """A match in every group, and the tokens all of them can resume from. Valid until the cache changes.
 
     `branch_tokens` are known to some group: another sequence went its own way there. `num_encoder_tokens` are held of
-    the encoder's output. `key` is the tokens that were asked for.
+    the encoder's output. `key` is the tokens that were asked for. Groups of the indices in `compacted` are resumed from
+    what the tokens were compressed to, instead of what they match.
     """
 
     namespace: Namespace
@@ -29,6 +34,7 @@ class Hit(NamedTuple):
     num_tokens: int
     branch_tokens: int
     num_encoder_tokens: int
+    compacted: Mapping[int, Compacted] = NONE_COMPACTED
 
     @property
     def is_arriving(self) -> bool:
@@ -65,10 +71,15 @@ def attach_costs(
 ) -> list[int]:
     """Pages that it takes in each group to attach to `hit` and go on, so many tokens at a time (None: all at once)."""
     step_tokens = num_new_tokens if step_tokens is None else step_tokens
-    return [
-        group.attach_cost(match, hit.num_tokens) + group.growth_cost(hit.num_tokens, num_new_tokens, step_tokens)
-        for group, match in zip(groups, hit.matches, strict=True)
-    ]
+    costs = list[int]()
+    for index, (group, match) in enumerate(zip(groups, hit.matches, strict=True)):
+        compacted, num_slots = hit.compacted.get(index), hit.num_tokens
+        if compacted is None:
+            cost = group.attach_cost(match, hit.num_tokens)
+        else:
+            cost, num_slots = compacted.shelf.attach_cost(compacted), compacted.num_slots
+        costs.append(cost + group.growth_cost(num_slots, num_new_tokens, step_tokens))
+    return costs
 
 
 def needed_records(group: CacheGroup, match: Any, num_tokens: int) -> list[Found]:

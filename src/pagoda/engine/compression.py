@@ -21,7 +21,7 @@ from pagoda.cache.cache import Cache
 from pagoda.cache.compression.base import Policy
 from pagoda.cache.compression.progress import Compression
 from pagoda.cache.compression.shares import Share
-from pagoda.cache.sequence import Kept
+from pagoda.cache.sequence import CachedSequence, Kept
 from pagoda.engine.batch import Batch, Chunk
 from pagoda.engine.compressible import CompressibleLayer, compressible_layers
 from pagoda.engine.query_watch import QueryWatch, Rows, WatchedRows
@@ -68,6 +68,14 @@ class Compressor:
     def page_tokens(self) -> int:
         """Of all groups that can be compressed: after multiples of it no page of them is open."""
         return lcm(*(each.page_tokens for each in self._geometries.values()))
+
+    def can_share(self, num_tokens: int) -> bool:
+        """Whether others can go on from what the first `num_tokens` of a sequence were compressed to.
+
+        Layers that are left as they are have to resume there, and what a window needs is shared in whole pages.
+        """
+        beside = [group for index, group in enumerate(self._cache.groups) if index not in self._layers]
+        return all(num_tokens % group.page_tokens == 0 for group in beside if group.prefixes is not None)
 
     def check(self, policy: Policy) -> None:
         """Raise ConfigError if nothing of this model can be compressed, or not by `policy`."""
@@ -119,12 +127,22 @@ class Compressor:
         """Compress a sequence that is due. Raises OutOfPagesError if there is no room: it must start again then."""
         compression = sequence.compression
         assert compression is not None
+        if sequence.taken is not None:
+            self._take(sequence, sequence.taken)
+            compression.skip()
+            return
         num_sinks = compression.policy.num_sinks
         if num_sinks is None:
             self._keep_best(sequence, compression)
         else:
             self._keep_ends(sequence, compression, num_sinks)
         compression.advance()
+
+    def _take(self, sequence: Sequence, taken: CachedSequence) -> None:
+        """Have it go on from `taken`, which is what it would be compressed to."""
+        assert sequence.cached is not None
+        self._cache.release(sequence.cached, sequence.tokens)
+        sequence.cached, sequence.taken = taken, None
 
     def _all_layers(self) -> list[CompressibleLayer]:
         return [each for layers in self._layers.values() for each in layers]
@@ -141,7 +159,7 @@ class Compressor:
                 choose = self._kept if compression.policy.is_even else self._packed
                 kept[index] = choose(index, pages, table.num_slots, compression)
         if kept:
-            self._cache.compact(cached, sequence.tokens, kept)
+            self._cache.compact(cached, sequence.tokens, kept, sequence.request.compacted_key)
 
     def _keep_ends(self, sequence: Sequence, compression: Compression, num_sinks: int) -> None:
         """Have it keep its first and last pages, the first with keys as if they stood right before the last."""

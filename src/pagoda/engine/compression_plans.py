@@ -14,6 +14,8 @@ from pagoda.cache.compression.choice import STOP, MemoryFull, policy_of, policy_
 from pagoda.cache.compression.kvzip import FEWEST_TOKENS
 from pagoda.cache.compression.progress import Plan
 from pagoda.cache.compression.repeat import RepeatPrompt
+from pagoda.cache.groups.compacted import CompactedKey
+from pagoda.cache.prefix.keys import token_key
 from pagoda.config import EngineConfig
 from pagoda.engine.compression import Compressor
 from pagoda.engine.request import Request
@@ -47,6 +49,7 @@ class CompressionPlans:
         self._repeat_prompt = repeat_prompt
         self._max_len = max_len
         self._has_tiers = has_tiers
+        self._shares = config.enable_prefix_caching
         self._default = Asked(policy_of(config.kv_compression), config.context_full, config.memory_full)
         self._check_tiers(config.memory_full)
         plan = self._of(self._default, "")
@@ -101,12 +104,21 @@ class CompressionPlans:
 
         Raises InvalidSamplingError if it turns out that it cannot be.
         """
-        request.compression = self.plan(request)
+        request.compression = plan = self.plan(request)
+        request.compacted_key = None if plan is None else self._compacted_key(request, plan)
         request.memory_full, _ = when_memory_is_full(request.params.memory_full or self._default.when_short)
         try:
             self._prepare(request.compression)
         except ConfigError as error:
             raise InvalidSamplingError(str(error)) from error
+
+    def _compacted_key(self, request: Request, plan: Plan) -> CompactedKey | None:
+        """By which others find what the prompt, or the beginning of it, is compressed to; None if nobody may or can."""
+        due = plan.begin(len(request.prompt)).due if self._shares and plan.is_shareable else None
+        if due is None or not self._compressor.can_share(due):
+            return None
+        policy = plan.policy.with_budget(plan.budget(due))
+        return CompactedKey(request.namespace, policy, tuple(self._compressor.groups), token_key(request.prompt[:due]))
 
     def _of(self, asked: Asked, tenant: str) -> Plan | None:
         unit, max_len = self._compressor.page_tokens, self._max_len(tenant)

@@ -40,8 +40,9 @@ from pagoda.engine.lookups import Lookups
 from pagoda.engine.pools import check_device, machine_facts, make_pools
 from pagoda.engine.promotion import Promotions
 from pagoda.engine.request import FinishReason, Request, Sequence, new_sample
+from pagoda.engine.round import Limits
 from pagoda.engine.sampling import stop_token_ids
-from pagoda.engine.scheduler import Limits, Scheduler
+from pagoda.engine.scheduler import Scheduler
 from pagoda.engine.scoring import max_scored_tokens
 from pagoda.engine.settle import Settler
 from pagoda.engine.shrinking import Shrinking

@@ -49,8 +49,8 @@ class Fairness:
         namespace = sequence.request.namespace
         return any(self._tenants.share_account(namespace, other.request.namespace) for other in others)
 
-    def fitting(self, sequence: Sequence, hit: Hit, only_share: bool) -> Hit | None:
-        """The hit, or its whole pages, if all known tokens fit.
+    def fitting(self, sequence: Sequence, hits: Sequenced[Hit], only_share: bool) -> Hit | None:
+        """The first of the `hits` behind which all known tokens fit.
 
         Running sequences keep room for a page each, and for what they have to repeat. With `only_share` they must fit
         into what is left of the tenant's own share.
@@ -59,8 +59,9 @@ class Fairness:
         num_owed = sum(each.num_owed_slots for each in self._running)
         beside = self._running_beside(sequence)
         num_owed_beside = sum(each.num_owed_slots for each in beside)
-        for candidate in (hit, cache.whole_pages(hit)):
-            num_new_tokens = sequence.most_slots - candidate.num_tokens
+        for candidate in hits:
+            most_slots = len(sequence.tokens) if candidate.compacted else sequence.most_slots
+            num_new_tokens = most_slots - candidate.num_tokens
             if not only_share and cache.can_attach(candidate, num_new_tokens + num_owed, self._step_tokens, running):
                 return candidate
             if self._tenants.have_shares and self._tenants.can_attach_within_share(

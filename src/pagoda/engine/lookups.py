@@ -27,7 +27,7 @@ DEVICE = "device"
 NOTHING_LOADED: Mapping[str, int] = {}
 GONE_SHARE = 0.25  # of the memory, for pages that went
 # Tiers cannot help it, or it is what they say already.
-NOT_OF_TIERS = (MissCause.NONE, MissCause.PROMPT_LOGPROBS, MissCause.DISABLED)
+NOT_OF_TIERS = (MissCause.NONE, MissCause.COMPRESSED, MissCause.PROMPT_LOGPROBS, MissCause.DISABLED)
 WENT = (MissCause.EVICTED, MissCause.TTL_EXPIRED)
 CAUSES = {
     Reason.ROOM: MissCause.EVICTED,
@@ -101,15 +101,17 @@ class Lookups:
     def _report(self, sequence: Sequence, hit: Hit) -> tuple[CacheReport, GoneRun | None]:
         """All that is known, which its tenant is not told where pages went for another one, and what went."""
         read, num_prompt_tokens, limit = hit.num_tokens, len(sequence.tokens), sequence.num_resumable
-        known = min(hit.matches[self._cache.main_index].num_tokens, limit)
+        known = max(min(hit.matches[self._cache.main_index].num_tokens, limit), read)
         shares = self._policy is not None
         cause, run = self._cause(sequence, hit, known) if read < limit or sequence.num_unscored else _NOTHING
         departure = None if run is None else run.departure
+        first_own = sequence.first_own_token
+        num_shared = num_prompt_tokens if first_own is None else min(first_own, num_prompt_tokens)
         report = CacheReport(
             prompt_tokens=num_prompt_tokens,
             read_tokens={DEVICE: read},
             uncached_tokens=num_prompt_tokens - read,
-            written_tokens=num_prompt_tokens - read if shares else 0,
+            written_tokens=max(num_shared - read, 0) if shares else 0,
             known_tokens=known,
             cause=cause,
             first_missed_token=None if cause is MissCause.NONE else read,
@@ -121,10 +123,9 @@ class Lookups:
         return report, run
 
     def _cause(self, sequence: Sequence, hit: Hit, known: int) -> tuple[MissCause, GoneRun | None]:
-        if sequence.num_unscored:
-            return MissCause.PROMPT_LOGPROBS, None
-        if self._policy is None:
-            return MissCause.DISABLED, None
+        plain = self._plain_cause(sequence, hit)
+        if plain is not None:
+            return plain, None
         # Whatever costs more tokens is the cause: what is known and cannot be resumed, or what is not known.
         if known - hit.num_tokens >= sequence.num_resumable - known:
             pairs = tuple(zip(self._cache.groups, hit.matches, strict=True))
@@ -139,6 +140,14 @@ class Lookups:
             return _parting(match, main.page_tokens), None
         is_edited = self._is_edited(hit, known + run.num_tokens, run.num_tokens)
         return MissCause.INPUT_CHANGED if is_edited else _departed(run.departure), run
+
+    def _plain_cause(self, sequence: Sequence, hit: Hit) -> MissCause | None:
+        """One for which nothing has to be looked up."""
+        if sequence.num_unscored:
+            return MissCause.PROMPT_LOGPROBS
+        if self._policy is None:
+            return MissCause.DISABLED
+        return MissCause.COMPRESSED if hit.compacted else None
 
     def _is_edited(self, hit: Hit, num_had: int, num_gone: int) -> bool:
         """Whether a late sequence had the first `num_had` tokens and parts from the prompt to lose more than went."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 from pagoda.cache.compression.choice import MemoryFull
 from pagoda.cache.compression.progress import Compression, Plan
 from pagoda.cache.compression.repeat import Repeat
+from pagoda.cache.groups.compacted import CompactedKey
 from pagoda.cache.leases import Breakpoint, LeaseResult
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.namespace import Namespace
@@ -139,6 +140,7 @@ class Sequence:
     promotion: Promotion | None = None  # where it stands with the tiers
     compression: Compression | None = None
     repeating: CachedSequence | None = None  # the pages of what it repeats
+    taken: CachedSequence | None = None  # what others were compressed to that repeated the same
     is_loading: bool = False  # its pages are on their way
     is_held: bool = False  # since the matcher does not know yet what may follow
     held_since: float | None = None  # when it was found that the matcher keeps it waiting
@@ -183,6 +185,17 @@ class Sequence:
         if repeat is None or self.cached is None or self.cached.num_tokens != repeat.start:
             return None
         return repeat
+
+    @property
+    def first_own_token(self) -> int | None:
+        """From where on what it writes is nobody else's, since it is compressed there; None if that is not known."""
+        return None if self.compression is None else self.compression.first_due
+
+    @property
+    def beginning_key(self) -> CompactedKey | None:
+        """By which it finds what its beginning was compressed to: it begins with that if it has tokens behind."""
+        key = self.request.compacted_key
+        return key if key is not None and key.num_tokens < len(self.tokens) else None
 
     @property
     def growing(self) -> CachedSequence | None:
@@ -266,6 +279,7 @@ class Request:
     lease_results: list[LeaseResult] = field(default_factory=list)
     decode_costs: DecodeCosts | None = None  # of the engine
     compression: Plan | None = None
+    compacted_key: CompactedKey | None = None  # by which others find what the prompt was compressed to, if they may
     memory_full: MemoryFull = MemoryFull.PREEMPT
 
     @property

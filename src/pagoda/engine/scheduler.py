@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from itertools import islice
 from time import monotonic
 
@@ -26,11 +25,11 @@ from pagoda.cache.groups.table import ResumePoints
 from pagoda.cache.prefix.keys import TOKEN_TYPE, common_tokens, token_key
 from pagoda.cache.sequence import CachedSequence, Hit
 from pagoda.engine.batch import Batch, next_chunk
-from pagoda.engine.division import Division
 from pagoda.engine.fairness import Fairness
 from pagoda.engine.lookups import Lookups
 from pagoda.engine.promotion import Promotions
 from pagoda.engine.request import Phase, Sequence, begin_compression
+from pagoda.engine.round import Limits, Round
 from pagoda.engine.shrinking import Shrinking
 from pagoda.engine.turns import Turns
 from pagoda.engine.waiting import Waiting
@@ -48,54 +47,6 @@ NO_ROOM_TO_REPEAT = (
     "There are not enough pages to repeat the prompt before it is compressed, though nobody else runs; give a smaller "
     "chunk, or raise kv_cache_memory_bytes."
 )
-
-
-@dataclass
-class _Round:
-    """One call of `schedule`: what is planned, and what stands in the way of those who wait.
-
-    `left` is what is left of the token budget; what encoders have to read counts, as `encoded`. `being_written` stands
-    for pages that running prefills are about to write. Those of `held_up` lack pages; `is_full` stops everybody.
-    """
-
-    plan: dict[Sequence, int]
-    left: int
-    division: Division
-    being_written: set[object] = field(default_factory=set)
-    held_up: list[Sequence] = field(default_factory=list)
-    encoded: int = 0
-    is_full: bool = False
-
-    def add(self, sequence: Sequence, num_tokens: int) -> None:
-        self.plan[sequence] = num_tokens
-        self.left -= num_tokens
-        self.division.take(sequence.request.tenant, num_tokens, draws=num_tokens == sequence.num_uncomputed)
-
-    def budget(self, tenant: str) -> int:
-        """What may still be planned of the prompts of `tenant`."""
-        return min(self.left, self.division.limit(tenant))
-
-    def encode(self, sequence: Sequence, num_tokens: int) -> None:
-        """An encoder reads so many tokens for `sequence` as well."""
-        self.encoded += num_tokens
-        self.left -= num_tokens
-        self.division.take(sequence.request.tenant, num_tokens)
-
-    def take_out(self, sequence: Sequence) -> None:
-        self.left += self.plan.pop(sequence, 0)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How many sequences may run, and how many tokens a step may have; of prompts `max_scored_tokens` are scored in it.
-
-    Tenants have `weights`, 1 where nothing is said.
-    """
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_scored_tokens: int | None = None
-    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 class Scheduler:
@@ -177,7 +128,7 @@ class Scheduler:
         self._cache.expire()
         self._settle_loads()
         wanted = self._turns.wanted(self._computing())
-        step = _Round({}, self._max_num_batched_tokens, self._turns.divide(wanted))
+        step = Round({}, self._max_num_batched_tokens, self._turns.divide(wanted))
         # Decodes first: a long prefill must not stall those who are already reading.
         decodes = [each for each in self._computing() if each.num_uncomputed <= 1 and not each.is_held]
         for sequence in step.division.choose(decodes, self.waiting.weight):
@@ -216,7 +167,7 @@ class Scheduler:
         self._lookups.start(sequence, found, sequence.promotion.loaded_tokens)
         self._note_cached(sequence, found)
 
-    def _batch(self, step: _Round) -> Batch:
+    def _batch(self, step: Round) -> Batch:
         chunks = []
         for sequence, num_tokens in step.plan.items():
             try:
@@ -225,7 +176,7 @@ class Scheduler:
                 self.failed[sequence] = error
         return Batch(tuple(chunks))
 
-    def _schedule_prompts(self, tenant: str, step: _Round) -> None:
+    def _schedule_prompts(self, tenant: str, step: Round) -> None:
         """Plan the prompts of one tenant: those that run, then those that wait."""
         before = step.left
         prefills = [each for each in self._computing() if each.num_uncomputed > 1]
@@ -238,7 +189,7 @@ class Scheduler:
                 break
         self._turns.took(tenant, before - step.left, step.division)
 
-    def _contain(self, step: _Round, sequence: Sequence, action: Callable[[Sequence], bool]) -> bool:
+    def _contain(self, step: Round, sequence: Sequence, action: Callable[[Sequence], bool]) -> bool:
         """What `action` says of `sequence`; if it raises, now or before in this step, the others go on."""
         try:
             return sequence in self.failed or action(sequence)
@@ -247,18 +198,19 @@ class Scheduler:
             step.take_out(sequence)
             return True
 
-    def _go_on(self, sequence: Sequence, step: _Round, budget: int) -> bool:
+    def _go_on(self, sequence: Sequence, step: Round, budget: int) -> bool:
         """Plan a running sequence, unless it is held, or was sent back meanwhile."""
         if sequence.is_held or sequence.is_loading:
             return True
         budget = self._room_for(sequence, budget, step)
         if sequence.phase is Phase.RUNNING and budget > 0:
-            self._advance(sequence, min(sequence.num_computable, budget), step)
+            self._advance(sequence, budget, step)
         return True
 
-    def _advance(self, sequence: Sequence, num_tokens: int, step: _Round) -> None:
-        """Plan a running sequence, once others have given way until its pages can be had."""
-        growing = self._growing(sequence)
+    def _advance(self, sequence: Sequence, budget: int, step: Round) -> None:
+        """Plan what it can of a running sequence, once others have given way until its pages can be had."""
+        self._spare_repeating(sequence)
+        num_tokens, growing = min(sequence.num_computable, budget), self._growing(sequence)
         self._lookups.serve(sequence)
         while not self._cache.reserve(growing, num_tokens):
             shrinkable = self._shrinking.first_for(sequence, num_tokens, reversed(self.running))
@@ -272,6 +224,16 @@ class Scheduler:
             if sequence.cached is None:  # it was its turn to give way
                 return
         self._plan(sequence, num_tokens, step)
+
+    def _spare_repeating(self, sequence: Sequence) -> None:
+        """Let one that is about to repeat some of its tokens have what another was compressed to that did so."""
+        repeat, key = sequence.repeat, sequence.request.compacted_key
+        if repeat is None or key is None or sequence.repeating is not None:
+            return
+        sequence.taken = self._cache.attach_compacted(key, sequence.tokens)
+        if sequence.taken is not None:
+            assert sequence.compression is not None
+            sequence.compression.repeat = None
 
     def _growing(self, sequence: Sequence) -> CachedSequence:
         """What a running sequence goes on with: where it begins to repeat something, pages that go with that."""
@@ -287,12 +249,12 @@ class Scheduler:
         if victim.repeat is not None and self.running == [victim]:
             raise OutOfPagesError(NO_ROOM_TO_REPEAT)
 
-    def _plan(self, sequence: Sequence, num_tokens: int, step: _Round) -> None:
+    def _plan(self, sequence: Sequence, num_tokens: int, step: Round) -> None:
         step.add(sequence, num_tokens)
         self._num_planned += 1
         sequence.last_planned = self._num_planned
 
-    def _shrink(self, sequence: Sequence, step: _Round) -> None:
+    def _shrink(self, sequence: Sequence, step: Round) -> None:
         """Let a running sequence go on with less, from the next step on if it was planned; or else wait."""
         step.take_out(sequence)
         try:
@@ -305,7 +267,7 @@ class Scheduler:
         else:
             sequence.request.metrics.gave_way[MemoryFull.COMPRESS] += 1
 
-    def _give_way(self, victim: Sequence, step: _Round) -> None:
+    def _give_way(self, victim: Sequence, step: Round) -> None:
         """Send a running sequence back, or end its request if that was asked for."""
         request = victim.request
         if request.memory_full is not MemoryFull.REJECT:
@@ -317,7 +279,7 @@ class Scheduler:
             self.failed[each] = MemoryFullError(REJECTED)
             self._wait_again(each)
 
-    def _send_back(self, victim: Sequence, step: _Round) -> None:
+    def _send_back(self, victim: Sequence, step: Round) -> None:
         step.take_out(victim)
         self._preempt(victim)
 
@@ -335,12 +297,12 @@ class Scheduler:
         sequence.phase = Phase.WAITING
         self.waiting.appendleft(sequence)
 
-    def _admit(self, sequence: Sequence, step: _Round, budget: int) -> bool:
+    def _admit(self, sequence: Sequence, step: Round, budget: int) -> bool:
         """Start a waiting sequence if tokens, pages and seats last; False if those behind it have to wait as well.
 
         One whose next page a running prefill is about to write is passed over: it can share that page a step later.
-        So is one whose prompt is to be scored, if others take up all that can be scored in this step. What encoders
-        have to read counts as tokens of the step.
+        So is one that begins with what a running one will be compressed to, and one whose prompt is to be scored, if
+        others take up all that can be scored in this step. What encoders have to read counts as tokens of the step.
         """
         if sequence.is_held:
             return True
@@ -349,10 +311,10 @@ class Scheduler:
         room = self._room_for(sequence, budget, step)
         before = monotonic()
         hit = self._cache.match(sequence.request.namespace, sequence.tokens, limit=sequence.num_resumable)
+        key = sequence.beginning_key
+        compacted = None if key is None else self._cache.match_compacted(key, sequence.tokens)
         sequence.request.metrics.phases.match += monotonic() - before
-        wants_more = not sequence.num_unscored and hit.num_tokens < sequence.num_resumable
-        can_share = wants_more and self._cache.missing_key(hit, sequence.tokens) in step.being_written
-        if can_share or room <= 0 or self.promotions.must_wait(sequence, hit):
+        if room <= 0 or (compacted is None and self._is_on_its_way(sequence, hit, step)):
             return True
         if not self._cache.resumes_anywhere:
             hit = self._parting_from_others(sequence, hit)
@@ -360,7 +322,8 @@ class Scheduler:
         to_encode = sequence.request.namespace.num_encoder_tokens - hit.num_encoder_tokens
         if step.encoded and to_encode >= budget:
             return False
-        fitting = self._fairness.fitting(sequence, hit, only_share=bool(step.held_up))
+        ways = [*filter(None, [compacted]), hit, self._cache.whole_pages(hit)]
+        fitting = self._fairness.fitting(sequence, ways, only_share=bool(step.held_up))
         if fitting is not None and self._fairness.seats_for(sequence).has_room(sequence):
             self._start(sequence, fitting, room, step)
             step.encode(sequence, to_encode)
@@ -368,7 +331,14 @@ class Scheduler:
         made_room = self._free_pages(sequence, step) if fitting is None else self._free_seats(sequence, step)
         return made_room and self._admit(sequence, step, budget)
 
-    def _free_pages(self, sequence: Sequence, step: _Round) -> bool:
+    def _is_on_its_way(self, sequence: Sequence, hit: Hit, step: Round) -> bool:
+        """Whether more than `hit` will be there if a waiting sequence waits: others write it, or tiers are asked."""
+        wants_more = not sequence.num_unscored and hit.num_tokens < sequence.num_resumable
+        if wants_more and self._cache.missing_key(hit, sequence.tokens) in step.being_written:
+            return True
+        return sequence.beginning_key in step.being_written or self.promotions.must_wait(sequence, hit)
+
+    def _free_pages(self, sequence: Sequence, step: Round) -> bool:
         """Whether a lease, or others that have more than their share, gave way to a waiting sequence.
 
         If not, it holds up the others.
@@ -383,7 +353,7 @@ class Scheduler:
         step.is_full = not self._cache.tenants.have_shares
         return False
 
-    def _make_room(self, victims: list[Sequence], step: _Round) -> None:
+    def _make_room(self, victims: list[Sequence], step: Round) -> None:
         """Let the first of these go on with less that leaves any pages so, or else the first of all give way."""
         shrinkable = next(filter(self._shrinking.helps, victims), None)
         if shrinkable is not None:
@@ -391,7 +361,7 @@ class Scheduler:
         else:
             self._give_way(victims[0], step)
 
-    def _free_seats(self, sequence: Sequence, step: _Round) -> bool:
+    def _free_seats(self, sequence: Sequence, step: Round) -> bool:
         """Whether sequences of tenants that have more than their share were sent back for one that waits."""
         while not (seats := self._fairness.seats_for(sequence)).has_room(sequence):
             victim = seats.victim(sequence)
@@ -400,12 +370,17 @@ class Scheduler:
             self._send_back(victim, step)
         return True
 
-    def _start(self, sequence: Sequence, fitting: Hit, budget: int, step: _Round) -> None:
+    def _start(self, sequence: Sequence, fitting: Hit, budget: int, step: Round) -> None:
         """Run a waiting sequence from what the cache holds of it, for which there is room."""
         breakpoints = tuple(each.num_tokens for each in sequence.request.breakpoints)
+        if (key := sequence.beginning_key) is not None:  # others go on from there
+            breakpoints += (key.num_tokens,)
         self._lookups.serve(sequence)
         points = ResumePoints(fitting.branch_tokens, len(sequence.tokens), breakpoints)
-        if self.promotions.begin(sequence, fitting, points):
+        if fitting.compacted:
+            assert sequence.compression is not None
+            sequence.compression.skip()
+        elif self.promotions.begin(sequence, fitting, points):
             self._run(sequence)
             return
         self._lookups.start(sequence, fitting)
@@ -414,7 +389,7 @@ class Scheduler:
         sequence.request.metrics.phases.match += monotonic() - before
         self._run(sequence)
         self._note_cached(sequence, fitting)
-        self._advance(sequence, min(sequence.num_computable, budget), step)
+        self._advance(sequence, budget, step)
         if sequence.cached is not None:  # these pages were promised, but for what windows and states take to repeat it
             self._note_writing(sequence, step)
 
@@ -430,15 +405,21 @@ class Scheduler:
             request.num_cached_tokens = hit.num_tokens
             request.num_cached_encoder_tokens = hit.num_encoder_tokens
 
-    def _note_writing(self, sequence: Sequence, step: _Round) -> bool:
-        """Others may wait for the page that `sequence` writes, unless it repeats something first."""
+    def _note_writing(self, sequence: Sequence, step: Round) -> bool:
+        """Others may wait for the page that `sequence` writes, unless it repeats something first.
+
+        Those that would do the same may wait for what it is compressed to.
+        """
+        assert sequence.cached is not None
+        key = sequence.request.compacted_key
+        if key is not None and sequence.cached.num_tokens < key.num_tokens:
+            step.being_written.add(key)
         if sequence.repeat is not None:
             return True
-        assert sequence.cached is not None
         step.being_written |= {self._cache.written_key(sequence.cached, sequence.tokens)} - {None}
         return True
 
-    def _room_for(self, sequence: Sequence, budget: int, step: _Round) -> int:
+    def _room_for(self, sequence: Sequence, budget: int, step: Round) -> int:
         """What a sequence may have of `budget`: less if its prompt is to be scored, as logits are large."""
         if not sequence.num_unscored:
             return budget
@@ -460,6 +441,9 @@ class Scheduler:
         if sequence.repeating is not None:
             repeating, sequence.repeating = sequence.repeating, None
             self._give_up(repeating, array(TOKEN_TYPE), keep_pages=True)
+        if sequence.taken is not None:
+            taken, sequence.taken = sequence.taken, None
+            self._give_up(taken, array(TOKEN_TYPE), keep_pages=True)
         if sequence.cached is not None:
             cached, sequence.cached = sequence.cached, None
             self._give_up(cached, sequence.tokens, keep_pages)

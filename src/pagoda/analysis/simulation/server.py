@@ -21,7 +21,8 @@ from pagoda.engine.batch import Batch, Chunk
 from pagoda.engine.lookups import DEVICE
 from pagoda.engine.promotion import Promotions
 from pagoda.engine.request import Phase, Request, RequestMetrics, Sequence
-from pagoda.engine.scheduler import Limits, Scheduler
+from pagoda.engine.round import Limits
+from pagoda.engine.scheduler import Scheduler
 from pagoda.sampling_params import SamplingParams
 
 PARAMS = SamplingParams()

@@ -7,8 +7,8 @@ they are stored: nothing is coded a second time, and they keep the positions tha
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol, Self
 
 from pagoda.cache.compression.critical import best_by_output
 from pagoda.cache.compression.shares import Share, tokens_of_heads
@@ -143,6 +143,20 @@ class Policy(ABC):
     @property
     @abstractmethod
     def name(self) -> str: ...
+
+    @property
+    def is_of_prefix_alone(self) -> bool:
+        """Whether what is left of a prefix follows from its tokens, whatever comes behind: then others may have it too.
+
+        So it is `after` so many tokens, since even policies that look at the last queries have none but those of the
+        prefix then, and where a text is repeated. Else a prompt ends with what is asked of it, and is compressed for
+        that; with `every` later queries decide as well.
+        """
+        return not self.every and (self.after is not None or self.repeated_tokens is not None)
+
+    def with_budget(self, num_tokens: int) -> Self:
+        """The same of so many tokens, and of whatever is compressed: equal for two that keep the same of a prefix."""
+        return replace(self, tokens=num_tokens, share=None, after=None)
 
     @property
     def num_queries(self) -> int:

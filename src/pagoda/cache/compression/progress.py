@@ -53,6 +53,11 @@ class Plan:
         """Whether sequences may be longer than the model's context."""
         return self.policy.num_sinks is not None
 
+    @property
+    def is_shareable(self) -> bool:
+        """Whether what is left of a prefix is the same for all sequences of this plan that begin so."""
+        return self.policy.is_of_prefix_alone and not (self.when_full or self.when_short)
+
     def begin(self, num_prompt_tokens: int, first_due: int | None = None) -> Compression:
         """Of a sequence that begins, or begins again: then pages were short after `first_due` tokens, if at all."""
         if self.when_short:
@@ -147,6 +152,11 @@ class Compression:
         self.repeat.end()
         if self.repeat.is_done:
             self.repeat = None
+
+    def skip(self) -> None:
+        """What it would be compressed to is there: it begins with that."""
+        self.repeat = None
+        self.advance()
 
     def advance(self) -> None:
         """It was due, and has been compressed. Queries that will be asked for again are kept."""

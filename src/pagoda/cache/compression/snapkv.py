@@ -18,8 +18,8 @@ MOST_NEIGHBOURS = 255
 class SnapKV(ScoredPolicy):
     """Attention of the last `window` queries, averaged over these, `kernel` neighbours and the group of a KV head.
 
-    Defaults are those of the authors' class but for the budget. Scores depend on the question, so pages are the
-    sequence's own.
+    Defaults are those of the authors' class but for the budget. Scores depend on the question if it stands there: not
+    if the prefix before it is compressed (`after`).
     """
 
     window: int = 32

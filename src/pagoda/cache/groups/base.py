@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pagoda.cache.groups.fill import Fill, FillTarget, Reach
-from pagoda.cache.groups.prefixes import Prefixes
 from pagoda.cache.groups.table import ResumePoints
 from pagoda.cache.holdings.holdings import Holdings
 from pagoda.cache.holdings.leased_pages import HoldPlan, Prefix
 from pagoda.cache.prefix.namespace import Namespace
 from pagoda.cache.prefix.snapshots import Snapshots
+
+if TYPE_CHECKING:
+    from pagoda.cache.groups.prefixes import Prefixes
 
 
 class PageActions(NamedTuple):

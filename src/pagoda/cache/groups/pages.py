@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 
 from pagoda.cache.eviction.base import EvictionPolicy
 from pagoda.cache.groups.base import NO_ACTIONS, PageActions
+from pagoda.cache.groups.compacted import CompactedKey
 from pagoda.cache.groups.fill import Fill, FillTarget, PageReach, PagesHeld, first_page, needed_pages
 from pagoda.cache.groups.prefixes import Prefixes
 from pagoda.cache.groups.rule import KeepRule, window_pages
 from pagoda.cache.groups.table import NO_CELLS, NOWHERE, PageTable, ResumePoints
 from pagoda.cache.holdings.leased_pages import HoldPlan, Prefix
-from pagoda.cache.prefix.held import NO_PAGE
+from pagoda.cache.prefix.held import NO_PAGE, Reason
 from pagoda.cache.prefix.keys import TOKEN_NBYTES, token_key
 from pagoda.cache.prefix.namespace import Namespace
 from pagoda.cache.prefix.tree import Node, PrefixMatch
@@ -234,12 +235,17 @@ class PageGroup:
         return own - -(-num_slots // self.page_tokens)
 
     def compact(
-        self, table: PageTable, tokens: Sequence[int], num_slots: int, cell_starts: array[int] = NO_CELLS
+        self,
+        table: PageTable,
+        tokens: Sequence[int],
+        num_slots: int,
+        cell_starts: array[int] = NO_CELLS,
+        key: CompactedKey | None = None,
     ) -> PageActions:
-        """Give up the pages of a table of `tokens` for private ones, which are to hold `num_slots` of its tokens.
+        """Give up the pages of a table of `tokens` for others, which are to hold `num_slots` of its tokens.
 
-        They are packed if there are `cell_starts`. What others use, or may hit, stays. Raises OutOfPagesError if there
-        are not enough; then it has no pages.
+        They are packed if there are `cell_starts`. Nobody else has them, unless there is a `key` by which they can be
+        found. What others use, or may hit, stays. Raises OutOfPagesError if there are not enough; then it has no pages.
         """
         assert 0 < num_slots < table.num_slots, "fewer than before"
         assert not table.cell_starts, "what is packed is not packed again"
@@ -254,7 +260,8 @@ class PageGroup:
         table.num_omitted, table.cell_starts = table.num_tokens - num_slots, cell_starts
         for page in pages[: num_slots // self.page_tokens]:
             self.holdings.allocator.seal(page)
-        return PageActions(pages, [])
+        kept = self.prefixes.compacted.keep(key, table, self.page_tokens) if key and self._share else NO_ACTIONS
+        return PageActions([*pages, *kept.fresh], kept.copies)
 
     def drop_middle(self, table: PageTable, num_first: int, num_last: int) -> PageActions:
         """Let a compacted table whose pages are full go on with its `num_last` last ones, behind `num_first` new ones.
@@ -263,6 +270,7 @@ class PageGroup:
         """
         assert table.is_private, "pages that others may hit would keep those before them"
         assert not table.cell_starts, "packed pages are in no order"
+        assert not self.prefixes.compacted.of(table.pages), "what others find stays whole"
         assert table.num_slots == len(table.pages) * self.page_tokens, "no page is open"
         self.holdings.tick()
         last = len(table.pages) - num_last
@@ -286,11 +294,14 @@ class PageGroup:
         self.holdings.tick()
         if keep and tokens:
             self._keep_tail(table, tokens)
+        doubted = () if keep else self.prefixes.compacted.of(table.pages)
         while len(table.pages) > table.num_dropped:
             self.prefixes.leave(table.pages.pop())
         while table.num_sinks:
             table.num_sinks -= 1
             self.prefixes.leave(table.pages[table.num_sinks])
+        for compacted in doubted:
+            self.holdings.evict(compacted, Reason.DOUBT)
         if not keep and table.node is not None:
             self.prefixes.forget(table.node)
         del table.pages[:]

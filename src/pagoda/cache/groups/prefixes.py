@@ -1,14 +1,17 @@
 """Sealed pages at the nodes of a prefix tree: what one group can be hit on, page by page.
 
-Knows nodes and pages; of page tables only that they use pages and leave them.
+Knows nodes and pages; of page tables only that they use pages and leave them. What prefixes were compressed to stands
+beside the tree.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 from pagoda.cache.eviction.base import EvictionPolicy
+from pagoda.cache.groups.compacted import CompactedPrefixes
 from pagoda.cache.groups.table import PageTable
 from pagoda.cache.holdings.holdings import Holdings
 from pagoda.cache.holdings.integrity import check_tree
@@ -41,6 +44,7 @@ class Prefixes:
         self.holdings = Holdings(num_pages, policy, self, share, tenants)
         self.keeps_all = keeps_all
         self.tree = PrefixTree(page_tokens)
+        self.compacted = CompactedPrefixes(self.holdings)
         self._page_tokens = page_tokens
         self._on_stored: tuple[Callable[[Node], None], ...] = ()
         self._on_removed: tuple[Callable[[Node, Reason], None], ...] = ()
@@ -83,7 +87,7 @@ class Prefixes:
             return
         node = self._nodes[page]
         if node is None:
-            holdings.allocator.free(page)
+            self.compacted.left(page)
             return
         if is_used:
             node.last_used = holdings.clock
@@ -155,7 +159,8 @@ class Prefixes:
     def check_integrity(self, users: Sequence[int]) -> None:
         """Raise IntegrityError unless tree, index and holdings agree; so many tables name each page."""
         check_tree(self.tree, self._nodes, users, self.keeps_all)
-        self.holdings.check_integrity(self.tree.nodes(), users)
+        self.compacted.check_integrity()
+        self.holdings.check_integrity(chain(self.tree.nodes(), self.compacted), users)
 
     def _key_after(self, namespace: Namespace, node: Node | None, tokens: Sequence[int], start: int) -> object | None:
         """Of the page of `tokens` from `start` on, which follows `node`."""

@@ -15,22 +15,12 @@ from pagoda.cache.holdings.accounts import Account, Accounts
 from pagoda.cache.holdings.ageing import Ageing
 from pagoda.cache.holdings.allocator import PageAllocator, PageCounts
 from pagoda.cache.holdings.leased_pages import LeasedPages
-from pagoda.cache.prefix.held import NO_PAGE, Held, Reason
+from pagoda.cache.prefix.held import NO_PAGE, Held, Reason, Shelf
 from pagoda.cache.prefix.namespace import Namespace
 from pagoda.config import TenantShare
 from pagoda.errors import IntegrityError, OutOfPagesError
 
 logger = logging.getLogger(__name__)
-
-
-class Shelf(Protocol):
-    """Where the things stand that one group holds."""
-
-    def is_continued(self, held: Any) -> bool:
-        """Whether others stand on it that could not be found without it."""
-
-    def removed(self, held: Any, reason: Reason) -> None:
-        """It is evicted: from now on nobody must find it. Its pages, which `held` still names, are free after that."""
 
 
 class Keeper(Protocol):
@@ -152,7 +142,7 @@ class Holdings:
     def is_evictable(self, held: Held) -> bool:
         """Whether nobody uses or leases it, and nothing that stays is found through it."""
         page = held.page
-        return page != NO_PAGE and not self.allocator.is_pinned(page) and not self._shelf.is_continued(held)
+        return page != NO_PAGE and not self.allocator.is_pinned(page) and not self._shelf_of(held).is_continued(held)
 
     def make_evictable(self, held: Held) -> None:
         """Give it its place in the order of eviction, if it may go."""
@@ -177,10 +167,10 @@ class Holdings:
         """Free what nobody uses or leases."""
         held.idle_entry = None
         pages = held.pages
-        if self._keeper is not None:
+        if self._keeper is not None and held.shelf is None:
             _tell(self._keeper.leaves, held, reason)
         self.accounts.owner(held.page).idle.gone(held, was_next=reason is Reason.ROOM)
-        self._shelf.removed(held, reason)
+        self._shelf_of(held).removed(held, reason)
         for page in pages:
             self.allocator.free(page)
         self._num_evicted[reason] += len(pages)
@@ -208,6 +198,9 @@ class Holdings:
             if (each.idle_entry is not None) != self.is_evictable(each):
                 raise IntegrityError(f"Page {each.page} may be evicted and nobody offers it, or the other way round.")
         self.leases.check_integrity(held, self.accounts.all)
+
+    def _shelf_of(self, held: Held) -> Shelf:
+        return self._shelf if held.shelf is None else held.shelf
 
     def _evict_next(self, asker: Account | None, reason: Reason) -> bool:
         """Evict what the policy puts first of what `asker` may have; False if there is nothing."""

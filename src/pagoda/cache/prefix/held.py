@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 # Of what has no page: roots, nodes whose page was evicted while others continue them, and what is gone.
 NO_PAGE = -1
@@ -23,17 +23,29 @@ class Reason(StrEnum):
     EXPIRED = "expired"  # nobody has used it for as long as it may lie
 
 
+class Shelf(Protocol):
+    """Where the things stand that one group holds."""
+
+    def is_continued(self, held: Any) -> bool:
+        """Whether others stand on it that could not be found without it."""
+
+    def removed(self, held: Any, reason: Reason) -> None:
+        """It is evicted: from now on nobody must find it. Its pages, which `held` still names, are free after that."""
+
+
 class Held(ABC):
     """What `page`, and maybe others (`pages`), hold, found by `key`. NO_PAGE once it is gone.
 
     Times are ticks of its group's clock. What `is_spent` has had its use, unless another sequence comes. `num_hits`
     sequences have begun with it, and `num_leases` keep it. While it may be evicted, `idle_entry` is its place in the
-    order in which that happens; `note` is what the policy of that order remembers of it.
+    order in which that happens; `note` is what the policy of that order remembers of it. If it has a `shelf` of its
+    own, beside that of all else in its group, this cache alone knows of it: tiers hear nothing.
     """
 
     __slots__ = ("first_used", "idle_entry", "key", "last_used", "note", "num_hits", "num_leases", "page")
 
     is_spent: bool = False
+    shelf: Shelf | None = None
 
     def __init__(self, key: bytes, page: int, first_used: int = 0) -> None:
         self.key = key

@@ -274,6 +274,8 @@ def _counts_of_all(stats: CacheStats) -> dict[str, Any]:
         "revoked_leases": stats.revoked_leases,
         "running_tokens": stats.tokens_stored + stats.omitted_tokens,
         "omitted_tokens": stats.omitted_tokens,
+        "compressed_prefix_pages": stats.compacted_pages,
+        "compressed_prefix_hits": stats.compacted_hits,
     }
 
 

@@ -230,6 +230,10 @@ class _CacheState(Collector):
         yield self._gauge("kv_leases", "Leases in force.", stats.num_leases)
         text = "Tokens of running sequences that compression has left out of the cache."
         yield self._gauge("kv_omitted_tokens", text, stats.omitted_tokens)
+        text = "Pages of what prefixes were compressed to, in use or not."
+        yield self._gauge("kv_compressed_prefix_pages", text, stats.compacted_pages)
+        text = "Sequences that began with what a prefix was compressed to."
+        yield self._counter("kv_compressed_prefix_hits", text, stats.compacted_hits)
         if stats.format_loss is not None:
             yield self._gauge("kv_format_loss", "What the format of pages should cost, 1 = all.", stats.format_loss)
         yield self._counter(
