@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pagoda import SamplingParams
+from pagoda.cache.reading import LEAST_PAGES
 from pagoda.config import EngineConfig, Environment
 from pagoda.engine.engine import Engine
 from pagoda.engine.format_fit import calibration_text
@@ -50,16 +51,17 @@ from forced import Forced
 RECALL = ("pass key", "key-value", "copy")
 TASKS = ("text", *RECALL, "needle", "keys", "variables")
 CONTINUED = 64  # tokens of texts
+PAGE_TOKENS = 16
+READS_LESS = "quest"  # keeps everything, and so is beside policies and not one of them
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "ivory", "jade", "karst", "linen")
 
 
 def forced(engine: Engine, cases: list[Case], policy: str, unseen: bool) -> list[torch.Tensor]:
-    """Log-probabilities [answer tokens, vocabulary] of every case."""
+    """Log-probabilities [answer tokens, vocabulary] of every case. Of what is read in part no question is `unseen`."""
     forms = [Forced(case.answer, lambda logits, _: logits.log_softmax(dim=-1)) for case in cases]
     for number, (case, form) in enumerate(zip(cases, forms, strict=True)):
-        after = f",after={len(case.prompt) - case.num_question}" if unseen and policy != "none" else ""
         params = SamplingParams(
-            temperature=0, max_tokens=len(case.answer), ignore_eos=True, kv_compression=policy + after
+            temperature=0, max_tokens=len(case.answer), ignore_eos=True, **asked(case, policy, unseen)
         )
         request = new_request(str(number), case.prompt, params)
         request.constraint = form
@@ -67,6 +69,17 @@ def forced(engine: Engine, cases: list[Case], policy: str, unseen: bool) -> list
     while engine.has_work:
         engine.step()
     return [torch.stack(form.notes) for form in forms]
+
+
+def asked(case: Case, policy: str, unseen: bool) -> dict[str, str]:
+    """What is kept of a case, or read; a share of the prompt is so many tokens where it is read."""
+    name, _, parameters = policy.partition(":share=")
+    if name == READS_LESS:
+        share, *rest = parameters.split(",")
+        tokens = max(round(float(share) * len(case.prompt)), LEAST_PAGES * PAGE_TOKENS)
+        return {"kv_compression": "none", "sparse_attention": ",".join((f"{name}:tokens={tokens}", *rest))}
+    after = f",after={len(case.prompt) - case.num_question}" if unseen and policy != "none" else ""
+    return {"kv_compression": policy + after, "sparse_attention": "none"}
 
 
 def cases_of(task: str, tokenizer: Any, options: argparse.Namespace) -> list[Case]:
@@ -126,7 +139,13 @@ def ruler_case(task: str, tokenizer: Any, draw: random.Random, options: argparse
 
 
 def make_engine(model: Model, format: str, tokenizer: Any) -> Engine:
-    config = EngineConfig(kv_cache_dtype=format, kv_cache_memory_bytes=1 << 30, block_size=16)
+    config = EngineConfig(
+        kv_cache_dtype=format,
+        kv_cache_memory_bytes=1 << 30,
+        block_size=PAGE_TOKENS,
+        # Of whoever asks for it; keys of few bits are kept relative to the positions of their page.
+        sparse_attention=f"{READS_LESS}:tokens={LEAST_PAGES * PAGE_TOKENS}" if format == "bf16" else "none",
+    )
     calibration = partial(calibration_text, "auto", tokenizer, model.vocab_size)
     words = read_repeat_prompt(tokenizer, model.vocab_size)
     return Engine(model, choose_kernels(Environment.read()), config, calibration=calibration, repeat_prompt=words)
@@ -214,6 +233,7 @@ def parse_options() -> argparse.Namespace:
             "knorm",
             "streaming",
             "random",
+            "quest:dense_layers=0",
         ],
     )
     add("--shares", nargs="+", type=float, default=[0.75, 0.5, 0.25, 0.12])

@@ -256,9 +256,13 @@ class Cache:
     def branch(self, sequence: CachedSequence) -> CachedSequence:
         """A fork whose own pages are nobody else's, and go with it."""
         twin = self.fork(sequence)
-        for group, table in zip(self.groups, twin.tables, strict=True):
-            group.detach(table)
+        self.detach(twin)
         return twin
+
+    def detach(self, sequence: CachedSequence) -> None:
+        """Nobody else is to have what a sequence writes from now on. Its full pages stay hittable."""
+        for group, table in zip(self.groups, sequence.tables, strict=True):
+            group.detach(table)
 
     def compact(self, sequence: CachedSequence, tokens: Sequence[int], kept: Mapping[int, Kept]) -> None:
         """Let a sequence of `tokens` go on with some of them, in each group that `kept` has.
