@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -123,21 +124,52 @@ def test_rows_attend_to_what_they_read_and_to_nothing_else(has_sinks):
             assert (actual[row, heads] - expected[0]).abs().max() < 1e-6
 
 
-@every_isa
-@every_shape
-@pytest.mark.parametrize("num_threads", [1, 3])
-def test_native_kernels_read_what_the_reference_reads(isa, shape, num_threads):
-    case = reading(shape)
-    expected = ReferenceKernels().attend(case.query, case.layer, case.view, RULE).float()
-    kernels, before = NativeKernels(isa), torch.get_num_threads()
-    torch.set_num_threads(num_threads)
+@contextmanager
+def threads(number: int):
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
     try:
-        first = kernels.attend(case.query, case.layer, case.view, RULE)
-        again = kernels.attend(case.query, case.layer, case.view, RULE)
+        yield
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(first, again), "summaries that are there and new ones are the same"
-    assert (first.float() - expected).abs().max() <= tolerance(shape, RULE) * expected.abs().max()
+
+
+@every_isa
+@every_shape
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_native_kernels_read_what_the_reference_reads(isa, shape, has_sinks):
+    case, rule = reading(shape), replace(RULE, soft_cap=5.0 if has_sinks else None)
+    sinks = torch.linspace(-1, 2, shape.heads) if has_sinks else None
+    expected = ReferenceKernels().attend(case.query, case.layer, case.view, rule, sinks).float()
+    first = NativeKernels(isa).attend(case.query, case.layer, case.view, rule, sinks)
+    with threads(3):
+        again = NativeKernels(isa).attend(case.query, case.layer, case.view, rule, sinks)
+    assert torch.equal(first, again), "summaries that are there and new ones are the same, as are threads"
+    assert (first.float() - expected).abs().max() <= tolerance(shape, rule) * expected.abs().max()
+
+
+@every_isa
+def test_long_sequences_on_the_same_pages_read_what_each_would_alone(isa):
+    """Over several splits, which those that read all have in common, and more pages than a thread bounds at a time."""
+    shape = Shape(format=FP32, sequences=((11_500, 1),), kv_heads=1, group=2, key_width=16, page_tokens=16)
+    case = reading(shape, budget=90)
+    count, table = 4, case.view.page_indices
+    view = replace(
+        case.view,
+        page_indices=table.repeat(count),
+        page_starts=torch.arange(count + 1).int() * len(table),
+        query_starts=torch.arange(count + 1).int(),
+        context_lengths=case.view.context_lengths.repeat(count),
+        readings=torch.tensor([[0, 0], [90, 0], [0, 0], [200, 0]]).int(),
+    )
+    query = torch.randn(count, 2, 16, generator=torch.Generator().manual_seed(3))
+    expected = ReferenceKernels().attend(query, case.layer, view, RULE)
+    with threads(3):
+        together = NativeKernels(isa).attend(query, case.layer, view, RULE)
+    assert (together - expected).abs().max() <= tolerance(shape, RULE) * expected.abs().max()
+    for row in range(count):
+        alone = replace(case.view, readings=view.readings[row : row + 1])
+        assert torch.equal(NativeKernels(isa).attend(query[row : row + 1], case.layer, alone, RULE)[0], together[row])
 
 
 @every_isa
