@@ -216,6 +216,17 @@ def test_only_full_pages_between_the_ends_are_summarised_and_once(isa):
 
 
 @every_isa
+def test_what_is_stored_into_a_page_is_summarised_anew(isa):
+    case, kernels = reading(Shape(format=FP32, sequences=((0, 401),), page_tokens=16)), NativeKernels(isa)
+    last = replace(case.view, query_starts=torch.tensor([0, 1]).int())
+    kernels.attend(case.query[:1], case.layer, last, RULE)
+    kernels.store(case.key.flip(0), case.value.flip(0), case.layer, replace(case.whole, readings=None))
+    assert not case.layer.summaries.is_made.any()
+    expected = ReferenceKernels().attend(case.query[:1], case.layer, last, RULE)
+    assert (kernels.attend(case.query[:1], case.layer, last, RULE) - expected).abs().max() < 1e-5
+
+
+@every_isa
 @every_shape
 def test_summaries_reach_as_far_as_the_stored_keys_and_hardly_further(isa, shape):
     case = reading(replace(shape, sequences=ONE))

@@ -83,8 +83,8 @@ class LayerSummaries:
     """What bounds the scores of a page's tokens, in one layer: the reach of its keys as they are kept.
 
     Of each page whose summary `is_made`, by KV head: the largest number of each channel, rounded up, then the smallest
-    ones, rounded down, then zeros. Kernels make them when a full page is first asked for; whoever gives a page to
-    somebody else says that its summary is not made.
+    ones, rounded down, then zeros. Kernels make them when a full page is first asked for, and forget them where they
+    store; whoever writes pages in other ways says that they are not made.
     """
 
     numbers: torch.Tensor  # bf16 [pages, KV heads, summary_numbers]
