@@ -143,8 +143,7 @@ def make_engine(model: Model, format: str, tokenizer: Any) -> Engine:
         kv_cache_dtype=format,
         kv_cache_memory_bytes=1 << 30,
         block_size=PAGE_TOKENS,
-        # Of whoever asks for it; keys of few bits are kept relative to the positions of their page.
-        sparse_attention=f"{READS_LESS}:tokens={LEAST_PAGES * PAGE_TOKENS}" if format == "bf16" else "none",
+        sparse_attention=f"{READS_LESS}:tokens={LEAST_PAGES * PAGE_TOKENS}",  # of whoever asks for it
     )
     calibration = partial(calibration_text, "auto", tokenizer, model.vocab_size)
     words = read_repeat_prompt(tokenizer, model.vocab_size)

@@ -149,7 +149,7 @@ static inline uint8_t* plane_of(const Pages& pages, const Plane& plane, const Ce
 }
 
 // See `GroupView` in kernels/base.py. With `head_pages` above 0 the table of a sequence has so many pages for each KV head,
-// those of one after those of another, and else the pages of all heads.
+// those of one after those of another, which are numbers `page_numbers` of the sequence; else the pages of all heads.
 struct Tables {
     const int32_t* page_indices;
     const int32_t* page_starts;
@@ -165,12 +165,19 @@ struct Tables {
     int64_t page_cells;          // of a page: layers x KV heads
     const int32_t* readings;     // [sequences, 2], or null
     const int32_t* head_pages;   // [sequences], or null
+    const int32_t* page_numbers;
 };
 
 // The pages of a KV head of a sequence.
 static inline const int32_t* table_of(const Tables& tables, int64_t sequence, int64_t head) {
     const int64_t first = tables.head_pages ? head * tables.head_pages[sequence] : 0;
     return tables.page_indices + tables.page_starts[sequence] + first;
+}
+
+// The numbers of these pages in the sequence; null if they are their places in the table.
+static inline const int32_t* numbers_of(const Tables& tables, int64_t sequence, int64_t head) {
+    if (!tables.head_pages || tables.head_pages[sequence] == 0) return nullptr;
+    return tables.page_numbers + (table_of(tables, sequence, head) - tables.page_indices);
 }
 
 static inline int64_t new_tokens(const Tables& tables, int64_t sequence) {
@@ -327,6 +334,9 @@ static inline int64_t value_stride(const AttendCall& call) { return rounded_up(c
 // A partial holds per row: maximum, sum and value sums.
 static inline int64_t partial_floats(const AttendCall& call) { return 2 + value_stride(call); }
 
+// So many pages have their scores bounded at a time.
+constexpr int64_t kBoundPages = 512;
+
 // A linear layer: out [rows, columns] = input [rows, depth] x weight^T + bias, all of one type and contiguous. With `up`
 // there are two of them, without bias, and out = silu(input x weight^T) * (input x up^T).
 struct LinearCall {
@@ -407,8 +417,8 @@ struct KernelTable {
     void (*sum_weights)(const ScoreCall& call, const Tile& tile, uint8_t* scratch);
     void (*add_weights)(const ScoreCall& call, const Tile& part, uint8_t* scratch);
     void (*summarise)(const AttendCall& call, int64_t page, uint8_t* scratch);
-    void (*bound_scores)(const AttendCall& call, const Tile& tile, const int32_t* page_indices, int64_t count,
-                         float* bounds, uint8_t* scratch);
+    void (*bound_scores)(const AttendCall& call, const Tile& tile, int64_t first_page, int64_t count, float* bounds,
+                         uint8_t* scratch);
     int64_t (*multiply_at_peak)(int64_t rounds);
     void (*linear_on_vectors)(const LinearCall& call, int64_t first_column, int64_t last_column);
     void (*pack_panel)(const LinearCall& call, int64_t first_row, int64_t tiles, uint8_t* packed);

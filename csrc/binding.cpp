@@ -257,6 +257,7 @@ NB_MODULE(_native, module) {
                                   pointer<const int32_t>(cell_starts),
                                   page_cells,
                                   pointer<const int32_t>(readings),
+                                  nullptr,
                                   nullptr};
             },
             "page_indices"_a, "page_starts"_a, "query_starts"_a, "context_lengths"_a, "num_sequences"_a,

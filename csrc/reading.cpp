@@ -15,18 +15,16 @@
 namespace pagoda {
 namespace {
 
-// Pages that one thread bounds at a time.
-constexpr int64_t kPartPages = 512;
 // The first one, the last one, and one to choose.
 constexpr int64_t kLeastPages = 3;
 
 // A bound that is no number comes first: what it stands for shows in the result.
 float ranked(float bound) { return bound == bound ? bound : std::numeric_limits<float>::infinity(); }
 
-// The `count` pages with the highest bounds, in order; of equal ones the earlier.
+// The `count` pages with the highest bounds, in order, of those between the first and the last; of equal ones the earlier.
 void keep_best(const float* bounds, int64_t num_pages, int64_t count, std::vector<int32_t>& kept) {
-    kept.resize(size_t(num_pages));
-    std::iota(kept.begin(), kept.end(), 0);
+    kept.resize(size_t(num_pages - 2));
+    std::iota(kept.begin(), kept.end(), 1);
     std::nth_element(kept.begin(), kept.begin() + (count - 1), kept.end(), [bounds](int32_t a, int32_t b) {
         const float first = ranked(bounds[a]), second = ranked(bounds[b]);
         return first != second ? first > second : a < b;
@@ -42,7 +40,7 @@ ChosenTables::ChosenTables(const AttendCall& call, const KernelTable& kernels, i
     find_rows();
     if (rows_.empty()) return;
     if (!call.pages.summaries.numbers) throw std::invalid_argument("pages are to be chosen that have no summaries");
-    if (call.rule.reach != Reach::full || needs_positions(call.rule) || call.pages.constants.num_pairs > 0)
+    if (call.rule.reach != Reach::full || needs_positions(call.rule))
         throw std::invalid_argument("pages cannot be chosen where attention needs the positions of what is stored");
     if (call.tables.slots || call.tables.ancestors)
         throw std::invalid_argument("rows that choose their pages must follow one another");
@@ -62,6 +60,7 @@ Tables ChosenTables::tables() const {
     tables.cell_starts = cell_starts_.empty() ? nullptr : cell_starts_.data();
     tables.readings = nullptr;
     tables.head_pages = head_pages_.data();
+    tables.page_numbers = page_numbers_.data();
     return tables;
 }
 
@@ -124,29 +123,27 @@ void ChosenTables::choose(const KernelTable& kernels, int num_threads) {
     std::vector<Part> parts;
     for (const Row& row : rows_)
         for (int64_t head = 0; head < heads; head++)
-            for (int64_t first = 1; first < row.num_pages - 1; first += kPartPages) parts.push_back({&row, head, first});
+            for (int64_t first = 1; first < row.num_pages - 1; first += kBoundPages) parts.push_back({&row, head, first});
     const size_t nbytes = size_t(kernels.scratch_nbytes(call_));
     const Memory memory = allocate_lines(nbytes * size_t(num_threads));
     in_turns(int64_t(parts.size()), num_threads, [&](int64_t i, int thread) {
         const Part& part = parts[size_t(i)];
         const Row& row = *part.row;
         const Tile tile{row.sequence, part.head, row.token * group, group, 0, 0, 0, nullptr, nullptr};
-        const int64_t count = std::min(kPartPages, row.num_pages - 1 - part.first);
+        const int64_t count = std::min(kBoundPages, row.num_pages - 1 - part.first);
         float* bounds = bounds_.data() + row.first_bound + part.head * row.num_pages + part.first;
-        kernels.bound_scores(call_, tile, own_table(row) + part.first, count, bounds,
-                             memory.get() + size_t(thread) * nbytes);
+        kernels.bound_scores(call_, tile, part.first, count, bounds, memory.get() + size_t(thread) * nbytes);
     });
     std::vector<std::vector<int32_t>> kept(static_cast<size_t>(num_threads));
     in_turns(int64_t(rows_.size()) * heads, num_threads, [&](int64_t i, int thread) {
         const Row& row = rows_[size_t(i / heads)];
-        const int32_t* table = own_table(row);
         const float* bounds = bounds_.data() + row.first_bound + i % heads * row.num_pages;
         int32_t* chosen = chosen_.data() + row.first_chosen + i % heads * row.most_pages;
         std::vector<int32_t>& best = kept[size_t(thread)];
-        keep_best(bounds + 1, row.num_pages - 2, row.most_pages - 2, best);
-        chosen[0] = table[0];
-        for (size_t place = 0; place < best.size(); place++) chosen[place + 1] = table[best[place] + 1];
-        chosen[row.most_pages - 1] = table[row.num_pages - 1];
+        keep_best(bounds, row.num_pages, row.most_pages - 2, best);
+        chosen[0] = 0;
+        std::copy(best.begin(), best.end(), chosen + 1);
+        chosen[row.most_pages - 1] = int32_t(row.num_pages - 1);
     });
 }
 
@@ -164,11 +161,14 @@ void ChosenTables::lay_out() {
             const int32_t* table = table_of(call_.tables, sequence, 0);
             page_indices_.insert(page_indices_.end(), table,
                                  call_.tables.page_indices + call_.tables.page_starts[sequence + 1]);
+            page_numbers_.resize(page_indices_.size());
             add_sequence(sequence, dense, length - count + dense, 0);
         }
         for (; row != rows_.end() && row->sequence == sequence; ++row) {
-            const int32_t* chosen = chosen_.data() + row->first_chosen;
-            page_indices_.insert(page_indices_.end(), chosen, chosen + heads * row->most_pages);
+            const int32_t *chosen = chosen_.data() + row->first_chosen, *table = own_table(*row);
+            page_numbers_.insert(page_numbers_.end(), chosen, chosen + heads * row->most_pages);
+            std::transform(chosen, chosen + heads * row->most_pages, std::back_inserter(page_indices_),
+                           [table](int32_t number) { return table[number]; });
             const int64_t seen = length - count + row->token + 1;
             add_sequence(sequence, 1, seen - (row->num_pages - row->most_pages) * size, row->most_pages);
         }

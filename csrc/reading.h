@@ -39,8 +39,8 @@ class ChosenTables {
     const AttendCall& call_;
     std::vector<Row> rows_;
     std::vector<float> bounds_;
-    std::vector<int32_t> chosen_;
-    std::vector<int32_t> page_indices_, page_starts_, query_starts_, context_lengths_, cell_starts_, head_pages_;
+    std::vector<int32_t> chosen_;  // numbers of pages
+    std::vector<int32_t> page_indices_, page_numbers_, page_starts_, query_starts_, context_lengths_, cell_starts_, head_pages_;
 };
 
 }  // namespace pagoda

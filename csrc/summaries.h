@@ -149,30 +149,54 @@ inline float largest_of_rows(const float* queries, int64_t rows, const Bf16* sum
     }
 }
 
-// Of each page the largest bound of the query heads of a row, which are the rows of `tile`.
-inline void bound_scores(const AttendCall& call, const Tile& tile, const int32_t* page_indices, int64_t count,
-                         float* bounds, uint8_t* memory) {
+inline void keep_larger(float& bound, float other) {
+    if (!(other <= bound)) bound = other;
+}
+
+// With what the keys of each page have in common: row by row, many pages at once.
+inline void bound_lifted(const Lifts& lifts, const float* queries, int64_t rows, int64_t stride, int64_t first_page,
+                         const Bf16* const* summaries, int64_t count, float* bounds) {
+    float of_pages[kBoundPages + kLanes];
+    for (int64_t row = 0; row < rows; row++) {
+        for (int64_t i = 0; i < count; i += kLanes) store(of_pages + i, lifts.of_pages(row, first_page + i));
+        for (int64_t i = 0; i < count; i++)
+            keep_larger(bounds[i], largest_product<1>(queries + row * stride, summaries[i], stride) + of_pages[i]);
+    }
+}
+
+// Of `count` pages of a sequence, at most kBoundPages, the largest bounds of the query heads of a row, which are the rows
+// of `tile`.
+inline void bound_scores(const AttendCall& call, const Tile& tile, int64_t first_page, int64_t count, float* bounds,
+                         uint8_t* memory) {
     Cursor cursor{memory, 0};
     const Scratch scratch = lay_out(call, cursor);
-    const Work work{call, tile, scratch};
     const Pages& pages = call.pages;
     const int64_t width = pages.key.width, stride = summary_stride(pages);
+    const int32_t* page_indices = table_of(call.tables, tile.sequence, 0) + first_page;
+    const Bf16* summaries[kBoundPages];
+    for (int64_t i = 0; i < count; i++)
+        summaries[i] = pages.summaries.numbers + (page_indices[i] * pages.num_kv_heads + tile.kv_head) * stride;
     float* queries = static_cast<float*>(scratch.query);
     fill(bounds, {0, int(count)}, kNegativeInfinity);
     for (int64_t first = 0; first < tile.num_rows; first += kBandRows) {
         const int64_t rows = tile.num_rows - first < kBandRows ? tile.num_rows - first : kBandRows;
+        Tile band = tile;
+        band.first_row = tile.first_row + first;
+        band.num_rows = rows;
+        const Work work{call, band, scratch};
+        Lifts lifts(work);
+        lifts.pack_queries();
         for (int64_t row = 0; row < rows; row++) {
-            read_query(work, first + row, scratch.row);
+            read_query(work, row, scratch.row);
             order_query(scratch.row, width, stride, queries + row * stride);
         }
-        for (int64_t i = 0; i < count; i++) {
-            const int64_t index = page_indices[i] * pages.num_kv_heads + tile.kv_head;
-            const Bf16* summary = pages.summaries.numbers + index * stride;
-            for (int64_t row = 0; row < rows; row += kBoundRows) {
-                const float bound = largest_of_rows(queries + row * stride, rows - row, summary, stride);
-                if (!(bound <= bounds[i])) bounds[i] = bound;
-            }
+        if (!lifts.is_empty()) {
+            bound_lifted(lifts, queries, rows, stride, first_page, summaries, count, bounds);
+            continue;
         }
+        for (int64_t i = 0; i < count; i++)
+            for (int64_t row = 0; row < rows; row += kBoundRows)
+                keep_larger(bounds[i], largest_of_rows(queries + row * stride, rows - row, summaries[i], stride));
     }
 }
 

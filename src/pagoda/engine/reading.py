@@ -12,7 +12,7 @@ from pagoda.cache.reading import EXAMPLE, Quest, Reading, quest_of
 from pagoda.config import EngineConfig
 from pagoda.engine.request import Request
 from pagoda.errors import ConfigError, InvalidSamplingError
-from pagoda.kernels.base import AttentionUse, compaction_obstacle
+from pagoda.kernels.base import AttentionUse, distance_obstacle
 from pagoda.layouts.spec import Reach
 from pagoda.models.attention import BoundSite
 
@@ -87,4 +87,4 @@ def _obstacle(site: BoundSite, use: AttentionUse) -> str | None:
         return "latents are keys and values at once"
     if not site.kernels.chooses_pages:
         return f"the {site.kernels.name} kernels do not choose pages"
-    return compaction_obstacle(site.layer, use)
+    return distance_obstacle(use)

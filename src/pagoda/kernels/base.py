@@ -63,7 +63,7 @@ class GroupView:
     for each KV head: its first page, its last one, and of the full ones between them those whose keys bound the scores
     of the query heads highest, by the largest and the smallest number of each channel; of equal ones the earlier
     (Quest, arXiv 2406.10774). Such rows follow one another, on pages that are not packed, with `summaries` and without
-    a `compaction_obstacle`.
+    a `distance_obstacle`.
     """
 
     page_indices: torch.Tensor  # int32 [pages of all sequences]
@@ -151,12 +151,20 @@ class AttentionUse:
     has_biases: bool = False
 
 
-def compaction_obstacle(layer: LayerPages, use: AttentionUse) -> str | None:
-    """Why stored tokens must lie in the slots of their positions, as the rest of a sentence; None if they need not."""
+def distance_obstacle(use: AttentionUse) -> str | None:
+    """Why what is attended to must be all that lies in a row, as the rest of a sentence; None if it need not."""
     if use.rule.span is not None and use.rule.reach is not Reach.FULL:
         return "windows and chunks reach tokens by their positions"
     if use.rule.slopes is not None or use.has_biases:
         return "scores depend on the positions of tokens"
+    return None
+
+
+def compaction_obstacle(layer: LayerPages, use: AttentionUse) -> str | None:
+    """Why stored tokens must lie in the slots of their positions, as the rest of a sentence; None if they need not."""
+    obstacle = distance_obstacle(use)
+    if obstacle is not None:
+        return obstacle
     if layer.constants is not None and layer.constants.num_pairs:
         return "keys are kept without what they have in common at the positions of their page"
     return None

@@ -144,7 +144,8 @@ def _attend_in_part(  # noqa: PLR0913, PLR0917 - what attention is made of
     outs = []
     for head, (own_rows, own_sinks) in enumerate(zip(rows, columns, strict=True)):
         key, value = (
-            gather(layer, slot, chosen[head])[head : head + 1, :num_read] for slot in (layer.key, layer.value)
+            gather(layer, slot, table[chosen[head]], chosen[head])[head : head + 1, :num_read]
+            for slot in (layer.key, layer.value)
         )
         outs.append(attend_dense(own_rows, key, value[..., : layer.value_width], rule, own_sinks))
     return torch.cat(outs, dim=1).to(query.dtype)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from pagoda.formats.rotated import hadamard
-from pagoda.kernels.base import AttentionRule, AttentionUse, GroupView, LayerPages, compaction_obstacle
+from pagoda.kernels.base import AttentionRule, AttentionUse, GroupView, LayerPages, distance_obstacle
 from pagoda.kernels.cells import is_packed
 
 LOW_HALF = 0xFFFF
@@ -22,7 +22,7 @@ def rows_in_part(layer: LayerPages, view: GroupView, sequence: int, rule: Attent
     most_pages, first_layer = view.readings[sequence].tolist()
     if not most_pages or layer.layer < first_layer:
         return None
-    obstacle = compaction_obstacle(layer, AttentionUse(rule))
+    obstacle = distance_obstacle(AttentionUse(rule))
     if is_packed(view, sequence) or view.slots is not None or view.ancestors is not None:
         obstacle = "rows must follow one another, on pages that are not packed"
     if obstacle is not None:
@@ -31,29 +31,34 @@ def rows_in_part(layer: LayerPages, view: GroupView, sequence: int, rule: Attent
 
 
 def chosen_pages(query: torch.Tensor, layer: LayerPages, pages: torch.Tensor, most_pages: int) -> torch.Tensor:
-    """Of all `pages` that a row `query` [heads, width] sees, those that each KV head reads: int64 [KV heads, pages]."""
-    heads = layer.key.plane.num_heads
+    """Of all `pages` that a row `query` [heads, width] sees, the numbers of those read: int64 [KV heads, pages]."""
+    heads, numbers = layer.key.plane.num_heads, torch.arange(len(pages))
     if len(pages) <= most_pages:
-        return pages.expand(heads, -1)
-    bounds = score_bounds(query, layer, pages[1:-1])
+        return numbers.expand(heads, -1)
+    bounds = score_bounds(query, layer, pages, numbers[1:-1])
     best = bounds.sort(dim=-1, descending=True, stable=True).indices[:, : most_pages - FIRST_AND_LAST]
-    ends = pages[[0, -1]].expand(heads, -1)
-    return torch.cat((ends[:, :1], pages[1:-1][best.sort(dim=-1).values], ends[:, 1:]), dim=1)
+    ends = numbers[[0, -1]].expand(heads, -1)
+    return torch.cat((ends[:, :1], best.sort(dim=-1).values + 1, ends[:, 1:]), dim=1)
 
 
-def score_bounds(query: torch.Tensor, layer: LayerPages, pages: torch.Tensor) -> torch.Tensor:
-    """How high the scores of full `pages` can be, over the query heads of each KV head: fp32 [KV heads, pages]."""
+def score_bounds(query: torch.Tensor, layer: LayerPages, pages: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """How high scores can be in full pages, those `numbers` of `pages`, of all query heads of each KV head.
+
+    fp32 [KV heads, pages].
+    """
     plane, slot = layer.key.plane, layer.key
     format = layer.format.of(plane)
-    keys = format.decode_kept(layer.pages[pages, slot.offset : slot.offset + slot.nbytes], plane)
+    keys = format.decode_kept(layer.pages[pages[numbers], slot.offset : slot.offset + slot.nbytes], plane)
     highest, lowest = (_rounded(each, up=up) for each, up in ((keys.amax(dim=2), True), (keys.amin(dim=2), False)))
     rows = query.float().unflatten(0, (plane.num_heads, -1))  # [KV heads, query heads of each, width]
+    lifts = torch.zeros(())
     if layer.constants is not None:
+        lifts = torch.einsum("hgd,phd->hgp", rows, layer.constants.common(numbers))
         rows = rows * layer.constants.scales[:, None]
     rows = hadamard(rows, format.rotated_channels(plane))
     bounds = torch.einsum("hgd,phd->hgp", rows.clamp(min=0), highest)
     bounds += torch.einsum("hgd,phd->hgp", rows.clamp(max=0), lowest)
-    return bounds.amax(dim=1)
+    return (bounds + lifts).amax(dim=1)
 
 
 def _rounded(values: torch.Tensor, *, up: bool) -> torch.Tensor:
