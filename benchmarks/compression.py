@@ -1,4 +1,4 @@
-"""What it costs to compress a prompt, and how fast sequences decode after it.
+"""What it costs to compress a prompt or to read it in part, and how fast sequences decode after it.
 
     python benchmarks/compression.py
     python benchmarks/compression.py --context 8192 --budget 2048 --format int8
@@ -29,10 +29,11 @@ VOCABULARY = 150_000
 DECODED = 96
 QUESTION_TOKENS = 16
 PREFIXES = ("none", "kvzip:share=0.4", "kvzip:share=0.4,chunk=512", "snapkv:share=0.4", "h2o:share=0.4,every=0")
+READS_LESS = "quest"
 POLICIES = (
     *("none", "snapkv:{},window=32", "snapkv:{},window=32,head_floor=0.2", "pyramidkv:{},window=32"),
     *("knorm:{}", "random:{}", "streaming:{}"),
-    *("tova:{},every=32", "morphkv:{},window=32,every=32"),
+    *("tova:{},every=32", "morphkv:{},window=32,every=32", "quest:{}"),
 )
 
 
@@ -52,6 +53,8 @@ def main() -> None:
     model = model_from_config(shape_config(SHAPE), dtype="bfloat16")
     prompt = random.Random(0).choices(range(VOCABULARY), k=arguments.context)
     options = {"kv_cache_dtype": arguments.format, "kv_cache_memory_bytes": 1 << 30, "skip_tokenizer_init": True}
+    if any(name.startswith(READS_LESS) for name in arguments.policies):
+        options["sparse_attention"] = f"{READS_LESS}:tokens={arguments.budget}"  # of whoever asks for it
     with LLM(model, **options) as llm:
         if arguments.drawn:
             draw_chunks(llm)
@@ -114,9 +117,12 @@ def draw_chunks(llm: LLM) -> None:
     model.forward = drawing  # type: ignore[method-assign]
 
 
-def run(llm: LLM, prompt: list[int], compression: str) -> tuple[float, float]:
+def run(llm: LLM, prompt: list[int], way: str) -> tuple[float, float]:
     """Seconds to the first token, and tokens per second after it."""
-    params = SamplingParams(temperature=0, max_tokens=DECODED, ignore_eos=True, kv_compression=compression)
+    sparse, policy = (way, "none") if way.startswith(READS_LESS) else ("none", way)
+    params = SamplingParams(
+        temperature=0, max_tokens=DECODED, ignore_eos=True, kv_compression=policy, sparse_attention=sparse
+    )
     metrics = llm.generate([prompt], params)[0].metrics
     assert metrics.ttft_seconds is not None
     assert metrics.last_token is not None

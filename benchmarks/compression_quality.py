@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pagoda import SamplingParams
+from pagoda.cache.reading import LEAST_PAGES
 from pagoda.config import EngineConfig, Environment
 from pagoda.engine.engine import Engine
 from pagoda.engine.format_fit import calibration_text
@@ -42,14 +43,16 @@ from answers import Case, Result, compared, write_cases
 from forced import Forced
 from long_prompts import RECALL, TASKS, TEXTS, cases_of
 
+PAGE_TOKENS = 16
+READS_LESS = "quest"  # keeps everything, and so is beside policies and not one of them
+
 
 def forced(engine: Engine, cases: list[Case], policy: str, unseen: bool) -> list[torch.Tensor]:
-    """Log-probabilities [answer tokens, vocabulary] of every case."""
+    """Log-probabilities [answer tokens, vocabulary] of every case. Of what is read in part no question is `unseen`."""
     forms = [Forced(case.answer, lambda logits, _: logits.log_softmax(dim=-1)) for case in cases]
     for number, (case, form) in enumerate(zip(cases, forms, strict=True)):
-        after = f",after={len(case.prompt) - case.num_question}" if unseen and policy != "none" else ""
         params = SamplingParams(
-            temperature=0, max_tokens=len(case.answer), ignore_eos=True, kv_compression=policy + after
+            temperature=0, max_tokens=len(case.answer), ignore_eos=True, **asked(case, policy, unseen)
         )
         request = new_request(str(number), case.prompt, params)
         request.constraint = form
@@ -59,8 +62,24 @@ def forced(engine: Engine, cases: list[Case], policy: str, unseen: bool) -> list
     return [torch.stack(form.notes) for form in forms]
 
 
+def asked(case: Case, policy: str, unseen: bool) -> dict[str, str]:
+    """What is kept of a case, or read; a share of the prompt is so many tokens where it is read."""
+    name, _, parameters = policy.partition(":share=")
+    if name == READS_LESS:
+        share, *rest = parameters.split(",")
+        tokens = max(round(float(share) * len(case.prompt)), LEAST_PAGES * PAGE_TOKENS)
+        return {"kv_compression": "none", "sparse_attention": ",".join((f"{name}:tokens={tokens}", *rest))}
+    after = f",after={len(case.prompt) - case.num_question}" if unseen and policy != "none" else ""
+    return {"kv_compression": policy + after, "sparse_attention": "none"}
+
+
 def make_engine(model: Model, format: str, tokenizer: Any) -> Engine:
-    config = EngineConfig(kv_cache_dtype=format, kv_cache_memory_bytes=1 << 30, block_size=16)
+    config = EngineConfig(
+        kv_cache_dtype=format,
+        kv_cache_memory_bytes=1 << 30,
+        block_size=PAGE_TOKENS,
+        sparse_attention=f"{READS_LESS}:tokens={LEAST_PAGES * PAGE_TOKENS}",  # of whoever asks for it
+    )
     calibration = partial(calibration_text, "auto", tokenizer, model.vocab_size)
     words = read_repeat_prompt(tokenizer, model.vocab_size)
     return Engine(model, choose_kernels(Environment.read()), config, calibration=calibration, repeat_prompt=words)
@@ -148,6 +167,7 @@ def parse_options() -> argparse.Namespace:
             "knorm",
             "streaming",
             "random",
+            "quest:dense_layers=0",
         ],
     )
     add("--shares", nargs="+", type=float, default=[0.75, 0.5, 0.25, 0.12])

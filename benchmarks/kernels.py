@@ -1,5 +1,5 @@
-"""How near the attention kernels come to the machine: decode against read bandwidth, prefill against torch's own, and
-what reading a shared prefix once saves.
+"""How near the attention kernels come to the machine: decode against read bandwidth, prefill against torch's own, what
+reading a shared prefix once saves, and what reading the pages alone that matter most does.
 
 Every figure stands beside its limit, measured in the same run: a plain read of memory by the same threads for decode,
 `scaled_dot_product_attention` on keys and values laid out and repeated for it in advance for prefill. Each call of the
@@ -13,12 +13,13 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from pagoda.cache.summaries import KeySummaries
 from pagoda.formats.page import PageGeometry
 from pagoda.kernels.base import AttentionRule, GroupView, LayerPages
 from pagoda.kernels.native import NativeKernels
@@ -143,6 +144,41 @@ def shared_seconds(kernels: NativeKernels, shape: Shape, context: Context, batch
     return Seconds(*(value / len(layers) for value in (total.best, total.median, total.worst)))
 
 
+def reading_seconds(kernels: NativeKernels, shape: Shape, context: Context, read: int, repeats: int) -> list[float]:
+    """One query row over the whole context, over `read` tokens of its choice, and over a context of these; medians."""
+    query = torch.randn(1, shape.heads, shape.width).to(context.dtype)
+    rule, tokens = AttentionRule(shape.width**-0.5), len(context.page_indices) * context.geometry.page_tokens
+    summaries = KeySummaries(context.geometry, len(context.pages))
+    layers = [replace(context.layer(index), summaries=summaries.of_layer(index)) for index in range(context.num_layers)]
+    whole, budget = context.view(1, tokens), read // context.geometry.page_tokens
+    views = (whole, replace(whole, readings=torch.tensor([[budget, 0]]).int()), context.view(1, read))
+    samples: list[list[float]] = [[] for _ in views]
+    for number in range(WARM_UP_CALLS + repeats):
+        for view, found in zip(views, samples, strict=True):
+            start = time.perf_counter()
+            for layer in layers:
+                kernels.attend(query, layer, view, rule)
+            if number >= WARM_UP_CALLS:
+                found.append((time.perf_counter() - start) / len(layers))
+    return [statistics.median(each) for each in samples]
+
+
+def print_reading(options: argparse.Namespace, console: Console) -> None:
+    title = (
+        f"decode, pages of {options.block_size}: all tokens, {options.read} of them, and a context of {options.read}"
+    )
+    table = Table(title=title)
+    for column in ("heads", "context", "pages", "kernels", "us all", "us in part", "us short", "faster"):
+        table.add_column(column, justify="right")
+    for shape, tokens, format in itertools.product(options.shapes, options.contexts, options.formats):
+        context = Context.make(shape, tokens, format, options.block_size, POOL_NBYTES)
+        for isa in options.isa:
+            found = reading_seconds(NativeKernels(isa), shape, context, options.read, options.repeats)
+            times = [f"{each * 1e6:.0f}" for each in found]
+            table.add_row(str(shape), str(tokens), format, isa, *times, f"{found[0] / found[1]:.2f}x")
+    console.print(table)
+
+
 def print_shared(options: argparse.Namespace, console: Console) -> None:
     table = Table(title=f"decode of sequences that share {options.shared} tokens: each on its own, and read together")
     for column in ("heads", "sequences", "pages", "kernels", "us apart", "us together", "faster"):
@@ -206,7 +242,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shapes = [Shape(14, 2, 64), Shape(32, 8, 64), Shape(32, 8, 128)]
     add = parser.add_argument
-    add("phases", nargs="*", default=["decode", "prefill", "shared"], metavar="decode|prefill|shared")
+    add("phases", nargs="*", default=["decode", "prefill", "shared"], metavar="decode|prefill|shared|reading")
     add("--isa", nargs="+", default=[instruction_sets()[0]], choices=instruction_sets(), help="instruction sets")
     add("--formats", nargs="+", default=["bf16", "int8"], choices=names("format"), help="formats of the pages")
     add("--shapes", nargs="+", type=parse_shape, default=shapes, help="query heads/KV heads x width, as 14/2x64")
@@ -214,6 +250,7 @@ def parse_options() -> argparse.Namespace:
     add("--prompts", nargs="+", type=int, default=[2048, 8192], help="prefill: tokens")
     add("--shared", type=int, default=2048, help="shared: tokens in common")
     add("--batches", nargs="+", type=int, default=[2, 4, 16], help="shared: sequences")
+    add("--read", type=int, default=2048, help="reading: tokens that a row reads")
     add("--block-size", type=int, default=32, help="tokens per page")
     add("--threads", type=int, default=torch.get_num_threads())
     add("--repeats", type=int, default=7, help="measurements per figure")
@@ -231,6 +268,8 @@ def main() -> None:
         print_prefill(options, console)
     if "shared" in options.phases:
         print_shared(options, console)
+    if "reading" in options.phases:
+        print_reading(options, console)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,10 @@ namespace pagoda {
 
 enum class Number { fp32, fp16, bf16 };
 
+static inline int64_t rounded_up(int64_t count, int64_t multiple) {
+    return (count + multiple - 1) / multiple * multiple;
+}
+
 static inline int64_t number_nbytes(Number number) { return number == Number::fp32 ? 4 : 2; }
 
 // A matrix per packed token: [rows, heads, width], the last stride being one.
@@ -94,6 +98,12 @@ static inline BasedPair based_pair(const KeyConstants& constants, int64_t head, 
             constants.bases[2 * index + 1]};
 }
 
+// What bounds the scores of a page's tokens (summaries.h), for each page and KV head; `is_made` says of which pages.
+struct Summaries {
+    uint16_t* numbers;  // bf16 [pages, KV heads, summary_stride], or null: every token is read
+    uint8_t* is_made;   // [pages]
+};
+
 // `number` is that of planes without encoding, and bf16 if there is none. Where values are the first channels of the
 // keys, `value` is the plane of the keys but for its width. The planes are those of `layer`, and those of the next lie
 // `layer_nbytes` further, or 0 if layers are not alike.
@@ -110,6 +120,7 @@ struct Pages {
     KeyConstants constants;
     int64_t layer;
     int64_t layer_nbytes;
+    Summaries summaries;
 };
 
 static inline int64_t head_nbytes(const Pages& pages, const Plane& plane) {
@@ -117,6 +128,11 @@ static inline int64_t head_nbytes(const Pages& pages, const Plane& plane) {
         return pages.page_tokens * (code_nbytes(plane.encoding, plane.width) + kScaleNbytes + num_groups(plane));
     return pages.page_tokens * plane.width * number_nbytes(pages.number);
 }
+
+// The numbers of a summary: pairs of whole vectors, of every instruction set.
+constexpr int64_t kSummaryMultiple = 32;
+
+static inline int64_t summary_stride(const Pages& pages) { return rounded_up(2 * pages.key.width, kSummaryMultiple); }
 
 // The share of a KV head in a page. That of another layer has `data` as many bytes further as its planes are.
 struct Cell {
@@ -132,7 +148,8 @@ static inline uint8_t* plane_of(const Pages& pages, const Plane& plane, const Ce
     return cell.data + plane.offset_nbytes + cell.head * head_nbytes(pages, plane);
 }
 
-// See `GroupView` in kernels/base.py.
+// See `GroupView` in kernels/base.py. With `head_pages` above 0 the table of a sequence has so many pages for each KV head,
+// those of one after those of another, which are numbers `page_numbers` of the sequence; else the pages of all heads.
 struct Tables {
     const int32_t* page_indices;
     const int32_t* page_starts;
@@ -146,7 +163,22 @@ struct Tables {
     bool is_compacted;
     const int32_t* cell_starts;  // [sequences, page_cells + 1], or null
     int64_t page_cells;          // of a page: layers x KV heads
+    const int32_t* readings;     // [sequences, 2], or null
+    const int32_t* head_pages;   // [sequences], or null
+    const int32_t* page_numbers;
 };
+
+// The pages of a KV head of a sequence.
+static inline const int32_t* table_of(const Tables& tables, int64_t sequence, int64_t head) {
+    const int64_t first = tables.head_pages ? head * tables.head_pages[sequence] : 0;
+    return tables.page_indices + tables.page_starts[sequence] + first;
+}
+
+// The numbers of these pages in the sequence; null if they are their places in the table.
+static inline const int32_t* numbers_of(const Tables& tables, int64_t sequence, int64_t head) {
+    if (!tables.head_pages || tables.head_pages[sequence] == 0) return nullptr;
+    return tables.page_numbers + (table_of(tables, sequence, head) - tables.page_indices);
+}
 
 static inline int64_t new_tokens(const Tables& tables, int64_t sequence) {
     return tables.query_starts[sequence + 1] - tables.query_starts[sequence];
@@ -296,15 +328,14 @@ struct SplitTile {
     int64_t count;
 };
 
-static inline int64_t rounded_up(int64_t count, int64_t multiple) {
-    return (count + multiple - 1) / multiple * multiple;
-}
-
 // Value sums are kept in rows of whole vectors, of every instruction set.
 static inline int64_t value_stride(const AttendCall& call) { return rounded_up(call.pages.value.width, 16); }
 
 // A partial holds per row: maximum, sum and value sums.
 static inline int64_t partial_floats(const AttendCall& call) { return 2 + value_stride(call); }
+
+// So many pages have their scores bounded at a time.
+constexpr int64_t kBoundPages = 512;
 
 // A linear layer: out [rows, columns] = input [rows, depth] x weight^T + bias, all of one type and contiguous. With `up`
 // there are two of them, without bias, and out = silu(input x weight^T) * (input x up^T).
@@ -393,6 +424,9 @@ struct KernelTable {
     void (*logits)(const ScoreCall& call, const Tile& tile, uint8_t* scratch);
     void (*sum_weights)(const ScoreCall& call, const Tile& tile, uint8_t* scratch);
     void (*add_weights)(const ScoreCall& call, const Tile& part, uint8_t* scratch);
+    void (*summarise)(const AttendCall& call, int64_t page, uint8_t* scratch);
+    void (*bound_scores)(const AttendCall& call, const Tile& tile, int64_t first_page, int64_t count, float* bounds,
+                         uint8_t* scratch);
     int64_t (*multiply_at_peak)(int64_t rounds);
     void (*linear_on_vectors)(const LinearCall& call, int64_t first_column, int64_t last_column);
     void (*pack_panel)(const LinearCall& call, int64_t first_row, int64_t tiles, uint8_t* packed);

@@ -250,18 +250,31 @@ NB_MODULE(_native, module) {
             "__init__",
             [](Pages* self, uintptr_t data, int64_t num_pages, int64_t page_nbytes, int64_t page_tokens,
                int64_t num_kv_heads, Number number, const Plane& key, const Plane& value, bool values_in_keys,
-               const KeyConstants& constants, int64_t layer, int64_t layer_nbytes) {
-                new (self) Pages{pointer<uint8_t>(data), num_pages, page_nbytes, page_tokens, num_kv_heads, number, key,
-                                 value, values_in_keys, constants, layer, layer_nbytes};
+               const KeyConstants& constants, int64_t layer, int64_t layer_nbytes, uintptr_t summaries,
+               uintptr_t is_summarised) {
+                new (self) Pages{pointer<uint8_t>(data),
+                                 num_pages,
+                                 page_nbytes,
+                                 page_tokens,
+                                 num_kv_heads,
+                                 number,
+                                 key,
+                                 value,
+                                 values_in_keys,
+                                 constants,
+                                 layer,
+                                 layer_nbytes,
+                                 {pointer<uint16_t>(summaries), pointer<uint8_t>(is_summarised)}};
             },
             "data"_a, "num_pages"_a, "page_nbytes"_a, "page_tokens"_a, "num_kv_heads"_a, "number"_a, "key"_a,
-            "value"_a, "values_in_keys"_a, "constants"_a, "layer"_a, "layer_nbytes"_a);
+            "value"_a, "values_in_keys"_a, "constants"_a, "layer"_a, "layer_nbytes"_a, "summaries"_a, "is_summarised"_a);
     nb::class_<Tables>(module, "Tables")
         .def(
             "__init__",
             [](Tables* self, uintptr_t page_indices, uintptr_t page_starts, uintptr_t query_starts,
                uintptr_t context_lengths, int64_t num_sequences, int64_t num_page_indices, uintptr_t positions,
-               uintptr_t slots, uintptr_t ancestors, bool is_compacted, uintptr_t cell_starts, int64_t page_cells) {
+               uintptr_t slots, uintptr_t ancestors, bool is_compacted, uintptr_t cell_starts, int64_t page_cells,
+               uintptr_t readings) {
                 new (self) Tables{pointer<const int32_t>(page_indices),
                                   pointer<const int32_t>(page_starts),
                                   pointer<const int32_t>(query_starts),
@@ -273,11 +286,14 @@ NB_MODULE(_native, module) {
                                   pointer<const int64_t>(ancestors),
                                   is_compacted,
                                   pointer<const int32_t>(cell_starts),
-                                  page_cells};
+                                  page_cells,
+                                  pointer<const int32_t>(readings),
+                                  nullptr,
+                                  nullptr};
             },
             "page_indices"_a, "page_starts"_a, "query_starts"_a, "context_lengths"_a, "num_sequences"_a,
             "num_page_indices"_a, "positions"_a, "slots"_a, "ancestors"_a, "is_compacted"_a, "cell_starts"_a,
-            "page_cells"_a);
+            "page_cells"_a, "readings"_a);
     nb::class_<Rule>(module, "Rule")
         .def(
             "__init__",
@@ -357,6 +373,7 @@ NB_MODULE(_native, module) {
     module.attr("HEAD_WIDTH_MULTIPLE") = kHeadWidthMultiple;
     module.attr("BIAS_EDGE") = Biases::kEdge;
     module.attr("MOST_PAIRS") = KeyConstants::kMostPairs;
+    module.attr("SUMMARY_MULTIPLE") = kSummaryMultiple;
     module.attr("TURN_EDGE") = KeyConstants::kTurnEdge;
     module.def("instruction_sets", &instruction_sets);
     module.def("allocate", &allocate, "nbytes"_a);

@@ -109,7 +109,7 @@ inline Block find_block(const AttendCall& call, const Tile& tile, int64_t first_
                         uint8_t* edges) {
     const Pages& pages = call.pages;
     const int64_t tokens = panel_tokens(pages);
-    const int32_t* table = call.tables.page_indices + call.tables.page_starts[tile.sequence];
+    const int32_t* table = table_of(call.tables, tile.sequence, tile.kv_head);
     const HeadCells cells = head_cells(call.tables, pages, tile.sequence, tile.kv_head);
     Block block;
     block.first_token = first_token;

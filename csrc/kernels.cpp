@@ -8,6 +8,7 @@
 #include "peak.h"
 #include "pointwise.h"
 #include "scores.h"
+#include "summaries.h"
 #if defined(__AMX_BF16__)
 #include "linear.h"
 #endif
@@ -84,6 +85,8 @@ const KernelTable PAGODA_TABLE = {PAGODA_NAME,
                                   logits,
                                   sum_weights,
                                   add_weights,
+                                  summarise,
+                                  bound_scores,
                                   multiply_at_peak,
                                   linear_on_vectors,
 #if defined(__AMX_BF16__)

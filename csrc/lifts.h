@@ -11,10 +11,15 @@ namespace {
 
 class Lifts {
   public:
-    explicit Lifts(const Work& work) : work_(work), count_(work.call.pages.constants.num_pairs) {
+    explicit Lifts(const Work& work)
+        : work_(work),
+          count_(work.call.pages.constants.num_pairs),
+          numbers_(numbers_of(work.call.tables, work.tile.sequence, work.tile.kv_head)) {
         for (int64_t i = 0; i < count_; i++)
             pairs_[i] = based_pair(work.call.pages.constants, work.tile.kv_head, i);
     }
+
+    bool is_empty() const { return count_ == 0; }
 
     void pack_queries() {
         if (count_ == 0) return;
@@ -44,13 +49,12 @@ class Lifts {
     void find(int64_t row, float* lifts) const {
         if (count_ == 0) return;
         float of_page[kMaxPanels + kLanes];
-        for (int page = 0; page <= page_of_[panels_.last - 1]; page += kLanes)
+        const int last = page_of_[panels_.last - 1];
+        for (int page = 0; numbers_ && page <= last; page++) of_page[page] = of_pages(row, numbers_[first_page_ + page])[0];
+        for (int page = 0; !numbers_ && page <= last; page += kLanes)
             store(of_page + page, of_pages(row, first_page_ + page));
         for (int panel = panels_.first; panel < panels_.last; panel++) lifts[panel] = of_page[page_of_[panel]];
     }
-
-  private:
-    float* turns_of(int64_t row) const { return work_.scratch.query_turns + row * 2 * KeyConstants::kMostPairs; }
 
     // Of as many pages as a vector has lanes.
     Floats of_pages(int64_t row, int64_t page) const {
@@ -63,8 +67,12 @@ class Lifts {
         return cosine + sine;
     }
 
+  private:
+    float* turns_of(int64_t row) const { return work_.scratch.query_turns + row * 2 * KeyConstants::kMostPairs; }
+
     const Work& work_;
     const int64_t count_;
+    const int32_t* const numbers_;  // of pages that are chosen
     BasedPair pairs_[KeyConstants::kMostPairs];
     PanelRange panels_{};
     int64_t first_page_ = 0;

@@ -5,27 +5,14 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
-#include <memory>
-#include <new>
 
+#include "lines.h"
 #include "plan.h"
+#include "reading.h"
 #include "team.h"
 
 namespace pagoda {
 namespace {
-
-struct Free {
-    void operator()(uint8_t* memory) const { std::free(memory); }
-};
-
-typedef std::unique_ptr<uint8_t, Free> Memory;
-
-Memory allocate_lines(size_t nbytes) {
-    Memory memory(static_cast<uint8_t*>(std::aligned_alloc(64, nbytes)));
-    if (!memory) throw std::bad_alloc();
-    return memory;
-}
 
 // Below this many numbers a thread's share is not worth waking it.
 constexpr int64_t kNumbersPerThread = 16384;
@@ -131,8 +118,10 @@ void run_tiles(const AttendCall& call, const KernelTable& kernels, const std::ve
 
 void attend(const AttendCall& given, const KernelTable& kernels, int64_t num_rows, int num_threads) {
     check_tables(given.tables, given.pages, num_rows, given.rule.reach != Reach::encoder);
-    const std::vector<uint8_t> placed = find_placed(given);
+    const ChosenTables chosen(given, kernels, num_threads);
     AttendCall call = given;
+    if (!chosen.is_empty()) call.tables = chosen.tables();
+    const std::vector<uint8_t> placed = find_placed(call);
     call.placed = placed.empty() ? nullptr : placed.data();
     const Plan plan = make_plan(call, num_threads);
     const int64_t num_tiles = int64_t(plan.tiles.size()), num_split = int64_t(plan.split_tiles.size());

@@ -21,6 +21,7 @@ std::vector<Reader> find_readers(const AttendCall& call) {
     std::vector<Reader> readers;
     for (int64_t sequence = 0; sequence < call.tables.num_sequences; sequence++) {
         if (new_tokens(call.tables, sequence) != 1 || packed_pages(call.tables, sequence) > 0) continue;
+        if (call.tables.head_pages && call.tables.head_pages[sequence] > 0) continue;
         const int64_t length = call.tables.context_lengths[sequence];
         const int64_t first = first_in_reach(call.rule, length - 1);
         const int64_t first_split = (first + kSplitTokens - 1) / kSplitTokens, last_split = length / kSplitTokens;

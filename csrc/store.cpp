@@ -162,6 +162,8 @@ class Writer {
 void store(const StoreCall& call, int64_t num_rows, int num_threads) {
     check_tables(call.tables, call.pages, num_rows, true);
     const std::vector<Place> places = find_places(call.tables, call.pages);
+    if (uint8_t* is_made = call.pages.summaries.is_made)
+        for (const Place& place : places) is_made[place.page] = 0;
     const int64_t count = num_rows * call.pages.num_kv_heads;
     const int team = count < kMinimumParallelRows ? 1 : num_threads;
     in_parts(team, [&](int part) {

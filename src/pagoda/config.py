@@ -131,6 +131,8 @@ class EngineConfig:
     "second-hit" (then, if they were of use before) or "auto" (as seal while pages come back, else as second-hit).
     kv_compression: which tokens sequences keep that do not say it themselves: a policy with its budget, such as
     "snapkv:tokens=1024,window=32", or "none".
+    sparse_attention: how much of their pages tokens read that are generated and whose request does not say it: "none"
+    (all of it), or the pages that matter most to them, as in "quest:tokens=2048"; nothing leaves memory.
     context_full: what becomes of sequences that reach max_model_len and do not say it themselves: "stop",
     "truncate_oldest" (the older half goes) or "streaming:tokens=1024" (the first tokens stay as well).
     memory_full: what becomes of running sequences that do not say it themselves, where others need their pages:
@@ -168,6 +170,7 @@ class EngineConfig:
     kv_remote_ttl_seconds: float | None = None
     kv_write: str = "seal"
     kv_compression: str = "none"
+    sparse_attention: str = "none"
     context_full: str = "stop"
     memory_full: str = "preempt"
     generation_config: str = "auto"
@@ -268,6 +271,7 @@ KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "enable_prefix_caching": (bool, "True or False"),
     "eviction_policy": (str, "the name of a policy"),
     "kv_compression": (str, "a policy with its budget, or none"),
+    "sparse_attention": (str, "quest with its budget, or none"),
     "context_full": (str, "stop, truncate_oldest or streaming with a budget"),
     "memory_full": (str, "preempt, demote, reject or a policy with its budget"),
     "generation_config": (str, "auto, vllm or a directory"),

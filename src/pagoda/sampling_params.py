@@ -80,6 +80,7 @@ class SamplingParams:
     prompt_logprobs: the same of each prompt token but the first; the whole prompt is computed for it.
     structured_outputs: the form that the output has; it ends when nothing can follow, whatever min_tokens says.
     kv_compression: which tokens of the sequence are kept, as the option of the engine says it; None is what that says.
+    sparse_attention: how much of its pages the tokens read that are generated, in the same way.
     context_full: what becomes of it where the context ends, in the same way; memory_full: where pages are short.
     """
 
@@ -104,6 +105,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     structured_outputs: StructuredOutputs | None = None
     kv_compression: str | None = None
+    sparse_attention: str | None = None
     context_full: str | None = None
     memory_full: str | None = None
 
@@ -120,7 +122,7 @@ class SamplingParams:
             raise InvalidSamplingError(f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens}).")
         self._check_stops()
         self._check_logit_bias()
-        for name in ("kv_compression", "context_full", "memory_full"):
+        for name in ("kv_compression", "sparse_attention", "context_full", "memory_full"):
             if not isinstance(getattr(self, name), str | None):
                 raise InvalidSamplingError(f"{name} is {shown(getattr(self, name))}; give text, as the option has it.")
         if self.structured_outputs is not None and not isinstance(self.structured_outputs, StructuredOutputs):

@@ -14,7 +14,7 @@ NOT_ENGINE_OPTIONS = {"environment", "seed", "tenants"}
 # These belong to `generate` alone; the others have no use in a terminal.
 OF_GENERATE = {"n", "logprobs", "prompt_logprobs", "structured_outputs"}
 # A command has a single request, for which the engine's own options do.
-OF_ENGINE = {"kv_compression", "context_full", "memory_full"}
+OF_ENGINE = {"kv_compression", "sparse_attention", "context_full", "memory_full"}
 NOT_SAMPLING_OPTIONS = OF_GENERATE | OF_ENGINE | {"logit_bias", "include_stop_str_in_output", "skip_special_tokens"}
 
 

@@ -268,8 +268,13 @@ class Cache:
     def branch(self, sequence: CachedSequence) -> CachedSequence:
         """A fork whose own pages are nobody else's, and go with it."""
         twin = self.fork(sequence)
-        self._detach(twin)
+        self.detach(twin)
         return twin
+
+    def detach(self, sequence: CachedSequence) -> None:
+        """Nobody else is to have what a sequence writes from now on. Its full pages stay hittable."""
+        for group, table in zip(self.groups, sequence.tables, strict=True):
+            group.detach(table)
 
     def compact(
         self,
@@ -355,7 +360,7 @@ class Cache:
         sequence = CachedSequence(hit.namespace, tuple(tables))
         self.sequences.add(sequence)
         if hit.compacted:
-            self._detach(sequence)
+            self.detach(sequence)
             self.num_compacted_hits += 1
         self._lifetime.mark()
         return sequence
@@ -374,11 +379,6 @@ class Cache:
         group = self.groups[index]
         assert isinstance(group, PageGroup), "other groups keep no tokens"
         return group
-
-    def _detach(self, sequence: CachedSequence) -> None:
-        """What it writes is its own from now on."""
-        for group, table in zip(self.groups, sequence.tables, strict=True):
-            group.detach(table)
 
     def _write(self, index: int, actions: PageActions, bodies: NDArray[np.uint8]) -> None:
         """Give the new pages of a group their bytes, the first of them those of `bodies`."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pagoda.cache.summaries import KeySummaries
 from pagoda.formats.page import PageGeometry
 from pagoda.formats.state import StateGeometry
 
@@ -20,7 +21,10 @@ HOST = torch.device("cpu")
 
 
 class PagePool:
-    """`pages` is uint8 [num_pages, page_nbytes]. With `poison`, pages are filled with NaN before they are written."""
+    """`pages` is uint8 [num_pages, page_nbytes]. With `poison`, pages are filled with NaN before they are written.
+
+    With `is_summarised` there is room for summaries of their keys.
+    """
 
     def __init__(
         self,
@@ -28,18 +32,27 @@ class PagePool:
         num_pages: int,
         poison: bool = False,
         device: torch.device = HOST,
+        is_summarised: bool = False,
     ) -> None:
         self.geometry = geometry
         nbytes = num_pages * geometry.page_nbytes
         memory = _map(nbytes) if device.type == "cpu" else torch.zeros(nbytes, dtype=torch.uint8, device=device)
         self.pages = memory.view(num_pages, geometry.page_nbytes)
         self._poison = poison
+        self.summaries: KeySummaries | None = None
+        if is_summarised:
+            assert isinstance(geometry, PageGeometry), "a state has no keys"
+            self.summaries = KeySummaries(geometry, num_pages, poison)
 
     def prepare(self, page: int) -> None:
+        if self.summaries is not None:
+            self.summaries.forget(page)
         if self._poison:
             self.pages[page].fill_(POISON)
 
     def copy(self, source: int, target: int) -> None:
+        if self.summaries is not None:
+            self.summaries.forget(target)
         self.pages[target].copy_(self.pages[source])
 
     def bytes_of(self, page: int) -> NDArray[np.uint8]:

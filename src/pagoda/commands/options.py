@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pagoda.cache.compression.choice import EXAMPLE
+from pagoda.cache.reading import EXAMPLE as SPARSE
 from pagoda.config import ACTIVATIONS, DEVICES, DTYPES, QUANTIZATIONS, WRITE_POLICIES, EngineConfig
 from pagoda.errors import ConfigError
 from pagoda.registry import names
@@ -75,6 +76,11 @@ ENGINE_OPTIONS = (
         "kv_compression",
         f"which tokens sequences keep: none, or {', '.join(names('compression'))} with a budget, as {EXAMPLE}",
         metavar="POLICY",
+    ),
+    _option(
+        "sparse_attention",
+        f"how much of their pages generated tokens read: none for all of it, or quest with a budget, as {SPARSE}",
+        metavar="METHOD",
     ),
     _option(
         "context_full",

@@ -60,6 +60,11 @@ class CompressionPlans:
             self._prepare(plan)
 
     @property
+    def has_default(self) -> bool:
+        """Whether sequences are compressed that do not say it themselves."""
+        return self._of(self._default, "") is not None
+
+    @property
     def is_endless(self) -> bool:
         """Whether prompts may be longer than the context unless they say otherwise."""
         plan = self._of(self._default, "")

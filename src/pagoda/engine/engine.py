@@ -39,6 +39,7 @@ from pagoda.engine.identity import identity_of
 from pagoda.engine.lookups import Lookups
 from pagoda.engine.pools import check_device, machine_facts, make_pools
 from pagoda.engine.promotion import Promotions
+from pagoda.engine.reading import ReadingPlans
 from pagoda.engine.request import FinishReason, Request, Sequence, new_sample
 from pagoda.engine.round import Limits
 from pagoda.engine.sampling import stop_token_ids
@@ -127,6 +128,8 @@ class Engine:
         self._plans = CompressionPlans(
             self._compressor, config, self.max_len, self.residency is not None, repeat_prompt
         )
+        self._readings = ReadingPlans(self._forward.sites, model.discovered.uses, config, self._plans.has_default)
+        self._forward.choosing_groups = self._readings.groups
         shrinking = Shrinking(self._cache, self._compressor.groups, self._compressor.compress)
         self._scheduler = Scheduler(self._cache, limits, self.lookups, self._promotions, shrinking)
         self._ends = Ends(self._scheduler)
@@ -174,6 +177,7 @@ class Engine:
             return
         self._admission.check_encoder_input(request.encoder_input, request.tenant)
         plan = self._plans.checked(request)
+        self._readings.checked(request, is_compressed=plan is not None)
         is_endless = plan is not None and plan.is_endless
         self._admission.check_prompt(request.prompt, request.params.max_tokens, request.tenant, is_endless)
         check_breakpoints(request.breakpoints, len(request.prompt))
@@ -192,6 +196,7 @@ class Engine:
         request.seed = self._seeds.getrandbits(63) if request.params.seed is None else request.params.seed
         request.decode_costs = self.decode_costs
         self._plans.prepare(request)
+        request.reading = self._readings.checked(request, is_compressed=request.compression is not None)
         request.metrics.added = monotonic()
         request.metrics.num_ahead = self._scheduler.num_ahead(request.tenant)
         self._scheduler.add(new_sample(request, 0))

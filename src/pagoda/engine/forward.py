@@ -6,20 +6,20 @@ logits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Sequenced
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from pagoda.cache.pool import PagePool
 from pagoda.cache.view import build_cuts, build_views
-from pagoda.engine.batch import Batch
+from pagoda.engine.batch import Batch, Chunk
 from pagoda.engine.encoding import NewInputs, read_new_inputs
 from pagoda.engine.request import Sequence
 from pagoda.formats.constants import KeyConstants
-from pagoda.kernels.base import Kernels
+from pagoda.kernels.base import GroupView, Kernels
 from pagoda.layouts.spec import SiteSlot
 from pagoda.models.attention import BoundSite, PagedStep, QueryWatch
 from pagoda.models.model import Model
@@ -73,8 +73,11 @@ class Forward:
         self._decode_steps = DecodeSteps(model, kernels)
         self._layers = kernels.layers
         pages = [pool.pages for pool in pools]
-        bound = bind_sites(model.discovered, kernels, memory.geometries, pages, constants)
+        summaries = {index: pool.summaries for index, pool in enumerate(pools) if pool.summaries is not None}
+        bound = bind_sites(model.discovered, kernels, memory.geometries, pages, constants, summaries)
         self._sites, self.kernel_choice = bound.sites, bound.choice
+        # Groups that read pages in part, for requests that ask for it.
+        self.choosing_groups: Collection[int] = ()
         self._cross_group = memory.cross_group
         states = memory.states
         self._states = None if states is None else typed_states(states.geometry, pools[-1].pages, model.dtype)
@@ -96,6 +99,7 @@ class Forward:
         rows = _Rows(batch)
         cached = [chunk.cached for chunk in batch.chunks]
         views = build_views(cached, [len(chunk.tokens) for chunk in batch.chunks])
+        views = self._with_readings(views, batch)
         states = None if self._states is None else StepStates(self._states, views[-1], build_cuts(cached))
         encoder_tokens = new_inputs.tokens()
         step = PagedStep(self._layers, self._sites, views, states, encoder_tokens)
@@ -114,6 +118,25 @@ class Forward:
         with_broken_logits += [each for each, found in rows.scored.items() if not all(are_finite[found])]
         prompt_logits = {sequence: logits[found] for sequence, found in rows.scored.items()}
         return Computed(rows.complete, logits[rows.drawn], broken, with_broken_logits, prompt_logits)
+
+    def _with_readings(self, views: tuple[GroupView, ...], batch: Batch) -> tuple[GroupView, ...]:
+        """What is said in a step of how much is read."""
+        numbers = [_reading_numbers(chunk) for chunk in batch.chunks]
+        if not any(most_pages for most_pages, _ in numbers):
+            return views
+        readings = torch.tensor(numbers, dtype=torch.int32)
+        return tuple(
+            replace(view, readings=readings) if group in self.choosing_groups else view
+            for group, view in enumerate(views)
+        )
+
+
+def _reading_numbers(chunk: Chunk) -> tuple[int, int]:
+    """As `GroupView.readings` has them. A chunk ends where its sequence begins to read in part."""
+    reading, exact = chunk.sequence.request.reading, chunk.sequence.num_exact_tokens
+    if reading is None or exact is None or chunk.start < exact:
+        return 0, 0
+    return reading.most_pages, reading.dense_layers
 
 
 class _Rows:

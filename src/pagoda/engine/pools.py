@@ -38,11 +38,13 @@ def machine_facts(model: Model, config: EngineConfig) -> MachineFacts:
 
 def make_pools(memory: MemoryPlan, poison: bool, device: torch.device) -> list[PagePool]:
     """A pool for every group of layers that attend, then one for recurrent states."""
-    wanted: list[tuple[PageGeometry | StateGeometry, int]] = [*memory.pools]
+    wanted: list[tuple[PageGeometry | StateGeometry, int, bool]] = [
+        (geometry, num_pages, memory.summary_nbytes(geometry) > 0) for geometry, num_pages in memory.pools
+    ]
     if memory.states is not None:
-        wanted.append((memory.states.geometry, memory.states.num_slots))
+        wanted.append((memory.states.geometry, memory.states.num_slots, False))
     try:
-        return [PagePool(geometry, num_pages, poison, device) for geometry, num_pages in wanted]
+        return [PagePool(*each[:2], poison, device, is_summarised=each[2]) for each in wanted]
     except (OSError, OverflowError, ValueError, torch.OutOfMemoryError) as error:
         where = "This machine" if device.type == "cpu" else device_name(device)
         raise ConfigError(
@@ -54,6 +56,8 @@ def obstacle_on_gpu(config: EngineConfig) -> str | None:
     """What is asked for that a GPU cannot do, and what to do about it; None if there is nothing."""
     if config.kv_host_bytes or config.kv_disk or config.kv_remote:
         return "Pages on a GPU have no tiers yet; leave kv_host_bytes, kv_disk and kv_remote out."
+    if config.sparse_attention != "none":
+        return "Pages on a GPU are read whole; leave sparse_attention out."
     if config.deterministic:
         return "Products on a GPU differ from batch to batch; leave deterministic out."
     if config.environment.kernels == "native":

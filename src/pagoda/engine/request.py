@@ -20,6 +20,7 @@ from pagoda.cache.groups.compacted import CompactedKey
 from pagoda.cache.leases import Breakpoint, LeaseResult
 from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.cache.prefix.namespace import Namespace
+from pagoda.cache.reading import Reading
 from pagoda.cache.report import CacheReport
 from pagoda.cache.sequence import CachedSequence
 from pagoda.engine.phases import PhaseSeconds, WallSeconds
@@ -166,13 +167,21 @@ class Sequence:
         return len(request.prompt) - 1 - len(request.prompt_logprobs) if request.scores_prompt else 0
 
     @property
+    def num_exact_tokens(self) -> int | None:
+        """How many tokens attend to all before them, where others are to read in part; None if none are."""
+        reading = self.request.reading
+        return None if reading is None else reading.num_exact_tokens(len(self.request.prompt))
+
+    @property
     def num_resumable(self) -> int:
         """How many tokens need not be computed again: the last one must be, and so must rows to be scored.
 
-        So must those whose queries say what is kept when it is compressed.
+        So must those whose queries say what is kept when it is compressed, and those that read in part.
         """
         if self.num_unscored:
             return len(self.request.prompt_logprobs)
+        if (exact := self.num_exact_tokens) is not None:
+            return min(len(self.tokens) - 1, exact)
         due = None if self.compression is None else self.compression.watched_until(len(self.tokens))
         if self.compression is None or due is None:
             return len(self.tokens) - 1
@@ -211,19 +220,24 @@ class Sequence:
 
     @property
     def shareable_tokens(self) -> Sequenced[int]:
-        """Those computed, up to where it was compressed."""
-        exact = None if self.compression is None else self.compression.num_exact_tokens
+        """Those computed, up to where it was compressed, or began to read in part."""
+        exact = self.num_exact_tokens if self.compression is None else self.compression.num_exact_tokens
         computed = self.cached.num_tokens if self.cached else 0
         return self.tokens[: computed if exact is None else min(computed, exact)]
 
     @property
     def num_computable(self) -> int:
-        """How many of these one step may compute: none beyond where the sequence is compressed, or repeats some."""
+        """How many of these one step may compute.
+
+        None beyond where the sequence is compressed, repeats some, or begins to read in part.
+        """
+        exact, computed = self.num_exact_tokens, self.cached.num_tokens if self.cached else 0
+        if exact is not None and computed < exact:
+            return min(self.num_uncomputed, exact - computed)
         if self.compression is None or self.compression.next_stop is None:
             return self.num_uncomputed
         if (repeat := self.repeat) is not None:
             return repeat.num_left_of_chunk
-        computed = self.cached.num_tokens if self.cached else 0
         return min(self.num_uncomputed, self.compression.next_stop - computed)
 
     @property
@@ -280,6 +294,7 @@ class Request:
     decode_costs: DecodeCosts | None = None  # of the engine
     compression: Plan | None = None
     compacted_key: CompactedKey | None = None  # by which others find what the prompt was compressed to, if they may
+    reading: Reading | None = None
     memory_full: MemoryFull = MemoryFull.PREEMPT
 
     @property

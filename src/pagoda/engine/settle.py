@@ -82,6 +82,9 @@ class Settler:
 
     def _commit(self, sequence: Sequence, num_tokens: int) -> None:
         assert sequence.cached is not None
+        exact = sequence.num_exact_tokens
+        if exact is not None and num_tokens > exact:
+            self._cache.detach(sequence.cached)
         self._cache.commit(sequence.cached, sequence.tokens, num_tokens)
         lease_computed(self._cache, sequence)
         if sequence.compression is not None and sequence.compression.due == num_tokens:

@@ -90,6 +90,10 @@ class Format(ABC):
     def decode(self, data: torch.Tensor, plane: Plane) -> torch.Tensor:
         """Read uint8 [..., plane_nbytes] back as fp32 [..., heads, page_tokens, width]."""
 
+    def decode_kept(self, data: torch.Tensor, plane: Plane) -> torch.Tensor:
+        """`decode`, but rows that are kept as their transform stay so."""
+        return self.decode(data, plane)
+
     @abstractmethod
     def token_views(self, data: torch.Tensor, plane: Plane) -> tuple[torch.Tensor, ...]:
         """All that is written of a token in uint8 [..., plane_nbytes], as views through which it can be moved.

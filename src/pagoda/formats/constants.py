@@ -68,11 +68,14 @@ class KeyConstants:
         """What is kept of `keys` [tokens, heads, width] in the pages number `pages` of their sequences: fp32."""
         return (keys.float() - self.common(pages)) / self.scales
 
-    def given_back(self, kept: torch.Tensor) -> torch.Tensor:
-        """Keys from what is kept of them, fp32 [heads, tokens, width]; `kept` is [pages, heads, page_tokens, width]."""
+    def given_back(self, kept: torch.Tensor, pages: torch.Tensor | None = None) -> torch.Tensor:
+        """Keys from what is kept of them, fp32 [heads, tokens, width]; `kept` is [pages, heads, page_tokens, width].
+
+        They are of the pages number `pages` of a sequence, or of its first ones.
+        """
         import torch
 
-        common = self.common(torch.arange(len(kept), device=kept.device))
+        common = self.common(torch.arange(len(kept), device=kept.device) if pages is None else pages)
         keys = kept * self.scales[:, None] + common[:, :, None]
         return keys.transpose(0, 1).flatten(1, 2)
 

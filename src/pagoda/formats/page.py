@@ -10,10 +10,13 @@ from functools import cached_property
 from pagoda.errors import ConfigError
 from pagoda.formats.base import Format
 from pagoda.layouts.base import Plane
-from pagoda.layouts.spec import CacheSpec, LayerGroup
+from pagoda.layouts.spec import CacheSpec, LayerGroup, Reach
 
 ALIGNMENT_NBYTES = 64
 PAGE_TOKENS_MULTIPLE = 16
+# Summaries of keys have pairs of whole vectors of numbers, of every instruction set.
+SUMMARY_MULTIPLE = 32
+SUMMARY_NUMBER_NBYTES = 2
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,14 @@ class PageGeometry:
         return self.page_nbytes // len(self.slots)
 
     @property
+    def summary_nbytes(self) -> int:
+        """What summaries take of a page beside it, and a byte for each layer; 0 where all of it is always read."""
+        keys = [planes[0].plane for planes in self.slots]
+        if self.group.reach is not Reach.FULL or any(plane.value_width for plane in keys):
+            return 0
+        return sum(plane.num_heads * summary_numbers(plane) * SUMMARY_NUMBER_NBYTES + 1 for plane in keys)
+
+    @property
     def nbytes_per_token(self) -> float:
         return self.page_nbytes / self.page_tokens
 
@@ -90,6 +101,11 @@ class PageGeometry:
 def page_geometries(spec: CacheSpec, format: Format, page_tokens: int) -> tuple[PageGeometry, ...]:
     """The geometry of every group of a model."""
     return tuple(PageGeometry(group, format, page_tokens) for group in spec.groups)
+
+
+def summary_numbers(key: Plane) -> int:
+    """How many numbers tell what the keys of a page reach, for each KV head."""
+    return -(-2 * key.width // SUMMARY_MULTIPLE) * SUMMARY_MULTIPLE
 
 
 def aligned(nbytes: int) -> int:

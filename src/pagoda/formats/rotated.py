@@ -75,6 +75,9 @@ class RotatedFormat(Format):
     def decode(self, data: torch.Tensor, plane: Plane) -> torch.Tensor:
         return hadamard(self.inner.decode(data, plane), self.rotated_channels(plane))
 
+    def decode_kept(self, data: torch.Tensor, plane: Plane) -> torch.Tensor:
+        return self.inner.decode(data, plane)
+
 
 def hadamard(rows: torch.Tensor, channels: int) -> torch.Tensor:
     """The orthonormal transform of each run of `channels`, a power of two, of `rows` [..., width], as fp32.

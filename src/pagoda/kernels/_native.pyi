@@ -49,6 +49,8 @@ class Pages:
         constants: KeyConstants,
         layer: int,
         layer_nbytes: int,
+        summaries: int,
+        is_summarised: int,
     ) -> None: ...
 
 class Tables:
@@ -66,6 +68,7 @@ class Tables:
         is_compacted: bool,
         cell_starts: int,
         page_cells: int,
+        readings: int,
     ) -> None: ...
 
 class Rule:

@@ -57,6 +57,13 @@ class GroupView:
     `cell_starts[s, i] : cell_starts[s, i + 1]` have the first tokens of KV head i % KV heads in layer i // KV heads;
     its own cells of the pages behind have the others. Layers must be alike (`layer_nbytes`), and new rows follow one
     another.
+
+    With `readings` rows of some sequences read the pages alone that matter most to them: those of sequence s at most
+    `readings[s, 0]`, or all if that is 0, in the layers of the group from number `readings[s, 1]` on. Each row chooses
+    for each KV head: its first page, its last one, and of the full ones between them those whose keys bound the scores
+    of the query heads highest, by the largest and the smallest number of each channel; of equal ones the earlier
+    (Quest, arXiv 2406.10774). Such rows follow one another, on pages that are not packed, with `summaries` and without
+    a `distance_obstacle`.
     """
 
     page_indices: torch.Tensor  # int32 [pages of all sequences]
@@ -68,19 +75,34 @@ class GroupView:
     ancestors: torch.Tensor | None = None  # int64 [rows]
     is_compacted: bool = False
     cell_starts: torch.Tensor | None = None  # int32 [sequences, layers x KV heads + 1]
+    readings: torch.Tensor | None = None  # int32 [sequences, 2]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSummaries:
+    """What bounds the scores of a page's tokens, in one layer: the reach of its keys as they are kept.
+
+    Of each page whose summary `is_made`, by KV head: the largest number of each channel, rounded up, then the smallest
+    ones, rounded down, then zeros. Kernels make them when a full page is first asked for, and forget them where they
+    store; whoever writes pages in other ways says that they are not made.
+    """
+
+    numbers: torch.Tensor  # bf16 [pages, KV heads, summary_numbers]
+    is_made: torch.Tensor  # uint8 [pages]
 
 
 @dataclass(frozen=True, eq=False)
 class LayerPages:
     """One layer's share of a page pool: `pages` is uint8 [num_pages, page_nbytes].
 
-    With `constants`, keys are kept without what they have in common.
+    With `constants`, keys are kept without what they have in common. With `summaries` rows can choose their pages.
     """
 
     pages: torch.Tensor
     geometry: PageGeometry
     layer: int
     constants: KeyConstants | None = None
+    summaries: LayerSummaries | None = None
 
     @cached_property
     def format(self) -> Format:
@@ -129,12 +151,20 @@ class AttentionUse:
     has_biases: bool = False
 
 
-def compaction_obstacle(layer: LayerPages, use: AttentionUse) -> str | None:
-    """Why stored tokens must lie in the slots of their positions, as the rest of a sentence; None if they need not."""
+def distance_obstacle(use: AttentionUse) -> str | None:
+    """Why what is attended to must be all that lies in a row, as the rest of a sentence; None if it need not."""
     if use.rule.span is not None and use.rule.reach is not Reach.FULL:
         return "windows and chunks reach tokens by their positions"
     if use.rule.slopes is not None or use.has_biases:
         return "scores depend on the positions of tokens"
+    return None
+
+
+def compaction_obstacle(layer: LayerPages, use: AttentionUse) -> str | None:
+    """Why stored tokens must lie in the slots of their positions, as the rest of a sentence; None if they need not."""
+    obstacle = distance_obstacle(use)
+    if obstacle is not None:
+        return obstacle
     if layer.constants is not None and layer.constants.num_pairs:
         return "keys are kept without what they have in common at the positions of their page"
     return None
@@ -162,6 +192,11 @@ class AttentionKernels(ABC):
     @property
     def is_deterministic(self) -> bool:
         """Whether a row has the same bits in every batch, so that nothing else may stand in."""
+        return False
+
+    @property
+    def chooses_pages(self) -> bool:
+        """Whether it heeds the `readings` of a view; else there are none."""
         return False
 
     @abstractmethod

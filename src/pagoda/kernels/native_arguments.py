@@ -15,6 +15,7 @@ from pagoda.errors import ConfigError
 from pagoda.formats.base import Format
 from pagoda.formats.constants import MOST_PAIRS
 from pagoda.formats.int4 import INT4_PLAIN
+from pagoda.formats.page import summary_numbers
 from pagoda.formats.plain import BF16, FP16, FP32
 from pagoda.formats.rotated import INT4, INT4_ROTATED
 from pagoda.formats.scaled import FP8_E4M3, FP8_E5M2, INT8
@@ -180,8 +181,24 @@ class NativeArguments:
             self._constants(layer),
             layer.layer,
             layer.geometry.layer_nbytes or 0,
+            *self._summaries(layer),
         )
         return told
+
+    @staticmethod
+    def _summaries(layer: LayerPages) -> tuple[int, int]:
+        """Where those of pages are, and which are made; they live as long as the layer."""
+        summaries, key = layer.summaries, layer.key.plane
+        if summaries is None:
+            return 0, 0
+        numbers, is_made, num_pages = summaries.numbers, summaries.is_made, len(layer.pages)
+        shape = (num_pages, key.num_heads, summary_numbers(key))
+        is_told = numbers.dtype is torch.bfloat16 and is_made.dtype is torch.uint8 and numbers.is_cpu
+        if not is_told or numbers.shape != shape or is_made.shape != (num_pages,):
+            raise ConfigError(f"Summaries are {described(numbers)} and {described(is_made)}; they must be {shape}.")
+        if not numbers.is_contiguous() or not is_made.is_contiguous():
+            raise ConfigError("Summaries of pages must be contiguous.")
+        return numbers.data_ptr(), is_made.data_ptr()
 
     def _constants(self, layer: LayerPages) -> _native.KeyConstants:
         """What keys are kept without; the tensors live as long as the layer."""
@@ -239,8 +256,19 @@ class NativeArguments:
             _address_of_rows("ancestors", view.ancestors, view, torch.int64),
             view.is_compacted,
             *self._cell_starts(view),
+            self._readings(view),
         )
         return told
+
+    @staticmethod
+    def _readings(view: GroupView) -> int:
+        readings = view.readings
+        if readings is None:
+            return 0
+        is_told = readings.dtype is torch.int32 and readings.is_cpu and readings.is_contiguous()
+        if not is_told or readings.shape != (len(view.context_lengths), 2):
+            raise ConfigError(f"readings is {described(readings)}; it must be int32 [sequences, 2] on the CPU.")
+        return readings.data_ptr()
 
     @staticmethod
     def _cell_starts(view: GroupView) -> tuple[int, int]:

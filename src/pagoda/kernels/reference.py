@@ -11,6 +11,7 @@ from pagoda.kernels.base import AttentionRule, AttentionUse, GroupView, Kernels,
 from pagoda.kernels.cells import is_packed, unpacked
 from pagoda.kernels.reference_compaction import PlainCompaction, gather
 from pagoda.kernels.reference_layers import ReferenceLayers
+from pagoda.kernels.reference_reading import chosen_pages, rows_in_part
 from pagoda.kernels.sight import Sight, slots_of
 
 
@@ -20,6 +21,10 @@ class ReferenceKernels(ReferenceLayers, PlainCompaction, Kernels):
     @property
     def name(self) -> str:
         return "reference (plain torch)"
+
+    @property
+    def chooses_pages(self) -> bool:
+        return True
 
     @property
     def layers(self) -> ReferenceKernels:
@@ -74,6 +79,11 @@ class ReferenceKernels(ReferenceLayers, PlainCompaction, Kernels):
             if is_packed(view, sequence):
                 out[first:last] = _attend_packed(query[first:last], layer, view, sequence, rule, sinks)
                 continue
+            if (most_pages := rows_in_part(layer, view, sequence, rule)) is not None:
+                rows = range(first, last)
+                parts = [_attend_in_part(query, row, layer, view, (sequence, most_pages), rule, sinks) for row in rows]
+                out[first:last] = torch.cat(parts)
+                continue
             length = int(view.context_lengths[sequence])
             pages = view.page_indices[view.page_starts[sequence] : view.page_starts[sequence + 1]].long()
             pages = pages.to(query.device)
@@ -111,6 +121,34 @@ def _attend_packed(
         )
         parts.append(attend_dense(own_rows, key, value[..., : layer.value_width], rule, own_sinks))
     return torch.cat(parts, dim=1).to(query.dtype)
+
+
+def _attend_in_part(  # noqa: PLR0913, PLR0917 - what attention is made of
+    query: torch.Tensor,
+    row: int,
+    layer: LayerPages,
+    view: GroupView,
+    part: tuple[int, int],
+    rule: AttentionRule,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention of one row of a sequence, KV head by KV head, over so many pages at most: a `part` is these two."""
+    sequence, most_pages = part
+    size, (start, end) = layer.geometry.page_tokens, view.query_starts[sequence : sequence + 2].tolist()
+    num_tokens = int(view.context_lengths[sequence]) - (end - start) + row - start + 1
+    table = view.page_indices[view.page_starts[sequence] :][: -(-num_tokens // size)].long()
+    chosen = chosen_pages(query[row], layer, table, most_pages)
+    num_read = num_tokens - (len(table) - chosen.shape[1]) * size
+    rows = query[row : row + 1].unflatten(1, (len(chosen), -1)).unbind(1)
+    columns = [None] * len(rows) if sinks is None else sinks.unflatten(0, (len(rows), -1)).unbind()
+    outs = []
+    for head, (own_rows, own_sinks) in enumerate(zip(rows, columns, strict=True)):
+        key, value = (
+            gather(layer, slot, table[chosen[head]], chosen[head])[head : head + 1, :num_read]
+            for slot in (layer.key, layer.value)
+        )
+        outs.append(attend_dense(own_rows, key, value[..., : layer.value_width], rule, own_sinks))
+    return torch.cat(outs, dim=1).to(query.dtype)
 
 
 def attend_dense(  # noqa: PLR0913, PLR0917 - what attention is made of

@@ -84,10 +84,12 @@ def weights_of(logits: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor
     return torch.cat((logits, columns), dim=-1).softmax(dim=-1)[..., :-1]
 
 
-def gather(layer: LayerPages, slot: PlaneSlot, pages: torch.Tensor) -> torch.Tensor:
-    """The tokens of `pages`, all of a sequence, in order: fp32 [heads, tokens, width]."""
+def gather(
+    layer: LayerPages, slot: PlaneSlot, pages: torch.Tensor, numbers: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The tokens of `pages`, the first of a sequence or those of these `numbers`: fp32 [heads, tokens, width]."""
     data = layer.pages[pages, slot.offset : slot.offset + slot.nbytes]
     kept = layer.format.decode(data, slot.plane)
     if layer.constants is not None and slot is layer.key:
-        return layer.constants.given_back(kept)
+        return layer.constants.given_back(kept, numbers)
     return kept.transpose(0, 1).flatten(1, 2)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 
+from pagoda.cache.summaries import KeySummaries
 from pagoda.formats.constants import KeyConstants, constants_on
 from pagoda.formats.page import PageGeometry
 from pagoda.kernels.base import Kernels, LayerPages
@@ -14,6 +16,8 @@ from pagoda.kernels.choice import KernelChoice, choose_for
 from pagoda.layouts.spec import SiteSlot
 from pagoda.models.attention import BoundSite
 from pagoda.models.discovery import Discovered
+
+NO_SUMMARIES: Mapping[int, KeySummaries] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,11 @@ def bind_sites(
     geometries: Sequence[PageGeometry],
     pages: Sequence[torch.Tensor],
     constants: Mapping[SiteSlot, KeyConstants],
+    summaries: Mapping[int, KeySummaries] = NO_SUMMARIES,
 ) -> BoundSites:
     """The calls of a model on the `pages` of its groups; `constants` are what the keys of layers are kept without.
+
+    Groups with `summaries` can read pages in part.
 
     Raises ConfigError if `backend` cannot serve a group and nothing may stand in for it.
     """
@@ -39,7 +46,10 @@ def bind_sites(
     moved = constants_on(pages[0].device, constants) if pages else {}
     # A call that stores nothing reads what another stored, and with what that was kept without.
     layers = {
-        (slot.group, slot.layer): LayerPages(pages[slot.group], geometries[slot.group], slot.layer, moved.get(slot))
+        (slot.group, slot.layer): LayerPages(
+            *(pages[slot.group], geometries[slot.group], slot.layer, moved.get(slot)),
+            summaries[slot.group].of_layer(slot.layer) if slot.group in summaries else None,
+        )
         for slot in slots
         if slot.writes
     }

@@ -46,7 +46,10 @@ class StatePlan:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The geometry and the number of pages of every group, and the `states` of recurrent layers if there are any."""
+    """The geometry and the number of pages of every group, and the `states` of recurrent layers if there are any.
+
+    With `has_summaries` there is room beside the pages to choose which are read.
+    """
 
     geometries: tuple[PageGeometry, ...]
     num_pages: tuple[int, ...]
@@ -55,6 +58,7 @@ class MemoryPlan:
     limited_by: str
     remedy: str
     max_encoder_len: int | None = None
+    has_summaries: bool = False
 
     @property
     def pools(self) -> tuple[tuple[PageGeometry, int], ...]:
@@ -76,8 +80,12 @@ class MemoryPlan:
 
     @property
     def nbytes(self) -> int:
-        pages = sum(num_pages * geometry.page_nbytes for geometry, num_pages in self.pools)
+        pages = sum(num_pages * (each.page_nbytes + self.summary_nbytes(each)) for each, num_pages in self.pools)
         return pages + (self.states.nbytes if self.states else 0)
+
+    def summary_nbytes(self, geometry: PageGeometry) -> int:
+        """What there is beside each page of a group to choose by; 0 if all of them are read."""
+        return geometry.summary_nbytes if self.has_summaries else 0
 
 
 def plan_memory(facts: ModelFacts, machine: MachineFacts, config: EngineConfig) -> MemoryPlan:
@@ -91,7 +99,8 @@ def plan_memory(facts: ModelFacts, machine: MachineFacts, config: EngineConfig) 
     states = _plan_states(facts, config, geometries, budget)
     left = budget - (states.nbytes if states else 0)
     ratio = _encoder_ratio(facts)
-    num_pages = _divide(geometries, left, config.max_num_batched_tokens, ratio)
+    has_summaries = config.sparse_attention != "none"
+    num_pages = _divide(geometries, left, config.max_num_batched_tokens, ratio, has_summaries)
     pools = tuple(zip(geometries, num_pages, strict=True))
     capacities = [group_capacity(*pool, config.max_num_batched_tokens) for pool in pools if not _is_cross(pool[0])]
     capacities = capacities or [LEDGER_PAGES * config.block_size]
@@ -105,7 +114,7 @@ def plan_memory(facts: ModelFacts, machine: MachineFacts, config: EngineConfig) 
     else:
         is_most = facts.most_model_len is not None and wanted >= facts.most_model_len
         limit = ("max_model_len", "" if is_most else " or raise max_model_len")
-    return MemoryPlan(geometries, num_pages, states, wanted, *limit, _max_encoder_len(facts, pools))
+    return MemoryPlan(geometries, num_pages, states, wanted, *limit, _max_encoder_len(facts, pools), has_summaries)
 
 
 def _check_length(facts: ModelFacts, config: EngineConfig) -> None:
@@ -140,7 +149,7 @@ def _max_encoder_len(facts: ModelFacts, pools: tuple[tuple[PageGeometry, int], .
 
 
 def _divide(
-    geometries: tuple[PageGeometry, ...], budget: int, step_tokens: int, encoder_ratio: float
+    geometries: tuple[PageGeometry, ...], budget: int, step_tokens: int, encoder_ratio: float, has_summaries: bool
 ) -> tuple[int, ...]:
     """Pages of each group, all together at most `budget` bytes."""
     if not geometries:
@@ -152,7 +161,9 @@ def _divide(
         return _group_pages(geometry, geometries, num_pages, step_tokens)
 
     def nbytes(num_pages: int) -> int:
-        return sum(pages(each, num_pages) * each.page_nbytes for each in geometries)
+        return sum(
+            pages(each, num_pages) * (each.page_nbytes + has_summaries * each.summary_nbytes) for each in geometries
+        )
 
     most = budget // min(geometry.page_nbytes for geometry in geometries)
     num_pages = bisect_right(range(most + 1), budget, key=nbytes) - 1

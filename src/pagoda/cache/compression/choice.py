@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from enum import StrEnum
 from functools import lru_cache
-from typing import get_type_hints
+from typing import TypeVar, get_type_hints
 
 from pagoda.cache.compression.base import Policy
 from pagoda.cache.compression.streaming import Streaming
@@ -18,6 +18,7 @@ NONE = "none"
 EXAMPLE = "snapkv:tokens=1024,window=32"
 STOP = "stop"
 TRUNCATE = "truncate_oldest"
+Kind = TypeVar("Kind")
 
 
 class MemoryFull(StrEnum):
@@ -106,14 +107,19 @@ def _policy(name: str, parameters: str) -> Policy:
     if name not in names("compression"):
         raise ConfigError(f"give none, or {', '.join(names('compression'))} with a budget, as in {EXAMPLE}.")
     kind: type[Policy] = lookup("compression", name)
-    types = {each.name: get_type_hints(kind)[each.name] for each in fields(kind)}
+    return read_parameters(kind, name, parameters)
+
+
+def read_parameters(kind: type[Kind], name: str, parameters: str) -> Kind:
+    """One of `kind`, a dataclass that people call `name`, with "tokens=1024,window=32". Raises ConfigError."""
+    types = {each.name: get_type_hints(kind)[each.name] for each in fields(kind)}  # type: ignore[arg-type]
     given: dict[str, object] = {}
     for part in filter(None, parameters.split(",")):
         parameter, equals, value = (each.strip() for each in part.partition("="))
         if parameter not in types or not equals or parameter in given:
             raise ConfigError(f"{name} takes each of these once: {', '.join(f'{each}=...' for each in types)}.")
         given[parameter] = _number(parameter, value, types[parameter])
-    return kind(**given)  # type: ignore[arg-type]
+    return kind(**given)
 
 
 def _number(parameter: str, value: str, wanted: object) -> object:

@@ -154,6 +154,7 @@ def _params(body: MessagesBody, conversation: Conversation, defaults: SamplingPa
         "seed": body.seed,
         "stop": body.stop_sequences,
         "kv_compression": body.kv_compression,
+        "sparse_attention": body.sparse_attention,
         "context_full": body.context_full,
         "memory_full": body.memory_full,
     }

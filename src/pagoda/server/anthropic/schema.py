@@ -164,6 +164,7 @@ class MessagesBody(CountBody):
     top_k: int | None = Field(None, ge=0)
     diagnostics: Diagnostics | None = None
     kv_compression: str | None = None  # ours
+    sparse_attention: str | None = None  # ours
     context_full: str | None = None  # ours
     memory_full: str | None = None  # ours
     # Without effect here.

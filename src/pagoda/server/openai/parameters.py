@@ -27,6 +27,7 @@ SAME = (
     "ignore_eos",
     "skip_special_tokens",
     "kv_compression",
+    "sparse_attention",
     "context_full",
     "memory_full",
 )

@@ -224,6 +224,7 @@ def _params(body: ResponseBody, conversation: Conversation, defaults: SamplingPa
         "top_p": body.top_p,
         "seed": body.seed,
         "kv_compression": body.kv_compression,
+        "sparse_attention": body.sparse_attention,
         "context_full": body.context_full,
         "memory_full": body.memory_full,
     }

@@ -224,6 +224,7 @@ class ResponseBody(Body):
     cache_salt: str | None = None
     cached_content: str | None = None
     kv_compression: str | None = None
+    sparse_attention: str | None = None
     context_full: str | None = None
     memory_full: str | None = None
     seed: int | None = None

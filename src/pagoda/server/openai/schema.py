@@ -67,6 +67,7 @@ class Sampling(Guided):
     cache_salt: str | None = None
     cached_content: str | None = None  # ours: a name of /v1/kv/caches
     kv_compression: str | None = None  # ours: which tokens are kept
+    sparse_attention: str | None = None  # ours: how much of its pages generated tokens read
     context_full: str | None = None  # ours: what becomes of a sequence there
     memory_full: str | None = None  # ours: and where pages are short
     return_token_ids: bool = False
