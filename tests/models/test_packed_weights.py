@@ -264,3 +264,9 @@ def test_a_checkpoint_without_the_codes_that_it_tells_of_is_refused(tmp_path: Pa
     edit(tmp_path / "config.json", quantization_config={"quant_method": "awq"})
     with pytest.raises(CorruptCheckpointError, match="has none"):
         load_model(tmp_path)
+
+
+def test_without_compiled_kernels_all_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = write(tmp_path, *CODED["gptq"])
+    monkeypatch.setattr("pagoda.models.packed_weights.can_hold_codes", lambda: False)
+    assert not coded_weights(check_logits(tmp_path, network).network)

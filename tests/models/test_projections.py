@@ -24,7 +24,7 @@ from pagoda.models.model import Model
 def test_rows_are_multiplied_by_what_the_layer_has(family, name):
     model = Model.from_transformers(build_tiny(family))
     assert model.discovered.projections[1] == name
-    module, projection = model.network.get_submodule(name), model.projections[1]
+    module, projection = model.network.get_submodule(name), model.projections[1]()
     rows = torch.randn(3, len(projection))
     with torch.inference_mode():
         torch.testing.assert_close(module(rows) - module(torch.zeros_like(rows)), rows @ projection)

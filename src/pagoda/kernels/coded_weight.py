@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pagoda.errors import ConfigError
+from pagoda.errors import ConfigError, KernelUnavailableError
 from pagoda.kernels.native_calls import compiled
 
 if TYPE_CHECKING:
@@ -40,6 +40,24 @@ class GroupedCodes:
     group: int
     zero: int = 0
     minima: torch.Tensor | None = None
+
+    def numbers(self) -> torch.Tensor:
+        """What they stand for, fp32 [rows, depth]."""
+        scales = self._spread(self.scales)
+        values = scales * (self.codes.float() - self.zero)
+        return values if self.minima is None else values - self._spread(self.minima)
+
+    def _spread(self, each: torch.Tensor) -> torch.Tensor:
+        return each.repeat_interleave(self.group, dim=1)[:, : self.codes.shape[1]]
+
+
+def can_hold_codes() -> bool:
+    """Whether this installation multiplies by codes; else weights are to be decoded."""
+    try:
+        compiled()
+    except KernelUnavailableError:
+        return False
+    return True
 
 
 class CodedWeight:

@@ -20,7 +20,7 @@ from pagoda.checkpoint.gguf_files import GgufModel, gguf_in, read_gguf
 from pagoda.checkpoint.gguf_header import GgufTensor
 from pagoda.checkpoint.weights import Outline
 from pagoda.errors import UnsupportedModelError
-from pagoda.kernels.coded_weight import GGUF_TYPES, CodedWeight
+from pagoda.kernels.coded_weight import GGUF_TYPES, CodedWeight, can_hold_codes
 from pagoda.models.attention import ATTENTION_NAME
 from pagoda.models.build import build_network, network_class
 from pagoda.models.coded import install, takes_codes
@@ -58,14 +58,15 @@ class GgufWeights:
     def load(self, config: Any, dtype: torch.dtype | None, device: torch.device) -> Any:
         """A network of `config` with these weights. What is decoded has `dtype`; None is the configuration's.
 
-        On a GPU all are decoded.
+        On a GPU, and without compiled kernels, all are decoded.
         """
         number_type = dtype or config.dtype or torch.bfloat16
+        holds_codes = device.type == "cpu" and can_hold_codes()
         with quiet():
             plan = _Plan(self._model, config)
             coded, others = {}, _Decoded(number_type)
             for tensor in self._model.tensors.values():
-                rows = plan.coded_rows(tensor) if device.type == "cpu" else None
+                rows = plan.coded_rows(tensor) if holds_codes else None
                 if rows is not None:
                     coded[plan.rules.names[tensor.name]] = self._coded(tensor, rows)
                 elif tensor.name not in READ_TENSORS:

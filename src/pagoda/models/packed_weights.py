@@ -16,7 +16,7 @@ import torch
 
 from pagoda.checkpoint.weights import Outline, stored_tensors, weight_files
 from pagoda.errors import CorruptCheckpointError
-from pagoda.kernels.coded_weight import CodedWeight, GroupedCodes
+from pagoda.kernels.coded_weight import CodedWeight, GroupedCodes, can_hold_codes
 from pagoda.models.attention import ATTENTION_NAME
 from pagoda.models.build import build_network, network_class
 from pagoda.models.coded import install, takes_codes
@@ -71,11 +71,11 @@ class PackedWeights:
     def load(self, config: Any, dtype: torch.dtype | None, device: torch.device) -> Any:
         """A network of `config` with these weights. What is decoded has `dtype`; None is the configuration's, or bf16.
 
-        On a GPU all are decoded.
+        On a GPU, and without compiled kernels, all are decoded.
         """
         _, own_config = network_class(config)
         number_type = dtype or own_config.dtype or torch.bfloat16
-        taking = _taking(config) if device.type == "cpu" else {}
+        taking = _taking(config) if device.type == "cpu" and can_hold_codes() else {}
         coded: dict[str, CodedWeight] = {}
         tensors = dict(self._others)
         for name, layer in self._layers.items():
@@ -84,7 +84,7 @@ class PackedWeights:
                 coded[f"{name}.weight"] = CodedWeight.from_groups(found)
                 found = torch.zeros(()).expand(layer.shape)  # stands there until codes are put in place
             elif isinstance(found, GroupedCodes):
-                found = CodedWeight.from_groups(found).decode()
+                found = found.numbers()
             tensors[f"{name}.weight"] = found.to(number_type)
         network = fill(config, tensors, number_type, self.files.directory)
         install(network, coded)
