@@ -73,6 +73,16 @@ def test_logits_are_those_of_what_codes_stand_for(family: str, quantization: str
         assert (theirs - other).abs().mean() > 2 * (ours - theirs).abs().mean()
 
 
+def test_a_table_that_its_family_reads_itself_stays_as_it_is() -> None:
+    network = families.build_tiny("gemma4")
+    table = network.get_input_embeddings().weight
+    quantize(network, "int8")
+    assert network.get_input_embeddings().weight is table
+    leave_inputs(network)
+    error, tolerance = paged_error(network)
+    assert error <= tolerance
+
+
 def test_outside_a_step_weights_are_decoded_and_inputs_left_alone() -> None:
     network = families.build_tiny("llama")
     quantize(network, "int8")

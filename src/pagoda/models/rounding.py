@@ -23,18 +23,21 @@ MOST_INT4 = 15
 RANGES = (1.0, 0.92, 0.84)
 # Numbers that are rounded at a time: they stay in the caches.
 CHUNK = 1 << 18
+# Families whose own code reads rows of the table of tokens: it stays as it is, and so does a head that is tied to it.
+TABLE_READERS = ("gemma4", "gemma4_unified")
 # Smaller matrices are not worth it.
 MIN_ROWS = 64
 
 
-def quantize(network: nn.Module, quantization: str) -> None:
+def quantize(network: Any, quantization: str) -> None:
     """Let linear layers and embeddings of `network` have codes instead of weights."""
+    left = {id(_embedding(network).weight)} if network.config.model_type in TABLE_READERS else set()
     heads = {id(layer.weight) for layer in (_embedding(network), _head(network)) if layer is not None}
     done: dict[int, CodedWeight] = {}
     weights: dict[str, CodedWeight] = {}
     for name, module in network.named_modules():
         dense = module._parameters.get("weight")
-        if dense is None or not takes_codes(name, module) or len(dense) < MIN_ROWS:
+        if dense is None or id(dense) in left or not takes_codes(name, module) or len(dense) < MIN_ROWS:
             continue
         if id(dense) not in done:
             is_fine = quantization == "int8" or id(dense) in heads or isinstance(module, nn.Embedding)
