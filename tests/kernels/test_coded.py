@@ -172,6 +172,13 @@ def test_rows_that_are_not_there_are_refused() -> None:
             weight.decode_rows(torch.tensor([0, number]))
 
 
+def test_rows_may_be_found_by_other_whole_numbers_and_not_elsewhere() -> None:
+    weight, numbers = coded("Q4_0"), torch.tensor([[3, 9], [1, 0]]).T
+    assert torch.equal(weight.decode_rows(numbers.int()), weight.decode()[numbers])
+    with pytest.raises(ConfigError, match="on meta"):
+        weight.decode_rows(numbers.to("meta"))
+
+
 def test_blocks_of_another_shape_are_refused(kernels: NativeKernels) -> None:
     blocks = torch.from_numpy(blocks_of("Q4_K", 4))
     with pytest.raises(ConfigError, match="Q4_K"):

@@ -22,7 +22,19 @@ from pagoda.models.rounding import quantize, rounded
 from pagoda.models.selftest import SEQUENCE_TOKENS, PagedRun, paged_error
 
 # Biases, ties, scaled embeddings, experts, latents, states, positions that are learnt.
-FAMILIES = ("llama", "qwen2", "gemma3_text", "mixtral", "deepseek_v3", "bamba", "gpt2", "opt", "phi3", "cohere")
+FAMILIES = (
+    "llama",
+    "qwen2",
+    "gemma3_text",
+    "mixtral",
+    "deepseek_v3",
+    "bamba",
+    "gpt2",
+    "opt",
+    "phi3",
+    "cohere",
+    "llama4_text",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -141,13 +141,21 @@ class CodedWeight:
 
     def decode_rows(self, numbers: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Rows of weights, reckoned in fp32 and rounded: [*numbers, depth]. Raises IndexError for others."""
+        numbers = numbers.contiguous().long()
         function, arguments, out = self.decoding(numbers, dtype)
         function(*arguments)
         return out
 
     def decoding(self, numbers: torch.Tensor, dtype: torch.dtype) -> tuple[Any, tuple[Any, ...], torch.Tensor]:
-        """The call of the compiled module that makes `decode_rows`, and where it writes these."""
+        """The call of the compiled module that makes `decode_rows`, and where it writes these.
+
+        `numbers` are int64, without gaps and on the CPU, and live until the call is made.
+        """
         native = compiled()
+        if numbers.dtype is not torch.int64 or not numbers.is_cpu or not numbers.is_contiguous():
+            raise ConfigError(
+                f"Rows of codes are found by int64 on the CPU, not by {numbers.dtype} on {numbers.device}."
+            )
         out = torch.empty(*numbers.shape, self.depth, dtype=dtype)
         arguments = (
             *(self.coding, self.data.data_ptr(), self.rows, self.depth, numbers.data_ptr(), numbers.numel()),

@@ -133,7 +133,8 @@ class NativeLayers(NativeCalls, LayerKernels):
         return out
 
     def coded_rows(self, weight: CodedWeight, numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        function, arguments, out = weight.decoding(numbers.contiguous(), dtype)
+        numbers = numbers.contiguous().long()
+        function, arguments, out = weight.decoding(numbers, dtype)
         self._run(function, *arguments)
         return out
 

@@ -43,7 +43,7 @@ class ReferenceLayers(LayerKernels):
         return (out if bias is None else out + bias.float()).to(input.dtype)
 
     def coded_rows(self, weight: CodedWeight, numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        return weight.decode_rows(numbers.contiguous(), dtype)
+        return weight.decode_rows(numbers, dtype)
 
     def rms_norm(self, input: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         wide = input.float()

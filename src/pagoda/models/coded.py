@@ -17,13 +17,13 @@ from pagoda.kernels.coded_weight import CodedWeight
 from pagoda.models.attention import kernels_in_flight
 
 # Layers whose weights the code of their family reads by itself.
-READ_BY_FAMILIES = ("dt_proj", "kv_b_proj", "wo")
+READ_BY_FAMILIES = ("classifier", "dt_proj", "embed_positions", "kv_b_proj", "wo")
 
 
 class Coded:
-    """Mixed in before a layer's class: what stands for its weight has a shape and a type, and no numbers.
+    """Mixed in before a layer's class: what stands for its weight has a shape, a type and a device, and no numbers.
 
-    Families ask for the type. Whoever needs the numbers gets an error, or `dense`.
+    Families ask for these. Whoever reads numbers gets NaN, which shows; they are to be had from `dense`.
     """
 
     coded: CodedWeight
@@ -31,7 +31,7 @@ class Coded:
 
     @property
     def weight(self) -> torch.Tensor:
-        return torch.empty(self.coded.shape, dtype=self.dense_dtype, device="meta")
+        return torch.full((), float("nan"), dtype=self.dense_dtype).expand(self.coded.shape)
 
     def dense(self) -> torch.Tensor:
         """All weights, decoded anew."""
@@ -56,7 +56,7 @@ class CodedEmbedding(Coded, nn.Embedding):  # type: ignore[override]
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         kernels = kernels_in_flight()
         if kernels is None:
-            return self.coded.decode_rows(input.contiguous(), self.dense_dtype)
+            return self.coded.decode_rows(input, self.dense_dtype)
         return kernels.coded_rows(self.coded, input, self.dense_dtype)
 
 
