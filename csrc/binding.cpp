@@ -187,8 +187,8 @@ void pack_gguf_rows(GgufType type, uintptr_t blocks, int64_t row_nbytes, int64_t
 void pack_plane_rows(const Coding& coding, uintptr_t codes, uintptr_t scales, uintptr_t minima, int64_t rows,
                      int64_t depth, uintptr_t out, int num_threads) {
     nb::gil_scoped_release released;
-    pack_planes({coding, pointer<const uint8_t>(codes), pointer<const float>(scales), pointer<const float>(minima), nullptr,
-                 nullptr, rows, depth, pointer<uint8_t>(out)},
+    pack_planes({coding, pointer<const uint8_t>(codes), pointer<const float>(scales), pointer<const float>(minima), rows, depth,
+                  pointer<uint8_t>(out)},
                 num_threads);
 }
 
@@ -311,7 +311,6 @@ NB_MODULE(_native, module) {
     nb::class_<Coding>(module, "Coding")
         .def(nb::init<int, int, int, bool, bool, int64_t, Number>(), "bits"_a, "zero"_a, "num_parts"_a, "has_minimum"_a,
              "has_table"_a, "superunit"_a, "scale"_a)
-        .def_ro("superunit", &Coding::superunit)
         .def("block_nbytes", &block_nbytes, "depth"_a);
     nb::enum_<GgufType>(module, "GgufType")
         .value("Q4_0", GgufType::q4_0)

@@ -61,7 +61,7 @@ static inline int64_t block_nbytes(const Coding& coding, int64_t depth) {
 
 // Rows of input as codes of 8 bits, with a scale for each unit: |x| is at most 127 scales.
 struct CodedRows {
-    int8_t* codes;       // [rows, units x kUnitDepth], see `input_code_nbytes`
+    int8_t* codes;       // [rows, units x kUnitDepth], or as many of 16 bits
     float* scales;       // [rows, units]
     float* terms;        // [rows, units, 2]: what zeros or minima of weights are multiplied by, see `code_rows`
 };

@@ -187,14 +187,12 @@ void pack_gguf(GgufType type, const uint8_t* blocks, int64_t row_nbytes, int64_t
 
 void pack_planes(const PlaneCall& call, int num_threads) {
     const Coding& coding = call.coding;
-    const int64_t superunits = num_superunits(coding, call.depth), parts = num_units(call.depth) * coding.num_parts;
+    const int64_t superunits = num_superunits(coding, call.depth);
     pack_blocks(coding, call.rows, call.depth, call.out, num_threads, [&](int64_t number, int64_t row, RowsOfBlock& block) {
         const CodedRow own = block.row(row);
         std::copy_n(call.codes + number * call.depth, call.depth, own.codes);
         std::copy_n(call.scales + number * superunits, superunits, own.scales);
         if (call.minima) std::copy_n(call.minima + number * superunits, superunits, own.minima);
-        if (call.parts) std::copy_n(call.parts + number * parts, parts, own.parts);
-        if (call.part_minima) std::copy_n(call.part_minima + number * parts, parts, own.part_minima);
     });
 }
 

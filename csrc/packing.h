@@ -5,15 +5,13 @@
 
 namespace pagoda {
 
-// Rows of a matrix as arrays: codes [rows, depth], scales and minima [rows, superunits], parts [rows, units, num_parts].
-// What the coding does not have is null.
+// Rows of a matrix as arrays: codes [rows, depth], scales and minima [rows, superunits]. There are no parts, and `minima` is
+// null where the coding has none.
 struct PlaneCall {
     Coding coding;
     const uint8_t* codes;
     const float* scales;
     const float* minima;
-    const int8_t* parts;
-    const int8_t* part_minima;
     int64_t rows;
     int64_t depth;
     uint8_t* out;

@@ -106,7 +106,8 @@ class EngineConfig:
     """How to run one model. `None` and "auto" are resolved from the model and the machine at start-up.
 
     quantization: "int8" or "int4" codes the weights when they are loaded, and computes with the codes; "none" does not.
-    activations: what coded weights are multiplied by: "int8" (codes of 8 bits), or "full" (what there is, slowly).
+    activations: what coded weights are multiplied by: "int8" (codes of 8 bits), or "full": what there is, by weights
+    that are decoded when they are loaded.
     device: "cpu", "cuda" (a GPU), or "auto": a GPU if there is one that can do what is asked for.
     gpu_memory_utilization: how much of a GPU's memory is used, by weights, pages and all others on it.
     kv_cache_dtype: a format, a pair for keys and values ("int8/int4"), or formats by reach ("full=int8,sliding=bf16").

@@ -14,7 +14,7 @@ from pagoda import LLM, SamplingParams
 from pagoda.errors import ConfigError
 from pagoda.kernels.reference_layers import coded_input
 from pagoda.models import rounding
-from pagoda.models.coded import CodedEmbedding, CodedLinear, leave_inputs
+from pagoda.models.coded import CodedEmbedding, CodedLinear, coded_weights, decode
 from pagoda.models.digest import weights_digest
 from pagoda.models.model import Model
 from pagoda.models.quiet import quiet
@@ -90,7 +90,7 @@ def test_a_table_that_its_family_reads_itself_stays_as_it_is() -> None:
     table = network.get_input_embeddings().weight
     quantize(network, "int8")
     assert network.get_input_embeddings().weight is table
-    leave_inputs(network)
+    decode(network)
     error, tolerance = paged_error(network)
     assert error <= tolerance
 
@@ -106,10 +106,17 @@ def test_outside_a_step_weights_are_decoded_and_inputs_left_alone() -> None:
     assert torch.equal(embedding(ids), embedding.coded.decode()[ids])
 
 
-def test_inputs_that_are_left_alone_give_logits_to_rounding() -> None:
-    network = families.build_tiny("llama")
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_decoded_weights_are_those_that_codes_stand_for(family: str) -> None:
+    network = families.build_tiny(family)
+    before = {name: (type(module), module.state_dict().keys()) for name, module in network.named_modules()}
     quantize(network, "int4")
-    leave_inputs(network)
+    expected = {name: coded.decode() for name, coded in coded_weights(network).items()}
+    decode(network)
+    assert {name: (type(module), module.state_dict().keys()) for name, module in network.named_modules()} == before
+    assert expected
+    for name, weight in expected.items():
+        assert torch.equal(network.get_parameter(name), weight)
     error, tolerance = paged_error(network)
     assert error <= tolerance
 
@@ -130,14 +137,24 @@ def test_codes_are_counted_as_weights() -> None:
     assert Model.from_transformers(network).weight_nbytes < 0.5 * before
 
 
-def test_other_codes_are_another_model() -> None:
-    digests = []
-    for quantization in ("none", "int8", "int4"):
+def test_other_codes_and_what_they_stand_for_are_other_models() -> None:
+    """Pages of one are not those of another."""
+    digests = [weights_digest(families.build_tiny("llama"))]
+    for quantization in ("int8", "int4"):
         network = families.build_tiny("llama")
-        if quantization != "none":
-            quantize(network, quantization)
+        quantize(network, quantization)
         digests.append(weights_digest(network))
-    assert len(set(digests)) == 3
+        decode(network)
+        digests.append(weights_digest(network))
+    assert len(set(digests)) == 5
+
+
+def test_what_is_coded_is_not_coded_again() -> None:
+    network = families.build_tiny("gemma3_text")
+    quantize(network, "int8")
+    before = coded_weights(network)
+    quantize(network, "int4")
+    assert coded_weights(network) == before
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from gguf_models import Unconfined, write_gguf
+from gguf_models import write_gguf
 from pagoda import LLM, SamplingParams
 from pagoda.errors import UnsupportedModelError
 from pagoda.models.loader import load_model
@@ -22,13 +22,7 @@ MERGES = ("t h", "th e", "Ġ the", "Ġ t", "p a", "g e", "pa ge", "1 2")
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kept(tmp_path_factory):
-    """What files say is read once, and in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PAGODA_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr("pagoda.checkpoint.gguf_description._confined", Unconfined)
-        yield
+pytestmark = pytest.mark.usefixtures("gguf_read_here")
 
 
 def by_bytes(pre="qwen2", **more):

@@ -12,12 +12,12 @@ from gguf import GGMLQuantizationType
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from gguf_models import FAMILIES, Unconfined, write_gguf
+from gguf_models import FAMILIES, write_gguf
 from pagoda.checkpoint.directory import checkpoint_directory
 from pagoda.errors import CorruptCheckpointError, UnsupportedModelError
-from pagoda.models.coded import coded_weights
+from pagoda.models.coded import coded_weights, decode
 from pagoda.models.digest import outline_digest, weights_digest
-from pagoda.models.gguf_weights import gguf_weights
+from pagoda.models.gguf_weights import ARCHITECTURES, gguf_weights
 from pagoda.models.kept_digest import kept_weights_digest
 from pagoda.models.loader import load_model
 from pagoda.models.selftest import PagedRun
@@ -27,13 +27,7 @@ TABLE = "model.embed_tokens.weight"
 TOLERANCE = 1e-4  # rounding of fp32
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kept(tmp_path_factory):
-    """What files say is read once, and in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PAGODA_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr("pagoda.checkpoint.gguf_description._confined", Unconfined)
-        yield
+pytestmark = pytest.mark.usefixtures("gguf_read_here")
 
 
 def token_ids(network):
@@ -44,6 +38,7 @@ def token_ids(network):
 @torch.inference_mode()
 def check_logits(model, network):
     """Those of packed pages, prefilled and decoded, beside those of transformers' own forward."""
+    decode(model.network)  # inputs of codes are coded, too, which is another test's matter
     sequences = token_ids(network)
     for ids, logits in zip(sequences, PagedRun(model).logits(sequences), strict=True):
         expected = network(ids[None]).logits[0].float()
@@ -53,18 +48,27 @@ def check_logits(model, network):
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_logits_are_those_of_the_decoded_numbers(tmp_path, architecture):
     written = write_gguf(tmp_path / "model.gguf", architecture)
-    model = load_model(written.file, dtype="float32", activations="full")
+    model = load_model(written.file, dtype="float32")
     assert coded_weights(model.network), "nothing is coded"
     check_logits(model, written.network)
+
+
+def test_all_architectures_that_are_read_are_held_to_transformers():
+    assert set(FAMILIES) == ARCHITECTURES
 
 
 @pytest.mark.parametrize("kind", [TYPES.Q4_0, TYPES.Q5_0, TYPES.Q4_K, TYPES.F32, TYPES.F16, TYPES.BF16])
 def test_types(tmp_path, kind):
     written = write_gguf(tmp_path / "model.gguf", "llama", kind, hidden_size=256, intermediate_size=256)
-    model = load_model(written.file, dtype="float32", activations="full")
+    model = load_model(written.file, dtype="float32")
     is_plain = kind in (TYPES.F32, TYPES.F16, TYPES.BF16)
     assert bool(coded_weights(model.network)) is not is_plain
     check_logits(model, written.network)
+
+
+def test_weights_are_decoded_for_full_activations(tmp_path):
+    written = write_gguf(tmp_path / "model.gguf", "llama")
+    assert not coded_weights(load_model(written.file, activations="full").network)
 
 
 def test_codes_are_those_of_the_file(tmp_path):
@@ -82,7 +86,7 @@ def test_a_head_of_its_own_beside_a_table_of_another_type(tmp_path):
         return TYPES.Q4_0 if name == "token_embd.weight" else TYPES.Q8_0
 
     written = write_gguf(tmp_path / "model.gguf", "qwen2", kind, tie_word_embeddings=False)
-    model = load_model(written.file, dtype="float32", activations="full")
+    model = load_model(written.file, dtype="float32")
     assert coded_weights(model.network)["lm_head.weight"].nbytes > coded_weights(model.network)[TABLE].nbytes
     check_logits(model, written.network)
 
@@ -98,7 +102,7 @@ def test_the_file_decides_whether_a_head_is_tied(tmp_path):
     """What configurations say is often of another file."""
     written = write_gguf(tmp_path / "model.gguf", "qwen2", tie_word_embeddings=False)
     (tmp_path / "config.json").write_text(json.dumps(written.network.config.to_dict() | {"tie_word_embeddings": True}))
-    check_logits(load_model(written.file, dtype="float32", activations="full"), written.network)
+    check_logits(load_model(written.file, dtype="float32"), written.network)
 
 
 def test_numbers_that_are_decoded_have_the_type_that_is_asked_for(tmp_path):
@@ -121,7 +125,7 @@ def test_rotations_of_llama_3(tmp_path):
     }
     settings = {"rope_parameters": scaling, "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
     written = write_gguf(tmp_path / "model.gguf", "llama", more=rope_factors(scaling, 32), **settings)
-    model = load_model(written.file, dtype="float32", activations="full")
+    model = load_model(written.file, dtype="float32")
     assert torch.allclose(model.network.model.rotary_emb.inv_freq, written.network.model.rotary_emb.inv_freq, rtol=1e-4)
 
 
@@ -179,7 +183,7 @@ def test_parts_of_a_split_model(tmp_path):
     parts = sorted(tmp_path.glob("*.gguf"))
     assert len(parts) == 2
     for path in (tmp_path, parts[1]):
-        check_logits(load_model(path, dtype="float32", activations="full"), written.network)
+        check_logits(load_model(path, dtype="float32"), written.network)
 
 
 def test_on_a_gpu_all_weights_are_decoded(tmp_path):

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from models.checkpoints import edit, make_network, save
 from pagoda.errors import CorruptCheckpointError, UnsupportedModelError
-from pagoda.models.coded import coded_weights
+from pagoda.kernels.coded_weight import CodedWeight
+from pagoda.models.coded import coded_weights, decode
 from pagoda.models.configuration import PACKING_METHODS
 from pagoda.models.loader import load_model
 from pagoda.models.packed_layers import unpacked
@@ -173,14 +174,17 @@ def write(folder: Path, quantization: dict[str, Any], pack: Packer) -> Any:
 
 
 @torch.inference_mode()
-def check_logits(folder: Path, network: Any) -> Any:
-    model = load_model(folder, dtype="float32", activations="full")
+def check_logits(folder: Path, network: Any) -> dict[str, CodedWeight]:
+    """Those of what codes stand for; returns the codes."""
+    model = load_model(folder, dtype="float32")
+    coded = coded_weights(model.network)
+    decode(model.network)
     generator = torch.Generator().manual_seed(1)
     tokens = [torch.randint(3, 64, (count,), generator=generator) for count in SEQUENCE_TOKENS]
     for ids, logits in zip(tokens, PagedRun(model, []).logits(tokens), strict=True):
         expected = network(ids[None]).logits[0]
         assert (logits - expected).norm() < TOLERANCE * expected.norm()
-    return model
+    return coded
 
 
 COMPRESSED = {"quant_method": "compressed-tensors"}
@@ -209,14 +213,12 @@ DECODED = {
 
 @pytest.mark.parametrize("kind", CODED)
 def test_codes_are_kept(tmp_path: Path, kind: str) -> None:
-    model = check_logits(tmp_path, write(tmp_path, *CODED[kind]))
-    assert len(coded_weights(model.network)) == 14
+    assert len(check_logits(tmp_path, write(tmp_path, *CODED[kind]))) == 14
 
 
 @pytest.mark.parametrize("kind", DECODED)
 def test_what_has_no_scale_for_a_group_is_decoded(tmp_path: Path, kind: str) -> None:
-    model = check_logits(tmp_path, write(tmp_path, *DECODED[kind]))
-    assert not coded_weights(model.network)
+    assert not check_logits(tmp_path, write(tmp_path, *DECODED[kind]))
 
 
 def test_all_methods_that_are_let_through_are_read() -> None:
@@ -269,4 +271,4 @@ def test_a_checkpoint_without_the_codes_that_it_tells_of_is_refused(tmp_path: Pa
 def test_without_compiled_kernels_all_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = write(tmp_path, *CODED["gptq"])
     monkeypatch.setattr("pagoda.models.packed_weights.can_hold_codes", lambda: False)
-    assert not coded_weights(check_logits(tmp_path, network).network)
+    assert not check_logits(tmp_path, network)

@@ -52,7 +52,11 @@ OF_CHECKPOINTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"
 ENGINE_OPTIONS = (
     _option("dtype", "precision of the weights; auto takes the checkpoint's", choices=DTYPES),
     _option("quantization", "bits of the weights that are computed with, if not those of dtype", choices=QUANTIZATIONS),
-    _option("activations", "what coded weights are multiplied by: int8 is fast, full exact", choices=ACTIVATIONS),
+    _option(
+        "activations",
+        "what coded weights are multiplied by; for full, which is exact, they are decoded",
+        choices=ACTIVATIONS,
+    ),
     _option("device", "what computes; auto takes a GPU if there is one that can do what is asked for", choices=DEVICES),
     _option(
         "gpu_memory_utilization",

@@ -99,7 +99,6 @@ class TokenPlane:
     ) -> None: ...
 
 class Coding:
-    superunit: int
     def __init__(
         self,
         bits: int,

@@ -16,8 +16,9 @@ from torch.nn import functional
 from pagoda.kernels.coded_weight import CodedWeight
 from pagoda.models.attention import kernels_in_flight
 
-# Layers whose weights the code of their family reads by itself.
+# Layers whose weights the code of their family reads by itself, and families whose code reads the table of tokens so.
 READ_BY_FAMILIES = ("classifier", "dt_proj", "embed_positions", "kv_b_proj", "wo")
+TABLE_READERS = ("gemma4", "gemma4_unified")
 
 
 class Coded:
@@ -39,13 +40,11 @@ class Coded:
 
 
 class CodedLinear(Coded, nn.Linear):  # type: ignore[override]
-    """`nn.Linear` on codes: in a step its input is coded to 8 bits, unless that is not wanted."""
-
-    codes_input = True
+    """`nn.Linear` on codes: in a step its input is coded to 8 bits."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         kernels = kernels_in_flight()
-        if kernels is None or not self.codes_input:
+        if kernels is None:
             return functional.linear(input, self.dense(), self.bias)
         return kernels.coded_linear(input, self.coded, self.bias)
 
@@ -60,10 +59,16 @@ class CodedEmbedding(Coded, nn.Embedding):  # type: ignore[override]
         return kernels.coded_rows(self.coded, input, self.dense_dtype)
 
 
-def takes_codes(name: str, module: nn.Module | None) -> bool:
-    """Whether a module is a linear layer, or an embedding of any kind that does not renormalise what it reads."""
-    is_plain = type(module) is nn.Linear or (isinstance(module, nn.Embedding) and module.max_norm is None)
-    return is_plain and name.rpartition(".")[2] not in READ_BY_FAMILIES
+def codable_layers(network: Any) -> dict[str, nn.Module]:
+    """Linear layers, and embeddings of any kind that do not renormalise what they read, by name."""
+    table = network.get_input_embeddings().weight if network.config.model_type in TABLE_READERS else None
+    return {name: module for name, module in network.named_modules() if _is_codable(name, module, table)}
+
+
+def _is_codable(name: str, module: Any, left: torch.Tensor | None) -> bool:
+    is_table = isinstance(module, nn.Embedding) and not isinstance(module, Coded) and module.max_norm is None
+    is_read = name.rpartition(".")[2] in READ_BY_FAMILIES
+    return (type(module) is nn.Linear or is_table) and not is_read and module.weight is not left
 
 
 def coded_weights(network: nn.Module) -> dict[str, CodedWeight]:
@@ -79,13 +84,6 @@ def held_weight(module: Any) -> CodedWeight | torch.Tensor:
     return module.weight if coded is None else coded
 
 
-def leave_inputs(network: nn.Module) -> None:
-    """Let coded layers of `network` multiply their inputs as they are: weights are decoded anew for each call."""
-    for module in network.modules():
-        if isinstance(module, CodedLinear):
-            module.codes_input = False
-
-
 def install(network: nn.Module, weights: Mapping[str, CodedWeight]) -> None:
     """Let the layers of `network` compute with `weights`, by the names of their dense ones, whose type results have.
 
@@ -99,12 +97,35 @@ def install(network: nn.Module, weights: Mapping[str, CodedWeight]) -> None:
             _set(module, coded)
 
 
+def decode(network: nn.Module) -> None:
+    """Give the coded layers of `network` dense weights of what their codes stand for; what is tied stays so."""
+    dense: dict[int, nn.Parameter] = {}
+    for module in list(network.modules()):
+        if isinstance(module, Coded):
+            key = id(module.coded)
+            if key not in dense:
+                dense[key] = nn.Parameter(module.dense(), requires_grad=False)
+            _unset(module, dense[key])
+
+
 def _set(module: Any, coded: CodedWeight) -> None:
     dense = module._parameters.pop("weight")
     assert tuple(dense.shape) == coded.shape
     module.__class__ = _coded_kind(type(module))
     module.coded, module.dense_dtype = coded, dense.dtype
-    module.register_parameter(coded.kind.replace(" ", "_"), coded.data)
+    module.register_parameter(_parameter_name(coded), coded.data)
+
+
+def _unset(module: Any, dense: nn.Parameter) -> None:
+    del module._parameters[_parameter_name(module.coded)]
+    module.__class__ = next(kind for kind in type(module).__mro__ if kind.__module__ != __name__)
+    del module.coded, module.dense_dtype
+    module.register_parameter("weight", dense)
+
+
+def _parameter_name(coded: CodedWeight) -> str:
+    """Another for each coding, so that the same bytes of two are not taken for the same weights."""
+    return coded.kind.replace(" ", "_")
 
 
 def _coded_kind(kind: type[nn.Module]) -> type[nn.Module]:

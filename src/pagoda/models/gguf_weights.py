@@ -23,7 +23,7 @@ from pagoda.errors import UnsupportedModelError
 from pagoda.kernels.coded_weight import GGUF_TYPES, CodedWeight, can_hold_codes
 from pagoda.models.attention import ATTENTION_NAME
 from pagoda.models.build import build_network, network_class
-from pagoda.models.coded import install, takes_codes
+from pagoda.models.coded import codable_layers, install
 from pagoda.models.gguf_rules import Rules, order_of_rows, rules_of
 from pagoda.models.kept_digest import WeightFiles
 from pagoda.models.own_attention import interface_name
@@ -101,7 +101,7 @@ class _Plan:
         _, own_config = network_class(config)
         with torch.device("meta"):
             network = build_network(config, attn_implementation=interface_name(config, ATTENTION_NAME))
-        self._modules = dict(network.named_modules())
+        self._layers: dict[str, Any] = codable_layers(network)
         self.rules = rules_of(model.header.architecture, network, own_config, model.tensors)
         unknown = [name for name in model.tensors if not self.rules.knows(name) and name not in READ_TENSORS]
         if unknown:
@@ -113,10 +113,8 @@ class _Plan:
     def coded_rows(self, tensor: GgufTensor) -> np.ndarray | slice | None:
         """The rows of a matrix in the order of the network; None for what is not to stay coded."""
         path = self.rules.names.get(tensor.name, "").removesuffix(".weight")
-        module: Any = self._modules.get(path)
-        if tensor.type_name not in GGUF_TYPES or len(tensor.shape) != 2 or not takes_codes(path, module):
-            return None
-        if module.weight.shape != tensor.shape:
+        layer = self._layers.get(path)
+        if tensor.type_name not in GGUF_TYPES or layer is None or layer.weight.shape != tensor.shape:
             return None
         return order_of_rows(self.rules, tensor.name, tensor.shape[0])
 

@@ -23,7 +23,7 @@ from pagoda.checkpoint.plausible import check_values
 from pagoda.errors import ConfigError
 from pagoda.models.attention import ATTENTION_NAME
 from pagoda.models.build import random_network
-from pagoda.models.coded import leave_inputs
+from pagoda.models.coded import decode
 from pagoda.models.configuration import check_family, make_config, packing_of
 from pagoda.models.discovery import Discovered, discover
 from pagoda.models.generation import GenerationTokens
@@ -59,7 +59,7 @@ def load_model(
 
     `dtype` is "auto" (as stored) or a name in `DTYPES`; coded weights keep their codes, and the rest has it.
     `quantization` is "none", or a name in `QUANTIZATIONS` to hold dense weights in codes. What coded weights are
-    multiplied by is coded, too, unless `activations` is "full".
+    multiplied by is coded, too; with `activations` "full" weights are decoded instead.
     `generation_config` is a directory, "auto" for the same, or "vllm" for no more than the checkpoint's tokens.
     """
     directory = checkpoint_directory(path)
@@ -69,7 +69,7 @@ def load_model(
         network, discovered, files = _load_network(directory / "config.json", values, weight_dtype, device)
         _quantize(network, quantization, device)
         if activations == "full":
-            leave_inputs(network)
+            decode(network)
         place(network, device)
         model = Model(network, discovered, _generation(directory, generation_config, network.config, values))
         model.origin = Origin.of(files, model.network)

@@ -19,7 +19,7 @@ from pagoda.errors import CorruptCheckpointError
 from pagoda.kernels.coded_weight import CodedWeight, GroupedCodes, can_hold_codes
 from pagoda.models.attention import ATTENTION_NAME
 from pagoda.models.build import build_network, network_class
-from pagoda.models.coded import install, takes_codes
+from pagoda.models.coded import codable_layers, install
 from pagoda.models.configuration import Packing
 from pagoda.models.kept_digest import WeightFiles
 from pagoda.models.own_attention import interface_name
@@ -134,5 +134,5 @@ def _taking(config: Any) -> dict[str, tuple[int, ...]]:
     """The shapes of weights that a network of `config` can have as codes."""
     with quiet(), torch.device("meta"):
         network = build_network(config, attn_implementation=interface_name(config, ATTENTION_NAME))
-    modules = ((name, module) for name, module in network.named_modules() if takes_codes(name, module))
-    return {f"{name}.weight": tuple(module.weight.shape) for name, module in modules}
+    layers: dict[str, Any] = codable_layers(network)
+    return {f"{name}.weight": tuple(layer.weight.shape) for name, layer in layers.items()}

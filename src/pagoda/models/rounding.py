@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pagoda.kernels.coded_weight import CodedWeight, GroupedCodes
-from pagoda.models.coded import install, takes_codes
+from pagoda.models.coded import codable_layers, install
 
 GROUP = 32
 MOST_INT8 = 127
@@ -23,27 +23,20 @@ MOST_INT4 = 15
 RANGES = (1.0, 0.92, 0.84)
 # Numbers that are rounded at a time: they stay in the caches.
 CHUNK = 1 << 18
-# Families whose own code reads rows of the table of tokens: it stays as it is, and so does a head that is tied to it.
-TABLE_READERS = ("gemma4", "gemma4_unified")
 # Smaller matrices are not worth it.
 MIN_ROWS = 64
 
 
 def quantize(network: Any, quantization: str) -> None:
     """Let linear layers and embeddings of `network` have codes instead of weights."""
-    left = {id(_embedding(network).weight)} if network.config.model_type in TABLE_READERS else set()
-    heads = {id(layer.weight) for layer in (_embedding(network), _head(network)) if layer is not None}
-    done: dict[int, CodedWeight] = {}
-    weights: dict[str, CodedWeight] = {}
-    for name, module in network.named_modules():
-        dense = module._parameters.get("weight")
-        if dense is None or id(dense) in left or not takes_codes(name, module) or len(dense) < MIN_ROWS:
-            continue
-        if id(dense) not in done:
-            is_fine = quantization == "int8" or id(dense) in heads or isinstance(module, nn.Embedding)
-            done[id(dense)] = CodedWeight.from_groups(rounded(dense.data, is_fine))
-        weights[f"{name}.weight"] = done[id(dense)]
-    install(network, weights)
+    head = network.get_output_embeddings()
+    weights: dict[int, tuple[str, CodedWeight]] = {}
+    for name, module in codable_layers(network).items():
+        dense: Any = module.weight
+        if id(dense) not in weights and len(dense) >= MIN_ROWS:
+            is_fine = quantization == "int8" or module is head or isinstance(module, nn.Embedding)
+            weights[id(dense)] = f"{name}.weight", CodedWeight.from_groups(rounded(dense.data, is_fine))
+    install(network, dict(weights.values()))
 
 
 def rounded(weight: torch.Tensor, is_fine: bool) -> GroupedCodes:
@@ -102,11 +95,3 @@ def _fitted(rows: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torc
     scales = (((codes - mean_code) * (rows - mean)).sum(dim=-1, keepdim=True) / spread).nan_to_num(0.0, 0.0, 0.0)
     scales = scales.half().float()
     return scales, (scales * mean_code - mean).half().float()
-
-
-def _embedding(network: Any) -> Any:
-    return network.get_input_embeddings()
-
-
-def _head(network: Any) -> Any:
-    return network.get_output_embeddings()
