@@ -407,12 +407,14 @@ constexpr int64_t kMaxHeadRows = 8;
 constexpr int64_t kMaxHeadWidth = 1024;
 constexpr int64_t kHeadWidthMultiple = 16;
 
-struct CodedCall;  // coding.h
+// coding.h
+struct CodedCall;
+struct CodedRoom;
 
 // Those of products with coded weights.
 struct CodedKernels {
     void (*code_rows)(const CodedCall& call, int64_t first_row, int64_t last_row);
-    void (*multiply)(const CodedCall& call, int64_t first_block, int64_t last_block, uint8_t* plain);
+    void (*multiply)(const CodedCall& call, int64_t first_block, int64_t last_block, const CodedRoom& room);
 };
 
 // The functions of one instruction set. Those for linear layers on tiles are null where there are none.

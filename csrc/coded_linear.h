@@ -5,6 +5,8 @@
 // result depends on nothing that is computed beside it.
 #pragma once
 
+#include <type_traits>
+
 #include "coded_codes.h"
 #include "pointwise.h"
 
@@ -29,6 +31,12 @@ constexpr bool takes_shorts() {
     return kMultipliesShorts && most_sums(Codes::kMost) < 2;
 }
 
+// Of a row of input.
+template <class Codes>
+constexpr int64_t unit_input_nbytes() {
+    return takes_shorts<Codes>() ? 2 * kUnitDepth : kUnitDepth;
+}
+
 inline Ints splat_code_word(const int8_t* codes) {
     int32_t word;
     __builtin_memcpy(&word, codes, 4);
@@ -49,30 +57,36 @@ inline Register multiply_shorts(Register codes, Register input) { return _mm256_
 inline Register ones() { return _mm256_set1_epi16(1); }
 #endif
 
-// The sums of products of half a unit; `input` [kRows] at a distance of `stride` codes.
-template <class Codes, int kRows>
-inline void multiply_half(const uint8_t* data, int half, const int8_t* input, int64_t stride, Ints (&sums)[kRows]) {
+// Adds the products of half a unit to the sums of rows, whose codes lie one behind the other in `input`.
+template <class Codes, int kRows, int kVectors>
+inline void multiply_half(const uint8_t* const (&data)[kVectors], int half, const int8_t* input,
+                          Ints (&sums)[kVectors][kRows]) {
+    constexpr int64_t kStride = unit_input_nbytes<Codes>();
+    input += half * kStride / 2;
 #if defined(__AVX512VNNI__)
-    for (int row = 0; row < kRows; row++) sums[row] = Ints{};
     for (int step = 0; step < kHalfSteps; step++) {
-        const Register codes = reinterpret_cast<Register>(Codes::step(data, half * kHalfSteps + step));
+        Register codes[kVectors];
+        for (int vector = 0; vector < kVectors; vector++)
+            codes[vector] = reinterpret_cast<Register>(Codes::step(data[vector], half * kHalfSteps + step));
         for (int row = 0; row < kRows; row++) {
-            const Register words = reinterpret_cast<Register>(splat_code_word(input + row * stride + step * kStepDepth));
-            sums[row] = reinterpret_cast<Ints>(_mm512_dpbusd_epi32(reinterpret_cast<Register>(sums[row]), codes, words));
+            const Register words = reinterpret_cast<Register>(splat_code_word(input + row * kStride + step * kStepDepth));
+            for (int vector = 0; vector < kVectors; vector++)
+                sums[vector][row] = reinterpret_cast<Ints>(
+                    _mm512_dpbusd_epi32(reinterpret_cast<Register>(sums[vector][row]), codes[vector], words));
         }
     }
 #elif defined(__AVX2__)
+    static_assert(kVectors == 1, "registers are few");
     if constexpr (takes_shorts<Codes>()) {
         for (int step = 0; step < kHalfSteps; step++) {
-            const Shorts codes = Codes::step(data, half * kHalfSteps + step);
+            const Shorts codes = Codes::step(data[0], half * kHalfSteps + step);
             const Register even = reinterpret_cast<Register>(codes & 0xff), odd = reinterpret_cast<Register>(codes >> 8);
             for (int row = 0; row < kRows; row++) {
-                const int8_t* words = input + row * stride + step * kStepDepth * 2;
+                const int8_t* words = input + row * kStride + step * kStepDepth * 2;
                 const Register first = reinterpret_cast<Register>(splat_code_word(words));
                 const Register second = reinterpret_cast<Register>(splat_code_word(words + 4));
-                const Ints product = reinterpret_cast<Ints>(multiply_shorts(even, first));
-                sums[row] = step == 0 ? product : sums[row] + product;
-                sums[row] += reinterpret_cast<Ints>(multiply_shorts(odd, second));
+                sums[0][row] += reinterpret_cast<Ints>(multiply_shorts(even, first));
+                sums[0][row] += reinterpret_cast<Ints>(multiply_shorts(odd, second));
             }
         }
     } else {
@@ -80,26 +94,24 @@ inline void multiply_half(const uint8_t* data, int half, const int8_t* input, in
         for (int begin = 0; begin < kHalfSteps; begin += kTurn) {
             Register products[kRows];
             for (int step = begin; step < begin + kTurn; step++) {
-                const Register codes = reinterpret_cast<Register>(Codes::step(data, half * kHalfSteps + step));
+                const Register codes = reinterpret_cast<Register>(Codes::step(data[0], half * kHalfSteps + step));
                 for (int row = 0; row < kRows; row++) {
-                    const int8_t* words = input + row * stride + step * kStepDepth;
+                    const int8_t* words = input + row * kStride + step * kStepDepth;
                     const Register product = multiply_bytes(codes, reinterpret_cast<Register>(splat_code_word(words)));
                     products[row] = step == begin ? product : add_shorts(products[row], product);
                 }
             }
-            for (int row = 0; row < kRows; row++) {
-                const Ints turn = reinterpret_cast<Ints>(multiply_shorts(products[row], ones()));
-                sums[row] = begin == 0 ? turn : sums[row] + turn;
-            }
+            for (int row = 0; row < kRows; row++)
+                sums[0][row] += reinterpret_cast<Ints>(multiply_shorts(products[row], ones()));
         }
     }
 #else
-    for (int row = 0; row < kRows; row++) sums[row] = Ints{};
+    static_assert(kVectors == 1, "registers are few");
     for (int step = 0; step < kHalfSteps; step++) {
-        const Ints codes = reinterpret_cast<Ints>(Codes::step(data, half * kHalfSteps + step));
+        const Ints codes = reinterpret_cast<Ints>(Codes::step(data[0], half * kHalfSteps + step));
         for (int row = 0; row < kRows; row++)
             for (int place = 0; place < kStepDepth; place++)
-                sums[row] += (codes >> (8 * place) & 0xff) * int32_t(input[row * stride + step * kStepDepth + place]);
+                sums[0][row] += (codes >> (8 * place) & 0xff) * int32_t(input[row * kStride + step * kStepDepth + place]);
     }
 #endif
 }
@@ -133,167 +145,279 @@ inline Floats read_parts(const uint8_t* data) {
 
 inline Floats floats_of(Ints values) { return __builtin_convertvector(values, Floats); }
 
-// Some rows of input, as they enter a unit.
+// Rows of input that meet a block at a time: their sums fit into registers. For more rows than kUnpackedRows, codes are
+// unpacked once for all of them, those of so many blocks at a time. Where registers are many a word of input is read once
+// for two vectors of columns then.
+constexpr int kPackedRows = kLanes == 16 ? 8 : 4;
+constexpr int64_t kUnpackedRows = 2 * kPackedRows;
+#if defined(__AVX512VNNI__)
+constexpr int kTileRows = 6, kUnpackedBlocks = kMostUnpackedBlocks, kUnpackedJoint = 2;
+#else
+constexpr int kTileRows = kPackedRows, kUnpackedBlocks = 1, kUnpackedJoint = 1;
+#endif
+
+// Rows that lie side by side in `CodedRows`.
+inline int64_t rows_of_groups(int64_t rows) {
+    const int64_t most = rows <= kUnpackedRows ? kPackedRows : kTileRows;
+    return rows < most ? rows : most;
+}
+
+// Rows of input from `row` on, all of one group, as they enter a unit.
 struct InputUnit {
     const int8_t* codes;
     const float* scales;
     const float* terms;
-    int64_t code_stride;
-    int64_t unit_stride;
+    const int32_t* starts;
+    int64_t rows;  // of the group
+
+    InputUnit(const CodedCall& call, int64_t unit, int64_t row, int64_t nbytes) : rows(rows_of_groups(call.rows)) {
+        const int64_t before = row / rows * num_units(call.depth) + unit, own = row % rows;
+        codes = call.coded.codes + (before * rows + own) * nbytes;
+        scales = call.coded.scales + before * rows + own;
+        terms = call.coded.terms + before * 2 * rows + own;
+        starts = call.coded.starts + before * 2 * rows + own;
+    }
+
+    void advance(int64_t nbytes) {
+        codes += rows * nbytes;
+        scales += rows;
+        terms += 2 * rows;
+        starts += 2 * rows;
+    }
 };
 
-// Adds what a unit, or a half of it, sums to, to the totals of rows. Sums and terms of zeros are whole numbers below
-// 2^24, which fp32 holds.
-template <int kRows>
-inline void add_scaled(const CodedCall& call, const Ints (&sums)[kRows], const InputUnit& input, int half, Floats scale,
-                       Floats minimum, Floats (&totals)[kRows]) {
+template <int kRows, int kVectors>
+inline void start_sums(const InputUnit& input, int half, Ints (&sums)[kVectors][kRows]) {
+    for (int row = 0; row < kRows; row++)
+        for (int vector = 0; vector < kVectors; vector++)
+            sums[vector][row] = input.starts[half * input.rows + row] - Ints{};
+}
+
+// Adds what a unit, or a half of it, sums to, to the totals of rows. Sums are whole numbers below 2^24, which fp32 holds.
+template <int kRows, int kVectors>
+inline void add_scaled(bool has_minimum, const Ints (&sums)[kVectors][kRows], const InputUnit& input, int half,
+                       const Floats (&scale)[kVectors], const Floats (&minimum)[kVectors],
+                       Floats (&totals)[kVectors][kRows]) {
     for (int row = 0; row < kRows; row++) {
-        const float factor = input.scales[row * input.unit_stride], term = input.terms[row * input.unit_stride * 2 + half];
-        if (call.coding.has_minimum) {
-            totals[row] += floats_of(sums[row]) * (scale * factor);
-            totals[row] -= minimum * term;
-        } else {
-            totals[row] += (floats_of(sums[row]) - term) * (scale * factor);
-        }
+        const float factor = input.scales[row];
+        for (int vector = 0; vector < kVectors; vector++)
+            totals[vector][row] += floats_of(sums[vector][row]) * (scale[vector] * factor);
+    }
+    if (!has_minimum) return;
+    for (int row = 0; row < kRows; row++) {
+        const float term = input.terms[half * input.rows + row];
+        for (int vector = 0; vector < kVectors; vector++) totals[vector][row] -= minimum[vector] * term;
     }
 }
 
-// Of one vector of columns.
-template <class Codes, int kRows>
-inline void add_unit(const CodedCall& call, const uint8_t* unit, const uint8_t* codes, const InputUnit& input,
-                     Floats scale, Floats minimum, Floats (&totals)[kRows]) {
-    constexpr int64_t kHalfCodes = kUnitDepth / 2 * (takes_shorts<Codes>() ? 2 : 1);
-    const Coding& coding = call.coding;
-    const uint8_t* minima = unit + coding.num_parts * kCodedRows;
-    Ints first[kRows], second[kRows];
-    multiply_half<Codes, kRows>(codes, 0, input.codes, input.code_stride, first);
+// Vectors of columns, each at its place in the stream of its block: where the parts of a unit and its codes are.
+template <int kVectors>
+struct Columns {
+    const uint8_t* units[kVectors];
+    const uint8_t* codes[kVectors];
+};
+
+template <class Codes, int kRows, int kVectors>
+inline void add_unit(const Coding& coding, const Columns<kVectors>& columns, const InputUnit& input,
+                     const Floats (&scales)[kVectors], const Floats (&minima)[kVectors],
+                     Floats (&totals)[kVectors][kRows]) {
+    const int64_t minimum_parts = coding.num_parts * kCodedRows;
+    Floats scale[kVectors], minimum[kVectors];
+    const auto take_part = [&](int64_t part) {
+        for (int vector = 0; vector < kVectors; vector++) {
+            const uint8_t* own = columns.units[vector] + part * kCodedRows;
+            scale[vector] = scales[vector] * read_parts(own);
+            minimum[vector] = coding.has_minimum ? minima[vector] * read_parts(own + minimum_parts) : minima[vector];
+        }
+    };
+    Ints sums[kVectors][kRows];
+    start_sums(input, 0, sums);
+    multiply_half<Codes>(columns.codes, 0, input.codes, sums);
     if (coding.num_parts == 2) {
-        const Floats low = coding.has_minimum ? minimum * read_parts(minima) : minimum;
-        add_scaled<kRows>(call, first, input, 0, scale * read_parts(unit), low, totals);
+        take_part(0);
+        add_scaled(coding.has_minimum, sums, input, 0, scale, minimum, totals);
+        start_sums(input, 1, sums);
     }
-    multiply_half<Codes, kRows>(codes, 1, input.codes + kHalfCodes, input.code_stride, second);
-    if (coding.num_parts < 2)
-        for (int row = 0; row < kRows; row++) second[row] += first[row];
-    const int64_t part = coding.num_parts == 2 ? kCodedRows : 0;
-    if (coding.num_parts > 0) scale *= read_parts(unit + part);
-    if (coding.num_parts > 0 && coding.has_minimum) minimum *= read_parts(minima + part);
-    add_scaled<kRows>(call, second, input, coding.num_parts == 2, scale, minimum, totals);
+    multiply_half<Codes>(columns.codes, 1, input.codes, sums);
+    if (coding.num_parts == 0) return add_scaled(coding.has_minimum, sums, input, 0, scales, minima, totals);
+    take_part(coding.num_parts - 1);
+    add_scaled(coding.has_minimum, sums, input, coding.num_parts - 1, scale, minimum, totals);
 }
 
-// Of rows [row, row + kRows) and the columns of a block. `plain` has its codes a byte each, or is null.
-template <class Codes, int kRows>
-void multiply_coded(const CodedCall& call, const uint8_t* stream, const uint8_t* plain, int64_t row,
-                    Floats (&totals)[kBlockVectors][kRows]) {
-    const Coding& coding = call.coding;
-    const int64_t units = num_units(call.depth), head = kCodedRows * number_nbytes(coding.scale);
-    const int64_t code_stride = units * kUnitDepth * (takes_shorts<Codes>() ? 2 : 1);
-    InputUnit input{call.coded.codes + row * code_stride, call.coded.scales + row * units,
-                    call.coded.terms + row * units * 2, code_stride, units};
-    for (int64_t begin = 0; begin < units; begin += coding.superunit) {
-        const uint8_t* scales = stream;
+// A stretch of depth: units [begin, end), of whole superunits. `stream` is that of a block of columns from there on, and
+// `plain` its codes, a byte each, or null; the next block lies `stride` behind, and its codes `plain_stride`.
+struct Stretch {
+    int64_t begin;
+    int64_t end;
+    const uint8_t* stream;
+    const uint8_t* plain;
+    int64_t stride;
+    int64_t plain_stride;
+};
+
+// Adds to the totals of rows [row, row + kRows) and of all vectors of kBlocks blocks, kJoint of which meet a unit at once.
+template <class Codes, int kBlocks, int kJoint, int kRows>
+inline void multiply_coded(const CodedCall& call, const Stretch& stretch, int64_t row,
+                           Floats (&given)[kBlocks * kBlockVectors / kJoint][kJoint][kRows]) {
+    constexpr int kGroups = kBlocks * kBlockVectors / kJoint;
+    Floats totals[kGroups][kJoint][kRows];  // in registers: what nobody else can see need not be stored
+    __builtin_memcpy(totals, given, sizeof(totals));
+    const Coding coding = call.coding;
+    const int64_t head = kCodedRows * number_nbytes(coding.scale);
+    const uint8_t* stream = stretch.stream;
+    const uint8_t* plain = stretch.plain;
+    constexpr int64_t kInputNbytes = unit_input_nbytes<Codes>();
+    InputUnit input(call, stretch.begin, row, kInputNbytes);
+    for (int64_t begin = stretch.begin; begin < stretch.end; begin += coding.superunit) {
+        const int64_t end = begin + coding.superunit < stretch.end ? begin + coding.superunit : stretch.end;
+        Floats scales[kGroups][kJoint], minima[kGroups][kJoint]{};
+        for (int i = 0; i < kGroups * kJoint; i++) {
+            const uint8_t* own = stream + i / kBlockVectors * stretch.stride;
+            own += i % kBlockVectors * kLanes * number_nbytes(coding.scale);
+            scales[i / kJoint][i % kJoint] = read_scales(own, coding.scale);
+            if (coding.has_minimum) minima[i / kJoint][i % kJoint] = read_scales(own + head, coding.scale);
+        }
         stream += head_nbytes(coding);
-        const int64_t end = begin + coding.superunit < units ? begin + coding.superunit : units;
-        Floats scale[kBlockVectors], minimum[kBlockVectors]{};
-        for (int64_t vector = 0; vector < kBlockVectors; vector++) {
-            const uint8_t* own = scales + vector * kLanes * number_nbytes(coding.scale);
-            scale[vector] = read_scales(own, coding.scale);
-            if (coding.has_minimum) minimum[vector] = read_scales(own + head, coding.scale);
-        }
         for (int64_t unit = begin; unit < end; unit++) {
-            const uint8_t* codes = plain ? plain + unit * kPlaneNbytes * kUnitSteps : stream + parts_nbytes(coding);
-            for (int64_t vector = 0; vector < kBlockVectors; vector++)
-                add_unit<Codes, kRows>(call, stream + vector * kLanes, codes + vector * kLanes * kStepDepth, input,
-                                       scale[vector], minimum[vector], totals[vector]);
+            const uint8_t* codes = plain ? plain : stream + parts_nbytes(coding);
+            const int64_t codes_stride = plain ? stretch.plain_stride : stretch.stride;
+            for (int group = 0; group < kGroups; group++) {
+                Columns<kJoint> columns;
+                for (int vector = 0; vector < kJoint; vector++) {
+                    const int64_t block = (group * kJoint + vector) / kBlockVectors;
+                    const int64_t lane = (group * kJoint + vector) % kBlockVectors * kLanes;
+                    columns.units[vector] = stream + block * stretch.stride + lane;
+                    columns.codes[vector] = codes + block * codes_stride + lane * kStepDepth;
+                }
+                add_unit<Codes>(coding, columns, input, scales[group], minima[group], totals[group]);
+            }
+            input.advance(kInputNbytes);
             stream += unit_nbytes(coding);
-            input.codes += code_stride / units;
-            input.scales += 1;
-            input.terms += 2;
+            if (plain) plain += kPlaneNbytes * kUnitSteps;
         }
     }
+    __builtin_memcpy(given, totals, sizeof(totals));
 }
 
-// Columns that do not exist are padding of the last block.
+// The results of a row in a block. Columns that do not exist are padding of the last block.
 inline void write_coded(const CodedCall& call, const float* totals, int64_t row, int64_t column) {
-    const int64_t nbytes = number_nbytes(call.number), left = call.columns - column;
-    const int64_t count = left < kCodedRows ? left : kCodedRows;
-    alignas(64) float results[kCodedRows], biases[kCodedRows];
-    __builtin_memcpy(results, totals, sizeof(results));
-    if (call.bias) {
-        read_row(biases, call.bias + column * nbytes, call.number, count);
-        for (int64_t i = 0; i < count; i++) results[i] += biases[i];
-    }
-    write_row(call.out + (row * call.columns + column) * nbytes, call.number, results, count);
-}
-
-template <class Codes, int kRows>
-void compute_coded(const CodedCall& call, const uint8_t* stream, const uint8_t* plain, int64_t row, int64_t column) {
-    Floats totals[kBlockVectors][kRows]{};
-    multiply_coded<Codes, kRows>(call, stream, plain, row, totals);
+    const int64_t nbytes = number_nbytes(call.number), count = call.columns - column;
+    uint8_t* const out = call.out + (row * call.columns + column) * nbytes;
     alignas(64) float results[kCodedRows];
-    for (int i = 0; i < kRows; i++) {
-        for (int64_t vector = 0; vector < kBlockVectors; vector++) store(results + vector * kLanes, totals[vector][i]);
-        write_coded(call, results, row + i, column);
+    if (call.bias) {
+        read_row(results, call.bias + column * nbytes, call.number, count < kCodedRows ? count : kCodedRows);
+        for (int64_t i = 0; i < kCodedRows; i++) results[i] += totals[i];
+        totals = results;
     }
+    if (count < kCodedRows)
+        write_row(out, call.number, totals, count);
+    else
+        write_row(out, call.number, totals, kCodedRows);  // so many that the compiler knows
 }
 
-// Rows of input that meet a block at a time: their sums fit into registers.
-constexpr int kCodedMostRows = kLanes == 16 ? 8 : 4;
+// Calls `of_rows` for as many rows of `count` as kRows has room for, and then with half as many, and so on.
+template <int kRows, class OfRows>
+inline void in_rows(int64_t row, int64_t count, OfRows of_rows) {
+    for (; count >= kRows; row += kRows, count -= kRows) of_rows(std::integral_constant<int, kRows>(), row);
+    if constexpr (kRows > 1) in_rows<kRows / 2>(row, count, of_rows);
+}
 
-// As many rows of `count` as make a power of two, at most kRows, and then the others.
-template <class Codes, int kRows = kCodedMostRows>
-void compute_coded_rows(const CodedCall& call, const uint8_t* stream, const uint8_t* plain, int64_t row, int64_t count,
-                        int64_t column) {
-    for (; count >= kRows; row += kRows, count -= kRows) compute_coded<Codes, kRows>(call, stream, plain, row, column);
-    if constexpr (kRows > 1) compute_coded_rows<Codes, kRows / 2>(call, stream, plain, row, count, column);
+// A block, for few rows.
+template <class Codes>
+void compute_packed(const CodedCall& call, const uint8_t* stream, int64_t column) {
+    const Stretch stretch{0, num_units(call.depth), stream, nullptr, 0, 0};
+    in_rows<kPackedRows>(0, call.rows, [&](auto some, int64_t row) {
+        constexpr int kRows = decltype(some)::value;
+        Floats totals[kBlockVectors][1][kRows]{};
+        multiply_coded<Codes, 1>(call, stretch, row, totals);
+        alignas(64) float results[kRows][kCodedRows];
+        for (int i = 0; i < kRows; i++)
+            for (int64_t vector = 0; vector < kBlockVectors; vector++)
+                store(results[i] + vector * kLanes, totals[vector][0][i]);
+        for (int i = 0; i < kRows; i++) write_coded(call, results[i], row + i, column);
+    });
 }
 
 template <class Codes>
-void unpack_block(const CodedCall& call, const uint8_t* stream, uint8_t* plain) {
-    const int64_t units = num_units(call.depth);
-    for (int64_t unit = 0; unit < units; unit++) {
-        if (unit % call.coding.superunit == 0) stream += head_nbytes(call.coding);
+void unpack_stretch(const Coding& coding, const Stretch& stretch, uint8_t* plain) {
+    const uint8_t* stream = stretch.stream;
+    for (int64_t unit = stretch.begin; unit < stretch.end; unit++) {
+        if (unit % coding.superunit == 0) stream += head_nbytes(coding);
         for (int64_t step = 0; step < kUnitSteps; step++, plain += kPlaneNbytes)
             for (int64_t vector = 0; vector < kBlockVectors; vector++) {
                 const int64_t own = vector * kLanes * kStepDepth;
-                const Shorts codes = Codes::step(stream + parts_nbytes(call.coding) + own, step);
+                const Shorts codes = Codes::step(stream + parts_nbytes(coding) + own, step);
                 *reinterpret_cast<UnalignedShorts*>(plain + own) = codes;
             }
-        stream += unit_nbytes(call.coding);
+        stream += unit_nbytes(coding);
     }
 }
-
-// For more rows than this, codes are unpacked once for all of them.
-constexpr int64_t kUnpackedRows = 2 * kCodedMostRows;
 
 // Those of `Codes` that are a byte each: as many kinds as there are ways to sum them.
 template <class Codes>
 using Unpacked = PlainCodes<Codes::kMost <= 31 ? 31 : Codes::kMost <= 63 ? 63 : 255>;
 
-template <class Codes>
-void compute_coded_blocks(const CodedCall& call, int64_t first_block, int64_t last_block, uint8_t* plain) {
-    const int64_t nbytes = block_nbytes(call.coding, call.depth);
-    for (int64_t block = first_block; block < last_block; block++) {
-        const uint8_t* stream = call.weight + block * nbytes;
-        const int64_t column = block * kCodedRows;
-        if (call.rows <= kUnpackedRows) {
-            compute_coded_rows<Codes>(call, stream, nullptr, 0, call.rows, column);
-        } else {
-            unpack_block<Codes>(call, stream, plain);
-            compute_coded_rows<Unpacked<Codes>>(call, stream, plain, 0, call.rows, column);
+// kBlocks blocks, for many rows: stretch by stretch of depth. What rows sum to lies in `room` in between.
+template <class Codes, int kBlocks, int kJoint>
+void compute_unpacked(const CodedCall& call, const uint8_t* stream, int64_t column, const CodedRoom& room) {
+    constexpr int kVectors = kBlocks * kBlockVectors;
+    const Coding& coding = call.coding;
+    const int64_t units = num_units(call.depth), at_once = stretch_units(coding);
+    Stretch stretch{0, 0, stream, room.codes, block_nbytes(coding, call.depth), at_once * kUnitDepth * kCodedRows};
+    while (stretch.end < units) {
+        stretch.begin = stretch.end;
+        stretch.end = stretch.begin + at_once < units ? stretch.begin + at_once : units;
+        for (int64_t block = 0; block < kBlocks; block++) {
+            Stretch own = stretch;
+            own.stream += block * stretch.stride;
+            unpack_stretch<Codes>(coding, own, room.codes + block * stretch.plain_stride);
         }
+        in_rows<kTileRows>(0, call.rows, [&](auto some, int64_t row) {
+            constexpr int kRows = decltype(some)::value;
+            Floats totals[kVectors / kJoint][kJoint][kRows]{};
+            const auto place = [&](int i, int vector) { return room.totals + ((row + i) * kVectors + vector) * kLanes; };
+            if (stretch.begin > 0)
+                for (int i = 0; i < kRows; i++)
+                    for (int vector = 0; vector < kVectors; vector++)
+                        totals[vector / kJoint][vector % kJoint][i] = load(place(i, vector));
+            multiply_coded<Unpacked<Codes>, kBlocks>(call, stretch, row, totals);
+            for (int i = 0; i < kRows; i++)
+                for (int vector = 0; vector < kVectors; vector++)
+                    store(place(i, vector), totals[vector / kJoint][vector % kJoint][i]);
+        });
+        stretch.stream += stretch_nbytes(coding, stretch.end - stretch.begin);
+    }
+    for (int64_t row = 0; row < call.rows; row++)
+        for (int64_t block = 0; block < kBlocks; block++)
+            write_coded(call, room.totals + (row * kBlocks + block) * kCodedRows, row, column + block * kCodedRows);
+}
+
+template <class Codes>
+void compute_coded_blocks(const CodedCall& call, int64_t first_block, int64_t last_block, const CodedRoom& room) {
+    const int64_t nbytes = block_nbytes(call.coding, call.depth);
+    int64_t block = first_block;
+    if (call.rows > kUnpackedRows)
+        for (; block + kUnpackedBlocks <= last_block; block += kUnpackedBlocks)
+            compute_unpacked<Codes, kUnpackedBlocks, kUnpackedJoint>(call, call.weight + block * nbytes, block * kCodedRows, room);
+    for (; block < last_block; block++) {
+        const uint8_t* stream = call.weight + block * nbytes;
+        if (call.rows > kUnpackedRows)
+            compute_unpacked<Codes, 1, 1>(call, stream, block * kCodedRows, room);
+        else
+            compute_packed<Codes>(call, stream, block * kCodedRows);
     }
 }
 
-// Blocks [first_block, last_block) of kCodedRows output columns. `plain` has room for the codes of one, a byte each.
-inline void coded_linear(const CodedCall& call, int64_t first_block, int64_t last_block, uint8_t* plain) {
-    if (call.coding.has_table) return compute_coded_blocks<PackedCodes<4, true>>(call, first_block, last_block, plain);
+// Blocks [first_block, last_block) of kCodedRows output columns.
+inline void coded_linear(const CodedCall& call, int64_t first_block, int64_t last_block, const CodedRoom& room) {
+    if (call.coding.has_table) return compute_coded_blocks<PackedCodes<4, true>>(call, first_block, last_block, room);
     switch (call.coding.bits) {
-        case 2: return compute_coded_blocks<PackedCodes<2>>(call, first_block, last_block, plain);
-        case 3: return compute_coded_blocks<PackedCodes<3>>(call, first_block, last_block, plain);
-        case 4: return compute_coded_blocks<PackedCodes<4>>(call, first_block, last_block, plain);
-        case 5: return compute_coded_blocks<PackedCodes<5>>(call, first_block, last_block, plain);
-        case 6: return compute_coded_blocks<PackedCodes<6>>(call, first_block, last_block, plain);
-        default: return compute_coded_blocks<PackedCodes<8>>(call, first_block, last_block, plain);
+        case 2: return compute_coded_blocks<PackedCodes<2>>(call, first_block, last_block, room);
+        case 3: return compute_coded_blocks<PackedCodes<3>>(call, first_block, last_block, room);
+        case 4: return compute_coded_blocks<PackedCodes<4>>(call, first_block, last_block, room);
+        case 5: return compute_coded_blocks<PackedCodes<5>>(call, first_block, last_block, room);
+        case 6: return compute_coded_blocks<PackedCodes<6>>(call, first_block, last_block, room);
+        default: return compute_coded_blocks<PackedCodes<8>>(call, first_block, last_block, room);
     }
 }
 
@@ -305,42 +429,66 @@ inline bool codes_are_shorts(const Coding& coding) {
 // Units whose largest number is smaller are zeros: their scales would have lost places.
 constexpr float kLeastInput = 0x1p-100f;
 
+typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+typedef int8_t UnalignedBytes __attribute__((vector_size(kLanes), aligned(1), may_alias));
+
+inline int32_t sum_of_lanes(Ints values) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_epi32(reinterpret_cast<__m512i>(values));
+#else
+    int32_t sum = 0;
+    for (int lane = 0; lane < kLanes; lane++) sum += values[lane];
+    return sum;
+#endif
+}
+
 // Codes a unit: to the nearest of 255 levels, ties to even, the largest of which is the largest number. Numbers are
 // divided, which leaves compilers no product to fuse: all instruction sets give the same codes. NaN makes the scale NaN.
 inline void code_unit(const float* values, int8_t (&codes)[kUnitDepth], float& scale, int32_t (&sums)[2]) {
-    float most = 0, any_nan = 0;
-    for (int64_t i = 0; i < kUnitDepth; i++) {
-        const float size = __builtin_fabsf(values[i]);
-        most = size > most ? size : most;
-        any_nan = values[i] == values[i] ? any_nan : values[i];
+    Floats sizes{};
+    Ints are_nan{};
+    for (int64_t i = 0; i < kUnitDepth; i += kLanes) {
+        const Floats some = load(values + i);
+        sizes = maximum(reinterpret_cast<Floats>(reinterpret_cast<Ints>(some) & 0x7fffffff), sizes);
+        are_nan |= some != some;
     }
-    const float step = most / kMostInputCode;
-    scale = any_nan != any_nan ? any_nan : most < kLeastInput ? 0.0f : step;
-    constexpr float kRounding = 12582912.0f;  // 1.5 x 2^23: a sum with it has no places behind the point
-    for (int64_t i = 0; i < kUnitDepth; i++)
-        codes[i] = int8_t(bits_of_float(values[i] / step + kRounding) - bits_of_float(kRounding));
-    for (int half = 0; half < 2; half++) {
-        sums[half] = 0;
-        for (int64_t i = 0; i < kUnitDepth / 2; i++) sums[half] += codes[half * kUnitDepth / 2 + i];
+    const float most = horizontal_maximum(sizes), step = most / kMostInputCode;
+    scale = sum_of_lanes(are_nan) != 0 ? __builtin_nanf("") : most < kLeastInput ? 0.0f : step;
+    const Floats rounding = splat(12582912.0f);  // 1.5 x 2^23: a sum with it has no places behind the point
+    Ints totals[2]{};
+    for (int64_t i = 0; i < kUnitDepth; i += kLanes) {
+        const Floats rounded = load(values + i) / splat(step) + rounding;
+        const Ints wide = reinterpret_cast<Ints>(rounded) - reinterpret_cast<Ints>(rounding);
+        *reinterpret_cast<UnalignedBytes*>(codes + i) = __builtin_convertvector(wide, Bytes);
+        totals[i / (kUnitDepth / 2)] += wide << 24 >> 24;  // what the byte holds, if it was NaN too
     }
+    for (int half = 0; half < 2; half++) sums[half] = sum_of_lanes(totals[half]);
 }
 
 // Rows [first, last) of the input. Behind its depth come zeros. A weight's minimum counts as often as the input's sum,
-// its zero as the sum of codes: of each half where these have parts of their own, else of both.
+// its zero as the sum of codes, which its sums begin with: of each half where these have parts of their own, else of both.
 inline void code_rows(const CodedCall& call, int64_t first, int64_t last) {
     const int64_t units = num_units(call.depth), nbytes = number_nbytes(call.number);
+    const int64_t group = rows_of_groups(call.rows);
     for (int64_t row = first; row < last; row++)
         for (int64_t unit = 0; unit < units; unit++) {
-            const int64_t left = call.depth - unit * kUnitDepth, index = row * units + unit;
+            const int64_t left = call.depth - unit * kUnitDepth, before = row / group * units + unit;
+            const int64_t index = before * group + row % group;
             alignas(64) float values[kUnitDepth]{};
             int8_t codes[kUnitDepth];
             int32_t sums[2];
-            read_row(values, call.input + (row * call.depth + unit * kUnitDepth) * nbytes, call.number,
-                     left < kUnitDepth ? left : kUnitDepth);
+            const uint8_t* input = call.input + (row * call.depth + unit * kUnitDepth) * nbytes;
+            if (left < kUnitDepth)
+                read_row(values, input, call.number, left);
+            else
+                read_row(values, input, call.number, kUnitDepth);  // of a length that the compiler knows
             code_unit(values, codes, call.coded.scales[index], sums);
             if (call.coding.num_parts < 2) sums[0] += sums[1];
-            const float factor = call.coding.has_minimum ? call.coded.scales[index] : float(call.coding.zero);
-            for (int half = 0; half < 2; half++) call.coded.terms[2 * index + half] = factor * float(sums[half]);
+            for (int half = 0; half < 2; half++) {
+                const int64_t own = (before * 2 + half) * group + row % group;
+                call.coded.terms[own] = call.coded.scales[index] * float(sums[half]);
+                call.coded.starts[own] = call.coding.has_minimum ? 0 : -call.coding.zero * sums[half];
+            }
             if (!codes_are_shorts(call.coding)) {
                 __builtin_memcpy(call.coded.codes + index * kUnitDepth, codes, sizeof(codes));
                 continue;

@@ -53,17 +53,42 @@ static inline int64_t head_nbytes(const Coding& coding) {
 
 static inline int64_t num_units(int64_t depth) { return (depth + kUnitDepth - 1) / kUnitDepth; }
 
-// Of a block of rows; the last superunit ends with the depth.
-static inline int64_t block_nbytes(const Coding& coding, int64_t depth) {
-    const int64_t units = num_units(depth), superunits = (units + coding.superunit - 1) / coding.superunit;
+// Of so many units of a block of rows from the begin of a superunit on; the last superunit ends with the depth.
+static inline int64_t stretch_nbytes(const Coding& coding, int64_t units) {
+    const int64_t superunits = (units + coding.superunit - 1) / coding.superunit;
     return superunits * head_nbytes(coding) + units * unit_nbytes(coding);
 }
 
-// Rows of input as codes of 8 bits, with a scale for each unit: |x| is at most 127 scales.
+static inline int64_t block_nbytes(const Coding& coding, int64_t depth) {
+    return stretch_nbytes(coding, num_units(depth));
+}
+
+// Units of whole superunits whose codes, a byte each, stay in the first cache beside the input of a few rows.
+constexpr int64_t kStretchUnits = 16;
+
+static inline int64_t stretch_units(const Coding& coding) {
+    return coding.superunit < kStretchUnits ? kStretchUnits / coding.superunit * coding.superunit : coding.superunit;
+}
+
+// Rows of input as codes of 8 bits, with a scale for each unit: |x| is at most 127 scales. Rows lie in groups that meet
+// weights together: kernels say how many make one.
 struct CodedRows {
-    int8_t* codes;       // [rows, units x kUnitDepth], or as many of 16 bits
-    float* scales;       // [rows, units]
-    float* terms;        // [rows, units, 2]: what zeros or minima of weights are multiplied by, see `code_rows`
+    int8_t* codes;       // [groups, units, rows of a group, kUnitDepth], or as many of 16 bits
+    float* scales;       // [groups, units, rows of a group]
+    float* terms;        // [groups, units, 2, rows of a group]: what minima are multiplied by, see `code_rows`
+    int32_t* starts;     // [groups, units, 2, rows of a group]: what sums of products begin with
+};
+
+// Of a group.
+constexpr int64_t kMostGroupRows = 8;
+
+// Blocks that are unpacked at a time.
+constexpr int64_t kMostUnpackedBlocks = 2;
+
+// Memory of a thread: codes of a stretch of unpacked blocks, a byte each, and what all rows sum to, for their columns.
+struct CodedRoom {
+    uint8_t* codes;
+    float* totals;
 };
 
 // out [rows, columns] = input [rows, depth] x weight^T + bias, input, bias and out of one type.

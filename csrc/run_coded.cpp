@@ -21,17 +21,22 @@ constexpr int64_t kFewCodedRows = 8;
 CodedRows coded_rows(int64_t rows, int64_t units) {
     thread_local std::vector<int8_t> codes;
     thread_local std::vector<float> scales, terms;
+    thread_local std::vector<int32_t> starts;
+    rows += kMostGroupRows;  // the last group may not be full
     codes.resize(size_t(rows * units * kUnitDepth * kMostCodeNbytes));
     scales.resize(size_t(rows * units));
     terms.resize(size_t(2 * rows * units));
-    return {codes.data(), scales.data(), terms.data()};
+    starts.resize(size_t(2 * rows * units));
+    return {codes.data(), scales.data(), terms.data(), starts.data()};
 }
 
-// Room for the codes of a block, a byte each.
-uint8_t* plain_codes(int64_t units) {
-    thread_local std::vector<uint8_t> plain;
-    plain.resize(size_t(kCodedRows * units * kUnitDepth));
-    return plain.data();
+CodedRoom room_for(const CodedCall& call) {
+    thread_local std::vector<uint8_t> codes;
+    thread_local std::vector<float> totals;
+    const int64_t columns = kMostUnpackedBlocks * kCodedRows;
+    codes.resize(size_t(columns * stretch_units(call.coding) * kUnitDepth));
+    totals.resize(size_t(columns * call.rows));
+    return {codes.data(), totals.data()};
 }
 
 }  // namespace
@@ -51,7 +56,7 @@ void coded_linear(const CodedCall& given, const KernelTable& kernels, int num_th
         });
         // Neighbouring blocks to a thread: each reads its part of the weights as one stream.
         in_parts(team, [&](int part) {
-            kernels.coded->multiply(call, num_blocks * part / team, num_blocks * (part + 1) / team, plain_codes(units));
+            kernels.coded->multiply(call, num_blocks * part / team, num_blocks * (part + 1) / team, room_for(call));
         });
     }
 }
