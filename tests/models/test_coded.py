@@ -177,10 +177,33 @@ def test_four_bits_err_less_than_those_of_the_whole_range() -> None:
     assert error < 0.9 * plain
 
 
-def test_equal_and_zero_numbers_are_kept() -> None:
+def test_zeros_are_codes_and_err_less_than_those_of_the_whole_range() -> None:
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    groups = rounded(weight, is_fine=False, has_zeros=True)
+    zeros = (groups.minima / groups.scales).round()
+    assert torch.equal(zeros * groups.scales, groups.minima)
+    assert zeros.min() >= 0
+    assert zeros.max() <= 15
+    low, high = (each.repeat_interleave(32, dim=1) for each in weight.unflatten(1, (-1, 32)).aminmax(dim=-1))
+    step = (high - low) / 15
+    plain_zeros = (-low / step).round()
+    plain = (((weight / step).round() + plain_zeros).clamp(0, 15) - plain_zeros) * step - weight
+    assert (groups.numbers() - weight).square().mean() < 0.95 * plain.square().mean()
+
+
+def test_keys_and_values_have_8_bits_beside_others_of_4() -> None:
+    network = families.build_tiny("qwen2")
+    quantize(network, "int4")
+    bits = {name.rpartition(".")[0].rpartition(".")[2]: each.kind[0] for name, each in coded_weights(network).items()}
+    assert bits["k_proj"] == bits["v_proj"] == "8"
+    assert bits["q_proj"] == bits["o_proj"] == bits["down_proj"] == "4"
+
+
+@pytest.mark.parametrize("has_zeros", [False, True])
+def test_equal_and_zero_numbers_are_kept(has_zeros: bool) -> None:
     weight = torch.cat((torch.zeros(1, 64), torch.full((1, 64), 0.5)))
     for is_fine in (True, False):
-        groups = rounded(weight, is_fine)
+        groups = rounded(weight, is_fine, has_zeros)
         minima = 0 if groups.minima is None else groups.minima.repeat_interleave(32, dim=1)
         values = groups.scales.repeat_interleave(32, dim=1) * (groups.codes.float() - groups.zero) - minima
         assert torch.allclose(values, weight, rtol=2.0**-11)

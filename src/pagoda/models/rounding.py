@@ -3,7 +3,8 @@
 Knows modules of torch and groups of columns. Does not know how codes are laid out (`kernels/coded_weight.py`).
 
 With `int8` a group of 32 numbers has a scale; with `int4` a scale and a minimum, for which the codes are chosen that
-err least of a few (as llama.cpp does for Q4_K), and embeddings and output heads, where errors show most, have 8 bits.
+err least of a few (as llama.cpp does for Q4_K). Embeddings and output heads, where errors show most, have 8 bits then,
+and so have keys and values, which are few where heads share them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ MOST_INT8 = 127
 MOST_INT4 = 15
 # Shares of the range between the smallest and the largest number that codes may cover: what lies beyond is cut.
 RANGES = (1.0, 0.92, 0.84)
+# The layers of keys and of values.
+FINE_LAYERS = ("k_proj", "v_proj")
 # Numbers that are rounded at a time: they stay in the caches.
 CHUNK = 1 << 18
 # Smaller matrices are not worth it.
@@ -35,14 +38,15 @@ def quantize(network: Any, quantization: str) -> None:
         dense: Any = module.weight
         if id(dense) not in weights and len(dense) >= MIN_ROWS:
             is_fine = quantization == "int8" or module is head or isinstance(module, nn.Embedding)
+            is_fine |= name.rpartition(".")[2] in FINE_LAYERS
             weights[id(dense)] = f"{name}.weight", CodedWeight.from_groups(rounded(dense.data, is_fine))
     install(network, dict(weights.values()))
 
 
-def rounded(weight: torch.Tensor, is_fine: bool) -> GroupedCodes:
-    """`weight` [rows, depth] in 8 bits, or in 4."""
+def rounded(weight: torch.Tensor, is_fine: bool, has_zeros: bool = False) -> GroupedCodes:
+    """`weight` [rows, depth] in 8 bits, or in 4; with `has_zeros` minima are whole multiples of scales, 0 to 15."""
     most_rows = max(1, CHUNK // weight.shape[1])
-    chunks = [_int8(rows) if is_fine else _int4(rows) for rows in _groups(weight).split(most_rows)]
+    chunks = [_int8(rows) if is_fine else _int4(rows, has_zeros) for rows in _groups(weight).split(most_rows)]
     codes, scales, minima = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     codes = codes.flatten(-2)[:, : weight.shape[1]]
     if is_fine:
@@ -65,15 +69,24 @@ def _int8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     return codes.to(torch.uint8), scales[..., 0], scales[..., 0]
 
 
-def _int4(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _int4(rows: torch.Tensor, has_zeros: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of each range the codes, then the scale and the minimum that fit these best; kept is what errs least."""
     rows = rows.float()
     low, high = rows.aminmax(dim=-1, keepdim=True)
+    if has_zeros:
+        low, high = low.clamp(max=0), high.clamp(min=0)
     middle, half = (high + low) / 2, (high - low) / 2
     best: tuple[torch.Tensor, ...] = ()
     for share in RANGES:
-        codes = _nearest(rows, 2 * share * half / MOST_INT4, share * half - middle)
-        scales, minima = _fitted(rows, codes)
+        scales, minima = 2 * share * half / MOST_INT4, share * half - middle
+        if has_zeros:
+            zeros = (minima / scales).nan_to_num(0.0, 0.0, 0.0).round().clamp(0, MOST_INT4)
+            codes = _nearest(rows, scales, zeros * scales)
+            scales = _fitted_scales(rows, codes - zeros)
+            minima = zeros * scales
+        else:
+            codes = _nearest(rows, scales, minima)
+            scales, minima = _fitted(rows, codes)
         codes = _nearest(rows, scales, minima)
         errors = (codes * scales - minima - rows).square().sum(dim=-1, keepdim=True)
         found = (errors, codes, scales, minima)
@@ -91,7 +104,11 @@ def _nearest(rows: torch.Tensor, scales: torch.Tensor, minima: torch.Tensor) -> 
 def _fitted(rows: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and minimum of least squares, in fp16; of equal codes the scale is 0."""
     mean_code, mean = codes.mean(dim=-1, keepdim=True), rows.mean(dim=-1, keepdim=True)
-    spread = (codes - mean_code).square().sum(dim=-1, keepdim=True)
-    scales = (((codes - mean_code) * (rows - mean)).sum(dim=-1, keepdim=True) / spread).nan_to_num(0.0, 0.0, 0.0)
-    scales = scales.half().float()
+    scales = _fitted_scales(rows - mean, codes - mean_code)
     return scales, (scales * mean_code - mean).half().float()
+
+
+def _fitted_scales(rows: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    products, squares = ((codes * each).sum(dim=-1, keepdim=True) for each in (rows, codes))
+    scales: torch.Tensor = (products / squares).nan_to_num(0.0, 0.0, 0.0).half().float()
+    return scales
