@@ -2,16 +2,22 @@
 
     python benchmarks/endless.py
     python benchmarks/endless.py --tokens 200000 --policy streaming:tokens=1024,sinks=0
+    python benchmarks/endless.py --tokens 200000 --policy morphkv:tokens=1024 --positions 262144
 
 The tokens are forced upon the engine, which is asked at each how likely it was; a stretch that is read by itself, from
-its own beginning and with all of its tokens in the cache, stands beside it.
+its own beginning and with all of its tokens in the cache, stands beside it. Positions that the model was not trained
+for say what becomes of memory, not of the text: no stretch is read by itself then.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 
@@ -56,6 +62,22 @@ def read(engine: Engine, tokens: list[int], policy: str) -> tuple[list[float], f
     return form.notes, len(form.notes) / (monotonic() - begun), most
 
 
+@contextmanager
+def checkpoint(positions: int | None) -> Iterator[Path]:
+    """The embedded model, with so many positions."""
+    if positions is None:
+        yield EMBEDDED_MODEL
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file in EMBEDDED_MODEL.iterdir():
+            (folder / file.name).symlink_to(file)
+        config = json.loads((EMBEDDED_MODEL / "config.json").read_text()) | {"max_position_embeddings": positions}
+        (folder / "config.json").unlink()
+        (folder / "config.json").write_text(json.dumps(config))
+        yield folder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/text/train"))
@@ -66,10 +88,12 @@ def main() -> None:
         "--alone", type=int, default=2048, help="tokens of what is read by itself: what rows of training had"
     )
     parser.add_argument("--policy", default="streaming:tokens=1024")
+    parser.add_argument("--positions", type=int, help="that the model has (default: what it was trained for)")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     corpus = load_corpus(arguments.work, arguments.data, load_tokenizer(EMBEDDED_MODEL))
-    model = load_model(EMBEDDED_MODEL, dtype="auto")
+    with checkpoint(arguments.positions) as folder:
+        model = load_model(folder, dtype="auto")
     # Documents follow one another without the token that ends them, which no output goes on behind.
     text = [token for token in corpus.held_out.tolist() if token not in model.eos_token_ids][: arguments.tokens]
     config = EngineConfig(kv_cache_memory_bytes=256 << 20, block_size=16)
@@ -77,6 +101,8 @@ def main() -> None:
     losses, speed, most = read(engine, text, arguments.policy)
     print(f"{len(text):,} tokens, context {engine.max_model_len:,}, {arguments.policy}: {speed:.0f} tokens/s, ", end="")
     print(f"{most} pages in use at most\n")
+    if arguments.positions is not None:
+        return
     print("| tokens from | perplexity | its last tokens in a cache of their own |\n|---|---|---|")
     for start in range(0, len(losses), arguments.stretch):
         stretch = losses[start : start + arguments.stretch]
