@@ -5,6 +5,7 @@
 // and the kernels check the page tables.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/operators.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -99,6 +100,16 @@ class Kernels {
         pagoda::coded_linear({coding, pointer<const uint8_t>(input), pointer<const uint8_t>(weight),
                               pointer<const uint8_t>(bias), pointer<uint8_t>(out), rows, columns, depth, number, {}},
                              table_, num_threads);
+    }
+
+    void coded_experts(const Coding& coding, uintptr_t input, uintptr_t weight, uintptr_t bias, uintptr_t out, int64_t rows,
+                       int64_t columns, int64_t depth, Number number, uintptr_t experts, int64_t per_row,
+                       int64_t num_experts, int num_threads) const {
+        nb::gil_scoped_release released;
+        pagoda::coded_experts({{coding, pointer<const uint8_t>(input), pointer<const uint8_t>(weight),
+                                pointer<const uint8_t>(bias), pointer<uint8_t>(out), rows, columns, depth, number, {}},
+                               pointer<const int64_t>(experts), per_row, num_experts},
+                              table_, num_threads);
     }
 
     void rms_norm(uintptr_t input, uintptr_t weight, uintptr_t out, int64_t rows, int64_t width, float epsilon,
@@ -311,6 +322,7 @@ NB_MODULE(_native, module) {
     nb::class_<Coding>(module, "Coding")
         .def(nb::init<int, int, int, bool, bool, int64_t, Number>(), "bits"_a, "zero"_a, "num_parts"_a, "has_minimum"_a,
              "has_table"_a, "superunit"_a, "scale"_a)
+        .def(nb::self == nb::self)
         .def("block_nbytes", &block_nbytes, "depth"_a);
     nb::enum_<GgufType>(module, "GgufType")
         .value("Q4_0", GgufType::q4_0)
@@ -344,6 +356,8 @@ NB_MODULE(_native, module) {
              "depth"_a, "number"_a, "num_threads"_a)
         .def("coded_linear", &Kernels::coded_linear, "coding"_a, "input"_a, "weight"_a, "bias"_a, "out"_a, "rows"_a,
              "columns"_a, "depth"_a, "number"_a, "num_threads"_a)
+        .def("coded_experts", &Kernels::coded_experts, "coding"_a, "input"_a, "weight"_a, "bias"_a, "out"_a, "rows"_a,
+             "columns"_a, "depth"_a, "number"_a, "experts"_a, "per_row"_a, "num_experts"_a, "num_threads"_a)
         .def("rms_norm", &Kernels::rms_norm, "input"_a, "weight"_a, "out"_a, "rows"_a, "width"_a, "epsilon"_a, "number"_a,
              "num_threads"_a)
         .def("gated_silu", &Kernels::gated_silu, "gate"_a, "up"_a, "out"_a, "count"_a, "number"_a, "num_threads"_a)

@@ -34,6 +34,11 @@ struct Coding {
     Number scale;        // of superunits: fp16 or fp32
 };
 
+static inline bool operator==(const Coding& a, const Coding& b) {
+    return a.bits == b.bits && a.zero == b.zero && a.num_parts == b.num_parts && a.has_minimum == b.has_minimum &&
+           a.has_table == b.has_table && a.superunit == b.superunit && a.scale == b.scale;
+}
+
 // IQ4_NL of GGUF, raised by 128: `zero` takes that away.
 constexpr uint8_t kCodeTable[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
 
@@ -103,6 +108,15 @@ struct CodedCall {
     int64_t depth;
     Number number;
     CodedRows coded;
+};
+
+// Each row of `linear` times some of as many matrices, which follow one another, each in whole blocks of rows: its input
+// is [rows, depth], its bias [matrices, columns], its out [rows, per_row, columns].
+struct ExpertsCall {
+    CodedCall linear;
+    const int64_t* experts;  // [rows, per_row]: the matrices that a row meets
+    int64_t per_row;
+    int64_t num_experts;
 };
 
 }  // namespace pagoda

@@ -12,6 +12,9 @@ void attention_mass(const ScoreCall& call, const KernelTable& kernels, int64_t n
 void linear(const LinearCall& call, const KernelTable& kernels, int num_threads);
 // `coded` of the call is not used.
 void coded_linear(const CodedCall& call, const KernelTable& kernels, int num_threads);
+// Reads the matrices alone that a row meets. Throws std::out_of_range, before anything is computed, for one that is not
+// there.
+void coded_experts(const ExpertsCall& call, const KernelTable& kernels, int num_threads);
 // Multiplications of bf16 a second, best of a few times, with nothing else to do.
 double peak_rate(const KernelTable& kernels, int num_threads);
 void rms_norm(const NormCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads);

@@ -1,7 +1,10 @@
-// Linear layers on coded weights, over all threads.
+// Linear layers on coded weights, and those of experts, over all threads.
 //
 // Knows sizes and shares of work only.
 #include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "run.h"
@@ -39,6 +42,100 @@ CodedRoom room_for(const CodedCall& call) {
     return {codes.data(), totals.data()};
 }
 
+// Pairs of a row and an expert that are computed in one turn: what they gather stays in the last cache.
+constexpr int64_t kTurnPairs = 1024;
+
+// Rows that meet the same expert: pairs [first, first + count) of those that are sorted.
+struct Share {
+    int64_t expert;
+    int64_t first;
+    int64_t count;
+};
+
+// All pairs by their numbers, those of an expert side by side, in `order`; returns whose they are. No share is longer
+// than rows that meet all weights in one turn.
+std::vector<Share> shared_out(const ExpertsCall& call, std::vector<int64_t>& order) {
+    const int64_t pairs = call.linear.rows * call.per_row;
+    std::vector<int64_t> starts(size_t(call.num_experts) + 1);
+    for (int64_t pair = 0; pair < pairs; pair++) {
+        const int64_t expert = call.experts[pair];
+        if (expert < 0 || expert >= call.num_experts)
+            throw std::out_of_range("There is no expert " + std::to_string(expert) + " among " +
+                                    std::to_string(call.num_experts) + ".");
+        starts[size_t(expert) + 1]++;
+    }
+    std::vector<Share> shares;
+    for (int64_t expert = 0; expert < call.num_experts; expert++) {
+        const int64_t first = starts[size_t(expert)], last = first + starts[size_t(expert) + 1];
+        for (int64_t begin = first; begin < last; begin += kTurnRows)
+            shares.push_back({expert, begin, std::min(last - begin, kTurnRows)});
+        starts[size_t(expert) + 1] = last;
+    }
+    order.resize(size_t(pairs));
+    for (int64_t pair = 0; pair < pairs; pair++) order[size_t(starts[size_t(call.experts[pair])]++)] = pair;
+    return shares;
+}
+
+// Memory that a thread keeps from one call to the next, for rows that are gathered.
+struct Gathered {
+    uint8_t* input;
+    uint8_t* out;
+    CodedRows coded;
+};
+
+Gathered gathered(int64_t pairs, int64_t num_shares, int64_t input_nbytes, int64_t out_nbytes, int64_t units) {
+    thread_local std::vector<uint8_t> input, out;
+    input.resize(size_t(pairs * input_nbytes));
+    out.resize(size_t(pairs * out_nbytes));
+    return {input.data(), out.data(), coded_rows(pairs + num_shares * kMostGroupRows, units)};
+}
+
+// The product of share number `number` of a turn, whose rows lie in `memory` behind those of `skipped` pairs. The codes of
+// each have room for a last group that is not full.
+CodedCall call_of(const ExpertsCall& call, const Share& share, const Gathered& memory, int64_t number, int64_t skipped) {
+    const int64_t nbytes = number_nbytes(call.linear.number), units = num_units(call.linear.depth);
+    const int64_t blocks = (call.linear.columns + kCodedRows - 1) / kCodedRows;
+    CodedCall own = call.linear;
+    own.input = memory.input + skipped * own.depth * nbytes;
+    own.out = memory.out + skipped * own.columns * nbytes;
+    own.weight += share.expert * blocks * block_nbytes(own.coding, own.depth);
+    if (own.bias) own.bias += share.expert * own.columns * nbytes;
+    own.rows = share.count;
+    const int64_t before = (skipped + number * kMostGroupRows) * units;
+    own.coded = {memory.coded.codes + before * kUnitDepth * kMostCodeNbytes, memory.coded.scales + before,
+                 memory.coded.terms + before * 2, memory.coded.starts + before * 2};
+    return own;
+}
+
+// Of shares that follow one another. Each is divided into as many parts as there are threads, which take them by turns.
+void multiply_shares(const ExpertsCall& call, const Share* shares, int64_t num_shares, const int64_t* order,
+                     const KernelTable& kernels, int num_threads) {
+    const int64_t nbytes = number_nbytes(call.linear.number), units = num_units(call.linear.depth);
+    const int64_t input_nbytes = call.linear.depth * nbytes, out_nbytes = call.linear.columns * nbytes;
+    const int64_t num_blocks = (call.linear.columns + kCodedRows - 1) / kCodedRows, first = shares[0].first;
+    const int64_t pairs = shares[num_shares - 1].first + shares[num_shares - 1].count - first;
+    const int movers = pairs < kFewCodedRows ? 1 : num_threads;
+    const Gathered memory = gathered(pairs, num_shares, input_nbytes, out_nbytes, units);
+    in_turns(num_shares, movers, [&](int64_t share, int) {
+        const CodedCall own = call_of(call, shares[share], memory, share, shares[share].first - first);
+        for (int64_t i = 0; i < own.rows; i++) {
+            const int64_t row = order[shares[share].first + i] / call.per_row;
+            std::memcpy(memory.input + (shares[share].first - first + i) * input_nbytes,
+                        call.linear.input + row * input_nbytes, size_t(input_nbytes));
+        }
+        kernels.coded->code_rows(own, 0, own.rows);
+    });
+    in_turns(num_shares * num_threads, num_threads, [&](int64_t item, int) {
+        const int64_t number = item / num_threads, part = item % num_threads;
+        const CodedCall own = call_of(call, shares[number], memory, number, shares[number].first - first);
+        kernels.coded->multiply(own, num_blocks * part / num_threads, num_blocks * (part + 1) / num_threads, room_for(own));
+    });
+    in_parts(movers, [&](int part) {
+        for (int64_t i = pairs * part / movers; i < pairs * (part + 1) / movers; i++)
+            std::memcpy(call.linear.out + order[first + i] * out_nbytes, memory.out + i * out_nbytes, size_t(out_nbytes));
+    });
+}
+
 }  // namespace
 
 void coded_linear(const CodedCall& given, const KernelTable& kernels, int num_threads) {
@@ -58,6 +155,16 @@ void coded_linear(const CodedCall& given, const KernelTable& kernels, int num_th
         in_parts(team, [&](int part) {
             kernels.coded->multiply(call, num_blocks * part / team, num_blocks * (part + 1) / team, room_for(call));
         });
+    }
+}
+
+void coded_experts(const ExpertsCall& call, const KernelTable& kernels, int num_threads) {
+    thread_local std::vector<int64_t> order;
+    const std::vector<Share> shares = shared_out(call, order);
+    for (size_t begin = 0, end = 0; begin < shares.size(); begin = end) {
+        for (int64_t pairs = 0; end < shares.size() && (end == begin || pairs + shares[end].count <= kTurnPairs); end++)
+            pairs += shares[end].count;
+        multiply_shares(call, &shares[begin], int64_t(end - begin), order.data(), kernels, num_threads);
     }
 }
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from pagoda.checkpoint.gguf_header import CODED_TYPES
 from pagoda.errors import ConfigError
-from pagoda.kernels.coded_weight import GGUF_TYPES, CodedWeight, GroupedCodes
+from pagoda.kernels.coded_weight import CodedWeight, GroupedCodes
 from pagoda.kernels.native import NativeKernels
 from pagoda.kernels.native_calls import instruction_sets
 from pagoda.kernels.reference import ReferenceKernels
@@ -69,7 +70,7 @@ def assert_is_product(out: torch.Tensor, input: torch.Tensor, weight: CodedWeigh
     assert ((out.double() - expected).abs() <= tolerance).all()
 
 
-@pytest.mark.parametrize("name", sorted(GGUF_TYPES))
+@pytest.mark.parametrize("name", sorted(CODED_TYPES))
 def test_gguf_types_stand_for_what_its_own_package_reads(name: str) -> None:
     blocks = blocks_of(name, rows=37)
     expected = gguf.dequantize(blocks, gguf.GGMLQuantizationType[name])
@@ -96,7 +97,7 @@ def test_scales_that_fp16_holds_are_kept_in_it() -> None:
 
 
 @pytest.mark.parametrize("dtype", ROUNDING_UNIT, ids=str)
-@pytest.mark.parametrize("name", sorted(GGUF_TYPES))
+@pytest.mark.parametrize("name", sorted(CODED_TYPES))
 def test_products_equal_those_of_what_codes_stand_for(kernels: NativeKernels, name: str, dtype: torch.dtype) -> None:
     weight = coded(name)
     for rows in (1, 2, 7, 30):

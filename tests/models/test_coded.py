@@ -14,19 +14,25 @@ from pagoda import LLM, SamplingParams
 from pagoda.errors import ConfigError
 from pagoda.kernels.reference_layers import coded_input
 from pagoda.models import rounding
-from pagoda.models.coded import CodedEmbedding, CodedLinear, coded_weights, decode
+from pagoda.models.coded import CodedEmbedding, CodedLinear, codable_experts, coded_weights, decode
+from pagoda.models.coded_experts import CodedExperts
 from pagoda.models.digest import weights_digest
 from pagoda.models.model import Model
 from pagoda.models.quiet import quiet
 from pagoda.models.rounding import quantize, rounded
 from pagoda.models.selftest import SEQUENCE_TOKENS, PagedRun, paged_error
 
-# Biases, ties, scaled embeddings, experts, latents, states, positions that are learnt.
+# Biases, ties, scaled embeddings, experts of all kinds, latents, states, positions that are learnt.
 FAMILIES = (
     "llama",
     "qwen2",
     "gemma3_text",
     "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "gpt_oss",
+    "aria_text",
+    "nemotron_h",
     "deepseek_v3",
     "bamba",
     "gpt2",
@@ -49,6 +55,31 @@ class PlainLinear(nn.Linear):
         return nn.functional.linear(coded_input(input), self.weight, self.bias)
 
 
+class PlainExperts(nn.Module):
+    """What coded experts should compute, in plain torch: mixed in before their class."""
+
+    def forward(self, hidden: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        own: Any = self
+        rows = [
+            sum(weight * self.expert(row[None], expert)[0] for expert, weight in zip(chosen, told, strict=True))
+            for row, chosen, told in zip(hidden, experts.tolist(), weights.reshape(experts.shape), strict=True)
+        ]
+        assert not own.has_post_expert_norm
+        return torch.stack(rows)
+
+    def expert(self, row: torch.Tensor, expert: int) -> torch.Tensor:
+        own: Any = self
+        first = "gate_up_proj" if own.has_gate else "up_proj"
+        inner = self.product(row, first, expert)
+        return self.product(own._apply_gate(inner) if own.has_gate else own.act_fn(inner), "down_proj", expert)
+
+    def product(self, row: torch.Tensor, name: str, expert: int) -> torch.Tensor:
+        own: Any = self
+        weight, biases = self.get_parameter(name)[expert], getattr(self, f"{name}_bias", None)
+        product = coded_input(row) @ (weight if own.is_transposed else weight.T)
+        return product if biases is None else product + biases[expert]
+
+
 def decoded(original: Any, network: Any) -> Any:
     """A copy of the network that `network` was, with dense weights of what its codes stand for."""
     twin = copy.deepcopy(original)
@@ -57,6 +88,11 @@ def decoded(original: Any, network: Any) -> Any:
             plain = twin.get_submodule(name)
             plain.weight.data.copy_(module.coded.decode())
             plain.__class__ = PlainLinear if isinstance(module, CodedLinear) else type(plain)
+        elif isinstance(module, CodedExperts):
+            plain = twin.get_submodule(name)
+            for matrix in module.coded:
+                plain.get_parameter(matrix).data.copy_(module.dense(matrix))
+            plain.__class__ = type("Plain", (PlainExperts, type(plain)), {})
     return twin
 
 
@@ -73,6 +109,7 @@ def test_logits_are_those_of_what_codes_stand_for(family: str, quantization: str
     original = copy.deepcopy(network)
     quantize(network, quantization)
     assert any(isinstance(module, CodedLinear) for module in network.modules())
+    assert not codable_experts(network)
     tokens, oracle = tokens_of(network), decoded(original, network)
     with quiet(), torch.inference_mode():
         got = PagedRun(Model.from_transformers(network), []).logits(tokens)

@@ -81,6 +81,54 @@ def test_codes_are_those_of_the_file(tmp_path):
         assert torch.equal(weight.decode(torch.float32), own[name]), name
 
 
+EXPERTS = "model.layers.1.mlp.experts"
+
+
+@pytest.mark.parametrize("architecture", ["qwen2moe", "qwen3moe"])
+def test_experts_are_held_in_the_codes_of_the_file(tmp_path, architecture):
+    """And nothing else of them: gates and what they gate are columns of one matrix."""
+    written = write_gguf(tmp_path / "model.gguf", architecture, TYPES.Q4_0)
+    network = load_model(written.file, dtype="float32").network
+    coded, own = coded_weights(network), written.network.state_dict()
+    for name in (f"{EXPERTS}.gate_up_proj", f"{EXPERTS}.down_proj"):
+        assert torch.equal(coded[name].decode(torch.float32), own[name])
+        assert coded[name].nbytes == own[name].numel() * 18 // 32
+    parameters = [each for name, each in network.named_parameters() if EXPERTS in name]
+    assert sum(each.untyped_storage().nbytes() for each in parameters) == sum(
+        weight.nbytes for name, weight in coded.items() if EXPERTS in name
+    )
+
+
+def test_experts_whose_gates_have_a_type_of_their_own(tmp_path):
+    def kind(name):
+        return TYPES.Q5_0 if "gate_exps" in name else TYPES.Q4_0
+
+    written = write_gguf(tmp_path / "model.gguf", "qwen3moe", kind)
+    model = load_model(written.file, dtype="float32")
+    coded, own = coded_weights(model.network), written.network.state_dict()[f"{EXPERTS}.gate_up_proj"]
+    parts = [coded[f"{EXPERTS}.gate_up_proj.{part}"] for part in range(2)]
+    assert [part.kind for part in parts] == ["q5_0", "q4_0"]
+    assert torch.equal(torch.cat([part.decode() for part in parts], dim=1), own)
+    check_logits(model, written.network)
+
+
+def test_experts_of_a_type_that_is_not_kept_are_decoded(tmp_path):
+    """Of one matrix alone: the other is coded, and products with both are made."""
+
+    def kind(name):
+        return TYPES.F16 if "up_exps" in name else TYPES.Q4_0
+
+    written = write_gguf(tmp_path / "model.gguf", "qwen3moe", kind)
+    model = load_model(written.file, dtype="float32")
+    assert [name for name in coded_weights(model.network) if EXPERTS in name] == [f"{EXPERTS}.down_proj"]
+    ids = token_ids(model.network)
+    with torch.inference_mode():
+        expected = [written.network(each[None]).logits[0] for each in ids]
+        for logits, theirs in zip(PagedRun(model).logits(ids), expected, strict=True):
+            assert (logits - theirs).norm() < 0.1 * theirs.norm()
+    check_logits(model, written.network)
+
+
 def test_a_head_of_its_own_beside_a_table_of_another_type(tmp_path):
     def kind(name):
         return TYPES.Q4_0 if name == "token_embd.weight" else TYPES.Q8_0

@@ -26,6 +26,10 @@ MAX_KEYS, MIN_KEY_NBYTES = 1 << 12, 13
 MAX_TENSORS, MIN_TENSOR_NBYTES = 1 << 17, 32
 MAX_NAME_NBYTES = 1 << 10
 MAX_DIMENSIONS = 4  # ggml has no more
+# Matrices of these are held as they are stored; what is no plain number and none of them is decoded.
+CODED_TYPES = frozenset(
+    (*("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"), *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"), *("IQ4_NL", "IQ4_XS"))
+)
 USUAL_ALIGNMENT, MAX_ALIGNMENT = 32, 1 << 20
 
 

@@ -109,6 +109,7 @@ class Coding:
         superunit: int,
         scale: Number,
     ) -> None: ...
+    def __eq__(self, other: object) -> bool: ...
     def block_nbytes(self, depth: int) -> int: ...
 
 class GgufType(Enum):
@@ -205,6 +206,22 @@ class Kernels:
         columns: int,
         depth: int,
         number: Number,
+        num_threads: int,
+    ) -> None: ...
+    def coded_experts(
+        self,
+        coding: Coding,
+        input: int,
+        weight: int,
+        bias: int,
+        out: int,
+        rows: int,
+        columns: int,
+        depth: int,
+        number: Number,
+        experts: int,
+        per_row: int,
+        num_experts: int,
         num_threads: int,
     ) -> None: ...
     def rms_norm(

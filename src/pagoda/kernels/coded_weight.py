@@ -19,9 +19,6 @@ from pagoda.kernels.native_calls import compiled
 if TYPE_CHECKING:
     from pagoda.kernels import _native
 
-GGUF_TYPES = frozenset(
-    (*("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"), *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"), *("IQ4_NL", "IQ4_XS"))
-)
 NUMBERS = {torch.float32: "FP32", torch.float16: "FP16", torch.bfloat16: "BF16"}
 
 
@@ -66,14 +63,17 @@ class CodedWeight:
     kind: tells codings apart, as "q4_k" or "8 bits in groups of 32".
     """
 
-    def __init__(self, kind: str, coding: _native.Coding, rows: int, depth: int) -> None:
-        native = compiled()
-        blocks = -(-rows // native.CODED_ROWS)
+    def __init__(
+        self, kind: str, coding: _native.Coding, rows: int, depth: int, data: torch.Tensor | None = None
+    ) -> None:
+        """`data`: uint8 [blocks of rows, bytes of a block]; None for memory that is to be filled."""
+        if data is None:
+            blocks = -(-rows // compiled().CODED_ROWS)
+            data = torch.empty(blocks, coding.block_nbytes(depth), dtype=torch.uint8)
         self.kind = kind
         self.coding = coding
         self.rows = rows
         self.depth = depth
-        data = torch.empty(blocks, coding.block_nbytes(depth), dtype=torch.uint8)
         self.data = nn.Parameter(data, requires_grad=False)
 
     @classmethod
@@ -130,6 +130,10 @@ class CodedWeight:
     @property
     def shape(self) -> tuple[int, int]:
         return self.rows, self.depth
+
+    @property
+    def num_weights(self) -> int:
+        return self.rows * self.depth
 
     @property
     def nbytes(self) -> int:

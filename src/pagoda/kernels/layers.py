@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from pagoda.kernels.coded_stack import CodedStack
     from pagoda.kernels.coded_weight import CodedWeight
 
 
@@ -43,6 +44,16 @@ class LayerKernels(ABC):
 
         Input is coded too, to 8 bits: each 32 numbers of a row have a scale, which is a 127th of the largest. Sums are
         exact within these, and in fp32 beyond; returns [..., columns] in the type of `input`.
+        """
+
+    @abstractmethod
+    def coded_experts(
+        self, input: torch.Tensor, weight: CodedStack, experts: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """`coded_linear` of each row of `input` [rows, depth] with those matrices that its `experts` [rows, n] name.
+
+        `bias` is [matrices, columns]. Returns [rows, n, columns]. What no row names is not read. Raises IndexError for
+        a matrix that is not there.
         """
 
     @abstractmethod

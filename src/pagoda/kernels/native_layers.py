@@ -6,8 +6,10 @@ Knows which products were measured to be worth it; torch computes the others.
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import pad
 
 from pagoda.errors import ConfigError
+from pagoda.kernels.coded_stack import CodedStack
 from pagoda.kernels.coded_weight import CodedWeight
 from pagoda.kernels.layers import LayerKernels
 from pagoda.kernels.native_arguments import described
@@ -48,7 +50,7 @@ class NativeLayers(NativeCalls, LayerKernels):
             and input.dtype is weight.dtype
             and input.dtype in self._told.numbers
             and weight.is_contiguous()
-            and columns >= MIN_LINEAR_COLUMNS
+            and (columns >= MIN_LINEAR_COLUMNS or self._is_deterministic)
             and input.is_cpu
             and weight.is_cpu
         )
@@ -64,6 +66,10 @@ class NativeLayers(NativeCalls, LayerKernels):
 
     def linear(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         columns, depth = weight.shape
+        if columns < MIN_LINEAR_COLUMNS:
+            missing = MIN_LINEAR_COLUMNS - columns
+            bias = None if bias is None else pad(bias, (0, missing))
+            return self.linear(input, pad(weight, (0, 0, 0, missing)), bias)[..., :columns]
         input = input.contiguous()
         out = input.new_empty(*input.shape[:-1], columns)
         address = 0 if bias is None else bias.data_ptr()
@@ -128,6 +134,34 @@ class NativeLayers(NativeCalls, LayerKernels):
             weight.rows,
             weight.depth,
             self._told.number(input),
+            torch.get_num_threads(),
+        )
+        return out
+
+    def coded_experts(
+        self, input: torch.Tensor, weight: CodedStack, experts: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        input, experts = input.contiguous(), experts.long().contiguous()
+        is_of_input = experts.is_cpu and experts.dim() == 2 and input.shape == (len(experts), weight.depth)
+        if not is_of_input or (bias is not None and (bias.dtype is not input.dtype or not bias.is_contiguous())):
+            raise ConfigError(
+                f"Experts {described(experts)} of coded weights of {weight.shape} cannot multiply {described(input)}."
+            )
+        out = input.new_empty(*experts.shape, weight.rows)
+        self._run(
+            self._kernels.coded_experts,
+            weight.coding,
+            input.data_ptr(),
+            weight.data.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            out.data_ptr(),
+            len(input),
+            weight.rows,
+            weight.depth,
+            self._told.number(input),
+            experts.data_ptr(),
+            experts.shape[1],
+            weight.count,
             torch.get_num_threads(),
         )
         return out

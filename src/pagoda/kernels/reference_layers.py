@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
+from pagoda.kernels.coded_stack import CodedStack
 from pagoda.kernels.coded_weight import CodedWeight
 from pagoda.kernels.layers import LayerKernels
 
@@ -21,6 +24,20 @@ def coded_input(input: torch.Tensor) -> torch.Tensor:
     codes = torch.where(most < LEAST_INPUT, 0.0, padded / scales).round()
     values: torch.Tensor = (codes * scales).flatten(-2)[..., :depth]
     return values
+
+
+def by_expert(
+    input: torch.Tensor, experts: torch.Tensor, columns: int, multiply: Callable[[torch.Tensor, int], torch.Tensor]
+) -> torch.Tensor:
+    """What `multiply` makes of the rows of `input` [rows, depth] that `experts` [rows, n] send to an expert, for each.
+
+    Returns [rows, n, columns].
+    """
+    out = input.new_empty(*experts.shape, columns)
+    for expert in experts.unique().tolist():
+        rows, places = torch.where(experts == expert)
+        out[rows, places] = multiply(input[rows], expert)
+    return out
 
 
 class ReferenceLayers(LayerKernels):
@@ -41,6 +58,14 @@ class ReferenceLayers(LayerKernels):
     def coded_linear(self, input: torch.Tensor, weight: CodedWeight, bias: torch.Tensor | None) -> torch.Tensor:
         out = coded_input(input) @ weight.decode().T
         return (out if bias is None else out + bias.float()).to(input.dtype)
+
+    def coded_experts(
+        self, input: torch.Tensor, weight: CodedStack, experts: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        def multiply(rows: torch.Tensor, expert: int) -> torch.Tensor:
+            return self.coded_linear(rows, weight.matrix(expert), None if bias is None else bias[expert])
+
+        return by_expert(input, experts, weight.rows, multiply)
 
     def coded_rows(self, weight: CodedWeight, numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return weight.decode_rows(numbers, dtype)

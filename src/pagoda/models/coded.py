@@ -1,4 +1,5 @@
-"""Layers whose weights are codes: surgery after loading, which takes linear layers and embeddings their dense weights.
+"""Layers whose weights are codes: surgery after loading, which takes linear layers, embeddings and experts (in
+`coded_experts.py`) their dense weights.
 
 Outside a step codes are decoded, which is right for all, but slow. Knows modules of torch. Does not know where codes
 come from.
@@ -7,14 +8,17 @@ come from.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from pagoda.kernels.coded_stack import CodedStack
 from pagoda.kernels.coded_weight import CodedWeight
 from pagoda.models.attention import kernels_in_flight
+from pagoda.models.coded_experts import CodedExperts, Stacks, are_codable, give_dense, take_codes
 
 # Layers whose weights the code of their family reads by itself, and families whose code reads the table of tokens so.
 READ_BY_FAMILIES = ("classifier", "dt_proj", "embed_positions", "kv_b_proj", "wo")
@@ -71,10 +75,22 @@ def _is_codable(name: str, module: Any, left: torch.Tensor | None) -> bool:
     return (type(module) is nn.Linear or is_table) and not is_read and module.weight is not left
 
 
-def coded_weights(network: nn.Module) -> dict[str, CodedWeight]:
+def codable_experts(network: nn.Module) -> dict[str, nn.Module]:
+    """Modules of transformers' interface for experts, by name."""
+    return {name: module for name, module in network.named_modules() if are_codable(module)}
+
+
+def coded_weights(network: nn.Module) -> dict[str, CodedWeight | CodedStack]:
     """Those that the layers of `network` have, by the names of dense ones, each once."""
-    found = {name: vars(module).get("coded") for name, module in network.named_modules()}
-    once = {id(coded): (f"{name}.weight", coded) for name, coded in reversed(found.items()) if coded is not None}
+    found: list[tuple[str, CodedWeight | CodedStack]] = []
+    for name, module in network.named_modules():
+        if isinstance(module, CodedExperts):
+            for matrix, stacks in module.coded.items():
+                ends = ("",) if len(stacks) == 1 else tuple(f".{part}" for part in range(len(stacks)))
+                found += [(f"{name}.{matrix}{end}", each) for end, each in zip(ends, stacks, strict=True)]
+        elif isinstance(module, Coded):
+            found.append((f"{name}.weight", module.coded))
+    once = {id(coded): (name, coded) for name, coded in reversed(found)}
     return dict(reversed(once.values()))
 
 
@@ -84,10 +100,13 @@ def held_weight(module: Any) -> CodedWeight | torch.Tensor:
     return module.weight if coded is None else coded
 
 
-def install(network: nn.Module, weights: Mapping[str, CodedWeight]) -> None:
+def install(
+    network: nn.Module, weights: Mapping[str, CodedWeight], experts: Mapping[str, Stacks] = MappingProxyType({})
+) -> None:
     """Let the layers of `network` compute with `weights`, by the names of their dense ones, whose type results have.
 
-    A head that is tied to an embedding gets its codes too. All names must be weights of modules that take codes.
+    A head that is tied to an embedding gets its codes too. All names must be weights of modules that take codes, and
+    those of `experts` their matrices.
     """
     tied = {id(parameter): weights[name] for name, parameter in network.named_parameters() if name in weights}
     for module in list(network.modules()):
@@ -95,6 +114,12 @@ def install(network: nn.Module, weights: Mapping[str, CodedWeight]) -> None:
         coded = None if dense is None else tied.get(id(dense))
         if coded is not None:
             _set(module, coded)
+    by_module: dict[str, dict[str, Stacks]] = {}
+    for name, stacks in experts.items():
+        path, _, matrix = name.rpartition(".")
+        by_module.setdefault(path, {})[matrix] = stacks
+    for path, matrices in by_module.items():
+        take_codes(network.get_submodule(path), matrices)
 
 
 def decode(network: nn.Module) -> None:
@@ -106,6 +131,8 @@ def decode(network: nn.Module) -> None:
             if key not in dense:
                 dense[key] = nn.Parameter(module.dense(), requires_grad=False)
             _unset(module, dense[key])
+        elif isinstance(module, CodedExperts):
+            give_dense(module)
 
 
 def _set(module: Any, coded: CodedWeight) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -18,7 +17,9 @@ from torch import nn
 
 from pagoda.kernels.reference_layers import ReferenceLayers
 from pagoda.models.attention import kernels_in_flight
+from pagoda.models.coded_experts import CodedExperts
 from pagoda.models.linear import PagedLinear
+from pagoda.models.rebinding import global_of, rebound
 
 ROTARY_FUNCTION = "apply_rotary_pos_emb"
 GATED_MLP = ("gate_proj", "up_proj", "down_proj")
@@ -72,6 +73,8 @@ def fuse(network: Any) -> None:
         elif _is_gated_mlp(module):
             module.plain_gates = all(_is_plain(module.get_submodule(name)) for name in ("gate_proj", "up_proj"))
             module.__class__ = _mixed(FusedMLP, kind)
+        elif isinstance(module, CodedExperts):
+            module.has_plain_gate = _has_plain_gate(module)
         elif rotation := _rotation(kind):
             module.__class__ = _rotating(kind, rotation)
 
@@ -106,6 +109,14 @@ def _is_gated_mlp(module: nn.Module) -> bool:
     return _agree(twin, (probe,), down(ReferenceLayers().gated_silu(gate(probe), up(probe))))
 
 
+def _has_plain_gate(experts: Any) -> bool:
+    """Whether experts gate by SiLU: the first half of what they are given the second."""
+    probe = _numbers(2, 2 * PROBE_WIDTH)
+    return bool(experts.has_gate) and _agree(
+        experts._apply_gate, (probe,), ReferenceLayers().gated_silu(*probe.chunk(2, dim=-1))
+    )
+
+
 def _is_plain(layer: Any) -> bool:
     """Whether a layer is its weight and nothing else."""
     return type(layer) in (nn.Linear, PagedLinear) and layer.bias is None
@@ -113,10 +124,7 @@ def _is_plain(layer: Any) -> bool:
 
 def _rotation(kind: type[nn.Module]) -> Rotation | None:
     """The rotary function that the forward of `kind` calls, if it is the usual one for queries and keys."""
-    forward: Any = kind.__dict__.get("forward")
-    if not isinstance(forward, FunctionType) or ROTARY_FUNCTION not in forward.__code__.co_names:
-        return None
-    rotation: Rotation | None = forward.__globals__.get(ROTARY_FUNCTION)
+    rotation: Rotation | None = global_of(kind, ROTARY_FUNCTION)
     query, key = _numbers(1, 3, 5, PROBE_WIDTH), _numbers(1, 2, 5, PROBE_WIDTH, seed=1)
     cosines, sines = _numbers(1, 5, PROBE_WIDTH, seed=2), _numbers(1, 5, PROBE_WIDTH, seed=3)
     expected = tuple(ReferenceLayers().rotate(rows, cosines, sines) for rows in (query, key))
@@ -125,7 +133,6 @@ def _rotation(kind: type[nn.Module]) -> Rotation | None:
 
 def _rotating(kind: type[nn.Module], rotation: Rotation) -> type[nn.Module]:
     """`kind`, its forward bound to a rotary function that asks the kernels first."""
-    forward: Any = kind.__dict__["forward"]
 
     def rotate(query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *rest: Any) -> Any:
         kernels = kernels_in_flight()
@@ -133,10 +140,7 @@ def _rotating(kind: type[nn.Module], rotation: Rotation) -> type[nn.Module]:
             return rotation(query, key, cos, sin, *rest)
         return kernels.rotate(query, cos, sin), kernels.rotate(key, cos, sin)
 
-    namespace = forward.__globals__ | {ROTARY_FUNCTION: rotate}
-    bound = FunctionType(forward.__code__, namespace, forward.__name__, forward.__defaults__, forward.__closure__)
-    bound.__kwdefaults__ = forward.__kwdefaults__
-    return type(kind.__name__, (kind,), {"forward": bound})
+    return rebound(kind, ROTARY_FUNCTION, rotate)
 
 
 def _small_linear(seed: int) -> nn.Linear:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -55,6 +55,27 @@ def order_of_rows(rules: Rules, name: str, count: int) -> np.ndarray | slice | N
     order = (result[:, 0] / 2).astype(np.int64)
     is_order = np.array_equal(np.sort(order), np.arange(count)) and np.array_equal(result, numbers[order])
     return order if is_order else None
+
+
+class Place(NamedTuple):
+    """Where the columns of a tensor of experts are: in the matrix `name` of a network, from `first` on."""
+
+    name: str
+    first: int
+
+
+def place_of_columns(rules: Rules, name: str, count: int) -> Place | None:
+    """Of a tensor [experts, `count`, depth] that goes to `found`; None for all others."""
+    numbers, found = np.arange(1.0, 2.0 * count + 1).reshape(1, count, 2), dict[str, torch.Tensor]()
+    try:
+        result = rules.process(name, numbers.copy(), found)
+    except Exception:  # as above
+        return None
+    if result is not None or len(found) != 1:
+        return None
+    place, matrix = next(iter(found.items()))
+    first = int(matrix[0, :, 0].ne(1).int().argmin())
+    return Place(place, first) if np.array_equal(matrix[:, first : first + count].numpy(), numbers) else None
 
 
 class Table:

@@ -1,13 +1,13 @@
 """The weights of a GGUF model: a network of transformers that is filled with them, most of them coded as they are.
 
-Matrices of linear layers and embeddings are laid out from the blocks that their file has, mapped; if rows have another
-order in the network (`gguf_rules.py`), they are copied in that order first. All other tensors are decoded. Does not
-know how codes are multiplied (`models/coded.py`), nor headers (`checkpoint/gguf_header.py`).
+Matrices of linear layers, embeddings and experts are laid out from the blocks that their file has, mapped; if rows have
+another order in the network (`gguf_rules.py`), they are copied in that order first. All other tensors are decoded. Does
+not know how codes are multiplied (`models/coded.py`), nor headers (`checkpoint/gguf_header.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ import torch
 
 from pagoda.checkpoint.gguf_config import HEAD, READ_TENSORS
 from pagoda.checkpoint.gguf_files import GgufModel, gguf_in, read_gguf
-from pagoda.checkpoint.gguf_header import GgufTensor
+from pagoda.checkpoint.gguf_header import CODED_TYPES, GgufTensor
 from pagoda.checkpoint.weights import Outline
 from pagoda.errors import UnsupportedModelError
-from pagoda.kernels.coded_weight import GGUF_TYPES, CodedWeight, can_hold_codes
+from pagoda.kernels.coded_weight import CodedWeight, can_hold_codes
 from pagoda.models.attention import ATTENTION_NAME
 from pagoda.models.build import build_network, network_class
-from pagoda.models.coded import codable_layers, install
+from pagoda.models.coded import codable_experts, codable_layers, install
+from pagoda.models.gguf_experts import coded_tensors, stacks_of
 from pagoda.models.gguf_rules import Rules, order_of_rows, rules_of
 from pagoda.models.kept_digest import WeightFiles
 from pagoda.models.own_attention import interface_name
@@ -64,16 +65,21 @@ class GgufWeights:
         holds_codes = device.type == "cpu" and can_hold_codes()
         with quiet():
             plan = _Plan(self._model, config)
+            experts = plan.coded_experts() if holds_codes else {}
+            of_experts = {tensor.name for parts in experts.values() for tensor in parts}
             coded, others = {}, _Decoded(number_type)
             for tensor in self._model.tensors.values():
+                if tensor.name in of_experts:
+                    continue
                 rows = plan.coded_rows(tensor) if holds_codes else None
                 if rows is not None:
                     coded[plan.rules.names[tensor.name]] = self._coded(tensor, rows)
                 elif tensor.name not in READ_TENSORS:
                     others.add(plan.rules, tensor, self._stored(tensor))
-        told = others.tensors | {name: _unfilled(weight, number_type) for name, weight in coded.items()}
-        network = fill(config, told, number_type, self._model.files[0])
-        install(network, coded)
+            stacks = {name: stacks_of(parts, self._stored) for name, parts in experts.items()}
+        told = plan.unfilled((*coded, *stacks), number_type)
+        network = fill(config, others.tensors | told, number_type, self._model.files[0])
+        install(network, coded, stacks)
         return network
 
     def _stored(self, tensor: GgufTensor) -> np.ndarray:
@@ -102,6 +108,9 @@ class _Plan:
         with torch.device("meta"):
             network = build_network(config, attn_implementation=interface_name(config, ATTENTION_NAME))
         self._layers: dict[str, Any] = codable_layers(network)
+        self._experts = codable_experts(network)
+        self._shapes = {name: each.shape for name, each in network.state_dict().items()}
+        self._tensors = model.tensors.values()
         self.rules = rules_of(model.header.architecture, network, own_config, model.tensors)
         unknown = [name for name in model.tensors if not self.rules.knows(name) and name not in READ_TENSORS]
         if unknown:
@@ -110,11 +119,19 @@ class _Plan:
                 f"{abridged(sorted(unknown))}."
             )
 
+    def coded_experts(self) -> dict[str, list[GgufTensor]]:
+        """The tensors of each matrix of experts that is to stay coded, by its name."""
+        return coded_tensors(self._tensors, self.rules, self._experts)
+
+    def unfilled(self, names: Iterable[str], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """What stands for coded weights until they are put in place: tensors that take no memory."""
+        return {name: torch.zeros((), dtype=dtype).expand(self._shapes[name]) for name in names}
+
     def coded_rows(self, tensor: GgufTensor) -> np.ndarray | slice | None:
         """The rows of a matrix in the order of the network; None for what is not to stay coded."""
         path = self.rules.names.get(tensor.name, "").removesuffix(".weight")
         layer = self._layers.get(path)
-        if tensor.type_name not in GGUF_TYPES or layer is None or layer.weight.shape != tensor.shape:
+        if tensor.type_name not in CODED_TYPES or layer is None or layer.weight.shape != tensor.shape:
             return None
         return order_of_rows(self.rules, tensor.name, tensor.shape[0])
 
@@ -150,8 +167,3 @@ def _check_architecture(architecture: str) -> None:
             f"GGUF files of the architecture {architecture!r:.100} are not read; take the checkpoint in safetensors "
             f"that this one was made from. Those that are read: {', '.join(sorted(ARCHITECTURES))}."
         )
-
-
-def _unfilled(weight: CodedWeight, dtype: torch.dtype) -> torch.Tensor:
-    """Stands for a coded weight until it is put in place: a matrix of its shape that takes no memory."""
-    return torch.zeros((), dtype=dtype).expand(weight.rows, weight.depth)

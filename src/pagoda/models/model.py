@@ -164,7 +164,7 @@ class Model:
     @cached_property
     def num_parameters(self) -> int:
         """Parameters, shared ones counted once."""
-        coded: int = sum(each.rows * each.depth - each.data.numel() for each in coded_weights(self.network).values())
+        coded: int = sum(each.num_weights - each.data.numel() for each in coded_weights(self.network).values())
         parameters: int = sum(parameter.numel() for parameter in self.network.parameters())
         return coded + parameters
 

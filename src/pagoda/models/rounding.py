@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from pagoda.kernels.coded_stack import CodedStack
 from pagoda.kernels.coded_weight import CodedWeight, GroupedCodes
-from pagoda.models.coded import codable_layers, install
+from pagoda.models.coded import codable_experts, codable_layers, install
+from pagoda.models.coded_experts import Stacks, dense_matrices
 
 GROUP = 32
 MOST_INT8 = 127
@@ -31,7 +33,7 @@ MIN_ROWS = 64
 
 
 def quantize(network: Any, quantization: str) -> None:
-    """Let linear layers and embeddings of `network` have codes instead of weights."""
+    """Let linear layers, embeddings and experts of `network` have codes instead of weights."""
     head = network.get_output_embeddings()
     weights: dict[int, tuple[str, CodedWeight]] = {}
     for name, module in codable_layers(network).items():
@@ -40,7 +42,17 @@ def quantize(network: Any, quantization: str) -> None:
             is_fine = quantization == "int8" or module is head or isinstance(module, nn.Embedding)
             is_fine |= name.rpartition(".")[2] in FINE_LAYERS
             weights[id(dense)] = f"{name}.weight", CodedWeight.from_groups(rounded(dense.data, is_fine))
-    install(network, dict(weights.values()))
+    experts: dict[str, Stacks] = {}
+    for name, module in codable_experts(network).items():
+        for matrix, dense in dense_matrices(module).items():
+            if dense.shape[1] >= MIN_ROWS:
+                experts[f"{name}.{matrix}"] = (_rounded_stack(dense.data, quantization == "int8"),)
+    install(network, dict(weights.values()), experts)
+
+
+def _rounded_stack(matrices: torch.Tensor, is_fine: bool) -> CodedStack:
+    """`matrices` [count, rows, depth], which may lie transposed."""
+    return CodedStack.of(len(matrices), (CodedWeight.from_groups(rounded(each, is_fine)) for each in matrices))
 
 
 def rounded(weight: torch.Tensor, is_fine: bool, has_zeros: bool = False) -> GroupedCodes:

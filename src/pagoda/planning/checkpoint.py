@@ -15,6 +15,7 @@ from pagoda.checkpoint.directory import checkpoint_directory
 from pagoda.checkpoint.failures import model_errors
 from pagoda.checkpoint.gguf_files import gguf_in, read_gguf
 from pagoda.checkpoint.gguf_folder import is_gguf_folder
+from pagoda.checkpoint.gguf_header import CODED_TYPES, GgufTensor
 from pagoda.checkpoint.plausible import check_values
 from pagoda.checkpoint.weights import FLOAT_NAMES, Outline, stored_nbytes, stored_tensors
 from pagoda.errors import CorruptCheckpointError
@@ -26,6 +27,8 @@ from pagoda.planning.text_config import Sizes, first, named_fields, text_config
 
 # What transformers computes in where nothing says otherwise.
 USUAL_DTYPE = "float32"
+# What llama.cpp calls tensors that have a matrix for each expert.
+EXPERTS = "_exps."
 
 
 class StoredWeights(NamedTuple):
@@ -66,10 +69,10 @@ def facts_and_weights(path: str | Path, machine: MachineFacts, dtype: str = "aut
 
 
 def _of_gguf(file: Path, config: Sizes, facts: ModelFacts) -> tuple[ModelFacts, StoredWeights]:
-    """Matrices of fewer bits are kept as they are stored, all else is decoded."""
+    """Matrices of types that are kept are held as they are stored, all else is decoded."""
     tensors = read_gguf(gguf_in(file.parent)).tensors
     check_values(dict(config), Outline.of({name: tensor.shape for name, tensor in tensors.items()}), file)
-    coded = [each for each in tensors.values() if each.type_name not in FLOAT_NAMES and len(each.shape) == 2]
+    coded = [each for each in tensors.values() if each.type_name in CODED_TYPES and _is_held(each)]
     coded_nbytes = sum(tensor.nbytes for tensor in coded)
     count = sum(prod(tensor.shape) for tensor in tensors.values()) - sum(prod(tensor.shape) for tensor in coded)
     stored = StoredWeights(
@@ -78,6 +81,11 @@ def _of_gguf(file: Path, config: Sizes, facts: ModelFacts) -> tuple[ModelFacts, 
         other_types=tuple(sorted({tensor.type_name for tensor in coded})),
     )
     return replace(facts, weight_nbytes=coded_nbytes + count * facts.number_nbytes), stored
+
+
+def _is_held(tensor: GgufTensor) -> bool:
+    """Whether a tensor is a matrix, or one for each expert."""
+    return len(tensor.shape) == 2 or (len(tensor.shape) == 3 and EXPERTS in tensor.name)
 
 
 def facts_from_config(config: Sizes, machine: MachineFacts, dtype: str = "auto") -> ModelFacts:

@@ -1,0 +1,81 @@
+"""Matrices of one shape and one coding, held one after the other: those of experts, of which a step reads few.
+
+Knows coded weights. Does not know which experts a token is sent to.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pagoda.errors import ConfigError
+from pagoda.kernels.coded_weight import CodedWeight
+
+if TYPE_CHECKING:
+    from pagoda.kernels import _native
+
+
+class CodedStack:
+    """`count` matrices [rows, depth]; `data` is uint8 [count, blocks of rows, bytes of a block], a parameter."""
+
+    def __init__(self, kind: str, coding: _native.Coding, rows: int, depth: int, data: torch.Tensor) -> None:
+        self.kind = kind
+        self.coding = coding
+        self.rows = rows
+        self.depth = depth
+        self.data = nn.Parameter(data, requires_grad=False)
+
+    @classmethod
+    def of(cls, count: int, weights: Iterable[CodedWeight]) -> CodedStack:
+        """Of `count` matrices, which are copied one by one. Raises ConfigError for one that is coded in another way."""
+        weights = iter(weights)
+        first = next(weights)
+        stack = cls(*_coding(first), torch.empty(count, *first.data.shape, dtype=torch.uint8))
+        stack.data[0] = first.data
+        for number, weight in enumerate(weights, start=1):
+            if _coding(weight) != _coding(first):
+                raise ConfigError(f"Matrix {number} of {count} is not coded as the first.")
+            stack.data[number] = weight.data
+        return stack
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CodedStack:
+        """As a module's parameters are copied, or shared if `memo` has them."""
+        other = copy.copy(self)
+        other.data = copy.deepcopy(self.data, memo)
+        return other
+
+    @property
+    def count(self) -> int:
+        return len(self.data)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.count, self.rows, self.depth
+
+    @property
+    def num_weights(self) -> int:
+        return self.count * self.rows * self.depth
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+    def matrix(self, number: int) -> CodedWeight:
+        """One of them, in the same memory."""
+        return CodedWeight(self.kind, self.coding, self.rows, self.depth, self.data[number])
+
+    def decode(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """All weights: [count, rows, depth]."""
+        out = torch.empty(self.shape, dtype=dtype)
+        for number in range(self.count):
+            out[number] = self.matrix(number).decode(dtype)
+        return out
+
+
+def _coding(weight: CodedWeight) -> tuple[str, _native.Coding, int, int]:
+    """What says which weights bytes stand for."""
+    return weight.kind, weight.coding, weight.rows, weight.depth
