@@ -6,6 +6,7 @@ The packers here are written after AutoGPTQ, AutoAWQ, compressed-tensors and bit
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from pagoda.models.loader import load_model
 from pagoda.models.packed_layers import unpacked
 from pagoda.models.packed_weights import METHODS
 from pagoda.models.selftest import SEQUENCE_TOKENS, PagedRun
+from pagoda.models.weights import fill
 
 SIZES = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 32}
 TOLERANCE = 1e-4
@@ -219,6 +221,94 @@ def test_codes_are_kept(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", DECODED)
 def test_what_has_no_scale_for_a_group_is_decoded(tmp_path: Path, kind: str) -> None:
     assert not check_logits(tmp_path, write(tmp_path, *DECODED[kind]))
+
+
+MIXTURE = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "shared_expert_intermediate_size": 64,
+}
+MATRICES = 2 * 2  # of experts, in two layers
+
+
+def write_mixture(folder: Path, family: str, quantization: dict[str, Any], pack: Callable[[str], Packer]) -> Any:
+    """A checkpoint whose experts are quantized as `pack` says by name, and the network with what they stand for."""
+    save(make_network(family, **SIZES, **MIXTURE), folder / "plain")
+    tensors = load_file(folder / "plain" / "model.safetensors")
+    numbers = dict(tensors)
+    for name in [each for each in tensors if re.search(r"experts\.\d", each)]:
+        packed, numbers[name] = pack(name)(tensors.pop(name))
+        tensors |= {f"{name.removesuffix('.weight')}.{end}": each.contiguous() for end, each in packed.items()}
+    save_file(numbers, folder / "plain" / "model.safetensors")
+    network = load_model(folder / "plain", dtype="float32").network
+    network.set_attn_implementation("eager")
+    (folder / "plain" / "config.json").rename(folder / "config.json")
+    save_file(tensors, folder / "model.safetensors")
+    edit(folder / "config.json", quantization_config=quantization)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        *(("qwen3_moe", kind) for kind in ("gptq", "awq", "packed", "packed, by outputs")),
+        ("qwen2_moe", "packed, with zeros"),
+        ("mixtral", "packed"),
+    ],
+)
+def test_codes_of_experts_are_kept(tmp_path: Path, family: str, kind: str) -> None:
+    quantization, pack = CODED[kind]
+    network = write_mixture(tmp_path, family, quantization, lambda _: pack)
+    coded = check_logits(tmp_path, network)
+    assert len(coded) == MATRICES
+    for name, weight in coded.items():
+        assert torch.allclose(weight.decode(), network.get_parameter(name), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [pack_quantized(8, 32, symmetric=True), pack_quantized(4, 32, symmetric=False), float8(None)],
+    ids=["of other bits", "with zeros", "numbers"],
+)
+def test_matrices_of_experts_that_are_not_coded_alike_are_decoded(tmp_path: Path, other: Packer) -> None:
+    """And those alone."""
+    usual = CODED["packed"][1]
+
+    def pack(name: str) -> Packer:
+        return other if re.search(r"layers\.1\..*experts\.2\.down_proj", name) else usual
+
+    network = write_mixture(tmp_path, "qwen3_moe", COMPRESSED, pack)
+    assert len(check_logits(tmp_path, network)) == MATRICES - 1
+
+
+def test_scales_of_experts_are_in_fp32_if_those_of_one_are(tmp_path: Path) -> None:
+    def pack(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        tensors, numbers = pack_quantized(4, 64, symmetric=False)(weight)
+        factor = 1 + 2.0**-20 if weight[0, 0] > 0 else 1
+        return tensors | {"weight_scale": tensors["weight_scale"] * factor}, numbers * factor
+
+    network = write_mixture(tmp_path, "qwen3_moe", COMPRESSED, lambda _: pack)
+    coded = check_logits(tmp_path, network)
+    assert len(coded) == MATRICES
+    for name, weight in coded.items():
+        assert torch.allclose(weight.decode(), network.get_parameter(name), rtol=1e-6, atol=1e-7)
+
+
+def test_placeholders_of_codes_take_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quantization, pack = CODED["gptq"]
+    write_mixture(tmp_path, "qwen3_moe", quantization, lambda _: pack)
+    nbytes: dict[str, int] = {}
+
+    def filled(*arguments: Any) -> Any:
+        network = fill(*arguments)
+        nbytes.update({name: each.untyped_storage().nbytes() for name, each in network.named_parameters()})
+        return network
+
+    monkeypatch.setattr("pagoda.models.packed_weights.fill", filled)
+    network = load_model(tmp_path, dtype="bfloat16").network
+    assert {nbytes[name] for name in coded_weights(network)} == {2}
 
 
 def test_all_methods_that_are_let_through_are_read() -> None:

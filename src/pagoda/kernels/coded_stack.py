@@ -34,10 +34,10 @@ class CodedStack:
         """Of `count` matrices, which are copied one by one. Raises ConfigError for one that is coded in another way."""
         weights = iter(weights)
         first = next(weights)
-        stack = cls(*_coding(first), torch.empty(count, *first.data.shape, dtype=torch.uint8))
+        stack = cls(*first.form, torch.empty(count, *first.data.shape, dtype=torch.uint8))
         stack.data[0] = first.data
         for number, weight in enumerate(weights, start=1):
-            if _coding(weight) != _coding(first):
+            if weight.form != first.form:
                 raise ConfigError(f"Matrix {number} of {count} is not coded as the first.")
             stack.data[number] = weight.data
         return stack
@@ -74,8 +74,3 @@ class CodedStack:
         for number in range(self.count):
             out[number] = self.matrix(number).decode(dtype)
         return out
-
-
-def _coding(weight: CodedWeight) -> tuple[str, _native.Coding, int, int]:
-    """What says which weights bytes stand for."""
-    return weight.kind, weight.coding, weight.rows, weight.depth

@@ -97,12 +97,13 @@ class CodedWeight:
         return weight
 
     @classmethod
-    def from_groups(cls, groups: GroupedCodes) -> CodedWeight:
-        """Scales are kept in fp16 if they are such numbers, else in fp32."""
+    def from_groups(cls, groups: GroupedCodes, in_half: bool | None = None) -> CodedWeight:
+        """Scales are kept in fp16 if they are such numbers, else in fp32; or as `in_half` says."""
         native = compiled()
         codes = groups.codes.contiguous()
         numbers = [each.float().contiguous() for each in (groups.scales, groups.minima) if each is not None]
-        is_half = all(torch.equal(each.half().float(), each) for each in numbers)
+        if in_half is None:
+            in_half = all(torch.equal(each.half().float(), each) for each in numbers)
         kind = f"{groups.bits} bits in groups of {groups.group}"
         coding = native.Coding(
             groups.bits,
@@ -111,7 +112,7 @@ class CodedWeight:
             groups.minima is not None,
             False,
             -(-groups.group // native.UNIT_DEPTH),
-            native.Number.FP16 if is_half else native.Number.FP32,
+            native.Number.FP16 if in_half else native.Number.FP32,
         )
         rows, depth = codes.shape
         weight = cls(kind, coding, rows, depth)
@@ -130,6 +131,11 @@ class CodedWeight:
     @property
     def shape(self) -> tuple[int, int]:
         return self.rows, self.depth
+
+    @property
+    def form(self) -> tuple[str, _native.Coding, int, int]:
+        """What says which weights its bytes stand for."""
+        return self.kind, self.coding, self.rows, self.depth
 
     @property
     def num_weights(self) -> int:

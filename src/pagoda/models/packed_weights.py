@@ -1,8 +1,8 @@
 """The weights of a safetensors checkpoint that was quantized before: a network of transformers filled with them.
 
-Linear layers keep the codes of the checkpoint as far as a network has such layers, and products take them; whatever
-else is quantized, such as experts, is decoded. Knows which methods are read. Does not know how a layer is packed
-(`packed_layers.py`).
+Linear layers and experts keep the codes of the checkpoint as far as a network has such layers, and products take them;
+whatever else is quantized is decoded. Knows which methods are read. Does not know how a layer is packed
+(`packed_layers.py`), nor which make up the matrices of experts (`packed_experts.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 from pagoda.checkpoint.weights import Outline, stored_tensors, weight_files
 from pagoda.errors import CorruptCheckpointError
+from pagoda.kernels.coded_stack import CodedStack
 from pagoda.kernels.coded_weight import CodedWeight, GroupedCodes, can_hold_codes
 from pagoda.models.attention import ATTENTION_NAME
 from pagoda.models.build import build_network, network_class
@@ -23,6 +24,7 @@ from pagoda.models.coded import codable_layers, install
 from pagoda.models.configuration import Packing
 from pagoda.models.kept_digest import WeightFiles
 from pagoda.models.own_attention import interface_name
+from pagoda.models.packed_experts import layers_of_experts, stack_of
 from pagoda.models.packed_layers import (
     FP8_TYPES,
     AwqLayer,
@@ -75,19 +77,27 @@ class PackedWeights:
         """
         _, own_config = network_class(config)
         number_type = dtype or own_config.dtype or torch.bfloat16
-        taking = _taking(config) if device.type == "cpu" and can_hold_codes() else {}
+        taking: dict[str, tuple[int, ...]] = {}
+        experts: dict[str, CodedStack] = {}
+        layers: Mapping[str, PackedLayer] = self._layers
+        if device.type == "cpu" and can_hold_codes():
+            bare = _bare_network(config)
+            held: dict[str, Any] = codable_layers(bare)
+            taking = {f"{name}.weight": tuple(layer.weight.shape) for name, layer in held.items()}
+            experts, layers = _coded_experts(bare, layers)
         coded: dict[str, CodedWeight] = {}
         tensors = dict(self._others)
-        for name, layer in self._layers.items():
+        for name, layer in layers.items():
             found = layer.read()
             if isinstance(found, GroupedCodes) and taking.get(f"{name}.weight") == layer.shape:
                 coded[f"{name}.weight"] = CodedWeight.from_groups(found)
-                found = torch.zeros(()).expand(layer.shape)  # stands there until codes are put in place
-            elif isinstance(found, GroupedCodes):
-                found = found.numbers()
-            tensors[f"{name}.weight"] = found.to(number_type)
+            else:
+                numbers = found.numbers() if isinstance(found, GroupedCodes) else found
+                tensors[f"{name}.weight"] = numbers.to(number_type)
+        for name, weight in (coded | experts).items():  # stands there until codes are put in place, and takes no memory
+            tensors[name] = torch.zeros((), dtype=number_type).expand(weight.shape)
         network = fill(config, tensors, number_type, self.files.directory)
-        install(network, coded)
+        install(network, coded, {name: (stack,) for name, stack in experts.items()})
         return network
 
 
@@ -130,9 +140,18 @@ def _is_of(kind: type[PackedLayer], own: Mapping[str, Any]) -> bool:
     return kind not in (ByteLayer, BitsAndBytes8Layer) or own["weight"].get_dtype() == "I8"
 
 
-def _taking(config: Any) -> dict[str, tuple[int, ...]]:
-    """The shapes of weights that a network of `config` can have as codes."""
+def _bare_network(config: Any) -> Any:
+    """Without weights."""
     with quiet(), torch.device("meta"):
-        network = build_network(config, attn_implementation=interface_name(config, ATTENTION_NAME))
-    layers: dict[str, Any] = codable_layers(network)
-    return {f"{name}.weight": tuple(layer.weight.shape) for name, layer in layers.items()}
+        return build_network(config, attn_implementation=interface_name(config, ATTENTION_NAME))
+
+
+def _coded_experts(
+    network: Any, layers: Mapping[str, PackedLayer]
+) -> tuple[dict[str, CodedStack], dict[str, PackedLayer]]:
+    """The matrices of experts that stay coded, by name, and the layers that are none of theirs."""
+    grids = layers_of_experts(network, layers)
+    found = {name: stack_of(grid) for name, grid in grids.items()}
+    stacks = {name: stack for name, stack in found.items() if stack is not None}
+    held = {layer.name for name in stacks for parts in grids[name] for layer in parts}
+    return stacks, {name: layer for name, layer in layers.items() if name not in held}
