@@ -14,15 +14,14 @@ from typing import Any
 
 import torch
 
-from pagoda.checkpoint.weights import Outline, stored_tensors, weight_files
-from pagoda.errors import CorruptCheckpointError
+from pagoda.checkpoint.weights import Outline, stored_nbytes, stored_tensors, weight_files
+from pagoda.errors import CorruptCheckpointError, UnsupportedModelError
 from pagoda.kernels.coded_weight import CodedWeight, GroupedCodes, can_hold_codes
 from pagoda.models.attention import ATTENTION_NAME
-from pagoda.models.build import build_network, network_class
+from pagoda.models.build import network_class, outlined_network
 from pagoda.models.coded import codable_layers, install
 from pagoda.models.configuration import Packing
 from pagoda.models.kept_digest import WeightFiles
-from pagoda.models.own_attention import interface_name
 from pagoda.models.packed_layers import (
     FP8_TYPES,
     AwqLayer,
@@ -35,8 +34,8 @@ from pagoda.models.packed_layers import (
     PackQuantizedLayer,
     SecondGptqLayer,
 )
-from pagoda.models.quiet import quiet
-from pagoda.models.weights import fill
+from pagoda.models.parameter_names import parameter_names
+from pagoda.models.weights import fill, read_tensor
 
 # Kinds of layers by the method that a configuration names (PACKING_METHODS); the first whose tensors are there.
 METHODS: dict[str, tuple[type[PackedLayer], ...]] = {
@@ -64,9 +63,31 @@ class PackedWeights:
         self.outline = Outline.of(others | shapes)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of what is decoded, where a configuration does not say."""
+        return torch.bfloat16
+
+    @property
     def stated(self) -> dict[str, Any]:
         """What they say of the configuration: nothing."""
         return {}
+
+    def stored_nbytes(self, name: str) -> int:
+        layer = self._layers.get(name.removesuffix(".weight"))
+        return stored_nbytes(self._others[name]) if layer is None else layer.nbytes
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor; of a quantized layer the numbers. Raises UnsupportedModelError if these have codes."""
+        layer = self._layers.get(name.removesuffix(".weight"))
+        if layer is None:
+            return read_tensor(self._others, name, self.files.directory)
+        found = layer.read()
+        if isinstance(found, GroupedCodes):
+            raise UnsupportedModelError(
+                f"The weights in {self.files.directory} are codes already, which Pagoda keeps as they are; give the "
+                "checkpoint that they were made of."
+            )
+        return found
 
     def load(self, config: Any, dtype: torch.dtype | None, device: torch.device) -> Any:
         """A network of `config` with these weights. What is decoded has `dtype`; None is the configuration's, or bf16.
@@ -74,14 +95,14 @@ class PackedWeights:
         On a GPU, and without compiled kernels, all are decoded.
         """
         _, own_config = network_class(config)
-        number_type = dtype or own_config.dtype or torch.bfloat16
-        taking = _taking(config) if device.type == "cpu" and can_hold_codes() else {}
+        number_type = dtype or own_config.dtype or self.dtype
+        taking = self._taking(config) if device.type == "cpu" and can_hold_codes() else {}
         coded: dict[str, CodedWeight] = {}
         tensors = dict(self._others)
         for name, layer in self._layers.items():
             found = layer.read()
-            if isinstance(found, GroupedCodes) and taking.get(f"{name}.weight") == layer.shape:
-                coded[f"{name}.weight"] = CodedWeight.from_groups(found)
+            if isinstance(found, GroupedCodes) and name in taking:
+                coded[taking[name]] = CodedWeight.from_groups(found)
                 found = torch.zeros(()).expand(layer.shape)  # stands there until codes are put in place
             elif isinstance(found, GroupedCodes):
                 found = found.numbers()
@@ -89,6 +110,18 @@ class PackedWeights:
         network = fill(config, tensors, number_type, self.files.directory)
         install(network, coded)
         return network
+
+    def _taking(self, config: Any) -> dict[str, str]:
+        """The weights that a network of `config` can have as codes, by the names of the layers here."""
+        network = outlined_network(config, ATTENTION_NAME)
+        places: dict[str, Any] = {f"{name}.weight": layer for name, layer in codable_layers(network).items()}
+        names = parameter_names(network, (f"{name}.weight" for name in self._layers))
+        found = {name: names.get(f"{name}.weight", "") for name in self._layers}
+        return {
+            name: place
+            for name, place in found.items()
+            if place in places and tuple(places[place].weight.shape) == self._layers[name].shape
+        }
 
 
 @contextmanager
@@ -128,11 +161,3 @@ def _is_of(kind: type[PackedLayer], own: Mapping[str, Any]) -> bool:
             ("weight_scale", "weight_scale_inv")
         )
     return kind not in (ByteLayer, BitsAndBytes8Layer) or own["weight"].get_dtype() == "I8"
-
-
-def _taking(config: Any) -> dict[str, tuple[int, ...]]:
-    """The shapes of weights that a network of `config` can have as codes."""
-    with quiet(), torch.device("meta"):
-        network = build_network(config, attn_implementation=interface_name(config, ATTENTION_NAME))
-    layers: dict[str, Any] = codable_layers(network)
-    return {f"{name}.weight": tuple(layer.weight.shape) for name, layer in layers.items()}

@@ -18,6 +18,7 @@ from pagoda.kernels.coded_weight import CodedWeight, GroupedCodes
 from pagoda.models.coded import codable_layers, install
 
 GROUP = 32
+FINE_BITS, COARSE_BITS = 8, 4
 MOST_INT8 = 127
 MOST_INT4 = 15
 # Shares of the range between the smallest and the largest number that codes may cover: what lies beyond is cut.
@@ -32,15 +33,22 @@ MIN_ROWS = 64
 
 def quantize(network: Any, quantization: str) -> None:
     """Let linear layers and embeddings of `network` have codes instead of weights."""
+    bits = bits_of_weights(network, quantization)
+    groups = ((name, rounded(network.get_parameter(name).data, each == FINE_BITS)) for name, each in bits.items())
+    install(network, {name: CodedWeight.from_groups(each) for name, each in groups})
+
+
+def bits_of_weights(network: Any, quantization: str) -> dict[str, int]:
+    """How many bits the weights of `network` get that are to be codes, by name; what layers share is named once."""
     head = network.get_output_embeddings()
-    weights: dict[int, tuple[str, CodedWeight]] = {}
+    bits: dict[int, tuple[str, int]] = {}
     for name, module in codable_layers(network).items():
         dense: Any = module.weight
-        if id(dense) not in weights and len(dense) >= MIN_ROWS:
+        if id(dense) not in bits and len(dense) >= MIN_ROWS:
             is_fine = quantization == "int8" or module is head or isinstance(module, nn.Embedding)
             is_fine |= name.rpartition(".")[2] in FINE_LAYERS
-            weights[id(dense)] = f"{name}.weight", CodedWeight.from_groups(rounded(dense.data, is_fine))
-    install(network, dict(weights.values()))
+            bits[id(dense)] = f"{name}.weight", FINE_BITS if is_fine else COARSE_BITS
+    return dict(bits.values())
 
 
 def rounded(weight: torch.Tensor, is_fine: bool, has_zeros: bool = False) -> GroupedCodes:
