@@ -96,7 +96,7 @@ def main() -> None:
         model = load_model(folder, dtype="auto")
     # Documents follow one another without the token that ends them, which no output goes on behind.
     text = [token for token in corpus.held_out.tolist() if token not in model.eos_token_ids][: arguments.tokens]
-    config = EngineConfig(kv_cache_memory_bytes=256 << 20, block_size=16)
+    config = EngineConfig(kv_cache_memory_bytes=1 << 30, block_size=16)
     engine = Engine(model, choose_kernels(Environment.read()), config)
     losses, speed, most = read(engine, text, arguments.policy)
     print(f"{len(text):,} tokens, context {engine.max_model_len:,}, {arguments.policy}: {speed:.0f} tokens/s, ", end="")

@@ -20,6 +20,7 @@ from pagoda.commands.kv_options import EXAMPLES as KV_EXAMPLES
 from pagoda.commands.kv_options import add_kv_options
 from pagoda.commands.options import add_engine_options, add_model_options, add_sampling_options, add_server_options
 from pagoda.commands.plan_options import add_plan_options
+from pagoda.commands.quantize import add_quantize_options
 from pagoda.commands.session_options import add_session_options
 from pagoda.commands.simulate_options import add_simulate_options
 from pagoda.commands.streams import UNWRITABLE, forget_output, keep_usable
@@ -30,6 +31,7 @@ FAILED, USAGE, BROKEN_PIPE, INTERRUPTED = 1, 2, 141, 130
 OPERANDS = {
     "generate": " [prompt]",
     "plan": " [model]",
+    "quantize": " SRC DST",
     "simulate": " trace",
     "explain": " [EARLIER LATER]",
     "kv": " ls|verify|gc|export|import|warm DIR",
@@ -75,6 +77,11 @@ PLAN_EXAMPLES = """examples:
   pagoda plan gemma-3-27b --memory 80GiB --bandwidth 3.35TB/s --flops 990TFLOPS --plot plan.png
 
 No weights are loaded. Sizes are powers of 1024 (80GiB), rates powers of 1000 (3.35TB/s, 990TFLOPS)."""
+QUANTIZE_EXAMPLES = """examples:
+  pagoda quantize ~/models/Qwen2.5-0.5B-Instruct ~/models/Qwen2.5-0.5B-Instruct-int4
+  pagoda quantize ~/models/Qwen2.5-0.5B-Instruct /srv/models/qwen-int8 --quantization int8
+
+The format is pack-quantized of compressed-tensors. Tokenizer, chat template and generation_config.json are copied."""
 SIMULATE_EXAMPLES = """examples:
   pagoda simulate trace.jsonl
   pagoda simulate trace.jsonl.gz --policy all --capacity 5% 20% inf --plot curves.png --csv curves.csv
@@ -159,6 +166,7 @@ def build_parser() -> Parser:
     add_plan_options(
         _command(commands, "plan", "how many users fit, how long, how fast, before anything is loaded", PLAN_EXAMPLES)
     )
+    add_quantize_options(_command(commands, "quantize", "write a checkpoint of fewer bits", QUANTIZE_EXAMPLES))
     add_simulate_options(_command(commands, "simulate", "what a cache would find in a trace", SIMULATE_EXAMPLES))
     add_explain_options(_command(commands, "explain", "why a prompt missed the cache", EXPLAIN_EXAMPLES))
     add_kv_options(_command(commands, "kv", "pages that a disk keeps: list, check, thin out, carry, make", KV_EXAMPLES))

@@ -14,6 +14,7 @@ CASES = [
     ("llama-3-70b", {"machine": "H100", "gpus": 4, "context": 4096, "users": 8}),
     ("llama-3-8b", {"machine": "A100", "context": 8000, "users": 5, "shared_prefix": 1000}),
     ("llama-3-8b", {"machine": "A100", "kv_cache_dtype": "int8"}),
+    ("llama-3-8b", {"machine": "A100", "users": 5, "quantization": "int4", "sparse_attention": "quest:tokens=2048"}),
     ("llama-3-8b", {"machine": "A100", "kv_cache_dtype": "k8v4"}),
     ("gemma-3-27b", {"machine": "H200", "kv_cache_dtype": "full=int8"}),
     ("deepseek-v3", {"machine": "B200", "gpus": 16}),

@@ -193,6 +193,74 @@ def test_weights_in_eight_bits_of_floats_count_a_byte_each(tmp_path: Path) -> No
     assert plan(tmp_path).model.weight_nbytes == 64 * 64 + 4
 
 
+def test_rounded_weights_leave_more_to_pages_and_are_read_faster() -> None:
+    plain, int8, int4 = (
+        plan("llama-3-8b", machine="RTX 4090", context=8192, quantization=each) for each in ("none", "int8", "int4")
+    )
+    head = 128_256 * 4096 * 8.5 / 8
+    layers = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    norms = 65 * 4096 * 2
+    assert int8.model.weight_nbytes == pytest.approx(2 * head + layers * 8.5 / 8 + norms, abs=2)
+    assert int4.model.weight_nbytes == pytest.approx(2 * head + layers * 5 / 8 + norms, abs=2)
+    assert int4.model.weights_are == "rounded to int4"
+    assert int4.main.decode[0].weight_nbytes == pytest.approx((int4.model.weight_nbytes or 0) - head, abs=2)
+    assert plain.main.users < int8.main.users < int4.main.users
+    assert plain.prefill == int8.prefill, "no operation less"
+
+
+def test_experts_are_not_rounded() -> None:
+    plain, rounded = (plan("mixtral-8x7b", bandwidth="1TB/s", quantization=each) for each in ("none", "int8"))
+    experts = 32 * 8 * 3 * 4096 * 14336 * 2
+    saved = (plain.model.weight_nbytes or 0) - (rounded.model.weight_nbytes or 0)
+    assert saved == pytest.approx(((plain.model.weight_nbytes or 0) - experts) * (1 - 8.5 / 16), rel=0.01)
+    read = rounded.main.decode[0].weight_nbytes
+    assert experts / 4 < read < experts / 4 + (rounded.model.weight_nbytes or 0) - experts, "two of eight"
+
+
+def test_what_is_published_in_fewer_bits_can_be_rounded() -> None:
+    found = plan("deepseek-v3", quantization="int8").model
+    assert found.weights_are == "rounded to int8"
+    assert not any("published" in note for note in found.notes)
+
+
+def test_codes_are_not_rounded_again(tmp_path: Path) -> None:
+    folder = packed(tmp_path, np.int32, quantization_config={"quant_method": "gptq"})
+    found, left = plan(folder).model, plan(folder, quantization="int4").model
+    assert left.weight_nbytes == found.weight_nbytes
+    assert any("has codes already" in note for note in left.notes)
+
+
+def test_weights_that_nobody_counts_cannot_be_rounded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nobody knows what int8 makes of them"):
+        plan(written(tmp_path, model_type="unheard-of"), quantization="int8")
+
+
+def test_a_step_reads_less_where_tokens_choose_pages() -> None:
+    options = {"context": 32768, "bandwidth": "1TB/s", "memory": "40GiB", "output_tokens": 100}
+    whole = plan("llama-3-8b", **options).main
+    part = plan("llama-3-8b", sparse_attention="quest:tokens=2048", **options).main
+    summaries = 2 * 128 * 2 * 8 + 1  # of a page, in a layer
+    [geometry] = part.geometries
+    assert geometry.summary_nbytes == 32 * summaries
+    page = geometry.page_nbytes
+    pages = 32768 // geometry.page_tokens
+    read = 2 * 32768 * page / geometry.page_tokens / 32 + 30 * (
+        2048 * page / geometry.page_tokens / 32 + pages * summaries
+    )
+    assert part.decode[0].cache_nbytes == pytest.approx(read, abs=1)
+    assert whole.decode[0].cache_nbytes == 32768 * page / geometry.page_tokens
+    assert part.context_nbytes - whole.context_nbytes == pages * 32 * summaries
+    assert part.users_by_memory is not None
+    assert part.users_by_memory <= (whole.users_by_memory or 0)
+
+
+def test_a_budget_beyond_the_context_reads_all() -> None:
+    found = plan("llama-3-8b", context=2048, bandwidth="1TB/s", sparse_attention="quest:tokens=2048").main
+    assert (
+        found.decode[0].cache_nbytes == plan("llama-3-8b", context=2048, bandwidth="1TB/s").main.decode[0].cache_nbytes
+    )
+
+
 def test_a_method_that_is_stated_of_the_text_part_is_noted(tmp_path: Path) -> None:
     text = LLAMA | {"quantization_config": {"quant_method": "gptq"}}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": text}), encoding="utf-8")
@@ -366,6 +434,12 @@ def test_a_context_beyond_the_model_is_planned_and_noted() -> None:
         ({"kv_cache_dtype": "int3"}, "no format named 'int3'"),
         ({"kv_cache_dtype": ("auto", "int3")}, "no format named 'int3'"),
         ({"block_size": 17}, "multiple of 16"),
+        ({"quantization": "int2"}, "quantization is 'int2'; choose one of: none, int8, int4"),
+        ({"quantization": "int4", "weights": "4GiB"}, "both say what weights take"),
+        ({"sparse_attention": "quest"}, "quest needs a budget"),
+        ({"sparse_attention": "quest:tokens=16"}, "the first and the last one are always read"),
+        ({"sparse_attention": 5}, "sparse_attention is 5"),
+        ({"sparse_attention": "quest:tokens=512", "kv_compression": "snapkv:tokens=1024"}, "leave one of the two out"),
         ({"dtype": "int3"}, "choose one of: auto"),
         ({"machine": "H1000"}, "did you mean H100"),
         ({"contxt": 5}, "did you mean context"),
@@ -398,6 +472,7 @@ def test_a_plan_loads_neither_torch_nor_transformers() -> None:
 import sys
 import pagoda
 pagoda.plan("llama-3-70b", machine="H100", gpus=4, context=4096)
+pagoda.plan("llama-3-8b", quantization="int4", sparse_attention="quest:tokens=2048")
 sys.exit(bool({"torch", "transformers"} & set(sys.modules)))
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -255,3 +255,19 @@ def test_what_cannot_be_is_refused_to_the_request(model: Model) -> None:
         assert len(tokens_of(llm, [PROMPT], None, kv_compression="knorm:tokens=40")[0]) == NEW_TOKENS
     with pytest.raises(InvalidSamplingError, match="sparse_attention"):
         SamplingParams(sparse_attention=3)
+
+
+@pytest.mark.parametrize(("dense_layers", "is_read_in_part"), [(0, True), (1, True), (2, False)])
+def test_pages_that_are_read_and_skipped_are_counted(model: Model, dense_layers: int, is_read_in_part: bool) -> None:
+    """For each token that is generated and computed, once for all layers that choose."""
+    with make_llm(model, sparse_attention=f"quest:tokens=64,dense_layers={dense_layers}") as llm:
+        assert (llm.cache_stats().read_pages, llm.cache_stats().skipped_pages) == (0, 0)
+        tokens_of(llm, [PROMPT])
+        lengths = range(len(PROMPT) + 1, len(PROMPT) + NEW_TOKENS)
+        pages = [-(-length // PAGE_TOKENS) for length in lengths]
+        budget = 64 // PAGE_TOKENS
+        expected = (sum(min(each, budget) for each in pages), sum(max(each - budget, 0) for each in pages))
+        stats = llm.cache_stats()
+        assert (stats.read_pages, stats.skipped_pages) == (expected if is_read_in_part else (0, 0))
+        tokens_of(llm, [PROMPT], "none")
+        assert llm.cache_stats().read_pages == stats.read_pages

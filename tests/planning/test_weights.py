@@ -9,9 +9,12 @@ from transformers import AutoConfig
 from oracle import families
 from pagoda.analysis.catalog import Shape, shapes
 from pagoda.errors import UnsupportedModelError
+from pagoda.kernels.coded_weight import CodedWeight
 from pagoda.models.build import build_network
 from pagoda.models.quiet import quiet
+from pagoda.models.rounding import bits_of_weights, rounded
 from pagoda.models.tiny import shrink
+from pagoda.planning.weights.coded import BITS, coded_nbytes
 from pagoda.planning.weights.count import Experts
 from pagoda.planning.weights.families import DECODERS, OTHERS, count_weights
 
@@ -54,6 +57,30 @@ def test_every_family_that_is_counted_is_counted_right(family: str, is_tied: boo
     count = count_weights(config.to_dict())
     assert count is not None
     assert count.total == parameters(config)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_codes_take_what_is_counted(bits: int) -> None:
+    weight = CodedWeight.from_groups(rounded(torch.randn(64, 256), is_fine=bits == 8))
+    assert weight.nbytes == 64 * 256 * BITS[f"int{bits}"] / 8
+
+
+@pytest.mark.parametrize("shape", shapes(), ids=lambda shape: shape.name)
+def test_rounded_weights_take_the_bytes_that_are_counted(shape: Shape) -> None:
+    """Of the weights that get codes in the network which transformers builds."""
+    config = shape.config()
+    text = {name: value for name, value in config.get("text_config", config).items() if name != "quantization_config"}
+    with quiet(), torch.device("meta"):
+        network = build_network(AutoConfig.for_model(**text))
+    count = count_weights(config)
+    assert count is not None
+    for quantization in ("int8", "int4"):
+        bits = bits_of_weights(network, quantization)
+        weights = network.named_parameters()
+        sizes = (each.numel() * (BITS[f"int{bits[name]}"] / 8 if name in bits else 2) for name, each in weights)
+        nbytes, read = coded_nbytes(count, quantization, number_nbytes=2)
+        assert nbytes == pytest.approx(sum(sizes), rel=0.005)
+        assert read.experts == 2 * count.experts.num_weights <= read.most <= nbytes
 
 
 @pytest.mark.parametrize("biases", [{"attention_bias": True}, {"mlp_bias": True}, {"head_dim": 24}])

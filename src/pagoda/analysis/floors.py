@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pagoda.analysis.source import Described
-from pagoda.formats.page import PageGeometry
+from pagoda.cache.reading import Reading
+from pagoda.formats.page import PageGeometry, aligned
 from pagoda.layouts.base import Layout
 from pagoda.layouts.spec import LayerGroup, Reach
 from pagoda.planning.spec import query_heads
@@ -49,6 +50,24 @@ def load_nbytes(geometries: Sequence[PageGeometry], load: Load) -> int:
     if load.policy is None:
         return kept_nbytes(geometries, load.num_tokens, load.num_encoded)
     return round(sum(each.nbytes_per_token * kept_tokens(each, load) for each in geometries))
+
+
+def read_nbytes(geometries: Sequence[PageGeometry], load: Load, reading: Reading | None) -> int:
+    """The same where `reading` says what layers read that attend to all, and with what they choose pages by."""
+    whole = load_nbytes(geometries, load)
+    if reading is None:
+        return whole
+    return whole - round(sum(_unread_nbytes(each, kept_tokens(each, load), reading) for each in geometries))
+
+
+def _unread_nbytes(geometry: PageGeometry, num_tokens: int, reading: Reading) -> float:
+    left = num_tokens - reading.most_pages * reading.page_tokens
+    slots = geometry.slots[reading.dense_layers :]
+    if left <= 0 or not geometry.summary_nbytes:
+        return 0.0
+    keys_and_values = sum(aligned(slot.nbytes) for planes in slots for slot in planes) / geometry.page_tokens
+    summaries = geometry.summary_nbytes * len(slots) / len(geometry.slots) / geometry.page_tokens
+    return left * keys_and_values - num_tokens * summaries
 
 
 def kept_tokens(geometry: PageGeometry, load: Load) -> int:

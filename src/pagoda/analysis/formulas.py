@@ -120,9 +120,8 @@ def _memory(plan: Plan) -> Iterator[Formula]:
     if plan.users > 1 and len(plan.main.geometries) == 1 and plan.options.gpus == 1 and not plan.model.state_nbytes:
         [geometry] = plan.main.geometries
         need = group_need(geometry, load_of(plan), plan.options.max_num_batched_tokens)
-        expression = (
-            f"({need.shared:,} + {plan.users:,} users x {need.at_end:,}) pages x {geometry.page_nbytes:,} bytes"
-        )
+        page_nbytes = plan.options.page_nbytes(geometry)
+        expression = f"({need.shared:,} + {plan.users:,} users x {need.at_end:,}) pages x {page_nbytes:,} bytes"
         yield Formula(f"{plan.users:,} users", expression, plan.main.users_nbytes, "bytes")
 
 

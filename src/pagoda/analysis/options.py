@@ -9,9 +9,11 @@ from typing import Any
 from pagoda.analysis.machines import Machine, find_machine
 from pagoda.cache.compression.base import Policy
 from pagoda.cache.compression.choice import NONE, policy_of
+from pagoda.cache.reading import Reading, quest_of
 from pagoda.checks import as_float, is_number, is_whole, shown
 from pagoda.config import EngineConfig
 from pagoda.errors import ConfigError
+from pagoda.formats.page import PageGeometry
 from pagoda.units import parse_bandwidth, parse_flops, parse_nbytes
 
 # What is compared where nobody names formats, the first in all other answers.
@@ -40,7 +42,9 @@ class PlanOptions:
     context: tokens of one user, the last `output_tokens` of them generated. encoder_tokens: what an encoder reads.
     shared_prefix: tokens with which every user's prompt begins. gpus: devices that divide the heads of the model.
     kv_compression: which tokens layers keep that attend to all, as the engine takes it.
-    weights: bytes of all weights, if they are kept otherwise than in `dtype`.
+    sparse_attention: how much of their pages generated tokens read, as the engine takes it.
+    weights: bytes of all weights, if they are kept otherwise than in `dtype`. quantization: to what they are rounded
+    when they are loaded.
     """
 
     memory: int | str | None = None
@@ -54,10 +58,12 @@ class PlanOptions:
     kv_cache_dtype: tuple[str, ...] = ()
     kv_cache_memory_bytes: int | str | None = None
     kv_compression: str = NONE
+    sparse_attention: str = NONE
     shared_prefix: int = 0
     gpus: int = 1
     weights: int | str | None = None
     dtype: str = "auto"
+    quantization: str = NONE
     block_size: int = EngineConfig.block_size
     max_num_batched_tokens: int = EngineConfig.max_num_batched_tokens
     max_num_seqs: int = EngineConfig.max_num_seqs
@@ -69,9 +75,14 @@ class PlanOptions:
         for name, least in COUNTS.items():
             object.__setattr__(self, name, _count(name, getattr(self, name), least))
         object.__setattr__(self, "kv_cache_dtype", _names(self.kv_cache_dtype) or FORMATS)
-        if not isinstance(self.kv_compression, str):
-            raise ConfigError(f"kv_compression is {shown(self.kv_compression)}; give the name of a policy.")
+        for name in ("kv_compression", "sparse_attention"):
+            if not isinstance(getattr(self, name), str):
+                raise ConfigError(f"{name} is {shown(getattr(self, name))}; give the name of one, or none.")
         policy_of(self.kv_compression)
+        if self.reading is not None and self.policy is not None:
+            raise ConfigError("sparse_attention does not go with kv_compression: leave one of the two out.")
+        if self.weights is not None and self.quantization != NONE:
+            raise ConfigError("weights and quantization both say what weights take: give one of them.")
         if not isinstance(self.machine, str | None):
             raise ConfigError(f"machine is {shown(self.machine)}; give the name of a preset, or this.")
         config = self.engine_config()
@@ -90,6 +101,16 @@ class PlanOptions:
     @property
     def policy(self) -> Policy | None:
         return policy_of(self.kv_compression)
+
+    @property
+    def reading(self) -> Reading | None:
+        """What generated tokens read, if not all."""
+        quest = quest_of(self.sparse_attention)
+        return None if quest is None else Reading.of(quest, self.block_size)
+
+    def page_nbytes(self, geometry: PageGeometry) -> int:
+        """Of a page, with the summary that it is chosen by if there are such."""
+        return geometry.page_nbytes + (0 if self.reading is None else geometry.summary_nbytes)
 
     @property
     def is_endless(self) -> bool:
@@ -115,6 +136,8 @@ class PlanOptions:
             block_size=self.block_size,
             max_num_batched_tokens=self.max_num_batched_tokens,
             max_num_seqs=self.max_num_seqs,
+            quantization=self.quantization,
+            sparse_attention=self.sparse_attention,
             **more,
         )
 

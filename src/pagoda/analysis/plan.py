@@ -17,7 +17,7 @@ from pagoda.analysis.effects import effects
 from pagoda.analysis.floors import PrefillFloor, attention_flops, is_cross
 from pagoda.analysis.machines import Machine
 from pagoda.analysis.options import USUAL_OUTPUT_TOKENS, PlanOptions, plan_options
-from pagoda.analysis.source import Described, describe, stretched
+from pagoda.analysis.source import Described, describe, quantized, stretched
 from pagoda.analysis.storage import FormatPlanner, Setting
 from pagoda.checkpoint.failures import model_errors
 from pagoda.errors import ConfigError
@@ -44,7 +44,8 @@ def plan(model: str | Path, **options: Any) -> Plan:
 
 def make_plan(model: str | Path, options: PlanOptions) -> Plan:
     """`plan` for options that are checked already."""
-    described = stretched(describe(model, options.dtype), options.context, options.is_endless)
+    described = quantized(describe(model, options.dtype), options.quantization)
+    described = stretched(described, options.context, options.is_endless)
     with model_errors(f"The configuration of {described.name}"), named_fields(described.text):
         try:
             return _answer(described, options)

@@ -18,7 +18,9 @@ from pagoda.planning.checkpoint import USUAL_DTYPE, StoredWeights, facts_and_wei
 from pagoda.planning.contradictions import check_sizes
 from pagoda.planning.facts import MachineFacts, ModelFacts
 from pagoda.planning.known_families import KNOWN_FAMILIES, SAME_AS
-from pagoda.planning.text_config import quantization, text_config
+from pagoda.planning.text_config import quantization as quantization_of
+from pagoda.planning.text_config import text_config
+from pagoda.planning.weights.coded import ReadBytes, coded_nbytes
 from pagoda.planning.weights.count import WeightCount
 from pagoda.planning.weights.families import count_weights
 
@@ -35,6 +37,7 @@ ENGINE_RUNS = "The engine itself runs bf16, fp16 and fp32."
 UNSAID_DTYPE = (
     f"config.json states no dtype: weights and pages count in {USUAL_DTYPE}, as transformers takes it; give --dtype."
 )
+AS_PUBLISHED = "as published"
 OTHER_PARTS = ("vision_config", "audio_config", "vision_tower_config")
 
 
@@ -43,8 +46,8 @@ class Described:
     """A model as far as files tell. `count` is None of a family whose weights are not counted.
 
     weights_are: how they are kept, if not in the precision of the facts. weights_note: what to say where the answer
-    rests on their size. expert_nbytes: of routed experts, where those have a precision of their own. stretched_from:
-    the facts as they are, where those that are planned with take a longer context.
+    rests on their size. read: of weights in several precisions, what a step reads. stretched_from: the facts as they
+    are, where those that are planned with take a longer context.
     """
 
     name: str
@@ -55,7 +58,8 @@ class Described:
     notes: tuple[str, ...] = ()
     weights_are: str = ""
     weights_note: str = ""
-    expert_nbytes: int | None = None
+    read: ReadBytes | None = None
+    is_gguf: bool = False
     stretched_from: ModelFacts | None = None
 
     @property
@@ -87,7 +91,7 @@ def describe(model: str | Path, dtype: str = "auto") -> Described:
         config = _checked(read_config(path), str(path / "config.json"))
         facts, stored = facts_and_weights(path, _NO_LIMIT, dtype)
         found = _described(path.resolve().name, str(path), config, facts)
-        return _as_stored(found, stored) if stored.other_types or quantization(config) else found
+        return _as_stored(found, stored) if stored.other_types or quantization_of(config) else found
     if path.is_dir() or path.is_file():
         file = path / "config.json" if path.is_dir() else path
         config = _checked(read_config(path) if path.is_dir() else read_object(path), str(file))
@@ -104,7 +108,7 @@ def _of_gguf(path: Path, dtype: str) -> Described:
     facts, stored = facts_and_weights(directory, _NO_LIMIT, dtype)
     found = _described(model_name(path.resolve()), str(path), config, facts)
     types = ", ".join(stored.other_types)
-    return replace(found, weights_are=f"as stored in {types}") if types else found
+    return replace(found, weights_are=f"as stored in {types}", is_gguf=True) if types else found
 
 
 def _shipped(shape: Shape, dtype: str) -> Described:
@@ -113,22 +117,24 @@ def _shipped(shape: Shape, dtype: str) -> Described:
     left_out = (f"Left out is {shape.left_out}.",) if shape.left_out else ()
     found = replace(found, notes=(*found.notes, *left_out))
     published = shape.published
-    if published is None or dtype != "auto":
+    if published is None or found.count is None or dtype != "auto":
         return found
+    # Nobody publishes tables in fewer bits.
+    table_nbytes = found.count.table * found.facts.number_nbytes
     return replace(
         found,
         facts=replace(found.facts, weight_nbytes=published.nbytes),
-        weights_are=f"as published in {published.method}",
+        weights_are=f"{AS_PUBLISHED} in {published.method}",
         weights_note=f"Weights count as they are published: {published.scheme}. {ENGINE_RUNS}",
-        expert_nbytes=published.expert_nbytes,
+        read=ReadBytes(published.nbytes - table_nbytes, published.expert_nbytes),
     )
 
 
 def _as_stored(model: Described, stored: StoredWeights) -> Described:
     """Weights in fewer bits, and their scales, take the bytes that they have in their files; so do masks."""
     types = ", ".join(stored.other_types)
-    if quantization(model.config):
-        method = str(quantization(model.config).get("quant_method") or types or "fewer bits")
+    if quantization_of(model.config):
+        method = str(quantization_of(model.config).get("quant_method") or types or "fewer bits")
         kept, note, nbytes = f"as stored in {method}", f"Weights are stored in {method}", stored.nbytes
     else:
         kept, note = f"with tensors in {types}", f"Some tensors are stored in {types}"
@@ -139,6 +145,36 @@ def _as_stored(model: Described, stored: StoredWeights) -> Described:
         weights_are=kept,
         weights_note=f"{note} and count as they are stored. {ENGINE_RUNS}",
     )
+
+
+def quantized(model: Described, quantization: str) -> Described:
+    """`model` with weights rounded to codes when they are loaded. Raises ConfigError if nobody knows what they take."""
+    if quantization == "none":
+        return model
+    if _has_codes(model):
+        note = f"{model.name} has codes already, which --quantization leaves as they are."
+        return replace(model, notes=(*model.notes, note))
+    if model.count is None:
+        raise ConfigError(
+            f"The weights of {model.text.get('model_type')} are not counted, so that nobody knows what {quantization} "
+            "makes of them; say it, as in --weights 4GiB, and leave out quantization."
+        )
+    nbytes, read = coded_nbytes(model.count, quantization, model.facts.number_nbytes)
+    return replace(
+        model,
+        facts=replace(model.facts, weight_nbytes=nbytes),
+        weights_are=f"rounded to {quantization}",
+        weights_note="",
+        read=read,
+        notes=(*model.notes, "The engine computes with codes on the CPU only."),
+    )
+
+
+def _has_codes(model: Described) -> bool:
+    """Whether weights stay as they are stored; what is decoded when it is loaded can be rounded again."""
+    scheme = quantization_of(model.config)
+    is_decoded = scheme.get("quant_method") == "fp8" or scheme.get("load_in_4bit")
+    return model.is_gguf or bool(scheme and not is_decoded and not model.weights_are.startswith(AS_PUBLISHED))
 
 
 def stretched(model: Described, context: int | None, is_endless: bool) -> Described:
@@ -178,9 +214,9 @@ def _notes(config: Mapping[str, Any], facts: ModelFacts) -> list[str]:
 
 def _precision_note(config: Mapping[str, Any], facts: ModelFacts) -> str:
     """Of a configuration alone, which does not say how many bytes its scheme comes to."""
-    if not quantization(config) or facts.weight_nbytes is not None:
+    if not quantization_of(config) or facts.weight_nbytes is not None:
         return ""
-    method = quantization(config).get("quant_method") or "fewer bits"
+    method = quantization_of(config).get("quant_method") or "fewer bits"
     return f"Weights are published in {method}; here they count in {facts.dtype}: give --weights for others."
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from pagoda.analysis.activations import Activations
 from pagoda.analysis.answer import Budget, FormatPlan, GroupSize
-from pagoda.analysis.floors import DecodeFloor, is_cross, kept_tokens, load_nbytes
+from pagoda.analysis.floors import DecodeFloor, is_cross, kept_tokens, load_nbytes, read_nbytes
 from pagoda.analysis.machines import Machine
 from pagoda.analysis.options import PlanOptions
 from pagoda.analysis.source import Described
@@ -144,7 +144,9 @@ class FormatPlanner:
     def _users_nbytes(self, part: tuple[PageGeometry, ...], config: EngineConfig, users: int) -> int:
         """Pages and states of so many users, on one device."""
         step, load = config.max_num_batched_tokens, self._setting.load
-        pages = sum(group_need(each, load, step).pages(users) * each.page_nbytes for each in part)
+        pages = sum(
+            group_need(each, load, step).pages(users) * self._setting.options.page_nbytes(each) for each in part
+        )
         return pages + users * self._state_nbytes
 
     def _overtakes_at(self, part: tuple[PageGeometry, ...]) -> int | None:
@@ -174,7 +176,7 @@ class FormatPlanner:
         setting, load = self._setting, self._setting.load
         weights = round(self._read_nbytes(users) / setting.options.gpus)
         # A state is read and written.
-        cache = users * (load_nbytes(part, load) + 2 * self._state_nbytes)
+        cache = users * (read_nbytes(part, load, setting.options.reading) + 2 * self._state_nbytes)
         return DecodeFloor(users, load.num_tokens, weights, cache, (weights + cache) / bandwidth)
 
     def _read_nbytes(self, users: int) -> float:
@@ -183,8 +185,6 @@ class FormatPlanner:
         count = model.count
         if count is None:
             return nbytes
-        if model.expert_nbytes is None or self._setting.options.weights is not None:
+        if model.read is None or self._setting.options.weights is not None:
             return nbytes * count.read_by(users) / count.total
-        # Nobody publishes tables in fewer bits.
-        table = count.table * model.facts.number_nbytes
-        return nbytes - table - model.expert_nbytes * (1 - count.experts.share_read(users))
+        return model.read.most - model.read.experts * (1 - count.experts.share_read(users))

@@ -25,7 +25,8 @@ class CacheStats:
     Running sequences have `omitted_tokens` that are in no slot any more, since they are compressed. What prefixes were
     compressed to lies in `compacted_pages`, used or not, and sequences went on from it `compacted_hits` times.
     `format_loss` is what the format of pages should cost in perplexity, as a share: None where that was not measured.
-    What explains misses takes `miss_memory_nbytes` now. `tiers` tell of themselves.
+    What explains misses takes `miss_memory_nbytes` now. `tiers` tell of themselves. Tokens that read a part of
+    their pages have read `read_pages` of them, and left `skipped_pages` unread, in a layer that chooses.
     """
 
     groups: tuple[PageCounts, ...]
@@ -45,6 +46,8 @@ class CacheStats:
     format_loss: float | None = None
     miss_memory_nbytes: int = 0
     tiers: tuple[TierReport, ...] = ()
+    read_pages: int = 0
+    skipped_pages: int = 0
 
     @property
     def utilization(self) -> float:
@@ -57,8 +60,8 @@ class CacheStats:
 
 
 class Inspector:
-    """Looks at `cache`, whose format was measured to cost `format_loss`; `miss_nbytes` tells what explains misses, and
-    `tiers` what lies below.
+    """Looks at `cache`, whose format was measured to cost `format_loss`; `miss_nbytes` tells what explains misses,
+    `tiers` what lies below, and `reads` how many pages were read and skipped where not all are read.
     """
 
     def __init__(
@@ -67,17 +70,20 @@ class Inspector:
         format_loss: float | None = None,
         miss_nbytes: Callable[[], int] = lambda: 0,
         tiers: Callable[[], Sequence[TierReport]] = tuple,
+        reads: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         self._cache = cache
         self._tiers = tiers
         self._format_loss = format_loss
         self._miss_nbytes = miss_nbytes
+        self._reads = reads
 
     def stats(self) -> CacheStats:
         cache = self._cache
         cache.expire()
         tables = [each.tables[cache.main_index] for each in cache.sequences]
         tokens_stored, num_pages = _stored(cache.main, tables)
+        read_pages, skipped_pages = self._reads()
         return CacheStats(
             groups=tuple(group.holdings.counts for group in cache.groups),
             tokens_stored=tokens_stored,
@@ -98,6 +104,8 @@ class Inspector:
             format_loss=self._format_loss,
             miss_memory_nbytes=self._miss_nbytes(),
             tiers=tuple(self._tiers()),
+            read_pages=read_pages,
+            skipped_pages=skipped_pages,
         )
 
     def leases(self) -> list[LeaseInfo]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pagoda.commands.options import size
-from pagoda.config import DTYPES, EngineConfig
+from pagoda.config import DTYPES, QUANTIZATIONS, EngineConfig
 from pagoda.errors import ConfigError
 from pagoda.units import parse_bandwidth, parse_flops
 
@@ -53,11 +53,17 @@ def _add_load_options(group: Any) -> None:
     group.add_argument(
         "--kv-compression", metavar="POLICY", help="which tokens users keep, such as snapkv:tokens=1024 (default: none)"
     )
+    group.add_argument(
+        "--sparse-attention",
+        metavar="METHOD",
+        help="how much of their pages generated tokens read, such as quest:tokens=2048 (default: none)",
+    )
     group.add_argument("--encoder-tokens", type=int, metavar="N", help="tokens that an encoder reads for each user")
 
 
 def _add_engine_options(group: Any) -> None:
     group.add_argument("--dtype", choices=DTYPES, help="precision of the weights; by default the checkpoint's")
+    group.add_argument("--quantization", choices=QUANTIZATIONS, help="bits that weights are rounded to (default: none)")
     group.add_argument("--weights", type=size, metavar="SIZE", help="bytes of all weights, if they are kept otherwise")
     group.add_argument(
         "--kv-cache-dtype",

@@ -130,6 +130,8 @@ def _memory(plan: Plan) -> RenderableType:
     for geometry, num_pages in memory.pools if memory else ():
         name, nbytes = geometry.group.name, format_nbytes(num_pages * geometry.page_nbytes)
         rows.append((f"  {num_pages:,} pages of {geometry.page_tokens} tokens, {name}", nbytes))
+        if memory is not None and (summary := num_pages * memory.summary_nbytes(geometry)):
+            rows.append(("    what they are chosen by", format_nbytes(summary)))
     if memory is not None and memory.states is not None:
         rows.append((f"  {memory.states.num_slots:,} recurrent states", format_nbytes(memory.states.nbytes)))
     return _table(f"Memory{' of each device' if plan.options.gpus > 1 else ''}, as the engine divides it", rows)
@@ -173,6 +175,7 @@ def notes_of(plan: Plan) -> Iterator[str]:
     yield from _memory_notes(plan)
     yield from _users_notes(plan)
     yield from pool_notes(plan)
+    yield from _reading_notes(plan)
     if plan.options.gpus > 1:
         shard = plan.sharding
         token = format_nbytes(shard.nbytes_per_token)
@@ -204,6 +207,24 @@ def _memory_notes(plan: Plan) -> Iterator[str]:
     if gpus == 1:
         usual = f"{DEFAULT_KV_CACHE_SHARE:.0%} of free memory, at most {format_nbytes(DEFAULT_KV_CACHE_NBYTES)}"
         yield f"Tell the engine --kv-cache-memory-bytes {plan.budget.cache_nbytes}; by itself it takes {usual}."
+
+
+def _reading_notes(plan: Plan) -> Iterator[str]:
+    """What is read of pages, and what it takes to choose them."""
+    reading = plan.options.reading
+    choosing = [each for each in plan.main.geometries if each.summary_nbytes]
+    if reading is None:
+        return
+    if not choosing:
+        yield "No layer of this model reads a part of its pages: the engine refuses sparse_attention."
+        return
+    num_layers = sum(len(each.slots[reading.dense_layers :]) for each in choosing)
+    share = sum(each.summary_nbytes for each in choosing) / sum(each.page_nbytes for each in choosing)
+    budget = min(reading.most_pages * reading.page_tokens, plan.context)
+    yield (
+        f"A token that is generated reads {budget:,} of {plan.context:,} tokens in {num_layers} layers; to choose them "
+        f"takes {share:.1%} more memory for their pages. How much is lost depends on the text."
+    )
 
 
 def _users_notes(plan: Plan) -> Iterator[str]:

@@ -112,8 +112,9 @@ class Engine:
         )
         self._promotions = Promotions(self.residency)
         tiers = tuple if self.residency is None else self.residency.late_report
-        self.inspector = Inspector(self._cache, self.fit.loss, lambda: self.lookups.nbytes, tiers)
         self._forward = Forward(model, kernels, self.memory, pools, self.fit.constants)
+        reads = self._forward.page_reads
+        self.inspector = Inspector(self._cache, self.fit.loss, lambda: self.lookups.nbytes, tiers, lambda: reads.counts)
         self.kernel_choice = self._forward.kernel_choice
         for notice in self.kernel_choice.notices:
             logger.warning(notice)

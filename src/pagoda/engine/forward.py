@@ -17,6 +17,7 @@ from pagoda.cache.pool import PagePool
 from pagoda.cache.view import build_cuts, build_views
 from pagoda.engine.batch import Batch, Chunk
 from pagoda.engine.encoding import NewInputs, read_new_inputs
+from pagoda.engine.page_reads import PageReads
 from pagoda.engine.request import Sequence
 from pagoda.formats.constants import KeyConstants
 from pagoda.kernels.base import GroupView, Kernels
@@ -78,6 +79,7 @@ class Forward:
         self._sites, self.kernel_choice = bound.sites, bound.choice
         # Groups that read pages in part, for requests that ask for it.
         self.choosing_groups: Collection[int] = ()
+        self.page_reads = PageReads(memory.geometries)
         self._cross_group = memory.cross_group
         states = memory.states
         self._states = None if states is None else typed_states(states.geometry, pools[-1].pages, model.dtype)
@@ -124,6 +126,10 @@ class Forward:
         numbers = [_reading_numbers(chunk) for chunk in batch.chunks]
         if not any(most_pages for most_pages, _ in numbers):
             return views
+        for chunk, (most_pages, first_layer) in zip(batch.chunks, numbers, strict=True):
+            if most_pages:
+                ends = range(chunk.start + 1, chunk.start + len(chunk.tokens) + 1)
+                self.page_reads.count(self.choosing_groups, ends, most_pages, first_layer)
         readings = torch.tensor(numbers, dtype=torch.int32)
         return tuple(
             replace(view, readings=readings) if group in self.choosing_groups else view

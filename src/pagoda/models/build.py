@@ -38,6 +38,12 @@ def build_network(config: Any, **options: Any) -> Any:
     return generating_class(config).from_config(config, **options)
 
 
+def outlined_network(config: Any, attention_name: str) -> Any:
+    """A network of `config` whose weights have shapes and no numbers."""
+    with quiet(), torch.device("meta"):
+        return build_network(config, attn_implementation=interface_name(config, attention_name))
+
+
 def random_network(
     config: Any,
     attention_name: str,

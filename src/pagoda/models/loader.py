@@ -112,6 +112,13 @@ def _weights(
         from pagoda.models.gguf_weights import gguf_weights
 
         return gguf_weights(file.parent)
+    return safetensors_weights(file, values)
+
+
+def safetensors_weights(
+    file: Path, values: dict[str, Any]
+) -> AbstractContextManager[StoredWeights] | AbstractContextManager[PackedWeights]:
+    """Those in safetensors beside the config.json `file`, which holds `values`; their files are open meanwhile."""
     packing = packing_of(values, file)
     return stored_weights(file, values) if packing is None else packed_weights(file, values, packing)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from pagoda.checkpoint.weights import stored_nbytes
 from pagoda.errors import CorruptCheckpointError
 from pagoda.kernels.coded_weight import GroupedCodes
 
@@ -53,6 +54,11 @@ class PackedLayer(ABC):
     @abstractmethod
     def read(self) -> GroupedCodes | torch.Tensor:
         """The codes, or the numbers [outputs, inputs] in fp32. Raises CorruptCheckpointError for shapes that clash."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of its tensors, as they are stored."""
+        return sum(map(stored_nbytes, self._tensors.values()))
 
     def _shape_of(self, end: str) -> tuple[int, ...]:
         return tuple(self._tensors[end].get_shape())

@@ -14,16 +14,15 @@ from typing import Any
 
 import torch
 
-from pagoda.checkpoint.weights import Outline, stored_tensors, weight_files
-from pagoda.errors import CorruptCheckpointError
+from pagoda.checkpoint.weights import Outline, stored_nbytes, stored_tensors, weight_files
+from pagoda.errors import CorruptCheckpointError, UnsupportedModelError
 from pagoda.kernels.coded_stack import CodedStack
 from pagoda.kernels.coded_weight import CodedWeight, GroupedCodes, can_hold_codes
 from pagoda.models.attention import ATTENTION_NAME
-from pagoda.models.build import build_network, network_class
+from pagoda.models.build import network_class, outlined_network
 from pagoda.models.coded import codable_layers, install
 from pagoda.models.configuration import Packing
 from pagoda.models.kept_digest import WeightFiles
-from pagoda.models.own_attention import interface_name
 from pagoda.models.packed_experts import layers_of_experts, stack_of
 from pagoda.models.packed_layers import (
     FP8_TYPES,
@@ -37,8 +36,8 @@ from pagoda.models.packed_layers import (
     PackQuantizedLayer,
     SecondGptqLayer,
 )
-from pagoda.models.quiet import quiet
-from pagoda.models.weights import fill
+from pagoda.models.parameter_names import parameter_names
+from pagoda.models.weights import fill, read_tensor
 
 # Kinds of layers by the method that a configuration names (PACKING_METHODS); the first whose tensors are there.
 METHODS: dict[str, tuple[type[PackedLayer], ...]] = {
@@ -66,9 +65,31 @@ class PackedWeights:
         self.outline = Outline.of(others | shapes)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of what is decoded, where a configuration does not say."""
+        return torch.bfloat16
+
+    @property
     def stated(self) -> dict[str, Any]:
         """What they say of the configuration: nothing."""
         return {}
+
+    def stored_nbytes(self, name: str) -> int:
+        layer = self._layers.get(name.removesuffix(".weight"))
+        return stored_nbytes(self._others[name]) if layer is None else layer.nbytes
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor; of a quantized layer the numbers. Raises UnsupportedModelError if these have codes."""
+        layer = self._layers.get(name.removesuffix(".weight"))
+        if layer is None:
+            return read_tensor(self._others, name, self.files.directory)
+        found = layer.read()
+        if isinstance(found, GroupedCodes):
+            raise UnsupportedModelError(
+                f"The weights in {self.files.directory} are codes already, which Pagoda keeps as they are; give the "
+                "checkpoint that they were made of."
+            )
+        return found
 
     def load(self, config: Any, dtype: torch.dtype | None, device: torch.device) -> Any:
         """A network of `config` with these weights. What is decoded has `dtype`; None is the configuration's, or bf16.
@@ -76,29 +97,40 @@ class PackedWeights:
         On a GPU, and without compiled kernels, all are decoded.
         """
         _, own_config = network_class(config)
-        number_type = dtype or own_config.dtype or torch.bfloat16
-        taking: dict[str, tuple[int, ...]] = {}
+        number_type = dtype or own_config.dtype or self.dtype
+        taking: dict[str, str] = {}
         experts: dict[str, CodedStack] = {}
         layers: Mapping[str, PackedLayer] = self._layers
         if device.type == "cpu" and can_hold_codes():
-            bare = _bare_network(config)
-            held: dict[str, Any] = codable_layers(bare)
-            taking = {f"{name}.weight": tuple(layer.weight.shape) for name, layer in held.items()}
-            experts, layers = _coded_experts(bare, layers)
+            outline = outlined_network(config, ATTENTION_NAME)
+            taking = self._taking(outline)
+            experts, layers = _coded_experts(outline, layers)
         coded: dict[str, CodedWeight] = {}
         tensors = dict(self._others)
         for name, layer in layers.items():
             found = layer.read()
-            if isinstance(found, GroupedCodes) and taking.get(f"{name}.weight") == layer.shape:
-                coded[f"{name}.weight"] = CodedWeight.from_groups(found)
-            else:
-                numbers = found.numbers() if isinstance(found, GroupedCodes) else found
-                tensors[f"{name}.weight"] = numbers.to(number_type)
-        for name, weight in (coded | experts).items():  # stands there until codes are put in place, and takes no memory
-            tensors[name] = torch.zeros((), dtype=number_type).expand(weight.shape)
+            if isinstance(found, GroupedCodes) and name in taking:
+                coded[taking[name]] = CodedWeight.from_groups(found)
+                found = torch.zeros(()).expand(layer.shape)  # stands there until codes are put in place
+            elif isinstance(found, GroupedCodes):
+                found = found.numbers()
+            tensors[f"{name}.weight"] = found.to(number_type)
+        for name, stack in experts.items():
+            tensors[name] = torch.zeros((), dtype=number_type).expand(stack.shape)
         network = fill(config, tensors, number_type, self.files.directory)
         install(network, coded, {name: (stack,) for name, stack in experts.items()})
         return network
+
+    def _taking(self, network: Any) -> dict[str, str]:
+        """The weights that `network` can have as codes, by the names of the layers here."""
+        places: dict[str, Any] = {f"{name}.weight": layer for name, layer in codable_layers(network).items()}
+        names = parameter_names(network, (f"{name}.weight" for name in self._layers))
+        found = {name: names.get(f"{name}.weight", "") for name in self._layers}
+        return {
+            name: place
+            for name, place in found.items()
+            if place in places and tuple(places[place].weight.shape) == self._layers[name].shape
+        }
 
 
 @contextmanager
@@ -138,12 +170,6 @@ def _is_of(kind: type[PackedLayer], own: Mapping[str, Any]) -> bool:
             ("weight_scale", "weight_scale_inv")
         )
     return kind not in (ByteLayer, BitsAndBytes8Layer) or own["weight"].get_dtype() == "I8"
-
-
-def _bare_network(config: Any) -> Any:
-    """Without weights."""
-    with quiet(), torch.device("meta"):
-        return build_network(config, attn_implementation=interface_name(config, ATTENTION_NAME))
 
 
 def _coded_experts(

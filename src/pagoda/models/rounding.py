@@ -20,6 +20,7 @@ from pagoda.models.coded import codable_experts, codable_layers, install
 from pagoda.models.coded_experts import Stacks, dense_matrices
 
 GROUP = 32
+FINE_BITS, COARSE_BITS = 8, 4
 MOST_INT8 = 127
 MOST_INT4 = 15
 # Shares of the range between the smallest and the largest number that codes may cover: what lies beyond is cut.
@@ -34,20 +35,31 @@ MIN_ROWS = 64
 
 def quantize(network: Any, quantization: str) -> None:
     """Let linear layers, embeddings and experts of `network` have codes instead of weights."""
-    head = network.get_output_embeddings()
-    weights: dict[int, tuple[str, CodedWeight]] = {}
-    for name, module in codable_layers(network).items():
-        dense: Any = module.weight
-        if id(dense) not in weights and len(dense) >= MIN_ROWS:
-            is_fine = quantization == "int8" or module is head or isinstance(module, nn.Embedding)
-            is_fine |= name.rpartition(".")[2] in FINE_LAYERS
-            weights[id(dense)] = f"{name}.weight", CodedWeight.from_groups(rounded(dense.data, is_fine))
+    bits = bits_of_weights(network, quantization)
+    groups = ((name, rounded(network.get_parameter(name).data, each == FINE_BITS)) for name, each in bits.items())
+    weights = {name: CodedWeight.from_groups(each) for name, each in groups}
     experts: dict[str, Stacks] = {}
     for name, module in codable_experts(network).items():
         for matrix, dense in dense_matrices(module).items():
             if dense.shape[1] >= MIN_ROWS:
                 experts[f"{name}.{matrix}"] = (_rounded_stack(dense.data, quantization == "int8"),)
-    install(network, dict(weights.values()), experts)
+    install(network, weights, experts)
+
+
+def bits_of_weights(network: Any, quantization: str) -> dict[str, int]:
+    """How many bits the weights of `network` get that are to be codes, but for experts, by name.
+
+    What layers share is named once.
+    """
+    head = network.get_output_embeddings()
+    bits: dict[int, tuple[str, int]] = {}
+    for name, module in codable_layers(network).items():
+        dense: Any = module.weight
+        if id(dense) not in bits and len(dense) >= MIN_ROWS:
+            is_fine = quantization == "int8" or module is head or isinstance(module, nn.Embedding)
+            is_fine |= name.rpartition(".")[2] in FINE_LAYERS
+            bits[id(dense)] = f"{name}.weight", FINE_BITS if is_fine else COARSE_BITS
+    return dict(bits.values())
 
 
 def _rounded_stack(matrices: torch.Tensor, is_fine: bool) -> CodedStack:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from pagoda.checkpoint.weights import FLOAT_NAMES, Outline, stored_tensors, weight_files
+from pagoda.checkpoint.weights import FLOAT_NAMES, Outline, stored_nbytes, stored_tensors, weight_files
 from pagoda.errors import CorruptCheckpointError
 from pagoda.models.attention import ATTENTION_NAME
 from pagoda.models.build import network_class
@@ -45,6 +45,13 @@ class StoredWeights:
     def stated(self) -> dict[str, Any]:
         """What they say of the configuration: nothing."""
         return {}
+
+    def stored_nbytes(self, name: str) -> int:
+        return stored_nbytes(self._tensors[name])
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, as it is stored. Raises CorruptCheckpointError."""
+        return read_tensor(self._tensors, name, self._directory)
 
     def load(self, config: Any, dtype: torch.dtype | None, device: torch.device) -> Any:  # noqa: ARG002
         """A network of `config` with these weights, which attends through Pagoda; None keeps the type they have."""
@@ -81,6 +88,15 @@ def stored_weights(config_file: Path, values: Mapping[str, Any]) -> Iterator[Sto
     files = WeightFiles.look(config_file.parent, weight_files(config_file, values))
     with stored_tensors(config_file, values, "pt") as tensors:
         yield StoredWeights(files, tensors)
+
+
+def read_tensor(tensors: Mapping[str, Any], name: str, source: Path) -> torch.Tensor:
+    """One of `tensors`, which are opened and of `source`. Raises CorruptCheckpointError."""
+    try:
+        tensor: torch.Tensor = tensors[name][...]
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise CorruptCheckpointError(f"{name} in {source} cannot be read: {error}") from error
+    return tensor
 
 
 def _check_report(source: Path, report: dict[str, Any]) -> None:

@@ -32,7 +32,8 @@ class WeightCount:
 
     table: rows that are looked up by token or position, and read no other way. head: what logits are made with, which
     may be the table of tokens. layers: what every token passes through. encoder: what reads an encoder's input, once,
-    with the projections that make keys and values of it.
+    with the projections that make keys and values of it. plain: those of layers and encoder that never become codes,
+    such as vectors and what a family reads in its own way.
     """
 
     table: int
@@ -40,6 +41,7 @@ class WeightCount:
     layers: int
     experts: Experts = Experts()
     encoder: int = 0
+    plain: int = 0
 
     @property
     def total(self) -> int:

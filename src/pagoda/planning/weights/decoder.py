@@ -16,13 +16,15 @@ class Decoder:
     """How a family builds its layers; without more said, as Llama does.
 
     matrices: of a feed-forward part, three with a gate. norms: before, behind and between the parts of a layer. extras:
-    what attention has besides its four projections. recurrence: the weights of a layer that does not attend.
+    what attention has besides its four projections. recurrence: the weights of a layer that does not attend. plain:
+    matrices that never become codes, by the kind of their layer. is_plain: all are such, in layers.
     """
 
     attention: Callable[[Sizes, Decoder], int] | None = None
     feed: Callable[[Sizes, Decoder, int], Feed] | None = None
     extras: Callable[[Sizes], int] | None = None
     recurrence: Callable[[Sizes], int] | None = None
+    plain: Callable[[Sizes, str], int] | None = None
     matrices: int = 3
     norms: int = 2
     has_norm_bias: bool = False
@@ -31,6 +33,7 @@ class Decoder:
     has_feed_bias: bool = False
     has_head_bias: bool = False
     is_tied: bool = False
+    is_plain: bool = False
     positions: str | None = None  # the size of a table of positions
 
     def count(self, sizes: Sizes) -> WeightCount:
@@ -42,11 +45,15 @@ class Decoder:
         norm = width * (1 + self.has_norm_bias)
         is_tied = sizes.get("tie_word_embeddings", self.is_tied)
         positions = sizes[self.positions] * width if self.positions else 0
+        norms = norm * (self.norms * len(kinds) + 1)
+        layers = mixers + sum(feed.always for feed in feeds) + norms
+        plain = norms + sum(self.plain(sizes, kind) for kind in kinds) if self.plain else norms
         return WeightCount(
             table=positions + (0 if is_tied else vocabulary * width),
             head=vocabulary * width + (vocabulary if self.has_head_bias else 0),
-            layers=mixers + sum(feed.always for feed in feeds) + norm * (self.norms * len(kinds) + 1),
+            layers=layers,
             experts=_experts(sizes, sum(feed.routed for feed in feeds)),
+            plain=layers if self.is_plain else plain,
         )
 
     def _mixer(self, sizes: Sizes, kind: str) -> int:

@@ -9,7 +9,7 @@ WHISPER_KERNEL = 3  # of both its convolutions
 
 
 def t5(config: Sizes) -> WeightCount:
-    """Biases of distances in the first layer of either half; no other bias."""
+    """Biases of distances in the first layer of either half; no other bias. Second matrices keep their precision."""
     width, inner = config["d_model"], config["num_heads"] * config["d_kv"]
     layers = config["num_layers"]
     decoder_layers = config.get("num_decoder_layers") or layers
@@ -24,6 +24,7 @@ def t5(config: Sizes) -> WeightCount:
         head=words,
         layers=decoder_layers * (2 * attention + feed + 3 * width) + distances + width - cross_keys_and_values,
         encoder=layers * (attention + feed + 2 * width) + distances + width + cross_keys_and_values,
+        plain=(layers + decoder_layers) * width * config["d_ff"],
     )
 
 
@@ -45,6 +46,7 @@ def whisper(config: Sizes) -> WeightCount:
         + config["encoder_layers"] * encoder_layer
         + norm
         + cross_keys_and_values,
+        plain=convolutions + config["max_source_positions"] * width,
     )
 
 

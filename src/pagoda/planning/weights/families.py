@@ -17,14 +17,14 @@ GEMMA = Decoder(norms=4, is_tied=True)
 # Layer norms with a bias, and two matrices without a gate.
 CLASSIC = Decoder(matrices=2, has_norm_bias=True, has_feed_bias=True)
 QWEN3 = Decoder(extras=norms_of_heads)
-LATENT = Decoder(attention=mixers.latent_attention, feed=experts.behind_dense)
+LATENT = Decoder(attention=mixers.latent_attention, feed=experts.behind_dense, plain=mixers.latent_expansion)
 
 
 def falcon(sizes: Sizes) -> WeightCount:
-    """Norms depend on how attention and feed-forward part stand to one another."""
+    """Norms depend on how attention and feed-forward part stand to one another. Its linear layers are its own."""
     has_two = sizes.get("num_ln_in_parallel_attn") == 2 or sizes.get("new_decoder_architecture")
     norms = 2 if has_two or not sizes.get("parallel_attn", True) else 1
-    return Decoder(matrices=2, norms=norms, has_norm_bias=True, is_tied=True).count(sizes)
+    return Decoder(matrices=2, norms=norms, has_norm_bias=True, is_tied=True, is_plain=True).count(sizes)
 
 
 def _no_feed(sizes: Sizes, decoder: Decoder, index: int) -> Feed:  # noqa: ARG001
@@ -39,14 +39,18 @@ DECODERS: dict[str, Decoder] = {
     "gemma": Decoder(is_tied=True),
     "gemma2": GEMMA,
     "gemma3_text": replace(GEMMA, extras=norms_of_heads),
-    "gpt2": replace(CLASSIC, has_qkv_bias=True, has_output_bias=True, is_tied=True, positions="n_positions"),
+    "gpt2": replace(
+        CLASSIC, has_qkv_bias=True, has_output_bias=True, is_tied=True, positions="n_positions", is_plain=True
+    ),
     "gpt_neox": replace(CLASSIC, has_qkv_bias=True, has_output_bias=True),
     "gpt_oss": Decoder(
         has_qkv_bias=True, has_output_bias=True, feed=experts.biased, extras=lambda sizes: sizes["num_attention_heads"]
     ),
     "gptj": replace(CLASSIC, norms=1, has_head_bias=True),
-    "jamba": Decoder(recurrence=mixers.selective_scan_with_norms, feed=experts.by_offset),
-    "mamba": Decoder(recurrence=mixers.selective_scan, feed=_no_feed, norms=1, is_tied=True),
+    "jamba": Decoder(recurrence=mixers.selective_scan_with_norms, feed=experts.by_offset, plain=mixers.scan_parameters),
+    "mamba": Decoder(
+        recurrence=mixers.selective_scan, feed=_no_feed, norms=1, is_tied=True, plain=mixers.scan_parameters
+    ),
     "mixtral": Decoder(feed=experts.everywhere),
     **dict.fromkeys(("olmo2", "olmo3"), Decoder(extras=norms_over_heads)),
     "olmoe": Decoder(feed=experts.everywhere, extras=norms_over_heads),
@@ -55,7 +59,12 @@ DECODERS: dict[str, Decoder] = {
     "qwen2_moe": Decoder(has_qkv_bias=True, feed=experts.periodic),
     "qwen3": QWEN3,
     "qwen3_moe": replace(QWEN3, feed=experts.periodic),
-    "qwen3_next": Decoder(feed=experts.periodic, recurrence=mixers.gated_delta, extras=mixers.gated_queries),
+    "qwen3_next": Decoder(
+        feed=experts.periodic,
+        recurrence=mixers.gated_delta,
+        extras=mixers.gated_queries,
+        plain=mixers.delta_convolution,
+    ),
     "smollm3": Decoder(is_tied=True),
     "starcoder2": replace(CLASSIC, has_qkv_bias=True, has_output_bias=True, is_tied=True),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pagoda.planning.spec import query_heads
+from pagoda.planning.spec import KINDS_WITHOUT_TOKENS, query_heads
 from pagoda.planning.state_spec import inner_width, kernel_width
 from pagoda.planning.text_config import Sizes, first
 from pagoda.planning.weights.decoder import Decoder, hidden_width
@@ -19,6 +19,11 @@ def latent_attention(sizes: Sizes, decoder: Decoder) -> int:  # noqa: ARG001
     return int(queries + keys_and_values + heads * value * width)
 
 
+def latent_expansion(sizes: Sizes, kind: str) -> int:  # noqa: ARG001
+    """What makes keys and values of latents, which becomes a part of queries and outputs."""
+    return int(sizes["kv_lora_rank"] * query_heads(sizes) * (sizes["qk_nope_head_dim"] + sizes["v_head_dim"]))
+
+
 def selective_scan(sizes: Sizes) -> int:
     """Mamba (arXiv 2312.00752)."""
     width, inner = hidden_width(sizes), inner_width(sizes)
@@ -27,6 +32,14 @@ def selective_scan(sizes: Sizes) -> int:
     projections = 3 * width * inner + (2 * inner + width) * bool(sizes.get("use_bias") or sizes.get("mamba_proj_bias"))
     scan = inner * (rank + 2 * size) + (rank + 1) * inner + inner * size + inner
     return int(convolution + projections + scan)
+
+
+def scan_parameters(sizes: Sizes, kind: str) -> int:
+    """Convolution, steps and decay of a selective scan."""
+    if kind not in KINDS_WITHOUT_TOKENS:
+        return 0
+    inner, rank = inner_width(sizes), first(sizes, "time_step_rank", "mamba_dt_rank")
+    return int(inner * (kernel_width(sizes) + rank + first(sizes, "state_size", "mamba_d_state") + 3))
 
 
 def selective_scan_with_norms(sizes: Sizes) -> int:
@@ -41,6 +54,13 @@ def gated_delta(sizes: Sizes) -> int:
     values = heads * sizes["linear_value_head_dim"]
     projections = width * (2 * keys + 3 * values + 2 * heads)
     return int(projections + (2 * keys + values) * kernel_width(sizes) + 2 * heads + sizes["linear_value_head_dim"])
+
+
+def delta_convolution(sizes: Sizes, kind: str) -> int:
+    """Of a gated delta network."""
+    keys = sizes["linear_num_key_heads"] * sizes["linear_key_head_dim"]
+    values = sizes["linear_num_value_heads"] * sizes["linear_value_head_dim"]
+    return int((2 * keys + values) * kernel_width(sizes)) if kind in KINDS_WITHOUT_TOKENS else 0
 
 
 def gated_queries(sizes: Sizes) -> int:

@@ -276,6 +276,8 @@ def _counts_of_all(stats: CacheStats) -> dict[str, Any]:
         "omitted_tokens": stats.omitted_tokens,
         "compressed_prefix_pages": stats.compacted_pages,
         "compressed_prefix_hits": stats.compacted_hits,
+        "sparse_read_pages": stats.read_pages,
+        "sparse_skipped_pages": stats.skipped_pages,
     }
 
 

@@ -234,6 +234,10 @@ class _CacheState(Collector):
         yield self._gauge("kv_compressed_prefix_pages", text, stats.compacted_pages)
         text = "Sequences that began with what a prefix was compressed to."
         yield self._counter("kv_compressed_prefix_hits", text, stats.compacted_hits)
+        text = "Pages that tokens have read which read their pages in part, in a layer that chooses."
+        yield self._counter("kv_sparse_read_pages", text, stats.read_pages)
+        text = "Pages that these have left unread."
+        yield self._counter("kv_sparse_skipped_pages", text, stats.skipped_pages)
         if stats.format_loss is not None:
             yield self._gauge("kv_format_loss", "What the format of pages should cost, 1 = all.", stats.format_loss)
         yield self._counter(

@@ -1,0 +1,117 @@
+"""Codes as compressed-tensors keeps them (`pack-quantized`), which transformers and vLLM read: tensors and settings.
+
+The other way round is `packed_layers.py`. Does not know files, nor which layers get codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from pagoda.errors import ModelError
+from pagoda.kernels.coded_weight import GroupedCodes
+from pagoda.models.packed_layers import WORD_BITS
+from pagoda.models.rounding import COARSE_BITS
+
+METHOD = "compressed-tensors"
+FORMAT = "pack-quantized"
+SHAPE_NBYTES = 16  # two numbers of 64 bits
+SCALE_NBYTES = 2
+
+
+def packed_tensors(groups: GroupedCodes) -> dict[str, torch.Tensor]:
+    """A layer's tensors, by the ends of their names. Codes fill whole groups.
+
+    Raises ModelError for what the format cannot hold: scales beyond fp16, or minima between codes.
+    """
+    rows, depth = groups.codes.shape
+    tensors = {
+        "weight_packed": _words(groups.codes, groups.bits),
+        "weight_scale": groups.scales.half(),
+        "weight_shape": torch.tensor((rows, depth)),
+    }
+    _check(torch.equal(tensors["weight_scale"].float(), groups.scales), "scales that are no numbers of 16 bits")
+    assert has_zeros(groups.bits) == (groups.minima is not None)
+    if groups.minima is None:
+        _check(groups.zero == 1 << (groups.bits - 1), "a zero that is not in the middle")
+        return tensors
+    zeros = (groups.minima / groups.scales).nan_to_num(0.0, 0.0, 0.0).round()
+    is_held = torch.equal(zeros * groups.scales, groups.minima) and 0 <= zeros.min() <= zeros.max() < 1 << groups.bits
+    _check(bool(is_held), "minima that are no codes")
+    return tensors | {"weight_zero_point": _words(zeros.to(torch.uint8).T, groups.bits).T.contiguous()}
+
+
+def has_zeros(bits: int) -> bool:
+    """Whether codes of so many bits have minima (`rounding.py`), which the format keeps as zeros."""
+    return bits == COARSE_BITS
+
+
+def packed_nbytes(shape: tuple[int, ...], bits: int, group: int) -> int:
+    """Of the tensors of a layer with codes [rows, depth]."""
+    rows, depth = shape
+    num_groups = depth // group
+    zeros = num_groups * _num_words(rows, bits) if has_zeros(bits) else 0
+    return (rows * _num_words(depth, bits) + zeros) * WORD_BITS // 8 + rows * num_groups * SCALE_NBYTES + SHAPE_NBYTES
+
+
+def settings(bits: Mapping[str, int], head: str | None, group: int, ignored: Iterable[str]) -> dict[str, Any]:
+    """The entry `quantization_config` of config.json, as the package compressed-tensors writes it.
+
+    bits: of the linear layers that have codes, by name. The `head` is one of them, or none. ignored: linear layers
+    without codes.
+    """
+    counts = [*bits.values()]
+    usual = max(sorted(set(counts)), key=counts.count)
+    targets = {usual: ["Linear"]} | {each: [] for each in sorted(set(counts) - {usual})}
+    for name, each in bits.items():
+        if each != usual or name == head:  # engines have heads of their own kind, which is no "Linear"
+            targets[each].append(name)
+    return {
+        "config_groups": {
+            f"group_{number}": _scheme(names, each, group) for number, (each, names) in enumerate(targets.items())
+        },
+        "quant_method": METHOD,
+        "kv_cache_scheme": None,
+        "format": FORMAT,
+        "quantization_status": "compressed",
+        "global_compression_ratio": None,
+        "ignore": [*ignored],
+    }
+
+
+def _scheme(targets: list[str], bits: int, group: int) -> dict[str, Any]:
+    weights = {
+        "num_bits": bits,
+        "type": "int",
+        "symmetric": not has_zeros(bits),
+        "group_size": group,
+        "strategy": "group",
+        "dynamic": False,
+    }
+    return {
+        "targets": targets,
+        "weights": weights,
+        "input_activations": None,
+        "output_activations": None,
+        "format": FORMAT,
+    }
+
+
+def _words(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """int32 [rows, words] of codes [rows, count]; of 4 or 8 bits, the first in the lowest ones."""
+    per_word = WORD_BITS // bits
+    missing = -codes.shape[1] % per_word
+    padded = torch.nn.functional.pad(codes, (0, missing)).flatten()
+    octets = padded if bits == 8 else padded[::2] | padded[1::2] << 4
+    return octets.view(torch.int32).reshape(len(codes), -1)
+
+
+def _num_words(count: int, bits: int) -> int:
+    return -(-count * bits // WORD_BITS)
+
+
+def _check(is_held: bool, what: str) -> None:
+    if not is_held:
+        raise ModelError(f"{FORMAT} cannot hold {what}: Pagoda has rounded wrongly; please report it.")

@@ -1,0 +1,316 @@
+"""Checkpoints that are written with codes hold what `--quantization` computes with, and others can read them.
+
+Codes are unpacked here one number at a time, after compressed-tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models.checkpoints import SETTINGS, edit, make_network, save
+from models.test_packed_weights import CODED, nf4, write
+from oracle import families
+from pagoda.cli import main
+from pagoda.errors import ConfigError, CorruptCheckpointError, ModelError, UnsupportedModelError
+from pagoda.kernels.coded_weight import GroupedCodes
+from pagoda.models import quantized_checkpoint, rounding
+from pagoda.models.coded import coded_weights
+from pagoda.models.loader import load_model
+from pagoda.models.pack_quantized import packed_nbytes, packed_tensors
+from pagoda.models.quantized_checkpoint import write_quantized
+
+SIZES = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 32}
+
+
+@pytest.fixture(autouse=True)
+def small_matrices_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounding, "MIN_ROWS", 1)
+
+
+def whole_zeros(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Four bits with minima that are multiples of the scale."""
+    low, high = (each.clamp(-9, 9) for each in rows.float().aminmax(dim=-1, keepdim=True))
+    scales = ((high.clamp(min=0) - low.clamp(max=0)) / 15).half().float()
+    zeros = (-low / scales).nan_to_num(0, 0, 0).round().clamp(0, 15)
+    codes = ((rows / scales).nan_to_num(0, 0, 0).round() + zeros).clamp(0, 15)
+    return codes.to(torch.uint8), scales[..., 0], (scales * zeros)[..., 0]
+
+
+@pytest.fixture
+def four_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounding, "_int4", whole_zeros)
+
+
+def bits_at(words: torch.Tensor, row: int, place: int, bits: int) -> int:
+    """The code at `place` of a row of words of 32 bits."""
+    word = int(words[row, place * bits // 32]) & 0xFFFFFFFF
+    return word >> place * bits % 32 & (1 << bits) - 1
+
+
+def numbers_of(tensors: dict[str, torch.Tensor], layer: str, bits: int) -> torch.Tensor:
+    """What the tensors of a layer stand for, by the rules of compressed-tensors."""
+    rows, depth = tensors[f"{layer}.weight_shape"].tolist()
+    packed, scales = tensors[f"{layer}.weight_packed"], tensors[f"{layer}.weight_scale"].float()
+    zeros = tensors.get(f"{layer}.weight_zero_point")
+    numbers = torch.empty(rows, depth)
+    for row in range(rows):
+        for column in range(depth):
+            group, middle = column // 32, 1 << (bits - 1)
+            zero = middle if zeros is None else bits_at(zeros.T, group, row, bits)
+            numbers[row, column] = (bits_at(packed, row, column, bits) - zero) * scales[row, group]
+    return numbers
+
+
+def scheme(bits: int, *targets: str) -> dict[str, Any]:
+    weights = {"num_bits": bits, "type": "int", "symmetric": bits == 8, "group_size": 32, "strategy": "group"}
+    return {
+        "targets": [*targets],
+        "weights": weights | {"dynamic": False},
+        "input_activations": None,
+        "output_activations": None,
+        "format": "pack-quantized",
+    }
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_codes_are_those_of_the_option(tmp_path: Path, four_bits: None, quantization: str) -> None:
+    network = make_network(**SIZES)
+    source = save(network, tmp_path / "source")
+    made = write_quantized(source, tmp_path / "made", quantization)
+    assert made.num_coded == 15
+    tensors = load_file(tmp_path / "made" / "model.safetensors")
+    for name in ("self_attn.k_proj", "mlp.down_proj"):
+        layer = f"model.layers.1.{name}"
+        bits = 8 if quantization == "int8" else 4
+        weight = network.get_submodule(layer).weight.data
+        assert torch.equal(numbers_of(tensors, layer, bits), rounding.rounded(weight, bits == 8).numbers())
+    assert torch.equal(
+        numbers_of(tensors, "lm_head", 8), rounding.rounded(network.lm_head.weight.data, is_fine=True).numbers()
+    )
+    table = tensors["model.embed_tokens.weight"]
+    assert torch.equal(table, network.model.embed_tokens.weight)
+    assert made.written_nbytes == sum(each.nbytes for each in tensors.values())
+    assert made.stored_nbytes == sum(each.nbytes for each in network.parameters())
+    groups = {"group_0": scheme(8, "Linear", "lm_head")}
+    if quantization == "int4":
+        groups = {"group_0": scheme(4, "Linear"), "group_1": scheme(8, "lm_head")}
+    values = json.loads((tmp_path / "made" / "config.json").read_text())
+    assert values.pop("quantization_config") == {
+        "config_groups": groups,
+        "quant_method": "compressed-tensors",
+        "kv_cache_scheme": None,
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "global_compression_ratio": None,
+        "ignore": [],
+    }
+    assert values == json.loads((source / "config.json").read_text())
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "mixtral", "deepseek_v3", "bamba", "t5"])
+def test_what_is_loaded_has_the_codes_of_the_option(
+    tmp_path: Path, four_bits: None, family: str, quantization: str
+) -> None:
+    source = save(families.build_tiny(family), tmp_path / "source")
+    write_quantized(source, tmp_path / "made", quantization)
+    rounded, loaded = load_model(source, quantization=quantization), load_model(tmp_path / "made")
+    expected = {
+        name: coded
+        for name, coded in coded_weights(rounded.network).items()
+        if type(rounded.network.get_submodule(name.removesuffix(".weight"))).__name__ == "CodedLinear"
+        and not coded.depth % 32
+    }
+    found = coded_weights(loaded.network)
+    assert found.keys() == expected.keys()
+    assert found
+    for name, coded in found.items():
+        assert coded.kind == expected[name].kind
+        assert torch.equal(coded.data, expected[name].data)
+    dense = dict(rounded.network.named_parameters())
+    for name, parameter in loaded.network.named_parameters():
+        if name in dense and parameter.dtype.is_floating_point:
+            assert torch.equal(parameter, dense[name])
+
+
+@pytest.mark.parametrize(
+    ("family", "ignored"),
+    [
+        ("gemma3_text", ["lm_head"]),
+        ("mixtral", [r"re:.*\.experts\..*"]),
+        ("deepseek_v3", ["model.layers.0.self_attn.kv_b_proj", r"re:.*\.experts\..*"]),
+    ],
+)
+def test_others_are_told_what_has_no_codes(tmp_path: Path, family: str, ignored: list[str]) -> None:
+    write_quantized(save(families.build_tiny(family), tmp_path / "source"), tmp_path / "made", "int8")
+    told = json.loads((tmp_path / "made" / "config.json").read_text())["quantization_config"]["ignore"]
+    assert {*ignored} <= {*told}
+    assert not [name for name in told if "embed_tokens" in name or "norm" in name]
+
+
+def test_names_that_transformers_changes_are_followed(tmp_path: Path) -> None:
+    """A network without its head is saved under names without its prefix."""
+    network = make_network(**SIZES, tie_word_embeddings=True)
+    source = save(network.model, tmp_path / "source")
+    edit(source / "config.json", architectures=["LlamaForCausalLM"])
+    write_quantized(source, tmp_path / "made", "int8")
+    assert "layers.0.mlp.up_proj.weight_packed" in load_file(tmp_path / "made" / "model.safetensors")
+    assert len(coded_weights(load_model(tmp_path / "made").network)) == 14
+
+
+def test_parts_that_see_keep_their_weights(tmp_path: Path) -> None:
+    """Names have other prefixes on disk."""
+    source = save(families.build_tiny("gemma3"), tmp_path / "source")
+    write_quantized(source, tmp_path / "made", "int8")
+    coded = {name for name in load_file(tmp_path / "made" / "model.safetensors") if name.endswith("weight_packed")}
+    assert coded
+    assert all(name.startswith("language_model.model.layers.") for name in coded)
+    told = json.loads((tmp_path / "made" / "config.json").read_text())["quantization_config"]["ignore"]
+    assert any(name.startswith("vision_tower.") for name in told)
+    rounded = coded_weights(load_model(source, quantization="int8").network)
+    found = coded_weights(load_model(tmp_path / "made").network)
+    assert len(found) == len(coded)
+    assert all(torch.equal(weight.data, rounded[name].data) for name, weight in found.items())
+
+
+def test_weights_go_to_several_files_with_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantized_checkpoint, "MAX_FILE_NBYTES", 60_000)
+    source = save(make_network(**SIZES), tmp_path / "source")
+    told: list[tuple[int, int]] = []
+    made = write_quantized(source, tmp_path / "made", "int8", lambda *each: told.append(each))
+    files = sorted((tmp_path / "made").glob("*.safetensors"))
+    assert len(files) > 2
+    assert all(file.stat().st_size < 70_000 for file in files)
+    index = json.loads((tmp_path / "made" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == made.written_nbytes
+    assert index["weight_map"] == {name: file.name for file in files for name in load_file(file)}
+    assert len(coded_weights(load_model(tmp_path / "made").network)) == 15
+    assert told[-1] == (made.written_nbytes, made.written_nbytes)
+    assert told == sorted(told)
+
+
+def test_what_belongs_to_a_model_is_copied(tmp_path: Path) -> None:
+    source = save(make_network(**SIZES), tmp_path / "source")
+    for name in ("tokenizer.json", "chat_template.jinja", "README.md", "pytorch_model.bin"):
+        (source / name).write_text(name)
+    write_quantized(source, tmp_path / "made", "int8")
+    assert {file.name for file in (tmp_path / "made").iterdir()} == {
+        *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja")
+    }
+
+
+def test_weights_that_are_decoded_can_be_coded_again(tmp_path: Path) -> None:
+    write(tmp_path / "source", {"quant_method": "bitsandbytes", "load_in_4bit": True}, nf4)
+    write_quantized(tmp_path / "source", tmp_path / "made", "int8")
+    rounded = coded_weights(load_model(tmp_path / "source", quantization="int8").network)
+    found = coded_weights(load_model(tmp_path / "made").network)
+    assert len(found) == 15
+    assert all(torch.equal(coded.data, rounded[name].data) for name, coded in found.items())
+
+
+def test_codes_are_not_coded_again(tmp_path: Path) -> None:
+    write(tmp_path / "source", *CODED["gptq"])
+    with pytest.raises(UnsupportedModelError, match="are codes already"):
+        write_quantized(tmp_path / "source", tmp_path / "made", "int8")
+    assert [each.name for each in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_gguf_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = save(make_network(**SIZES), tmp_path / "source")
+    monkeypatch.setattr(quantized_checkpoint, "is_gguf_folder", lambda directory: True)
+    with pytest.raises(UnsupportedModelError, match="GGUF model, whose weights have codes already"):
+        write_quantized(source, tmp_path / "made", "int8")
+
+
+def test_a_model_without_layers_for_codes_is_refused(tmp_path: Path) -> None:
+    source = save(families.build_tiny("gpt2"), tmp_path / "source")
+    with pytest.raises(UnsupportedModelError, match="use it as it is"):
+        write_quantized(source, tmp_path / "made", "int8")
+
+
+def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is there already"):
+        write_quantized(tmp_path / "source", tmp_path / "made", "int8")
+    with pytest.raises(ConfigError, match="is there already"):
+        write_quantized(tmp_path / "source", tmp_path / "made" / "notes.txt", "int8")
+    with pytest.raises(ConfigError, match="There is no folder"):
+        write_quantized(tmp_path / "source", tmp_path / "a" / "b", "int8")
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    write_quantized(save(make_network(**SIZES), tmp_path / "source"), tmp_path / "made", "int8")
+    assert (tmp_path / "made" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_an_interrupted_run_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    source = save(make_network(**SIZES), tmp_path / "source")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(quantized_checkpoint, "save_file", fail)
+    with pytest.raises(ModelError if isinstance(error, OSError) else KeyboardInterrupt) as caught:
+        write_quantized(source, tmp_path / "made", "int8")
+    if isinstance(error, OSError):
+        assert "No space left on device" in str(caught.value)
+    assert [each.name for each in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_disk_that_is_too_full_is_seen_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = save(make_network(**SIZES), tmp_path / "source")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    with pytest.raises(ModelError, match="1 B are free there"):
+        write_quantized(source, tmp_path / "made", "int8")
+
+
+def test_weights_that_cannot_be_read_are_not_blamed_on_the_target(tmp_path: Path) -> None:
+    source = save(make_network(**SIZES), tmp_path / "source")
+    file = source / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CorruptCheckpointError):
+        write_quantized(source, tmp_path / "made", "int8")
+
+
+def test_what_the_format_cannot_hold_is_refused() -> None:
+    codes, scales = torch.ones(3, 64, dtype=torch.uint8), torch.full((3, 2), 0.5)
+    between = GroupedCodes(codes, 4, scales, 32, minima=torch.full((3, 2), 0.7))
+    with pytest.raises(ModelError, match="minima that are no codes"):
+        packed_tensors(between)
+    with pytest.raises(ModelError, match="minima that are no codes"):
+        packed_tensors(GroupedCodes(codes, 4, scales, 32, minima=-scales))
+    with pytest.raises(ModelError, match="no numbers of 16 bits"):
+        packed_tensors(GroupedCodes(codes, 8, scales + 1e-5, 32, 128))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_bytes_are_known_before(rows: int) -> None:
+    for is_fine in (True, False):
+        codes, scales = torch.ones(rows, 96, dtype=torch.uint8), torch.ones(rows, 3)
+        groups = GroupedCodes(codes, 8 if is_fine else 4, scales, 32, 128 * is_fine, None if is_fine else scales)
+        tensors = packed_tensors(groups)
+        assert packed_nbytes((rows, 96), groups.bits, 32) == sum(each.nbytes for each in tensors.values())
+
+
+def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = save(make_network(**SIZES), tmp_path / "source")
+    arguments = ["quantize", str(source), str(tmp_path / "made"), "--quantization", "int8"]
+    assert main(arguments) == 0
+    said = capsys.readouterr()
+    assert "15 layers have codes" in said.out
+    assert not said.err
+    assert main(arguments) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert SETTINGS["vocab_size"] == load_model(tmp_path / "made").vocab_size
