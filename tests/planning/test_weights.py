@@ -11,6 +11,8 @@ from pagoda.analysis.catalog import Shape, shapes
 from pagoda.errors import UnsupportedModelError
 from pagoda.kernels.coded_weight import CodedWeight
 from pagoda.models.build import build_network
+from pagoda.models.coded import codable_experts
+from pagoda.models.coded_experts import dense_matrices
 from pagoda.models.quiet import quiet
 from pagoda.models.rounding import bits_of_weights, rounded
 from pagoda.models.tiny import shrink
@@ -76,11 +78,18 @@ def test_rounded_weights_take_the_bytes_that_are_counted(shape: Shape) -> None:
     assert count is not None
     for quantization in ("int8", "int4"):
         bits = bits_of_weights(network, quantization)
+        experts = {
+            f"{name}.{matrix}": int(quantization.removeprefix("int"))
+            for name, module in codable_experts(network).items()
+            for matrix in dense_matrices(module)
+        }
+        bits |= experts
         weights = network.named_parameters()
-        sizes = (each.numel() * (BITS[f"int{bits[name]}"] / 8 if name in bits else 2) for name, each in weights)
+        sizes = {name: each.numel() * (BITS[f"int{bits[name]}"] / 8 if name in bits else 2) for name, each in weights}
         nbytes, read = coded_nbytes(count, quantization, number_nbytes=2)
-        assert nbytes == pytest.approx(sum(sizes), rel=0.005)
-        assert read.experts == 2 * count.experts.num_weights <= read.most <= nbytes
+        assert nbytes == pytest.approx(sum(sizes.values()), rel=0.005)
+        assert read.experts == pytest.approx(sum(sizes[name] for name in experts), rel=0.005)
+        assert read.experts <= read.most <= nbytes
 
 
 @pytest.mark.parametrize("biases", [{"attention_bias": True}, {"mlp_bias": True}, {"head_dim": 24}])

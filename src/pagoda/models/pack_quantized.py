@@ -5,7 +5,7 @@ The other way round is `packed_layers.py`. Does not know files, nor which layers
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -56,32 +56,11 @@ def packed_nbytes(shape: tuple[int, ...], bits: int, group: int) -> int:
     return (rows * _num_words(depth, bits) + zeros) * WORD_BITS // 8 + rows * num_groups * SCALE_NBYTES + SHAPE_NBYTES
 
 
-def settings(bits: Mapping[str, int], head: str | None, group: int, ignored: Iterable[str]) -> dict[str, Any]:
+def settings(bits: int, group: int, ignored: Iterable[str]) -> dict[str, Any]:
     """The entry `quantization_config` of config.json, as the package compressed-tensors writes it.
 
-    bits: of the linear layers that have codes, by name. The `head` is one of them, or none. ignored: linear layers
-    without codes.
+    All linear layers have codes of so many bits but those that are `ignored`.
     """
-    counts = [*bits.values()]
-    usual = max(sorted(set(counts)), key=counts.count)
-    targets = {usual: ["Linear"]} | {each: [] for each in sorted(set(counts) - {usual})}
-    for name, each in bits.items():
-        if each != usual or name == head:  # engines have heads of their own kind, which is no "Linear"
-            targets[each].append(name)
-    return {
-        "config_groups": {
-            f"group_{number}": _scheme(names, each, group) for number, (each, names) in enumerate(targets.items())
-        },
-        "quant_method": METHOD,
-        "kv_cache_scheme": None,
-        "format": FORMAT,
-        "quantization_status": "compressed",
-        "global_compression_ratio": None,
-        "ignore": [*ignored],
-    }
-
-
-def _scheme(targets: list[str], bits: int, group: int) -> dict[str, Any]:
     weights = {
         "num_bits": bits,
         "type": "int",
@@ -90,12 +69,21 @@ def _scheme(targets: list[str], bits: int, group: int) -> dict[str, Any]:
         "strategy": "group",
         "dynamic": False,
     }
-    return {
-        "targets": targets,
+    scheme = {
+        "targets": ["Linear"],
         "weights": weights,
         "input_activations": None,
         "output_activations": None,
         "format": FORMAT,
+    }
+    return {
+        "config_groups": {"group_0": scheme},
+        "quant_method": METHOD,
+        "kv_cache_scheme": None,
+        "format": FORMAT,
+        "quantization_status": "compressed",
+        "global_compression_ratio": None,
+        "ignore": [*ignored],
     }
 
 

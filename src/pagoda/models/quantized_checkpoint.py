@@ -1,7 +1,8 @@
 """A checkpoint with codes made of one without: what `pagoda quantize` writes.
 
-Linear layers get the codes that `--quantization` gives them (`rounding.py`), as far as others read such; all else is
-copied. One file of weights is in memory at a time. Knows files; does not know how codes are kept (`pack_quantized.py`).
+Linear layers that `--quantization` gives codes have some of one number of bits, as far as others read such; all else is
+copied. One file of weights is in memory at a time. Knows files; does not know how weights are rounded (`rounding.py`),
+nor how codes are kept (`pack_quantized.py`).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from pagoda.models.loader import safetensors_weights
 from pagoda.models.pack_quantized import packed_nbytes, packed_tensors, settings
 from pagoda.models.packed_weights import PackedWeights
 from pagoda.models.parameter_names import parameter_names
-from pagoda.models.rounding import FINE_BITS, GROUP, bits_of_weights, rounded
+from pagoda.models.rounding import COARSE_BITS, FINE_BITS, GROUP, bits_of_weights, rounded
 from pagoda.models.weights import StoredWeights
 from pagoda.units import format_nbytes
 
@@ -83,7 +84,7 @@ def write_quantized(
         with safetensors_weights(file, values) as weights:
             check_values(values, weights.outline, file)
             layers = _Layers(make_config(values, file), weights, quantization)
-            if not layers.bits:
+            if not layers.coded:
                 raise UnsupportedModelError(f"No linear layer of {directory} can have codes; use it as it is.")
             with _new_folder(target, sum(layers.nbytes.values())) as folder:
                 _copy(directory, folder)
@@ -91,11 +92,11 @@ def write_quantized(
                 _write_json(folder / "config.json", own | {"quantization_config": layers.settings()})
                 _write_weights(folder, layers, progress)
             stored = sum(map(weights.stored_nbytes, weights.outline.shapes))
-            return Written(len(layers.bits), stored, sum(layers.nbytes.values()))
+            return Written(len(layers.coded), stored, sum(layers.nbytes.values()))
 
 
 class _Layers:
-    """What becomes of the tensors of a checkpoint: the `bits` of those that get codes, and what each then takes."""
+    """What becomes of the tensors of a checkpoint: those that are `coded`, and the bytes that each then takes."""
 
     def __init__(self, config: Any, weights: StoredWeights | PackedWeights, quantization: str) -> None:
         self._network = outlined_network(config, ATTENTION_NAME)
@@ -103,31 +104,27 @@ class _Layers:
         self._dtype = network_class(config)[1].dtype or weights.dtype
         self._shapes: Mapping[str, tuple[int, ...]] = weights.outline.shapes
         self._names = parameter_names(self._network, self._shapes)
-        bits, readable = bits_of_weights(self._network, quantization), _readable_layers(self._network)
-        self.bits = {
-            tensor: bits[name] for tensor, name in self._names.items() if name in bits and _layer(name) in readable
-        }
+        self._bits = FINE_BITS if quantization == "int8" else COARSE_BITS
+        wanted, readable = bits_of_weights(self._network, quantization), _readable_layers(self._network)
+        self.coded = {tensor for tensor, name in self._names.items() if name in wanted and _layer(name) in readable}
         self.nbytes = {tensor: self._nbytes(tensor) for tensor in self._shapes}
 
     def _nbytes(self, tensor: str) -> int:
-        if tensor in self.bits:
-            return packed_nbytes(self._shapes[tensor], self.bits[tensor], GROUP)
+        if tensor in self.coded:
+            return packed_nbytes(self._shapes[tensor], self._bits, GROUP)
         return self._weights.stored_nbytes(tensor)
 
     def read(self, tensor: str) -> dict[str, torch.Tensor]:
-        """What is written for a tensor, by name: rounded as it would be once it is loaded."""
+        """What is written for a tensor, by name."""
         stored = self._weights.read(tensor)
-        if tensor not in self.bits:
+        if tensor not in self.coded:
             return {tensor: stored}
-        groups = rounded(stored.to(self._dtype), self.bits[tensor] == FINE_BITS)
+        groups = rounded(stored.to(self._dtype), self._bits == FINE_BITS, has_zeros=True)
         return {f"{_layer(tensor)}.{end}": each for end, each in packed_tensors(groups).items()}
 
     def settings(self) -> dict[str, Any]:
         """The entry `quantization_config`."""
-        bits = {_layer(tensor): each for tensor, each in self.bits.items()}
-        head = self._network.get_output_embeddings()
-        heads = (_layer(tensor) for tensor in self.bits if self._network.get_submodule(self._place(tensor)) is head)
-        return settings(bits, next(heads, None), GROUP, self._ignored())
+        return settings(self._bits, GROUP, self._ignored())
 
     def _place(self, tensor: str) -> str:
         return self._names[tensor].removesuffix(".weight")
@@ -139,7 +136,7 @@ class _Layers:
         """
         modules = dict(self._network.named_modules())
         tables = {name for name, module in modules.items() if isinstance(module, nn.Embedding)}
-        dense = [tensor for tensor in self._shapes if tensor not in self.bits]
+        dense = [tensor for tensor in self._shapes if tensor not in self.coded]
         matrices = [each for each in dense if each.endswith(".weight") and len(self._shapes[each]) == 2]
         linear = [each for each in matrices if each not in self._names or self._place(each) not in tables]
         names = [name for each in linear for name in (_layer(each), _layer(self._names.get(each, each)))]
@@ -150,9 +147,9 @@ class _Layers:
 
 
 def _readable_layers(network: Any) -> set[str]:
-    """Layers whose codes others read: linear ones of whole groups that have to do with text."""
+    """Layers whose codes others read: linear ones of whole groups that have to do with text, but for the head."""
     text = network if network.config.is_encoder_decoder else network.get_decoder()
-    modules = {*text.modules(), network.get_output_embeddings()}
+    modules = {*text.modules()} - {network.get_output_embeddings()}
     return {
         name
         for name, module in network.named_modules()

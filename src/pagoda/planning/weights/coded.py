@@ -25,12 +25,14 @@ class ReadBytes(NamedTuple):
 def coded_nbytes(count: WeightCount, quantization: str, number_nbytes: int) -> tuple[int, ReadBytes]:
     """Bytes of all weights, and of what is read of them.
 
-    Matrices have codes of `quantization`, tables and heads of 8 bits; experts and all else are numbers.
+    Matrices have codes of `quantization`, but of 8 bits in tables, heads and what makes keys and values. All else are
+    numbers.
     """
-    bits, inner = BITS[quantization], count.layers + count.encoder
-    plain = count.plain / inner if inner else 1.0
-    nbytes = plain * number_nbytes + (1 - plain) * bits / 8
-    experts = count.experts.num_weights * number_nbytes
+    inner = count.layers + count.encoder
+    coarse = inner - count.plain - count.fine
+    coded = (count.fine * FINE_BITS + coarse * BITS[quantization]) / 8
+    nbytes = (count.plain * number_nbytes + coded) / inner if inner else 0.0
+    experts = round(count.experts.num_weights * BITS[quantization] / 8)
     most = round(count.layers * nbytes + count.head * FINE_BITS / 8) + experts
     unread = round(count.encoder * nbytes + count.table * FINE_BITS / 8)
     return most + unread, ReadBytes(most, experts)

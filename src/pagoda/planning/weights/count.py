@@ -33,7 +33,8 @@ class WeightCount:
     table: rows that are looked up by token or position, and read no other way. head: what logits are made with, which
     may be the table of tokens. layers: what every token passes through. encoder: what reads an encoder's input, once,
     with the projections that make keys and values of it. plain: those of layers and encoder that never become codes,
-    such as vectors and what a family reads in its own way.
+    such as vectors and what a family reads in its own way. fine: of those which do the ones that make keys and values
+    in layers of their own.
     """
 
     table: int
@@ -42,6 +43,7 @@ class WeightCount:
     experts: Experts = Experts()
     encoder: int = 0
     plain: int = 0
+    fine: int = 0
 
     @property
     def total(self) -> int:

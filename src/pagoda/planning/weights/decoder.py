@@ -17,7 +17,8 @@ class Decoder:
 
     matrices: of a feed-forward part, three with a gate. norms: before, behind and between the parts of a layer. extras:
     what attention has besides its four projections. recurrence: the weights of a layer that does not attend. plain:
-    matrices that never become codes, by the kind of their layer. is_plain: all are such, in layers.
+    matrices that never become codes, by the kind of their layer. is_plain: all are such, in layers. has_fused_qkv: one
+    matrix makes queries, keys and values.
     """
 
     attention: Callable[[Sizes, Decoder], int] | None = None
@@ -34,6 +35,7 @@ class Decoder:
     has_head_bias: bool = False
     is_tied: bool = False
     is_plain: bool = False
+    has_fused_qkv: bool = False
     positions: str | None = None  # the size of a table of positions
 
     def count(self, sizes: Sizes) -> WeightCount:
@@ -54,7 +56,15 @@ class Decoder:
             layers=layers,
             experts=_experts(sizes, sum(feed.routed for feed in feeds)),
             plain=layers if self.is_plain else plain,
+            fine=sum(self._keys_and_values(sizes, kind) for kind in kinds),
         )
+
+    def _keys_and_values(self, sizes: Sizes, kind: str) -> int:
+        is_of_its_own = self.attention is None and not self.has_fused_qkv and not self.is_plain
+        if not is_of_its_own or (kind in KINDS_WITHOUT_TOKENS and self.recurrence):
+            return 0
+        heads = Heads.of(sizes)
+        return hidden_width(sizes) * heads.num_kv * (heads.key_width + heads.value_width)
 
     def _mixer(self, sizes: Sizes, kind: str) -> int:
         if kind in KINDS_WITHOUT_TOKENS and self.recurrence:

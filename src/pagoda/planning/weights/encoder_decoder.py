@@ -47,6 +47,7 @@ def whisper(config: Sizes) -> WeightCount:
         + norm
         + cross_keys_and_values,
         plain=convolutions + config["max_source_positions"] * width,
+        fine=(2 * config["encoder_layers"] + 4 * decoder_layers) * width * width,
     )
 
 

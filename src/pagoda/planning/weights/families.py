@@ -33,7 +33,8 @@ def _no_feed(sizes: Sizes, decoder: Decoder, index: int) -> Feed:  # noqa: ARG00
 
 
 DECODERS: dict[str, Decoder] = {
-    **dict.fromkeys(("granite", "llama", "ministral", "mistral", "phi3"), LLAMA),
+    **dict.fromkeys(("granite", "llama", "ministral", "mistral"), LLAMA),
+    "phi3": replace(LLAMA, has_fused_qkv=True),
     "arcee": replace(LLAMA, matrices=2),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3"), LATENT),
     "gemma": Decoder(is_tied=True),
@@ -42,7 +43,7 @@ DECODERS: dict[str, Decoder] = {
     "gpt2": replace(
         CLASSIC, has_qkv_bias=True, has_output_bias=True, is_tied=True, positions="n_positions", is_plain=True
     ),
-    "gpt_neox": replace(CLASSIC, has_qkv_bias=True, has_output_bias=True),
+    "gpt_neox": replace(CLASSIC, has_qkv_bias=True, has_output_bias=True, has_fused_qkv=True),
     "gpt_oss": Decoder(
         has_qkv_bias=True, has_output_bias=True, feed=experts.biased, extras=lambda sizes: sizes["num_attention_heads"]
     ),
