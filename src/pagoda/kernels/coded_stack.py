@@ -5,21 +5,20 @@ Knows coded weights. Does not know which experts a token is sent to.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from pagoda.errors import ConfigError
-from pagoda.kernels.coded_weight import CodedWeight
+from pagoda.kernels.coded_weight import CodedWeight, HeldCodes
 
 if TYPE_CHECKING:
     from pagoda.kernels import _native
 
 
-class CodedStack:
+class CodedStack(HeldCodes):
     """`count` matrices [rows, depth]; `data` is uint8 [count, blocks of rows, bytes of a block], a parameter."""
 
     def __init__(self, kind: str, coding: _native.Coding, rows: int, depth: int, data: torch.Tensor) -> None:
@@ -42,12 +41,6 @@ class CodedStack:
             stack.data[number] = weight.data
         return stack
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> CodedStack:
-        """As a module's parameters are copied, or shared if `memo` has them."""
-        other = copy.copy(self)
-        other.data = copy.deepcopy(self.data, memo)
-        return other
-
     @property
     def count(self) -> int:
         return len(self.data)
@@ -59,10 +52,6 @@ class CodedStack:
     @property
     def num_weights(self) -> int:
         return self.count * self.rows * self.depth
-
-    @property
-    def nbytes(self) -> int:
-        return self.data.nbytes
 
     def matrix(self, number: int) -> CodedWeight:
         """One of them, in the same memory."""

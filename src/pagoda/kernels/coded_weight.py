@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -57,7 +57,23 @@ def can_hold_codes() -> bool:
     return True
 
 
-class CodedWeight:
+class HeldCodes:
+    """Bytes that are a parameter, `data`, so that modules which hold them can be copied, moved and counted."""
+
+    data: nn.Parameter
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """As a module's parameters are copied, or shared if `memo` has them."""
+        other = copy.copy(self)
+        other.data = copy.deepcopy(self.data, memo)
+        return other
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+
+class CodedWeight(HeldCodes):
     """Codes of a matrix [rows, depth], held once; `data` is a parameter, so that layers can be moved and counted.
 
     kind: tells codings apart, as "q4_k" or "8 bits in groups of 32".
@@ -122,12 +138,6 @@ class CodedWeight:
         )
         return weight
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> CodedWeight:
-        """As a module's parameters are copied, or shared if `memo` has them."""
-        other = copy.copy(self)
-        other.data = copy.deepcopy(self.data, memo)
-        return other
-
     @property
     def shape(self) -> tuple[int, int]:
         return self.rows, self.depth
@@ -140,10 +150,6 @@ class CodedWeight:
     @property
     def num_weights(self) -> int:
         return self.rows * self.depth
-
-    @property
-    def nbytes(self) -> int:
-        return self.data.nbytes
 
     def decode(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """All weights: [rows, depth]."""

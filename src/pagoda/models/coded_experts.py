@@ -18,7 +18,7 @@ from pagoda.kernels.reference_layers import by_expert
 from pagoda.models.attention import kernels_in_flight
 
 # What the decorator of the interface says of a module, and the matrices that it may have.
-FLAGS = ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm")
+FLAGS = ("has_gate", "has_bias", "is_transposed")
 MATRICES = ("gate_up_proj", "up_proj", "down_proj")
 
 # What stands for a parameter: codes, of columns that follow one another where those are coded in different ways.
@@ -44,8 +44,6 @@ class CodedExperts(nn.Module):
         inner = self._multiply("gate_up_proj" if own.has_gate else "up_proj", hidden_states, top_k_index).flatten(0, 1)
         inner = self._gated(inner) if own.has_gate else own.act_fn(inner)
         outer = self._multiply("down_proj", inner, top_k_index.reshape(-1, 1))[:, 0]
-        if own.has_post_expert_norm:
-            outer = own.post_expert_norm(outer)
         weighed = outer.unflatten(0, top_k_index.shape) * top_k_weights.reshape(*top_k_index.shape, 1)
         total: torch.Tensor = weighed.sum(dim=1).to(hidden_states.dtype)
         return total
@@ -88,8 +86,13 @@ class CodedExperts(nn.Module):
 
 
 def are_codable(module: nn.Module) -> bool:
-    """Whether a module is of the interface, and not coded."""
-    return not vars(module).keys().isdisjoint(FLAGS) and not isinstance(module, CodedExperts)
+    """Whether a module is of the interface, and not coded. Those that normalise what experts make stay dense."""
+    own = vars(module)
+    return (
+        not own.keys().isdisjoint(FLAGS)
+        and not own.get("has_post_expert_norm")
+        and not isinstance(module, CodedExperts)
+    )
 
 
 def dense_matrices(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -43,11 +43,7 @@ def rules_of(architecture: str, network: nn.Module, config: Any, tensors: Iterab
 def order_of_rows(rules: Rules, name: str, count: int) -> np.ndarray | slice | None:
     """Where the rows of a matrix come from; None if more becomes of it than another order."""
     numbers = np.arange(2.0 * count).reshape(count, 2)
-    try:
-        with np.errstate(all="ignore"):
-            result = rules.process(name, numbers.copy(), {})
-    except Exception:  # it needs the true width, so it does not leave rows as they are
-        return None
+    result = _tried(rules, name, numbers, {})
     if result is None or result.shape != numbers.shape or not np.isfinite(result).all():
         return None
     if np.array_equal(result, numbers):
@@ -67,15 +63,21 @@ class Place(NamedTuple):
 def place_of_columns(rules: Rules, name: str, count: int) -> Place | None:
     """Of a tensor [experts, `count`, depth] that goes to `found`; None for all others."""
     numbers, found = np.arange(1.0, 2.0 * count + 1).reshape(1, count, 2), dict[str, torch.Tensor]()
-    try:
-        result = rules.process(name, numbers.copy(), found)
-    except Exception:  # as above
-        return None
-    if result is not None or len(found) != 1:
+    if _tried(rules, name, numbers, found) is not None or len(found) != 1:
         return None
     place, matrix = next(iter(found.items()))
     first = int(matrix[0, :, 0].ne(1).int().argmin())
     return Place(place, first) if np.array_equal(matrix[:, first : first + count].numpy(), numbers) else None
+
+
+def _tried(rules: Rules, name: str, numbers: np.ndarray, found: dict[str, torch.Tensor]) -> np.ndarray | None:
+    """What becomes of `numbers`; None, and nothing found, if a rule fails, which needs the true width."""
+    try:
+        with np.errstate(all="ignore"):
+            return rules.process(name, numbers.copy(), found)
+    except Exception:
+        found.clear()
+        return None
 
 
 class Table:
