@@ -80,7 +80,7 @@ static inline void read_short(const uint8_t* data, const Coding& coding, const C
     }
     const uint32_t high = coding.bits == 5 ? read_word(data) : 0;
     read_nibbles(data + (coding.bits == 5 ? 4 : 0), kShortDepth / 2, row.codes);
-    for (int64_t i = 0; i < kShortDepth; i++) row.codes[i] |= uint8_t((high >> i & 1) << 4);
+    for (int64_t i = 0; high != 0 && i < kShortDepth; i++) row.codes[i] |= uint8_t((high >> i & 1) << 4);
 }
 
 static inline void read_q8_0(const uint8_t* data, const CodedRow& row) {
@@ -116,8 +116,9 @@ static inline void read_q4_or_q5_k(const uint8_t* data, bool has_high, const Cod
 
 // Pairs of bits: 32 bytes have those of four units, the first of them lowest.
 static inline void read_pairs(const uint8_t* data, uint8_t* codes) {
-    for (int64_t i = 0; i < kLongDepth; i++)
-        codes[i] = data[i / 128 * 32 + i % kUnitDepth] >> (i / kUnitDepth % 4 * 2) & 3;
+    for (int64_t unit = 0; unit < kLongDepth / kUnitDepth; unit++)
+        for (int64_t i = 0; i < kUnitDepth; i++)
+            codes[unit * kUnitDepth + i] = data[unit / 4 * kUnitDepth + i] >> (unit % 4 * 2) & 3;
 }
 
 static inline void read_q2_k(const uint8_t* data, const CodedRow& row) {
@@ -133,8 +134,9 @@ static inline void read_q2_k(const uint8_t* data, const CodedRow& row) {
 static inline void read_q3_k(const uint8_t* data, const CodedRow& row) {
     const uint8_t *high = data, *scales = data + 96;
     read_pairs(data + 32, row.codes);
-    for (int64_t i = 0; i < kLongDepth; i++)
-        row.codes[i] |= uint8_t((high[i % kUnitDepth] >> (i / kUnitDepth) & 1) << 2);
+    for (int64_t unit = 0; unit < kLongDepth / kUnitDepth; unit++)
+        for (int64_t i = 0; i < kUnitDepth; i++)
+            row.codes[unit * kUnitDepth + i] |= uint8_t((high[i] >> unit & 1) << 2);
     for (int64_t i = 0; i < 16; i++) {
         const int low = i < 8 ? scales[i] & 15 : scales[i - 8] >> 4;
         row.parts[i] = int8_t((low | (scales[8 + i % 4] >> (i / 4 * 2) & 3) << 4) - 32);
@@ -143,11 +145,11 @@ static inline void read_q3_k(const uint8_t* data, const CodedRow& row) {
 }
 
 static inline void read_q6_k(const uint8_t* data, const CodedRow& row) {
-    for (int64_t i = 0; i < kLongDepth; i++) {
-        const int64_t half = i / 128, place = i % 128;
-        const int low = data[half * 64 + place % 64] >> (place / 64 * 4) & 15;
-        const int high = data[128 + half * 32 + place % 32] >> (place / 32 * 2) & 3;
-        row.codes[i] = uint8_t(low | high << 4);
+    for (int64_t unit = 0; unit < kLongDepth / kUnitDepth; unit++) {
+        const int64_t half = unit / 4, quarter = unit % 4;
+        const uint8_t *low = data + half * 64 + quarter % 2 * kUnitDepth, *high = data + 128 + half * kUnitDepth;
+        for (int64_t i = 0; i < kUnitDepth; i++)
+            row.codes[unit * kUnitDepth + i] = uint8_t((low[i] >> (quarter / 2 * 4) & 15) | (high[i] >> (quarter * 2) & 3) << 4);
     }
     for (int64_t i = 0; i < 16; i++) row.parts[i] = int8_t(data[192 + i]);
     row.scales[0] = read_half(data + 208);

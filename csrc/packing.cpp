@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "team.h"
@@ -49,7 +50,20 @@ class RowsOfBlock {
     std::vector<int8_t> part_minima_;
 };
 
-// Where the bits of a code lie in a unit: `width` of them from `shift` on in the byte at `offset`, those of the code that
+// The codes of a step of a row, a byte each.
+typedef uint32_t Word;
+
+constexpr Word each_byte(int value) { return Word(value) * 0x01010101; }
+
+Word load_word(const uint8_t* data) {
+    Word word;
+    __builtin_memcpy(&word, data, sizeof(word));
+    return word;
+}
+
+void store_word(uint8_t* data, Word word) { __builtin_memcpy(data, &word, sizeof(word)); }
+
+// Where the bits of codes lie in a unit: `width` of them from `shift` on in the bytes at `offset`, those of the codes that
 // begin at `from`.
 struct Place {
     int64_t offset;
@@ -60,7 +74,7 @@ struct Place {
 
 constexpr int kMostPlaces = 2;
 
-int places_of(int bits, int64_t step, Place* places) {
+constexpr int places_of(int bits, int64_t step, Place* places) {
     const int half = int(step / kHalfSteps), in_half = int(step % kHalfSteps);
     if (bits == 8) {
         places[0] = {step * kPlaneNbytes, 0, 8, 0};
@@ -75,32 +89,50 @@ int places_of(int bits, int64_t step, Place* places) {
     return bits == 2 || bits == 4 ? 1 : 2;
 }
 
-void write_codes(const Coding& coding, const uint8_t* codes, int64_t row, uint8_t* out) {
+// Calls visit(step, place) for the places of codes of `bits` bits; with a number that the compiler knows all are known.
+template <class Visit>
+inline void visit_places(int bits, Visit visit) {
+#pragma GCC unroll 8
     for (int64_t step = 0; step < kUnitSteps; step++) {
-        Place places[kMostPlaces];
-        const int count = places_of(coding.bits, step, places);
-        for (int i = 0; i < count; i++) {
-            uint8_t* bytes = out + places[i].offset + row * kStepDepth;
-            const int mask = (1 << places[i].width) - 1;
-            for (int64_t k = 0; k < kStepDepth; k++)
-                bytes[k] |= uint8_t((codes[step * kStepDepth + k] >> places[i].from & mask) << places[i].shift);
-        }
+        Place places[kMostPlaces]{};
+        const int count = places_of(bits, step, places);
+#pragma GCC unroll 2
+        for (int i = 0; i < count; i++) visit(step, places[i]);
     }
 }
 
-void read_codes(const Coding& coding, const uint8_t* data, int64_t row, uint8_t* codes) {
-    for (int64_t step = 0; step < kUnitSteps; step++) {
-        Place places[kMostPlaces];
-        const int count = places_of(coding.bits, step, places);
-        for (int64_t k = 0; k < kStepDepth; k++) {
-            int code = 0;
-            for (int i = 0; i < count; i++) {
-                const int mask = (1 << places[i].width) - 1;
-                code |= (data[places[i].offset + row * kStepDepth + k] >> places[i].shift & mask) << places[i].from;
-            }
-            codes[step * kStepDepth + k] = uint8_t(code);
-        }
+template <class Function>
+inline void with_bits(int bits, Function function) {
+    switch (bits) {
+        case 2: return function(std::integral_constant<int, 2>());
+        case 3: return function(std::integral_constant<int, 3>());
+        case 4: return function(std::integral_constant<int, 4>());
+        case 5: return function(std::integral_constant<int, 5>());
+        case 6: return function(std::integral_constant<int, 6>());
+        default: return function(std::integral_constant<int, 8>());
     }
+}
+
+// `out` has zeros.
+void write_codes(const Coding& coding, const uint8_t* codes, int64_t row, uint8_t* out) {
+    with_bits(coding.bits, [&](auto bits) {
+        visit_places(decltype(bits)::value, [&](int64_t step, const Place& place) {
+            uint8_t* bytes = out + place.offset + row * kStepDepth;
+            const Word some = load_word(codes + step * kStepDepth) >> place.from & each_byte((1 << place.width) - 1);
+            store_word(bytes, load_word(bytes) | some << place.shift);
+        });
+    });
+}
+
+void read_codes(const Coding& coding, const uint8_t* data, int64_t row, uint8_t* codes) {
+    __builtin_memset(codes, 0, size_t(kUnitDepth));
+    with_bits(coding.bits, [&](auto bits) {
+        visit_places(decltype(bits)::value, [&](int64_t step, const Place& place) {
+            const Word some = load_word(data + place.offset + row * kStepDepth) >> place.shift;
+            uint8_t* own = codes + step * kStepDepth;
+            store_word(own, load_word(own) | (some & each_byte((1 << place.width) - 1)) << place.from);
+        });
+    });
 }
 
 void write_block(const Coding& coding, RowsOfBlock& rows, int64_t depth, uint8_t* out) {

@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pagoda.machine import processor_seconds
+from pagoda.machine import let_go_of_file, processor_seconds
 
 # Frees and takes 32 MiB a hundred times and prints the page faults it took.
 FAULTS = """
@@ -62,6 +64,37 @@ def test_few_compiled_products_are_kept():
         for choice in ("bound", "unbound")
     )
     assert bound <= max(unbound // 2, 20)
+
+
+def is_in_this_process(memory: np.ndarray) -> bool:
+    """Whether the system has given this process the pages of `memory`, all of them or none."""
+    page = os.sysconf("SC_PAGESIZE")
+    first, count = -(-memory.ctypes.data // page), memory.nbytes // page - 1
+    with Path("/proc/self/pagemap").open("rb") as file:
+        file.seek(8 * first)
+        present = np.frombuffer(file.read(8 * count), np.uint64) >> np.uint64(63)
+    assert len(set(present)) == 1
+    return bool(present[0])
+
+
+def test_unchanged_pages_of_a_file_leave_the_process_and_no_others(tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(bytes(range(256)) * 1024)
+    mapped = np.memmap(file, np.uint8, mode="c")
+    total = int(mapped.sum())
+    assert is_in_this_process(mapped)
+    let_go_of_file(mapped.ctypes.data, mapped.nbytes)
+    assert not is_in_this_process(mapped)
+    assert int(mapped.sum()) == total
+
+    mapped[70_000] = 7
+    let_go_of_file(mapped.ctypes.data, mapped.nbytes)
+    assert mapped[70_000] == 7
+
+    own = np.full(1 << 18, 3, np.uint8)
+    let_go_of_file(own.ctypes.data, own.nbytes)
+    assert (own == 3).all()
+    let_go_of_file(own.ctypes.data, 10)
 
 
 def test_what_a_process_has_had_of_processors():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 CPU_INFO = Path("/proc/cpuinfo")
 MEMORY_INFO = Path("/proc/meminfo")
+PAGE_MAP = Path("/proc/self/pagemap")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 # What the kernels are compiled for, in the names that /proc/cpuinfo uses.
@@ -34,7 +35,10 @@ KEPT_NBYTES = 1 << 30
 TAKEN_NBYTES = 64 << 20
 KEPT_PRIMITIVES = 128
 # madvise(2)
-MADV_PAGEOUT = 21
+MADV_DONTNEED = 4
+# Entries of /proc/self/pagemap: their highest bits say whether a page is in memory, swapped, and of a file.
+PAGE_ENTRY_NBYTES = 8
+STATE_SHIFT, OF_FILE, ABSENT = 61, 0b101, 0b000
 
 
 def keep_freed_memory() -> bool:
@@ -62,16 +66,24 @@ def bound_primitives() -> None:
         os.environ.setdefault(cache, str(KEPT_PRIMITIVES))
 
 
-def page_out(address: int, nbytes: int) -> None:
-    """Ask the system to take whole pages of a range out of memory; what is written there stays as it is."""
+def let_go_of_file(address: int, nbytes: int) -> None:
+    """Take whole pages of a range out of this process, if all are of a mapped file and as they are there.
+
+    The system keeps them in its cache, so that who maps the file next does not wait for the disk.
+    """
     page = os.sysconf("SC_PAGESIZE")
-    first, last = -(-address // page) * page, (address + nbytes) // page * page
-    try:
-        madvise = ctypes.CDLL(None).madvise
-    except AttributeError:
+    first, last = -(-address // page), (address + nbytes) // page
+    if first >= last:
         return
-    if first < last:
-        madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), MADV_PAGEOUT)
+    try:
+        with PAGE_MAP.open("rb") as file:
+            file.seek(first * PAGE_ENTRY_NBYTES)
+            entries = memoryview(file.read((last - first) * PAGE_ENTRY_NBYTES)).cast("Q")
+        madvise = ctypes.CDLL(None).madvise
+    except (AttributeError, OSError, ValueError):
+        return
+    if {entry >> STATE_SHIFT for entry in entries} <= {OF_FILE, ABSENT}:
+        madvise(ctypes.c_void_p(first * page), ctypes.c_size_t((last - first) * page), MADV_DONTNEED)
 
 
 def cpu_name() -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import gguf
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from pagoda.kernels.native import NativeKernels
 from pagoda.kernels.native_calls import instruction_sets
 from pagoda.kernels.reference import ReferenceKernels
 from pagoda.kernels.reference_layers import coded_input
+from pagoda.kernels.weight_memory import WeightMemory
 
 DEPTH = 512
 # Where the scales of a block are, in halves: all else is codes, of which any will do.
@@ -49,7 +52,7 @@ def blocks_of(name: str, rows: int, depth: int = DEPTH) -> np.ndarray:
 
 
 def coded(name: str, rows: int = 40, depth: int = DEPTH) -> CodedWeight:
-    return CodedWeight.from_gguf(name, torch.from_numpy(blocks_of(name, rows, depth)), depth)
+    return CodedWeight.from_gguf(name, (rows, depth), [torch.from_numpy(blocks_of(name, rows, depth))])
 
 
 def grouped(rows: int, depth: int, group: int, bits: int, has_minima: bool) -> GroupedCodes:
@@ -74,12 +77,21 @@ def assert_is_product(out: torch.Tensor, input: torch.Tensor, weight: CodedWeigh
 def test_gguf_types_stand_for_what_its_own_package_reads(name: str) -> None:
     blocks = blocks_of(name, rows=37)
     expected = gguf.dequantize(blocks, gguf.GGMLQuantizationType[name])
-    weight = CodedWeight.from_gguf(name, torch.from_numpy(blocks), DEPTH)
+    weight = CodedWeight.from_gguf(name, (len(blocks), DEPTH), [torch.from_numpy(blocks)])
     assert torch.equal(weight.decode(), torch.from_numpy(expected))
     rows = torch.tensor([[36, 0], [7, 7]])
     assert torch.equal(weight.decode_rows(rows, torch.bfloat16), torch.from_numpy(expected)[rows].bfloat16())
     nbytes = 48 * blocks.shape[1]  # whole blocks of 16 rows; parts of scales have a byte each
     assert nbytes <= weight.nbytes <= 1.2 * nbytes
+
+
+def test_blocks_that_come_in_parts_are_laid_out_as_the_whole() -> None:
+    blocks = torch.from_numpy(blocks_of("Q4_K", rows=37))
+    parts = iter((blocks[:16], blocks[16:32], blocks[32:]))
+    weight = CodedWeight.from_gguf("Q4_K", (37, DEPTH), parts, WeightMemory(piece_nbytes=1 << 16))
+    assert weight.stays
+    assert torch.equal(weight.data, CodedWeight.from_gguf("Q4_K", (37, DEPTH), [blocks]).data)
+    assert not copy.deepcopy(weight).stays
 
 
 @pytest.mark.parametrize("has_minima", [False, True])
@@ -127,7 +139,7 @@ def test_codes_at_their_ends_do_not_overflow(kernels: NativeKernels, name: str) 
             at = place % (nbytes // 2) * 2
             for start in range(at, blocks.shape[1], nbytes):
                 blocks[:, start : start + 2] = scales[:, start : start + 2]
-        weight = CodedWeight.from_gguf(name, torch.from_numpy(blocks), DEPTH)
+        weight = CodedWeight.from_gguf(name, (len(blocks), DEPTH), [torch.from_numpy(blocks)])
         input = torch.ones(9, DEPTH) * torch.tensor([1.0, -1.0, 1.0])[torch.arange(9) % 3, None]
         assert_is_product(kernels.coded_linear(input, weight, None), input, weight)
 
@@ -183,8 +195,8 @@ def test_rows_may_be_found_by_other_whole_numbers_and_not_elsewhere() -> None:
 def test_blocks_of_another_shape_are_refused(kernels: NativeKernels) -> None:
     blocks = torch.from_numpy(blocks_of("Q4_K", 4))
     with pytest.raises(ConfigError, match="Q4_K"):
-        CodedWeight.from_gguf("Q4_K", blocks, DEPTH + 32)
+        CodedWeight.from_gguf("Q4_K", (len(blocks), DEPTH + 32), [blocks])
     with pytest.raises(ConfigError, match="Q4_K"):
-        CodedWeight.from_gguf("Q4_K", blocks[:, :-1], DEPTH)
+        CodedWeight.from_gguf("Q4_K", (len(blocks), DEPTH), [blocks[:, :-1]])
     with pytest.raises(ConfigError, match="cannot multiply"):
         kernels.coded_linear(numbers(1, DEPTH - 32), coded("Q4_K"), None)

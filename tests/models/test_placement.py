@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from pagoda.models import placement
+from oracle import families
+from pagoda.models import placement, rounding
+from pagoda.models.coded import coded_weights
 from pagoda.models.placement import ALIGNMENT, move_to_huge_pages
+from pagoda.models.rounding import quantize
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +53,19 @@ def test_without_huge_pages_or_room_they_stay(monkeypatch, name, answer):
     before = pointers(made)
     assert not move_to_huge_pages(made, min_nbytes=0)
     assert pointers(made) == before
+
+
+def test_codes_that_were_laid_out_in_huge_pages_stay(monkeypatch):
+    monkeypatch.setattr(rounding, "MIN_ROWS", 1)
+    made = families.build_tiny("llama")
+    before = {name: each.data_ptr() for name, each in made.named_parameters()}
+    quantize(made, "int8")
+    coded = {name: each.data.data_ptr() for name, each in coded_weights(made).items()}
+    assert move_to_huge_pages(made, min_nbytes=0)
+    assert {name: each.data.data_ptr() for name, each in coded_weights(made).items()} == coded
+    dense = {name: each.data_ptr() for name, each in made.named_parameters() if name in before}
+    assert dense
+    assert all(place != before[name] for name, place in dense.items())
 
 
 def test_small_models_stay():

@@ -13,6 +13,7 @@ from torch import nn
 
 from pagoda.errors import ConfigError
 from pagoda.kernels.coded_weight import CodedWeight, HeldCodes
+from pagoda.kernels.weight_memory import WeightMemory
 
 if TYPE_CHECKING:
     from pagoda.kernels import _native
@@ -29,11 +30,16 @@ class CodedStack(HeldCodes):
         self.data = nn.Parameter(data, requires_grad=False)
 
     @classmethod
-    def of(cls, count: int, weights: Iterable[CodedWeight]) -> CodedStack:
-        """Of `count` matrices, which are copied one by one. Raises ConfigError for one that is coded in another way."""
+    def of(cls, count: int, weights: Iterable[CodedWeight], memory: WeightMemory | None = None) -> CodedStack:
+        """Of `count` matrices, which are copied one by one into `memory`, or into torch's.
+
+        Raises ConfigError for one that is coded in another way.
+        """
         weights = iter(weights)
         first = next(weights)
-        stack = cls(*first.form, torch.empty(count, *first.data.shape, dtype=torch.uint8))
+        shape = count, *first.data.shape
+        stack = cls(*first.form, torch.empty(shape, dtype=torch.uint8) if memory is None else memory.take(*shape))
+        stack.stays = memory is not None
         stack.data[0] = first.data
         for number, weight in enumerate(weights, start=1):
             if weight.form != first.form:

@@ -7,6 +7,7 @@ belongs to.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from pagoda.errors import ConfigError, KernelUnavailableError
 from pagoda.kernels.native_calls import compiled
+from pagoda.kernels.weight_memory import WeightMemory
 
 if TYPE_CHECKING:
     from pagoda.kernels import _native
@@ -58,14 +60,19 @@ def can_hold_codes() -> bool:
 
 
 class HeldCodes:
-    """Bytes that are a parameter, `data`, so that modules which hold them can be copied, moved and counted."""
+    """Bytes that are a parameter, `data`, so that modules which hold them can be copied, moved and counted.
+
+    stays: whether they lie where they are read best, in `WeightMemory`.
+    """
 
     data: nn.Parameter
+    stays = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """As a module's parameters are copied, or shared if `memo` has them."""
         other = copy.copy(self)
         other.data = copy.deepcopy(self.data, memo)
+        other.stays = False
         return other
 
     @property
@@ -79,13 +86,8 @@ class CodedWeight(HeldCodes):
     kind: tells codings apart, as "q4_k" or "8 bits in groups of 32".
     """
 
-    def __init__(
-        self, kind: str, coding: _native.Coding, rows: int, depth: int, data: torch.Tensor | None = None
-    ) -> None:
-        """`data`: uint8 [blocks of rows, bytes of a block]; None for memory that is to be filled."""
-        if data is None:
-            blocks = -(-rows // compiled().CODED_ROWS)
-            data = torch.empty(blocks, coding.block_nbytes(depth), dtype=torch.uint8)
+    def __init__(self, kind: str, coding: _native.Coding, rows: int, depth: int, data: torch.Tensor) -> None:
+        """`data`: uint8 [blocks of rows, bytes of a block]."""
         self.kind = kind
         self.coding = coding
         self.rows = rows
@@ -93,27 +95,49 @@ class CodedWeight(HeldCodes):
         self.data = nn.Parameter(data, requires_grad=False)
 
     @classmethod
-    def from_gguf(cls, type_name: str, blocks: torch.Tensor, depth: int) -> CodedWeight:
-        """`blocks`: uint8 [rows, bytes of a row], as in the file. Raises ConfigError for blocks of another shape."""
-        native = compiled()
-        type = getattr(native.GgufType, type_name)
-        nbytes = depth // type.block_depth() * type.block_nbytes()
-        if depth % type.block_depth() or blocks.dim() != 2 or blocks.shape[1] != nbytes or blocks.stride(1) != 1:
-            raise ConfigError(f"Blocks of {type_name} with shape {tuple(blocks.shape)} are no rows of {depth} weights.")
-        weight = cls(type_name.lower(), type.coding(), len(blocks), depth)
-        native.pack_gguf(
-            type,
-            blocks.data_ptr(),
-            blocks.stride(0),
-            len(blocks),
-            depth,
-            weight.data.data_ptr(),
-            torch.get_num_threads(),
-        )
+    def unfilled(
+        cls, kind: str, coding: _native.Coding, rows: int, depth: int, memory: WeightMemory | None = None
+    ) -> CodedWeight:
+        """Whose codes are yet to be written, in `memory`, or in torch's."""
+        shape = -(-rows // compiled().CODED_ROWS), coding.block_nbytes(depth)
+        data = torch.empty(shape, dtype=torch.uint8) if memory is None else memory.take(*shape)
+        weight = cls(kind, coding, rows, depth, data)
+        weight.stays = memory is not None
         return weight
 
     @classmethod
-    def from_groups(cls, groups: GroupedCodes, in_half: bool | None = None) -> CodedWeight:
+    def from_gguf(
+        cls, type_name: str, shape: tuple[int, int], parts: Iterable[torch.Tensor], memory: WeightMemory | None = None
+    ) -> CodedWeight:
+        """`shape` is [rows, depth], `parts` uint8 [some rows, bytes of a row] as in the file, one behind the other.
+
+        All parts but the last have whole blocks of rows (CODED_ROWS). Raises ConfigError for blocks of another shape.
+        """
+        native, (rows, depth) = compiled(), shape
+        type = getattr(native.GgufType, type_name)
+        nbytes = depth // type.block_depth() * type.block_nbytes()
+        weight = cls.unfilled(type_name.lower(), type.coding(), rows, depth, memory)
+        done = 0
+        for blocks in parts:
+            is_whole = done + len(blocks) == rows or len(blocks) % native.CODED_ROWS == 0
+            if depth % type.block_depth() or blocks.dim() != 2 or blocks.shape[1] != nbytes or blocks.stride(1) != 1:
+                raise ConfigError(
+                    f"Blocks of {type_name} with shape {tuple(blocks.shape)} are no rows of {depth} weights."
+                )
+            assert is_whole and done + len(blocks) <= rows
+            out = weight.data[done // native.CODED_ROWS :]
+            native.pack_gguf(
+                *(type, blocks.data_ptr(), blocks.stride(0), len(blocks), depth, out.data_ptr()),
+                torch.get_num_threads(),
+            )
+            done += len(blocks)
+        assert done == rows
+        return weight
+
+    @classmethod
+    def from_groups(
+        cls, groups: GroupedCodes, in_half: bool | None = None, memory: WeightMemory | None = None
+    ) -> CodedWeight:
         """Scales are kept in fp16 if they are such numbers, else in fp32; or as `in_half` says."""
         native = compiled()
         codes = groups.codes.contiguous()
@@ -131,7 +155,7 @@ class CodedWeight(HeldCodes):
             native.Number.FP16 if in_half else native.Number.FP32,
         )
         rows, depth = codes.shape
-        weight = cls(kind, coding, rows, depth)
+        weight = cls.unfilled(kind, coding, rows, depth, memory)
         addresses = [each.data_ptr() for each in numbers] + [0] * (2 - len(numbers))
         native.pack_planes(
             coding, codes.data_ptr(), *addresses, rows, depth, weight.data.data_ptr(), torch.get_num_threads()

@@ -16,6 +16,7 @@ from torch import nn
 from pagoda.checkpoint.gguf_header import CODED_TYPES, GgufTensor
 from pagoda.kernels.coded_stack import CodedStack
 from pagoda.kernels.coded_weight import CodedWeight
+from pagoda.kernels.weight_memory import WeightMemory
 from pagoda.models.coded_experts import Stacks, dense_matrices
 from pagoda.models.gguf_rules import Rules, place_of_columns
 
@@ -34,11 +35,11 @@ def coded_tensors(
     return {name: parts for name, parts in ordered.items() if _make_up(parts, matrices[name])}
 
 
-def stacks_of(parts: Sequence[GgufTensor], stored: Callable[[GgufTensor], np.ndarray]) -> Stacks:
+def stacks_of(parts: Sequence[GgufTensor], stored: Callable[[GgufTensor], np.ndarray], memory: WeightMemory) -> Stacks:
     """One of all parts if they have a type in common, else one of each. `stored` gives bytes [experts, columns, n]."""
     if len({tensor.type_name for tensor in parts}) == 1:
-        return (_stack(parts, stored),)
-    return tuple(_stack([tensor], stored) for tensor in parts)
+        return (_stack(parts, stored, memory),)
+    return tuple(_stack([tensor], stored, memory) for tensor in parts)
 
 
 def _make_up(parts: Sequence[GgufTensor], matrix: torch.Tensor) -> bool:
@@ -50,12 +51,12 @@ def _make_up(parts: Sequence[GgufTensor], matrix: torch.Tensor) -> bool:
     )
 
 
-def _stack(parts: Sequence[GgufTensor], stored: Callable[[GgufTensor], np.ndarray]) -> CodedStack:
+def _stack(parts: Sequence[GgufTensor], stored: Callable[[GgufTensor], np.ndarray], memory: WeightMemory) -> CodedStack:
     blocks, first = [stored(tensor) for tensor in parts], parts[0]
 
     def matrices() -> Iterator[CodedWeight]:
         for own in zip(*blocks, strict=True):
             rows = own[0] if len(own) == 1 else np.concatenate(own)
-            yield CodedWeight.from_gguf(first.type_name, torch.from_numpy(rows), first.shape[2])
+            yield CodedWeight.from_gguf(first.type_name, (len(rows), first.shape[2]), [torch.from_numpy(rows)])
 
-    return CodedStack.of(first.shape[0], matrices())
+    return CodedStack.of(first.shape[0], matrices(), memory)

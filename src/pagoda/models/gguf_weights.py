@@ -21,6 +21,8 @@ from pagoda.checkpoint.gguf_header import CODED_TYPES, GgufTensor
 from pagoda.checkpoint.weights import Outline
 from pagoda.errors import UnsupportedModelError
 from pagoda.kernels.coded_weight import CodedWeight, can_hold_codes
+from pagoda.kernels.weight_memory import WeightMemory
+from pagoda.machine import let_go_of_file
 from pagoda.models.attention import ATTENTION_NAME
 from pagoda.models.build import build_network, network_class
 from pagoda.models.coded import codable_experts, codable_layers, install
@@ -39,6 +41,8 @@ ARCHITECTURES = {
 }
 # Whose head is the table of tokens, whatever a file has.
 ALWAYS_TIED = ("bloom", "falcon")
+# Rows that are read at a time: whole blocks of codes.
+PART_ROWS = 4096
 
 
 class GgufWeights:
@@ -63,6 +67,7 @@ class GgufWeights:
         """
         number_type = dtype or config.dtype or torch.bfloat16
         holds_codes = device.type == "cpu" and can_hold_codes()
+        memory = WeightMemory()
         with quiet():
             plan = _Plan(self._model, config)
             experts = plan.coded_experts() if holds_codes else {}
@@ -73,10 +78,11 @@ class GgufWeights:
                     continue
                 rows = plan.coded_rows(tensor) if holds_codes else None
                 if rows is not None:
-                    coded[plan.rules.names[tensor.name]] = self._coded(tensor, rows)
+                    coded[plan.rules.names[tensor.name]] = self._coded(tensor, rows, memory)
                 elif tensor.name not in READ_TENSORS:
                     others.add(plan.rules, tensor, self._stored(tensor))
-            stacks = {name: stacks_of(parts, self._stored) for name, parts in experts.items()}
+                _let_go(self._stored(tensor))
+            stacks = {name: stacks_of(parts, self._stored, memory) for name, parts in experts.items()}
         told = plan.unfilled((*coded, *stacks), number_type)
         network = fill(config, others.tensors | told, number_type, self._model.files[0])
         install(network, coded, stacks)
@@ -87,8 +93,20 @@ class GgufWeights:
         data = self._bytes[tensor.file][tensor.start : tensor.start + tensor.nbytes]
         return data.reshape(*tensor.shape[:-1], -1)
 
-    def _coded(self, tensor: GgufTensor, rows: np.ndarray | slice) -> CodedWeight:
-        return CodedWeight.from_gguf(tensor.type_name, torch.from_numpy(self._stored(tensor)[rows]), tensor.shape[-1])
+    def _coded(self, tensor: GgufTensor, rows: np.ndarray | slice, memory: WeightMemory) -> CodedWeight:
+        """A matrix whose rows are `rows` of the file's. It is read in parts, few of which are in memory at a time."""
+        stored = self._stored(tensor)
+
+        def parts() -> Iterator[torch.Tensor]:
+            for first in range(0, len(stored), PART_ROWS):
+                own = slice(first, first + PART_ROWS)
+                if isinstance(rows, slice):
+                    yield torch.from_numpy(stored[own])
+                    _let_go(stored[own])
+                else:
+                    yield torch.from_numpy(stored[rows[own]])
+
+        return CodedWeight.from_gguf(tensor.type_name, (len(stored), tensor.shape[-1]), parts(), memory)
 
 
 @contextmanager
@@ -97,6 +115,10 @@ def gguf_weights(directory: Path) -> Iterator[GgufWeights]:
     links = gguf_in(directory)
     files = WeightFiles.look(directory, links)
     yield GgufWeights(files, read_gguf(link.readlink() if link.is_symlink() else link for link in links))
+
+
+def _let_go(stored: np.ndarray) -> None:
+    let_go_of_file(stored.ctypes.data, stored.nbytes)
 
 
 class _Plan:

@@ -16,6 +16,7 @@ import torch
 
 from pagoda.kernels.coded_stack import CodedStack
 from pagoda.kernels.coded_weight import CodedWeight, GroupedCodes
+from pagoda.kernels.weight_memory import WeightMemory
 from pagoda.models.coded import codable_experts
 from pagoda.models.coded_experts import dense_matrices
 from pagoda.models.packed_layers import PackedLayer
@@ -43,14 +44,14 @@ def layers_of_experts(network: Any, layers: Mapping[str, PackedLayer]) -> dict[s
     return grids
 
 
-def stack_of(grid: Grid) -> CodedStack | None:
+def stack_of(grid: Grid, memory: WeightMemory) -> CodedStack | None:
     """The codes of a matrix; None unless all layers have such, of one kind."""
     for in_half in (None, False):  # scales of all in fp16, or in fp32
         weights = list(_weights(grid, in_half))
         if len(weights) < len(grid):
             return None
         if all(weight.form == weights[0].form for weight in weights):
-            return CodedStack.of(len(weights), weights)
+            return CodedStack.of(len(weights), weights, memory)
     return None
 
 

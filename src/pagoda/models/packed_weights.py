@@ -18,6 +18,7 @@ from pagoda.checkpoint.weights import Outline, stored_nbytes, stored_tensors, we
 from pagoda.errors import CorruptCheckpointError, UnsupportedModelError
 from pagoda.kernels.coded_stack import CodedStack
 from pagoda.kernels.coded_weight import CodedWeight, GroupedCodes, can_hold_codes
+from pagoda.kernels.weight_memory import WeightMemory
 from pagoda.models.attention import ATTENTION_NAME
 from pagoda.models.build import network_class, outlined_network
 from pagoda.models.coded import codable_layers, install
@@ -98,19 +99,20 @@ class PackedWeights:
         """
         _, own_config = network_class(config)
         number_type = dtype or own_config.dtype or self.dtype
+        memory = WeightMemory()
         taking: dict[str, str] = {}
         experts: dict[str, CodedStack] = {}
         layers: Mapping[str, PackedLayer] = self._layers
         if device.type == "cpu" and can_hold_codes():
             outline = outlined_network(config, ATTENTION_NAME)
             taking = self._taking(outline)
-            experts, layers = _coded_experts(outline, layers)
+            experts, layers = _coded_experts(outline, layers, memory)
         coded: dict[str, CodedWeight] = {}
         tensors = dict(self._others)
         for name, layer in layers.items():
             found = layer.read()
             if isinstance(found, GroupedCodes) and name in taking:
-                coded[taking[name]] = CodedWeight.from_groups(found)
+                coded[taking[name]] = CodedWeight.from_groups(found, memory=memory)
                 found = torch.zeros(()).expand(layer.shape)  # stands there until codes are put in place
             elif isinstance(found, GroupedCodes):
                 found = found.numbers()
@@ -173,11 +175,11 @@ def _is_of(kind: type[PackedLayer], own: Mapping[str, Any]) -> bool:
 
 
 def _coded_experts(
-    network: Any, layers: Mapping[str, PackedLayer]
+    network: Any, layers: Mapping[str, PackedLayer], memory: WeightMemory
 ) -> tuple[dict[str, CodedStack], dict[str, PackedLayer]]:
     """The matrices of experts that stay coded, by name, and the layers that are none of theirs."""
     grids = layers_of_experts(network, layers)
-    found = {name: stack_of(grid) for name, grid in grids.items()}
+    found = {name: stack_of(grid, memory) for name, grid in grids.items()}
     stacks = {name: stack for name, stack in found.items() if stack is not None}
     held = {layer.name for name in stacks for parts in grids[name] for layer in parts}
     return stacks, {name: layer for name, layer in layers.items() if name not in held}

@@ -1,7 +1,8 @@
 """Where weights lie: on a GPU, or in huge pages, if the system grants them and there is room for a copy.
 
 A decode step reads every weight once. From small pages, as files are mapped, the processor looks up an address every
-4 KiB; in huge pages the same step was measured to take 15 % less (benchmarks/LOG.md). Knows tensors and memory only.
+4 KiB; in huge pages the same step was measured to take 15 % less (benchmarks/LOG.md). Codes that were laid out in such
+memory stay. Knows tensors and memory only.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import torch
 
 from pagoda.errors import DeviceUnavailableError, KernelUnavailableError
 from pagoda.kernels.native_calls import allocate
-from pagoda.machine import available_memory_nbytes, huge_pages, page_out
+from pagoda.machine import available_memory_nbytes, huge_pages, let_go_of_file
+from pagoda.models.coded import coded_weights
 
 # Smaller models live in the caches.
 MIN_NBYTES = 64 << 20
@@ -38,9 +40,12 @@ def place(network: Any, device: torch.device) -> None:
 def move_to_huge_pages(network: Any, min_nbytes: int = MIN_NBYTES) -> bool:
     """Copy the parameters of `network` to huge pages, each once however often it is tied; whether that was done.
 
-    What was read from a file leaves this process's memory as it is copied.
+    What is mapped from a file leaves this process's memory as it is copied.
     """
-    parameters = [each for each in network.parameters() if each.is_cpu and each.is_contiguous()]
+    staying = {id(each.data) for each in coded_weights(network).values() if each.stays}
+    parameters = [
+        each for each in network.parameters() if each.is_cpu and each.is_contiguous() and id(each) not in staying
+    ]
     places: dict[int, int] = {}
     nbytes = 0
     for parameter in parameters:
@@ -59,5 +64,5 @@ def move_to_huge_pages(network: Any, min_nbytes: int = MIN_NBYTES) -> bool:
         copy = memory[place : place + source.nbytes].view(source.dtype).view(source.shape)
         copy.copy_(source)
         parameter.data = copy
-        page_out(source.data_ptr(), source.nbytes)
+        let_go_of_file(source.data_ptr(), source.nbytes)
     return True

@@ -16,6 +16,8 @@ from torch import nn
 
 from pagoda.kernels.coded_stack import CodedStack
 from pagoda.kernels.coded_weight import CodedWeight, GroupedCodes
+from pagoda.kernels.weight_memory import WeightMemory
+from pagoda.machine import let_go_of_file
 from pagoda.models.coded import codable_experts, codable_layers, install
 from pagoda.models.coded_experts import Stacks, dense_matrices
 
@@ -36,13 +38,17 @@ MIN_ROWS = 64
 def quantize(network: Any, quantization: str) -> None:
     """Let linear layers, embeddings and experts of `network` have codes instead of weights."""
     bits = bits_of_weights(network, quantization)
-    groups = ((name, rounded(network.get_parameter(name).data, each == FINE_BITS)) for name, each in bits.items())
-    weights = {name: CodedWeight.from_groups(each) for name, each in groups}
+    memory = WeightMemory()
+    weights: dict[str, CodedWeight] = {}
+    for name, each in bits.items():
+        dense = network.get_parameter(name).data
+        weights[name] = CodedWeight.from_groups(rounded(dense, each == FINE_BITS), memory=memory)
+        let_go_of_file(dense.data_ptr(), dense.nbytes)
     experts: dict[str, Stacks] = {}
     for name, module in codable_experts(network).items():
         for matrix, dense in dense_matrices(module).items():
             if dense.shape[1] >= MIN_ROWS:
-                experts[f"{name}.{matrix}"] = (_rounded_stack(dense.data, quantization == "int8"),)
+                experts[f"{name}.{matrix}"] = (_rounded_stack(dense.data, quantization == "int8", memory),)
     install(network, weights, experts)
 
 
@@ -62,9 +68,9 @@ def bits_of_weights(network: Any, quantization: str) -> dict[str, int]:
     return dict(bits.values())
 
 
-def _rounded_stack(matrices: torch.Tensor, is_fine: bool) -> CodedStack:
+def _rounded_stack(matrices: torch.Tensor, is_fine: bool, memory: WeightMemory) -> CodedStack:
     """`matrices` [count, rows, depth], which may lie transposed."""
-    return CodedStack.of(len(matrices), (CodedWeight.from_groups(rounded(each, is_fine)) for each in matrices))
+    return CodedStack.of(len(matrices), (CodedWeight.from_groups(rounded(each, is_fine)) for each in matrices), memory)
 
 
 def rounded(weight: torch.Tensor, is_fine: bool, has_zeros: bool = False) -> GroupedCodes:
