@@ -15,6 +15,7 @@ typedef uint16_t UnalignedShorts __attribute__((vector_size(kLanes * 4), aligned
 constexpr int64_t kBlockVectors = kCodedRows / kLanes;
 
 inline Shorts load_plane(const uint8_t* data) { return *reinterpret_cast<const UnalignedShorts*>(data); }
+inline void store_plane(uint8_t* data, Shorts plane) { *reinterpret_cast<UnalignedShorts*>(data) = plane; }
 inline Shorts each_byte(uint8_t value) { return Shorts{} + uint16_t(value << 8 | value); }
 
 // Those in places [first, first + width) of every byte, moved to place `to`.

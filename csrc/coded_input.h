@@ -24,8 +24,10 @@ constexpr bool kMultipliesShorts = false;
 constexpr int kPackedRows = kLanes == 16 ? 8 : 4;
 constexpr int64_t kUnpackedRows = 2 * kPackedRows;
 #if defined(__AVX512VNNI__)
+constexpr bool kMultipliesWords = true;
 constexpr int kTileRows = 6, kUnpackedBlocks = kMostUnpackedBlocks, kUnpackedJoint = 2;
 #else
+constexpr bool kMultipliesWords = false;
 constexpr int kTileRows = kPackedRows, kUnpackedBlocks = 1, kUnpackedJoint = 1;
 #endif
 
@@ -70,37 +72,56 @@ constexpr float kLeastInput = 0x1p-100f;
 typedef int8_t Bytes __attribute__((vector_size(kLanes)));
 typedef int8_t UnalignedBytes __attribute__((vector_size(kLanes), aligned(1), may_alias));
 
-inline int32_t sum_of_lanes(Ints values) {
+inline int32_t largest_lane(Ints values) {
 #if defined(__AVX512F__)
-    return _mm512_reduce_add_epi32(reinterpret_cast<__m512i>(values));
+    return _mm512_reduce_max_epi32(reinterpret_cast<__m512i>(values));
+#elif defined(__AVX2__)
+    const __m256i whole = reinterpret_cast<__m256i>(values);
+    __m128i most = _mm_max_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    most = _mm_max_epi32(most, _mm_unpackhi_epi64(most, most));
+    return _mm_cvtsi128_si32(_mm_max_epi32(most, _mm_shuffle_epi32(most, 1)));
 #else
-    int32_t sum = 0;
-    for (int lane = 0; lane < kLanes; lane++) sum += values[lane];
-    return sum;
+    int32_t most = values[0];
+    for (int lane = 1; lane < kLanes; lane++) most = values[lane] > most ? values[lane] : most;
+    return most;
+#endif
+}
+
+// Of the codes of each half of a unit.
+inline void sum_halves(const int8_t (&codes)[kUnitDepth], int32_t (&sums)[2]) {
+#if defined(__AVX2__)
+    constexpr int kLift = 128;  // codes are unsigned with it, as the instruction takes them
+    const __m256i lifted = _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)), _mm256_set1_epi8(-kLift));
+    const __m256i quarters = _mm256_sad_epu8(lifted, _mm256_setzero_si256());
+    sums[0] = int32_t(_mm256_extract_epi64(quarters, 0) + _mm256_extract_epi64(quarters, 1)) - kLift * kUnitDepth / 2;
+    sums[1] = int32_t(_mm256_extract_epi64(quarters, 2) + _mm256_extract_epi64(quarters, 3)) - kLift * kUnitDepth / 2;
+#else
+    sums[0] = sums[1] = 0;
+    for (int64_t i = 0; i < kUnitDepth; i++) sums[i / (kUnitDepth / 2)] += codes[i];
 #endif
 }
 
 // Codes a unit: to the nearest of 255 levels, ties to even, the largest of which is the largest number. Numbers are
-// divided, which leaves compilers no product to fuse: all instruction sets give the same codes. NaN makes the scale NaN.
+// divided, which leaves compilers no product to fuse: all instruction sets give the same codes. NaN makes the scale NaN:
+// as whole numbers, which have the order of positive floats, its bits are larger than those of all numbers.
 inline void code_unit(const float* values, int8_t (&codes)[kUnitDepth], float& scale, int32_t (&sums)[2]) {
-    Floats sizes{};
-    Ints are_nan{};
+    Ints sizes{};
     for (int64_t i = 0; i < kUnitDepth; i += kLanes) {
-        const Floats some = load(values + i);
-        sizes = maximum(reinterpret_cast<Floats>(reinterpret_cast<Ints>(some) & 0x7fffffff), sizes);
-        are_nan |= some != some;
+        const Ints size = reinterpret_cast<Ints>(load(values + i)) & 0x7fffffff;
+        sizes = size > sizes ? size : sizes;
     }
-    const float most = horizontal_maximum(sizes), step = most / kMostInputCode;
-    scale = sum_of_lanes(are_nan) != 0 ? __builtin_nanf("") : most < kLeastInput ? 0.0f : step;
+    const int32_t bits = largest_lane(sizes);
+    float most;
+    __builtin_memcpy(&most, &bits, sizeof(most));
+    const float step = most / kMostInputCode;
+    scale = most < kLeastInput ? 0.0f : step;
     const Floats rounding = splat(12582912.0f);  // 1.5 x 2^23: a sum with it has no places behind the point
-    Ints totals[2]{};
     for (int64_t i = 0; i < kUnitDepth; i += kLanes) {
         const Floats rounded = load(values + i) / splat(step) + rounding;
         const Ints wide = reinterpret_cast<Ints>(rounded) - reinterpret_cast<Ints>(rounding);
         *reinterpret_cast<UnalignedBytes*>(codes + i) = __builtin_convertvector(wide, Bytes);
-        totals[i / (kUnitDepth / 2)] += wide << 24 >> 24;  // what the byte holds, if it was NaN too
     }
-    for (int half = 0; half < 2; half++) sums[half] = sum_of_lanes(totals[half]);
+    sum_halves(codes, sums);
 }
 
 // Rows [first, last) of the input. Behind its depth come zeros. A weight's minimum counts as often as the input's sum,

@@ -68,8 +68,8 @@ static inline int64_t block_nbytes(const Coding& coding, int64_t depth) {
     return stretch_nbytes(coding, num_units(depth));
 }
 
-// Units of whole superunits whose codes, a byte each, stay in the first cache beside the input of a few rows.
-constexpr int64_t kStretchUnits = 16;
+// Units of whole superunits that are unpacked at a time: few enough that their codes, a byte each, stay in the caches.
+constexpr int64_t kStretchUnits = 32;
 
 static inline int64_t stretch_units(const Coding& coding) {
     return coding.superunit < kStretchUnits ? kStretchUnits / coding.superunit * coding.superunit : coding.superunit;
@@ -90,9 +90,14 @@ constexpr int64_t kMostGroupRows = 8;
 // Blocks that are unpacked at a time.
 constexpr int64_t kMostUnpackedBlocks = 2;
 
-// Memory of a thread: codes of a stretch of unpacked blocks, a byte each, and what all rows sum to, for their columns.
+// Scales and minima of a unit of a row, at most: of two halves.
+constexpr int64_t kMostUnitScales = 4;
+
+// Memory of a thread: a stretch of unpacked blocks (coded_unpacked.h), codes a byte each, and what all rows sum to, for
+// their columns.
 struct CodedRoom {
     uint8_t* codes;
+    float* scales;
     float* totals;
 };
 

@@ -33,13 +33,20 @@ CodedRows coded_rows(int64_t rows, int64_t units) {
     return {codes.data(), scales.data(), terms.data(), starts.data()};
 }
 
+// So many numbers in `memory`, from the begin of a cache line on: vectors of them that cross lines are read twice.
+template <class T>
+T* aligned_in(std::vector<T>& memory, int64_t count) {
+    constexpr size_t kLineNbytes = 64;
+    memory.resize(size_t(count) + kLineNbytes / sizeof(T));
+    return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory.data()) + kLineNbytes - 1) / kLineNbytes * kLineNbytes);
+}
+
 CodedRoom room_for(const CodedCall& call) {
     thread_local std::vector<uint8_t> codes;
-    thread_local std::vector<float> totals;
-    const int64_t columns = kMostUnpackedBlocks * kCodedRows;
-    codes.resize(size_t(columns * stretch_units(call.coding) * kUnitDepth));
-    totals.resize(size_t(columns * call.rows));
-    return {codes.data(), totals.data()};
+    thread_local std::vector<float> scales, totals;
+    const int64_t columns = kMostUnpackedBlocks * kCodedRows, units = stretch_units(call.coding);
+    return {aligned_in(codes, columns * units * kUnitDepth), aligned_in(scales, columns * units * kMostUnitScales),
+            aligned_in(totals, columns * call.rows)};
 }
 
 // Pairs of a row and an expert that are computed in one turn: what they gather stays in the last cache.
