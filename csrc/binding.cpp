@@ -195,11 +195,11 @@ void pack_gguf_rows(GgufType type, uintptr_t blocks, int64_t row_nbytes, int64_t
     pack_gguf(type, pointer<const uint8_t>(blocks), row_nbytes, rows, depth, pointer<uint8_t>(out), num_threads);
 }
 
-void pack_plane_rows(const Coding& coding, uintptr_t codes, uintptr_t scales, uintptr_t minima, int64_t rows,
-                     int64_t depth, uintptr_t out, int num_threads) {
+void pack_plane_rows(const Coding& coding, uintptr_t codes, uintptr_t scales, uintptr_t minima, uintptr_t zeros,
+                     int64_t rows, int64_t depth, uintptr_t out, int num_threads) {
     nb::gil_scoped_release released;
-    pack_planes({coding, pointer<const uint8_t>(codes), pointer<const float>(scales), pointer<const float>(minima), rows, depth,
-                  pointer<uint8_t>(out)},
+    pack_planes({coding, pointer<const uint8_t>(codes), pointer<const float>(scales), pointer<const float>(minima),
+                 pointer<const int8_t>(zeros), rows, depth, pointer<uint8_t>(out)},
                 num_threads);
 }
 
@@ -320,8 +320,8 @@ NB_MODULE(_native, module) {
              "head_nbytes"_a, "inner_tokens"_a, "outer_nbytes"_a, "inner_nbytes"_a, "num_runs"_a, "stride_nbytes"_a,
              "run_nbytes"_a);
     nb::class_<Coding>(module, "Coding")
-        .def(nb::init<int, int, int, bool, bool, int64_t, Number>(), "bits"_a, "zero"_a, "num_parts"_a, "has_minimum"_a,
-             "has_table"_a, "superunit"_a, "scale"_a)
+        .def(nb::init<int, int, int, bool, bool, int64_t, Number, bool>(), "bits"_a, "zero"_a, "num_parts"_a, "has_minimum"_a,
+             "has_table"_a, "superunit"_a, "scale"_a, "has_zeros"_a)
         .def(nb::self == nb::self)
         .def("block_nbytes", &block_nbytes, "depth"_a);
     nb::enum_<GgufType>(module, "GgufType")
@@ -376,7 +376,7 @@ NB_MODULE(_native, module) {
     module.attr("UNIT_DEPTH") = kUnitDepth;
     module.def("pack_gguf", &pack_gguf_rows, "type"_a, "blocks"_a, "row_nbytes"_a, "rows"_a, "depth"_a, "out"_a,
                "num_threads"_a);
-    module.def("pack_planes", &pack_plane_rows, "coding"_a, "codes"_a, "scales"_a, "minima"_a, "rows"_a, "depth"_a,
+    module.def("pack_planes", &pack_plane_rows, "coding"_a, "codes"_a, "scales"_a, "minima"_a, "zeros"_a, "rows"_a, "depth"_a,
                "out"_a, "num_threads"_a);
     module.def("decode_rows", &decode_weight_rows, "coding"_a, "weight"_a, "rows"_a, "depth"_a, "numbers"_a, "count"_a,
                "out"_a, "number"_a, "num_threads"_a);

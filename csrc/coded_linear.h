@@ -29,7 +29,7 @@ inline void add_packed_unit(const Coding& coding, const uint8_t* data, const uin
     }
     multiply_half<Codes>(columns, 1, input.codes, sums);
     if (coding.num_parts > 0) return add_part(coding.num_parts - 1);
-    const Floats own[1] = {scale}, low[1] = {minimum};
+    const Floats own[1] = {scale}, low[1] = {coding.has_zeros ? scale * read_parts(data) : minimum};
     add_scaled(coding.has_minimum, sums, input, 0, own, low, totals);
 }
 
@@ -47,7 +47,7 @@ inline void multiply_packed(const CodedCall& call, const uint8_t* stream, int64_
         Floats scales[kBlockVectors], minima[kBlockVectors]{};
         for (int vector = 0; vector < kBlockVectors; vector++) {
             scales[vector] = read_scales(stream + vector * kLanes * nbytes, coding.scale);
-            if (coding.has_minimum)
+            if (kinds_in_head(coding) == 2)
                 minima[vector] = read_scales(stream + (kCodedRows + vector * kLanes) * nbytes, coding.scale);
         }
         stream += head_nbytes(coding);

@@ -21,7 +21,7 @@ template <class Codes, int kBlocks>
 void unpack(const CodedCall& call, const uint8_t* stream, int64_t begin, int64_t end, const CodedRoom& room) {
     const Coding& coding = call.coding;
     const int64_t nbytes = number_nbytes(coding.scale), halves = coding.num_parts == 2 ? 2 : 1;
-    const int64_t kinds = rows_of_scales(coding);
+    const int64_t kinds = kinds_of_scales(coding);
     for (int64_t block = 0; block < kBlocks; block++) {
         const uint8_t *data = stream + block * block_nbytes(coding, call.depth), *head = data;
         for (int64_t unit = begin; unit < end; unit++) {
@@ -37,11 +37,13 @@ void unpack(const CodedCall& call, const uint8_t* stream, int64_t begin, int64_t
                     store_plane(codes + step * kPlaneNbytes + lane * kStepDepth, some);
                 }
                 for (int64_t kind = 0; kind < kinds; kind++) {
-                    const Floats scale = read_scales(head + (kind * kCodedRows + lane) * nbytes, coding.scale);
+                    const bool is_of_zeros = kind == 1 && coding.has_zeros;
+                    const int64_t place = (is_of_zeros ? 0 : kind) * kCodedRows + lane;
+                    const Floats scale = read_scales(head + place * nbytes, coding.scale);
                     for (int64_t half = 0; half < halves; half++) {
                         const uint8_t* parts = data + (kind * coding.num_parts + half) * kCodedRows + lane;
                         store(scales + (half * kinds + kind) * kBlocks * kCodedRows + lane,
-                              coding.num_parts > 0 ? scale * read_parts(parts) : scale);
+                              coding.num_parts > 0 || is_of_zeros ? scale * read_parts(parts) : scale);
                     }
                 }
             }

@@ -18,7 +18,8 @@ constexpr int64_t kPlaneNbytes = kCodedRows * kStepDepth;  // a bit plane of a u
 
 // A block of rows is a stream of superunits: the scale of each row, its minimum if it has one, and `superunit` units.
 // A unit is `num_parts` parts of a scale of a byte for each row, as many of the minimum, and the codes. Part p of two is
-// for half p of the unit: its steps [4 p, 4 p + 4). Without parts the superunit's scale is that of its weights.
+// for half p of the unit: its steps [4 p, 4 p + 4). Without parts the superunit's scale is that of its weights. With zeros
+// a superunit has no minimum: that of a unit is the scale times a byte, which is all the parts that there are.
 //
 // Byte 4 r + k of a plane is that of row r and the k-th number of a step. Codes of 8 bits are a plane for each step. Of
 // others, nibbles lie in 4 planes: that of step s in the low half of plane s, that of step s + 4 in the high one. Pairs
@@ -32,28 +33,31 @@ struct Coding {
     bool has_table;      // codes are places in kCodeTable
     int64_t superunit;
     Number scale;        // of superunits: fp16 or fp32
+    bool has_zeros;      // besides `has_minimum`
 };
 
 static inline bool operator==(const Coding& a, const Coding& b) {
     return a.bits == b.bits && a.zero == b.zero && a.num_parts == b.num_parts && a.has_minimum == b.has_minimum &&
-           a.has_table == b.has_table && a.superunit == b.superunit && a.scale == b.scale;
+           a.has_table == b.has_table && a.superunit == b.superunit && a.scale == b.scale && a.has_zeros == b.has_zeros;
 }
 
 // IQ4_NL of GGUF, raised by 128: `zero` takes that away.
 constexpr uint8_t kCodeTable[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
 
-static inline int64_t rows_of_scales(const Coding& coding) { return coding.has_minimum ? 2 : 1; }
+// Scales, and minima beside them: of a superunit, and of a part.
+static inline int64_t kinds_in_head(const Coding& coding) { return coding.has_minimum && !coding.has_zeros ? 2 : 1; }
+static inline int64_t kinds_of_scales(const Coding& coding) { return coding.has_minimum ? 2 : 1; }
 
 static inline int64_t codes_nbytes(const Coding& coding) { return kPlaneNbytes * coding.bits; }
 
 static inline int64_t parts_nbytes(const Coding& coding) {
-    return coding.num_parts * rows_of_scales(coding) * kCodedRows;
+    return (coding.has_zeros ? 1 : coding.num_parts * kinds_of_scales(coding)) * kCodedRows;
 }
 
 static inline int64_t unit_nbytes(const Coding& coding) { return parts_nbytes(coding) + codes_nbytes(coding); }
 
 static inline int64_t head_nbytes(const Coding& coding) {
-    return rows_of_scales(coding) * kCodedRows * number_nbytes(coding.scale);
+    return kinds_in_head(coding) * kCodedRows * number_nbytes(coding.scale);
 }
 
 static inline int64_t num_units(int64_t depth) { return (depth + kUnitDepth - 1) / kUnitDepth; }

@@ -32,11 +32,11 @@ struct Form {
 };
 
 constexpr Coding short_coding(int bits, int zero, bool has_minimum) {
-    return {bits, zero, 0, has_minimum, false, 1, Number::fp16};
+    return {bits, zero, 0, has_minimum, false, 1, Number::fp16, false};
 }
 
 constexpr Coding long_coding(int bits, int zero, int num_parts, bool has_minimum) {
-    return {bits, zero, num_parts, has_minimum, false, kLongDepth / kUnitDepth, Number::fp16};
+    return {bits, zero, num_parts, has_minimum, false, kLongDepth / kUnitDepth, Number::fp16, false};
 }
 
 static inline Form form_of(GgufType type) {
@@ -51,8 +51,8 @@ static inline Form form_of(GgufType type) {
         case GgufType::q4_k: return {long_coding(4, 0, 1, true), kLongDepth, 144};
         case GgufType::q5_k: return {long_coding(5, 0, 1, true), kLongDepth, 176};
         case GgufType::q6_k: return {long_coding(6, 32, 2, false), kLongDepth, 210};
-        case GgufType::iq4_nl: return {{4, 128, 0, false, true, 1, Number::fp16}, kShortDepth, 18};
-        default: return {{4, 128, 1, false, true, kLongDepth / kUnitDepth, Number::fp16}, kLongDepth, 136};
+        case GgufType::iq4_nl: return {{4, 128, 0, false, true, 1, Number::fp16, false}, kShortDepth, 18};
+        default: return {{4, 128, 1, false, true, kLongDepth / kUnitDepth, Number::fp16, false}, kLongDepth, 136};
     }
 }
 

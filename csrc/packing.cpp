@@ -16,11 +16,13 @@ int64_t num_superunits(const Coding& coding, int64_t depth) {
     return (num_units(depth) + coding.superunit - 1) / coding.superunit;
 }
 
+int64_t parts_of_unit(const Coding& coding) { return coding.has_zeros ? 1 : coding.num_parts; }
+
 // The rows of one block, those that do not exist being zeros.
 class RowsOfBlock {
   public:
     RowsOfBlock(const Coding& coding, int64_t depth)
-        : units_(num_units(depth)), superunits_(num_superunits(coding, depth)), parts_(units_ * coding.num_parts),
+        : units_(num_units(depth)), superunits_(num_superunits(coding, depth)), parts_(units_ * parts_of_unit(coding)),
           codes_(size_t(kCodedRows * units_ * kUnitDepth)), scales_(size_t(kCodedRows * superunits_)),
           minima_(scales_.size()), all_parts_(size_t(kCodedRows * parts_)), part_minima_(all_parts_.size()) {}
 
@@ -143,12 +145,13 @@ void write_block(const Coding& coding, RowsOfBlock& rows, int64_t depth, uint8_t
             for (int64_t row = 0; row < kCodedRows; row++) {
                 const CodedRow own = rows.row(row, 0, unit / coding.superunit);
                 write_row(out + row * nbytes, coding.scale, own.scales, 1);
-                if (coding.has_minimum) write_row(out + (kCodedRows + row) * nbytes, coding.scale, own.minima, 1);
+                if (kinds_in_head(coding) == 2) write_row(out + (kCodedRows + row) * nbytes, coding.scale, own.minima, 1);
             }
             out += head_nbytes(coding);
         }
         for (int64_t row = 0; row < kCodedRows; row++) {
-            const CodedRow own = rows.row(row, unit, 0, coding.num_parts);
+            const CodedRow own = rows.row(row, unit, 0, parts_of_unit(coding));
+            if (coding.has_zeros) out[row] = uint8_t(own.part_minima[0]);
             for (int64_t part = 0; part < coding.num_parts; part++) {
                 out[part * kCodedRows + row] = uint8_t(own.parts[part]);
                 if (coding.has_minimum)
@@ -184,9 +187,10 @@ void decode_row(const DecodeCall& call, int64_t number, float* values) {
     for (int64_t unit = 0; unit < units; unit++) {
         if (unit % coding.superunit == 0) {
             read_row(&scale, data + row * nbytes, coding.scale, 1);
-            if (coding.has_minimum) read_row(&minimum, data + (kCodedRows + row) * nbytes, coding.scale, 1);
+            if (kinds_in_head(coding) == 2) read_row(&minimum, data + (kCodedRows + row) * nbytes, coding.scale, 1);
             data += head_nbytes(coding);
         }
+        if (coding.has_zeros) minimum = scale * float(int8_t(data[row]));
         uint8_t codes[kUnitDepth];
         read_codes(coding, data + parts_nbytes(coding), row, codes);
         for (int64_t i = 0; i < kUnitDepth; i++) {
@@ -225,6 +229,8 @@ void pack_planes(const PlaneCall& call, int num_threads) {
         std::copy_n(call.codes + number * call.depth, call.depth, own.codes);
         std::copy_n(call.scales + number * superunits, superunits, own.scales);
         if (call.minima) std::copy_n(call.minima + number * superunits, superunits, own.minima);
+        for (int64_t unit = 0; call.zeros && unit < num_units(call.depth); unit++)
+            own.part_minima[unit] = call.zeros[number * superunits + unit / coding.superunit];
     });
 }
 

@@ -5,13 +5,14 @@
 
 namespace pagoda {
 
-// Rows of a matrix as arrays: codes [rows, depth], scales and minima [rows, superunits]. There are no parts, and `minima` is
-// null where the coding has none.
+// Rows of a matrix as arrays: codes [rows, depth], scales, and minima or zeros [rows, superunits]. There are no parts, and
+// what the coding does not have is null.
 struct PlaneCall {
     Coding coding;
     const uint8_t* codes;
     const float* scales;
     const float* minima;
+    const int8_t* zeros;
     int64_t rows;
     int64_t depth;
     uint8_t* out;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import gguf
 import numpy as np
@@ -100,6 +101,44 @@ def test_blocks_that_come_in_parts_are_laid_out_as_the_whole() -> None:
 def test_groups_stand_for_what_they_say(depth: int, group: int, bits: int, has_minima: bool) -> None:
     groups = grouped(21, depth, group, bits, has_minima)
     assert torch.equal(CodedWeight.from_groups(groups).decode(), groups.numbers())
+
+
+def with_zeros(rows: int, depth: int, group: int, bits: int, most: int) -> GroupedCodes:
+    groups = grouped(rows, depth, group, bits, has_minima=False)
+    zeros = torch.randint(most + 1, groups.scales.shape, generator=torch.Generator().manual_seed(bits))
+    return replace(groups, scales=groups.scales.half().float(), zero=0, minima=groups.scales.half().float() * zeros)
+
+
+@pytest.mark.parametrize(("bits", "most"), [(4, 15), (8, 127), (3, 8)])
+@pytest.mark.parametrize(("depth", "group"), [(96, 32), (100, 64), (256, 128), (70, 96)])
+def test_zeros_are_a_byte_and_stand_for_the_same(
+    kernels: NativeKernels, depth: int, group: int, bits: int, most: int
+) -> None:
+    groups = with_zeros(21, depth, group, bits, most)
+    weight, full = CodedWeight.from_groups(groups), CodedWeight.from_groups(groups, in_full=True)
+    assert torch.equal(weight.decode(), groups.numbers())
+    units = -(-depth // 32)
+    assert full.nbytes - weight.nbytes == 32 * (-(-units // (group // 32)) * 6 - units)
+    for rows in (1, 9, 40):
+        input = numbers(rows, depth, seed=rows)
+        assert torch.equal(kernels.coded_linear(input, weight, None), kernels.coded_linear(input, full, None))
+
+
+@pytest.mark.parametrize("most", [128, 255])
+def test_zeros_that_no_signed_byte_holds_are_minima(most: int) -> None:
+    groups = with_zeros(32, 256, 32, 8, most)
+    assert groups.zeros().max() > 127
+    assert torch.equal(CodedWeight.from_groups(groups).decode(), groups.numbers())
+
+
+def test_minima_between_codes_are_no_zeros() -> None:
+    groups = with_zeros(32, 256, 32, 4, 15)
+    other = replace(groups, minima=groups.minima + 0.25 * groups.scales)
+    negative = replace(groups, minima=-groups.minima)
+    assert groups.zeros() is not None
+    assert other.zeros() is None and negative.zeros() is None
+    for each in (other, negative):
+        assert torch.equal(CodedWeight.from_groups(each).decode(), each.numbers())
 
 
 def test_scales_that_fp16_holds_are_kept_in_it() -> None:

@@ -108,6 +108,7 @@ class Coding:
         has_table: bool,
         superunit: int,
         scale: Number,
+        has_zeros: bool,
     ) -> None: ...
     def __eq__(self, other: object) -> bool: ...
     def block_nbytes(self, depth: int) -> int: ...
@@ -296,7 +297,15 @@ def pack_gguf(
     type: GgufType, blocks: int, row_nbytes: int, rows: int, depth: int, out: int, num_threads: int
 ) -> None: ...
 def pack_planes(
-    coding: Coding, codes: int, scales: int, minima: int, rows: int, depth: int, out: int, num_threads: int
+    coding: Coding,
+    codes: int,
+    scales: int,
+    minima: int,
+    zeros: int,
+    rows: int,
+    depth: int,
+    out: int,
+    num_threads: int,
 ) -> None: ...
 def decode_rows(
     coding: Coding,

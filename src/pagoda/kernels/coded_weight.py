@@ -21,6 +21,8 @@ from pagoda.kernels.weight_memory import WeightMemory
 if TYPE_CHECKING:
     from pagoda.kernels import _native
 
+# The largest of a signed byte.
+MOST_ZERO = 127
 NUMBERS = {torch.float32: "FP32", torch.float16: "FP16", torch.bfloat16: "BF16"}
 
 
@@ -45,6 +47,14 @@ class GroupedCodes:
         scales = self._spread(self.scales)
         values = scales * (self.codes.float() - self.zero)
         return values if self.minima is None else values - self._spread(self.minima)
+
+    def zeros(self) -> torch.Tensor | None:
+        """The whole numbers, fp32 [rows, groups], by which scales give minima to the bit; None if some are none."""
+        if self.minima is None:
+            return None
+        zeros = (self.minima / self.scales).nan_to_num(0.0, 0.0, 0.0).round()
+        is_exact = bool((zeros >= 0).all()) and torch.equal(zeros * self.scales, self.minima)
+        return zeros if is_exact else None
 
     def _spread(self, each: torch.Tensor) -> torch.Tensor:
         return each.repeat_interleave(self.group, dim=1)[:, : self.codes.shape[1]]
@@ -136,15 +146,25 @@ class CodedWeight(HeldCodes):
 
     @classmethod
     def from_groups(
-        cls, groups: GroupedCodes, in_half: bool | None = None, memory: WeightMemory | None = None
+        cls, groups: GroupedCodes, in_full: bool = False, memory: WeightMemory | None = None
     ) -> CodedWeight:
-        """Scales are kept in fp16 if they are such numbers, else in fp32; or as `in_half` says."""
+        """Scales and minima are kept in fp16 if they are such numbers, and minima as zeros of a byte if they have some.
+
+        With `in_full` all are in fp32, so that all matrices of a kind are coded in one way.
+        """
         native = compiled()
         codes = groups.codes.contiguous()
-        numbers = [each.float().contiguous() for each in (groups.scales, groups.minima) if each is not None]
-        if in_half is None:
-            in_half = all(torch.equal(each.half().float(), each) for each in numbers)
-        kind = f"{groups.bits} bits in groups of {groups.group}"
+        scales = groups.scales.float().contiguous()
+        minima = None if groups.minima is None else groups.minima.float().contiguous()
+        zeros = None if in_full else groups.zeros()
+        if zeros is not None and (zeros <= MOST_ZERO).all():
+            minima, zeros = None, zeros.to(torch.int8).contiguous()
+        else:
+            zeros = None
+        in_half = not in_full and all(
+            torch.equal(each.half().float(), each) for each in (scales, minima) if each is not None
+        )
+        kind = f"{groups.bits} bits in groups of {groups.group}" + (" and zeros" if zeros is not None else "")
         coding = native.Coding(
             groups.bits,
             groups.zero,
@@ -153,13 +173,12 @@ class CodedWeight(HeldCodes):
             False,
             -(-groups.group // native.UNIT_DEPTH),
             native.Number.FP16 if in_half else native.Number.FP32,
+            zeros is not None,
         )
         rows, depth = codes.shape
         weight = cls.unfilled(kind, coding, rows, depth, memory)
-        addresses = [each.data_ptr() for each in numbers] + [0] * (2 - len(numbers))
-        native.pack_planes(
-            coding, codes.data_ptr(), *addresses, rows, depth, weight.data.data_ptr(), torch.get_num_threads()
-        )
+        addresses = (0 if each is None else each.data_ptr() for each in (codes, scales, minima, zeros))
+        native.pack_planes(coding, *addresses, rows, depth, weight.data.data_ptr(), torch.get_num_threads())
         return weight
 
     @property

@@ -32,14 +32,16 @@ def packed_tensors(groups: GroupedCodes) -> dict[str, torch.Tensor]:
         "weight_scale": groups.scales.half(),
         "weight_shape": torch.tensor((rows, depth)),
     }
-    _check(torch.equal(tensors["weight_scale"].float(), groups.scales), "scales that are no numbers of 16 bits")
+    if not torch.equal(tensors["weight_scale"].float(), groups.scales):
+        raise _not_held("scales that are no numbers of 16 bits")
     assert has_zeros(groups.bits) == (groups.minima is not None)
     if groups.minima is None:
-        _check(groups.zero == 1 << (groups.bits - 1), "a zero that is not in the middle")
+        if groups.zero != 1 << (groups.bits - 1):
+            raise _not_held("a zero that is not in the middle")
         return tensors
-    zeros = (groups.minima / groups.scales).nan_to_num(0.0, 0.0, 0.0).round()
-    is_held = torch.equal(zeros * groups.scales, groups.minima) and 0 <= zeros.min() <= zeros.max() < 1 << groups.bits
-    _check(bool(is_held), "minima that are no codes")
+    zeros = groups.zeros()
+    if zeros is None or zeros.max() >= 1 << groups.bits:
+        raise _not_held("minima that are no codes")
     return tensors | {"weight_zero_point": _words(zeros.to(torch.uint8).T, groups.bits).T.contiguous()}
 
 
@@ -100,6 +102,5 @@ def _num_words(count: int, bits: int) -> int:
     return -(-count * bits // WORD_BITS)
 
 
-def _check(is_held: bool, what: str) -> None:
-    if not is_held:
-        raise ModelError(f"{FORMAT} cannot hold {what}: Pagoda has rounded wrongly; please report it.")
+def _not_held(what: str) -> ModelError:
+    return ModelError(f"{FORMAT} cannot hold {what}: Pagoda has rounded wrongly; please report it.")

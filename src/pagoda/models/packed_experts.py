@@ -46,8 +46,8 @@ def layers_of_experts(network: Any, layers: Mapping[str, PackedLayer]) -> dict[s
 
 def stack_of(grid: Grid, memory: WeightMemory) -> CodedStack | None:
     """The codes of a matrix; None unless all layers have such, of one kind."""
-    for in_half in (None, False):  # scales of all in fp16, or in fp32
-        weights = list(_weights(grid, in_half))
+    for in_full in (False, True):  # what one can have in fewer bytes another may not
+        weights = list(_weights(grid, in_full))
         if len(weights) < len(grid):
             return None
         if all(weight.form == weights[0].form for weight in weights):
@@ -88,13 +88,13 @@ def _make_up(parts: Sequence[PackedLayer], matrix: torch.Tensor) -> bool:
     return sum(each.shape[0] for each in parts) == columns and all(each.shape[1] == depth for each in parts)
 
 
-def _weights(grid: Grid, in_half: bool | None) -> Iterator[CodedWeight]:
+def _weights(grid: Grid, in_full: bool) -> Iterator[CodedWeight]:
     """Of each expert, up to the first that has none."""
     for parts in grid:
         joined = _joined([each.read() for each in parts])
         if joined is None:
             return
-        yield CodedWeight.from_groups(joined, in_half)
+        yield CodedWeight.from_groups(joined, in_full)
 
 
 def _joined(parts: Sequence[GroupedCodes | torch.Tensor]) -> GroupedCodes | None:
