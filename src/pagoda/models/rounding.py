@@ -41,15 +41,22 @@ def quantize(network: Any, quantization: str) -> None:
     memory = WeightMemory()
     weights: dict[str, CodedWeight] = {}
     for name, each in bits.items():
-        dense = network.get_parameter(name).data
-        weights[name] = CodedWeight.from_groups(rounded(dense, each == FINE_BITS), memory=memory)
-        let_go_of_file(dense.data_ptr(), dense.nbytes)
+        dense = network.get_parameter(name)
+        weights[name] = CodedWeight.from_groups(rounded(dense.data, each == FINE_BITS), memory=memory)
+        _let_go(dense)
     experts: dict[str, Stacks] = {}
     for name, module in codable_experts(network).items():
         for matrix, dense in dense_matrices(module).items():
             if dense.shape[1] >= MIN_ROWS:
                 experts[f"{name}.{matrix}"] = (_rounded_stack(dense.data, quantization == "int8", memory),)
+                _let_go(module.get_parameter(matrix))
     install(network, weights, experts)
+
+
+def _let_go(dense: nn.Parameter) -> None:
+    """Let something that takes no memory stand for a parameter until its codes do."""
+    let_go_of_file(dense.data_ptr(), dense.nbytes)
+    dense.data = dense.new_zeros(()).expand(dense.shape)
 
 
 def bits_of_weights(network: Any, quantization: str) -> dict[str, int]:
@@ -75,9 +82,12 @@ def _rounded_stack(matrices: torch.Tensor, is_fine: bool, memory: WeightMemory) 
 
 def rounded(weight: torch.Tensor, is_fine: bool, has_zeros: bool = False) -> GroupedCodes:
     """`weight` [rows, depth] in 8 bits, or in 4; with `has_zeros` minima are whole multiples of scales, 0 to 15."""
-    most_rows = max(1, CHUNK // weight.shape[1])
-    chunks = [_int8(rows) if is_fine else _int4(rows, has_zeros) for rows in _groups(weight).split(most_rows)]
-    codes, scales, minima = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    groups, most_rows = _groups(weight), max(1, CHUNK // weight.shape[1])
+    codes = torch.empty(groups.shape, dtype=torch.uint8)
+    scales, minima = torch.empty(2, *groups.shape[:2])
+    for first in range(0, len(groups), most_rows):
+        own = slice(first, first + most_rows)
+        codes[own], scales[own], minima[own] = _int8(groups[own]) if is_fine else _int4(groups[own], has_zeros)
     codes = codes.flatten(-2)[:, : weight.shape[1]]
     if is_fine:
         return GroupedCodes(codes, 8, scales, GROUP, MOST_INT8 + 1)
