@@ -47,6 +47,21 @@ def test_it_is_made_once_and_another_for_other_files(cache, file, monkeypatch):
     assert json.loads((other / "config.json").read_text())["model_type"] == "qwen2"
 
 
+def test_folders_go_whose_files_have_changed_or_are_gone(cache, file, tmp_path):
+    (tmp_path / "more").mkdir()
+    gone, kept = (write_gguf(tmp_path / "more" / f"{name}.gguf").file for name in ("gone", "kept"))
+    before, of_gone, of_kept = gguf_folder(file), gguf_folder(gone), gguf_folder(kept)
+    broken = of_kept.parent / "broken"
+    broken.mkdir()
+    (broken / ".pagoda-gguf.json").write_text('{"files": ["of an earlier version"]}')
+    gone.unlink()
+    write_gguf(file, "qwen2")
+    after = gguf_folder(file)
+    assert {*of_kept.parent.iterdir()} == {after, of_kept, broken}
+    assert before != after and of_gone.parent == after.parent
+    assert gguf_folder(kept) == of_kept
+
+
 def test_a_configuration_beside_it_wins_also_when_it_comes_later(cache, file):
     folder = gguf_folder(file)
     values = json.loads((folder / "config.json").read_text()) | {"rms_norm_eps": 0.25}

@@ -2,8 +2,8 @@
 
 It consists of links to the weights, links to the files of a checkpoint that their owner has put beside them, and files
 with what the GGUF file says where there are none. It is made once and kept in the cache folder, under a name that is
-another as soon as any of those files is, or the code that reads them. Without a cache folder it lasts as long as the
-process.
+another as soon as any of those files is, or the code that reads them. Those of files that have changed, or are gone, go
+when another is made. Without a cache folder it lasts as long as the process.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def gguf_folder(file: Path) -> Path:
             whole = _make(Path(scratch) / name, files, beside)
             if not folder.exists():
                 whole.replace(folder)
+                _remove_outdated(folder.parent)
     except OSError as error:
         if not (folder / MARK).is_file():  # which another process may have made meanwhile
             logger.info("What %s says is not kept: %s", file, error)
@@ -85,8 +86,21 @@ def _make(folder: Path, files: tuple[Path, ...], beside: list[Path]) -> Path:
         (folder / file.name).symlink_to(file)
     for name in texts.keys() - names:
         (folder / name).write_text(texts[name], encoding="utf-8")
-    (folder / MARK).write_text(json.dumps({"about": ABOUT, "files": [*map(str, files)]}, indent=1), encoding="utf-8")
+    states = {str(file): _state(file) for file in (*files, *beside)}
+    (folder / MARK).write_text(json.dumps({"about": ABOUT, "files": states}, indent=1), encoding="utf-8")
     return folder
+
+
+def _remove_outdated(kept: Path) -> None:
+    """Those folders in `kept` that nobody will find again, since a file has changed that they were made from."""
+    for mark in kept.glob(f"*/{MARK}"):
+        try:
+            states = json.loads(mark.read_text(encoding="utf-8"))["files"].items()
+            is_outdated = any(not Path(file).is_file() or [*_state(Path(file))] != state for file, state in states)
+        except (OSError, ValueError, KeyError, AttributeError):
+            continue  # of another process that removes it, or of an earlier version
+        if is_outdated:
+            shutil.rmtree(mark.parent, ignore_errors=True)
 
 
 def _beside(directory: Path) -> list[Path]:
