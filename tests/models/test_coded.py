@@ -19,7 +19,7 @@ from pagoda.models.coded_experts import CodedExperts
 from pagoda.models.digest import weights_digest
 from pagoda.models.model import Model
 from pagoda.models.quiet import quiet
-from pagoda.models.rounding import quantize, rounded
+from pagoda.models.rounding import Minima, quantize, rounded
 from pagoda.models.selftest import SEQUENCE_TOKENS, PagedRun, paged_error
 
 # Biases, ties, scaled embeddings, experts of all kinds, latents, states, positions that are learnt.
@@ -216,7 +216,7 @@ def test_four_bits_err_less_than_those_of_the_whole_range() -> None:
 
 def test_zeros_are_codes_and_err_less_than_those_of_the_whole_range() -> None:
     weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
-    groups = rounded(weight, is_fine=False, has_zeros=True)
+    groups = rounded(weight, is_fine=False, kind=Minima.ZEROS)
     zeros = (groups.minima / groups.scales).round()
     assert torch.equal(zeros * groups.scales, groups.minima)
     assert zeros.min() >= 0
@@ -236,14 +236,21 @@ def test_keys_and_values_have_8_bits_beside_others_of_4() -> None:
     assert bits["q_proj"] == bits["o_proj"] == bits["down_proj"] == "4"
 
 
-@pytest.mark.parametrize("has_zeros", [False, True])
-def test_equal_and_zero_numbers_are_kept(has_zeros: bool) -> None:
+def test_codes_around_the_middle_err_less_than_those_of_the_whole_range() -> None:
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    groups = rounded(weight, is_fine=False, kind=Minima.MIDDLE)
+    assert groups.minima is None
+    assert groups.zero == 8
+    step = weight.unflatten(1, (-1, 32)).abs().amax(dim=-1).repeat_interleave(32, dim=1) / 7.5
+    plain = (weight / step).round().clamp(-8, 7) * step - weight
+    assert (groups.numbers() - weight).square().mean() < 0.9 * plain.square().mean()
+
+
+@pytest.mark.parametrize("minima", Minima)
+def test_equal_and_zero_numbers_are_kept(minima: Minima) -> None:
     weight = torch.cat((torch.zeros(1, 64), torch.full((1, 64), 0.5)))
     for is_fine in (True, False):
-        groups = rounded(weight, is_fine, has_zeros)
-        minima = 0 if groups.minima is None else groups.minima.repeat_interleave(32, dim=1)
-        values = groups.scales.repeat_interleave(32, dim=1) * (groups.codes.float() - groups.zero) - minima
-        assert torch.allclose(values, weight, rtol=2.0**-11)
+        assert torch.allclose(rounded(weight, is_fine, minima).numbers(), weight, rtol=2.0**-11)
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])

@@ -321,6 +321,13 @@ def test_codes_follow_each_other_through_words(bits: int) -> None:
     assert torch.equal(unpacked(words_of(codes, bits), bits, 77), codes.to(torch.uint8))
 
 
+def test_rows_of_one_word_may_be_columns_turned() -> None:
+    """As zeros of up to eight outputs are."""
+    codes = torch.arange(24).reshape(3, 8) % 16
+    words = words_of(codes, 4).reshape(1, 3).T
+    assert torch.equal(unpacked(words, 4, 8), codes.to(torch.uint8))
+
+
 @pytest.mark.parametrize(
     "quantization",
     [{"quant_method": "hqq"}, {"quant_method": "awq", "version": "gemv"}, {"bits": 4}, {"quant_method": 7}],

@@ -6,17 +6,18 @@ Codes are unpacked here one number at a time, after compressed-tensors.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from models.checkpoints import SETTINGS, edit, make_network, save
-from models.test_packed_weights import CODED, nf4, write
+from models.test_packed_weights import CODED, MIXTURE, check_logits, nf4, write
 from oracle import families
 from pagoda.cli import main
 from pagoda.errors import ConfigError, CorruptCheckpointError, ModelError, UnsupportedModelError
@@ -24,9 +25,9 @@ from pagoda.kernels.coded_weight import GroupedCodes
 from pagoda.models import quantized_checkpoint, rounding
 from pagoda.models.coded import coded_weights
 from pagoda.models.loader import load_model
-from pagoda.models.pack_quantized import packed_nbytes, packed_tensors
+from pagoda.models.pack_quantized import Scheme, packed_nbytes, packed_tensors
 from pagoda.models.quantized_checkpoint import write_quantized
-from pagoda.models.rounding import rounded
+from pagoda.models.rounding import Minima, rounded
 
 SIZES = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 32}
 
@@ -66,7 +67,7 @@ def test_codes_are_those_of_rounding(tmp_path: Path, quantization: str, bits: in
     for name in ("self_attn.k_proj", "self_attn.o_proj", "mlp.down_proj"):
         layer = f"model.layers.1.{name}"
         weight = network.get_submodule(layer).weight.data
-        assert torch.equal(numbers_of(tensors, layer, bits), rounded(weight, bits == 8, has_zeros=True).numbers())
+        assert torch.equal(numbers_of(tensors, layer, bits), rounded(weight, bits == 8, Minima.ZEROS).numbers())
     assert torch.equal(tensors["model.embed_tokens.weight"], network.model.embed_tokens.weight)
     assert torch.equal(tensors["lm_head.weight"], network.lm_head.weight)
     assert made.written_nbytes == sum(each.nbytes for each in tensors.values())
@@ -95,7 +96,7 @@ def test_codes_are_those_of_rounding(tmp_path: Path, quantization: str, bits: in
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "mixtral", "deepseek_v3", "bamba", "t5"])
 def test_what_is_loaded_has_codes_where_the_option_gives_them(tmp_path: Path, family: str, quantization: str) -> None:
-    """Of linear layers; of 8 bits the same. What is left can be rounded when it is loaded."""
+    """Of linear layers and experts; of 8 bits the same. What is left can be rounded when it is loaded."""
     network = families.build_tiny(family)
     source = save(network, tmp_path / "source")
     write_quantized(source, tmp_path / "made", quantization)
@@ -103,14 +104,17 @@ def test_what_is_loaded_has_codes_where_the_option_gives_them(tmp_path: Path, fa
     loaded = load_model(tmp_path / "made").network
     found = coded_weights(loaded)
     head = loaded.get_output_embeddings()
-    others = [name for name in option if not name.endswith(".weight")]  # experts
-    layers = {name: loaded.get_submodule(name.removesuffix(".weight")) for name in option if name not in others}
-    others += [name for name, layer in layers.items() if isinstance(layer, nn.Embedding) or layer is head]
-    assert found.keys() == {name for name in layers if name not in others and not layers[name].in_features % 32}
-    assert found
+    experts = {name for name in option if not name.endswith(".weight")}
+    layers = {name: loaded.get_submodule(name.removesuffix(".weight")) for name in option if name not in experts}
+    others = {name for name, layer in layers.items() if isinstance(layer, nn.Embedding) or layer is head}
+    whole = {name for name in layers if name not in others and not layers[name].in_features % 32}
+    assert found.keys() == whole | experts
+    assert whole
     for name, coded in found.items():
-        groups = rounded(network.get_parameter(name).data, quantization == "int8", has_zeros=True)
-        assert torch.equal(coded.decode(), groups.numbers())
+        minima = Minima.MIDDLE if name in experts else Minima.ZEROS
+        matrices = network.get_parameter(name).data.reshape(-1, coded.shape[-1])
+        groups = rounded(matrices, quantization == "int8", minima)
+        assert torch.equal(coded.decode(), groups.numbers().reshape(coded.shape))
         if quantization == "int8":
             assert coded.kind == option[name].kind
             assert torch.equal(coded.data, option[name].data)
@@ -127,8 +131,10 @@ def test_what_is_loaded_has_codes_where_the_option_gives_them(tmp_path: Path, fa
     ("family", "ignored"),
     [
         ("gemma3_text", ["lm_head"]),
-        ("mixtral", [r"re:.*\.experts\..*"]),
-        ("deepseek_v3", ["model.layers.0.self_attn.kv_b_proj", r"re:.*\.experts\..*"]),
+        ("mixtral", ["model.layers.0.block_sparse_moe.gate", "model.layers.0.mlp.gate"]),
+        ("gpt_oss", [r"re:.*\.experts\..*"]),  # merged on disk
+        ("granitemoe", [r"re:.*\.experts\..*"]),  # merged, and by other names
+        ("deepseek_v3", ["model.layers.0.self_attn.kv_b_proj", "model.layers.1.mlp.gate"]),
     ],
 )
 def test_others_are_told_what_has_no_codes(tmp_path: Path, family: str, ignored: list[str]) -> None:
@@ -136,6 +142,91 @@ def test_others_are_told_what_has_no_codes(tmp_path: Path, family: str, ignored:
     told = json.loads((tmp_path / "made" / "config.json").read_text())["quantization_config"]["ignore"]
     assert {*ignored} <= {*told}
     assert not [name for name in told if "embed_tokens" in name or "norm" in name]
+    assert [name for name in told if "experts" in name] == [name for name in ignored if "experts" in name]
+
+
+def make_mixture(**settings: Any) -> Any:
+    return make_network("qwen3_moe", **SIZES, **MIXTURE | settings)
+
+
+@pytest.mark.parametrize(("quantization", "bits"), [("int8", 8), ("int4", 4)])
+def test_experts_have_codes_one_by_one(tmp_path: Path, quantization: str, bits: int) -> None:
+    """Those of 4 bits lie around the middle one, whatever other layers have: not all read zeros of experts."""
+    network = make_mixture()
+    source = save(network, tmp_path / "source")
+    made = write_quantized(source, tmp_path / "made", quantization)
+    assert made.num_coded == 2 * (4 + 3 * 4)
+    stored = load_file(source / "model.safetensors")
+    tensors = load_file(tmp_path / "made" / "model.safetensors")
+    assert made.written_nbytes == sum(each.nbytes for each in tensors.values())
+    for name in ("experts.0.gate_proj", "experts.3.up_proj", "experts.2.down_proj"):
+        layer = f"model.layers.1.mlp.{name}"
+        assert f"{layer}.weight" not in tensors
+        assert f"{layer}.weight_zero_point" not in tensors
+        numbers = rounded(stored[f"{layer}.weight"], bits == 8, Minima.MIDDLE).numbers()
+        assert torch.equal(numbers_of(tensors, layer, bits), numbers)
+    assert torch.equal(tensors["model.layers.1.mlp.gate.weight"], network.model.layers[1].mlp.gate.weight)
+    values = json.loads((tmp_path / "made" / "config.json").read_text())["quantization_config"]
+    groups = [(each["targets"], each["weights"]["symmetric"]) for each in values["config_groups"].values()]
+    linear = ["Linear"], bits == 8
+    assert groups == ([linear] if bits == 8 else [linear, ([r"re:.*\.experts\..*"], True)])
+    assert {each["weights"]["num_bits"] for each in values["config_groups"].values()} == {bits}
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_experts_give_the_logits_of_their_codes(tmp_path: Path, quantization: str) -> None:
+    network = make_mixture()
+    write_quantized(save(network, tmp_path / "source"), tmp_path / "made", quantization)
+    for name, parameter in network.named_parameters():
+        if "proj" in name:
+            minima = Minima.MIDDLE if ".experts." in name else Minima.ZEROS
+            groups = rounded(parameter.data.flatten(0, -2), quantization == "int8", minima)
+            parameter.data = groups.numbers().reshape(parameter.shape)
+    assert len([name for name in check_logits(tmp_path / "made", network) if ".experts." in name]) == 4
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_an_expert_of_zeros_has_codes_as_the_others(tmp_path: Path, quantization: str) -> None:
+    network = make_mixture()
+    network.model.layers[0].mlp.experts.gate_up_proj.data[1] = 0
+    write_quantized(save(network, tmp_path / "source"), tmp_path / "made", quantization)
+    assert len([name for name in coded_weights(load_model(tmp_path / "made").network) if ".experts." in name]) == 4
+
+
+def test_mixtures_have_codes_in_all_their_matrices_or_in_none(tmp_path: Path) -> None:
+    """Others read no half of one."""
+    network = make_mixture(moe_intermediate_size=48)  # rows of the last matrix are no whole groups
+    write_quantized(save(network, tmp_path / "source"), tmp_path / "made", "int4")
+    values = json.loads((tmp_path / "made" / "config.json").read_text())["quantization_config"]
+    assert r"re:.*\.experts\..*" in values["ignore"]
+    assert len(values["config_groups"]) == 1
+    assert len(coded_weights(load_model(tmp_path / "made").network)) == 8
+
+
+def test_small_experts_keep_their_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounding, "MIN_ROWS", 129)
+    source = save(make_mixture(), tmp_path / "source")
+    with pytest.raises(UnsupportedModelError, match="use it as it is"):
+        write_quantized(source, tmp_path / "made", "int4")
+
+
+def test_mixtures_of_no_layer_are_named_by_themselves(tmp_path: Path) -> None:
+    """Such as those that predict further tokens."""
+    source = save(make_mixture(), tmp_path / "source")
+    file = source / "model.safetensors"
+    tensors = load_file(file)
+    further = {
+        name.replace("layers.1.", "layers.2."): each.clone() for name, each in tensors.items() if "layers.1.mlp" in name
+    }
+    save_file(tensors | further, file, metadata={"format": "pt"})
+    write_quantized(source, tmp_path / "made", "int8")
+    made = load_file(tmp_path / "made" / "model.safetensors")
+    assert all(torch.equal(made[name], each) for name, each in further.items())
+    ignored = json.loads((tmp_path / "made" / "config.json").read_text())["quantization_config"]["ignore"]
+    patterns = [each.removeprefix("re:") for each in ignored if each.startswith("re:")]
+    assert len(patterns) == 1
+    assert re.match(patterns[0], "model.layers.2.mlp.experts.3.up_proj")
+    assert not re.match(patterns[0], "model.layers.1.mlp.experts.3.up_proj")
 
 
 def test_names_that_transformers_changes_are_followed(tmp_path: Path) -> None:
@@ -284,7 +375,8 @@ def test_bytes_are_known_before(rows: int) -> None:
         codes, scales = torch.ones(rows, 96, dtype=torch.uint8), torch.ones(rows, 3)
         groups = GroupedCodes(codes, 8 if is_fine else 4, scales, 32, 128 * is_fine, None if is_fine else scales)
         tensors = packed_tensors(groups)
-        assert packed_nbytes((rows, 96), groups.bits, 32) == sum(each.nbytes for each in tensors.values())
+        scheme = Scheme(groups.bits, 32, has_zeros=not is_fine)
+        assert packed_nbytes((rows, 96), scheme) == sum(each.nbytes for each in tensors.values())
 
 
 def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

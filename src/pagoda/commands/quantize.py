@@ -19,7 +19,7 @@ def add_quantize_options(parser: ArgumentParser) -> None:
         "--quantization",
         choices=[each for each in QUANTIZATIONS if each != "none"],
         default="int4",
-        help="bits of the weights of linear layers (default: int4)",
+        help="bits of the weights of linear layers and experts (default: int4)",
     )
 
 

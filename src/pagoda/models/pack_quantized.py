@@ -5,20 +5,27 @@ The other way round is `packed_layers.py`. Does not know files, nor which layers
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 
 from pagoda.errors import ModelError
 from pagoda.kernels.coded_weight import GroupedCodes
 from pagoda.models.packed_layers import WORD_BITS
-from pagoda.models.rounding import COARSE_BITS
 
 METHOD = "compressed-tensors"
 FORMAT = "pack-quantized"
 SHAPE_NBYTES = 16  # two numbers of 64 bits
 SCALE_NBYTES = 2
+
+
+class Scheme(NamedTuple):
+    """Bits of a code, columns of one scale, and whether a group has a zero, a code itself; else the middle one is 0."""
+
+    bits: int
+    group: int
+    has_zeros: bool
 
 
 def packed_tensors(groups: GroupedCodes) -> dict[str, torch.Tensor]:
@@ -34,7 +41,6 @@ def packed_tensors(groups: GroupedCodes) -> dict[str, torch.Tensor]:
     }
     if not torch.equal(tensors["weight_scale"].float(), groups.scales):
         raise _not_held("scales that are no numbers of 16 bits")
-    assert has_zeros(groups.bits) == (groups.minima is not None)
     if groups.minima is None:
         if groups.zero != 1 << (groups.bits - 1):
             raise _not_held("a zero that is not in the middle")
@@ -45,47 +51,47 @@ def packed_tensors(groups: GroupedCodes) -> dict[str, torch.Tensor]:
     return tensors | {"weight_zero_point": _words(zeros.to(torch.uint8).T, groups.bits).T.contiguous()}
 
 
-def has_zeros(bits: int) -> bool:
-    """Whether codes of so many bits have minima (`rounding.py`), which the format keeps as zeros."""
-    return bits == COARSE_BITS
-
-
-def packed_nbytes(shape: tuple[int, ...], bits: int, group: int) -> int:
+def packed_nbytes(shape: tuple[int, ...], scheme: Scheme) -> int:
     """Of the tensors of a layer with codes [rows, depth]."""
     rows, depth = shape
-    num_groups = depth // group
-    zeros = num_groups * _num_words(rows, bits) if has_zeros(bits) else 0
-    return (rows * _num_words(depth, bits) + zeros) * WORD_BITS // 8 + rows * num_groups * SCALE_NBYTES + SHAPE_NBYTES
+    num_groups = depth // scheme.group
+    zeros = num_groups * _num_words(rows, scheme.bits) if scheme.has_zeros else 0
+    words = rows * _num_words(depth, scheme.bits) + zeros
+    return words * WORD_BITS // 8 + rows * num_groups * SCALE_NBYTES + SHAPE_NBYTES
 
 
-def settings(bits: int, group: int, ignored: Iterable[str]) -> dict[str, Any]:
+def settings(schemes: Mapping[str, Scheme], ignored: Iterable[str]) -> dict[str, Any]:
     """The entry `quantization_config` of config.json, as the package compressed-tensors writes it.
 
-    All linear layers have codes of so many bits but those that are `ignored`.
+    Layers have the scheme of the target that names them, by a pattern or else by their kind (`Linear`), but those that
+    are `ignored`.
     """
-    weights = {
-        "num_bits": bits,
-        "type": "int",
-        "symmetric": not has_zeros(bits),
-        "group_size": group,
-        "strategy": "group",
-        "dynamic": False,
-    }
-    scheme = {
-        "targets": ["Linear"],
-        "weights": weights,
-        "input_activations": None,
-        "output_activations": None,
-        "format": FORMAT,
-    }
     return {
-        "config_groups": {"group_0": scheme},
+        "config_groups": {f"group_{place}": _group(*each) for place, each in enumerate(schemes.items())},
         "quant_method": METHOD,
         "kv_cache_scheme": None,
         "format": FORMAT,
         "quantization_status": "compressed",
         "global_compression_ratio": None,
         "ignore": [*ignored],
+    }
+
+
+def _group(target: str, scheme: Scheme) -> dict[str, Any]:
+    weights = {
+        "num_bits": scheme.bits,
+        "type": "int",
+        "symmetric": not scheme.has_zeros,
+        "group_size": scheme.group,
+        "strategy": "group",
+        "dynamic": False,
+    }
+    return {
+        "targets": [target],
+        "weights": weights,
+        "input_activations": None,
+        "output_activations": None,
+        "format": FORMAT,
     }
 
 

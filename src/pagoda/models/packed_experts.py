@@ -1,14 +1,14 @@
 """Matrices of experts in checkpoints that have each expert's layers by themselves: which make up one, and their codes.
 
-Transformers says so, as it merges them: by names with the number of an expert, and operations. Does not know how a
-layer is packed (`packed_layers.py`).
+Transformers says so, as it merges them: by names with the number of an expert, and operations. Knows layers by name
+and shape. Does not know how one is packed (`packed_layers.py`), nor whether it has codes yet.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,13 +23,13 @@ from pagoda.models.packed_layers import PackedLayer
 
 EXPERT = re.compile(r"experts\.(\d+)\.")
 
-# The layers of each expert whose columns follow one another in a matrix.
-Grid = list[list[PackedLayer]]
+# The layers of each expert whose columns follow one another in a matrix, by name.
+Grid = list[list[str]]
 
 
-def layers_of_experts(network: Any, layers: Mapping[str, PackedLayer]) -> dict[str, Grid]:
-    """Those of `layers`, by name, that make up each matrix of experts of `network`, by its name."""
-    found = _places(network, layers)
+def layers_of_experts(network: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Grid]:
+    """The layers of a checkpoint, whose weights have `shapes`, that make up each matrix of experts of `network`."""
+    found = _places(network, shapes)
     grids: dict[str, Grid] = {}
     for path, module in codable_experts(network).items():
         if vars(module)["is_transposed"]:
@@ -39,15 +39,15 @@ def layers_of_experts(network: Any, layers: Mapping[str, PackedLayer]) -> dict[s
             count, num_parts = len(matrix), 1 + max((part for _, part in own), default=0)
             if own.keys() == {(expert, part) for expert in range(count) for part in range(num_parts)}:
                 grid = [[own[expert, part] for part in range(num_parts)] for expert in range(count)]
-                if all(_make_up(parts, matrix) for parts in grid):
+                if all(_make_up([shapes[layer] for layer in parts], matrix) for parts in grid):
                     grids[f"{path}.{name}"] = grid
     return grids
 
 
-def stack_of(grid: Grid, memory: WeightMemory) -> CodedStack | None:
+def stack_of(grid: Grid, layers: Mapping[str, PackedLayer], memory: WeightMemory) -> CodedStack | None:
     """The codes of a matrix; None unless all layers have such, of one kind."""
     for in_full in (False, True):  # what one can have in fewer bytes another may not
-        weights = list(_weights(grid, in_full))
+        weights = list(_weights(grid, layers, in_full))
         if len(weights) < len(grid):
             return None
         if all(weight.form == weights[0].form for weight in weights):
@@ -55,8 +55,8 @@ def stack_of(grid: Grid, memory: WeightMemory) -> CodedStack | None:
     return None
 
 
-def _places(network: Any, layers: Mapping[str, PackedLayer]) -> dict[str, dict[tuple[int, int], PackedLayer]]:
-    """By matrix of a network, and then by number of the expert and of the part."""
+def _places(network: Any, layers: Iterable[str]) -> dict[str, dict[tuple[int, int], str]]:
+    """Those that are parts of a matrix of a network, by its name, and then by number of the expert and of the part."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -64,13 +64,13 @@ def _places(network: Any, layers: Mapping[str, PackedLayer]) -> dict[str, dict[t
     renamings: list[Any] = [each for each in mapping if isinstance(each, WeightRenaming)]
     converters: list[Any] = [each for each in mapping if isinstance(each, WeightConverter) and _merges(each)]
     prefix, state = network.base_model_prefix, network.state_dict()
-    found: defaultdict[str, dict[tuple[int, int], PackedLayer]] = defaultdict(dict)
-    for name, layer in layers.items():
+    found: defaultdict[str, dict[tuple[int, int], str]] = defaultdict(dict)
+    for name in layers:
         matrix, pattern = rename_source_key(f"{name}.weight", renamings, converters, prefix, state)
         expert = EXPERT.search(name)
         if pattern is not None and expert is not None:
             patterns = next(each.source_patterns for each in converters if pattern in each.source_patterns)
-            found[matrix][int(expert[1]), patterns.index(pattern)] = layer
+            found[matrix][int(expert[1]), patterns.index(pattern)] = name
     return found
 
 
@@ -83,15 +83,15 @@ def _merges(converter: Any) -> bool:
     return operations == wanted[: len(converter.source_patterns)]
 
 
-def _make_up(parts: Sequence[PackedLayer], matrix: torch.Tensor) -> bool:
+def _make_up(parts: Sequence[tuple[int, ...]], matrix: torch.Tensor) -> bool:
     _, columns, depth = matrix.shape
-    return sum(each.shape[0] for each in parts) == columns and all(each.shape[1] == depth for each in parts)
+    return sum(rows for rows, _ in parts) == columns and all(own_depth == depth for _, own_depth in parts)
 
 
-def _weights(grid: Grid, in_full: bool) -> Iterator[CodedWeight]:
+def _weights(grid: Grid, layers: Mapping[str, PackedLayer], in_full: bool) -> Iterator[CodedWeight]:
     """Of each expert, up to the first that has none."""
     for parts in grid:
-        joined = _joined([each.read() for each in parts])
+        joined = _joined([layers[each].read() for each in parts])
         if joined is None:
             return
         yield CodedWeight.from_groups(joined, in_full)

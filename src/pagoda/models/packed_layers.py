@@ -289,7 +289,8 @@ def unpacked(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
 
     `bits` is at most 8.
     """
-    octets = words.contiguous().to(torch.int32).view(torch.uint8)  # the lowest bits come first
+    flat = words.to(torch.int32).flatten()  # words that lie apart can be no octets
+    octets = flat.view(torch.uint8).reshape(len(words), -1)  # the lowest bits come first
     starts = torch.arange(count) * bits
     places, shifts = starts // 8, (starts % 8).to(torch.int32)
     padded = torch.nn.functional.pad(octets, (0, 1))

@@ -178,8 +178,8 @@ def _coded_experts(
     network: Any, layers: Mapping[str, PackedLayer], memory: WeightMemory
 ) -> tuple[dict[str, CodedStack], dict[str, PackedLayer]]:
     """The matrices of experts that stay coded, by name, and the layers that are none of theirs."""
-    grids = layers_of_experts(network, layers)
-    found = {name: stack_of(grid, memory) for name, grid in grids.items()}
+    grids = layers_of_experts(network, {name: layer.shape for name, layer in layers.items()})
+    found = {name: stack_of(grid, layers, memory) for name, grid in grids.items()}
     stacks = {name: stack for name, stack in found.items() if stack is not None}
-    held = {layer.name for name in stacks for parts in grids[name] for layer in parts}
+    held = {layer for name in stacks for parts in grids[name] for layer in parts}
     return stacks, {name: layer for name, layer in layers.items() if name not in held}

@@ -1,15 +1,16 @@
 """A checkpoint with codes made of one without: what `pagoda quantize` writes.
 
-Linear layers that `--quantization` gives codes have some of one number of bits, as far as others read such; all else is
-copied. One file of weights is in memory at a time. Knows files; does not know how weights are rounded (`rounding.py`),
-nor how codes are kept (`pack_quantized.py`).
+Linear layers, and those of experts that stand one by one, have codes of one number of bits where `--quantization` gives
+them some, as far as others read such; all else is copied. One file of weights is in memory at a time. Knows files; does
+not know how weights are rounded (`rounding.py`), nor how codes are kept (`pack_quantized.py`).
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +32,15 @@ from pagoda.checkpoint.weights import INDEX
 from pagoda.errors import ConfigError, ModelError, UnsupportedModelError
 from pagoda.models.attention import ATTENTION_NAME
 from pagoda.models.build import network_class, outlined_network
+from pagoda.models.coded import codable_experts
+from pagoda.models.coded_experts import dense_matrices
 from pagoda.models.configuration import check_family, make_config
 from pagoda.models.loader import safetensors_weights
-from pagoda.models.pack_quantized import packed_nbytes, packed_tensors, settings
+from pagoda.models.pack_quantized import Scheme, packed_nbytes, packed_tensors, settings
+from pagoda.models.packed_experts import layers_of_experts
 from pagoda.models.packed_weights import PackedWeights
 from pagoda.models.parameter_names import parameter_names
-from pagoda.models.rounding import COARSE_BITS, FINE_BITS, GROUP, bits_of_weights, rounded
+from pagoda.models.rounding import COARSE_BITS, FINE_BITS, GROUP, Minima, bits_of_weights, has_codes, rounded
 from pagoda.models.weights import StoredWeights
 from pagoda.units import format_nbytes
 
@@ -48,8 +52,13 @@ COPIED = (
     *("*.tiktoken", "tekken.json", "*.jinja", "generation_config.json", "*processor_config.json"),
     *("LICENSE*", "NOTICE*"),
 )
+LINEAR = "Linear"
 EXPERTS = ".experts."
 ALL_EXPERTS = r"re:.*\.experts\..*"
+FINE = Scheme(FINE_BITS, GROUP, has_zeros=False)
+COARSE = Scheme(COARSE_BITS, GROUP, has_zeros=True)
+# Not all read zeros of experts.
+COARSE_EXPERTS = Scheme(COARSE_BITS, GROUP, has_zeros=False)
 
 # Called with how many bytes of how many have been written.
 Progress = Callable[[int, int], None]
@@ -104,14 +113,20 @@ class _Layers:
         self._dtype = network_class(config)[1].dtype or weights.dtype
         self._shapes: Mapping[str, tuple[int, ...]] = weights.outline.shapes
         self._names = parameter_names(self._network, self._shapes)
-        self._bits = FINE_BITS if quantization == "int8" else COARSE_BITS
+        is_fine = quantization == "int8"
         wanted, readable = bits_of_weights(self._network, quantization), _readable_layers(self._network)
-        self.coded = {tensor for tensor, name in self._names.items() if name in wanted and _layer(name) in readable}
+        linear = {tensor for tensor, name in self._names.items() if name in wanted and _layer(name) in readable}
+        experts = _experts_one_by_one(self._network, self._shapes)
+        self._schemes = {LINEAR: FINE if is_fine else COARSE}
+        if experts and not is_fine:
+            self._schemes[ALL_EXPERTS] = COARSE_EXPERTS
+        self.coded = dict.fromkeys(linear, self._schemes[LINEAR])
+        self.coded |= dict.fromkeys(experts, self._schemes.get(ALL_EXPERTS, FINE))
         self.nbytes = {tensor: self._nbytes(tensor) for tensor in self._shapes}
 
     def _nbytes(self, tensor: str) -> int:
         if tensor in self.coded:
-            return packed_nbytes(self._shapes[tensor], self._bits, GROUP)
+            return packed_nbytes(self._shapes[tensor], self.coded[tensor])
         return self._weights.stored_nbytes(tensor)
 
     def read(self, tensor: str) -> dict[str, torch.Tensor]:
@@ -119,12 +134,14 @@ class _Layers:
         stored = self._weights.read(tensor)
         if tensor not in self.coded:
             return {tensor: stored}
-        groups = rounded(stored.to(self._dtype), self._bits == FINE_BITS, has_zeros=True)
+        scheme = self.coded[tensor]
+        minima = Minima.ZEROS if scheme.has_zeros else Minima.MIDDLE
+        groups = rounded(stored.to(self._dtype), scheme.bits == FINE_BITS, minima)
         return {f"{_layer(tensor)}.{end}": each for end, each in packed_tensors(groups).items()}
 
     def settings(self) -> dict[str, Any]:
         """The entry `quantization_config`."""
-        return settings(self._bits, GROUP, self._ignored())
+        return settings(self._schemes, self._ignored())
 
     def _place(self, tensor: str) -> str:
         return self._names[tensor].removesuffix(".weight")
@@ -142,19 +159,49 @@ class _Layers:
         names = [name for each in linear for name in (_layer(each), _layer(self._names.get(each, each)))]
         weights = {id(modules[name].weight) for name in tables}
         tied = [name for name, each in modules.items() if type(each) is nn.Linear and id(each.weight) in weights]
-        experts = [ALL_EXPERTS] if any(EXPERTS in each for each in dense) else []
-        return [*dict.fromkeys([*(each for each in names if EXPERTS not in each), *tied, *experts])]
+        others = [each for each in names if EXPERTS not in each]
+        return [*dict.fromkeys([*others, *tied, *self._dense_experts(dense)])]
+
+    def _dense_experts(self, dense: Iterable[str]) -> list[str]:
+        """A pattern for mixtures without codes; if some have them, one for each of the others."""
+        mixtures, coded = _mixtures(dense), _mixtures(self.coded)
+        if coded:
+            return [f"re:{re.escape(each)}.*" for each in sorted(mixtures - coded)]
+        return [ALL_EXPERTS] if mixtures or codable_experts(self._network) else []
 
 
 def _readable_layers(network: Any) -> set[str]:
     """Layers whose codes others read: linear ones of whole groups that have to do with text, but for the head."""
-    text = network if network.config.is_encoder_decoder else network.get_decoder()
-    modules = {*text.modules()} - {network.get_output_embeddings()}
+    modules = {*_text(network).modules()} - {network.get_output_embeddings()}
     return {
         name
         for name, module in network.named_modules()
         if module in modules and type(module) is nn.Linear and not module.in_features % GROUP
     }
+
+
+def _text(network: Any) -> Any:
+    """The part that has to do with text."""
+    return network if network.config.is_encoder_decoder else network.get_decoder()
+
+
+def _experts_one_by_one(network: Any, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Weights of experts whose codes others read: of mixtures that have to do with text, whole groups in all of one."""
+    layers = {_layer(tensor): shape for tensor, shape in shapes.items() if tensor.endswith(".weight")}
+    grids = layers_of_experts(network, {name: shape for name, shape in layers.items() if len(shape) == 2})
+    modules = {*_text(network).modules()}
+    found: set[str] = set()
+    for path, module in codable_experts(network).items():
+        matrices = {f"{path}.{name}": each for name, each in dense_matrices(module).items()}
+        is_whole = all(has_codes(each) and not each.shape[-1] % GROUP for each in matrices.values())
+        if module in modules and is_whole and matrices.keys() <= grids.keys():
+            found |= {f"{layer}.weight" for name in matrices for parts in grids[name] for layer in parts}
+    return found
+
+
+def _mixtures(tensors: Iterable[str]) -> set[str]:
+    """What the names of experts among them begin with."""
+    return {"".join(each.partition(EXPERTS)[:2]) for each in tensors if EXPERTS in each}
 
 
 def _layer(tensor: str) -> str:

@@ -9,6 +9,7 @@ and so have keys and values, which are few where heads share them.
 
 from __future__ import annotations
 
+from enum import Enum, auto
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ GROUP = 32
 FINE_BITS, COARSE_BITS = 8, 4
 MOST_INT8 = 127
 MOST_INT4 = 15
+MIDDLE_INT4 = 8
 # Shares of the range between the smallest and the largest number that codes may cover: what lies beyond is cut.
 RANGES = (1.0, 0.92, 0.84)
 # The layers of keys and of values.
@@ -33,6 +35,14 @@ FINE_LAYERS = ("k_proj", "v_proj")
 CHUNK = 1 << 18
 # Smaller matrices are not worth it.
 MIN_ROWS = 64
+
+
+class Minima(Enum):
+    """What a group of codes of 4 bits may subtract: any number, a code of its own (its zero), or the middle one, 8."""
+
+    ANY = auto()
+    ZEROS = auto()
+    MIDDLE = auto()
 
 
 def quantize(network: Any, quantization: str) -> None:
@@ -47,7 +57,7 @@ def quantize(network: Any, quantization: str) -> None:
     experts: dict[str, Stacks] = {}
     for name, module in codable_experts(network).items():
         for matrix, dense in dense_matrices(module).items():
-            if dense.shape[1] >= MIN_ROWS:
+            if has_codes(dense):
                 experts[f"{name}.{matrix}"] = (_rounded_stack(dense.data, quantization == "int8", memory),)
                 _let_go(module.get_parameter(matrix))
     install(network, weights, experts)
@@ -75,22 +85,29 @@ def bits_of_weights(network: Any, quantization: str) -> dict[str, int]:
     return dict(bits.values())
 
 
+def has_codes(matrices: torch.Tensor) -> bool:
+    """Whether matrices of experts [experts, rows, depth] are worth it."""
+    return matrices.shape[1] >= MIN_ROWS
+
+
 def _rounded_stack(matrices: torch.Tensor, is_fine: bool, memory: WeightMemory) -> CodedStack:
     """`matrices` [count, rows, depth], which may lie transposed."""
     return CodedStack.of(len(matrices), (CodedWeight.from_groups(rounded(each, is_fine)) for each in matrices), memory)
 
 
-def rounded(weight: torch.Tensor, is_fine: bool, has_zeros: bool = False) -> GroupedCodes:
-    """`weight` [rows, depth] in 8 bits, or in 4; with `has_zeros` minima are whole multiples of scales, 0 to 15."""
+def rounded(weight: torch.Tensor, is_fine: bool, kind: Minima = Minima.ANY) -> GroupedCodes:
+    """`weight` [rows, depth] in 8 bits, or in 4 with minima of a kind."""
     groups, most_rows = _groups(weight), max(1, CHUNK // weight.shape[1])
     codes = torch.empty(groups.shape, dtype=torch.uint8)
     scales, minima = torch.empty(2, *groups.shape[:2])
     for first in range(0, len(groups), most_rows):
         own = slice(first, first + most_rows)
-        codes[own], scales[own], minima[own] = _int8(groups[own]) if is_fine else _int4(groups[own], has_zeros)
+        codes[own], scales[own], minima[own] = _int8(groups[own]) if is_fine else _int4(groups[own], kind)
     codes = codes.flatten(-2)[:, : weight.shape[1]]
     if is_fine:
         return GroupedCodes(codes, 8, scales, GROUP, MOST_INT8 + 1)
+    if kind is Minima.MIDDLE:
+        return GroupedCodes(codes, 4, scales, GROUP, MIDDLE_INT4)
     return GroupedCodes(codes, 4, scales, GROUP, 0, minima)
 
 
@@ -109,24 +126,29 @@ def _int8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     return codes.to(torch.uint8), scales[..., 0], scales[..., 0]
 
 
-def _int4(rows: torch.Tensor, has_zeros: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _int4(rows: torch.Tensor, kind: Minima) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of each range the codes, then the scale and the minimum that fit these best; kept is what errs least."""
     rows = rows.float()
     low, high = rows.aminmax(dim=-1, keepdim=True)
-    if has_zeros:
+    if kind is Minima.ZEROS:
         low, high = low.clamp(max=0), high.clamp(min=0)
+    elif kind is Minima.MIDDLE:  # code 0 is the number that is farthest from 0
+        low = torch.where(high > -low, high, low)
+        high = -low * (MOST_INT4 - MIDDLE_INT4) / MIDDLE_INT4
     middle, half = (high + low) / 2, (high - low) / 2
     best: tuple[torch.Tensor, ...] = ()
     for share in RANGES:
         scales, minima = 2 * share * half / MOST_INT4, share * half - middle
-        if has_zeros:
-            zeros = (minima / scales).nan_to_num(0.0, 0.0, 0.0).round().clamp(0, MOST_INT4)
+        if kind is Minima.ANY:
+            codes = _nearest(rows, scales, minima)
+            scales, minima = _fitted(rows, codes)
+        else:
+            zeros = torch.full_like(scales, MIDDLE_INT4)
+            if kind is Minima.ZEROS:
+                zeros = (minima / scales).nan_to_num(0.0, 0.0, 0.0).round().clamp(0, MOST_INT4)
             codes = _nearest(rows, scales, zeros * scales)
             scales = _fitted_scales(rows, codes - zeros)
             minima = zeros * scales
-        else:
-            codes = _nearest(rows, scales, minima)
-            scales, minima = _fitted(rows, codes)
         codes = _nearest(rows, scales, minima)
         errors = (codes * scales - minima - rows).square().sum(dim=-1, keepdim=True)
         found = (errors, codes, scales, minima)
