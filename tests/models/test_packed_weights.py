@@ -22,6 +22,7 @@ from pagoda.models.coded import coded_weights, decode
 from pagoda.models.configuration import PACKING_METHODS
 from pagoda.models.loader import load_model
 from pagoda.models.packed_layers import unpacked
+from pagoda.models.packed_torchao import TORCHAO
 from pagoda.models.packed_weights import METHODS
 from pagoda.models.selftest import SEQUENCE_TOKENS, PagedRun
 from pagoda.models.weights import fill
@@ -199,6 +200,8 @@ CODED = {
     "awq": ({"quant_method": "awq", "version": "GEMM"}, awq),
     "packed": (COMPRESSED, pack_quantized(4, 32, symmetric=True)),
     "packed, with zeros": (COMPRESSED, pack_quantized(4, 64, symmetric=False)),
+    "packed, 1 bit": (COMPRESSED, pack_quantized(1, 32, symmetric=False)),
+    "packed, 7 bits": (COMPRESSED, pack_quantized(7, 32, symmetric=False)),
     "packed, by outputs": (COMPRESSED, pack_quantized(8, 0, symmetric=True)),
     "bytes": (COMPRESSED, int_quantized),
     "bytes of bitsandbytes": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, bytes_of_bnb),
@@ -312,7 +315,7 @@ def test_placeholders_of_codes_take_no_memory(tmp_path: Path, monkeypatch: pytes
 
 
 def test_all_methods_that_are_let_through_are_read() -> None:
-    assert tuple(METHODS) == PACKING_METHODS
+    assert (*METHODS, TORCHAO) == PACKING_METHODS
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -346,6 +349,16 @@ def test_tensors_that_do_not_fit_each_other_are_refused(tmp_path: Path, end: str
     tensors[name] = tensors[name][:-1].contiguous() if end == "g_idx" else tensors[name][..., :-1].contiguous()
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(CorruptCheckpointError):
+        load_model(tmp_path)
+
+
+def test_codes_of_more_bits_than_a_byte_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, *CODED["packed"])
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight_packed"
+    tensors[name] = tensors[name].repeat(1, 3)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CorruptCheckpointError, match="codes of 12 bits"):
         load_model(tmp_path)
 
 

@@ -80,6 +80,18 @@ def stored_tensors(config_file: Path, values: Mapping[str, Any], framework: str)
         yield _tensors(files, index, framework, stack)
 
 
+def header_texts(config_file: Path, values: Mapping[str, Any]) -> dict[str, str]:
+    """What the headers of the files beside `config_file`, which holds `values`, say besides tensors, by name.
+
+    Of several files the last has the say, as in transformers.
+    """
+    texts: dict[str, str] = {}
+    with ExitStack() as stack:
+        for file in _weight_files(config_file, values)[0]:
+            texts |= _open(file, "np", stack).metadata() or {}
+    return texts
+
+
 def weight_files(config_file: Path, values: Mapping[str, Any]) -> list[Path]:
     """The files beside `config_file`, which holds `values`, that decide what weights are: with an index of them."""
     named = values.get("transformers_weights")

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # The largest of a signed byte.
 MOST_ZERO = 127
+# Codes of as many bits have a layout; others are held as those of the next more.
+HELD_BITS = (2, 3, 4, 5, 6, 8)
 NUMBERS = {torch.float32: "FP32", torch.float16: "FP16", torch.bfloat16: "BF16"}
 
 
@@ -30,7 +32,7 @@ NUMBERS = {torch.float32: "FP32", torch.float16: "FP16", torch.bfloat16: "BF16"}
 class GroupedCodes:
     """Codes of a matrix whose groups of columns have scales, and minima: weight = scale * (code - zero) - minimum.
 
-    codes: uint8 [rows, depth], of `bits` bits.
+    codes: uint8 [rows, depth], of `bits` bits, 8 at most.
     scales, minima: fp32 [rows, groups]; with minima `zero` is 0.
     group: columns of one scale, a multiple of 32; the last group of a row may have fewer.
     """
@@ -153,6 +155,7 @@ class CodedWeight(HeldCodes):
         With `in_full` all are in fp32, so that all matrices of a kind are coded in one way.
         """
         native = compiled()
+        bits = next(each for each in HELD_BITS if each >= groups.bits)
         codes = groups.codes.contiguous()
         scales = groups.scales.float().contiguous()
         minima = None if groups.minima is None else groups.minima.float().contiguous()
@@ -164,9 +167,9 @@ class CodedWeight(HeldCodes):
         in_half = not in_full and all(
             torch.equal(each.half().float(), each) for each in (scales, minima) if each is not None
         )
-        kind = f"{groups.bits} bits in groups of {groups.group}" + (" and zeros" if zeros is not None else "")
+        kind = f"{bits} bits in groups of {groups.group}" + (" and zeros" if zeros is not None else "")
         coding = native.Coding(
-            groups.bits,
+            bits,
             groups.zero,
             0,
             groups.minima is not None,

@@ -36,7 +36,7 @@ STEERING = {
 }
 
 # Of checkpoints that were quantized before, by transformers' names (`packed_weights.py`).
-PACKING_METHODS = ("gptq", "gptq_v2", "awq", "compressed-tensors", "bitsandbytes", "fp8")
+PACKING_METHODS = ("gptq", "gptq_v2", "awq", "compressed-tensors", "bitsandbytes", "fp8", "torchao")
 
 
 def check_family(values: dict[str, Any], file: Path) -> None:

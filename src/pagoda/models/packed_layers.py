@@ -19,6 +19,7 @@ from pagoda.errors import CorruptCheckpointError
 from pagoda.kernels.coded_weight import GroupedCodes
 
 WORD_BITS = 32
+MAX_BITS = 8
 # Groups of codes begin where units of depth do.
 GROUP_MULTIPLE = 32
 # Where the codes of eight neighbouring columns are.
@@ -287,8 +288,10 @@ class BitsAndBytes4Layer(PackedLayer):
 def unpacked(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     """Codes of words of 32 bits [rows, words]: uint8 [rows, count]. They follow each other, whatever words they are in.
 
-    `bits` is at most 8.
+    Raises CorruptCheckpointError for more than 8 bits, which nobody has.
     """
+    if bits > MAX_BITS:
+        raise CorruptCheckpointError(f"The weights should have codes of {bits} bits; {MAX_BITS} are the most.")
     flat = words.to(torch.int32).flatten()  # words that lie apart can be no octets
     octets = flat.view(torch.uint8).reshape(len(words), -1)  # the lowest bits come first
     starts = torch.arange(count) * bits

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pagoda.checkpoint.weights import Outline, stored_nbytes, stored_tensors, weight_files
+from pagoda.checkpoint.weights import Outline, header_texts, stored_nbytes, stored_tensors, weight_files
 from pagoda.errors import CorruptCheckpointError, UnsupportedModelError
 from pagoda.kernels.coded_stack import CodedStack
 from pagoda.kernels.coded_weight import CodedWeight, GroupedCodes, can_hold_codes
@@ -37,10 +37,12 @@ from pagoda.models.packed_layers import (
     PackQuantizedLayer,
     SecondGptqLayer,
 )
+from pagoda.models.packed_torchao import TORCHAO, torchao_layers
 from pagoda.models.parameter_names import parameter_names
 from pagoda.models.weights import fill, read_tensor
 
-# Kinds of layers by the method that a configuration names (PACKING_METHODS); the first whose tensors are there.
+# Kinds of layers by the method that a configuration names (PACKING_METHODS); the first whose tensors are there. Of
+# torchao's (`packed_torchao.py`) headers say which.
 METHODS: dict[str, tuple[type[PackedLayer], ...]] = {
     "gptq": (GptqLayer,),
     "gptq_v2": (SecondGptqLayer,),
@@ -56,14 +58,14 @@ PASSED_OVER = ("k_scale", "v_scale", "q_scale", "output_scale")
 class PackedWeights:
     """The tensors in the files of a checkpoint; their values are read when a network is filled with them."""
 
-    def __init__(self, files: WeightFiles, tensors: Mapping[str, Any], packing: Packing) -> None:
+    def __init__(self, files: WeightFiles, layers: Mapping[str, PackedLayer], others: Mapping[str, Any]) -> None:
+        """`layers` are quantized, by name, and `others` are not."""
         self.files = files
-        self._layers, self._others = _layers(tensors, packing)
-        if not self._layers:
-            raise CorruptCheckpointError(f"{files.directory} should have weights of {packing.method}, and has none.")
-        shapes = {f"{name}.weight": layer.shape for name, layer in self._layers.items()}
-        others = {name: tuple(tensor.get_shape()) for name, tensor in self._others.items()}
-        self.outline = Outline.of(others | shapes)
+        self._layers = layers
+        self._others = others
+        shapes = {f"{name}.weight": layer.shape for name, layer in layers.items()}
+        plain = {name: tuple(tensor.get_shape()) for name, tensor in others.items()}
+        self.outline = Outline.of(plain | shapes)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -101,11 +103,12 @@ class PackedWeights:
         number_type = dtype or own_config.dtype or self.dtype
         memory = WeightMemory()
         taking: dict[str, str] = {}
+        ties: Mapping[str, str] = {}
         experts: dict[str, CodedStack] = {}
         layers: Mapping[str, PackedLayer] = self._layers
         if device.type == "cpu" and can_hold_codes():
             outline = outlined_network(config, ATTENTION_NAME)
-            taking = self._taking(outline)
+            taking, ties = self._taking(outline), outline.all_tied_weights_keys
             experts, layers = _coded_experts(outline, layers, memory)
         coded: dict[str, CodedWeight] = {}
         tensors = dict(self._others)
@@ -113,10 +116,15 @@ class PackedWeights:
             found = layer.read()
             if isinstance(found, GroupedCodes) and name in taking:
                 coded[taking[name]] = CodedWeight.from_groups(found, memory=memory)
-                found = torch.zeros(()).expand(layer.shape)  # stands there until codes are put in place
-            elif isinstance(found, GroupedCodes):
-                found = found.numbers()
-            tensors[f"{name}.weight"] = found.to(number_type)
+                continue
+            numbers = found.numbers() if isinstance(found, GroupedCodes) else found
+            tensors[f"{name}.weight"] = numbers.to(number_type)
+        # What stands there until codes are put in place. Transformers ties what is alike.
+        apart = _apart(ties, coded)
+        for name, place in taking.items():
+            if place in coded:
+                stand_in = torch.tensor(float(place in apart), dtype=number_type)
+                tensors[f"{name}.weight"] = stand_in.expand(coded[place].shape)
         for name, stack in experts.items():
             tensors[name] = torch.zeros((), dtype=number_type).expand(stack.shape)
         network = fill(config, tensors, number_type, self.files.directory)
@@ -140,7 +148,13 @@ def packed_weights(config_file: Path, values: Mapping[str, Any], packing: Packin
     """The weights beside `config_file`, which holds `values`; their files are open meanwhile."""
     files = WeightFiles.look(config_file.parent, weight_files(config_file, values))
     with stored_tensors(config_file, values, "pt") as tensors:
-        yield PackedWeights(files, tensors, packing)
+        if packing.method == TORCHAO:
+            layers, others = torchao_layers(tensors, header_texts(config_file, values))
+        else:
+            layers, others = _layers(tensors, packing)
+        if not layers:
+            raise CorruptCheckpointError(f"{files.directory} should have weights of {packing.method}, and has none.")
+        yield PackedWeights(files, layers, others)
 
 
 def _layers(tensors: Mapping[str, Any], packing: Packing) -> tuple[dict[str, PackedLayer], dict[str, Any]]:
@@ -161,6 +175,12 @@ def _layers(tensors: Mapping[str, Any], packing: Packing) -> tuple[dict[str, Pac
             for end in own:
                 del others[f"{name}.{end}"]
     return layers, {name: each for name, each in others.items() if not name.endswith(PASSED_OVER)}
+
+
+def _apart(ties: Mapping[str, str], coded: Mapping[str, CodedWeight]) -> set[str]:
+    """The weights that a network ties to others whose codes are not theirs: then its configuration is outdated."""
+    pairs = [(name, coded[name], coded[other]) for name, other in ties.items() if {name, other} <= coded.keys()]
+    return {name for name, own, other in pairs if own.form != other.form or not torch.equal(own.data, other.data)}
 
 
 def _is_of(kind: type[PackedLayer], own: Mapping[str, Any]) -> bool:
