@@ -6,28 +6,16 @@ Knows coded weights. Does not know which experts a token is sent to.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from pagoda.errors import ConfigError
 from pagoda.kernels.coded_weight import CodedWeight, HeldCodes
 from pagoda.kernels.weight_memory import WeightMemory
 
-if TYPE_CHECKING:
-    from pagoda.kernels import _native
-
 
 class CodedStack(HeldCodes):
     """`count` matrices [rows, depth]; `data` is uint8 [count, blocks of rows, bytes of a block], a parameter."""
-
-    def __init__(self, kind: str, coding: _native.Coding, rows: int, depth: int, data: torch.Tensor) -> None:
-        self.kind = kind
-        self.coding = coding
-        self.rows = rows
-        self.depth = depth
-        self.data = nn.Parameter(data, requires_grad=False)
 
     @classmethod
     def of(cls, count: int, weights: Iterable[CodedWeight], memory: WeightMemory | None = None) -> CodedStack:
@@ -37,9 +25,7 @@ class CodedStack(HeldCodes):
         """
         weights = iter(weights)
         first = next(weights)
-        shape = count, *first.data.shape
-        stack = cls(*first.form, torch.empty(shape, dtype=torch.uint8) if memory is None else memory.take(*shape))
-        stack.stays = memory is not None
+        stack = cls.unfilled(*first.form, memory, count=(count,))
         stack.data[0] = first.data
         for number, weight in enumerate(weights, start=1):
             if weight.form != first.form:

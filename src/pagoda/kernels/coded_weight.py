@@ -74,11 +74,36 @@ def can_hold_codes() -> bool:
 class HeldCodes:
     """Bytes that are a parameter, `data`, so that modules which hold them can be copied, moved and counted.
 
+    kind: tells codings apart, as "q4_k" or "8 bits in groups of 32".
+    rows, depth: of a matrix.
     stays: whether they lie where they are read best, in `WeightMemory`.
     """
 
-    data: nn.Parameter
     stays = False
+
+    def __init__(self, kind: str, coding: _native.Coding, rows: int, depth: int, data: torch.Tensor) -> None:
+        self.kind = kind
+        self.coding = coding
+        self.rows = rows
+        self.depth = depth
+        self.data = nn.Parameter(data, requires_grad=False)
+
+    @classmethod
+    def unfilled(
+        cls,
+        kind: str,
+        coding: _native.Coding,
+        rows: int,
+        depth: int,
+        memory: WeightMemory | None = None,
+        count: tuple[int, ...] = (),
+    ) -> Self:
+        """Whose codes are yet to be written, of `count` matrices or of one, in `memory`, or in torch's."""
+        shape = (*count, -(-rows // compiled().CODED_ROWS), coding.block_nbytes(depth))
+        data = torch.empty(shape, dtype=torch.uint8) if memory is None else memory.take(*shape)
+        held = cls(kind, coding, rows, depth, data)
+        held.stays = memory is not None
+        return held
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """As a module's parameters are copied, or shared if `memo` has them."""
@@ -93,29 +118,7 @@ class HeldCodes:
 
 
 class CodedWeight(HeldCodes):
-    """Codes of a matrix [rows, depth], held once; `data` is a parameter, so that layers can be moved and counted.
-
-    kind: tells codings apart, as "q4_k" or "8 bits in groups of 32".
-    """
-
-    def __init__(self, kind: str, coding: _native.Coding, rows: int, depth: int, data: torch.Tensor) -> None:
-        """`data`: uint8 [blocks of rows, bytes of a block]."""
-        self.kind = kind
-        self.coding = coding
-        self.rows = rows
-        self.depth = depth
-        self.data = nn.Parameter(data, requires_grad=False)
-
-    @classmethod
-    def unfilled(
-        cls, kind: str, coding: _native.Coding, rows: int, depth: int, memory: WeightMemory | None = None
-    ) -> CodedWeight:
-        """Whose codes are yet to be written, in `memory`, or in torch's."""
-        shape = -(-rows // compiled().CODED_ROWS), coding.block_nbytes(depth)
-        data = torch.empty(shape, dtype=torch.uint8) if memory is None else memory.take(*shape)
-        weight = cls(kind, coding, rows, depth, data)
-        weight.stays = memory is not None
-        return weight
+    """Codes of a matrix, held once; `data` is uint8 [blocks of rows, bytes of a block], a parameter."""
 
     @classmethod
     def from_gguf(

@@ -2,7 +2,7 @@
 
 A decode step reads every weight once. From small pages, as files are mapped, the processor looks up an address every
 4 KiB; in huge pages the same step was measured to take 15 % less (benchmarks/LOG.md). Codes that were laid out in such
-memory stay. Knows tensors and memory only.
+memory stay. Knows tensors and memory, and which layers are coded.
 """
 
 from __future__ import annotations
