@@ -5,6 +5,7 @@ import os
 import time
 from contextlib import contextmanager
 from random import Random
+from threading import Thread
 
 import pytest
 
@@ -275,6 +276,19 @@ class TestReaders:
         assert held(reader, [1, 2]) == [1, 2]
         with opened(folder) as third:
             assert third.stats().fault is not None
+        reader.close()
+
+    def test_who_took_over_does_not_find_its_own_lock(self, folder):
+        with opened(folder):
+            reader = DiskTier.open(TierSettings(str(folder), LIMIT_NBYTES))
+        with reader._writing:
+            late = [Thread(target=reader._refresh) for _ in range(2)]
+            for each in late:
+                each.start()
+        for each in late:
+            each.join()
+        assert reader.stats().fault is None
+        assert reader.put([make_put(1)]) == [True]
         reader.close()
 
     def test_it_follows_a_log_that_began_again(self, folder, monkeypatch):

@@ -167,6 +167,8 @@ class DiskTier(Tier):
 
     def _refresh(self) -> None:
         with self._writing, suppress(OSError), self._counting_errors():
+            if not self.is_read_only:
+                return  # it took over while this thread waited, and would find its own lock
             fault = self._lock_folder()
             if fault is None:
                 self._take_over()
