@@ -44,6 +44,15 @@ const KernelTable& find_table(const std::string& name) {
     throw std::invalid_argument("instruction set " + name + " is not available");
 }
 
+// Of those that are given the same rows.
+struct CodedLayer {
+    Coding coding;
+    const uint8_t* weight;
+    const uint8_t* bias;  // or null
+    uint8_t* out;
+    int64_t columns;
+};
+
 // The operations for one instruction set.
 class Kernels {
   public:
@@ -94,12 +103,14 @@ class Kernels {
                        table_, num_threads);
     }
 
-    void coded_linear(const Coding& coding, uintptr_t input, uintptr_t weight, uintptr_t bias, uintptr_t out, int64_t rows,
-                      int64_t columns, int64_t depth, Number number, int num_threads) const {
+    void coded_linears(const std::vector<CodedLayer>& layers, uintptr_t input, int64_t rows, int64_t depth, Number number,
+                       int num_threads) const {
         nb::gil_scoped_release released;
-        pagoda::coded_linear({coding, pointer<const uint8_t>(input), pointer<const uint8_t>(weight),
-                              pointer<const uint8_t>(bias), pointer<uint8_t>(out), rows, columns, depth, number, {}},
-                             table_, num_threads);
+        std::vector<CodedCall> calls;
+        for (const CodedLayer& layer : layers)
+            calls.push_back({layer.coding, pointer<const uint8_t>(input), layer.weight, layer.bias, layer.out, rows,
+                             layer.columns, depth, number, {}});
+        if (!calls.empty()) pagoda::coded_linears(calls, table_, num_threads);
     }
 
     void coded_experts(const Coding& coding, uintptr_t input, uintptr_t weight, uintptr_t bias, uintptr_t out, int64_t rows,
@@ -324,6 +335,14 @@ NB_MODULE(_native, module) {
              "has_table"_a, "superunit"_a, "scale"_a, "has_zeros"_a)
         .def(nb::self == nb::self)
         .def("block_nbytes", &block_nbytes, "depth"_a);
+    nb::class_<CodedLayer>(module, "CodedLayer")
+        .def(
+            "__init__",
+            [](CodedLayer* self, const Coding& coding, uintptr_t weight, uintptr_t bias, uintptr_t out, int64_t columns) {
+                new (self) CodedLayer{coding, pointer<const uint8_t>(weight), pointer<const uint8_t>(bias),
+                                      pointer<uint8_t>(out), columns};
+            },
+            "coding"_a, "weight"_a, "bias"_a, "out"_a, "columns"_a);
     nb::enum_<GgufType>(module, "GgufType")
         .value("Q4_0", GgufType::q4_0)
         .value("Q4_1", GgufType::q4_1)
@@ -354,8 +373,8 @@ NB_MODULE(_native, module) {
              "number"_a, "num_threads"_a)
         .def("gated_linear", &Kernels::gated_linear, "input"_a, "gate"_a, "up"_a, "out"_a, "rows"_a, "columns"_a,
              "depth"_a, "number"_a, "num_threads"_a)
-        .def("coded_linear", &Kernels::coded_linear, "coding"_a, "input"_a, "weight"_a, "bias"_a, "out"_a, "rows"_a,
-             "columns"_a, "depth"_a, "number"_a, "num_threads"_a)
+        .def("coded_linears", &Kernels::coded_linears, "layers"_a, "input"_a, "rows"_a, "depth"_a, "number"_a,
+             "num_threads"_a)
         .def("coded_experts", &Kernels::coded_experts, "coding"_a, "input"_a, "weight"_a, "bias"_a, "out"_a, "rows"_a,
              "columns"_a, "depth"_a, "number"_a, "experts"_a, "per_row"_a, "num_experts"_a, "num_threads"_a)
         .def("rms_norm", &Kernels::rms_norm, "input"_a, "weight"_a, "out"_a, "rows"_a, "width"_a, "epsilon"_a, "number"_a,

@@ -1,6 +1,8 @@
 // The operations, over all threads.
 #pragma once
 
+#include <vector>
+
 #include "coding.h"
 
 namespace pagoda {
@@ -10,8 +12,8 @@ void attend(const AttendCall& call, const KernelTable& kernels, int64_t num_rows
 void logits(const ScoreCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads);
 void attention_mass(const ScoreCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads);
 void linear(const LinearCall& call, const KernelTable& kernels, int num_threads);
-// `coded` of the call is not used.
-void coded_linear(const CodedCall& call, const KernelTable& kernels, int num_threads);
+// Layers that are given the same rows: input, rows, depth and number of all are the same. `coded` is not used.
+void coded_linears(const std::vector<CodedCall>& given, const KernelTable& kernels, int num_threads);
 // Reads the matrices alone that a row meets. Throws std::out_of_range, before anything is computed, for one that is not
 // there.
 void coded_experts(const ExpertsCall& call, const KernelTable& kernels, int num_threads);

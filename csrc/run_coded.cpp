@@ -20,18 +20,21 @@ constexpr int64_t kTurnRows = 256;
 // Rows whose coding is not worth waking a thread for.
 constexpr int64_t kFewCodedRows = 8;
 
-// Input as codes, in memory that a thread keeps from one call to the next.
-CodedRows coded_rows(int64_t rows, int64_t units) {
-    thread_local std::vector<int8_t> codes;
-    thread_local std::vector<float> scales, terms;
-    thread_local std::vector<int32_t> starts;
-    rows += kMostGroupRows;  // the last group may not be full
-    codes.resize(size_t(rows * units * kUnitDepth * kMostCodeNbytes));
-    scales.resize(size_t(rows * units));
-    terms.resize(size_t(2 * rows * units));
-    starts.resize(size_t(2 * rows * units));
-    return {codes.data(), scales.data(), terms.data(), starts.data()};
-}
+// Rows of input as codes, in memory that a thread keeps from one call to the next.
+struct CodedMemory {
+    std::vector<int8_t> codes;
+    std::vector<float> scales, terms;
+    std::vector<int32_t> starts;
+
+    CodedRows of(int64_t rows, int64_t units) {
+        rows += kMostGroupRows;  // the last group may not be full
+        codes.resize(size_t(rows * units * kUnitDepth * kMostCodeNbytes));
+        scales.resize(size_t(rows * units));
+        terms.resize(size_t(2 * rows * units));
+        starts.resize(size_t(2 * rows * units));
+        return {codes.data(), scales.data(), terms.data(), starts.data()};
+    }
+};
 
 // So many numbers in `memory`, from the begin of a cache line on: vectors of them that cross lines are read twice.
 template <class T>
@@ -47,6 +50,54 @@ CodedRoom room_for(const CodedCall& call) {
     const int64_t columns = kMostUnpackedBlocks * kCodedRows, units = stretch_units(call.coding);
     return {aligned_in(codes, columns * units * kUnitDepth), aligned_in(scales, columns * units * kMostUnitScales),
             aligned_in(totals, columns * call.rows)};
+}
+
+int64_t num_blocks(const CodedCall& call) { return (call.columns + kCodedRows - 1) / kCodedRows; }
+
+// Whether the same codes of rows enter two products: what sums begin with, and what minima are multiplied by, too.
+bool take_same_rows(const Coding& a, const Coding& b) {
+    const auto wide = [](const Coding& coding) { return coding.bits == 8 || coding.has_table; };
+    return wide(a) == wide(b) && (a.num_parts < 2) == (b.num_parts < 2) && a.has_minimum == b.has_minimum && a.zero == b.zero;
+}
+
+// Codes the rows that `calls` have in common, once for those that can share them.
+void code_input(std::vector<CodedCall>& calls, const KernelTable& kernels, int num_threads) {
+    thread_local std::vector<CodedMemory> memories;
+    if (memories.size() < calls.size()) memories.resize(calls.size());
+    const int64_t rows = calls.front().rows, units = num_units(calls.front().depth);
+    const int coders = rows < kFewCodedRows ? 1 : num_threads;
+    for (size_t i = 0; i < calls.size(); i++) {
+        CodedCall& call = calls[i];
+        const auto alike = std::find_if(calls.begin(), calls.begin() + ptrdiff_t(i), [&](const CodedCall& before) {
+            return take_same_rows(before.coding, call.coding);
+        });
+        const bool is_first = alike == calls.begin() + ptrdiff_t(i);
+        call.coded = is_first ? memories[i].of(rows, units) : alike->coded;
+        if (!is_first) continue;
+        in_parts(coders, [&](int part) { kernels.coded->code_rows(call, rows * part / coders, rows * (part + 1) / coders); });
+    }
+}
+
+// Each thread reads as many bytes of weights as any other, of neighbouring blocks, so that they are one stream, or few.
+void multiply_all(const std::vector<CodedCall>& calls, const KernelTable& kernels, int num_threads) {
+    int64_t total = 0, most_blocks = 0;
+    for (const CodedCall& call : calls) {
+        total += num_blocks(call) * block_nbytes(call.coding, call.depth);
+        most_blocks += num_blocks(call);
+    }
+    const int team = int(std::clamp<int64_t>(most_blocks, 1, num_threads));
+    in_parts(team, [&](int part) {
+        const int64_t first = total * part / team, last = total * (part + 1) / team;
+        int64_t begin = 0;  // of a layer among all bytes
+        for (const CodedCall& call : calls) {
+            const int64_t nbytes = block_nbytes(call.coding, call.depth), blocks = num_blocks(call);
+            const auto block_at = [&](int64_t place) {
+                return std::clamp<int64_t>((place - begin + nbytes - 1) / nbytes, 0, blocks);
+            };
+            kernels.coded->multiply(call, block_at(first), block_at(last), room_for(call));
+            begin += blocks * nbytes;
+        }
+    });
 }
 
 // Pairs of a row and an expert that are computed in one turn: what they gather stays in the last cache.
@@ -92,16 +143,17 @@ struct Gathered {
 
 Gathered gathered(int64_t pairs, int64_t num_shares, int64_t input_nbytes, int64_t out_nbytes, int64_t units) {
     thread_local std::vector<uint8_t> input, out;
+    thread_local CodedMemory coded;
     input.resize(size_t(pairs * input_nbytes));
     out.resize(size_t(pairs * out_nbytes));
-    return {input.data(), out.data(), coded_rows(pairs + num_shares * kMostGroupRows, units)};
+    return {input.data(), out.data(), coded.of(pairs + num_shares * kMostGroupRows, units)};
 }
 
 // The product of share number `number` of a turn, whose rows lie in `memory` behind those of `skipped` pairs. The codes of
 // each have room for a last group that is not full.
 CodedCall call_of(const ExpertsCall& call, const Share& share, const Gathered& memory, int64_t number, int64_t skipped) {
     const int64_t nbytes = number_nbytes(call.linear.number), units = num_units(call.linear.depth);
-    const int64_t blocks = (call.linear.columns + kCodedRows - 1) / kCodedRows;
+    const int64_t blocks = num_blocks(call.linear);
     CodedCall own = call.linear;
     own.input = memory.input + skipped * own.depth * nbytes;
     own.out = memory.out + skipped * own.columns * nbytes;
@@ -119,7 +171,7 @@ void multiply_shares(const ExpertsCall& call, const Share* shares, int64_t num_s
                      const KernelTable& kernels, int num_threads) {
     const int64_t nbytes = number_nbytes(call.linear.number), units = num_units(call.linear.depth);
     const int64_t input_nbytes = call.linear.depth * nbytes, out_nbytes = call.linear.columns * nbytes;
-    const int64_t num_blocks = (call.linear.columns + kCodedRows - 1) / kCodedRows, first = shares[0].first;
+    const int64_t blocks = num_blocks(call.linear), first = shares[0].first;
     const int64_t pairs = shares[num_shares - 1].first + shares[num_shares - 1].count - first;
     const int movers = pairs < kFewCodedRows ? 1 : num_threads;
     const Gathered memory = gathered(pairs, num_shares, input_nbytes, out_nbytes, units);
@@ -135,7 +187,7 @@ void multiply_shares(const ExpertsCall& call, const Share* shares, int64_t num_s
     in_turns(num_shares * num_threads, num_threads, [&](int64_t item, int) {
         const int64_t number = item / num_threads, part = item % num_threads;
         const CodedCall own = call_of(call, shares[number], memory, number, shares[number].first - first);
-        kernels.coded->multiply(own, num_blocks * part / num_threads, num_blocks * (part + 1) / num_threads, room_for(own));
+        kernels.coded->multiply(own, blocks * part / num_threads, blocks * (part + 1) / num_threads, room_for(own));
     });
     in_parts(movers, [&](int part) {
         for (int64_t i = pairs * part / movers; i < pairs * (part + 1) / movers; i++)
@@ -145,23 +197,17 @@ void multiply_shares(const ExpertsCall& call, const Share* shares, int64_t num_s
 
 }  // namespace
 
-void coded_linear(const CodedCall& given, const KernelTable& kernels, int num_threads) {
-    const int64_t units = num_units(given.depth), num_blocks = (given.columns + kCodedRows - 1) / kCodedRows;
-    const int team = int(std::clamp<int64_t>(num_blocks, 1, num_threads)), nbytes = int(number_nbytes(given.number));
-    for (int64_t row = 0; row < given.rows; row += kTurnRows) {
-        CodedCall call = given;
-        call.input += row * given.depth * nbytes;
-        call.out += row * given.columns * nbytes;
-        call.rows = std::min(given.rows - row, kTurnRows);
-        call.coded = coded_rows(call.rows, units);
-        const int coders = call.rows < kFewCodedRows ? 1 : num_threads;
-        in_parts(coders, [&](int part) {
-            kernels.coded->code_rows(call, call.rows * part / coders, call.rows * (part + 1) / coders);
-        });
-        // Neighbouring blocks to a thread: each reads its part of the weights as one stream.
-        in_parts(team, [&](int part) {
-            kernels.coded->multiply(call, num_blocks * part / team, num_blocks * (part + 1) / team, room_for(call));
-        });
+void coded_linears(const std::vector<CodedCall>& given, const KernelTable& kernels, int num_threads) {
+    const int64_t nbytes = number_nbytes(given.front().number), rows = given.front().rows;
+    for (int64_t row = 0; row < rows; row += kTurnRows) {
+        std::vector<CodedCall> calls = given;
+        for (CodedCall& call : calls) {
+            call.input += row * call.depth * nbytes;
+            call.out += row * call.columns * nbytes;
+            call.rows = std::min(rows - row, kTurnRows);
+        }
+        code_input(calls, kernels, num_threads);
+        multiply_all(calls, kernels, num_threads);
     }
 }
 

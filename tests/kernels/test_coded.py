@@ -198,6 +198,20 @@ def test_a_row_is_bitwise_the_same_in_every_batch(kernels: NativeKernels, name: 
         assert torch.equal(kernels.coded_linear(input[first:last], weight, None), together[first:last])
 
 
+@pytest.mark.parametrize("rows", [1, 7, 9, 300])
+@pytest.mark.usefixtures("two_threads")
+def test_layers_that_share_their_rows_are_bitwise_what_each_is(kernels: NativeKernels, rows: int) -> None:
+    """Of all codings, so that some are given other codes of the rows, and of sizes that threads do not share evenly."""
+    weights = [coded(name, rows=10 + 30 * i) for i, name in enumerate(sorted(CODED_TYPES))]
+    weights.append(CodedWeight.from_groups(grouped(1, DEPTH, 32, 4, True)))
+    input = numbers(rows, DEPTH, dtype=torch.bfloat16)
+    biases = [numbers(each.rows, seed=2, dtype=torch.bfloat16) if each.rows % 4 else None for each in weights]
+    outs = kernels.coded_linears(input, list(zip(weights, biases, strict=True)))
+    for weight, bias, out in zip(weights, biases, outs, strict=True):
+        assert torch.equal(out, kernels.coded_linear(input, weight, bias))
+    assert kernels.coded_linears(input, []) == []
+
+
 def test_what_is_not_a_number_shows_in_its_row_alone(kernels: NativeKernels) -> None:
     weight, input = coded("Q8_0"), numbers(20, DEPTH)
     expected = kernels.coded_linear(input, weight, None)

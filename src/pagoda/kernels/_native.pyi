@@ -1,5 +1,6 @@
 """The compiled module (csrc/binding.cpp): addresses and shapes in, results in memory that the caller owns."""
 
+from collections.abc import Sequence
 from enum import Enum
 
 import numpy as np
@@ -113,6 +114,9 @@ class Coding:
     def __eq__(self, other: object) -> bool: ...
     def block_nbytes(self, depth: int) -> int: ...
 
+class CodedLayer:
+    def __init__(self, coding: Coding, weight: int, bias: int, out: int, columns: int) -> None: ...
+
 class GgufType(Enum):
     Q4_0 = ...
     Q4_1 = ...
@@ -196,18 +200,8 @@ class Kernels:
         number: Number,
         num_threads: int,
     ) -> None: ...
-    def coded_linear(
-        self,
-        coding: Coding,
-        input: int,
-        weight: int,
-        bias: int,
-        out: int,
-        rows: int,
-        columns: int,
-        depth: int,
-        number: Number,
-        num_threads: int,
+    def coded_linears(
+        self, layers: Sequence[CodedLayer], input: int, rows: int, depth: int, number: Number, num_threads: int
     ) -> None: ...
     def coded_experts(
         self,

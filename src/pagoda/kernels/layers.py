@@ -6,13 +6,17 @@ Knows shapes and types. Does not know pages, nor which modules of a model ask (`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     import torch
 
     from pagoda.kernels.coded_stack import CodedStack
     from pagoda.kernels.coded_weight import CodedWeight
+
+# A weight [columns, depth] and a bias [columns].
+CodedLayer: TypeAlias = "tuple[CodedWeight, torch.Tensor | None]"
 
 
 class LayerKernels(ABC):
@@ -39,12 +43,16 @@ class LayerKernels(ABC):
         """`gated_silu` of two linear layers without bias on `input` [..., depth]; weights [columns, depth]."""
 
     @abstractmethod
-    def coded_linear(self, input: torch.Tensor, weight: CodedWeight, bias: torch.Tensor | None) -> torch.Tensor:
-        """A linear layer on coded weights [columns, depth], for any number of rows; `input` [..., depth].
+    def coded_linears(self, input: torch.Tensor, layers: Sequence[CodedLayer]) -> list[torch.Tensor]:
+        """Linear layers on coded weights [columns, depth], for any number of rows; `input` [..., depth] is that of all.
 
         Input is coded too, to 8 bits: each 32 numbers of a row have a scale, which is a 127th of the largest. Sums are
-        exact within these, and in fp32 beyond; returns [..., columns] in the type of `input`.
+        exact within these, and in fp32 beyond; returns [..., columns] of each layer in the type of `input`.
         """
+
+    def coded_linear(self, input: torch.Tensor, weight: CodedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+        """One of them."""
+        return self.coded_linears(input, [(weight, bias)])[0]
 
     @abstractmethod
     def coded_experts(

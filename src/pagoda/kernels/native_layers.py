@@ -5,15 +5,17 @@ Knows which products were measured to be worth it; torch computes the others.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn.functional import pad
 
 from pagoda.errors import ConfigError
 from pagoda.kernels.coded_stack import CodedStack
 from pagoda.kernels.coded_weight import CodedWeight
-from pagoda.kernels.layers import LayerKernels
+from pagoda.kernels.layers import CodedLayer, LayerKernels
 from pagoda.kernels.native_arguments import described
-from pagoda.kernels.native_calls import NativeCalls
+from pagoda.kernels.native_calls import NativeCalls, compiled
 
 # What csrc/linear_vectors.h takes, and csrc/linear.h on tiles; torch computes the others.
 MIN_LINEAR_COLUMNS = 4
@@ -118,25 +120,30 @@ class NativeLayers(NativeCalls, LayerKernels):
         )
         return out
 
-    def coded_linear(self, input: torch.Tensor, weight: CodedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+    def coded_linears(self, input: torch.Tensor, layers: Sequence[CodedLayer]) -> list[torch.Tensor]:
         input = input.contiguous()
-        if input.shape[-1] != weight.depth or (bias is not None and bias.dtype is not input.dtype):
-            raise ConfigError(f"Coded weights of {weight.shape} cannot multiply {described(input)}.")
-        out = input.new_empty(*input.shape[:-1], weight.rows)
+        depth = input.shape[-1]
+        for weight, bias in layers:
+            if weight.depth != depth or (bias is not None and bias.dtype is not input.dtype):
+                raise ConfigError(f"Coded weights of {weight.shape} cannot multiply {described(input)}.")
+        outs = [input.new_empty(*input.shape[:-1], weight.rows) for weight, _ in layers]
+        native = compiled()
         self._run(
-            self._kernels.coded_linear,
-            weight.coding,
+            self._kernels.coded_linears,
+            [
+                native.CodedLayer(
+                    *(weight.coding, weight.data.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr()),
+                    weight.rows,
+                )
+                for (weight, bias), out in zip(layers, outs, strict=True)
+            ],
             input.data_ptr(),
-            weight.data.data_ptr(),
-            0 if bias is None else bias.data_ptr(),
-            out.data_ptr(),
-            input.numel() // weight.depth,
-            weight.rows,
-            weight.depth,
+            input.numel() // depth,
+            depth,
             self._told.number(input),
             torch.get_num_threads(),
         )
-        return out
+        return outs
 
     def coded_experts(
         self, input: torch.Tensor, weight: CodedStack, experts: torch.Tensor, bias: torch.Tensor | None

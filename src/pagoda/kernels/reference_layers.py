@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from pagoda.kernels.coded_stack import CodedStack
 from pagoda.kernels.coded_weight import CodedWeight
-from pagoda.kernels.layers import LayerKernels
+from pagoda.kernels.layers import CodedLayer, LayerKernels
 
 CODED_INPUT = 32  # numbers that have a scale in common
 MOST_INPUT_CODE = 127
@@ -55,9 +55,10 @@ class ReferenceLayers(LayerKernels):
     def gated_linear(self, input: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         return self.gated_silu(self.linear(input, gate, None), self.linear(input, up, None))
 
-    def coded_linear(self, input: torch.Tensor, weight: CodedWeight, bias: torch.Tensor | None) -> torch.Tensor:
-        out = coded_input(input) @ weight.decode().T
-        return (out if bias is None else out + bias.float()).to(input.dtype)
+    def coded_linears(self, input: torch.Tensor, layers: Sequence[CodedLayer]) -> list[torch.Tensor]:
+        rows = coded_input(input)
+        outs = [(rows @ weight.decode().T, bias) for weight, bias in layers]
+        return [(out if bias is None else out + bias.float()).to(input.dtype) for out, bias in outs]
 
     def coded_experts(
         self, input: torch.Tensor, weight: CodedStack, experts: torch.Tensor, bias: torch.Tensor | None

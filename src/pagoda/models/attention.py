@@ -90,6 +90,8 @@ class PagedStep:
         self._calls = 0
         self._state_calls = 0
         self.num_sequences = len(views[0].context_lengths)
+        # What layers will give when they are called with certain rows: computed with another that was (joint.py).
+        self.ahead: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
         # A byte for each sequence: zero once NaN or infinity was stored for it.
         device = sites[0].layer.pages.device if sites else None
         self.finite = torch.ones(self.num_sequences, dtype=torch.uint8, device=device)
@@ -147,6 +149,7 @@ class PagedStep:
 
     def begin(self) -> None:
         self._calls = self._state_calls = 0
+        self.ahead.clear()
 
     def finish(self) -> None:
         """Check that the model attended and kept state as often as it did when it was discovered."""
@@ -181,11 +184,16 @@ class PagedStep:
 _step_in_flight: ContextVar[PagedStep | None] = ContextVar("pagoda_step", default=None)
 
 
-def step_in_flight(module: torch.nn.Module, attention_mask: torch.Tensor | None) -> PagedStep:
+def step_in_flight() -> PagedStep | None:
+    """The step that a layer is called in, or None outside a step."""
+    return _step_in_flight.get()
+
+
+def step_of_call(module: torch.nn.Module, attention_mask: torch.Tensor | None) -> PagedStep:
     """The step that an attention call of `module` belongs to; raises UnsupportedModelError if it brings a mask."""
     if attention_mask is not None:
         raise UnsupportedModelError(f"{type(module).__name__} builds an attention mask of its own, which pages ignore.")
-    step = _step_in_flight.get()
+    step = step_in_flight()
     if step is None:
         raise UnsupportedModelError("A model that attends through pages was called outside a step of the engine.")
     return step
@@ -193,7 +201,7 @@ def step_in_flight(module: torch.nn.Module, attention_mask: torch.Tensor | None)
 
 def kernels_in_flight() -> LayerKernels | None:
     """The layers' kernels of the step in flight, or None outside a step."""
-    step = _step_in_flight.get()
+    step = step_in_flight()
     return None if step is None else step.layers
 
 
@@ -222,7 +230,7 @@ def paged_attention(  # noqa: PLR0913 - the signature is transformers'
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls. Window, chunk and soft cap come from discovery, not from the keywords of the call."""
-    step = step_in_flight(module, attention_mask)
+    step = step_of_call(module, attention_mask)
     query, key, value = (packed[0].transpose(0, 1) for packed in (query, key, value))
     biases = position_bias if position_bias is not None and position_bias.numel() else None
     out = step.attend(query, key, value, scaling, s_aux, biases)

@@ -37,7 +37,8 @@ _REACHES = {
 class Discovered:
     """The cache a model needs and, per attention call in call order, by which rule it attends and with what besides.
 
-    `projections` names the linear layer that takes what a call gives; None where there is not just one.
+    `projections` names the linear layer that takes what a call gives; None where there is not just one. `siblings`
+    names linear layers that are given the same rows.
     """
 
     spec: CacheSpec
@@ -45,6 +46,7 @@ class Discovered:
     sinks: tuple[bool, ...]
     biases: tuple[bool, ...]
     projections: tuple[str | None, ...]
+    siblings: tuple[tuple[str, ...], ...] = ()
 
     @property
     def uses(self) -> list[AttentionUse]:
@@ -69,6 +71,7 @@ def discover(config: Any, build: Build = build_network) -> Discovered:
         tuple(call.has_sinks for call in calls),
         tuple(call.has_distance_biases for call in calls),
         tuple(_projection(call, recording.takers.get(ordinal, set())) for ordinal, call in enumerate(calls)),
+        recording.siblings,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
-from pagoda.models.attention import step_in_flight
+from pagoda.models.attention import step_of_call
 
 LATENT_ATTENTION_NAME = "pagoda-latent"
 
@@ -43,7 +43,7 @@ def latent_attention(
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls: `paged_attention` in latent space."""
-    step = step_in_flight(module, attention_mask)
+    step = step_of_call(module, attention_mask)
     into, out_of = up_projections(module)
     nope, rotary = query[0].transpose(0, 1).split([into.shape[1], value.shape[-1]], dim=-1)
     inner = torch.cat((step.layers.multiply_heads(nope, into), rotary), dim=-1)

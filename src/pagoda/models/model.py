@@ -24,6 +24,7 @@ from pagoda.models.discovery import Discovered, discover
 from pagoda.models.encoder import Encoder
 from pagoda.models.fused import fuse
 from pagoda.models.generation import GenerationTokens
+from pagoda.models.joint import join
 from pagoda.models.kept_digest import Origin
 from pagoda.models.latent import attend_latents
 from pagoda.models.linear import use_kernels
@@ -55,6 +56,7 @@ class Model:
         attend_states(network)
         use_kernels(network)
         fuse(network)
+        join(network, discovered.siblings)
         self.network = network
         self.discovered = discovered
         self.generation = generation

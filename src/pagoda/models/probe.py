@@ -20,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, masking_uti
 from pagoda.layouts.latent import LATENT_FAMILIES
 from pagoda.layouts.spec import Reach
 from pagoda.models.build import Build
+from pagoda.models.joint import Siblings, watch_siblings
 from pagoda.models.latent import attend_latents
 from pagoda.models.own_attention import OWN_ATTENTION_FAMILIES, call_function, interface_name
 from pagoda.models.packed_decoder import PackedDecoder
@@ -73,12 +74,14 @@ class Call:
 class Recording:
     """A network without weights, its attention calls in call order, and what stopped its forward, if anything did.
 
-    `states` are the notes of its recurrent layers. `takers` names the linear layers that take what each call gave.
+    `states` are the notes of its recurrent layers. `takers` names the linear layers that take what each call gave,
+    `siblings` those that were given the same rows.
     """
 
     network: torch.nn.Module
     calls: list[Call]
     takers: dict[int, set[str]]
+    siblings: tuple[tuple[str, ...], ...]
     states: StateNotes
     failure: Exception | None
 
@@ -126,6 +129,7 @@ def _run(network: Any, states: StateNotes, call: _PackedCall, device: str) -> Re
     states.begin()
     calls: list[Call] = []
     takers: dict[int, set[str]] = {}
+    siblings = Siblings()
     failure = None
     token = _calls_in_flight.set(calls)
     try:
@@ -135,6 +139,7 @@ def _run(network: Any, states: StateNotes, call: _PackedCall, device: str) -> Re
             torch.inference_mode(),
             torch.device(device),
             watch_projections(network, calls) as takers,
+            watch_siblings(network) as siblings,
         ):
             tokens = torch.zeros(PROBE_TOKENS, dtype=torch.long)
             call(tokens, torch.arange(PROBE_TOKENS), torch.zeros(1, dtype=torch.long))
@@ -142,7 +147,7 @@ def _run(network: Any, states: StateNotes, call: _PackedCall, device: str) -> Re
         failure = error
     finally:
         _calls_in_flight.reset(token)
-    return Recording(network, calls, takers, states, failure)
+    return Recording(network, calls, takers, siblings.groups(), states, failure)
 
 
 def _build_on_meta(config: Any, build: Build) -> Any:

@@ -16,7 +16,7 @@ import torch
 
 from pagoda.errors import UnsupportedModelError
 from pagoda.layouts.state import StateKind, StateLayout, StateTensor
-from pagoda.models.attention import step_in_flight
+from pagoda.models.attention import step_of_call
 from pagoda.models.states import LayerStates, MixerCache, Run
 
 # Selective scans of the first Mamba begin at zero whenever they compute several tokens, whatever the state.
@@ -57,7 +57,7 @@ class PackedMixer:
 
     def __call__(self, hidden_states: torch.Tensor, **_: Any) -> torch.Tensor:
         """`hidden_states` and the result are [1, rows, width]. Masks and transformers' own cache are not used."""
-        states = step_in_flight(self._mixer, None).next_states(self._layer)
+        states = step_of_call(self._mixer, None).next_states(self._layer)
         layer = states.layers[self._layer]
         return torch.cat([self._run(hidden_states[:, run.rows], run, layer) for run in states.runs], dim=1)
 
