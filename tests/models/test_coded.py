@@ -18,7 +18,7 @@ from pagoda.kernels.coded_weight import CodedWeight
 from pagoda.kernels.reference_layers import coded_input
 from pagoda.kernels.weight_memory import WeightMemory
 from pagoda.models import rounding
-from pagoda.models.coded import CodedEmbedding, CodedLinear, codable_experts, coded_weights, decode
+from pagoda.models.coded import EXPANSION, CodedEmbedding, CodedLinear, codable_experts, coded_weights, decode
 from pagoda.models.coded_experts import CodedExperts, dense_matrices
 from pagoda.models.digest import weights_digest
 from pagoda.models.model import Model
@@ -37,7 +37,9 @@ FAMILIES = (
     "gpt_oss",
     "aria_text",
     "nemotron_h",
+    "deepseek_v2",
     "deepseek_v3",
+    "longcat_flash",
     "bamba",
     "gpt2",
     "opt",
@@ -84,6 +86,23 @@ class PlainExperts(nn.Module):
         return product if biases is None else product + biases[expert]
 
 
+def code_results(attention: Any) -> None:
+    """Let latent attention expand what it makes of latents, coded, where transformers expands these before."""
+    heads, expand = attention.num_heads, attention.expand_kv
+    values = attention.kv_b_proj.weight.unflatten(0, (heads, -1))[:, attention.qk_nope_head_dim :]
+
+    def without_values(latents: torch.Tensor, rotary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, _ = expand(latents, rotary)
+        return keys, latents.expand(-1, heads, -1, -1)
+
+    def expanded(_: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+        results = coded_input(inputs[0].unflatten(-1, (heads, -1)))
+        return torch.einsum("brhl,hvl->brhv", results, values).flatten(-2)
+
+    attention.expand_kv = without_values
+    attention.o_proj.register_forward_pre_hook(expanded)
+
+
 def decoded(original: Any, network: Any) -> Any:
     """A copy of the network that `network` was, with dense weights of what its codes stand for."""
     twin = copy.deepcopy(original)
@@ -91,7 +110,11 @@ def decoded(original: Any, network: Any) -> Any:
         if isinstance(module, (CodedLinear, CodedEmbedding)):
             plain = twin.get_submodule(name)
             plain.weight.data.copy_(module.coded.decode())
-            plain.__class__ = PlainLinear if isinstance(module, CodedLinear) else type(plain)
+            path, _, layer = name.rpartition(".")
+            if layer == EXPANSION:
+                code_results(twin.get_submodule(path))
+            else:
+                plain.__class__ = PlainLinear if isinstance(module, CodedLinear) else type(plain)
         elif isinstance(module, CodedExperts):
             plain = twin.get_submodule(name)
             for matrix in module.coded:

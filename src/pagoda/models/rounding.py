@@ -32,8 +32,8 @@ MOST_INT4 = 15
 MIDDLE_INT4 = 8
 # Shares of the range between the smallest and the largest number that codes may cover: what lies beyond is cut.
 RANGES = (1.0, 0.92, 0.84)
-# The layers of keys and of values.
-FINE_LAYERS = ("k_proj", "v_proj")
+# The layers of keys and of values, and of both.
+FINE_LAYERS = ("k_proj", "v_proj", "kv_b_proj")
 # Numbers that are rounded at a time: they stay in the caches.
 CHUNK = 1 << 18
 # Smaller matrices are not worth it.
