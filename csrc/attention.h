@@ -410,11 +410,13 @@ constexpr int64_t kHeadWidthMultiple = 16;
 // coding.h
 struct CodedCall;
 struct CodedRoom;
+struct CodedHeadsCall;
 
 // Those of products with coded weights.
 struct CodedKernels {
     void (*code_rows)(const CodedCall& call, int64_t first_row, int64_t last_row);
     void (*multiply)(const CodedCall& call, int64_t first_block, int64_t last_block, const CodedRoom& room);
+    void (*multiply_heads)(const CodedHeadsCall& call, int64_t first_head, int64_t last_head, float* room);
 };
 
 // The functions of one instruction set. Those for linear layers on tiles are null where there are none.

@@ -123,6 +123,13 @@ class Kernels {
                               table_, num_threads);
     }
 
+    void coded_heads(const Coding& coding, const Rows& input, const Rows& out, uintptr_t weight, int64_t head_blocks,
+                     int64_t num_rows, int64_t num_heads, int64_t depth, int64_t columns, int num_threads) const {
+        nb::gil_scoped_release released;
+        pagoda::coded_heads({coding, input, out, pointer<const uint8_t>(weight), head_blocks, num_rows, depth, columns},
+                            table_, num_heads, num_threads);
+    }
+
     void rms_norm(uintptr_t input, uintptr_t weight, uintptr_t out, int64_t rows, int64_t width, float epsilon,
                   Number number, int num_threads) const {
         nb::gil_scoped_release released;
@@ -377,6 +384,8 @@ NB_MODULE(_native, module) {
              "num_threads"_a)
         .def("coded_experts", &Kernels::coded_experts, "coding"_a, "input"_a, "weight"_a, "bias"_a, "out"_a, "rows"_a,
              "columns"_a, "depth"_a, "number"_a, "experts"_a, "per_row"_a, "num_experts"_a, "num_threads"_a)
+        .def("coded_heads", &Kernels::coded_heads, "coding"_a, "input"_a, "out"_a, "weight"_a, "head_blocks"_a,
+             "num_rows"_a, "num_heads"_a, "depth"_a, "columns"_a, "num_threads"_a)
         .def("rms_norm", &Kernels::rms_norm, "input"_a, "weight"_a, "out"_a, "rows"_a, "width"_a, "epsilon"_a, "number"_a,
              "num_threads"_a)
         .def("gated_silu", &Kernels::gated_silu, "gate"_a, "up"_a, "out"_a, "count"_a, "number"_a, "num_threads"_a)

@@ -128,4 +128,21 @@ struct ExpertsCall {
     int64_t num_experts;
 };
 
+// Rows of input that meet codes of a head at a time, at most.
+constexpr int64_t kMostHeadRows = 4;
+
+// out [rows, heads, columns] = input [rows, heads, depth] x rows of a coded matrix, [depth, columns] of each head: along
+// its rows, where a linear layer multiplies by what a row has. Those of the first head begin at `weight`, and each next
+// one's `head_blocks` blocks later; depth is whole blocks.
+struct CodedHeadsCall {
+    Coding coding;
+    Rows input;
+    Rows out;
+    const uint8_t* weight;
+    int64_t head_blocks;
+    int64_t num_rows;
+    int64_t depth;
+    int64_t columns;
+};
+
 }  // namespace pagoda

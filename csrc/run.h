@@ -17,6 +17,7 @@ void coded_linears(const std::vector<CodedCall>& given, const KernelTable& kerne
 // Reads the matrices alone that a row meets. Throws std::out_of_range, before anything is computed, for one that is not
 // there.
 void coded_experts(const ExpertsCall& call, const KernelTable& kernels, int num_threads);
+void coded_heads(const CodedHeadsCall& call, const KernelTable& kernels, int64_t num_heads, int num_threads);
 // Multiplications of bf16 a second, best of a few times, with nothing else to do.
 double peak_rate(const KernelTable& kernels, int num_threads);
 void rms_norm(const NormCall& call, const KernelTable& kernels, int64_t num_rows, int num_threads);

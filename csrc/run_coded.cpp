@@ -1,4 +1,4 @@
-// Linear layers on coded weights, and those of experts, over all threads.
+// Linear layers on coded weights, those of experts, and products of heads, over all threads.
 //
 // Knows sizes and shares of work only.
 #include <algorithm>
@@ -219,6 +219,15 @@ void coded_experts(const ExpertsCall& call, const KernelTable& kernels, int num_
             pairs += shares[end].count;
         multiply_shares(call, &shares[begin], int64_t(end - begin), order.data(), kernels, num_threads);
     }
+}
+
+void coded_heads(const CodedHeadsCall& call, const KernelTable& kernels, int64_t num_heads, int num_threads) {
+    const int team = int(std::clamp<int64_t>(num_heads, 1, num_threads));
+    in_parts(team, [&](int part) {
+        thread_local std::vector<float> memory;
+        float* const room = aligned_in(memory, 2 * kMostHeadRows * call.depth);
+        kernels.coded->multiply_heads(call, num_heads * part / team, num_heads * (part + 1) / team, room);
+    });
 }
 
 }  // namespace pagoda

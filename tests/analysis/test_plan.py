@@ -15,6 +15,8 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
 from gguf_models import Unconfined, write_gguf
+from models.test_packed_torchao import Packer, float8, intx, linear
+from models.test_packed_torchao import write as write_torchao
 from pagoda import plan
 from pagoda.analysis.catalog import FOLDER
 from pagoda.analysis.options import FORMATS
@@ -187,10 +189,20 @@ def test_weights_in_fewer_bits_are_seen_by_their_types_alone(tmp_path: Path) -> 
     assert any("stored in I32 and count" in note for note in found.model.notes)
 
 
-def test_weights_in_eight_bits_of_floats_count_a_byte_each(tmp_path: Path) -> None:
+def test_weights_in_eight_bits_of_floats_count_as_they_are_decoded(tmp_path: Path) -> None:
     tensors = {"q.weight": torch.zeros(64, 64, dtype=torch.float8_e4m3fn), "q.weight_scale": torch.zeros(1)}
     save_torch(tensors, written(tmp_path, quantization_config={"quant_method": "fp8"}).parent / "model.safetensors")
-    assert plan(tmp_path).model.weight_nbytes == 64 * 64 + 4
+    found = plan(tmp_path).model
+    assert (found.weight_nbytes, found.weights_are) == (64 * 64 * 2, "decoded of fp8")
+
+
+@pytest.mark.parametrize(("kind", "is_coded"), [(intx(4, 32), True), (float8((1, 0)), False)])
+def test_what_has_no_codes_once_it_is_loaded_can_be_rounded(tmp_path: Path, kind: Packer, is_coded: bool) -> None:
+    write_torchao(tmp_path, linear(kind))
+    found, rounded = plan(tmp_path).model, plan(tmp_path, quantization="int4").model
+    assert found.weights_are == ("as held of torchao" if is_coded else "decoded of torchao")
+    assert any("on the CPU only" in note for note in found.notes) == is_coded
+    assert rounded.weights_are == ("as held of torchao" if is_coded else "rounded to int4")
 
 
 def test_rounded_weights_leave_more_to_pages_and_are_read_faster() -> None:

@@ -8,14 +8,18 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from oracle import families
 from pagoda import LLM, SamplingParams
 from pagoda.errors import ConfigError
+from pagoda.kernels.coded_weight import CodedWeight
 from pagoda.kernels.reference_layers import coded_input
+from pagoda.kernels.weight_memory import WeightMemory
 from pagoda.models import rounding
-from pagoda.models.coded import CodedEmbedding, CodedLinear, codable_experts, coded_weights, decode
-from pagoda.models.coded_experts import CodedExperts
+from pagoda.models.coded import EXPANSION, CodedEmbedding, CodedLinear, codable_experts, coded_weights, decode
+from pagoda.models.coded_experts import CodedExperts, dense_matrices
 from pagoda.models.digest import weights_digest
 from pagoda.models.model import Model
 from pagoda.models.quiet import quiet
@@ -33,7 +37,9 @@ FAMILIES = (
     "gpt_oss",
     "aria_text",
     "nemotron_h",
+    "deepseek_v2",
     "deepseek_v3",
+    "longcat_flash",
     "bamba",
     "gpt2",
     "opt",
@@ -80,6 +86,23 @@ class PlainExperts(nn.Module):
         return product if biases is None else product + biases[expert]
 
 
+def code_results(attention: Any) -> None:
+    """Let latent attention expand what it makes of latents, coded, where transformers expands these before."""
+    heads, expand = attention.num_heads, attention.expand_kv
+    values = attention.kv_b_proj.weight.unflatten(0, (heads, -1))[:, attention.qk_nope_head_dim :]
+
+    def without_values(latents: torch.Tensor, rotary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, _ = expand(latents, rotary)
+        return keys, latents.expand(-1, heads, -1, -1)
+
+    def expanded(_: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+        results = coded_input(inputs[0].unflatten(-1, (heads, -1)))
+        return torch.einsum("brhl,hvl->brhv", results, values).flatten(-2)
+
+    attention.expand_kv = without_values
+    attention.o_proj.register_forward_pre_hook(expanded)
+
+
 def decoded(original: Any, network: Any) -> Any:
     """A copy of the network that `network` was, with dense weights of what its codes stand for."""
     twin = copy.deepcopy(original)
@@ -87,7 +110,11 @@ def decoded(original: Any, network: Any) -> Any:
         if isinstance(module, (CodedLinear, CodedEmbedding)):
             plain = twin.get_submodule(name)
             plain.weight.data.copy_(module.coded.decode())
-            plain.__class__ = PlainLinear if isinstance(module, CodedLinear) else type(plain)
+            path, _, layer = name.rpartition(".")
+            if layer == EXPANSION:
+                code_results(twin.get_submodule(path))
+            else:
+                plain.__class__ = PlainLinear if isinstance(module, CodedLinear) else type(plain)
         elif isinstance(module, CodedExperts):
             plain = twin.get_submodule(name)
             for matrix in module.coded:
@@ -226,6 +253,60 @@ def test_zeros_are_codes_and_err_less_than_those_of_the_whole_range() -> None:
     plain_zeros = (-low / step).round()
     plain = (((weight / step).round() + plain_zeros).clamp(0, 15) - plain_zeros) * step - weight
     assert (groups.numbers() - weight).square().mean() < 0.95 * plain.square().mean()
+
+
+class _Largest(TorchDispatchMode):
+    """Of the tensors that are made meanwhile, in bytes; views of others are none."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not any(each.alias_info for each in func._schema.returns):
+            made = [each.nbytes for each in tree_leaves(out) if isinstance(each, torch.Tensor)]
+            self.nbytes = max(self.nbytes, *made, 0)
+        return out
+
+
+@pytest.mark.parametrize("is_fine", [True, False])
+def test_weights_are_rounded_in_parts_to_the_codes_of_the_whole(is_fine: bool) -> None:
+    """And nothing as large as a matrix lies beside it and its codes meanwhile."""
+    for rows, depth in ((5003, 320), (16, 100), (1, 64), (40, 40_000)):
+        weight = torch.randn(rows, depth, generator=torch.Generator().manual_seed(rows)).bfloat16()
+        with _Largest() as largest:
+            parts = rounding.coded(weight, is_fine, WeightMemory())
+        whole = CodedWeight.from_groups(rounded(weight, is_fine))
+        assert parts.form == whole.form
+        assert torch.equal(parts.data, whole.data)
+        assert largest.nbytes <= 4 * max(rounding.CHUNK, 16 * depth)
+
+
+@pytest.mark.parametrize("is_transposed", [True, False])
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_experts_are_rounded_to_the_codes_of_each(quantization: str, is_transposed: bool) -> None:
+    network = families.build_tiny("gpt_oss" if is_transposed else "mixtral")
+    with torch.no_grad():
+        experts = {
+            name: {matrix: dense.clone() for matrix, dense in dense_matrices(module).items()}
+            for name, module in codable_experts(network).items()
+        }
+    quantize(network, quantization)
+    for name, matrices in experts.items():
+        coded: Any = network.get_submodule(name)
+        for matrix, dense in matrices.items():
+            (stack,) = coded.coded[matrix]
+            for number, each in enumerate(dense):
+                alone = CodedWeight.from_groups(rounded(each, quantization == "int8"))
+                assert torch.equal(stack.matrix(number).data, alone.data)
+
+
+def test_experts_of_zeros_are_coded_like_the_others() -> None:
+    network = families.build_tiny("mixtral")
+    module: Any = next(iter(codable_experts(network).values()))
+    module.down_proj.data[1] = 0
+    quantize(network, "int4")
+    assert not module.dense("down_proj")[1].any()
+    assert module.dense("down_proj")[0].any()
 
 
 def test_keys_and_values_have_8_bits_beside_others_of_4() -> None:

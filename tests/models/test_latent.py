@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import DeepseekV3Config
@@ -11,10 +13,22 @@ from pagoda import LLM, SamplingParams
 from pagoda.errors import ConfigError
 from pagoda.formats.page import page_geometries
 from pagoda.formats.plain import BF16
+from pagoda.kernels.coded_weight import CodedWeight
+from pagoda.kernels.native import NativeKernels
+from pagoda.kernels.native_calls import compiled
+from pagoda.kernels.reference import ReferenceKernels
+from pagoda.kernels.reference_layers import coded_input
+from pagoda.kernels.weight_memory import WeightMemory
 from pagoda.layouts.latent import LATENT_FAMILIES, LatentLayout
-from pagoda.models.latent import up_projections
+from pagoda.models import rounding
+from pagoda.models.attention import ATTENTION_NAME
+from pagoda.models.build import random_network
+from pagoda.models.coded import held_weight
+from pagoda.models.latent import CodedUpProjections, DenseUpProjections, attend_latents, up_projections
 from pagoda.models.model import Model
+from pagoda.models.placement import CPU
 from pagoda.planning.spec import spec_from_config
+from pagoda.planning.weights.coded import BLOCK_ROWS
 from pagoda.registry import names
 
 
@@ -36,8 +50,57 @@ def test_every_layer_keeps_latents(family):
 def test_up_projections_are_views_of_the_weight():
     network = families.build_tiny("deepseek_v3")
     attention = network.model.layers[0].self_attn
-    places = {projection.untyped_storage().data_ptr() for projection in up_projections(attention)}
+    attend_latents(network)
+    projections = up_projections(attention)
+    places = {each.untyped_storage().data_ptr() for each in (projections.into, projections.out_of)}
     assert places == {attention.kv_b_proj.weight.untyped_storage().data_ptr()}
+
+
+@pytest.mark.parametrize(("nope", "value"), [(16, 16), (48, 32), (32, 64)])
+def test_coded_up_projections_are_those_of_what_codes_stand_for(nope: int, value: int) -> None:
+    """Queries meet codes as they are, results coded, as the input of every layer."""
+    heads, latent, kernels = 3, 96, NativeKernels()
+    weight = rounding.coded(torch.randn(heads * (nope + value), latent), is_fine=False)
+    coded, dense = CodedUpProjections(weight, nope, value), DenseUpProjections(weight.decode(), nope, value)
+    assert coded._matrices.data.data_ptr() == weight.data.data_ptr()
+    for rows in (1, 5):
+        query, result = torch.randn(rows, heads, nope), torch.randn(rows, heads, latent)
+        expected = dense.into_latents(query, ReferenceKernels())
+        torch.testing.assert_close(coded.into_latents(query, kernels), expected, rtol=1e-4, atol=1e-4)
+        expected = dense.out_of_latents(coded_input(result), ReferenceKernels())
+        torch.testing.assert_close(coded.out_of_latents(result, kernels), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_heads_without_whole_blocks_of_codes_stay_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounding, "MIN_ROWS", 1)
+    config = families.build_tiny("deepseek_v3").config
+    assert BLOCK_ROWS == compiled().CODED_ROWS
+    for width, held in ((BLOCK_ROWS, CodedWeight), (24, torch.nn.Parameter)):
+        config.v_head_dim = width
+        network = random_network(config, ATTENTION_NAME, torch.float32, 0, CPU)
+        rounding.quantize(network, "int8")
+        assert type(held_weight(network.model.layers[0].self_attn.kv_b_proj)) is held
+
+
+def in_large_memory(network: Any) -> None:
+    """As weights are that were moved to huge pages: all in one piece."""
+    memory = WeightMemory()
+    for parameter in network.parameters():
+        parameter.data = memory.take(parameter.nbytes).view(parameter.dtype).view(parameter.shape).copy_(parameter)
+
+
+@pytest.mark.parametrize("is_coded", [False, True])
+def test_decode_steps_are_replayed(is_coded: bool) -> None:
+    """A recording keeps no weights, which would be more than all recordings may have together."""
+    network, calls = families.build_tiny("deepseek_v3"), []
+    if is_coded:
+        rounding.quantize(network, "int8")
+    in_large_memory(network)
+    model = Model.from_transformers(network)
+    model.network.model.layers[0].register_forward_pre_hook(lambda *_: calls.append(None))
+    with LLM(model, kv_cache_memory_bytes=8 << 20, max_model_len=96) as llm:
+        llm.generate([[5, 9, 12]], SamplingParams(temperature=0, max_tokens=40, ignore_eos=True))
+    assert len(calls) < 15
 
 
 @pytest.mark.parametrize("format", [name for name in names("format") if name != "k8v4"])

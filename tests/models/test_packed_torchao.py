@@ -120,7 +120,7 @@ def int4(group: int, is_symmetric: bool = False) -> Packer:
             "zero_point": added.T.contiguous(),
         }
         data = {
-            "activation_dtype": {"_type": "torch.dtype", "_data": "bfloat16"},
+            "activation_dtype": {"_type": "torch.dtype", "_data": "float8_e4m3fn" if is_symmetric else "bfloat16"},
             "block_size": [1, group],
             "shape": list(weight.shape),
         }

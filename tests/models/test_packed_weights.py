@@ -28,6 +28,14 @@ from pagoda.models.selftest import SEQUENCE_TOKENS, PagedRun
 from pagoda.models.weights import fill
 
 SIZES = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 32}
+# Of latent attention, in dense layers.
+LATENTS = {
+    "head_dim": 64,
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim"), 64),
+    **dict.fromkeys(("qk_nope_head_dim", "v_head_dim"), 32),
+    "first_k_dense_replace": 2,
+    "num_key_value_heads": 4,
+}
 TOLERANCE = 1e-4
 
 Tensors = dict[str, torch.Tensor]
@@ -161,9 +169,9 @@ def nf4(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     }, (table[codes].unflatten(0, (-1, 64)) * scales[:, None]).reshape(weight.shape)
 
 
-def write(folder: Path, quantization: dict[str, Any], pack: Packer) -> Any:
+def write(folder: Path, quantization: dict[str, Any], pack: Packer, family: str = "llama", **sizes: Any) -> Any:
     """A quantized checkpoint of a small network, and the network with the numbers that it stands for."""
-    network = make_network(**SIZES)
+    network = make_network(family, **SIZES | sizes)
     save(network, folder)
     tensors = load_file(folder / "model.safetensors")
     for name, module in network.named_modules():
@@ -219,6 +227,21 @@ DECODED = {
 @pytest.mark.parametrize("kind", CODED)
 def test_codes_are_kept(tmp_path: Path, kind: str) -> None:
     assert len(check_logits(tmp_path, write(tmp_path, *CODED[kind]))) == 14
+
+
+@pytest.mark.parametrize("kind", ["gptq, 3 bits", "awq", "packed, with zeros", "bytes"])
+def test_what_makes_keys_and_values_of_latents_keeps_its_codes(tmp_path: Path, kind: str) -> None:
+    """And a step multiplies by what they stand for, but for results, which are coded."""
+    settings, pack = CODED[kind]
+    network = write(tmp_path, settings, pack, family="deepseek_v3", **LATENTS)
+    model = load_model(tmp_path, dtype="float32")
+    name = "model.layers.1.self_attn.kv_b_proj.weight"
+    assert torch.equal(coded_weights(model.network)[name].decode(), network.get_parameter(name))
+    tokens = [torch.arange(3, 3 + count) for count in SEQUENCE_TOKENS]
+    with torch.inference_mode():
+        for ids, logits in zip(tokens, PagedRun(model, []).logits(tokens), strict=True):
+            expected = network(ids[None]).logits[0]
+            assert (logits - expected).norm() < 0.03 * expected.norm()
 
 
 @pytest.mark.parametrize("kind", DECODED)

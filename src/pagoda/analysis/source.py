@@ -34,6 +34,7 @@ NEEDED = {
 NEEDED_TO_ATTEND = {"num_attention_heads": ("n_head", "num_heads", "n_heads", "attention_heads")}
 WITHOUT_HEADS = ("falcon_mamba", "mamba", "mamba2")
 ENGINE_RUNS = "The engine itself runs bf16, fp16 and fp32."
+ON_CPU_ONLY = "The engine computes with codes on the CPU only."
 UNSAID_DTYPE = (
     f"config.json states no dtype: weights and pages count in {USUAL_DTYPE}, as transformers takes it; give --dtype."
 )
@@ -46,8 +47,9 @@ class Described:
     """A model as far as files tell. `count` is None of a family whose weights are not counted.
 
     weights_are: how they are kept, if not in the precision of the facts. weights_note: what to say where the answer
-    rests on their size. read: of weights in several precisions, what a step reads. stretched_from: the facts as they
-    are, where those that are planned with take a longer context.
+    rests on their size. read: of weights in several precisions, what a step reads. is_decoded: whether weights in fewer
+    bits have no codes once they are loaded. stretched_from: the facts as they are, where those that are planned with
+    take a longer context.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Described:
     weights_note: str = ""
     read: ReadBytes | None = None
     is_gguf: bool = False
+    is_decoded: bool = False
     stretched_from: ModelFacts | None = None
 
     @property
@@ -131,10 +134,14 @@ def _shipped(shape: Shape, dtype: str) -> Described:
 
 
 def _as_stored(model: Described, stored: StoredWeights) -> Described:
-    """Weights in fewer bits, and their scales, take the bytes that they have in their files; so do masks."""
+    """Weights in fewer bits take what the engine holds of them, or else the bytes that they have in their files."""
     types = ", ".join(stored.other_types)
     if quantization_of(model.config):
         method = str(quantization_of(model.config).get("quant_method") or types or "fewer bits")
+        if stored.held_codes is not None:
+            kept = f"as held of {method}" if stored.held_codes else f"decoded of {method}"
+            notes = (*model.notes, ON_CPU_ONLY) if stored.held_codes else model.notes
+            return replace(model, weights_are=kept, is_decoded=not stored.held_codes, notes=notes)
         kept, note, nbytes = f"as stored in {method}", f"Weights are stored in {method}", stored.nbytes
     else:
         kept, note = f"with tensors in {types}", f"Some tensors are stored in {types}"
@@ -166,14 +173,14 @@ def quantized(model: Described, quantization: str) -> Described:
         weights_are=f"rounded to {quantization}",
         weights_note="",
         read=read,
-        notes=(*model.notes, "The engine computes with codes on the CPU only."),
+        notes=(*model.notes, ON_CPU_ONLY),
     )
 
 
 def _has_codes(model: Described) -> bool:
     """Whether weights stay as they are stored; what is decoded when it is loaded can be rounded again."""
     scheme = quantization_of(model.config)
-    is_decoded = scheme.get("quant_method") == "fp8" or scheme.get("load_in_4bit")
+    is_decoded = model.is_decoded or scheme.get("quant_method") == "fp8" or scheme.get("load_in_4bit")
     return model.is_gguf or bool(scheme and not is_decoded and not model.weights_are.startswith(AS_PUBLISHED))
 
 

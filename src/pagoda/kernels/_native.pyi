@@ -219,6 +219,19 @@ class Kernels:
         num_experts: int,
         num_threads: int,
     ) -> None: ...
+    def coded_heads(
+        self,
+        coding: Coding,
+        input: Rows,
+        out: Rows,
+        weight: int,
+        head_blocks: int,
+        num_rows: int,
+        num_heads: int,
+        depth: int,
+        columns: int,
+        num_threads: int,
+    ) -> None: ...
     def rms_norm(
         self,
         input: int,

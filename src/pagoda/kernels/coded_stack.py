@@ -33,6 +33,12 @@ class CodedStack(HeldCodes):
             stack.data[number] = weight.data
         return stack
 
+    @classmethod
+    def of_rows(cls, weight: CodedWeight, rows: int) -> CodedStack:
+        """The rows of one matrix as those of several, `rows` each, in the same memory: whole blocks of codes."""
+        blocks = len(weight.data) * rows // weight.rows
+        return cls(weight.kind, weight.coding, rows, weight.depth, weight.data.unflatten(0, (-1, blocks)))
+
     @property
     def count(self) -> int:
         return len(self.data)

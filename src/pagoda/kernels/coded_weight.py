@@ -62,6 +62,64 @@ class GroupedCodes:
         return each.repeat_interleave(self.group, dim=1)[:, : self.codes.shape[1]]
 
 
+@dataclass(frozen=True)
+class GroupForm:
+    """How a matrix of `GroupedCodes` is held, whatever part of it is at hand.
+
+    has_zeros: minima are a byte each, by which the scale is multiplied. in_half: scales and minima are in fp16.
+    """
+
+    bits: int
+    group: int
+    zero: int = 0
+    has_minima: bool = False
+    has_zeros: bool = False
+    in_half: bool = True
+
+    @classmethod
+    def of(cls, groups: GroupedCodes, in_full: bool = False) -> GroupForm:
+        """In the fewest bytes; with `in_full` without zeros, and in fp32."""
+        zeros = None if in_full else groups.zeros()
+        has_zeros = zeros is not None and bool((zeros <= MOST_ZERO).all())
+        kept = (groups.scales, None if has_zeros else groups.minima)
+        in_half = not in_full and all(torch.equal(each.half().float(), each) for each in kept if each is not None)
+        return cls(groups.bits, groups.group, groups.zero, groups.minima is not None, has_zeros, in_half)
+
+    @property
+    def held_bits(self) -> int:
+        return next(each for each in HELD_BITS if each >= self.bits)
+
+    @property
+    def kind(self) -> str:
+        return f"{self.held_bits} bits in groups of {self.group}" + " and zeros" * self.has_zeros
+
+    @property
+    def coding(self) -> _native.Coding:
+        native = compiled()
+        coding: _native.Coding = native.Coding(
+            self.held_bits,
+            self.zero,
+            0,
+            self.has_minima,
+            False,
+            -(-self.group // native.UNIT_DEPTH),
+            native.Number.FP16 if self.in_half else native.Number.FP32,
+            self.has_zeros,
+        )
+        return coding
+
+    def planes(self, groups: GroupedCodes) -> tuple[torch.Tensor | None, ...]:
+        """Codes, scales, minima and zeros, without gaps; None for what there is not."""
+        scales = groups.scales.float().contiguous()
+        minima = None if groups.minima is None else groups.minima.float().contiguous()
+        zeros = None
+        if self.has_zeros:
+            found = groups.zeros()
+            assert found is not None
+            minima, zeros = None, found.to(torch.int8).contiguous()
+        return groups.codes.contiguous(), scales, minima, zeros
+
+
 def can_hold_codes() -> bool:
     """Whether this installation multiplies by codes; else weights are to be decoded."""
     try:
@@ -157,35 +215,34 @@ class CodedWeight(HeldCodes):
 
         With `in_full` all are in fp32, so that all matrices of a kind are coded in one way.
         """
-        native = compiled()
-        bits = next(each for each in HELD_BITS if each >= groups.bits)
-        codes = groups.codes.contiguous()
-        scales = groups.scales.float().contiguous()
-        minima = None if groups.minima is None else groups.minima.float().contiguous()
-        zeros = None if in_full else groups.zeros()
-        if zeros is not None and (zeros <= MOST_ZERO).all():
-            minima, zeros = None, zeros.to(torch.int8).contiguous()
-        else:
-            zeros = None
-        in_half = not in_full and all(
-            torch.equal(each.half().float(), each) for each in (scales, minima) if each is not None
-        )
-        kind = f"{bits} bits in groups of {groups.group}" + (" and zeros" if zeros is not None else "")
-        coding = native.Coding(
-            bits,
-            groups.zero,
-            0,
-            groups.minima is not None,
-            False,
-            -(-groups.group // native.UNIT_DEPTH),
-            native.Number.FP16 if in_half else native.Number.FP32,
-            zeros is not None,
-        )
-        rows, depth = codes.shape
-        weight = cls.unfilled(kind, coding, rows, depth, memory)
-        addresses = (0 if each is None else each.data_ptr() for each in (codes, scales, minima, zeros))
-        native.pack_planes(coding, *addresses, rows, depth, weight.data.data_ptr(), torch.get_num_threads())
+        rows, depth = groups.codes.shape
+        return cls.from_parts(GroupForm.of(groups, in_full), (rows, depth), [groups], memory)
+
+    @classmethod
+    def from_parts(
+        cls, form: GroupForm, shape: tuple[int, int], parts: Iterable[GroupedCodes], memory: WeightMemory | None = None
+    ) -> CodedWeight:
+        """`shape` is [rows, depth]; `parts` as `fill` takes them."""
+        weight = cls.unfilled(form.kind, form.coding, *shape, memory)
+        weight.fill(form, parts)
         return weight
+
+    def fill(self, form: GroupForm, parts: Iterable[GroupedCodes]) -> None:
+        """Write all rows: `parts` have some, one behind the other, and no more than `form` holds.
+
+        All parts but the last have whole blocks of rows (CODED_ROWS).
+        """
+        native, done = compiled(), 0
+        for part in parts:
+            count = len(part.codes)
+            assert done + count == self.rows or count % native.CODED_ROWS == 0
+            assert part.codes.shape == (count, self.depth) and done + count <= self.rows
+            planes = form.planes(part)
+            addresses = (0 if each is None else each.data_ptr() for each in planes)
+            out = self.data[done // native.CODED_ROWS :].data_ptr()
+            native.pack_planes(form.coding, *addresses, count, self.depth, out, torch.get_num_threads())
+            done += count
+        assert done == self.rows
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -65,6 +65,15 @@ class LayerKernels(ABC):
         """
 
     @abstractmethod
+    def coded_heads(self, input: torch.Tensor, weight: CodedWeight, first: int) -> torch.Tensor:
+        """A product of each head along rows of coded weights, which has as many rows for each head.
+
+        `input` is [rows, heads, depth]; of a head's rows those from `first` on meet it, `depth` of them. Both are
+        multiples of a block of codes. Input is not coded; sums are in fp32. Returns [rows, heads, weight.depth] in the
+        type of `input`.
+        """
+
+    @abstractmethod
     def coded_rows(self, weight: CodedWeight, numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Rows of coded weights, as an embedding takes them: [*numbers, depth]."""
 

@@ -173,6 +173,30 @@ class NativeLayers(NativeCalls, LayerKernels):
         )
         return out
 
+    def coded_heads(self, input: torch.Tensor, weight: CodedWeight, first: int) -> torch.Tensor:
+        block, (num_rows, num_heads, depth) = self._native.CODED_ROWS, input.shape
+        head_rows = weight.rows // num_heads
+        is_whole = not (head_rows % block or first % block or depth % block or weight.rows % num_heads)
+        if not is_whole or not 0 <= first <= head_rows - depth or not input.is_cpu:
+            raise ConfigError(f"Coded weights of {weight.shape} have no rows from {first} on for {described(input)}.")
+        input = input if input.stride(2) == 1 else input.contiguous()
+        out = input.new_empty(num_rows, num_heads, weight.depth)
+        number = self._told.number(input)
+        self._run(
+            self._kernels.coded_heads,
+            weight.coding,
+            self._native.Rows(input.data_ptr(), input.stride(0), input.stride(1), number),
+            self._native.Rows(out.data_ptr(), num_heads * weight.depth, weight.depth, number),
+            weight.data.data_ptr() + first // block * weight.data.shape[-1],
+            head_rows // block,
+            num_rows,
+            num_heads,
+            depth,
+            weight.depth,
+            torch.get_num_threads(),
+        )
+        return out
+
     def coded_rows(self, weight: CodedWeight, numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         numbers = numbers.contiguous().long()
         function, arguments, out = weight.decoding(numbers, dtype)

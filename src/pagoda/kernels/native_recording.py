@@ -74,7 +74,7 @@ class Recording(RecordedStep):
             self.result = step(*self._inputs)
         self._runs = recorder.runs()
         self._buffers = recorder.tensors
-        self.nbytes = sum({_address(each): each.untyped_storage().nbytes() for each in self._buffers}.values())
+        self.nbytes = recorder.nbytes
 
     def replay(self, inputs: Sequence[torch.Tensor], views: Sequence[GroupView], finite: torch.Tensor) -> torch.Tensor:
         for buffer, tensor in zip(self._inputs, inputs, strict=True):
@@ -113,6 +113,12 @@ class _Recorder(TorchDispatchMode):
         self._runs: list[tuple[Run, set[int]]] = []  # with the storages that a constant's result is in
         self._varying = {_address(tensor) for tensor in inputs}
         self._changed: set[int] = set()
+        self._sizes = {_address(tensor): tensor.untyped_storage().nbytes() for tensor in inputs}
+
+    @property
+    def nbytes(self) -> int:
+        """Of all that was made. What others made, such as weights, counts nothing, nor do views of it."""
+        return sum(self._sizes.values())
 
     def add(self, run: Run) -> None:
         self._runs.append((run, set()))
@@ -128,6 +134,8 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         given, made = _tensors((args, kwargs)), _tensors(result)
         self.tensors += made
+        sizes = {_address(each): each.untyped_storage().nbytes() for each in made}
+        self._sizes |= {place: sizes[place] for place in sizes.keys() - {_address(each) for each in given}}
         if func._schema.is_mutable:
             written = {_address(tensor) for tensor in _written(func, args, kwargs)}
             self._changed |= written

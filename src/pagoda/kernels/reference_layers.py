@@ -68,6 +68,11 @@ class ReferenceLayers(LayerKernels):
 
         return by_expert(input, experts, weight.rows, multiply)
 
+    def coded_heads(self, input: torch.Tensor, weight: CodedWeight, first: int) -> torch.Tensor:
+        heads, depth = input.shape[1:]
+        matrices = weight.decode().unflatten(0, (heads, -1))[:, first : first + depth]
+        return torch.bmm(input.float().transpose(0, 1), matrices).transpose(0, 1).to(input.dtype)
+
     def coded_rows(self, weight: CodedWeight, numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return weight.decode_rows(numbers, dtype)
 

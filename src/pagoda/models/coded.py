@@ -17,11 +17,15 @@ from torch.nn import functional
 
 from pagoda.kernels.coded_stack import CodedStack
 from pagoda.kernels.coded_weight import CodedWeight
+from pagoda.layouts.latent import LATENT_FAMILIES
 from pagoda.models.attention import kernels_in_flight
 from pagoda.models.coded_experts import CodedExperts, Stacks, are_codable, give_dense, take_codes
+from pagoda.planning.weights.coded import BLOCK_ROWS
 
 # Layers whose weights the code of their family reads by itself, and families whose code reads the table of tokens so.
 READ_BY_FAMILIES = ("classifier", "dt_proj", "embed_positions", "kv_b_proj", "wo")
+# Of these, what makes keys and values of latents: `latent.py` reads it, in codes if heads have whole blocks of rows.
+EXPANSION = "kv_b_proj"
 TABLE_READERS = ("gemma4", "gemma4_unified")
 
 
@@ -66,13 +70,26 @@ class CodedEmbedding(Coded, nn.Embedding):  # type: ignore[override]
 def codable_layers(network: Any) -> dict[str, nn.Module]:
     """Linear layers, and embeddings of any kind that do not renormalise what they read, by name."""
     table = network.get_input_embeddings().weight if network.config.model_type in TABLE_READERS else None
-    return {name: module for name, module in network.named_modules() if _is_codable(name, module, table)}
+    read = {name for name, _ in network.named_modules() if name.rpartition(".")[2] in READ_BY_FAMILIES}
+    read -= _expansions(network)
+    return {name: module for name, module in network.named_modules() if name not in read and _is_codable(module, table)}
 
 
-def _is_codable(name: str, module: Any, left: torch.Tensor | None) -> bool:
+def _is_codable(module: Any, left: torch.Tensor | None) -> bool:
     is_table = isinstance(module, nn.Embedding) and not isinstance(module, Coded) and module.max_norm is None
-    is_read = name.rpartition(".")[2] in READ_BY_FAMILIES
-    return (type(module) is nn.Linear or is_table) and not is_read and module.weight is not left
+    return (type(module) is nn.Linear or is_table) and module.weight is not left
+
+
+def _expansions(network: Any) -> set[str]:
+    """The layers that make keys and values of latents, where these may be codes, by name."""
+    if network.config.model_type not in LATENT_FAMILIES:
+        return set()
+    attention = {name: each for name, each in network.named_modules() if callable(getattr(each, "expand_kv", None))}
+    return {
+        f"{name}.{EXPANSION}"
+        for name, each in attention.items()
+        if not each.qk_nope_head_dim % BLOCK_ROWS and not each.v_head_dim % BLOCK_ROWS
+    }
 
 
 def codable_experts(network: nn.Module) -> dict[str, nn.Module]:

@@ -1,6 +1,7 @@
 """Weights of fp32, fp16 and bf16 checkpoints as codes of 8 or 4 bits, rounded to nearest when they are loaded.
 
-Knows modules of torch and groups of columns. Does not know how codes are laid out (`kernels/coded_weight.py`).
+Few rows of a matrix at a time, so that what lies between numbers and codes takes some megabytes of any model. Knows
+modules of torch and groups of columns. Does not know how codes are laid out (`kernels/coded_weight.py`).
 
 With `int8` a group of 32 numbers has a scale; with `int4` a scale and a minimum, for which the codes are chosen that
 err least of a few (as llama.cpp does for Q4_K). Embeddings and output heads, where errors show most, have 8 bits then,
@@ -9,6 +10,7 @@ and so have keys and values, which are few where heads share them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import Enum, auto
 from typing import Any
 
@@ -16,7 +18,8 @@ import torch
 from torch import nn
 
 from pagoda.kernels.coded_stack import CodedStack
-from pagoda.kernels.coded_weight import CodedWeight, GroupedCodes
+from pagoda.kernels.coded_weight import CodedWeight, GroupedCodes, GroupForm
+from pagoda.kernels.native_calls import compiled
 from pagoda.kernels.weight_memory import WeightMemory
 from pagoda.machine import let_go_of_file
 from pagoda.models.coded import codable_experts, codable_layers, install
@@ -29,8 +32,8 @@ MOST_INT4 = 15
 MIDDLE_INT4 = 8
 # Shares of the range between the smallest and the largest number that codes may cover: what lies beyond is cut.
 RANGES = (1.0, 0.92, 0.84)
-# The layers of keys and of values.
-FINE_LAYERS = ("k_proj", "v_proj")
+# The layers of keys and of values, and of both.
+FINE_LAYERS = ("k_proj", "v_proj", "kv_b_proj")
 # Numbers that are rounded at a time: they stay in the caches.
 CHUNK = 1 << 18
 # Smaller matrices are not worth it.
@@ -52,7 +55,7 @@ def quantize(network: Any, quantization: str) -> None:
     weights: dict[str, CodedWeight] = {}
     for name, each in bits.items():
         dense = network.get_parameter(name)
-        weights[name] = CodedWeight.from_groups(rounded(dense.data, each == FINE_BITS), memory=memory)
+        weights[name] = coded(dense.data, each == FINE_BITS, memory)
         _let_go(dense)
     experts: dict[str, Stacks] = {}
     for name, module in codable_experts(network).items():
@@ -92,7 +95,33 @@ def has_codes(matrices: torch.Tensor) -> bool:
 
 def _rounded_stack(matrices: torch.Tensor, is_fine: bool, memory: WeightMemory) -> CodedStack:
     """`matrices` [count, rows, depth], which may lie transposed."""
-    return CodedStack.of(len(matrices), (CodedWeight.from_groups(rounded(each, is_fine)) for each in matrices), memory)
+    form, (count, rows, depth) = _form(is_fine), matrices.shape
+    stack = CodedStack.unfilled(form.kind, form.coding, rows, depth, memory, count=(count,))
+    for number, each in enumerate(matrices):
+        stack.matrix(number).fill(form, _rounded_parts(each, is_fine))
+        let_go_of_file(each.data_ptr(), each.nbytes)
+    return stack
+
+
+def coded(weight: torch.Tensor, is_fine: bool, memory: WeightMemory | None = None) -> CodedWeight:
+    """`weight` [rows, depth] in 8 bits, or in 4 with any minima. What was read of a file is let go, part by part."""
+    rows, depth = weight.shape
+    return CodedWeight.from_parts(_form(is_fine), (rows, depth), _rounded_parts(weight, is_fine), memory)
+
+
+def _form(is_fine: bool) -> GroupForm:
+    """Of what `rounded` makes: scales and minima are numbers of fp16."""
+    return GroupForm(FINE_BITS, GROUP, MOST_INT8 + 1) if is_fine else GroupForm(COARSE_BITS, GROUP, has_minima=True)
+
+
+def _rounded_parts(weight: torch.Tensor, is_fine: bool) -> Iterator[GroupedCodes]:
+    """A few whole blocks of rows at a time."""
+    block = compiled().CODED_ROWS
+    most_rows = max(1, CHUNK // weight.shape[1] // block) * block
+    for part in weight.split(most_rows):
+        yield rounded(part, is_fine)
+        if part.is_contiguous():
+            let_go_of_file(part.data_ptr(), part.nbytes)
 
 
 def rounded(weight: torch.Tensor, is_fine: bool, kind: Minima = Minima.ANY) -> GroupedCodes:

@@ -17,26 +17,33 @@ from pagoda.checkpoint.gguf_files import gguf_in, read_gguf
 from pagoda.checkpoint.gguf_folder import is_gguf_folder
 from pagoda.checkpoint.gguf_header import CODED_TYPES, GgufTensor
 from pagoda.checkpoint.plausible import check_values
-from pagoda.checkpoint.weights import FLOAT_NAMES, Outline, stored_nbytes, stored_tensors
+from pagoda.checkpoint.weights import FLOAT_NAMES, Outline, header_texts, stored_nbytes, stored_tensors
 from pagoda.errors import CorruptCheckpointError
 from pagoda.planning.encoder import encoder_facts
 from pagoda.planning.facts import DTYPE_NBYTES, MachineFacts, ModelFacts
 from pagoda.planning.lengths import longest, longest_asked_for, plain_lengths, table_offset
 from pagoda.planning.spec import spec_from_config
-from pagoda.planning.text_config import Sizes, first, named_fields, text_config
+from pagoda.planning.text_config import Sizes, first, named_fields, quantization, text_config
+from pagoda.planning.weights.packed import gguf_nbytes, held_weights
 
 # What transformers computes in where nothing says otherwise.
 USUAL_DTYPE = "float32"
+# What weights are decoded to where nothing says otherwise.
+DECODED_DTYPE = "bfloat16"
 # What llama.cpp calls tensors that have a matrix for each expert.
 EXPERTS = "_exps."
 
 
 class StoredWeights(NamedTuple):
-    """What the headers of weights say: bytes of all tensors, and of those that are no plain floats, with types."""
+    """What the headers of weights say: bytes of all tensors, and of those that are no plain floats, with types.
+
+    held_codes: bytes of codes of a quantized checkpoint once it is loaded; None where nobody knows.
+    """
 
     nbytes: int
     other_nbytes: int
     other_types: tuple[str, ...]
+    held_codes: int | None = None
 
 
 def facts_from_checkpoint(path: str | Path, machine: MachineFacts, dtype: str = "auto") -> ModelFacts:
@@ -54,18 +61,21 @@ def facts_and_weights(path: str | Path, machine: MachineFacts, dtype: str = "aut
             return _of_gguf(file, config, facts_from_config(config, machine, dtype))
         with stored_tensors(file, config, "np") as tensors:
             check_values(config, Outline.of_tensors(tensors), file)
+            settings = quantization(config)
+            held = held_weights(tensors, settings, header_texts(file, config)) if settings else None
             numbers = {name: tensor for name, tensor in tensors.items() if tensor.get_dtype() in FLOAT_NAMES}
-            count = Outline.of_tensors(numbers).num_elements
+            count = Outline.of_tensors(numbers).num_elements if held is None else held.num_numbers
             stored_as = next((FLOAT_NAMES[tensor.get_dtype()] for tensor in numbers.values()), USUAL_DTYPE)
             others = [tensor for name, tensor in tensors.items() if name not in numbers]
             stored = StoredWeights(
                 nbytes=sum(map(stored_nbytes, tensors.values())),
                 other_nbytes=sum(map(stored_nbytes, others)),
                 other_types=tuple(sorted({tensor.get_dtype() for tensor in others})),
+                held_codes=None if held is None else held.coded_nbytes,
             )
         is_stated = dtype != "auto" or stated_dtype(config)
-        facts = facts_from_config(config, machine, dtype if is_stated else stored_as)
-        return replace(facts, weight_nbytes=count * facts.number_nbytes), stored
+        facts = facts_from_config(config, machine, dtype if is_stated else stored_as if held is None else DECODED_DTYPE)
+        return replace(facts, weight_nbytes=count * facts.number_nbytes + (stored.held_codes or 0)), stored
 
 
 def _of_gguf(file: Path, config: Sizes, facts: ModelFacts) -> tuple[ModelFacts, StoredWeights]:
@@ -73,7 +83,7 @@ def _of_gguf(file: Path, config: Sizes, facts: ModelFacts) -> tuple[ModelFacts, 
     tensors = read_gguf(gguf_in(file.parent)).tensors
     check_values(dict(config), Outline.of({name: tensor.shape for name, tensor in tensors.items()}), file)
     coded = [each for each in tensors.values() if each.type_name in CODED_TYPES and _is_held(each)]
-    coded_nbytes = sum(tensor.nbytes for tensor in coded)
+    coded_nbytes = sum(gguf_nbytes(tensor.type_name, tensor.nbytes) for tensor in coded)
     count = sum(prod(tensor.shape) for tensor in tensors.values()) - sum(prod(tensor.shape) for tensor in coded)
     stored = StoredWeights(
         nbytes=sum(tensor.nbytes for tensor in tensors.values()),

@@ -17,8 +17,8 @@ class Decoder:
 
     matrices: of a feed-forward part, three with a gate. norms: before, behind and between the parts of a layer. extras:
     what attention has besides its four projections. recurrence: the weights of a layer that does not attend. plain:
-    matrices that never become codes, by the kind of their layer. is_plain: all are such, in layers. has_fused_qkv: one
-    matrix makes queries, keys and values.
+    matrices that never become codes, by the kind of their layer. is_plain: all are such, in layers. expansion: what
+    makes keys and values of latents, if that becomes codes. has_fused_qkv: one matrix makes queries, keys and values.
     """
 
     attention: Callable[[Sizes, Decoder], int] | None = None
@@ -26,6 +26,7 @@ class Decoder:
     extras: Callable[[Sizes], int] | None = None
     recurrence: Callable[[Sizes], int] | None = None
     plain: Callable[[Sizes, str], int] | None = None
+    expansion: Callable[[Sizes], int] | None = None
     matrices: int = 3
     norms: int = 2
     has_norm_bias: bool = False
@@ -60,6 +61,8 @@ class Decoder:
         )
 
     def _keys_and_values(self, sizes: Sizes, kind: str) -> int:
+        if self.expansion is not None:
+            return self.expansion(sizes)
         is_of_its_own = self.attention is None and not self.has_fused_qkv and not self.is_plain
         if not is_of_its_own or (kind in KINDS_WITHOUT_TOKENS and self.recurrence):
             return 0

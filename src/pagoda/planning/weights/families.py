@@ -17,7 +17,12 @@ GEMMA = Decoder(norms=4, is_tied=True)
 # Layer norms with a bias, and two matrices without a gate.
 CLASSIC = Decoder(matrices=2, has_norm_bias=True, has_feed_bias=True)
 QWEN3 = Decoder(extras=norms_of_heads)
-LATENT = Decoder(attention=mixers.latent_attention, feed=experts.behind_dense, plain=mixers.latent_expansion)
+LATENT = Decoder(
+    attention=mixers.latent_attention,
+    feed=experts.behind_dense,
+    plain=mixers.plain_expansion,
+    expansion=mixers.coded_expansion,
+)
 
 
 def falcon(sizes: Sizes) -> WeightCount:

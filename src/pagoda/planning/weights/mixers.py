@@ -5,6 +5,7 @@ from __future__ import annotations
 from pagoda.planning.spec import KINDS_WITHOUT_TOKENS, query_heads
 from pagoda.planning.state_spec import inner_width, kernel_width
 from pagoda.planning.text_config import Sizes, first
+from pagoda.planning.weights.coded import BLOCK_ROWS
 from pagoda.planning.weights.decoder import Decoder, hidden_width
 
 
@@ -19,8 +20,18 @@ def latent_attention(sizes: Sizes, decoder: Decoder) -> int:  # noqa: ARG001
     return int(queries + keys_and_values + heads * value * width)
 
 
-def latent_expansion(sizes: Sizes, kind: str) -> int:  # noqa: ARG001
-    """What makes keys and values of latents, which becomes a part of queries and outputs."""
+def coded_expansion(sizes: Sizes) -> int:
+    """What makes keys and values of latents; it becomes codes where the rows of a head are whole blocks."""
+    widths = sizes["qk_nope_head_dim"], sizes["v_head_dim"]
+    return 0 if any(width % BLOCK_ROWS for width in widths) else _expansion(sizes)
+
+
+def plain_expansion(sizes: Sizes, kind: str) -> int:  # noqa: ARG001
+    """The same where it does not."""
+    return _expansion(sizes) - coded_expansion(sizes)
+
+
+def _expansion(sizes: Sizes) -> int:
     return int(sizes["kv_lora_rank"] * query_heads(sizes) * (sizes["qk_nope_head_dim"] + sizes["v_head_dim"]))
 
 
