@@ -18,6 +18,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from host_pages import HostPages
 from pagoda.cache.cache import Cache, CachedSequence
 from pagoda.cache.eviction.lru import LRU
 from pagoda.cache.groups.base import CacheGroup
@@ -54,7 +55,7 @@ ancestors = st.integers(0, 3)
 cuts = st.sampled_from((100, 100, 100, 13, 8, 5, 0))
 
 
-class TokenPages:
+class TokenPages(HostPages):
     """Pages of tokens, an int32 each."""
 
     def __init__(self, num_pages: int) -> None:
@@ -73,7 +74,7 @@ class TokenPages:
         body.view(np.int32)[num_tokens:] = 0
 
 
-class States:
+class States(HostPages):
     """Slots of states: a digest of the tokens before them."""
 
     def __init__(self, num_slots: int) -> None:
