@@ -42,7 +42,8 @@ class CudaStream:
         self._stream.wait_event(event.event)
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        with torch.cuda.stream(self._stream):
+        # Pages may be tensors of inference mode, which only that may change.
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
             target.copy_(source, non_blocking=True)
 
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from threading import Lock
 from typing import NamedTuple, Protocol
 
@@ -106,10 +107,12 @@ class DeviceTransfers:
         return event
 
     def close(self) -> None:
-        for event, _ in (*self._read, *self._written):
-            event.wait()
-        self._let_go_of_read()
+        with suppress(RuntimeError):  # of a device that is lost, on which nothing moves any more
+            for event, _ in (*self._read, *self._written):
+                event.wait()
+        self._read.clear()
         self._written.clear()
+        self._leaving.clear()
 
     def _let_go_of_read(self) -> None:
         while self._read and self._read[0][0].is_over:
