@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from threading import RLock
 from typing import Any
 
@@ -33,9 +34,9 @@ class FakeStream:
 
     def __init__(self, lock: Any) -> None:
         self._lock = lock
-        self._queue: deque[Callable[[], None] | FakeEvent] = deque()
+        self._queue: deque[Callable[[], Any] | FakeEvent] = deque()
 
-    def give(self, work: Callable[[], None]) -> None:
+    def give(self, work: Callable[[], Any]) -> None:
         with self._lock:
             self._queue.append(work)
 
@@ -48,10 +49,10 @@ class FakeStream:
         with self._lock:
             self._queue.append(event)
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+    def copy(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """As a device does, it refers to memory and keeps nobody from giving that to others."""
-        addresses, nbytes = (target.data_ptr(), source.data_ptr()), source.nbytes
-        self.give(lambda: ctypes.memmove(*addresses, nbytes) and None)
+        for target, source in pairs:
+            self.give(partial(ctypes.memmove, target.data_ptr(), source.data_ptr(), source.nbytes))
 
     def run_one(self) -> bool:
         """Do what is next; False if there is nothing, or it waits for another stream."""

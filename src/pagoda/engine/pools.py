@@ -70,12 +70,12 @@ def transfers_on(device: torch.device, host_nbytes: int) -> Callable[[torch.Tens
         return HostTransfers
     from pagoda.cache.transfers.cuda import CudaPinning, cuda_streams
     from pagoda.cache.transfers.device import DeviceTransfers
-    from pagoda.cache.transfers.pinned import PinnedMemory
+    from pagoda.cache.transfers.pinned import PinnedMemory, slab_nbytes
 
     available = available_memory_nbytes()
     if available is not None and host_nbytes > available:
         raise ConfigError(f"kv_host_bytes is {host_nbytes}, and this machine has {available} bytes to spare; lower it.")
-    memory = PinnedMemory(CudaPinning(device))
+    memory = PinnedMemory(CudaPinning(device), slab_nbytes(host_nbytes))
     try:
         memory.reserve(host_nbytes)
     except OSError as error:

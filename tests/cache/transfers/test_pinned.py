@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fake_device import FakePinning
-from pagoda.cache.transfers.pinned import PinnedMemory
+from pagoda.cache.transfers.pinned import PinnedMemory, slab_nbytes
 
 SLAB = 1 << 16
 
@@ -37,8 +37,7 @@ def test_nobody_has_the_memory_of_another(sizes: list[int]) -> None:
         assert all(memory.holds(array) for _, array in held)
         assert memory.nbytes == sum(pinning.pinned.values())
     held.clear()
-    memory.take(1)
-    assert memory.nbytes <= 2 * SLAB
+    assert memory.nbytes <= SLAB
 
 
 def test_views_keep_their_memory() -> None:
@@ -67,8 +66,7 @@ def test_memory_comes_back_and_slabs_go() -> None:
     large = memory.take(5 * SLAB)
     assert max(pinning.pinned.values()) >= large.nbytes
     del arrays, large
-    memory.take(1)
-    assert len(pinning.pinned) <= 4, "those that were reserved, one beside, and the one in use"
+    assert len(pinning.pinned) == 3, "those that were reserved, and one beside"
     del memory
     assert not pinning.pinned
 
@@ -79,6 +77,11 @@ def test_tails_share_slabs_with_pages() -> None:
     arrays = [memory.take((1 << 20) + 200 + 4 * tokens) for tokens in range(1, 17)]
     assert len(pinning.pinned) == 1
     assert len({span(each)[0] for each in arrays}) == len(arrays)
+
+
+@pytest.mark.parametrize(("host_mib", "expected_mib"), [(0, 64), (100, 64), (2048, 128), (1 << 16, 256)])
+def test_slabs_are_larger_where_more_is_pinned(host_mib: int, expected_mib: int) -> None:
+    assert slab_nbytes(host_mib << 20) == expected_mib << 20
 
 
 def test_what_the_system_refuses_lies_elsewhere_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:

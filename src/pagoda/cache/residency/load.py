@@ -140,10 +140,10 @@ class Load:
         with self._lock:
             if self._is_off:
                 return []
-            events = [place.store.write(copies, place.after) for place, copies in ready.copies.items()]
-            self._copying += events
+            for place, copies in ready.copies.items():
+                self._copying.append(place.store.write(copies, place.after))
             self.nbytes[tier.name] += ready.nbytes
-            return events
+            return self._copying[-len(ready.copies) :] if ready.copies else []
 
     def _end(self) -> None:
         self.ended = monotonic()

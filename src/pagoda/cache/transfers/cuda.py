@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
@@ -41,10 +42,11 @@ class CudaStream:
         assert isinstance(event, CudaEvent), "events of one device"
         self._stream.wait_event(event.event)
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+    def copy(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
         # Pages may be tensors of inference mode, which only that may change.
         with torch.inference_mode(), torch.cuda.stream(self._stream):
-            target.copy_(source, non_blocking=True)
+            for target, source in pairs:
+                target.copy_(source, non_blocking=True)
 
 
 class ComputeStream:

@@ -49,8 +49,8 @@ class Stream(Protocol):
 class CopyStream(Stream, Protocol):
     """Takes copies, from any thread."""
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Copy bytes between the device and pinned memory."""
+    def copy(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Copy bytes between the device and pinned memory: to the first of each pair from the second."""
 
 
 class Streams(NamedTuple):
@@ -69,8 +69,8 @@ class DeviceTransfers:
         self._compute, self._out, self._into = streams
         self._memory = memory
         self._leaving: dict[int, Event] = {}  # the last copy out of each page, until it is over
-        self._read: deque[tuple[Event, Sequence[PageCopy]]] = deque()
-        self._written: deque[tuple[Event, Sequence[PageCopy]]] = deque()
+        self._read: deque[_Copying] = deque()
+        self._written: deque[_Copying] = deque()
         self._lock = Lock()  # of what is written
 
     def memory(self, nbytes: int) -> NDArray[np.uint8]:
@@ -79,12 +79,11 @@ class DeviceTransfers:
     def read(self, copies: Sequence[PageCopy]) -> Event:
         self._let_go_of_read()
         self._out.wait(self._compute.record())
-        for page, body in copies:
-            self._out.copy(torch.from_numpy(body), self._pages[page])
-        event = self._out.record()
-        self._leaving.update((page, event) for page, _ in copies)
-        self._read.append((event, copies))
-        return event
+        self._out.copy([(torch.from_numpy(body), self._pages[page]) for page, body in copies])
+        copying = _Copying(self._out.record(), copies)
+        self._leaving.update(dict.fromkeys(copying.pages, copying.event))
+        self._read.append(copying)
+        return copying
 
     def before_change(self, page: int) -> None:
         event = self._leaving.pop(page, None)
@@ -97,28 +96,27 @@ class DeviceTransfers:
     def write(self, copies: Sequence[PageCopy], after: Event) -> Event:
         copies = [PageCopy(page, self._pinned(body)) for page, body in copies]
         self._into.wait(after)
-        for page, body in copies:
-            self._into.copy(self._pages[page], torch.from_numpy(body))
-        event = self._into.record()
+        self._into.copy([(self._pages[page], torch.from_numpy(body)) for page, body in copies])
+        copying = _Copying(self._into.record(), copies)
         with self._lock:
-            while self._written and self._written[0][0].is_over:
+            while self._written and self._written[0].is_over:
                 self._written.popleft()
-            self._written.append((event, copies))
-        return event
+            self._written.append(copying)
+        return copying
 
     def close(self) -> None:
         with suppress(RuntimeError):  # of a device that is lost, on which nothing moves any more
-            for event, _ in (*self._read, *self._written):
-                event.wait()
+            for copying in (*self._read, *self._written):
+                copying.wait()
         self._read.clear()
         self._written.clear()
         self._leaving.clear()
 
     def _let_go_of_read(self) -> None:
-        while self._read and self._read[0][0].is_over:
-            event, copies = self._read.popleft()
-            for page, _ in copies:
-                if self._leaving.get(page) is event:
+        while self._read and self._read[0].is_over:
+            copying = self._read.popleft()
+            for page in copying.pages:
+                if self._leaving.get(page) is copying.event:
                     del self._leaving[page]
 
     def _pinned(self, body: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -127,3 +125,20 @@ class DeviceTransfers:
         copy = self._memory.take(body.nbytes)
         copy[:] = body
         return copy
+
+
+class _Copying:
+    """The event of some copies, whose arrays are held until somebody has waited for it."""
+
+    def __init__(self, event: Event, copies: Sequence[PageCopy]) -> None:
+        self.event = event
+        self.pages = [page for page, _ in copies]
+        self._copies = copies
+
+    @property
+    def is_over(self) -> bool:
+        return self.event.is_over
+
+    def wait(self) -> None:
+        self.event.wait()
+        self._copies = ()

@@ -20,7 +20,11 @@ from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
+# Slabs are so large at least and at most, and between that a share of what is pinned in all: a slab wastes what is left
+# beside its slots, up to half of it where two do not fit.
 SLAB_NBYTES = 64 << 20
+MOST_SLAB_NBYTES = 256 << 20
+SLAB_SHARE = 16
 # Slots are multiples of this, and of a 64th of the power of two below their size: tails of all lengths share slabs.
 LEAST_STEP_NBYTES = 64
 STEPS_PER_DOUBLING = 64
@@ -33,6 +37,12 @@ class Pinning(Protocol):
         """Raises OSError if the system refuses."""
 
     def unpin(self, address: int) -> None: ...
+
+
+def slab_nbytes(host_nbytes: int) -> int:
+    """The size of slabs where so much is pinned in all."""
+    wanted = min(max(host_nbytes // SLAB_SHARE, SLAB_NBYTES), MOST_SLAB_NBYTES)
+    return -(-wanted // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 class PinnedMemory:
@@ -77,7 +87,7 @@ class PinnedMemory:
                 self._with_room[slot_nbytes].remove(slab)
         array = np.frombuffer(slab.memory, np.uint8, nbytes, start)
         # Views of an array refer to it and not to what lies behind, since that is no array.
-        finalize(array, self._freed.append, (slab, start)).atexit = False
+        finalize(array, self._give_back, slab, start).atexit = False
         return array
 
     def holds(self, array: NDArray[np.uint8]) -> bool:
@@ -97,6 +107,15 @@ class PinnedMemory:
             slab.divide(slot_nbytes)
             slabs.append(slab)
         return slab
+
+    def _give_back(self, slab: _Slab, start: int) -> None:
+        """An array is gone. Whoever holds the lock may be who has it go, and collects it next time."""
+        self._freed.append((slab, start))
+        if self._lock.acquire(blocking=False):
+            try:
+                self._collect()
+            finally:
+                self._lock.release()
 
     def _collect(self) -> None:
         """Take back the slots of arrays that are gone."""
