@@ -1,4 +1,4 @@
-"""Everything that needs the card, in one command: right numbers, same bits, whole models, speed.
+"""Everything that needs the card, in one command: right numbers, same bits, whole models, pages in tiers, speed.
 
     python scripts/gpu_check.py --output results.json [--parts conformance,models,...] [--sweep]
 
@@ -28,12 +28,14 @@ sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("src", "t
 import gpu_cases  # noqa: E402
 import gpu_engine  # noqa: E402
 import gpu_models  # noqa: E402
+import gpu_tiers  # noqa: E402
 import gpu_timing  # noqa: E402
 
 # Seconds that a part may take. Parts that only check or compile share their processes.
 LIMITS = {
     "conformance": 110,
     "models": 150,
+    "tiers": 60,
     "engine": 45,
     "generate": 75,
     "profile": 45,
@@ -42,10 +44,11 @@ LIMITS = {
     "flex": 60,
     "store": 20,
     "graph": 20,
+    "transfer": 30,
     "sweep": 60,
 }
-TIMED = ("engine", "generate", "profile", "decode", "prefill", "flex", "store", "graph", "sweep")
-ALL = "conformance,models,engine,generate,decode,prefill,flex,store,graph"
+TIMED = ("engine", "generate", "profile", "decode", "prefill", "flex", "store", "graph", "transfer", "sweep")
+ALL = "conformance,models,tiers,engine,generate,decode,prefill,flex,store,graph,transfer"
 
 
 def main() -> None:
@@ -73,7 +76,7 @@ def check(parts: list[str], workers: int) -> Iterator[dict[str, Any]]:
     """Results after each part."""
     began = time.monotonic()
     first = [*(gpu_models.names() if "models" in parts else []), *(gpu_cases.names() if "conformance" in parts else [])]
-    first += gpu_timing.to_compile(parts)
+    first += [*(gpu_tiers.names() if "tiers" in parts else []), *gpu_timing.to_compile(parts)]
     limit = max(LIMITS[part] for part in ("conformance", *parts) if part not in TIMED or part == "sweep")
     lines = run_apart([first[index::workers] for index in range(workers)], limit)
     done = {line["item"] for line in lines}
@@ -149,15 +152,12 @@ def run_items(items: list[str], output: Path) -> None:
 
 def results_of(item: str) -> Any:
     kind, _, name = item.partition(":")
-    if kind == "case":
-        return [gpu_cases.run(name)]
-    if kind == "model":
-        return [gpu_models.run(name)]
-    if kind == "time" and name.partition("/")[0] in gpu_engine.TIMED:
-        return gpu_engine.timed(name)
-    if kind == "compile":
-        return [gpu_timing.compile_only(name)]
-    return gpu_timing.timed(name)
+    runs = {"case": gpu_cases.run, "model": gpu_models.run, "tier": gpu_tiers.run, "compile": gpu_timing.compile_only}
+    if kind in runs:
+        return [runs[kind](name)]
+    if name == "transfer":
+        return gpu_tiers.timed()
+    return gpu_engine.timed(name) if name.partition("/")[0] in gpu_engine.TIMED else gpu_timing.timed(name)
 
 
 if __name__ == "__main__":

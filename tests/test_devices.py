@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from engine.tiny import tiny_model
+from fake_device import FakePinning, fake_streams
 from pagoda import LLM, devices
+from pagoda.cache.transfers import cuda
+from pagoda.cache.transfers.host import HostTransfers
 from pagoda.config import EngineConfig
 from pagoda.devices import check_alive, check_gpu, find_device, room_on
 from pagoda.engine import pools
@@ -99,16 +102,35 @@ def test_a_full_card_is_refused_with_what_to_do(gpu, monkeypatch):
 
 
 @pytest.mark.parametrize("tier", [{"kv_host_bytes": 1 << 20}, {"kv_disk": "here"}, {"kv_remote": "redis://there"}])
-def test_tiers_are_refused_on_a_gpu(tier):
-    with pytest.raises(ConfigError, match="Pages on a GPU have no tiers yet"):
-        check_device(OnCard(), EngineConfig(**tier))
-    check_device(tiny_model(), EngineConfig(**tier))
+def test_pages_on_a_gpu_have_tiers(tier):
+    check_device(OnCard(), EngineConfig(**tier))
 
 
-@pytest.mark.parametrize("asked", [{"kv_host_bytes": 1 << 20}, {"deterministic": True}])
+def test_pages_on_a_gpu_are_not_read_in_part():
+    with pytest.raises(ConfigError, match="Pages on a GPU are read whole"):
+        check_device(OnCard(), EngineConfig(sparse_attention="quest:tokens=64"))
+
+
+def test_host_memory_below_a_gpu_is_pinned_at_the_start_or_refused(gpu, monkeypatch):
+    pinning = FakePinning(most_nbytes=3 << 26)
+    monkeypatch.setattr(cuda, "CudaPinning", lambda _: pinning)
+    monkeypatch.setattr(cuda, "cuda_streams", lambda _: fake_streams())
+    pool = pools.transfers_on(gpu, 100 << 20)(torch.zeros(2, 64, dtype=torch.uint8))
+    assert sum(pinning.pinned.values()) == 128 << 20
+    assert pool.memory(1000).nbytes == 1000
+    with pytest.raises(
+        ConfigError, match="kv_host_bytes is 268435456, which cannot be pinned: too much is pinned; lower"
+    ):
+        pools.transfers_on(gpu, 256 << 20)
+    monkeypatch.setattr(pools, "available_memory_nbytes", lambda: 1 << 20)
+    with pytest.raises(ConfigError, match="this machine has 1048576 bytes to spare; lower it"):
+        pools.transfers_on(gpu, 2 << 20)
+    assert pools.transfers_on(torch.device("cpu"), 1 << 50) is HostTransfers
+
+
+@pytest.mark.parametrize("asked", [{"sparse_attention": "quest:tokens=128"}, {"deterministic": True}])
 def test_no_gpu_is_taken_by_itself_that_could_not_do_what_is_asked_for(asked, gpu, caplog):
-    if "deterministic" in asked:
-        pytest.importorskip("pagoda.kernels._native")
+    pytest.importorskip("pagoda.kernels._native")
     with LLM(device="auto", kv_cache_memory_bytes=8 << 20, **asked) as llm:
         assert llm.engine.model.device.type == "cpu"
     assert "Running on the processor" in caplog.text

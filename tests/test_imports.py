@@ -42,7 +42,7 @@ ANALYSIS = {
 }
 
 # Of the folders whose other files know none.
-WITH_TENSORS = {"pool", "summaries", "view"}
+WITH_TENSORS = {"cuda", "device", "pool", "summaries", "view"}
 
 # The rooms of the server, likewise; those on one line import nothing of each other.
 SERVER_ROOMS = (
@@ -71,7 +71,7 @@ CACHE_FLOORS = (
     ("holdings",),
     ("session_file", "session_parts", "tiers"),
     ("prefix", "report"),
-    ("compression", "eviction", "reading", "summaries"),
+    ("compression", "eviction", "reading", "summaries", "transfers"),
 )
 FLOOR = {name: len(CACHE_FLOORS) - number for number, names in enumerate(CACHE_FLOORS) for name in names}
 # What an LLM is made of: only the backend over one (`local.py`, `local_call.py`) knows that, and nobody else knows it.

@@ -16,6 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from host_pages import HostPages
 from pagoda.cache.cache import Cache, CachedSequence
 from pagoda.cache.eviction.base import EvictionPolicy
 from pagoda.cache.eviction.lru import LRU
@@ -60,7 +61,7 @@ def window(reach: Reach, span: int, sink_tokens: int = 0) -> LayerGroup:
     return LayerGroup(reach, span, (AttentionLayout(1, 2, 2),), sink_tokens=sink_tokens)
 
 
-class TokenStore:
+class TokenStore(HostPages):
     """Pages of tokens."""
 
     def __init__(self, num_pages: int, page_tokens: int) -> None:

@@ -18,6 +18,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from host_pages import HostPages
 from pagoda.cache.cache import Cache, CachedSequence
 from pagoda.cache.eviction.lru import LRU
 from pagoda.cache.groups.base import CacheGroup
@@ -54,7 +55,7 @@ ancestors = st.integers(0, 3)
 cuts = st.sampled_from((100, 100, 100, 13, 8, 5, 0))
 
 
-class TokenPages:
+class TokenPages(HostPages):
     """Pages of tokens, an int32 each."""
 
     def __init__(self, num_pages: int) -> None:
@@ -72,8 +73,19 @@ class TokenPages:
     def blank(self, body: Any, num_tokens: int) -> None:
         body.view(np.int32)[num_tokens:] = 0
 
+    def compute(self, page: int, start: int, tokens: Sequence[int]) -> None:
+        """Write tokens behind the first `start` of a page."""
+        self.tokens[page, start : start + len(tokens)] = tokens
 
-class States:
+    def check(self, page: int, tokens: Sequence[int]) -> None:
+        """A page begins with these."""
+        assert self.tokens[page, : len(tokens)].tolist() == list(tokens)
+
+    def check_garbage(self, page: int) -> None:
+        assert (self.tokens[page] == GARBAGE).all()
+
+
+class States(HostPages):
     """Slots of states: a digest of the tokens before them."""
 
     def __init__(self, num_slots: int) -> None:
@@ -90,6 +102,15 @@ class States:
 
     def blank(self, body: Any, num_tokens: int) -> None:
         raise AssertionError("a state is whole")
+
+    def compute(self, page: int, tokens: Sequence[int]) -> None:
+        self.slots[page] = state_of(tokens)
+
+    def check(self, page: int, tokens: Sequence[int]) -> None:
+        assert (self.slots[page] == state_of(tokens)).all()
+
+    def check_garbage(self, page: int) -> None:
+        assert (self.slots[page] == GARBAGE).all()
 
 
 def state_of(tokens: Sequence[int]) -> Any:
@@ -216,20 +237,29 @@ class TierMachine(RuleBasedStateMachine):
     def start_process(self) -> None:
         """A new cache over what the tiers hold."""
         groups: list[CacheGroup] = [PageGroup(NUM_PAGES, PAGE_TOKENS, LRU(), rule) for rule in self.shape.rules]
-        self.stores: list[Any] = [TokenPages(NUM_PAGES) for _ in groups]
+        self.stores: list[Any] = [self.make_pages() for _ in groups]
         kinds = [Kind.PAGE] * len(groups)
         if self.shape.has_states:
             groups.append(StateGroup(NUM_SLOTS, LRU(), SnapshotRule(None, PAGE_TOKENS)))
-            self.stores.append(States(NUM_SLOTS))
+            self.stores.append(self.make_states())
             kinds.append(Kind.STATE)
         self.cache = Cache(groups, self.stores)
         layout = Layout(tuple(kinds), tuple(group.page_tokens for group in groups))
         labels = Labels(PageNames(Identity(page_tokens=PAGE_TOKENS)), layout)
-        movers = ThreadMovers()
+        movers = self.make_movers()
         movers.close()
         self.executor = movers._readers = LaterExecutor()
         self.residency = Residency(self.cache, self.stores, labels, self.tiers, self.shape.policy, movers)
         self.live: list[Live] = []
+
+    def make_pages(self) -> Any:
+        return TokenPages(NUM_PAGES)
+
+    def make_states(self) -> Any:
+        return States(NUM_SLOTS)
+
+    def make_movers(self) -> ThreadMovers:
+        return ThreadMovers()
 
     @rule()
     def restart(self) -> None:
@@ -303,12 +333,12 @@ class TierMachine(RuleBasedStateMachine):
             return
         for group, store, table in zip(self.cache.groups, self.stores, live.cached.tables, strict=True):
             if group.snapshots is not None:
-                store.slots[table.pages[0]] = state_of(live.tokens)
+                store.compute(table.pages[0], live.tokens)
                 for point, slot in table.cuts:
-                    store.slots[slot] = state_of(live.tokens[:point])
+                    store.compute(slot, live.tokens[:point])
                 continue
             for index in range(live.stored, len(live.tokens)):
-                store.tokens[table.pages[index // PAGE_TOKENS], index % PAGE_TOKENS] = live.tokens[index]
+                store.compute(table.pages[index // PAGE_TOKENS], index % PAGE_TOKENS, [live.tokens[index]])
         self.cache.commit(live.cached, live.tokens, len(live.tokens))
         live.stored = len(live.tokens)
 
@@ -376,13 +406,13 @@ class TierMachine(RuleBasedStateMachine):
         for group, store, table in zip(self.cache.groups, self.stores, live.cached.tables, strict=True):
             if group.snapshots is not None:
                 if live.stored:
-                    assert (store.slots[table.pages[0]] == state_of(live.tokens[: live.stored])).all()
+                    store.check(table.pages[0], live.tokens[: live.stored])
                 continue
             for index in table.held_indices:
                 expected = live.tokens[index * PAGE_TOKENS : min((index + 1) * PAGE_TOKENS, live.stored)]
                 page = table.pages[index]
                 assert page != NO_PAGE
-                assert store.tokens[page][: len(expected)].tolist() == expected
+                store.check(page, expected)
 
     def counts(self) -> list[Any]:
         return [len(self.cache.sequences), *(group.holdings.counts.in_transit for group in self.cache.groups)]
@@ -398,7 +428,7 @@ class TierMachine(RuleBasedStateMachine):
         for group, store in zip(self.cache.groups, self.stores, strict=True):
             for page in range(group.holdings.counts.total):
                 if group.holdings.allocator.is_free(page):
-                    assert (store.bytes_of(page).view(np.uint8 if group.snapshots else np.int32) == GARBAGE).all()
+                    store.check_garbage(page)
 
     def teardown(self) -> None:
         self.residency.close()

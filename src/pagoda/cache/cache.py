@@ -27,13 +27,17 @@ from pagoda.cache.prefix.keys import token_key
 from pagoda.cache.prefix.namespace import Namespace
 from pagoda.cache.sequence import CachedSequence, Hit, Kept, attach_costs, short_groups
 from pagoda.cache.tenants import Tenants
+from pagoda.cache.transfers.base import OVER, Event, PageCopy
 from pagoda.errors import OutOfPagesError
 
 logger = logging.getLogger(__name__)
 
 
 class PageStore(Protocol):
-    """The bytes behind the pages of one group."""
+    """The bytes behind the pages of one group. How they are copied out and in is told by `transfers.base.Transfers`."""
+
+    @property
+    def page_nbytes(self) -> int: ...
 
     def prepare(self, page: int) -> None:
         """A page that holds nothing yet is about to be written."""
@@ -41,25 +45,43 @@ class PageStore(Protocol):
     def copy(self, source: int, target: int) -> None:
         """Copy all bytes of a page."""
 
-    def bytes_of(self, page: int) -> NDArray[np.uint8]:
-        """The bytes of a page, to be read and written: uint8 [page_nbytes]."""
+    def memory(self, nbytes: int) -> NDArray[np.uint8]:
+        """Where copies of pages had better lie."""
+
+    def read(self, copies: Sequence[PageCopy]) -> Event:
+        """Copy pages as they are now."""
+
+    def moment(self) -> Event:
+        """All that was told to be computed so far."""
+
+    def write(self, copies: Sequence[PageCopy], after: Event) -> Event:
+        """Copy into pages. May be called on any thread."""
 
     def blank(self, body: NDArray[np.uint8], num_tokens: int) -> None:
         """Of a copy of a page, zero what is behind its first tokens."""
 
 
 class NoBytes:
-    """Pages that hold no bytes, for simulation; they may say that they have `nbytes`, all of which are one."""
+    """Pages that hold no bytes, for simulation; they may say that they have `nbytes`."""
 
     def __init__(self, nbytes: int = 0) -> None:
-        self._bytes = np.broadcast_to(np.zeros(1, np.uint8), nbytes)
+        self.page_nbytes = nbytes
 
     def prepare(self, page: int) -> None: ...
 
     def copy(self, source: int, target: int) -> None: ...
 
-    def bytes_of(self, page: int) -> NDArray[np.uint8]:  # noqa: ARG002
-        return self._bytes
+    def memory(self, nbytes: int) -> NDArray[np.uint8]:
+        return np.zeros(nbytes, np.uint8)
+
+    def read(self, copies: Sequence[PageCopy]) -> Event:  # noqa: ARG002
+        return OVER
+
+    def moment(self) -> Event:
+        return OVER
+
+    def write(self, copies: Sequence[PageCopy], after: Event) -> Event:  # noqa: ARG002
+        return OVER
 
     def blank(self, body: NDArray[np.uint8], num_tokens: int) -> None: ...
 
@@ -385,8 +407,8 @@ class Cache:
         store = self._stores[index]
         for page in actions.fresh:
             store.prepare(page)
-        for page, body in zip(actions.fresh, bodies, strict=False):
-            store.bytes_of(page)[:] = body
+        copies = [PageCopy(page, body) for page, body in zip(actions.fresh, bodies, strict=False)]
+        store.write(copies, store.moment()).wait()
         for source, target in actions.copies:
             store.copy(source, target)
 

@@ -51,7 +51,6 @@ from pagoda.engine.tiers import labels_of, make_residency, open_tiers
 from pagoda.errors import (
     OutOfPagesError,
     RequestError,
-    SessionError,
     StructuredOutputError,
 )
 from pagoda.kernels.base import Kernels
@@ -95,14 +94,14 @@ class Engine:
         self.decode_costs = decode_costs(model.facts, self.memory, config)
         self.max_model_len = self.memory.max_model_len
         check_device(model, config)
-        pools = make_pools(self.memory, config.environment.poison_pages, model.device)
+        pools = make_pools(self.memory, config.environment.poison_pages, model.device, config.kv_host_bytes)
         self._admission = Admission(model, config, self.memory)
         self._cache = make_cache(self.memory, pools, config, clock)
         policy = config.eviction_policy if config.enable_prefix_caching else None
         self.lookups = Lookups(self._cache, policy, config.miss_memory_bytes)
         store = FitStore(config.environment.cache_folder)
         self.fit = fit_format(model, kernels, self.memory, calibration, store)
-        self._stores = cache_stores(self.memory, pools)
+        self._pools, self._stores = pools, cache_stores(self.memory, pools)
         self.residency = self._open_residency(config)
         limits = Limits(
             config.max_num_seqs,
@@ -157,9 +156,7 @@ class Engine:
 
     @cached_property
     def carrier(self) -> Carrier:
-        """Takes sequences out of the cache and puts them in. Raises SessionError where pages lie on a GPU."""
-        if self.model.device.type != "cpu":
-            raise SessionError("Pages on a GPU cannot be saved or loaded yet; choose device=cpu for sessions.")
+        """Takes sequences out of the cache and puts them in."""
         return Carrier(self._cache, self._stores, self._labels)
 
     @cached_property
@@ -170,6 +167,8 @@ class Engine:
         """Write down what waits for it, and let go of tiers. Nothing is called after it."""
         if self.residency is not None:
             self.residency.close()
+        for pool in self._pools:
+            pool.close()
 
     def validate(self, request: Request) -> None:
         """Raise a RequestError if it can never be served. Looks once at what a request asks for."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from pagoda.cache.pool import PagePool
+from pagoda.cache.transfers.base import Transfers
+from pagoda.cache.transfers.host import HostTransfers
 from pagoda.config import EngineConfig
 from pagoda.devices import device_name, room_on
 from pagoda.errors import ConfigError, DeviceUnavailableError
 from pagoda.formats.page import PageGeometry
 from pagoda.formats.state import StateGeometry
+from pagoda.machine import available_memory_nbytes
 from pagoda.models.model import Model
 from pagoda.planning.facts import MachineFacts
 from pagoda.planning.memory import MemoryPlan
@@ -36,15 +41,19 @@ def machine_facts(model: Model, config: EngineConfig) -> MachineFacts:
     return MachineFacts(facts.available_nbytes, nbytes)
 
 
-def make_pools(memory: MemoryPlan, poison: bool, device: torch.device) -> list[PagePool]:
-    """A pool for every group of layers that attend, then one for recurrent states."""
+def make_pools(memory: MemoryPlan, poison: bool, device: torch.device, host_nbytes: int = 0) -> list[PagePool]:
+    """A pool for every group of layers that attend, then one for recurrent states.
+
+    Of pages on a GPU, copies in host memory take `host_nbytes`. Raises ConfigError if there is no room for either.
+    """
     wanted: list[tuple[PageGeometry | StateGeometry, int, bool]] = [
         (geometry, num_pages, memory.summary_nbytes(geometry) > 0) for geometry, num_pages in memory.pools
     ]
     if memory.states is not None:
         wanted.append((memory.states.geometry, memory.states.num_slots, False))
+    transfers = transfers_on(device, host_nbytes)
     try:
-        return [PagePool(*each[:2], poison, device, is_summarised=each[2]) for each in wanted]
+        return [PagePool(*each[:2], poison, device, each[2], transfers) for each in wanted]
     except (OSError, OverflowError, ValueError, torch.OutOfMemoryError) as error:
         where = "This machine" if device.type == "cpu" else device_name(device)
         raise ConfigError(
@@ -52,10 +61,31 @@ def make_pools(memory: MemoryPlan, poison: bool, device: torch.device) -> list[P
         ) from error
 
 
+def transfers_on(device: torch.device, host_nbytes: int) -> Callable[[torch.Tensor], Transfers]:
+    """What copies pages on `device` out and in; memory for `host_nbytes` of copies is pinned now, if that is needed.
+
+    Raises ConfigError if it cannot be.
+    """
+    if device.type == "cpu":
+        return HostTransfers
+    from pagoda.cache.transfers.cuda import CudaPinning, cuda_streams
+    from pagoda.cache.transfers.device import DeviceTransfers
+    from pagoda.cache.transfers.pinned import PinnedMemory, slab_nbytes
+
+    available = available_memory_nbytes()
+    if available is not None and host_nbytes > available:
+        raise ConfigError(f"kv_host_bytes is {host_nbytes}, and this machine has {available} bytes to spare; lower it.")
+    memory = PinnedMemory(CudaPinning(device), slab_nbytes(host_nbytes))
+    try:
+        memory.reserve(host_nbytes)
+    except OSError as error:
+        raise ConfigError(f"kv_host_bytes is {host_nbytes}, which cannot be pinned: {error}; lower it.") from error
+    streams = cuda_streams(device)
+    return lambda pages: DeviceTransfers(pages, streams, memory)
+
+
 def obstacle_on_gpu(config: EngineConfig) -> str | None:
     """What is asked for that a GPU cannot do, and what to do about it; None if there is nothing."""
-    if config.kv_host_bytes or config.kv_disk or config.kv_remote:
-        return "Pages on a GPU have no tiers yet; leave kv_host_bytes, kv_disk and kv_remote out."
     if config.sparse_attention != "none":
         return "Pages on a GPU are read whole; leave sparse_attention out."
     if config.deterministic:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from pagoda.cache.cache import Cache, NoBytes
 from pagoda.cache.compression.base import Policy
@@ -24,19 +23,12 @@ PREFIX = list(range(19))  # five pages
 POLICY = Knorm(tokens=10)
 
 
-class Scratch(NoBytes):
-    """Bytes may be written, and are nowhere."""
-
-    def bytes_of(self, page: int) -> NDArray[np.uint8]:
-        return np.zeros(1, np.uint8)
-
-
 class Pages:
     """A cache of one group of so many pages."""
 
     def __init__(self, num_pages: int) -> None:
         self.group = PageGroup(num_pages, SIZE, LRU(), KeepAll())
-        self.cache = Cache([self.group], [Scratch()])
+        self.cache = Cache([self.group], [NoBytes()])
 
     @property
     def counts(self) -> tuple[int, int, int, int]:

@@ -5,10 +5,11 @@ Both happen at once, on the thread that steps. A record that is not what it shou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pagoda.cache.cache import Cache, PageStore
 from pagoda.cache.groups.fill import FillTarget
@@ -18,6 +19,7 @@ from pagoda.cache.residency.copies import blank_rest, copied
 from pagoda.cache.residency.labels import Labels
 from pagoda.cache.sequence import needed_records
 from pagoda.cache.tiers.record import Draft, Label, Record
+from pagoda.cache.transfers.base import Event, PageCopy, page_copies
 from pagoda.errors import PageRecordError
 
 
@@ -48,13 +50,16 @@ class Carrier:
         """
         hit = self._cache.match(namespace, tokens, len(tokens))
         labels = self._labels.of_prompt(told or namespace, hit.key)
-        drafts = []
+        taken = list[tuple[list[Draft], Event]]()
         for group, (each, match) in enumerate(zip(self._cache.groups, hit.matches, strict=True)):
-            for start, end in needed_records(each, match, hit.num_tokens):
-                draft = copied(labels.label(group, end), self._stores[group], each.pages_of(match, start))
+            needed = needed_records(each, match, hit.num_tokens)
+            wanted = [(labels.label(group, end), each.pages_of(match, start)) for start, end in needed]
+            taken.append(copied(self._stores[group], wanted))
+        for group, (drafts, event) in enumerate(taken):
+            event.wait()
+            for draft in drafts:
                 blank_rest(draft, self._stores[group], self._labels.layout.page_tokens[group])
-                drafts.append(draft)
-        return Carried(hit.num_tokens, drafts)
+        return Carried(hit.num_tokens, [draft for drafts, _ in taken for draft in drafts])
 
     def put_in(
         self,
@@ -80,9 +85,13 @@ class Carrier:
         cached, fills = self._cache.attach_to_fill(hit, targets, ResumePoints(prompt_tokens=len(tokens) + 1))
         is_whole = False
         try:
-            for store, to_fill, by_start in zip(self._stores, fills, found, strict=True):
-                for start, pages in to_fill:
-                    _copy(by_start[start], store, pages)
+            # What is not as it should be is found before any is written: pages on their way cannot be released.
+            copies = [
+                [copy for start, pages in to_fill for copy in _copies(by_start[start], store, pages)]
+                for store, to_fill, by_start in zip(self._stores, fills, found, strict=True)
+            ]
+            for event in [store.write(each, store.moment()) for store, each in zip(self._stores, copies, strict=True)]:
+                event.wait()
             self._cache.filled(cached, fills, tokens, len(tokens))
             is_whole = True
         finally:
@@ -98,10 +107,8 @@ def _checked(label: Label, records: Mapping[bytes, Record]) -> Record:
     return record
 
 
-def _copy(record: Record, store: PageStore, pages: Sequence[int]) -> None:
-    bodies, start = [store.bytes_of(page) for page in pages], 0
-    if len(record.body) != sum(body.nbytes for body in bodies):
+def _copies(record: Record, store: PageStore, pages: Sequence[int]) -> Iterator[PageCopy]:
+    if len(record.body) != len(pages) * store.page_nbytes:
         raise PageRecordError("nbytes", "its pages are of another size")
-    for body in bodies if len(record.body) else ():  # pages of nothing cannot be written to
-        body[:] = np.frombuffer(record.body[start : start + body.nbytes], np.uint8)
-        start += body.nbytes
+    body: NDArray[np.uint8] = np.frombuffer(record.body, np.uint8)
+    return page_copies(pages, body, store.page_nbytes)

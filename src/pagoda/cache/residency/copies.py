@@ -6,19 +6,22 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pagoda.cache.tiers.record import Draft, Kind, Label
+from pagoda.cache.transfers.base import Event, PageCopy, page_copies
 
 if TYPE_CHECKING:
     from pagoda.cache.cache import PageStore
 
 
-def copied(label: Label, store: PageStore, pages: Sequence[int]) -> Draft:
-    """A record of `label` with the bytes of `pages`, one after the other."""
-    bodies = [store.bytes_of(page) for page in pages]
-    draft, start = Draft(label, sum(body.nbytes for body in bodies)), 0
-    for body in bodies:
-        draft.body[start : start + body.nbytes] = body
-        start += body.nbytes
-    return draft
+def copied(store: PageStore, wanted: Sequence[tuple[Label, Sequence[int]]]) -> tuple[list[Draft], Event]:
+    """Records of labels, each with the bytes of its pages, one after the other; they are there once the event is over.
+
+    Nobody may look at them before.
+    """
+    drafts, copies = list[Draft](), list[PageCopy]()
+    for label, pages in wanted:
+        drafts.append(Draft(label, len(pages) * store.page_nbytes, store.memory))
+        copies += page_copies(pages, drafts[-1].body, store.page_nbytes)
+    return drafts, store.read(copies)
 
 
 def blank_rest(draft: Draft, store: PageStore, page_tokens: int) -> None:

@@ -107,7 +107,7 @@ class Demotion:
         """Whether what leaves the pool goes to tiers that outlive the process."""
         if not self._admission.remembers:
             return True
-        nbytes = len(held.pages) * self._store.bytes_of(held.page).nbytes
+        nbytes = len(held.pages) * self._store.page_nbytes
         return self._admission.leaves(self._key(self._group, held), nbytes) or held.num_hits > 0
 
     def _write(self, held: Held, below: Sequence[Below]) -> None:

@@ -137,10 +137,13 @@ class ThreadMovers(Movers):
         return Writer(tier, STAGED_NBYTES)
 
     def stage(self, label: Label, store: PageStore, pages: Sequence[int], page_tokens: int) -> Staged:
+        [draft], event = copied(store, [(label, pages)])
+
         def finish(draft: Draft) -> None:
+            event.wait()
             blank_rest(draft, store, page_tokens)
 
-        return Staged(copied(label, store, pages), finish, self._cipher)
+        return Staged(draft, finish, self._cipher)
 
     def load(self, parts: Sequence[Part]) -> Load:
         load = Load(parts, self._cipher, self._moved.set)

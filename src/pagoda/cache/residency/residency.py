@@ -12,9 +12,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pagoda.cache.cache import Cache, PageStore
 from pagoda.cache.groups.fill import Fill
 from pagoda.cache.groups.table import ResumePoints
@@ -28,7 +25,7 @@ from pagoda.cache.residency.break_even import BreakEven
 from pagoda.cache.residency.copies import num_pages
 from pagoda.cache.residency.demotion import Below, Demotion
 from pagoda.cache.residency.labels import Labels
-from pagoda.cache.residency.load import Part
+from pagoda.cache.residency.load import Part, Place
 from pagoda.cache.residency.movers import Movers, Reading
 from pagoda.cache.residency.seek import Plan, Source, Wanted, seek
 from pagoda.cache.residency.tails import Tails
@@ -142,7 +139,7 @@ class Residency:
         """Whether to load what was found, or to compute it."""
         nbytes = Counter[str]()
         for group, sources in enumerate(plan.sources):
-            page_nbytes, page_tokens = self._stores[group].bytes_of(0).nbytes, self._labels.layout.page_tokens[group]
+            page_nbytes, page_tokens = self._stores[group].page_nbytes, self._labels.layout.page_tokens[group]
             for source in sources:
                 nbytes[source.tier.name] += page_nbytes * num_pages(source.label, page_tokens)
         return self.break_even.decide(plan.num_tokens - plan.held_tokens, nbytes)
@@ -256,10 +253,13 @@ class Residency:
 
     def _parts(self, group: int, sources: Sequence[Source], fills: Sequence[Fill]) -> list[Part]:
         """What is to be read for one group. Fills of one record have their bytes from one reading."""
-        store, targets = self._stores[group], dict[int, list[list[NDArray[np.uint8]]]]()
+        store, targets = self._stores[group], dict[int, list[Sequence[int]]]()
         for fill in fills:
-            targets.setdefault(fill.start, []).append([store.bytes_of(page) for page in fill.pages])
-        return [Part(each.label, each.tier, targets[each.start]) for each in sources if each.start in targets]
+            targets.setdefault(fill.start, []).append(fill.pages)
+        if not targets:
+            return []
+        place = Place(store, store.moment())
+        return [Part(each.label, each.tier, place, targets[each.start]) for each in sources if each.start in targets]
 
 
 class _WithTails:

@@ -7,6 +7,7 @@ refused, with the field that differs. Knows neither tiers nor layouts.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, Protocol
@@ -115,13 +116,20 @@ class Cipher(Protocol):
         """Raises PageRecordError if it was written with another key, or for other fields."""
 
 
-class Draft:
-    """A record in the making: `body`, uint8 [nbytes], is to be filled with the bytes of pages before it is sealed."""
+def _plain_memory(nbytes: int) -> NDArray[np.uint8]:
+    return np.empty(nbytes, np.uint8)
 
-    def __init__(self, label: Label, nbytes: int) -> None:
+
+class Draft:
+    """A record in the making: `body`, uint8 [nbytes], is to be filled with the bytes of pages before it is sealed.
+
+    It lies in what `memory` gives for so many bytes.
+    """
+
+    def __init__(self, label: Label, nbytes: int, memory: Callable[[int], NDArray[np.uint8]] = _plain_memory) -> None:
         self.label = label
         self._start = HEADER_NBYTES + len(label.tokens)
-        self._buffer: NDArray[np.uint8] = np.empty(self._start + nbytes, np.uint8)
+        self._buffer = memory(self._start + nbytes)
         self._buffer[HEADER_NBYTES : self._start] = np.frombuffer(label.tokens, np.uint8)
 
     @property
