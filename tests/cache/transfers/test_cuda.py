@@ -121,10 +121,19 @@ def test_pages_go_out_and_come_in_beside_the_computing(calls: Torch) -> None:
     assert calls.calls[-1] == ("unpinned", 0)
 
 
-def test_memory_that_cuda_does_not_pin_lies_elsewhere(calls: Torch, caplog: pytest.LogCaptureFixture) -> None:
+def test_memory_that_cuda_does_not_pin_lies_elsewhere(
+    calls: Torch, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls.code = 2
+
+    def told_of_it(size: int, device: torch.device) -> None:
+        calls.calls.append(("launched", size, device))
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(torch, "ones", told_of_it)
     memory = PinnedMemory(CudaPinning(DEVICE))
     with pytest.raises(OSError, match="CUDA could not pin 67108864 bytes of host memory"):
         memory.reserve(1)
     assert not memory.holds(memory.take(100))
+    assert calls.calls == [("launched", 1, DEVICE)] * 2
     assert "copies from the device are slow" in caplog.text

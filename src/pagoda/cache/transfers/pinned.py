@@ -11,6 +11,7 @@ import logging
 import mmap
 from bisect import bisect_right, insort
 from collections import deque
+from contextlib import suppress
 from threading import Lock
 from typing import Protocol
 from weakref import finalize
@@ -160,7 +161,8 @@ class _Slab:
         """Raises OSError if the system refuses."""
         self.nbytes = nbytes
         self.memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.memory.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # of a system without huge pages
+            self.memory.madvise(mmap.MADV_HUGEPAGE)
         # After a fork the first write to a page would move it away from where the device copies to.
         self.memory.madvise(mmap.MADV_DONTFORK)
         self.address = _address(np.frombuffer(self.memory, np.uint8))
