@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from gpu_models import TEXTS
 
+from engine.carried import flood
 from page_records import label
 from pagoda import LLM, SamplingParams
 from pagoda.cache.cache import NoBytes
-from pagoda.cache.prefix.held import Reason
 from pagoda.cache.prefix.namespace import Namespace
 from pagoda.cache.residency.load import Load, Part, Place
 from pagoda.cache.residency.movers import NUM_READERS
@@ -79,17 +79,6 @@ def whole_pages(llm: LLM, output: Any) -> dict[bytes, bytes]:
     whole = tokens[: len(tokens) // size * size]
     drafts = llm.loop.call(lambda: llm.engine.carrier.take_out(Namespace(), whole)).result().drafts
     return {draft.label.key: draft.body.tobytes() for draft in drafts}
-
-
-def flood(llm: LLM) -> None:
-    """Evict what is idle, for want of room."""
-
-    def evict() -> None:
-        for group in llm.engine._cache.groups:
-            group.holdings.evict_all(Reason.ROOM)
-        llm.engine.residency.flush()
-
-    llm.loop.call(evict).result()
 
 
 def always_load(llm: LLM) -> None:

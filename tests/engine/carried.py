@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from pagoda import LLM, SamplingParams
+from pagoda.cache.prefix.held import Reason
 from pagoda.cache.prefix.namespace import Namespace
 from pagoda.models.model import Model
 
@@ -34,3 +35,15 @@ def bodies(llm: LLM, tokens: list[int]) -> list[tuple[bytes, bytes]]:
     carried = llm.loop.call(lambda: llm.engine.carrier.take_out(Namespace(), tokens)).result()
     assert carried.num_tokens == len(tokens)
     return [(draft.label.key, draft.body.tobytes()) for draft in carried.drafts]
+
+
+def flood(llm: LLM) -> None:
+    """Evict what is idle, for want of room."""
+
+    def evict() -> None:
+        for group in llm.engine._cache.groups:
+            group.holdings.evict_all(Reason.ROOM)
+        llm.engine.residency.flush()
+
+    llm.loop.call(evict).result()
+    assert all(each.idle == 0 for each in llm.cache_stats().groups)

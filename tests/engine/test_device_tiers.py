@@ -15,13 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from engine.carried import DECODERS, LENGTH, MIB, PAGE_TOKENS, PARAMS, bodies, make, prompt
+from engine.carried import DECODERS, LENGTH, MIB, PAGE_TOKENS, PARAMS, bodies, flood, make, prompt
 from engine.greedy import tokens
 from fake_device import AtOnce, FakeEvent, FakePinning, FakeStream
 from oracle.families import build_tiny
 from oracle.generation import random_tokens
-from pagoda import LLM, SamplingParams
-from pagoda.cache.prefix.held import Reason
+from pagoda import SamplingParams
 from pagoda.cache.transfers.device import DeviceTransfers, Streams
 from pagoda.cache.transfers.pinned import PinnedMemory
 from pagoda.engine import pools
@@ -70,17 +69,6 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
     card = Card()
     monkeypatch.setattr(pools, "transfers_on", card.transfers_on)
     return card
-
-
-def flood(llm: LLM) -> None:
-    """Evict what is idle, for want of room."""
-
-    def evict() -> None:
-        for group in llm.engine._cache.groups:
-            group.holdings.evict_all(Reason.ROOM)
-        llm.engine.residency.flush()
-
-    llm.loop.call(evict).result()
 
 
 @pytest.mark.parametrize("family", DECODERS)

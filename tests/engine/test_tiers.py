@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.carried import DECODERS, LENGTH, MIB, PAGE_TOKENS, PARAMS, bodies, make, prompt
+from engine.carried import DECODERS, LENGTH, MIB, PAGE_TOKENS, PARAMS, bodies, flood, make, prompt
 from engine.greedy import tokens
 from oracle.families import build_tiny
 from oracle.generation import random_tokens
@@ -97,21 +97,6 @@ def test_pages_come_back_from_host_memory_with_the_same_bytes(model: Model) -> N
     assert again.cache_report.read_tokens == {"device": 0, "host": len(whole)}
     assert bodies(llm, whole) == before
     llm.check_integrity()
-
-
-def flood(llm: LLM) -> None:
-    """Evict what is idle, for want of room."""
-    engine = llm.engine
-
-    def evict() -> None:
-        from pagoda.cache.prefix.held import Reason
-
-        for group in engine._cache.groups:
-            group.holdings.evict_all(Reason.ROOM)
-        engine.residency.flush()
-
-    llm.loop.call(evict).result()
-    assert all(each.idle == 0 for each in llm.cache_stats().groups)
 
 
 @pytest.mark.parametrize("format", REGISTRY["format"])

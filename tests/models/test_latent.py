@@ -13,6 +13,7 @@ from pagoda import LLM, SamplingParams
 from pagoda.errors import ConfigError
 from pagoda.formats.page import page_geometries
 from pagoda.formats.plain import BF16
+from pagoda.kernels.coded_sizes import BLOCK_ROWS, UNIT_DEPTH
 from pagoda.kernels.coded_weight import CodedWeight
 from pagoda.kernels.native import NativeKernels
 from pagoda.kernels.native_calls import compiled
@@ -28,7 +29,6 @@ from pagoda.models.latent import CodedUpProjections, DenseUpProjections, attend_
 from pagoda.models.model import Model
 from pagoda.models.placement import CPU
 from pagoda.planning.spec import spec_from_config
-from pagoda.planning.weights.coded import BLOCK_ROWS
 from pagoda.registry import names
 
 
@@ -74,7 +74,7 @@ def test_coded_up_projections_are_those_of_what_codes_stand_for(nope: int, value
 def test_heads_without_whole_blocks_of_codes_stay_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounding, "MIN_ROWS", 1)
     config = families.build_tiny("deepseek_v3").config
-    assert BLOCK_ROWS == compiled().CODED_ROWS
+    assert (BLOCK_ROWS, UNIT_DEPTH) == (compiled().CODED_ROWS, compiled().UNIT_DEPTH)
     for width, held in ((BLOCK_ROWS, CodedWeight), (24, torch.nn.Parameter)):
         config.v_head_dim = width
         network = random_network(config, ATTENTION_NAME, torch.float32, 0, CPU)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import gguf
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from gguf_models import Unconfined, write_gguf
 from models import test_packed_torchao as torchao
 from models import test_packed_weights as packed
-from models.checkpoints import make_network, save
+from models.checkpoints import edit, make_network, save
 from oracle import families
 from pagoda.analysis.plan import plan
 from pagoda.checkpoint.gguf_header import CODED_TYPES
+from pagoda.errors import CorruptCheckpointError
 from pagoda.kernels.coded_weight import CodedWeight
 from pagoda.kernels.native_calls import compiled
 from pagoda.models.loader import load_model
@@ -69,6 +73,41 @@ def test_checkpoints_that_pagoda_writes(tmp_path: Path, family: str, quantizatio
     network = make_network(family, **packed.SIZES | (packed.LATENTS if family == "deepseek_v3" else {}))
     write_quantized(save(network, tmp_path / "plain"), tmp_path / "made", quantization)
     check(tmp_path / "made")
+
+
+WORDS, HALVES, BYTES = torch.int32, torch.float16, torch.int8
+
+
+@pytest.mark.parametrize(
+    ("method", "tensors"),
+    [
+        ("gptq", {"qweight": torch.zeros(0, 8, dtype=WORDS), "qzeros": torch.zeros(0, 1), "scales": torch.zeros(0, 8)}),
+        ("gptq_v2", {"qweight": torch.zeros(8, dtype=WORDS), "qzeros": torch.zeros(1), "scales": torch.zeros(8)}),
+        ("awq", {"qweight": torch.zeros(64, 8, dtype=WORDS), "qzeros": torch.zeros(0, 1), "scales": torch.zeros(0, 8)}),
+        *(
+            (
+                "compressed-tensors",
+                {
+                    "weight_packed": torch.zeros(8, words, dtype=WORDS),
+                    "weight_scale": torch.zeros(8, 1, dtype=HALVES),
+                    "weight_shape": torch.tensor(shape),
+                },
+            )
+            for words, shape in ((8, [8, 0]), (8, [8, -64]), (8, [8, 64, 2]), (800, [8, 64]))
+        ),
+        ("compressed-tensors", {"weight": torch.zeros(8, dtype=BYTES), "weight_scale": torch.tensor(1.0)}),
+        ("bitsandbytes", {"weight": torch.zeros(8, dtype=BYTES), "SCB": torch.zeros(8)}),
+        ("torchao", {"_weight_qdata": torch.zeros(8, 64, dtype=BYTES), "_weight_scale": torch.zeros(8, 1)}),
+    ],
+)
+def test_tensors_that_make_no_matrix(tmp_path: Path, method: str, tensors: dict[str, torch.Tensor]) -> None:
+    save(families.build_tiny("llama"), tmp_path)
+    layer = "model.layers.0.self_attn.q_proj"
+    said = {f"{layer}.weight": json.dumps({"_type": "Int8Tensor", "_data": {"block_size": [1, 0]}})}
+    save_file({f"{layer}.{end}": each for end, each in tensors.items()}, tmp_path / "model.safetensors", said)
+    edit(tmp_path / "config.json", quantization_config={"quant_method": method})
+    with pytest.raises(CorruptCheckpointError, match=f"tensors of {layer} do not make a quantized matrix"):
+        facts_from_checkpoint(tmp_path, MACHINE)
 
 
 @pytest.mark.parametrize("name", sorted(CODED_TYPES))

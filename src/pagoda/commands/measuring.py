@@ -76,13 +76,15 @@ def model_rate(llm: LLM) -> Rate | None:
     if num_steps < 1:
         return None
     params = SamplingParams(temperature=0, max_tokens=num_steps + 1, ignore_eos=True)
-    seconds = []
+    speeds, limits = [], []
     for _ in range(REPEATS):
+        before = read_bandwidth()
         times = llm.generate([prompt], params, use_tqdm=False)[0].metrics.token_times
-        seconds.append((times[-1] - times[0]) / num_steps)
-    speed = 1 / statistics.median(seconds)
-    limit = read_bandwidth() * 1e9 / (model.weight_nbytes - model.table_nbytes)
-    return Rate("decode", f"{speed:.1f} tokens/s alone; reading all weights allows {limit:.1f}", speed / limit)
+        speeds.append(num_steps / (times[-1] - times[0]))
+        limits.append((before + read_bandwidth()) / 2 * 1e9 / (model.weight_nbytes - model.table_nbytes))
+    share = statistics.median(speed / limit for speed, limit in zip(speeds, limits, strict=True))
+    speed, limit = statistics.median(speeds), statistics.median(limits)
+    return Rate("decode", f"{speed:.1f} tokens/s alone; reading all weights allows {limit:.1f}", share)
 
 
 def _of(rate: float, limit: float) -> tuple[str, float]:

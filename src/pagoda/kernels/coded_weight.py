@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from pagoda.errors import ConfigError, KernelUnavailableError
+from pagoda.kernels.coded_sizes import HELD_BITS
 from pagoda.kernels.native_calls import compiled
 from pagoda.kernels.weight_memory import WeightMemory
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 # The largest of a signed byte.
 MOST_ZERO = 127
-# Codes of as many bits have a layout; others are held as those of the next more.
-HELD_BITS = (2, 3, 4, 5, 6, 8)
 NUMBERS = {torch.float32: "FP32", torch.float16: "FP16", torch.bfloat16: "BF16"}
 
 

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from pagoda.kernels.coded_sizes import BLOCK_ROWS
 from pagoda.kernels.coded_stack import CodedStack
 from pagoda.kernels.coded_weight import CodedWeight
 from pagoda.layouts.latent import LATENT_FAMILIES
 from pagoda.models.attention import kernels_in_flight
 from pagoda.models.coded_experts import CodedExperts, Stacks, are_codable, give_dense, take_codes
-from pagoda.planning.weights.coded import BLOCK_ROWS
 
 # Layers whose weights the code of their family reads by itself, and families whose code reads the table of tokens so.
 READ_BY_FAMILIES = ("classifier", "dt_proj", "embed_positions", "kv_b_proj", "wo")

@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 from pagoda.planning.weights.count import WeightCount
 
-# Rows of a matrix whose codes lie side by side.
-BLOCK_ROWS = 16
 # Each group of 32 numbers has one of 16 bits beside its codes: a scale.
 FINE_BITS = 8 + 16 / 32
 # And a minimum.

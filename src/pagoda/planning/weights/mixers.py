@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from pagoda.kernels.coded_sizes import BLOCK_ROWS
 from pagoda.planning.spec import KINDS_WITHOUT_TOKENS, query_heads
 from pagoda.planning.state_spec import inner_width, kernel_width
 from pagoda.planning.text_config import Sizes, first
-from pagoda.planning.weights.coded import BLOCK_ROWS
 from pagoda.planning.weights.decoder import Decoder, hidden_width
 
 

@@ -10,16 +10,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
 from typing import Any, NamedTuple
 
 from pagoda.checkpoint.weights import stored_nbytes
-from pagoda.planning.weights.coded import BLOCK_ROWS
+from pagoda.errors import CorruptCheckpointError
+from pagoda.kernels.coded_sizes import BLOCK_ROWS, HELD_BITS, UNIT_DEPTH
 
-# Codes of as many bits have a layout; others are held as those of the next more.
-HELD_BITS = (2, 3, 4, 5, 6, 8)
-# Numbers of a row that lie together: groups begin where units do.
-UNIT_DEPTH = 32
 WORD_BITS = 32
 # Of scales and zeros that are read.
 SAMPLE_ROWS = 16
@@ -81,7 +79,8 @@ Layer = Codes | Numbers
 def held_weights(tensors: Tensors, settings: Settings, texts: Mapping[str, str]) -> Held | None:
     """What becomes of `tensors`, opened, of which `settings`, the entry `quantization_config`, and headers say more.
 
-    None of a method that is not known, or if none of them is quantized by it.
+    None of a method that is not known, or if none of them is quantized by it. Raises CorruptCheckpointError for a layer
+    whose tensors do not fit each other.
     """
     method = str(settings.get("quant_method"))
     if method == "torchao":
@@ -102,15 +101,36 @@ def _layers(tensors: Tensors, settings: Settings, schemes: tuple[Scheme, ...]) -
         layer, end = _split(name)
         by_layer.setdefault(layer, {})[end] = tensor
     layers, rest = list[Layer](), list[Any]()
-    for own in by_layer.values():
+    for name, own in by_layer.items():
         scheme = next((each for each in schemes if each.needed <= own.keys()), None)
-        found = scheme.read(own, settings) if scheme is not None else None
+        found = None
+        if scheme is not None:
+            with _naming(name):
+                found = _plausible(scheme.read(own, settings))
         if found is None:
             rest += own.values()
         else:
             layers.append(found)
             rest += [own[end] for end in own.keys() & {"bias"}]
     return layers, rest
+
+
+@contextmanager
+def _naming(layer: str) -> Iterator[None]:
+    """Say of which layer the tensors are that have no such shapes."""
+    try:
+        yield
+    except (ArithmeticError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise CorruptCheckpointError(
+            f"The tensors of {layer or 'the model'} do not make a quantized matrix; convert the model again."
+        ) from error
+
+
+def _plausible(layer: Layer | None) -> Layer | None:
+    """Raises ValueError for a matrix that there cannot be."""
+    if isinstance(layer, Codes) and (min(layer.rows, layer.depth, layer.group) < 1 or layer.bits > HELD_BITS[-1]):
+        raise ValueError(layer)
+    return layer
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -218,6 +238,7 @@ FLOAT8 = (
 # By the method that a configuration names.
 SCHEMES: dict[str, tuple[Scheme, ...]] = {
     "gptq": (Scheme(PACKED_WORDS, _gptq),),
+    "gptq_v2": (Scheme(PACKED_WORDS, _gptq),),
     "awq": (Scheme(PACKED_WORDS, _awq),),
     "compressed-tensors": (
         Scheme(frozenset(("weight_packed", "weight_scale", "weight_shape")), _packed),
@@ -250,11 +271,11 @@ def _torchao_layers(tensors: Tensors, texts: Mapping[str, str]) -> tuple[list[La
 
 def _of_torchao(parts: Mapping[str, Tensors], texts: Mapping[str, str]) -> Iterator[Layer]:
     for name, own in parts.items():
-        try:
+        with _naming(name):
             entry = json.loads(texts[f"{name}.weight"])
-            yield _torchao(str(entry["_type"]), own, entry["_data"])
-        except (KeyError, TypeError, ValueError, IndexError):  # whoever loads it says what is wrong
-            yield Numbers(sum(prod(_shape(each)) for each in own.values()))
+            layer = _plausible(_torchao(str(entry["_type"]), own, entry["_data"]))
+        if layer is not None:
+            yield layer
 
 
 def _torchao(kind: str, own: Tensors, data: Settings) -> Layer:
