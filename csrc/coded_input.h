@@ -4,6 +4,7 @@
 
 #include "coded_codes.h"
 #include "pointwise.h"
+#include "prefetch.h"
 
 namespace pagoda {
 namespace {
@@ -124,12 +125,19 @@ inline void code_unit(const float* values, int8_t (&codes)[kUnitDepth], float& s
     sum_halves(codes, sums);
 }
 
+// All lines of a row at once: they may lie in the caches of another processor, far away.
+inline void fetch_row(const CodedCall& call, int64_t row) {
+    const int64_t nbytes = call.depth * number_nbytes(call.number);
+    for (int64_t line = 0; line < nbytes; line += kLineNbytes) prefetch_first(call.input + row * nbytes + line);
+}
+
 // Rows [first, last) of the input. Behind its depth come zeros. A weight's minimum counts as often as the input's sum,
 // its zero as the sum of codes, which its sums begin with: of each half where these have parts of their own, else of both.
 inline void code_rows(const CodedCall& call, int64_t first, int64_t last) {
     const int64_t units = num_units(call.depth), nbytes = number_nbytes(call.number);
     const int64_t group = rows_of_groups(call.rows);
-    for (int64_t row = first; row < last; row++)
+    for (int64_t row = first; row < last; row++) {
+        fetch_row(call, row);
         for (int64_t unit = 0; unit < units; unit++) {
             const int64_t left = call.depth - unit * kUnitDepth, before = row / group * units + unit;
             const int64_t index = before * group + row % group;
@@ -158,6 +166,7 @@ inline void code_rows(const CodedCall& call, int64_t first, int64_t last) {
                 shorts[2] = codes[i + 1], shorts[3] = codes[i + 3];
             }
         }
+    }
 }
 
 }  // namespace

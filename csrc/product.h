@@ -6,6 +6,7 @@
 // of a few rows and columns stay in registers; each element adds its terms in the order of depth, whatever the tiling.
 #pragma once
 
+#include "prefetch.h"
 #include "words.h"
 
 namespace pagoda {
@@ -23,18 +24,6 @@ struct Panels {
     int64_t row_nbytes;
     int64_t columns;
 };
-
-constexpr int64_t kLineNbytes = 64;
-
-inline void prefetch(const uint8_t* data) {
-    constexpr int kRead = 0, kSecondCache = 2;
-    __builtin_prefetch(data, kRead, kSecondCache);
-}
-
-inline void prefetch_first(const uint8_t* data) {
-    constexpr int kRead = 0, kFirstCache = 3;
-    __builtin_prefetch(data, kRead, kFirstCache);
-}
 
 template <class Factor>
 struct Left {

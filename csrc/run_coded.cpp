@@ -28,10 +28,13 @@ struct CodedMemory {
 
     CodedRows of(int64_t rows, int64_t units) {
         rows += kMostGroupRows;  // the last group may not be full
-        codes.resize(size_t(rows * units * kUnitDepth * kMostCodeNbytes));
-        scales.resize(size_t(rows * units));
-        terms.resize(size_t(2 * rows * units));
-        starts.resize(size_t(2 * rows * units));
+        const size_t count = size_t(rows * units);
+        if (scales.size() < count) {  // never smaller: what is made again is written
+            codes.resize(count * kUnitDepth * kMostCodeNbytes);
+            scales.resize(count);
+            terms.resize(2 * count);
+            starts.resize(2 * count);
+        }
         return {codes.data(), scales.data(), terms.data(), starts.data()};
     }
 };
@@ -60,12 +63,11 @@ bool take_same_rows(const Coding& a, const Coding& b) {
     return wide(a) == wide(b) && (a.num_parts < 2) == (b.num_parts < 2) && a.has_minimum == b.has_minimum && a.zero == b.zero;
 }
 
-// Codes the rows that `calls` have in common, once for those that can share them.
+// Codes the rows that `calls` have in common, once for those that can share them, in memory of this thread.
 void code_input(std::vector<CodedCall>& calls, const KernelTable& kernels, int num_threads) {
     thread_local std::vector<CodedMemory> memories;
     if (memories.size() < calls.size()) memories.resize(calls.size());
     const int64_t rows = calls.front().rows, units = num_units(calls.front().depth);
-    const int coders = rows < kFewCodedRows ? 1 : num_threads;
     for (size_t i = 0; i < calls.size(); i++) {
         CodedCall& call = calls[i];
         const auto alike = std::find_if(calls.begin(), calls.begin() + ptrdiff_t(i), [&](const CodedCall& before) {
@@ -74,29 +76,47 @@ void code_input(std::vector<CodedCall>& calls, const KernelTable& kernels, int n
         const bool is_first = alike == calls.begin() + ptrdiff_t(i);
         call.coded = is_first ? memories[i].of(rows, units) : alike->coded;
         if (!is_first) continue;
-        in_parts(coders, [&](int part) { kernels.coded->code_rows(call, rows * part / coders, rows * (part + 1) / coders); });
+        in_parts(num_threads, [&](int part) {
+            kernels.coded->code_rows(call, rows * part / num_threads, rows * (part + 1) / num_threads);
+        });
     }
 }
 
-// Each thread reads as many bytes of weights as any other, of neighbouring blocks, so that they are one stream, or few.
-void multiply_all(const std::vector<CodedCall>& calls, const KernelTable& kernels, int num_threads) {
+// The part of `calls` that lies in bytes [first, last) of all their weights.
+void multiply_bytes(const std::vector<CodedCall>& calls, const KernelTable& kernels, int64_t first, int64_t last) {
+    int64_t begin = 0;  // of a layer among all bytes
+    for (const CodedCall& call : calls) {
+        const int64_t nbytes = block_nbytes(call.coding, call.depth), blocks = num_blocks(call);
+        const auto block_at = [&](int64_t place) {
+            return std::clamp<int64_t>((place - begin + nbytes - 1) / nbytes, 0, blocks);
+        };
+        kernels.coded->multiply(call, block_at(first), block_at(last), room_for(call));
+        begin += blocks * nbytes;
+    }
+}
+
+// Weights that a thread takes at a time, at least: some microseconds of few rows, and less where many take longer.
+constexpr int64_t kGrainNbytes = 1 << 16, kFineGrainNbytes = 1 << 12;
+
+// Each thread reads neighbouring blocks, so that they are one stream, or few, and codes few rows for itself: what another
+// has written is farther away than what it was made of.
+void multiply_all(std::vector<CodedCall>& calls, const KernelTable& kernels, int num_threads) {
     int64_t total = 0, most_blocks = 0;
     for (const CodedCall& call : calls) {
         total += num_blocks(call) * block_nbytes(call.coding, call.depth);
         most_blocks += num_blocks(call);
     }
+    const bool are_few = calls.front().rows < kFewCodedRows;
+    if (!are_few) code_input(calls, kernels, num_threads);
     const int team = int(std::clamp<int64_t>(most_blocks, 1, num_threads));
+    const int64_t grain = are_few ? kGrainNbytes : kFineGrainNbytes;
+    Streams grains((total + grain - 1) / grain, team);
     in_parts(team, [&](int part) {
-        const int64_t first = total * part / team, last = total * (part + 1) / team;
-        int64_t begin = 0;  // of a layer among all bytes
-        for (const CodedCall& call : calls) {
-            const int64_t nbytes = block_nbytes(call.coding, call.depth), blocks = num_blocks(call);
-            const auto block_at = [&](int64_t place) {
-                return std::clamp<int64_t>((place - begin + nbytes - 1) / nbytes, 0, blocks);
-            };
-            kernels.coded->multiply(call, block_at(first), block_at(last), room_for(call));
-            begin += blocks * nbytes;
-        }
+        std::vector<CodedCall> own = calls;
+        if (are_few) code_input(own, kernels, 1);
+        grains.take(part, [&](int64_t first, int64_t last) {
+            multiply_bytes(own, kernels, first * grain, std::min(last * grain, total));
+        });
     });
 }
 
@@ -206,7 +226,6 @@ void coded_linears(const std::vector<CodedCall>& given, const KernelTable& kerne
             call.out += row * call.columns * nbytes;
             call.rows = std::min(rows - row, kTurnRows);
         }
-        code_input(calls, kernels, num_threads);
         multiply_all(calls, kernels, num_threads);
     }
 }

@@ -89,6 +89,13 @@ def two_threads():
         yield
 
 
+@pytest.fixture
+def many_threads():
+    """More threads inside torch than there are processors, so that some begin late."""
+    with torch_threads(2 * (os.cpu_count() or 1) + 1):
+        yield
+
+
 @pytest.fixture(scope="session")
 def redis_server_url(tmp_path_factory):
     """A server that all tests of this process share."""

@@ -198,6 +198,16 @@ def test_a_row_is_bitwise_the_same_in_every_batch(kernels: NativeKernels, name: 
         assert torch.equal(kernels.coded_linear(input[first:last], weight, None), together[first:last])
 
 
+@pytest.mark.parametrize("name", ["Q4_0", "Q6_K"])
+@pytest.mark.usefixtures("many_threads")
+def test_what_threads_take_from_each_other_changes_nothing(kernels: NativeKernels, name: str) -> None:
+    weight, input = coded(name, rows=2470), numbers(17, DEPTH, dtype=torch.bfloat16)
+    together = kernels.coded_linear(input, weight, None)
+    assert_is_product(together, input, weight)
+    for first, last in [(0, 1), (1, 3), (2, 5), (3, 10), (0, 17)] * 5:
+        assert torch.equal(kernels.coded_linear(input[first:last], weight, None), together[first:last])
+
+
 @pytest.mark.parametrize("rows", [1, 7, 9, 300])
 @pytest.mark.usefixtures("two_threads")
 def test_layers_that_share_their_rows_are_bitwise_what_each_is(kernels: NativeKernels, rows: int) -> None:
