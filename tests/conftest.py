@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, settings
 if find_spec("triton"):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        import triton  # noqa: F401
+        import triton.experimental.gluon  # noqa: F401
 
 from shared_stores import new_bucket, redis_server, s3_server
 

@@ -67,6 +67,10 @@ def test_attends_and_stores_as_the_reference_does(format, has_constants, shape, 
     assert torch.equal(stored(case), case.layer.pages)
 
 
+def label(value):
+    return getattr(value, "name", str(value))
+
+
 @pytest.mark.parametrize(
     ("format", "widths"),
     [
@@ -78,7 +82,7 @@ def test_attends_and_stores_as_the_reference_does(format, has_constants, shape, 
         (K8V4, (8, 24)),
         (FP16, (6, 1)),
     ],
-    ids=str,
+    ids=label,
 )
 def test_widths_that_are_no_powers_of_two(format, widths, shape, make_case):
     key_width, value_width = widths
@@ -154,7 +158,7 @@ LATENTS = [
 ]
 
 
-@pytest.mark.parametrize(("format", "widths", "has_constants"), LATENTS, ids=str)
+@pytest.mark.parametrize(("format", "widths", "has_constants"), LATENTS, ids=label)
 def test_latents(format, widths, has_constants, shape, make_case):
     latent_width, rotary_width = widths
     case = make_case(

@@ -235,7 +235,8 @@ def _ends_of(numbers, group, num_groups: tl.constexpr):
 @triton.jit
 def _with_step(numbers, tops, bottoms, step):
     """Codes, and zeros, of groups whose step is given."""
-    zero = _bounded(_rounded((LARGEST_CODE - tl.div_rn(tops + bottoms, step)) / 2.0), 0.0, LARGEST_CODE)
+    # The constant comes second: Triton 3.7's interpreter cannot take a block from it.
+    zero = _bounded(_rounded((-tl.div_rn(tops + bottoms, step) + LARGEST_CODE) / 2.0), 0.0, LARGEST_CODE)
     return _bounded(_rounded(tl.div_rn(numbers, step)) + zero, 0.0, LARGEST_CODE), zero
 
 
