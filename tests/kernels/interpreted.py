@@ -1,7 +1,8 @@
 """Triton's interpreter, for tests without a GPU; tests that import this first are skipped where there is no Triton.
 
 It is mended where it computes something else than GPUs do: bf16 is cut off instead of rounded and multiplied as the
-integers that its bits are, fp8 loses carries, what is fused is rounded twice, and loops have no bounds with NumPy 2.4.
+integers that its bits are, what is fused is rounded twice, and loops have no bounds with NumPy 2.4. Instructions of
+NVIDIA's are computed by `ptx_machine.py`.
 """
 
 from functools import partial
@@ -15,6 +16,8 @@ pytest.importorskip("triton")
 
 import triton.language as tl
 from triton.runtime import interpreter
+
+from kernels import ptx_machine
 
 # Read when a kernel is defined, as `conftest.py` has done for Triton's own. Other tests find no GPU.
 with pytest.MonkeyPatch.context() as patch:
@@ -31,10 +34,8 @@ TORCH_DTYPES = {
     tl.float32: torch.float32,
     tl.float16: torch.float16,
     tl.bfloat16: torch.bfloat16,
-    tl.float8e4nv: torch.float8_e4m3fn,
-    tl.float8e5: torch.float8_e5m2,
 }
-BITS = {1: (torch.uint8, np.uint8), 2: (torch.int16, np.uint16), 4: (torch.int32, np.uint32)}
+BITS = {2: (torch.int16, np.uint16), 4: (torch.int32, np.uint32)}
 
 
 def _patch_tensor(original, tensor, scope):
@@ -45,7 +46,7 @@ def _patch_tensor(original, tensor, scope):
 def _convert_float(data, source, target, rounding):
     """Numbers of type `source` as the bits of `target`, rounded to nearest, ties to even."""
     source, target = TORCH_DTYPES[source], TORCH_DTYPES[target]
-    bits = np.ascontiguousarray(data).view(BITS[source.itemsize][1]).view(f"i{source.itemsize}".replace("i1", "u1"))
+    bits = np.ascontiguousarray(data).view(BITS[source.itemsize][1]).view(f"i{source.itemsize}")
     numbers = torch.from_numpy(bits.copy()).view(source).to(target)
     return numbers.view(BITS[target.itemsize][0]).numpy().view(BITS[target.itemsize][1])
 
@@ -85,10 +86,24 @@ def _fused(_builder, left, right, added):
     return interpreter.TensorHandle(numbers.astype(left.data.dtype), left.dtype.scalar)
 
 
+class _Results(list):
+    get_result = list.__getitem__
+
+
+def _inline_asm(_builder, text, constraints, values, dtypes, _is_pure, pack):
+    """Registers hold two numbers of a block, whichever these are."""
+    (words,) = values
+    halves = np.ascontiguousarray(words.data).view(np.uint32).reshape(-1, pack)
+    found = ptx_machine.run(text, constraints, [halves[:, index] for index in range(pack)])
+    numbers = [each.view(np.uint16).view(np.float16).reshape(words.data.shape) for each in found]
+    return _Results(interpreter.TensorHandle(each, tl.float16) for each in numbers)
+
+
 interpreter._patch_lang_tensor = partial(_patch_tensor, interpreter._patch_lang_tensor)
 interpreter._convert_float = _convert_float
 interpreter.InterpreterBuilder.create_dot = _dot
 interpreter.InterpreterBuilder.create_fma = _fused
+interpreter.InterpreterBuilder.create_inline_asm = _inline_asm
 interpreter.InterpreterBuilder.get_bf16 = _bf16
 interpreter.InterpreterBuilder.create_fsub = _on_bf16(interpreter.InterpreterBuilder.create_fsub, np.subtract)
 interpreter.InterpreterBuilder.create_fmul = _on_bf16(interpreter.InterpreterBuilder.create_fmul, np.multiply)
@@ -109,4 +124,5 @@ SMALL = tiles.Tiles(
     many_split_tokens=64,
     partial_nbytes=20_000,
     programs_per_processor=2,
+    shared_nbytes=1 << 30,
 )

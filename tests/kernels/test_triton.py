@@ -13,7 +13,7 @@ from pagoda.formats.int4 import INT4_PLAIN
 from pagoda.formats.mixed import K8V4
 from pagoda.formats.plain import BF16, FP16, FP32
 from pagoda.formats.rotated import INT4, INT4_ROTATED
-from pagoda.formats.scaled import FP8_E4M3, INT8
+from pagoda.formats.scaled import FP8_E4M3, FP8_E5M2, INT8
 from pagoda.kernels.base import AttentionRule
 from pagoda.kernels.native_arguments import WITH_CONSTANTS
 from pagoda.kernels.reference import ReferenceKernels
@@ -198,6 +198,30 @@ def test_a_row_has_the_same_bits_in_every_batch(format, past, new, cut, shape, m
             context_lengths=torch.tensor([past + last, 41, 23]).int(),
         )
         assert torch.equal(kernels.attend(case.query[first:last], case.layer, view, rule), together[first:last])
+
+
+@pytest.mark.parametrize("format", [INT8, INT4, FP8_E4M3, FP8_E5M2], ids=label)
+def test_instructions_of_nvidia_compute_what_plain_ones_do(format, shape, make_case):
+    case = make_case(shape(format=format, dtype=torch.bfloat16, sequences=MIXED, **TINY))
+    results = [
+        TritonAttention(SMALL, has_ptx).attend(case.query, case.layer, case.view, PLAIN) for has_ptx in (False, True)
+    ]
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("format", [INT8, FP8_E4M3, INT4], ids=label)
+@pytest.mark.parametrize("exponents", [(-90, -90), (60, 60), (-80, 0), (-20, 20)])
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_what_meets_codes_in_fp16_may_have_any_size(format, exponents, has_sinks, shape, make_case):
+    """Queries beyond fp16, and values of tokens far larger or smaller than those of others."""
+    case = make_case(shape(format=format, dtype=torch.bfloat16, sequences=MIXED, **TINY))
+    least, most = exponents
+    factors = 2.0 ** torch.randint(least, most + 1, (len(case.value), 1, 1))
+    factors[::7] = 2.0**least
+    values = (case.value * factors).bfloat16()
+    ReferenceKernels().store(case.key * 2.0**-40, values, case.layer, case.whole)
+    large = replace(case, query=case.query * 2.0**40, value=values)
+    check(large, sinks=torch.linspace(-1, 3, case.shape.heads) if has_sinks else None)
 
 
 @pytest.mark.parametrize("reach", [Reach.SLIDING, Reach.CHUNKED])

@@ -1,12 +1,13 @@
 """What GPUs demand of shapes and the interpreter forgives; needs no Triton."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
 from pagoda.formats.page import PageGeometry
 from pagoda.kernels.triton import tiles
-from pagoda.kernels.triton.shapes import MIN_DOT, Tile, plane_shape, power_of_two
+from pagoda.kernels.triton.shapes import MIN_DOT, Load, Tile, plane_shape, power_of_two
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.latent import LatentLayout
 from pagoda.layouts.spec import LayerGroup, Reach
@@ -42,12 +43,38 @@ def test_little_of_what_is_read_of_latents_does_not_exist(format, channels):
     assert sum(part.rows for part in key.parts) * key.tiles == channels
 
 
+def load_of(layout, format, has_constants=False, itemsize=2):
+    planes = planes_of(layout, lookup("format", format), 16)
+    return Load(planes[0], planes[-1], itemsize, has_constants, has_biases=False)
+
+
 @pytest.mark.parametrize(("format", "tokens"), [("fp32", 32), ("bf16", 32), ("int8", 64), ("int4", 64), ("k8v4", 64)])
 def test_tiles_have_as_many_words_of_values_as_products_take(format, tokens):
-    planes = planes_of(AttentionLayout(2, 128, 128), lookup("format", format), 16)
-    assert tiles.fitting(Tile(16, 32, 4, 2), *planes).tokens == tokens
-    (latents,) = planes_of(LatentLayout(512, 64), lookup("format", "int8"), 16)
-    assert tiles.fitting(Tile(16, 32, 4, 2), latents, latents).tokens == 32
+    tile = Tile(16, 32, 4, 2)
+    assert tiles.fitting(tile, load_of(AttentionLayout(2, 128, 128), format), 1 << 20).tokens == tokens
+    assert tiles.fitting(tile, load_of(LatentLayout(512, 64), "int8"), 1 << 20).tokens == 32
+
+
+@pytest.mark.parametrize("shared_kib", [99, 163, 227])
+@pytest.mark.parametrize("format", names("format"))
+def test_tiles_fit_in_the_shared_memory_of_every_card(format, shared_kib):
+    table = tiles.for_card(shared_kib << 10)
+    every = [table.few, table.few_codes, table.few_latents, table.many, table.many_codes, table.many_latents]
+    for layout in [*ATTENTION, *(LATENTS if format != "k8v4" else [])]:
+        for tile, itemsize in [*((each, 2) for each in every), (table.exact, 4)]:
+            load = load_of(layout, format, has_constants=format not in ("fp32", "fp16", "bf16"), itemsize=itemsize)
+            fitted = tiles.fitting(tile, load, table.shared_nbytes)
+            assert fitted.tokens >= load.least_tokens
+            is_least = fitted == replace(tile, rows=MIN_DOT, tokens=load.least_tokens, num_stages=1)
+            # Of the widest latents in fp32 it is the least there is, and less than is reckoned: scripts/gpu_compile.py.
+            assert load.shared_nbytes(fitted) <= table.shared_nbytes or (is_least and layout == LATENTS[0])
+
+
+def test_the_tiles_that_were_measured_are_those_of_the_card_they_were_measured_on():
+    table = tiles.for_card(227 << 10)
+    plain, coded = load_of(AttentionLayout(8, 128, 128), "bf16"), load_of(AttentionLayout(8, 128, 128), "int8")
+    for tile, load in ((table.few, plain), (table.many, plain), (table.few_codes, coded), (table.many_codes, coded)):
+        assert tiles.fitting(tile, load, table.shared_nbytes) == tile
 
 
 @pytest.mark.parametrize("page_tokens", [16, 48, 80, 512])

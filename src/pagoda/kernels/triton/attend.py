@@ -104,7 +104,7 @@ def _attend_split(
     last = tl.minimum(last, (split + 1) * shape.split_tokens)
     if first < last:
         own = query + (first_row + row).to(tl.int64)[:, None] * query_strides[0] + heads[:, None] * query_strides[1]
-        queries = _queries_of(own, is_valid, shape)
+        queries, units = _queries_of(own, is_valid, shape)
         lifts, turns = _lifts(extras, first_row + row, heads, head, is_valid, shape)
         owner = (position, heads, head)
         has_sinks: tl.constexpr = shape.rule.has_sinks
@@ -120,7 +120,7 @@ def _attend_split(
             for token in tl.range(first, whole, shape.tile.tokens):
                 following = _numbers_at(table, token + shape.tile.tokens, length, shape)
                 largest, total, sums = add_tile(
-                    largest, total, sums, queries, lifts, turns, owner,
+                    largest, total, sums, queries, units, lifts, turns, owner,
                     pages, numbers, extras, token, length, False, shape,
                 )  # fmt: skip
                 numbers = following
@@ -129,7 +129,7 @@ def _attend_split(
             for token in tl.range(whole, last, shape.tile.tokens):
                 following = _numbers_at(table, token + shape.tile.tokens, length, shape)
                 largest, total, sums = add_tile(
-                    largest, total, sums, queries, lifts, turns, owner,
+                    largest, total, sums, queries, units, lifts, turns, owner,
                     pages, numbers, extras, token, length, True, shape,
                 )  # fmt: skip
                 numbers = following
@@ -157,15 +157,40 @@ def _reach_of(nearest, farthest, length, shape: tl.constexpr):
 
 @triton.jit
 def _queries_of(own, is_valid, shape: tl.constexpr):
-    """Queries as tiles [rows, channels], one for each tile of keys; zeros where there are no rows or channels."""
+    """Queries as tiles [rows, channels], one for each tile of keys, and what they are divided by, row by row.
+
+    Zeros where there are no rows or channels.
+    """
     plane: tl.constexpr = shape.keys
-    tiles = ()
-    for part in tl.static_range(tl.constexpr(shape.num_parts)):
-        for index in tl.static_range(tl.constexpr(plane.tiles)):
+    parts: tl.constexpr = shape.num_parts
+    count: tl.constexpr = plane.tiles
+    numbers = ()
+    largest = tl.full([shape.tile.rows], 0.0, tl.float32)
+    for part in tl.static_range(parts):
+        sizes = tl.full([shape.tile.rows, plane.parts[part].rows], 0.0, tl.float32)
+        for index in tl.static_range(count):
             channel, exists = _key_channels(part, index, plane)
-            mask = is_valid[:, None] & exists[None, :]
-            tiles += (tl.load(own + channel[None, :], mask=mask, other=0.0).to(shape.key_dot),)
-    return tiles
+            tile = tl.load(own + channel[None, :], mask=is_valid[:, None] & exists[None, :], other=0.0)
+            numbers += (tile,)
+            sizes = tl.maximum(sizes, tl.abs(tile.to(tl.float32)))
+        if shape.scales_queries:
+            largest = tl.maximum(largest, tl.max(sizes, axis=1))
+    units, shares = _units_of(largest)
+    tiles = ()
+    for index in tl.static_range(parts * count):
+        if shape.scales_queries:
+            tiles += ((numbers[index].to(tl.float32) * shares[:, None]).to(shape.key_dot),)
+        else:
+            tiles += (numbers[index].to(shape.key_dot),)
+    return tiles, units
+
+
+@triton.jit
+def _units_of(largest):
+    """The power of two next below a number, and one by it; both are numbers in fp32 whatever that number is."""
+    bits = largest.to(tl.int32, bitcast=True) & 0x7F800000
+    bits = tl.minimum(tl.maximum(bits, 0x00800000), 0x7E800000)
+    return bits.to(tl.float32, bitcast=True), (0x7F000000 - bits).to(tl.float32, bitcast=True)
 
 
 @triton.jit

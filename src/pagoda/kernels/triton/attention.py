@@ -21,13 +21,14 @@ from pagoda.kernels.triton.attend import attend_few, attend_many
 from pagoda.kernels.triton.plan import Plan, plan_recorded, plan_step
 from pagoda.kernels.triton.prepare import prepare_queries
 from pagoda.kernels.triton.reduce import reduce_splits
-from pagoda.kernels.triton.shapes import AttendShape, PlaneShape, RuleShape, Tile, plane_shape
+from pagoda.kernels.triton.shapes import PAIR_ROWS, AttendShape, PlaneShape, RuleShape, Tile, plane_shape
 from pagoda.kernels.triton.store import store_rows
 from pagoda.layouts.spec import Reach
 
 DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 PREPARED_ROWS = 8
-LIFTS = 32
+# Of shapes before it is known how many rows there are.
+ANY_TILE = Tile(rows=16, tokens=64, num_warps=4, num_stages=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,10 +52,14 @@ class Call:
 
 
 class TritonAttention:
-    """Tensors on the device, or on the CPU where Triton interprets. `table` has the tiles of the card."""
+    """Tensors on the device, or on the CPU where Triton interprets. `table` has the tiles of the card.
 
-    def __init__(self, table: tiles.Tiles = tiles.HOPPER) -> None:
+    With `has_ptx` kernels may hold instructions of NVIDIA's.
+    """
+
+    def __init__(self, table: tiles.Tiles = tiles.HOPPER, has_ptx: bool = torch.version.hip is None) -> None:
         self.table = table
+        self.has_ptx = has_ptx
         self._plans: WeakKeyDictionary[GroupView, Plan] = WeakKeyDictionary()
         self._planes: WeakKeyDictionary[LayerPages, tuple[PlaneShape, PlaneShape]] = WeakKeyDictionary()
         self._slopes: dict[tuple[tuple[float, ...], torch.device], torch.Tensor] = {}
@@ -139,7 +144,7 @@ class TritonAttention:
         programs = min(num_splits * shape.num_kv_heads * blocks, self._most_programs(call.query.device))
         attend_few[(programs,)](
             call.query, partial, statistics, *call.common, call.strides, plan.num_sequences, plan.few_rows, shape,
-            **_options(shape.tile),
+            **_options(shape),
         )  # fmt: skip
         reduce_splits[(len(call.query), shape.heads)](
             call.out, partial, statistics, *call.common[1:], plan.num_sequences, plan.few_rows, 0, 0,
@@ -158,7 +163,7 @@ class TritonAttention:
             last = min(first + rows, num_rows)
             attend_many[(blocks, shape.num_kv_heads, num_splits)](
                 call.query, call.out, partial, statistics, *call.common, call.strides, plan.num_sequences,
-                plan.few_rows, first, last, num_splits, is_direct, shape, **_options(shape.tile),
+                plan.few_rows, first, last, num_splits, is_direct, shape, **_options(shape),
             )  # fmt: skip
             if not is_direct:
                 reduce_splits[(last - first, shape.heads)](
@@ -196,7 +201,7 @@ class TritonAttention:
             raise ConfigError(f"{num_heads} query heads cannot share {num_kv_heads} KV heads evenly.")
         has_span = rule.span is not None or rule.reach is Reach.ENCODER
         constants = layer.constants
-        key_dot, value_dot = _dot_dtypes(query.dtype, key, value, constants is not None)
+        key_dot, value_dot = _dot_dtypes(query.dtype, key, value)
         return AttendShape(
             keys=key,
             values=value,
@@ -214,10 +219,11 @@ class TritonAttention:
                 num_biases=0 if biases is None else biases.shape[1],
                 has_sinks=sinks is not None,
             ),
-            tile=(tile := tiles.fitting(self.table.exact, key, value)),
-            split_pages=tiles.split_pages(1, layer.geometry.page_tokens, tile),
+            tile=ANY_TILE,
+            split_pages=tiles.split_pages(1, layer.geometry.page_tokens, ANY_TILE),
             key_dot=key_dot,
             value_dot=value_dot,
+            has_ptx=self.has_ptx,
         )
 
     def _extras(
@@ -248,7 +254,7 @@ class TritonAttention:
         return kept
 
     def _in_regime(self, shape: AttendShape, is_few: bool) -> AttendShape:
-        tile = tiles.fitting(self._tile(shape, is_few), shape.keys, shape.values)
+        tile = tiles.fitting(self._tile(shape, is_few), shape.load, self.table.shared_nbytes)
         tokens = self.table.split_tokens(shape.num_kv_heads, is_few)
         return replace(shape, tile=tile, split_pages=tiles.split_pages(tokens, shape.keys.page_tokens, tile))
 
@@ -275,7 +281,7 @@ def _prepared(call: Call) -> Call:
     query, shape = call.query, call.shape
     items = len(query) * shape.heads
     turned = torch.empty(len(query), shape.heads, shape.keys.width, device=query.device)
-    lifts = torch.empty(items * LIFTS if shape.has_constants else 1, device=query.device)
+    lifts = torch.empty(items * PAIR_ROWS if shape.has_constants else 1, device=query.device)
     prepare_queries[(triton.cdiv(items, PREPARED_ROWS),)](
         query, turned, lifts, call.extras, call.strides, len(query), PREPARED_ROWS, shape
     )
@@ -287,25 +293,23 @@ def _scratch(call: Call, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty(slots, call.shape.value_width, device=device), torch.empty(slots, 2, device=device)
 
 
-def _options(tile: Tile) -> dict[str, Any]:
-    return {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": False}
+def _options(shape: AttendShape) -> dict[str, Any]:
+    tile = shape.tile
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": False}
+    return {**options, "maxnreg": tile.max_registers} if shape.has_ptx and tile.max_registers else options
 
 
-def _dot_dtypes(query: torch.dtype, key: PlaneShape, value: PlaneShape, has_constants: bool) -> tuple[Any, Any]:
+def _dot_dtypes(query: torch.dtype, key: PlaneShape, value: PlaneShape) -> tuple[Any, Any]:
     """What queries and keys, weights and values are multiplied as: exactly, unless that is what they are kept in.
 
-    Codes are exact in bf16 and fp16; transformed queries, and weights times scales, may leave the range of fp16.
+    Codes are fp16, in whose range kernels keep what meets them.
     """
     if query is torch.float32:
         return tl.float32, tl.float32
     own = DTYPES[query]
     name = {tl.float16: "fp16", tl.bfloat16: "bf16"}[own]
-    is_turned = has_constants or key.rotated_channels > 1
-    key_dot = (tl.bfloat16 if is_turned else own) if key.is_coded else own if key.encoding == name else tl.float32
-    value_dot = tl.bfloat16 if value.is_coded else own if value.encoding == name else tl.float32
-    if key.value_width:
-        value_dot = key_dot if key_dot is tl.float32 else value_dot
-    return key_dot, value_dot
+    dots = [tl.float16 if each.is_coded else own if each.encoding == name else tl.float32 for each in (key, value)]
+    return dots[0], dots[0] if key.value_width else dots[1]
 
 
 def _check_pages(layer: LayerPages) -> None:

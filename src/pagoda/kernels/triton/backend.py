@@ -27,13 +27,18 @@ class TritonKernels(PlainCompaction, Kernels):
             raise KernelUnavailableError("Triton is not installed; get it with: pip install 'pagoda-kv[gpu]'.")
         if not torch.cuda.is_available() and os.environ.get(INTERPRETER) != "1":
             raise KernelUnavailableError("The Triton kernels need a GPU that torch can use; there is none here.")
+        from triton.compiler.compiler import max_shared_mem
+
+        from pagoda.kernels.triton import tiles
         from pagoda.kernels.triton.attention import TritonAttention
         from pagoda.kernels.triton.graphs import GraphRecorder
         from pagoda.kernels.triton.layers import TritonLayers
 
-        self.attention = TritonAttention()
+        has_card = torch.cuda.is_available()
+        table = tiles.for_card(max_shared_mem(torch.cuda.current_device())) if has_card else tiles.HOPPER
+        self.attention = TritonAttention(table)
         self._layers = TritonLayers()
-        self._recorder = GraphRecorder(self.attention) if torch.cuda.is_available() else None
+        self._recorder = GraphRecorder(self.attention) if has_card else None
 
     @classmethod
     def of(cls, environment: Environment, deterministic: bool) -> Self:

@@ -8,52 +8,96 @@ without the scale of their token: it multiplies scores, and weights of values.
 import triton
 import triton.language as tl
 
-# Bits that make fp32 of a byte, whose sign bit is turned: 2**23 + 128 + code; and bf16 of half a byte: 128 + code.
-BYTE_BIAS = tl.constexpr(0x4B000080)
-BYTE_BIASED_ZERO = tl.constexpr(8388608.0 + 128.0)
-NIBBLE_BIAS = tl.constexpr(0x4300)
-NIBBLE_BIASES = tl.constexpr(0x43004300)
-NIBBLE_BIASED_ZERO = tl.constexpr(128.0)
+from pagoda.kernels.triton import ptx
+
+# Bits that make fp16 of codes, two at a time: 1024 + 128 + code of a byte whose sign bit is turned, 64 + code of half a
+# byte in the upper half of one.
+BYTE_BIASES = tl.constexpr(0x64806480)
+BYTE_BIAS = tl.constexpr(1152.0)
+NIBBLE_BIASES = tl.constexpr(0x54005400)
+NIBBLE_BIAS = tl.constexpr(64.0)
+# 0xFF00FF00, and the signs of both halves, as numbers with a sign.
+UPPER_BYTES = tl.constexpr(-0x00FF0100)
+SIGNS = tl.constexpr(-0x7FFF8000)
 
 
 @triton.jit
-def _number_of(words, index: tl.constexpr, plane: tl.constexpr, dtype: tl.constexpr):
-    """Number `index` of each word."""
-    encoding: tl.constexpr = plane.encoding
-    if encoding == "fp32":
-        numbers = words.to(tl.float32, bitcast=True)
-    elif encoding == "bf16":
-        numbers = (words >> (16 * index)).to(tl.int16).to(tl.bfloat16, bitcast=True)
-    elif encoding == "fp16":
-        numbers = (words >> (16 * index)).to(tl.int16).to(tl.float16, bitcast=True)
-    elif encoding == "int8":
-        biased = ((words >> (8 * index)) & 0xFF) ^ BYTE_BIAS
-        numbers = biased.to(tl.float32, bitcast=True) - BYTE_BIASED_ZERO
-    elif encoding == "fp8_e4m3":
-        numbers = (words >> (8 * index)).to(tl.int8).to(tl.float8e4nv, bitcast=True).to(tl.float16)
+def _numbers_of(words, shape: tl.constexpr, plane: tl.constexpr, dtype: tl.constexpr):
+    """Numbers of words that are no int4, a tile for each: codes without their scales, and divided by `code_factor`."""
+    if plane.is_coded:
+        tiles = _bytes_of(words, shape, plane)
+        return tiles[0].to(dtype), tiles[1].to(dtype), tiles[2].to(dtype), tiles[3].to(dtype)
+    elif plane.encoding == "fp32":
+        return (words.to(tl.float32, bitcast=True).to(dtype),)
+    elif plane.encoding == "bf16":
+        low = words.to(tl.int16).to(tl.bfloat16, bitcast=True)
+        return low.to(dtype), (words >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True).to(dtype)
     else:
-        numbers = (words >> (8 * index)).to(tl.int8).to(tl.float8e5, bitcast=True).to(tl.float16)
-    return numbers.to(dtype)
+        return _half_of(words, 0).to(dtype), _half_of(words, 1).to(dtype)
 
 
 @triton.jit
-def _nibble_of(words, levels, index: tl.constexpr, half: tl.constexpr, dtype: tl.constexpr):
-    """(code - zero) * step of a half of byte `index` of each word; `levels` are zeros and steps of `_levels_of`.
-
-    In bf16, where all of that is exact, and two numbers at a time: words have bytes `index` and `index` + 2 so far
-    apart.
-    """
-    pairs = ((words >> (8 * (index % 2) + 4 * half)) & 0x000F000F) | NIBBLE_BIASES
-    biased = (pairs >> (16 * (index // 2))).to(tl.int16).to(tl.bfloat16, bitcast=True)
-    return ((biased - levels[0]) * levels[1]).to(dtype)
+def _bytes_of(words, shape: tl.constexpr, plane: tl.constexpr):
+    """Codes of a byte as fp16, where all of them are exact."""
+    if plane.encoding == "int8":
+        if shape.has_ptx:
+            biased = _four_of(words, ptx.INT8)
+        else:
+            biased = _apart((words & 0x00FF00FF) ^ BYTE_BIASES, ((words >> 8) & 0x00FF00FF) ^ BYTE_BIASES)
+        return biased[0] - BYTE_BIAS, biased[1] - BYTE_BIAS, biased[2] - BYTE_BIAS, biased[3] - BYTE_BIAS
+    elif plane.encoding == "fp8_e4m3":
+        return _four_of(words, ptx.E4M3) if shape.has_ptx else _apart(_e4m3_pairs(words << 8), _e4m3_pairs(words))
+    elif shape.has_ptx:
+        return _four_of(words, ptx.E5M2)
+    else:
+        return _apart((words << 8) & UPPER_BYTES, words & UPPER_BYTES)
 
 
 @triton.jit
-def _levels_of(levels):
-    """Zeros, with the bias of codes, and steps: bf16."""
-    zeros = (((levels >> 4) & 0x0F) | NIBBLE_BIAS).to(tl.int16).to(tl.bfloat16, bitcast=True)
-    steps = ((levels & 0x0F) | NIBBLE_BIAS).to(tl.int16).to(tl.bfloat16, bitcast=True)
-    return zeros, steps - (NIBBLE_BIASED_ZERO - 1.0)
+def _apart(even, odd):
+    """The four numbers of pairs of fp16."""
+    return _half_of(even, 0), _half_of(odd, 0), _half_of(even, 1), _half_of(odd, 1)
+
+
+@triton.jit
+def _four_of(words, instructions: tl.constexpr):
+    dtypes: tl.constexpr = (tl.float16,) * 4
+    return tl.inline_asm_elementwise(instructions, ptx.FOUR, [words], dtypes, True, 2)
+
+
+@triton.jit
+def _half_of(pairs, index: tl.constexpr):
+    return (pairs >> (16 * index)).to(tl.int16).to(tl.float16, bitcast=True)
+
+
+@triton.jit
+def _e4m3_pairs(pairs):
+    """fp16 of the upper bytes of halves of words, divided by `code_factor`."""
+    return ((pairs >> 1) & 0x3F803F80) | (pairs & SIGNS)
+
+
+@triton.jit
+def _biased_nibbles(words, shape: tl.constexpr):
+    """64 + code of int4, a tile for each of a word: byte after byte, the lower half first. Levels are such codes."""
+    if shape.has_ptx:
+        dtypes: tl.constexpr = (tl.float16,) * 8
+        return tl.inline_asm_elementwise(ptx.INT4, ptx.EIGHT, [words], dtypes, True, 2)
+    else:
+        low = ((words << 4) & 0x00F000F0) | NIBBLE_BIASES
+        high = (words & 0x00F000F0) | NIBBLE_BIASES
+        odd_low = ((words >> 4) & 0x00F000F0) | NIBBLE_BIASES
+        odd_high = ((words >> 8) & 0x00F000F0) | NIBBLE_BIASES
+        return (
+            _half_of(low, 0), _half_of(high, 0), _half_of(odd_low, 0), _half_of(odd_high, 0),
+            _half_of(low, 1), _half_of(high, 1), _half_of(odd_low, 1), _half_of(odd_high, 1),
+        )  # fmt: skip
+
+
+@triton.jit
+def _with_level(biased, less, zero, dtype: tl.constexpr):
+    """(code - zero) * step, exact in fp16, of what `_biased_nibbles` makes of codes, of step - 1, and of zeros."""
+    step = less - (NIBBLE_BIAS - 1.0)
+    return tl.fma(biased, step, -zero * step).to(dtype)
 
 
 @triton.jit
@@ -96,21 +140,24 @@ def key_tiles(pages, page, slot, head, keep, is_masked: tl.constexpr, part: tl.c
         packed = tl.load(words + places)
     if shape.has_latents and (is_masked or plane.is_coded):
         packed = tl.where(keep[None, :], packed, 0)
-    tiles = ()
     if plane.is_int4:
-        low = _key_levels(pages, page, slot, head, part, 0, shape)
-        high = _key_levels(pages, page, slot, head, part, 1, shape)
+        low = _biased_nibbles(_key_levels(pages, page, slot, head, part, 0, shape), shape)
+        high = _biased_nibbles(_key_levels(pages, page, slot, head, part, 1, shape), shape)
+        codes = _biased_nibbles(packed, shape)
+        tiles = ()
         for index in tl.static_range(4):
-            tiles += (_nibble_of(packed, low, index, 0, dtype), _nibble_of(packed, high, index, 1, dtype))
+            tiles += (
+                _with_level(codes[2 * index], low[0], low[1], dtype),
+                _with_level(codes[2 * index + 1], high[0], high[1], dtype),
+            )
+        return tiles
     else:
-        for index in tl.static_range(tl.constexpr(plane.count)):
-            tiles += (_number_of(packed, index, plane, dtype),)
-    return tiles
+        return _numbers_of(packed, shape, plane, dtype)
 
 
 @triton.jit
 def _key_levels(pages, page, slot, head, part: tl.constexpr, half: tl.constexpr, shape: tl.constexpr):
-    """What `_nibble_of` takes for words of keys, half by half."""
+    """Of words of keys, half by half."""
     plane: tl.constexpr = shape.keys
     rows: tl.constexpr = plane.parts[part].rows
     groups: tl.constexpr = plane.part_groups(part)
@@ -121,8 +168,7 @@ def _key_levels(pages, page, slot, head, part: tl.constexpr, half: tl.constexpr,
     )
     places = tl.max_contiguous(tl.multiple_of(places, (1, 16)), (1, 16))
     exists = (group < plane.half_groups)[:, None]
-    zeros, steps = _levels_of(tl.load(levels + places, mask=exists, other=0).to(tl.int32))
-    return _spread_rows(zeros, rows), _spread_rows(steps, rows)
+    return _spread_rows(tl.load(levels + places, mask=exists, other=0).to(tl.int32), rows)
 
 
 @triton.jit
@@ -194,16 +240,19 @@ def value_tiles(pages, number, token, length, head, is_masked: tl.constexpr, sha
         packed = tl.load(words + places)
     if is_masked:
         packed = packed & _kept_bits(length - token, number, count)[:, None]
-    tiles = ()
     if plane.is_int4:
-        low = _value_levels(pages, page, row, head, 0, shape)
-        high = _value_levels(pages, page, row, head, 1, shape)
+        low = _biased_nibbles(_value_levels(pages, page, row, head, 0, shape), shape)
+        high = _biased_nibbles(_value_levels(pages, page, row, head, 1, shape), shape)
+        codes = _biased_nibbles(packed, shape)
+        tiles = ()
         for index in tl.static_range(4):
-            tiles += (_value_nibble(packed, low, index, 0, shape), _value_nibble(packed, high, index, 1, shape))
+            tiles += (
+                _with_level(codes[2 * index], low[2 * index], low[2 * index + 1], dtype),
+                _with_level(codes[2 * index + 1], high[2 * index], high[2 * index + 1], dtype),
+            )
+        return tiles
     else:
-        for index in tl.static_range(count):
-            tiles += (_number_of(packed, index, plane, dtype),)
-    return tiles
+        return _numbers_of(packed, shape, plane, dtype)
 
 
 @triton.jit
@@ -222,26 +271,19 @@ def _value_levels(pages, page, row, head, half: tl.constexpr, shape: tl.constexp
     places = (half * plane.second_half_group + group) * (plane.page_tokens // 4)
     words = pages.to(tl.pointer_type(tl.int32)) + start
     rows = (page * (shape.page_nbytes // 4) + row)[:, None]
-    return tl.load(words + (rows + places[None, :]), mask=(group < plane.half_groups)[None, :], other=0)
-
-
-@triton.jit
-def _value_nibble(packed, levels, index: tl.constexpr, half: tl.constexpr, shape: tl.constexpr):
-    zeros, steps = _levels_of(levels >> (8 * index))
-    dtype: tl.constexpr = shape.value_dot
-    columns: tl.constexpr = shape.values.block_lanes
-    spread = (_spread_columns(zeros, columns), _spread_columns(steps, columns))
-    return _nibble_of(packed, spread, index, half, dtype)
+    columns: tl.constexpr = plane.block_lanes
+    levels = tl.load(words + (rows + places[None, :]), mask=(group < plane.half_groups)[None, :], other=0)
+    return _spread_columns(levels, columns)
 
 
 @triton.jit
 def scales_of(pages, page, slot, head, is_key: tl.constexpr, shape: tl.constexpr):
-    """The scales of tokens, fp32."""
+    """What tiles are multiplied by, token by token: fp32."""
     plane: tl.constexpr = shape.keys if is_key else shape.values
     scales = pages.to(tl.pointer_type(tl.bfloat16))
     start = (plane.offset + plane.scales_offset) // 2 + head * (plane.head_nbytes // 2)
     places = tl.max_contiguous(tl.multiple_of(page * (shape.page_nbytes // 2) + slot, 16), 16)
-    return tl.load(scales + start + places).to(tl.float32)
+    return tl.load(scales + start + places).to(tl.float32) * plane.code_factor
 
 
 @triton.jit

@@ -38,6 +38,12 @@ ENCODINGS: dict[Format, str] = {
 LARGEST: dict[Format, float] = {each: each.largest for each in (INT8, FP8_E4M3, FP8_E5M2)}
 WORD_COUNTS = {"fp32": 1, "fp16": 2, "bf16": 2}
 CODE_COUNT = 4
+# Of lifts and turns: cosines and sines of up to 16 pairs.
+PAIR_ROWS = 32
+# Of shared memory, what is not counted one by one: scales, levels, maxima and sums of rows between warps.
+SPARE_NBYTES = 8192
+# The bits of fp8_e4m3 are taken for those of fp16, whose exponents are eight more.
+E4M3_FACTOR = 256.0
 LOG2_E = 1 / math.log(2)
 
 
@@ -72,6 +78,11 @@ class PlaneShape:
         return self.encoding == "int4"
 
     @property
+    def code_factor(self) -> float:
+        """What kernels multiply numbers by that they have of codes."""
+        return E4M3_FACTOR if self.encoding == "fp8_e4m3" else 1.0
+
+    @property
     def count(self) -> int:
         """Numbers, or bytes of codes, in a word."""
         return WORD_COUNTS.get(self.encoding, CODE_COUNT)
@@ -94,6 +105,16 @@ class PlaneShape:
     def tiles(self) -> int:
         """Into how many tiles words are decoded: numbers that a word has."""
         return self.count * self.halves
+
+    @property
+    def channels(self) -> int:
+        """Of a plane of keys: those that tiles hold, some of which may not exist."""
+        return sum(part.rows for part in self.parts) * self.tiles
+
+    @property
+    def token_nbytes(self) -> int:
+        """Of a token, what tiles read."""
+        return self.block_lanes * WORD_NBYTES // self.count
 
     @property
     def word_rows(self) -> int:
@@ -163,17 +184,56 @@ class PlaneShape:
 
 @dataclass(frozen=True)
 class Tile:
-    """`rows` of queries, times the heads that share a KV head, meet `tokens` at a time."""
+    """`rows` of queries, times the heads that share a KV head, meet `tokens` at a time.
+
+    A thread has `max_registers`, if that is given, so that more programs run beside each other.
+    """
 
     rows: int
     tokens: int
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
 
     def __post_init__(self) -> None:
         for size in (self.rows, self.tokens, self.num_warps):
             assert size == power_of_two(size), f"{self} has a size that is no power of two"
         assert min(self.rows, self.tokens) >= MIN_DOT, f"{self} is smaller than a product on tensor cores"
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a tile is to hold: numbers of `itemsize` bytes are multiplied."""
+
+    keys: PlaneShape
+    values: PlaneShape
+    itemsize: int
+    has_constants: bool
+    has_biases: bool
+
+    @property
+    def has_latents(self) -> bool:
+        return self.keys.value_width > 0
+
+    @property
+    def least_tokens(self) -> int:
+        """So many that words of values are as many as products take."""
+        return MIN_DOT * (1 if self.has_latents else self.values.count)
+
+    @property
+    def value_channels(self) -> int:
+        return self.keys.channels if self.has_latents else self.values.block_lanes * self.values.halves
+
+    def shared_nbytes(self, tile: Tile) -> int:
+        """No less than a program takes: words that are on their way, and what threads hand to each other."""
+        channels = self.keys.channels
+        token_nbytes = self.keys.token_nbytes + (0 if self.has_latents else self.values.token_nbytes)
+        handed = tile.rows * (channels + tile.tokens) * self.itemsize
+        handed += tile.tokens * channels * self.itemsize if self.has_latents else 0
+        handed += 2 * (tile.rows + tile.tokens) * PAIR_ROWS * 4 if self.has_constants else 0
+        handed += tile.rows * tile.tokens * 4 if self.has_biases else 0
+        stages = tile.num_stages + (self.keys.is_int4 or self.values.is_int4)
+        return stages * tile.tokens * token_nbytes + handed + SPARE_NBYTES
 
 
 @dataclass(frozen=True)
@@ -201,7 +261,10 @@ class RuleShape:
 
 @dataclass(frozen=True)
 class AttendShape:
-    """Everything that a kernel of attention is compiled for. Scores are in units of log 2."""
+    """Everything that a kernel of attention is compiled for. Scores are in units of log 2.
+
+    has_ptx: whether it may hold instructions of NVIDIA's.
+    """
 
     keys: PlaneShape
     values: PlaneShape
@@ -215,6 +278,7 @@ class AttendShape:
     split_pages: int
     key_dot: Any
     value_dot: Any
+    has_ptx: bool
 
     def __post_init__(self) -> None:
         assert self.split_tokens % self.tile.tokens == 0, "tiles must end where splits do"
@@ -233,6 +297,11 @@ class AttendShape:
     @property
     def value_width(self) -> int:
         return self.keys.value_width or self.values.width
+
+    @property
+    def load(self) -> Load:
+        itemsize = 4 if self.key_dot.is_fp32() or self.value_dot.is_fp32() else 2
+        return Load(self.keys, self.values, itemsize, self.has_constants, self.rule.num_biases > 0)
 
     @property
     def split_tokens(self) -> int:
@@ -260,6 +329,16 @@ class AttendShape:
     def exact_dot(self) -> str:
         """How products of fp32 are taken that need all of its digits."""
         return "tf32x3"
+
+    @property
+    def scales_queries(self) -> bool:
+        """Whether rows of queries are divided by powers of two, so that they are numbers in fp16."""
+        return self.keys.is_coded and not self.key_dot.is_fp32()
+
+    @property
+    def scales_weights(self) -> bool:
+        """Whether weights times scales of values are kept below 2, so that they are numbers in fp16."""
+        return self.values.is_coded and not self.value_dot.is_fp32()
 
     @property
     def turns_results(self) -> bool:

@@ -9,31 +9,35 @@ import triton.language as tl
 from pagoda.kernels.triton.decode import key_tiles, scales_of, value_tiles, value_words, weights_apart
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+# Within which weights of tokens differ by their scales: sums of 2**27 of them, and their inverses, are numbers in fp32.
+LEAST_HEIGHT = tl.constexpr(-100)
+MOST_HEIGHT = tl.constexpr(112)
 
 
 @triton.jit
 def add_tile(
-    largest, total, sums, queries, lifts, turns, owner,
+    largest, total, sums, queries, units, lifts, turns, owner,
     pages, numbers, extras, first, length, is_masked: tl.constexpr, shape: tl.constexpr
 ):  # fmt: skip
     """One step of the softmax over tokens (arXiv 1805.02867), those from `first` on.
 
-    A row is masked here or there, and tiles that it does not reach may come: it must have the same bits.
+    A row is masked here or there, and tiles that it does not reach may come: it must have the same bits. Weights times
+    scales of values that meet codes in fp16 are 2 at most: `largest` is of their product then.
     """
     head = owner[2]
     token = first + tl.arange(0, shape.tile.tokens)
     keep = (numbers[0] >= 0) & (token < length)
     page = (tl.maximum(numbers[0], 0) if is_masked else numbers[0]).to(tl.int64)
     slot = token % shape.keys.page_tokens
-    scores = tl.full([shape.tile.rows, shape.tile.tokens], 0.0, tl.float32)
     keys = ()
     for part in tl.static_range(tl.constexpr(shape.num_parts)):
         keys += key_tiles(pages, page, slot, head, keep, is_masked, part, shape)
-    for index in tl.static_range(tl.constexpr(shape.num_parts * shape.keys.tiles)):
-        scores = tl.dot(queries[index], keys[index], scores, input_precision="ieee")
+    scores = _products(queries, keys, shape)
+    scales = _scales_of_tokens(pages, page, slot, head, keep, is_masked, shape)
     if shape.keys.is_coded:
-        key_scales = scales_of(pages, page, slot, head, True, shape)
-        scores *= key_scales[None, :]
+        scores *= scales[0][None, :]
+    if shape.scales_queries:
+        scores *= units[:, None]
     if shape.has_constants:
         places = turns[:, None] + (token // shape.keys.page_tokens)[None, :]
         table_of_turns = tl.load(extras[5] + places, mask=(token < length)[None, :], other=0.0)
@@ -41,20 +45,14 @@ def add_tile(
     scores = _ruled(scores, owner, token, extras, shape)
     if is_masked:
         scores = tl.where(_is_seen(owner[0], token, length, shape), scores, float("-inf"))
-    highest = tl.maximum(largest, tl.max(scores, axis=1) * shape.rule.multiplier)
+    highest = tl.maximum(largest, _highest_of(scores, scales, shape))
     base = tl.where(highest == float("-inf"), 0.0, highest)
     # Fused by hand, and by nothing else. What fades is not: it must be 1 where nothing is larger.
     weights = tl.exp2(tl.fma(scores, shape.rule.multiplier, -base[:, None]))
     fade = tl.exp2(largest - base)
     total = total * fade + tl.sum(weights, axis=1)
     if shape.values.is_coded:
-        if shape.has_latents:
-            value_scales = key_scales
-        else:
-            value_scales = scales_of(pages, page, slot, head, False, shape)
-        if is_masked:
-            value_scales = tl.where(keep, value_scales, 0.0)
-        weights = weights * value_scales[None, :]
+        weights = weights * scales[1][None, :]
     weights = weights.to(shape.value_dot)
     if shape.has_latents:
         sums = _add_latents(sums, fade, weights, keys, shape)
@@ -63,6 +61,37 @@ def add_tile(
         values = value_tiles(pages, numbers[1], tokens, length, head, is_masked, shape)
         sums = _add_values(sums, fade, weights, values, shape)
     return highest, total, sums
+
+
+@triton.jit
+def _products(queries, keys, shape: tl.constexpr):
+    scores = tl.full([shape.tile.rows, shape.tile.tokens], 0.0, tl.float32)
+    for index in tl.static_range(tl.constexpr(shape.num_parts * shape.keys.tiles)):
+        scores = tl.dot(queries[index], keys[index], scores, input_precision="ieee")
+    return scores
+
+
+@triton.jit
+def _scales_of_tokens(pages, page, slot, head, keep, is_masked: tl.constexpr, shape: tl.constexpr):
+    """Of keys and of values, where they are codes; those of values are zeros where there are no tokens."""
+    of_keys = scales_of(pages, page, slot, head, True, shape) if shape.keys.is_coded else 0.0
+    if not shape.values.is_coded:
+        return of_keys, 0.0
+    else:
+        of_values = of_keys if shape.has_latents else scales_of(pages, page, slot, head, False, shape)
+        return of_keys, tl.where(keep, of_values, 0.0) if is_masked else of_values
+
+
+@triton.jit
+def _highest_of(scores, scales, shape: tl.constexpr):
+    """Of each row the largest score, or the largest of scores and exponents of the scales of values."""
+    if shape.scales_weights:
+        exponents = (scales[1].to(tl.int32, bitcast=True) >> 23) - 127
+        heights = tl.minimum(tl.maximum(exponents, LEAST_HEIGHT), MOST_HEIGHT).to(tl.float32)
+        heights = tl.broadcast_to(heights[None, :], scores.shape)
+        return tl.max(tl.fma(scores, shape.rule.multiplier, heights), axis=1)
+    else:
+        return tl.max(scores, axis=1) * shape.rule.multiplier
 
 
 @triton.jit

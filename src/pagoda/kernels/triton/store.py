@@ -166,9 +166,22 @@ def _code_of(codes, plane: tl.constexpr):
     if plane.encoding == "int8":
         return _rounded(codes).to(tl.int32).to(tl.uint8)
     elif plane.encoding == "fp8_e4m3":
-        return codes.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+        return _float_code(codes, 3, 7)
     else:
-        return codes.to(tl.float8e5).to(tl.uint8, bitcast=True)
+        return _float_code(codes, 2, 15)
+
+
+@triton.jit
+def _float_code(numbers, mantissa_bits: tl.constexpr, bias: tl.constexpr):
+    """fp8 of numbers no larger than its largest, ties to even: cards before Ada have no instruction for it."""
+    bits = numbers.to(tl.int32, bitcast=True)
+    size = bits & 0x7FFFFFFF
+    cut: tl.constexpr = 23 - mantissa_bits
+    rounded = (size + ((1 << (cut - 1)) - 1) + ((size >> cut) & 1)) >> cut
+    small = _rounded(tl.abs(numbers) * 2.0 ** (bias - 1 + mantissa_bits)).to(tl.int32)
+    is_small = tl.abs(numbers) < 2.0 ** (1 - bias)
+    code = tl.where(is_small, small, rounded - ((127 - bias) << mantissa_bits))
+    return (code | ((bits >> 24) & 0x80)).to(tl.uint8)
 
 
 @triton.jit
