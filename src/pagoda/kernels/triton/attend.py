@@ -1,8 +1,9 @@
 """Attention of blocks of query rows over the pages of their sequence, in one pass over the tokens in their reach.
 
 A block is so many rows, times heads that share a KV head, of one sequence. It meets the pages of one split: a fixed
-number of whole pages, so that a row's bits depend on nothing but its own tokens. Scores are in units of log 2. A
-program writes sums, largest scores and weighted values, which reduce.py adds up, or results where one split has all.
+number of whole pages, so that a row's bits depend on nothing but its own tokens. Scores are in units of log 2. Of rows
+that one split has all of, a program writes results; of others sums, largest scores and weighted values, which reduce.py
+adds up.
 """
 
 import triton
@@ -16,9 +17,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit(do_not_specialize=["num_sequences", "most_rows"])
-def attend_few(
-    query, partial, statistics, pages, tables, extras, query_strides, num_sequences, most_rows, shape: tl.constexpr
-):
+def attend_few(query, results, pages, tables, extras, query_strides, num_sequences, most_rows, shape: tl.constexpr):
     """Sequences of up to `most_rows` rows: programs take split after split of all of them, as far as there are any."""
     page_starts, query_starts = tables[1], tables[2]
     blocks = (most_rows * shape.group + shape.tile.rows - 1) // shape.tile.rows
@@ -40,15 +39,15 @@ def attend_few(
             heads = head * shape.group + flat % shape.group
             slots = (place.to(tl.int64) * most_rows + row) * shape.heads + heads
             _attend_split(
-                query, partial, statistics, pages, tables, extras, query_strides,
-                sequence, split, head, row, heads, row < num_rows, slots, False, shape,
+                query, results, pages, tables, extras, query_strides,
+                sequence, split, head, row, heads, row < num_rows, slots, shape,
             )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["num_sequences", "few_rows", "first_row", "last_row", "num_splits"])
 def attend_many(
-    query, out, partial, statistics, pages, tables, extras, query_strides, num_sequences, few_rows,
-    first_row, last_row, num_splits, is_direct: tl.constexpr, shape: tl.constexpr
+    query, results, pages, tables, extras, query_strides, num_sequences, few_rows,
+    first_row, last_row, num_splits, shape: tl.constexpr
 ):  # fmt: skip
     """Sequences of more than `few_rows` rows, of which those in [first_row, last_row) of the batch are computed.
 
@@ -73,25 +72,21 @@ def attend_many(
     if (num_rows > few_rows) & (block * shape.tile.rows < num_rows * shape.group) & is_here:
         is_valid = (row < num_rows) & (start + row >= first_row) & (start + row < last_row)
         slots = ((start + row - first_row).to(tl.int64) * shape.heads + heads) * num_splits + split
-        if is_direct:
-            slots = (start + row).to(tl.int64) * shape.heads + heads
-            _attend_split(
-                query, out, statistics, pages, tables, extras, query_strides,
-                sequence, split, head, row, heads, is_valid, slots, True, shape,
-            )  # fmt: skip
-        else:
-            _attend_split(
-                query, partial, statistics, pages, tables, extras, query_strides,
-                sequence, split, head, row, heads, is_valid, slots, False, shape,
-            )  # fmt: skip
+        _attend_split(
+            query, results, pages, tables, extras, query_strides,
+            sequence, split, head, row, heads, is_valid, slots, shape,
+        )  # fmt: skip
 
 
 @triton.jit
 def _attend_split(
-    query, out, statistics, pages, tables, extras, query_strides,
-    sequence, split, head, row, heads, is_valid, slots, is_direct: tl.constexpr, shape: tl.constexpr
+    query, results, pages, tables, extras, query_strides,
+    sequence, split, head, row, heads, is_valid, slots, shape: tl.constexpr
 ):  # fmt: skip
-    """One split for one block: `row` [rows] of the sequence, `heads` of it; results go to `slots` of `out`."""
+    """One split for one block: `row` [rows] of the sequence, `heads` of it.
+
+    What comes of it goes to `slots` of the second and the third of `results`, or if that is all, to the first.
+    """
     length = tl.load(tables[3] + sequence)
     first_row = tl.load(tables[2] + sequence)
     num_rows = tl.load(tables[2] + sequence + 1) - first_row
@@ -133,13 +128,36 @@ def _attend_split(
                     pages, numbers, extras, token, length, True, shape,
                 )  # fmt: skip
                 numbers = following
-        if is_direct:
-            factor, _ = finished(largest, total, extras[0], heads, is_valid, has_sinks)
-        else:
-            factor = tl.full([shape.tile.rows], 1.0, tl.float32)
-            tl.store(statistics + slots * 2, largest, mask=is_valid)
-            tl.store(statistics + slots * 2 + 1, total, mask=is_valid)
-        _store_sums(out, slots, sums, factor, is_valid, shape)
+        is_whole = is_valid & _have_one_split(position, length, shape)
+        if tl.max(is_whole.to(tl.int32), axis=0) > 0:
+            factor, _ = finished(largest, total, extras[0], heads, is_whole, has_sinks)
+            own_slots = (first_row + row).to(tl.int64) * shape.heads + heads
+            _store_sums(results[0], own_slots, sums, factor, is_whole, shape)
+        is_part = is_valid & (is_whole == 0)
+        if tl.max(is_part.to(tl.int32), axis=0) > 0:
+            tl.store(results[2] + slots * 2, largest, mask=is_part)
+            tl.store(results[2] + slots * 2 + 1, total, mask=is_part)
+            _store_sums(results[1], slots, sums, tl.full([shape.tile.rows], 1.0, tl.float32), is_part, shape)
+
+
+@triton.jit
+def splits_of(position, length, shape: tl.constexpr):
+    """The first and the last split that a row at `position` reaches."""
+    if shape.rule.reach == "encoder":
+        return position * 0, position * 0 + (length - 1) // shape.split_tokens
+    elif shape.rule.reach == "sliding":
+        return tl.maximum(position - shape.rule.span + 1, 0) // shape.split_tokens, position // shape.split_tokens
+    elif shape.rule.reach == "chunked":
+        return position // shape.rule.span * shape.rule.span // shape.split_tokens, position // shape.split_tokens
+    else:
+        return position * 0, position // shape.split_tokens
+
+
+@triton.jit
+def _have_one_split(position, length, shape: tl.constexpr):
+    """Which rows are done with one split: none whose results reduce.py turns back."""
+    first, last = splits_of(position, length, shape)
+    return (first == last) & (not shape.turns_results)
 
 
 @triton.jit

@@ -143,8 +143,8 @@ class TritonAttention:
         blocks = triton.cdiv(plan.few_rows * shape.group, shape.tile.rows)
         programs = min(num_splits * shape.num_kv_heads * blocks, self._most_programs(call.query.device))
         attend_few[(programs,)](
-            call.query, partial, statistics, *call.common, call.strides, plan.num_sequences, plan.few_rows, shape,
-            **_options(shape),
+            call.query, (call.out, partial, statistics), *call.common, call.strides, plan.num_sequences, plan.few_rows,
+            shape, **_options(shape),
         )  # fmt: skip
         reduce_splits[(len(call.query), shape.heads)](
             call.out, partial, statistics, *call.common[1:], plan.num_sequences, plan.few_rows, 0, 0,
@@ -162,8 +162,8 @@ class TritonAttention:
         for first in range(0, num_rows, rows):
             last = min(first + rows, num_rows)
             attend_many[(blocks, shape.num_kv_heads, num_splits)](
-                call.query, call.out, partial, statistics, *call.common, call.strides, plan.num_sequences,
-                plan.few_rows, first, last, num_splits, is_direct, shape, **_options(shape),
+                call.query, (call.out, partial, statistics), *call.common, call.strides, plan.num_sequences,
+                plan.few_rows, first, last, num_splits, shape, **_options(shape),
             )  # fmt: skip
             if not is_direct:
                 reduce_splits[(last - first, shape.heads)](

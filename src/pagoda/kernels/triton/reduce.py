@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from pagoda.kernels.triton.attend import finished
+from pagoda.kernels.triton.attend import finished, splits_of
 from pagoda.kernels.triton.hadamard import hadamard
 from pagoda.kernels.triton.search import sequence_of
 
@@ -13,16 +13,20 @@ def reduce_splits(
     out, partial, statistics, tables, extras, num_sequences, few_rows, first_row, num_splits,
     block_splits: tl.constexpr, is_few: tl.constexpr, shape: tl.constexpr
 ):  # fmt: skip
-    """One row and head of it: those of sequences of up to `few_rows` rows if `is_few`, else those of the others."""
+    """One row and head of it: those of sequences of up to `few_rows` rows if `is_few`, else those of the others.
+
+    Nothing is left to do for rows that one split has all of, unless they are to be turned back.
+    """
     row = first_row + tl.program_id(0)
     head = tl.program_id(1)
     sequence = sequence_of(tables[2], row, num_sequences, 1, 1, 0)
     start = tl.load(tables[2] + sequence)
     num_rows = tl.load(tables[2] + sequence + 1) - start
-    if (row < start + num_rows) & ((num_rows <= few_rows) == is_few):
-        length = tl.load(tables[3] + sequence)
-        position = length - num_rows + row - start
-        first, last = _splits_of(position, length, shape)
+    length = tl.load(tables[3] + sequence)
+    position = length - num_rows + row - start
+    first, last = splits_of(position, length, shape)
+    is_left = (first != last) | shape.turns_results
+    if (row < start + num_rows) & ((num_rows <= few_rows) == is_few) & is_left:
         if is_few:
             place = tl.load(tables[1] + sequence) // shape.split_pages + sequence
             base = (place.to(tl.int64) * few_rows + row - start) * shape.heads + head
@@ -58,19 +62,6 @@ def reduce_splits(
         sums = _turned_back(sums * factor[:, None], share, head // shape.group, channel, extras, shape)
         places = (row.to(tl.int64) * shape.heads + head) * shape.value_width + channel
         tl.store(out + places[None, :], sums, mask=exists[None, :])
-
-
-@triton.jit
-def _splits_of(position, length, shape: tl.constexpr):
-    """The first and the last split that a row at `position` reaches."""
-    if shape.rule.reach == "encoder":
-        return position * 0, (length - 1) // shape.split_tokens
-    elif shape.rule.reach == "sliding":
-        return tl.maximum(position - shape.rule.span + 1, 0) // shape.split_tokens, position // shape.split_tokens
-    elif shape.rule.reach == "chunked":
-        return position // shape.rule.span * shape.rule.span // shape.split_tokens, position // shape.split_tokens
-    else:
-        return position * 0, position // shape.split_tokens
 
 
 @triton.jit
