@@ -33,6 +33,16 @@ TEXTS = (
     "Of all the ships in the harbour, the smallest one",
     "It was the best of",
 )
+COMPRESSIONS = {
+    "snapkv": "snapkv:tokens=96,window=16",
+    "h2o": "h2o:tokens=96,every=8",
+    "morphkv": "morphkv:tokens=96,window=16,every=8",
+    "tova": "tova:tokens=96,every=8",
+    "expected_attention": "expected_attention:tokens=96,future=64",
+    "kvzip": "kvzip:share=0.5",
+    "streaming": "streaming:tokens=96,every=32",
+    "random": "random:tokens=96",
+}
 # A choice between two tokens whose logits are so close is nobody's error.
 TIE = 1e-3
 GREEDY = SamplingParams(temperature=0, max_tokens=24)
@@ -42,6 +52,7 @@ def names() -> list[str]:
     return [
         *(f"model:family/{name}" for name in FAMILIES),
         *(f"model:format/{name}" for name in ("auto", "int8", "int4", "fp8_e4m3", "k8v4")),
+        *(f"model:compression/{name}" for name in COMPRESSIONS),
         *(f"model:{name}" for name in ("processor", "batches", "eviction", "sampling", "draws", "memory", "requests")),
     ]
 
@@ -52,6 +63,7 @@ def run(name: str) -> dict[str, Any]:
     parts: dict[str, Callable[..., dict[str, Any]]] = {
         "family": family,
         "format": format_of_pages,
+        "compression": compressed,
         "processor": as_on_the_processor,
         "batches": moving_batches,
         "eviction": eviction,
@@ -133,6 +145,21 @@ def as_on_the_processor() -> dict[str, Any]:
     if actual != expected:
         raise AssertionError(f"{expected}\n{actual}")
     return {"texts": len(actual)}
+
+
+def compressed(name: str) -> dict[str, Any]:
+    """Texts of sequences that keep some of their tokens, in fp32: as on the processor, but for scores that are even."""
+    prompts = [" ".join(TEXTS[index:] + TEXTS[:index]) * 3 for index in range(len(TEXTS))]
+    params = SamplingParams(temperature=0, max_tokens=40, kv_compression=COMPRESSIONS[name])
+    found = []
+    for device in ("cpu", "cuda"):
+        with LLM(dtype="float32", device=device, kv_cache_memory_bytes=64 << 20) as llm:
+            found.append(_texts(llm, prompts, params))
+            llm.check_integrity()
+    differ = _differing(*found)
+    if differ > 1:
+        raise AssertionError(f"{differ} of {len(prompts)} texts differ: {found}")
+    return {"differ": differ}
 
 
 def moving_batches() -> dict[str, Any]:

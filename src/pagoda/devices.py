@@ -6,6 +6,7 @@ Knows torch and nothing of models or pages. Torch names AMD's GPUs "cuda" too.
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,11 @@ def device_name(device: torch.device) -> str:
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def made_on(device: torch.device) -> AbstractContextManager[object]:
+    """While it lasts, tensors that are made anew lie on `device` unless they are said to lie elsewhere."""
+    return nullcontext() if device.type == "cpu" else device
 
 
 def check_alive(device: torch.device, cause: BaseException) -> None:

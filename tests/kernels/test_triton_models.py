@@ -37,6 +37,33 @@ def test_tokens_are_those_of_the_processor_cold_and_warm(format, monkeypatch):
     assert triton_hits == hits > 0
 
 
+COMPRESSED = ("snapkv:tokens=24,window=4,kernel=3", "h2o:tokens=20,every=2", "streaming:tokens=32,every=16")
+
+
+@pytest.mark.parametrize("compression", COMPRESSED)
+def test_compressed_sequences_go_on_as_on_the_processor(compression, monkeypatch):
+    prompts, model = [{"prompt_token_ids": [*range(3, 48)]}, {"prompt_token_ids": [*range(40, 4, -1)]}], tiny_model()
+    params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True, kv_compression=compression)
+
+    def texts():
+        with LLM(model, skip_tokenizer_init=True, kv_cache_memory_bytes=1 << 20, block_size=16) as llm:
+            found = [list(each.outputs[0].token_ids) for each in llm.generate(prompts, params, use_tqdm=False)]
+            llm.check_integrity()
+            return found
+
+    expected = texts()
+    monkeypatch.setenv("PAGODA_KERNELS", "triton")
+    monkeypatch.setenv(INTERPRETER, "1")
+    assert texts() == expected
+
+
+def test_heads_that_keep_other_numbers_of_tokens_are_refused(monkeypatch):
+    monkeypatch.setenv("PAGODA_KERNELS", "triton")
+    monkeypatch.setenv(INTERPRETER, "1")
+    with pytest.raises(ConfigError, match="kernels of a GPU do not read yet"):
+        LLM(tiny_model(), skip_tokenizer_init=True, kv_compression="pyramidkv:tokens=64", block_size=16)
+
+
 def test_it_is_refused_where_it_cannot_be(monkeypatch):
     monkeypatch.setenv("PAGODA_KERNELS", "triton")
     with pytest.raises(ConfigError, match="deterministic is for processors so far"):

@@ -64,8 +64,6 @@ def compressible_layers(
         found = [compaction_obstacle(sites[call].layer, uses[call]) for call in calls]
         if sites[calls[0]].rule.reach is not Reach.FULL:
             obstacles.append(f"layers of reach {sites[calls[0]].rule.reach.value} keep what their window needs")
-        elif not sites[calls[0]].layer.pages.is_cpu:
-            obstacles.append("pages lie on a GPU, where tokens are not moved yet")
         elif any(found):
             obstacles.append(next(filter(None, found)))
         else:

@@ -22,6 +22,7 @@ from pagoda.cache.compression.base import Policy
 from pagoda.cache.compression.progress import Compression
 from pagoda.cache.compression.shares import Share
 from pagoda.cache.sequence import CachedSequence, Kept
+from pagoda.devices import made_on
 from pagoda.engine.batch import Batch, Chunk
 from pagoda.engine.compressible import CompressibleLayer, compressible_layers
 from pagoda.engine.query_watch import QueryWatch, Rows, WatchedRows
@@ -56,6 +57,7 @@ class Compressor:
         self._cache = cache
         self._layers, self._obstacles = compressible_layers(sites, uses, projections)
         self._geometries = {index: layers[0].pages.geometry for index, layers in self._layers.items()}
+        self._device = sites[0].layer.pages.device if sites else torch.device("cpu")
         self._find_rotations = find_rotations
         self._knows_rotations = False
 
@@ -92,6 +94,11 @@ class Compressor:
                 f"{policy.name} would give layers or heads other numbers of tokens, which needs layers whose keys and "
                 "values are kept alike: choose one that gives all the same, such as snapkv without head_floor."
             )
+        if not policy.is_even and not all(each.kernels.reads_packed_pages for each in self._all_layers()):
+            raise ConfigError(
+                f"{policy.name} would give layers or heads other numbers of tokens, which the kernels of a GPU do not "
+                "read yet: choose one that gives all the same, such as snapkv without head_floor, or device=cpu."
+            )
 
     def tell_obstacles(self) -> None:
         for reason in self._obstacles:
@@ -125,6 +132,10 @@ class Compressor:
     @torch.inference_mode()
     def compress(self, sequence: Sequence) -> None:
         """Compress a sequence that is due. Raises OutOfPagesError if there is no room: it must start again then."""
+        with made_on(self._device):
+            self._compress(sequence)
+
+    def _compress(self, sequence: Sequence) -> None:
         compression = sequence.compression
         assert compression is not None
         if sequence.taken is not None:
@@ -176,9 +187,9 @@ class Compressor:
                 compression.sinks[index] = pool[pages[:num_first]]
             sinks = self._turned(index, compression.sinks[index], distance)
             if is_first:
-                kept[index] = Kept(compression.budget, torch.cat((sinks, pool[pages[-num_last:]])).numpy())
+                kept[index] = Kept(compression.budget, _bodies(torch.cat((sinks, pool[pages[-num_last:]]))))
             else:
-                dropped[index] = num_last, sinks.numpy()
+                dropped[index] = num_last, _bodies(sinks)
         if is_first:  # pages that others may hit would keep all those before them from being evicted
             self._cache.compact(cached, sequence.tokens, kept)
         else:
@@ -202,7 +213,7 @@ class Compressor:
             layer.kernels.move_tokens(layer.pages, pages, kept, target)
             if observer is not None:
                 observed.update({call: observer.left_of(observed[call], kept) for call in layer.calls})
-        return Kept(count, target.numpy())
+        return Kept(count, _bodies(target))
 
     def _packed(self, index: int, pages: torch.Tensor, num_slots: int, compression: Compression) -> Kept:
         """Of layers and heads that keep other numbers of pages: cells of packed pages, one after the other."""
@@ -216,7 +227,12 @@ class Compressor:
             layer.kernels.pack_tokens(layer.pages, pages, kept, target, cell_starts[-1])
             for slots in kept:
                 cell_starts.append(cell_starts[-1] + len(slots) // geometry.page_tokens)
-        return Kept(compression.budget, target.numpy(), cell_starts)
+        return Kept(compression.budget, _bodies(target), cell_starts)
+
+
+def _bodies(pages: torch.Tensor) -> NDArray[np.uint8]:
+    """What is written into pages, uint8 [pages, page_nbytes]."""
+    return pages.cpu().numpy()
 
 
 def _watched_rows(chunk: Chunk, compression: Compression, row: int) -> list[Rows]:

@@ -14,6 +14,7 @@ import torch
 
 from pagoda.cache.compression.base import Observer
 from pagoda.cache.compression.progress import Compression
+from pagoda.devices import made_on
 from pagoda.engine.compressible import CompressibleLayer
 from pagoda.engine.request import Sequence
 from pagoda.kernels.base import AttentionRule
@@ -77,5 +78,6 @@ class QueryWatch:
     def saw(self, call: int, rule: AttentionRule, query: torch.Tensor, sinks: torch.Tensor | None) -> None:
         """`query` [rows, heads, width] are those of the step."""
         if call in self._layers:
-            for each in self._rows:
-                each.saw(call, self._layers[call], LastQueries(rule, query[each.rows], sinks))
+            with made_on(query.device):
+                for each in self._rows:
+                    each.saw(call, self._layers[call], LastQueries(rule, query[each.rows], sinks))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PairRotation:
-    """Which channels of a head a layer turns, and by what angle per token: int64 [pairs, 2], fp64 [pairs]."""
+    """Which channels of a head turn, and by what angle per token: int64 [pairs, 2], fp64 [pairs], on the CPU."""
 
     channels: torch.Tensor
     frequencies: torch.Tensor
@@ -27,7 +27,7 @@ class PairRotation:
 
     def turned(self, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """`keys` [tokens, heads, width] turned by their angles at `positions` [tokens]."""
-        cosines, sines = (each.float()[:, None] for each in self._turns(positions))
+        cosines, sines = (each.float()[:, None].to(keys.device) for each in self._turns(positions))
         first, second = (keys[..., channel] for channel in self.channels.unbind(-1))
         turned = keys.clone()
         turned[..., self.channels[:, 0]] = first * cosines - second * sines
@@ -40,14 +40,14 @@ class PairRotation:
 
         cosines, sines = (each.mean(dim=0).float() for each in self._turns(positions))
         first, second = self.channels.unbind(-1)
-        turn = torch.eye(width)
+        turn = torch.eye(width, device="cpu")
         turn[first, first] = turn[second, second] = cosines
         turn[first, second], turn[second, first] = sines, -sines
         return turn
 
     def _turns(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The cosines and sines of the angles at `positions`, fp64 [positions, pairs]."""
+        """The cosines and sines of the angles at `positions`, fp64 [positions, pairs], on the CPU."""
         import torch
 
-        angles = torch.outer(positions.double(), self.frequencies)
+        angles = torch.outer(positions.cpu().double(), self.frequencies)
         return angles.cos(), angles.sin()

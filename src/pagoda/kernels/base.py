@@ -195,6 +195,11 @@ class AttentionKernels(ABC):
         return False
 
     @property
+    def reads_packed_pages(self) -> bool:
+        """Whether it heeds the `cell_starts` of a view; else there are none."""
+        return True
+
+    @property
     def chooses_pages(self) -> bool:
         """Whether it heeds the `readings` of a view; else there are none."""
         return False

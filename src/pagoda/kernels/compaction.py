@@ -126,7 +126,8 @@ class StoredLayer:
 
     def mean_turn(self, first: int, count: int) -> torch.Tensor:
         assert self._beside.rotation is not None
-        return self._beside.rotation.mean_turn(torch.arange(first, first + count), self._layer.key.plane.width)
+        turn = self._beside.rotation.mean_turn(torch.arange(first, first + count), self._layer.key.plane.width)
+        return turn.to(self._layer.pages.device)
 
     def _of_all_rows(self, *, is_peak: bool) -> torch.Tensor:
         kernels, views = self._tokens.kernels, [self._tokens.view(len(call.queries)) for call in self._calls]

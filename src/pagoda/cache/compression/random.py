@@ -26,4 +26,4 @@ class RandomTokens(ScoredPolicy):
         import torch
 
         generator = torch.Generator().manual_seed(hash((self.seed, layer.number, layer.num_slots)) & (2**63 - 1))
-        return torch.rand(layer.num_heads, layer.num_slots, generator=generator)
+        return torch.rand(layer.num_heads, layer.num_slots, generator=generator, device=generator.device)

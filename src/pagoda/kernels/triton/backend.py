@@ -58,6 +58,10 @@ class TritonKernels(PlainCompaction, Kernels):
     def recorder(self) -> StepRecorder | None:
         return self._recorder
 
+    @property
+    def reads_packed_pages(self) -> bool:
+        return False
+
     def obstacle(self, layer: LayerPages, use: AttentionUse) -> str | None:
         if use.rule.sink_tokens:
             return "a window does not begin with the first tokens"

@@ -38,7 +38,7 @@ class Plan:
 
 def plan_step(view: GroupView, device: torch.device, most_few_rows: int) -> Plan:
     """Of a view on the host, whose rows follow one another."""
-    assert view.positions is None and view.slots is None and view.ancestors is None and not view.is_compacted
+    assert view.positions is None and view.slots is None and view.ancestors is None and view.cell_starts is None
     counts = view.query_starts.diff()
     is_few = counts <= most_few_rows
     many = view.context_lengths[~is_few]
