@@ -227,13 +227,15 @@ class Load:
     def shared_nbytes(self, tile: Tile) -> int:
         """No less than a program takes: words that are on their way, and what threads hand to each other."""
         channels = self.keys.channels
-        token_nbytes = self.keys.token_nbytes + (0 if self.has_latents else self.values.token_nbytes)
+        planes = (self.keys,) if self.has_latents else (self.keys, self.values)
+        token_nbytes = sum(each.token_nbytes for each in planes)
         handed = tile.rows * (channels + tile.tokens) * self.itemsize
         handed += tile.tokens * channels * self.itemsize if self.has_latents else 0
         handed += 2 * (tile.rows + tile.tokens) * PAIR_ROWS * 4 if self.has_constants else 0
         handed += tile.rows * tile.tokens * 4 if self.has_biases else 0
-        stages = tile.num_stages + (self.keys.is_int4 or self.values.is_int4)
-        return stages * tile.tokens * token_nbytes + handed + SPARE_NBYTES
+        # Codes of int4 are moved between threads once more, and twice if they become fp32.
+        moved_nbytes = sum(each.token_nbytes for each in planes if each.is_int4) * self.itemsize // 2
+        return tile.tokens * (tile.num_stages * token_nbytes + moved_nbytes) + handed + SPARE_NBYTES
 
 
 @dataclass(frozen=True)
