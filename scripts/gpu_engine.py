@@ -72,20 +72,29 @@ def time_engine(shape: str) -> Iterator[dict[str, Any]]:
                 found.append(median(later - before for before, later in pairwise(times[8:])))
             seconds = median(found[1:])
             nbytes = model.weight_nbytes + batch * (PROMPT + NEW / 2) * llm.engine.memory.nbytes_per_token
-            steps = llm.engine._forward._decode_steps
             yield {
                 "batch": batch,
                 "step_ms": seconds * 1e3,
                 "spread_ms": [round(each * 1e3, 3) for each in sorted(found[1:])],
                 "tokens_per_second": batch / seconds,
                 "gb_per_second": nbytes / seconds / 1e9,
-                "graphs": "given up" if steps._recorder is None else len(steps._proved),
+                "graphs": recorded(llm),
                 "device_ms": device_ms(llm),
                 "at": perf_counter() - began,
             }
     del llm, model
     gc.collect()
     torch.cuda.empty_cache()
+
+
+def recorded(llm: LLM) -> str:
+    """What there is of recorded steps."""
+    steps = llm.engine._forward._decode_steps
+    return "given up" if steps._recorder is None else f"{len(steps._recordings)} recorded, {num_proved(llm)} proved"
+
+
+def num_proved(llm: LLM) -> int:
+    return sum(each.is_proved for each in llm.engine._forward._decode_steps._recordings.values())
 
 
 def device_ms(llm: LLM) -> float:
@@ -96,7 +105,7 @@ def device_ms(llm: LLM) -> float:
     began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     began.record()
     for _ in range(20):
-        recording._graph.replay()
+        recording.step._graph.replay()
     ended.record()
     torch.cuda.synchronize()
     return began.elapsed_time(ended) / 20
@@ -114,7 +123,7 @@ def profile_engine(shape: str) -> Iterator[dict[str, Any]]:
             activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
             with torch.profiler.profile(activities=activities) as profile:
                 for _ in range(3):
-                    recording._graph.replay()
+                    recording.step._graph.replay()
                 torch.cuda.synchronize()
             most = sorted(profile.key_averages(), key=lambda each: -each.self_device_time_total)[:24]
             yield {

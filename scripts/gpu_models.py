@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from gpu_engine import num_proved, recorded
 
 from oracle.families import build_tiny
 from pagoda import LLM, SamplingParams
@@ -90,7 +91,7 @@ def family(name: str) -> dict[str, Any]:
             outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
             for output, (tokens, margins) in zip(outputs, expected, strict=True):
                 ties += _check_tokens(list(output.outputs[0].token_ids), tokens, margins)
-        return {"kernels": llm.engine.kernel_choice.notices, "graphs": _graphs(llm), "ties": ties}
+        return {"kernels": llm.engine.kernel_choice.notices, "graphs": recorded(llm), "ties": ties}
 
 
 def _greedy(network: Any, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
@@ -169,19 +170,13 @@ def moving_batches() -> dict[str, Any]:
     params = [SamplingParams(temperature=0, max_tokens=source.randrange(1, 60)) for _ in prompts]
     with LLM(device="cuda", dtype="float32", kv_cache_memory_bytes=256 << 20, max_num_seqs=24) as llm:
         together = _texts(llm, prompts, params)
-        steps = llm.engine._forward._decode_steps
-        graphs, proved = _graphs(llm), len(steps._proved)
+        graphs, proved = recorded(llm), num_proved(llm)
         llm.reset_prefix_cache()
         alone = [_texts(llm, [prompt], each)[0] for prompt, each in zip(prompts, params, strict=True)]
         llm.check_integrity()
     if not proved:
         raise AssertionError(f"no step was replayed: {graphs}")
     return {"graphs": graphs, "proved": proved, "differ": _differing(together, alone)}
-
-
-def _graphs(llm: LLM) -> str:
-    steps = llm.engine._forward._decode_steps
-    return "given up" if steps._recorder is None else f"{len(steps._recordings)} recorded, {len(steps._proved)} proved"
 
 
 def eviction() -> dict[str, Any]:
