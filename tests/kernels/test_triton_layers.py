@@ -33,24 +33,67 @@ def test_norms_take_rows_that_lie_apart():
     torch.testing.assert_close(TritonLayers().rms_norm(rows, weight, 1e-6), expected)
 
 
+def test_norms_of_heads_take_parts_of_wider_rows_as_they_are():
+    heads = numbers(1, 5, 200, dtype=torch.float32)[..., 32:128].view(1, 5, 3, 32)
+    weight = numbers(32, dtype=torch.float32, seed=1)
+    expected = ReferenceLayers().rms_norm(heads, weight, 1e-6)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("contiguous", "reshape", "clone"):
+            patch.setattr(torch.Tensor, name, None)
+        actual = TritonLayers().rms_norm(heads, weight, 1e-6)
+    torch.testing.assert_close(actual, expected)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gates_are_those_of_torch(dtype):
-    gate, up = numbers(3, 700, dtype=dtype) * 8, numbers(3, 700, dtype=dtype, seed=1)
+@pytest.mark.parametrize("width", [700, 1500])  # one block and more
+def test_gates_are_those_of_torch(width, dtype):
+    # Parts of wider rows, as layers give them that are computed together.
+    both = numbers(1, 3, 2 * width, dtype=dtype) * 8
+    gate, up = both.split(width, dim=-1)
     expected = ReferenceLayers().gated_silu(gate, up)
     actual = TritonLayers().gated_silu(gate, up)
+    assert actual.is_contiguous()
     # Exponentials differ in their last place, and what is rounded after them moves by one unit, twice.
     share = 4 * torch.finfo(torch.float32).eps + 2 * torch.finfo(dtype).eps
     torch.testing.assert_close(actual, expected, rtol=share, atol=torch.finfo(dtype).tiny)
 
 
+def test_gates_take_rows_that_lie_apart_in_any_way():
+    gate = numbers(48, 6, dtype=torch.float32).T  # numbers of a row apart
+    up = numbers(2, 3, 2, 48, dtype=torch.float32)[:, :, 1]
+    expected = ReferenceLayers().gated_silu(gate.reshape(2, 3, 48), up)
+    torch.testing.assert_close(TritonLayers().gated_silu(gate.reshape(2, 3, 48), up), expected)
+    torch.testing.assert_close(TritonLayers().gated_silu(gate, up.reshape(6, 48)), expected.reshape(6, 48))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [64, 80])
 def test_rotations_are_those_of_torch_to_the_bit(width, dtype):
-    rows = numbers(1, 5, 6, width, dtype=dtype).transpose(1, 2)  # [1, heads, rows, width], the heads of a row together
+    # [1, heads, rows, width], parts of wider rows that have the heads of a row together, or every other head.
+    both = numbers(1, 5, 12 * width, dtype=dtype)
+    query, key = (part.view(1, 5, 6, width).transpose(1, 2) for part in both.chunk(2, dim=-1))
+    key = key[:, ::2]
     cosines, sines = numbers(1, 5, width, dtype=dtype, seed=1), numbers(1, 5, width, dtype=dtype, seed=2)
-    layers = TritonLayers()
-    assert layers.takes_rotation(rows, cosines)
-    assert torch.equal(layers.rotate(rows, cosines, sines), ReferenceLayers().rotate(rows, cosines, sines))
+    layers, plain = TritonLayers(), ReferenceLayers()
+    assert layers.takes_rotation(query, cosines) and layers.takes_rotation(key, cosines)
+    expected = plain.rotate(query, cosines, sines), plain.rotate(key, cosines, sines)
+    assert all(map(torch.equal, layers.rotate_both(query, key, cosines, sines), expected))
+    assert all(map(torch.equal, plain.rotate_both(query, key, cosines, sines), expected))
+    assert torch.equal(layers.rotate(key, cosines, sines), expected[1])
+    assert [each.shape[2] for each in layers.rotate_both(query[:, :, :0], key[:, :, :0], cosines, sines)] == [0, 0]
+
+
+def test_queries_and_keys_are_rotated_in_one_launch(monkeypatch):
+    launches = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *_, **__: launches.append(grid)
+
+    monkeypatch.setattr("pagoda.kernels.triton.layers.rotate_rows", Kernel())
+    rows, angles = numbers(1, 4, 3, 16, dtype=torch.float32), numbers(1, 3, 16, dtype=torch.float32)
+    TritonLayers().rotate_both(rows, rows[:, :2], angles, angles)
+    assert launches == [(3, 2)]
 
 
 def test_what_kernels_do_not_take_is_left_to_torch():

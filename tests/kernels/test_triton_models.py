@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import kernels.interpreted  # noqa: F401 - skipped without Triton
 from engine.tiny import tiny_model
+from oracle.families import build_tiny
 from pagoda import LLM, SamplingParams
 from pagoda.errors import ConfigError, KernelUnavailableError
 from pagoda.kernels.triton.backend import INTERPRETER
+from pagoda.models.model import Model
+from pagoda.models.stacked import StackedLinear, stack
 
 PROMPTS = [{"prompt_token_ids": [*range(3, 24)]}, {"prompt_token_ids": [*range(3, 21), 7]}, {"prompt_token_ids": [5]}]
 PARAMS = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
@@ -62,6 +66,30 @@ def test_heads_that_keep_other_numbers_of_tokens_are_refused(monkeypatch):
     monkeypatch.setenv(INTERPRETER, "1")
     with pytest.raises(ConfigError, match="kernels of a GPU do not read yet"):
         LLM(tiny_model(), skip_tokenizer_init=True, kv_compression="pyramidkv:tokens=64", block_size=16)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "deepseek_v3"])
+def test_tokens_of_layers_on_one_tensor_are_those_of_transformers(family, monkeypatch):
+    """Norms of heads, and latents, both of parts of wider rows."""
+    network = build_tiny(family)
+    expected = [greedy(network, prompt["prompt_token_ids"]) for prompt in PROMPTS]
+    model = Model.from_transformers(network)
+    stack(model.network, model.discovered.siblings)
+    monkeypatch.setenv("PAGODA_KERNELS", "triton")
+    monkeypatch.setenv(INTERPRETER, "1")
+    found, _, _ = answers(model)
+    assert found == [expected, expected]
+    layers = [module for module in model.network.modules() if isinstance(module, StackedLinear)]
+    assert layers
+    assert all(layer.is_proven for layer in layers if layer is not layer.siblings[0])
+
+
+@torch.inference_mode()
+def greedy(network, prompt):
+    tokens = list(prompt)
+    for _ in range(PARAMS.max_tokens):
+        tokens.append(int(network(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
+    return tokens[len(prompt) :]
 
 
 def test_it_is_refused_where_it_cannot_be(monkeypatch):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from oracle import families
 from pagoda import LLM, SamplingParams
@@ -81,6 +82,30 @@ class TestWatching:
         with torch.no_grad(), watch_siblings(network) as siblings:
             network(torch.zeros(2, 4))
         assert siblings.groups() == groups
+
+
+class TestParts:
+    @pytest.mark.parametrize("in_parts", [True, False])
+    def test_what_layers_give_is_a_part_of_wider_rows(self, in_parts: bool) -> None:
+        layer = nn.Linear(4, 3)
+        rows = torch.randn(2, 5, 4)
+        with torch.no_grad(), watch_siblings(layer, in_parts):
+            out = layer(rows)
+        assert out.is_contiguous() is not in_parts
+        assert torch.equal(out, layer(rows))
+        assert not layer._forward_hooks
+
+    def test_networks_that_do_not_take_them_have_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        forward = LlamaMLP.forward
+
+        def strict(self: Any, x: torch.Tensor) -> torch.Tensor:
+            self.gate_proj(x).view(-1)
+            return forward(self, x)
+
+        monkeypatch.setattr(LlamaMLP, "forward", strict)
+        discovered = discover(families.build_tiny("llama").config)
+        assert discovered.siblings == ()
+        assert len(discovered.rules) == families.build_tiny("llama").config.num_hidden_layers
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "deepseek_v3", "qwen2_moe", "jamba"])

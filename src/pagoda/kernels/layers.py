@@ -105,3 +105,9 @@ class LayerKernels(ABC):
 
         `cosines` and `sines` are [1, rows, width]. Returns the shape of `input`, with the heads of a row side by side.
         """
+
+    def rotate_both(
+        self, query: torch.Tensor, key: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`rotate` of both, which may have different numbers of heads."""
+        return self.rotate(query, cosines, sines), self.rotate(key, cosines, sines)

@@ -38,7 +38,7 @@ class Discovered:
     """The cache a model needs and, per attention call in call order, by which rule it attends and with what besides.
 
     `projections` names the linear layer that takes what a call gives; None where there is not just one. `siblings`
-    names linear layers that are given the same rows.
+    names linear layers that are given the same rows, and may give parts of wider ones.
     """
 
     spec: CacheSpec

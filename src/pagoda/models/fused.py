@@ -138,7 +138,7 @@ def _rotating(kind: type[nn.Module], rotation: Rotation) -> type[nn.Module]:
         kernels = kernels_in_flight()
         if kernels is None or rest or not (kernels.takes_rotation(query, cos) and kernels.takes_rotation(key, cos)):
             return rotation(query, key, cos, sin, *rest)
-        return kernels.rotate(query, cos, sin), kernels.rotate(key, cos, sin)
+        return kernels.rotate_both(query, key, cos, sin)
 
     return rebound(kind, ROTARY_FUNCTION, rotate)
 

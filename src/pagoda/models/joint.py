@@ -1,15 +1,15 @@
 """Linear layers of a module that are given the same rows, such as those of queries, keys and values: one call.
 
-Found while a network is probed. In a step the first of them computes for all, and the others take what is theirs: the
-rows are coded once, and threads meet once. What the first step gave is compared, since rows may change in between.
-Knows modules of torch whose weights are codes, and leaves others alone.
+Found while a network is probed. In a step the first of them computes for all, and the others take what is theirs. What
+the first step gave is compared, since rows may change in between. Knows how layers are computed together whose weights
+are codes; `stacked.py` knows others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -44,14 +44,16 @@ class Siblings:
 
 
 @contextmanager
-def watch_siblings(network: nn.Module) -> Iterator[Siblings]:
-    """Of the linear layers of `network`, while it runs."""
-    siblings = Siblings()
-    hooks = [
-        module.register_forward_pre_hook(lambda _, inputs, name=name: siblings.note(name, inputs))
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
+def watch_siblings(network: nn.Module, in_parts: bool = False) -> Iterator[Siblings]:
+    """Of the linear layers of `network`, while it runs.
+
+    If `in_parts`, what they give are parts of wider rows, as they are where one product is computed for all.
+    """
+    siblings, hooks = Siblings(), list[Any]()
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear):
+            hooks.append(module.register_forward_pre_hook(lambda _, inputs, name=name: siblings.note(name, inputs)))
+            hooks += [module.register_forward_hook(_part_of_wider)] if in_parts else []
     try:
         yield siblings
     finally:
@@ -59,41 +61,70 @@ def watch_siblings(network: nn.Module) -> Iterator[Siblings]:
             hook.remove()
 
 
-class JointLinear(CodedLinear):
-    """A coded layer with `siblings`, itself among them, that are given the same rows."""
+def _part_of_wider(_: nn.Module, __: Any, out: Any) -> Any:
+    """What a layer gives; some routers are layers that give several things."""
+    return torch.cat((out, out), dim=-1)[..., : out.shape[-1]] if isinstance(out, torch.Tensor) else out
 
-    siblings: tuple[JointLinear, ...]
+
+class Joint(nn.Module):
+    """Mixed in before `apart`, a class of linear layers: one among `siblings` that are given the same rows."""
+
+    apart: ClassVar[Any]
+    siblings: tuple[Self, ...]
     is_proven: bool
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         step = step_in_flight()
         if step is None:
-            return super().forward(input)
+            return self._alone(input)
         ahead = step.ahead.pop(self, None)
         if ahead is None:
-            outs = step.layers.coded_linears(input, [(each.coded, each.bias) for each in self.siblings])
+            outs = self.together(step.layers, input)
             step.ahead |= {each: (input, out) for each, out in zip(self.siblings, outs, strict=True)}
             return step.ahead.pop(self)[1]
         rows, out = ahead
-        if rows is input and (self.is_proven or self._prove(step.layers, input, out)):
+        if rows is input and (self.is_proven or self._prove(input, out)):
             return out
+        alone = self._alone(input)
         for each in self.siblings:
-            each.__class__ = CodedLinear  # type: ignore[assignment]
-        return CodedLinear.forward(self, input)
+            each.__class__ = each.apart
+        return alone
 
-    def _prove(self, kernels: LayerKernels, input: torch.Tensor, out: torch.Tensor) -> bool:
+    def together(self, kernels: LayerKernels, input: torch.Tensor) -> Sequence[torch.Tensor]:
+        """What each of the siblings gives."""
+        raise NotImplementedError
+
+    def _alone(self, input: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.apart.forward(self, input)
+        return out
+
+    def _prove(self, input: torch.Tensor, out: torch.Tensor) -> bool:
         """Whether the first rows are still those that `out` was computed with."""
         rows, got = (each.reshape(-1, each.shape[-1])[:PROOF_ROWS] for each in (input, out))
-        expected = kernels.coded_linear(rows, self.coded, self.bias)
+        expected = self._alone(rows)
         self.is_proven = bool((got - expected).norm() <= TOLERANCE * expected.norm())
         return self.is_proven
+
+
+class JointLinear(Joint, CodedLinear):  # type: ignore[override]
+    """Coded layers: their rows are coded once, and threads meet once."""
+
+    apart = CodedLinear
+
+    def together(self, kernels: LayerKernels, input: torch.Tensor) -> Sequence[torch.Tensor]:
+        return kernels.coded_linears(input, [(each.coded, each.bias) for each in self.siblings])
+
+
+def let_join(layers: Sequence[Any], kind: type[Joint]) -> None:
+    """Make siblings of layers that are of the class that `kind` was mixed into."""
+    for each in layers:
+        each.__class__ = kind
+        each.siblings, each.is_proven = tuple(layers), False
 
 
 def join(network: nn.Module, groups: Sequence[Sequence[str]]) -> None:
     """Let the layers of `network` in each of `groups`, by name, be computed together where all have codes."""
     for group in groups:
-        layers: list[Any] = [network.get_submodule(name) for name in group]
+        layers = [network.get_submodule(name) for name in group]
         if all(type(each) is CodedLinear for each in layers):
-            for each in layers:
-                each.__class__ = JointLinear
-                each.siblings, each.is_proven = tuple(layers), False
+            let_join(layers, JointLinear)

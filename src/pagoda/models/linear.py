@@ -23,14 +23,14 @@ class PagedLinear(nn.Linear):
     """`nn.Linear` on the kernels of the step in flight."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return _linear(input, self.weight, self.bias)
+        return linear(input, self.weight, self.bias)
 
 
 class _Functional:
     """`torch.nn.functional`, with products on the kernels of the step in flight."""
 
     def linear(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        return _linear(input, weight, bias)
+        return linear(input, weight, bias)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(functional, name)
@@ -46,7 +46,8 @@ def use_kernels(network: Any) -> None:
             module.__class__ = rebound(kind, FUNCTIONAL, _Functional())
 
 
-def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The product of a linear layer on the kernels of the step in flight, where they take it."""
     kernels = kernels_in_flight()
     if kernels is not None and kernels.takes_linear(input, weight):
         return kernels.linear(input, weight, bias)

@@ -35,6 +35,7 @@ from pagoda.models.positions import Rotation, max_positions, most_positions, pos
 from pagoda.models.projections import projection_of
 from pagoda.models.quiet import quiet
 from pagoda.models.recurrent import attend_states
+from pagoda.models.stacked import stack
 from pagoda.models.time_steps import limit_time_steps
 from pagoda.planning.facts import ModelFacts
 
@@ -57,6 +58,8 @@ class Model:
         use_kernels(network)
         fuse(network)
         join(network, discovered.siblings)
+        if network.device.type != "cpu":
+            stack(network, discovered.siblings)
         self.network = network
         self.discovered = discovered
         self.generation = generation

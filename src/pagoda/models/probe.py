@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -75,7 +75,7 @@ class Recording:
     """A network without weights, its attention calls in call order, and what stopped its forward, if anything did.
 
     `states` are the notes of its recurrent layers. `takers` names the linear layers that take what each call gave,
-    `siblings` those that were given the same rows.
+    `siblings` those that were given the same rows, of networks that take parts of wider rows for what these give.
     """
 
     network: torch.nn.Module
@@ -126,6 +126,14 @@ def _calling_decoder(network: Any) -> _PackedCall:
 
 
 def _run(network: Any, states: StateNotes, call: _PackedCall, device: str) -> Recording:
+    """The first of two ways that does not fail: with what linear layers give as parts of wider rows, or as it is."""
+    recording = _run_once(network, states, call, device, in_parts=True)
+    if recording.failure is not None:
+        recording = replace(_run_once(network, states, call, device, in_parts=False), siblings=())
+    return recording
+
+
+def _run_once(network: Any, states: StateNotes, call: _PackedCall, device: str, in_parts: bool) -> Recording:
     states.begin()
     calls: list[Call] = []
     takers: dict[int, set[str]] = {}
@@ -139,7 +147,7 @@ def _run(network: Any, states: StateNotes, call: _PackedCall, device: str) -> Re
             torch.inference_mode(),
             torch.device(device),
             watch_projections(network, calls) as takers,
-            watch_siblings(network) as siblings,
+            watch_siblings(network, in_parts) as siblings,
         ):
             tokens = torch.zeros(PROBE_TOKENS, dtype=torch.long)
             call(tokens, torch.arange(PROBE_TOKENS), torch.zeros(1, dtype=torch.long))

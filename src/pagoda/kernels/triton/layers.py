@@ -6,7 +6,7 @@ import torch
 import triton
 
 from pagoda.kernels.reference_layers import ReferenceLayers
-from pagoda.kernels.triton.elementwise import gate_block, norm_row, rotate_row
+from pagoda.kernels.triton.elementwise import gate_block, norm_row, rotate_rows
 
 # Numbers of a program that works number by number.
 BLOCK = 1024
@@ -22,18 +22,23 @@ class TritonLayers(ReferenceLayers):
         width = weight.numel()
         if width > MOST_WIDTH or input.dtype not in DTYPES or input.dtype is not weight.dtype or not input.numel():
             return super().rms_norm(input, weight, epsilon)
-        rows = input.reshape(-1, width)
+        rows = _unit_stride(input.flatten(0, -3) if input.dim() > 2 else input.view(1, -1, width))
         out = torch.empty(input.shape, dtype=input.dtype, device=input.device)
         block = triton.next_power_of_2(width)
-        norm_row[(len(rows),)](rows, weight, out, rows.stride(0), width, epsilon, block, num_warps=_warps(block))
+        norm_row[(rows.shape[0] * rows.shape[1],)](
+            rows, weight, out, rows.stride()[:2], rows.shape[1], width, epsilon, block, num_warps=_warps(block)
+        )
         return out
 
     def gated_silu(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         if gate.dtype not in DTYPES or gate.dtype is not up.dtype or not gate.numel():
             return super().gated_silu(gate, up)
-        gate, up = gate.contiguous(), up.contiguous()
-        out = torch.empty_like(up)
-        gate_block[(triton.cdiv(out.numel(), BLOCK),)](gate, up, out, out.numel(), BLOCK, enable_fp_fusion=False)
+        width = up.shape[-1]
+        gates, ups = (_unit_stride(each.reshape(-1, width)) for each in (gate, up))
+        out = torch.empty(up.shape, dtype=up.dtype, device=up.device)
+        gate_block[(len(ups), triton.cdiv(width, BLOCK))](
+            gates, ups, out, gates.stride(0), ups.stride(0), width, BLOCK, enable_fp_fusion=False
+        )
         return out
 
     def takes_rotation(self, input: torch.Tensor, cosines: torch.Tensor) -> bool:
@@ -46,16 +51,25 @@ class TritonLayers(ReferenceLayers):
         )
 
     def rotate(self, input: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-        _, num_heads, num_rows, width = input.shape
-        cosines, sines = cosines.contiguous(), sines.contiguous()
-        out = torch.empty(1, num_rows, num_heads, width, dtype=input.dtype, device=input.device)
-        if out.numel():
-            heads, half = triton.next_power_of_2(num_heads), triton.next_power_of_2(width // 2)
-            rotate_row[(num_rows,)](
-                input, cosines, sines, out, input.stride(1), input.stride(2), num_heads, width // 2, heads, half,
-                enable_fp_fusion=False,
+        return self.rotate_both(input, input[:, :0], cosines, sines)[0]
+
+    def rotate_both(
+        self, query: torch.Tensor, key: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        _, query_heads, num_rows, width = query.shape
+        heads = (query_heads, key.shape[1])
+        outs = [query.new_empty(1, num_rows, each, width) for each in heads]
+        if num_rows:
+            blocks = [triton.next_power_of_2(max(each, 1)) for each in (*heads, width // 2)]
+            rotate_rows[(num_rows, 2)](
+                query, key, cosines.contiguous(), sines.contiguous(), *outs, query.stride()[1:3], key.stride()[1:3],
+                *heads, width // 2, *blocks, enable_fp_fusion=False,
             )  # fmt: skip
-        return out.transpose(1, 2)
+        return outs[0].transpose(1, 2), outs[1].transpose(1, 2)
+
+
+def _unit_stride(rows: torch.Tensor) -> torch.Tensor:
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
 def _warps(block: int) -> int:
