@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Self
+from weakref import WeakKeyDictionary
 
 import torch
 
 from pagoda.config import Environment
 from pagoda.errors import ConfigError, KernelUnavailableError
+from pagoda.formats.page import PageGeometry
 from pagoda.kernels.base import AttentionRule, AttentionUse, GroupView, Kernels, LayerPages
 from pagoda.kernels.layers import LayerKernels
 from pagoda.kernels.recording import StepRecorder
@@ -38,6 +41,7 @@ class TritonKernels(PlainCompaction, Kernels):
         table = tiles.for_card(max_shared_mem(torch.cuda.current_device())) if has_card else tiles.HOPPER
         self.attention = TritonAttention(table)
         self._layers = TritonLayers()
+        self._first: WeakKeyDictionary[LayerPages, LayerPages] = WeakKeyDictionary()
         self._recorder = GraphRecorder(self.attention) if has_card else None
 
     @classmethod
@@ -80,7 +84,7 @@ class TritonKernels(PlainCompaction, Kernels):
         view: GroupView,
         finite: torch.Tensor | None = None,
     ) -> None:
-        self.attention.store(key, value, layer, view, finite)
+        self.attention.store(key, value, self._first_of_page(layer), view, finite)
 
     def attend(
         self,
@@ -91,4 +95,18 @@ class TritonKernels(PlainCompaction, Kernels):
         sinks: torch.Tensor | None = None,
         biases: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return self.attention.attend(query, layer, view, rule, sinks, biases)
+        return self.attention.attend(query, self._first_of_page(layer), view, rule, sinks, biases)
+
+    def _first_of_page(self, layer: LayerPages) -> LayerPages:
+        """The same layer as the only one of pages that begin with it.
+
+        Kernels are compiled for where planes lie in a page: so they are the same for all layers that are alike.
+        """
+        found = self._first.get(layer)
+        if found is None:
+            geometry = layer.geometry
+            layouts = geometry.group.layouts[layer.layer : layer.layer + 1]
+            own = PageGeometry(replace(geometry.group, layouts=layouts), layer.format, geometry.page_tokens)
+            pages = layer.pages[:, layer.key.offset :]
+            self._first[layer] = found = replace(layer, pages=pages, geometry=own, layer=0)
+        return found
