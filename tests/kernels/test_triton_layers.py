@@ -26,6 +26,25 @@ def test_norms_are_those_of_torch(shape, dtype):
     assert ((actual.float() - expected.float()).abs() <= bound).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 3, 64), (5, 100)])
+def test_sums_and_their_norms_are_those_of_two_kernels_to_the_bit(shape, dtype):
+    wide, added = numbers(*shape[:-1], 2 * shape[-1], dtype=dtype), numbers(*shape, dtype=dtype, seed=2)
+    residual, weight = wide[..., : shape[-1]], numbers(shape[-1], dtype=dtype, seed=1)
+    total, normed = TritonLayers().add_norm(residual, added, weight, 1e-6)
+    assert torch.equal(total, residual + added)
+    assert torch.equal(normed, TritonLayers().rms_norm(total, weight, 1e-6))
+    assert total.is_contiguous() and normed.is_contiguous()
+
+
+def test_sums_of_other_types_are_left_to_torch():
+    residual, added = numbers(2, 64, dtype=torch.float32), numbers(2, 64, dtype=torch.bfloat16, seed=1)
+    weight = numbers(64, dtype=torch.float32, seed=2)
+    total, normed = TritonLayers().add_norm(residual, added, weight, 1e-6)
+    assert torch.equal(total, residual + added)
+    assert torch.equal(normed, TritonLayers().rms_norm(total, weight, 1e-6))
+
+
 def test_norms_take_rows_that_lie_apart():
     rows = numbers(4, 3, 32, dtype=torch.float32)[:, 1]
     weight = numbers(32, dtype=torch.float32, seed=1)

@@ -84,6 +84,13 @@ class LayerKernels(ABC):
         Computed in fp32 and rounded to the type of `input` before the product, as Llama does.
         """
 
+    def add_norm(
+        self, residual: torch.Tensor, added: torch.Tensor, weight: torch.Tensor, epsilon: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sum of two tensors [..., width] of one shape and type, and `rms_norm` of it."""
+        total = residual + added
+        return total, self.rms_norm(total, weight, epsilon)
+
     @abstractmethod
     def gated_silu(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         """silu(gate) * up (arXiv 2002.05202), each rounded to their common type."""

@@ -90,7 +90,7 @@ class PagedStep:
         self._calls = 0
         self._state_calls = 0
         self.num_sequences = len(views[0].context_lengths)
-        # What layers will give when they are called with certain rows: computed with another that was (joint.py).
+        # What layers will give when they are called with certain rows, computed before (joint.py, sums.py).
         self.ahead: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
         # A byte for each sequence: zero once NaN or infinity was stored for it.
         device = sites[0].layer.pages.device if sites else None

@@ -36,6 +36,7 @@ from pagoda.models.projections import projection_of
 from pagoda.models.quiet import quiet
 from pagoda.models.recurrent import attend_states
 from pagoda.models.stacked import stack
+from pagoda.models.sums import fuse_sums
 from pagoda.models.time_steps import limit_time_steps
 from pagoda.planning.facts import ModelFacts
 
@@ -57,6 +58,7 @@ class Model:
         attend_states(network)
         use_kernels(network)
         fuse(network)
+        fuse_sums(network)
         join(network, discovered.siblings)
         if network.device.type != "cpu":
             stack(network, discovered.siblings)

@@ -15,11 +15,28 @@ def norm_row(rows, weight, out, strides, num_inner, width, epsilon, block: tl.co
     channel = tl.arange(0, block)
     exists = channel < width
     numbers = tl.load(rows + place + channel, mask=exists, other=0.0)
+    tl.store(out + row * width + channel, _normed(numbers, weight, channel, exists, width, epsilon), mask=exists)
+
+
+@triton.jit
+def add_norm_row(rows, added, weight, total, out, row_stride, added_stride, width, epsilon, block: tl.constexpr):
+    """A program takes a row: what is added to it, rounded, and the norm of that. `total` and `out` are contiguous."""
+    row = tl.program_id(0).to(tl.int64)
+    channel = tl.arange(0, block)
+    exists = channel < width
+    first = tl.load(rows + row * row_stride + channel, mask=exists, other=0.0)
+    second = tl.load(added + row * added_stride + channel, mask=exists, other=0.0)
+    numbers = (first.to(tl.float32) + second.to(tl.float32)).to(first.dtype)
+    tl.store(total + row * width + channel, numbers, mask=exists)
+    tl.store(out + row * width + channel, _normed(numbers, weight, channel, exists, width, epsilon), mask=exists)
+
+
+@triton.jit
+def _normed(numbers, weight, channel, exists, width, epsilon):
     wide = numbers.to(tl.float32)
     normed = (wide * tl.rsqrt(tl.sum(wide * wide, axis=0) / width + epsilon)).to(numbers.dtype)
     factors = tl.load(weight + channel, mask=exists, other=0.0)
-    product = (factors.to(tl.float32) * normed.to(tl.float32)).to(numbers.dtype)
-    tl.store(out + row * width + channel, product, mask=exists)
+    return (factors.to(tl.float32) * normed.to(tl.float32)).to(numbers.dtype)
 
 
 @triton.jit

@@ -6,7 +6,7 @@ import torch
 import triton
 
 from pagoda.kernels.reference_layers import ReferenceLayers
-from pagoda.kernels.triton.elementwise import gate_block, norm_row, rotate_rows
+from pagoda.kernels.triton.elementwise import add_norm_row, gate_block, norm_row, rotate_rows
 
 # Numbers of a program that works number by number.
 BLOCK = 1024
@@ -20,15 +20,31 @@ class TritonLayers(ReferenceLayers):
 
     def rms_norm(self, input: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         width = weight.numel()
-        if width > MOST_WIDTH or input.dtype not in DTYPES or input.dtype is not weight.dtype or not input.numel():
+        if not _takes_norm(input, weight):
             return super().rms_norm(input, weight, epsilon)
         rows = _unit_stride(input.flatten(0, -3) if input.dim() > 2 else input.view(1, -1, width))
         out = torch.empty(input.shape, dtype=input.dtype, device=input.device)
         block = triton.next_power_of_2(width)
         norm_row[(rows.shape[0] * rows.shape[1],)](
-            rows, weight, out, rows.stride()[:2], rows.shape[1], width, epsilon, block, num_warps=_warps(block)
-        )
+            rows, weight, out, rows.stride()[:2], rows.shape[1], width, epsilon, block,
+            num_warps=_warps(block), enable_fp_fusion=False,
+        )  # fmt: skip
         return out
+
+    def add_norm(
+        self, residual: torch.Tensor, added: torch.Tensor, weight: torch.Tensor, epsilon: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        width = weight.numel()
+        if not _takes_norm(residual, weight) or added.dtype is not residual.dtype or added.shape != residual.shape:
+            return super().add_norm(residual, added, weight, epsilon)
+        rows, others = (_unit_stride(each.reshape(-1, width)) for each in (residual, added))
+        total, out = (torch.empty(added.shape, dtype=added.dtype, device=added.device) for _ in range(2))
+        block = triton.next_power_of_2(width)
+        add_norm_row[(len(rows),)](
+            rows, others, weight, total, out, rows.stride(0), others.stride(0), width, epsilon, block,
+            num_warps=_warps(block), enable_fp_fusion=False,
+        )  # fmt: skip
+        return total, out
 
     def gated_silu(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         if gate.dtype not in DTYPES or gate.dtype is not up.dtype or not gate.numel():
@@ -70,6 +86,10 @@ class TritonLayers(ReferenceLayers):
 
 def _unit_stride(rows: torch.Tensor) -> torch.Tensor:
     return rows if rows.stride(-1) == 1 else rows.contiguous()
+
+
+def _takes_norm(input: torch.Tensor, weight: torch.Tensor) -> bool:
+    return weight.numel() <= MOST_WIDTH and input.dtype in DTYPES and input.dtype is weight.dtype and input.numel() > 0
 
 
 def _warps(block: int) -> int:
