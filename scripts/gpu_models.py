@@ -20,6 +20,7 @@ from pagoda.engine.request import Sequence, new_request
 from pagoda.engine.sampling import sample
 from pagoda.engine.together import draw_together
 from pagoda.models.model import Model
+from pagoda.models.stacked import StackedLinear
 
 FAMILIES = (
     *("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "gpt2", "bloom", "mpt", "falcon", "opt"),
@@ -55,6 +56,7 @@ def names() -> list[str]:
         *(f"model:format/{name}" for name in ("auto", "int8", "int4", "fp8_e4m3", "k8v4")),
         *(f"model:compression/{name}" for name in COMPRESSIONS),
         *(f"model:{name}" for name in ("processor", "batches", "eviction", "sampling", "draws", "memory", "requests")),
+        "model:deterministic",
     ]
 
 
@@ -72,6 +74,7 @@ def run(name: str) -> dict[str, Any]:
         "draws": draws,
         "memory": memory,
         "requests": kinds_of_requests,
+        "deterministic": deterministic,
     }
     return parts[what](rest) if rest else parts[what]()
 
@@ -91,7 +94,13 @@ def family(name: str) -> dict[str, Any]:
             outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
             for output, (tokens, margins) in zip(outputs, expected, strict=True):
                 ties += _check_tokens(list(output.outputs[0].token_ids), tokens, margins)
-        return {"kernels": llm.engine.kernel_choice.notices, "graphs": recorded(llm), "ties": ties}
+        stacked = sum(isinstance(module, StackedLinear) for module in model.network.modules())
+        return {
+            "kernels": llm.engine.kernel_choice.notices,
+            "graphs": recorded(llm),
+            "stacked": stacked,
+            "ties": ties,
+        }
 
 
 def _greedy(network: Any, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
@@ -126,6 +135,19 @@ def format_of_pages(name: str) -> dict[str, Any]:
     if cold != warm:
         raise AssertionError(f"warm texts differ: {cold} {warm}")
     return {"alone_differ": _differing(cold, alone), "loss": llm.engine.fit.loss, "stats": str(hits)[:200]}
+
+
+def deterministic() -> dict[str, Any]:
+    """The embedded model in bf16, which tries itself when it starts: the same texts together, warm, cut and alone."""
+    options = {"device": "cuda", "dtype": "bfloat16", "deterministic": True, "kv_cache_memory_bytes": 64 << 20}
+    with LLM(**options) as llm:
+        together = _texts(llm, TEXTS)
+        found = [_texts(llm, TEXTS), [_texts(llm, [text])[0] for text in TEXTS]]
+    with LLM(**options, max_num_batched_tokens=16, max_num_seqs=3) as llm:
+        found.append(_texts(llm, TEXTS))
+    if any(each != together for each in found):
+        raise AssertionError(f"{together}\n{found}")
+    return {"texts": len(together)}
 
 
 def _texts(llm: LLM, prompts: Any, params: Any = GREEDY) -> list[str]:

@@ -71,7 +71,7 @@ def test_a_model_that_depends_on_its_batch_is_refused():
 
 
 def test_the_reference_kernels_cannot():
-    with pytest.raises(ConfigError, match="needs the native kernels"):
+    with pytest.raises(ConfigError, match="needs kernels that order sums"):
         choose_kernels(Environment(kernels="reference"), deterministic=True)
     with pytest.raises(ConfigError, match="True or False"):
         LLM(deterministic="yes")

@@ -6,11 +6,14 @@ import pytest
 import torch
 
 import kernels.interpreted  # noqa: F401 - skipped without Triton
-from engine.tiny import tiny_model
+from engine.tiny import tiny_config, tiny_model
 from oracle.families import build_tiny
 from pagoda import LLM, SamplingParams
+from pagoda.config import Environment
 from pagoda.errors import ConfigError, KernelUnavailableError
-from pagoda.kernels.triton.backend import INTERPRETER
+from pagoda.kernels.triton.backend import INTERPRETER, TritonKernels
+from pagoda.models.determinism import check_determinism
+from pagoda.models.loader import model_from_config
 from pagoda.models.model import Model
 from pagoda.models.stacked import StackedLinear, stack
 
@@ -84,6 +87,33 @@ def test_tokens_of_layers_on_one_tensor_are_those_of_transformers(family, monkey
     assert all(layer.is_proven for layer in layers if layer is not layer.siblings[0])
 
 
+class TestDeterminism:
+    """Whole prompts in bf16, cut in two ways; a card sums tiles itself, and is tried in the same way when it starts."""
+
+    @pytest.fixture
+    def model(self):
+        config = tiny_config()
+        config.num_hidden_layers = 1
+        return model_from_config(config, dtype="bfloat16")
+
+    def kernels(self, deterministic):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(INTERPRETER, "1")
+            return TritonKernels.of(Environment(kernels="triton"), deterministic)
+
+    def test_bits_do_not_depend_on_what_is_computed_beside(self, model):
+        kernels = self.kernels(deterministic=True)
+        assert kernels.is_deterministic
+        assert kernels.recorder is None
+        check_determinism(model, kernels)
+
+    def test_they_do_unless_it_is_asked_for(self, model):
+        kernels = self.kernels(deterministic=False)
+        assert not kernels.is_deterministic
+        with pytest.raises(ConfigError, match="depend on the tokens that are"):
+            check_determinism(model, kernels)
+
+
 @torch.inference_mode()
 def greedy(network, prompt):
     tokens = list(prompt)
@@ -94,8 +124,6 @@ def greedy(network, prompt):
 
 def test_it_is_refused_where_it_cannot_be(monkeypatch):
     monkeypatch.setenv("PAGODA_KERNELS", "triton")
-    with pytest.raises(ConfigError, match="deterministic is for processors so far"):
-        LLM(tiny_model(), skip_tokenizer_init=True, deterministic=True)
     monkeypatch.delenv(INTERPRETER, raising=False)
     with pytest.raises(KernelUnavailableError, match="need a GPU"):
         LLM(tiny_model(), skip_tokenizer_init=True)

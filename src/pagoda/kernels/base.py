@@ -304,7 +304,8 @@ class Kernels(AttentionKernels):
         """
         if deterministic:
             raise ConfigError(
-                f"deterministic needs the native kernels; leave PAGODA_KERNELS={environment.kernels} out."
+                "deterministic needs kernels that order sums themselves; "
+                f"leave PAGODA_KERNELS={environment.kernels} out."
             )
         return cls()
 

@@ -52,7 +52,7 @@ def choose_for(backend: Kernels, group: LayerGroup, uses: Iterable[tuple[LayerPa
         return GroupKernels(group, backend)
     if backend.is_deterministic:
         raise ConfigError(
-            f"deterministic needs the native kernels, which cannot serve layers with {group.name} attention: "
-            f"{obstacle}; choose another kv_cache_dtype, or leave it out."
+            f"deterministic leaves nothing to slower kernels, and {backend.name} cannot serve layers with {group.name} "
+            f"attention: {obstacle}; choose another kv_cache_dtype, or leave it out."
         )
     return GroupKernels(group, lookup("kernels", "reference")(), obstacle)

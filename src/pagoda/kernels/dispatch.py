@@ -26,7 +26,7 @@ class Backend:
 def find_backend(environment: Environment, deterministic: bool = False, device_type: str = "cpu") -> Backend:
     """The backend that PAGODA_KERNELS forces, else the best one of the device, else the reference.
 
-    With `deterministic` there is the native one alone: torch, which the reference calls, orders sums as it sees fit.
+    With `deterministic` it is never the reference: torch, which that calls, orders sums as it sees fit.
     Raises KernelUnavailableError if a backend that is forced cannot run here, or ConfigError.
     """
     check_name(environment.kernels)

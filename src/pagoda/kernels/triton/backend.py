@@ -23,9 +23,12 @@ INTERPRETER = "TRITON_INTERPRET"
 
 
 class TritonKernels(PlainCompaction, Kernels):
-    """Tensors on a GPU; on the CPU where Triton was told to interpret its kernels."""
+    """Tensors on a GPU; on the CPU where Triton was told to interpret its kernels.
 
-    def __init__(self) -> None:
+    If `deterministic`, a row has the same bits in every batch, and steps are not recorded.
+    """
+
+    def __init__(self, deterministic: bool = False) -> None:
         if find_spec("triton") is None:
             raise KernelUnavailableError("Triton is not installed; get it with: pip install 'pagoda-kv[gpu]'.")
         if not torch.cuda.is_available() and os.environ.get(INTERPRETER) != "1":
@@ -34,25 +37,29 @@ class TritonKernels(PlainCompaction, Kernels):
 
         from pagoda.kernels.triton import tiles
         from pagoda.kernels.triton.attention import TritonAttention
+        from pagoda.kernels.triton.even import EvenAttention, even
         from pagoda.kernels.triton.graphs import GraphRecorder
         from pagoda.kernels.triton.layers import TritonLayers
 
         has_card = torch.cuda.is_available()
         table = tiles.for_card(max_shared_mem(torch.cuda.current_device())) if has_card else tiles.HOPPER
-        self.attention = TritonAttention(table)
-        self._layers = TritonLayers()
+        self._is_deterministic = deterministic
+        self.attention = EvenAttention(even(table)) if deterministic else TritonAttention(table)
+        self._layers = TritonLayers(deterministic)
         self._first: WeakKeyDictionary[LayerPages, LayerPages] = WeakKeyDictionary()
-        self._recorder = GraphRecorder(self.attention) if has_card else None
+        self._recorder = GraphRecorder(self.attention) if has_card and not deterministic else None
 
     @classmethod
-    def of(cls, environment: Environment, deterministic: bool) -> Self:
-        if deterministic:
-            raise ConfigError("deterministic is for processors so far: products on a GPU differ from batch to batch.")
-        return super().of(environment, deterministic)
+    def of(cls, environment: Environment, deterministic: bool) -> Self:  # noqa: ARG003
+        return cls(deterministic)
 
     @property
     def name(self) -> str:
         return f"triton ({torch.cuda.get_device_name()})" if torch.cuda.is_available() else "triton (interpreted)"
+
+    @property
+    def is_deterministic(self) -> bool:
+        return self._is_deterministic
 
     @property
     def layers(self) -> LayerKernels:

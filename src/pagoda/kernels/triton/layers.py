@@ -7,6 +7,7 @@ import triton
 
 from pagoda.kernels.reference_layers import ReferenceLayers
 from pagoda.kernels.triton.elementwise import add_norm_row, gate_block, norm_row, rotate_rows
+from pagoda.kernels.triton.product import multiply
 
 # Numbers of a program that works number by number.
 BLOCK = 1024
@@ -16,7 +17,25 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class TritonLayers(ReferenceLayers):
-    """Tensors on the device, or on the CPU where Triton interprets; rounded where the reference rounds."""
+    """Tensors on the device, or on the CPU where Triton interprets; rounded where the reference rounds.
+
+    If `deterministic`, products go through `product.py`, where torch would choose by the number of rows.
+    """
+
+    def __init__(self, deterministic: bool = False) -> None:
+        self._is_deterministic = deterministic
+
+    def takes_linear(self, input: torch.Tensor, weight: torch.Tensor) -> bool:
+        return self._is_deterministic and input.dtype in DTYPES and input.dtype is weight.dtype
+
+    def linear(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        rows = _unit_stride(input.reshape(-1, input.shape[-1]))
+        return multiply(rows[:, None], weight.T[None], bias).view(*input.shape[:-1], len(weight))
+
+    def multiply_heads(self, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        if not self._is_deterministic or input.dtype not in DTYPES or input.dtype is not weight.dtype:
+            return super().multiply_heads(input, weight)
+        return multiply(input, weight)
 
     def rms_norm(self, input: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         width = weight.numel()
