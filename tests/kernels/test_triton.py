@@ -179,6 +179,13 @@ def test_latents(format, widths, has_constants, shape, make_case):
     assert torch.equal(stored(case), case.layer.pages)
 
 
+@pytest.mark.parametrize("sequence", [(28, 122), (25, 14)])
+@pytest.mark.parametrize("rule", [PLAIN, AttentionRule(0.125, Reach.SLIDING, 20)], ids=["full", "sliding"])
+def test_rows_of_a_block_are_done_with_different_splits(sequence, rule, shape, make_case):
+    """Of many rows and of few: some have all of theirs in a split, which the next split has nothing to say of."""
+    check(make_case(shape(format=FP32, sequences=(sequence,), **TINY)), rule)
+
+
 @pytest.mark.parametrize("format", [BF16, INT4], ids=lambda one: one.name)
 @pytest.mark.parametrize(("past", "new", "cut"), [(0, 40, 17), (71, 45, 21), (90, 3, 1)])
 def test_a_row_has_the_same_bits_in_every_batch(format, past, new, cut, shape, make_case):

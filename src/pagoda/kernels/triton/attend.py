@@ -128,12 +128,13 @@ def _attend_split(
                     pages, numbers, extras, token, length, True, shape,
                 )  # fmt: skip
                 numbers = following
-        is_whole = is_valid & _have_one_split(position, length, shape)
+        have_one, its_split = _have_one_split(position, length, shape)
+        is_whole = is_valid & have_one & (its_split == split)
         if tl.max(is_whole.to(tl.int32), axis=0) > 0:
             factor, _ = finished(largest, total, extras[0], heads, is_whole, has_sinks)
             own_slots = (first_row + row).to(tl.int64) * shape.heads + heads
             _store_sums(results[0], own_slots, sums, factor, is_whole, shape)
-        is_part = is_valid & (is_whole == 0)
+        is_part = is_valid & (have_one == 0)
         if tl.max(is_part.to(tl.int32), axis=0) > 0:
             tl.store(results[2] + slots * 2, largest, mask=is_part)
             tl.store(results[2] + slots * 2 + 1, total, mask=is_part)
@@ -155,9 +156,9 @@ def splits_of(position, length, shape: tl.constexpr):
 
 @triton.jit
 def _have_one_split(position, length, shape: tl.constexpr):
-    """Which rows are done with one split: none whose results reduce.py turns back."""
+    """Which rows are done with one split, and which that is: none whose results reduce.py turns back."""
     first, last = splits_of(position, length, shape)
-    return (first == last) & (not shape.turns_results)
+    return (first == last) & (not shape.turns_results), first
 
 
 @triton.jit
