@@ -64,7 +64,8 @@ def time_engine(shape: str) -> Iterator[dict[str, Any]]:
     with LLM(model, skip_tokenizer_init=True, max_num_batched_tokens=8192, max_model_len=1024) as llm:
         yield {"shape": shape, "pages_gib": round(llm.engine.memory.nbytes / 2**30, 1), "load": perf_counter() - began}
         for batch in BATCHES:
-            found = []
+            found, ahead = [], llm.engine.ahead
+            before = ahead.num_steps, ahead.num_rows, ahead.num_taken
             for turn in range(ROUNDS + 1):
                 asked = [{"prompt_token_ids": each} for each in prompts(batch, 100 * batch + turn)]
                 outputs = llm.generate(asked, params, use_tqdm=False)
@@ -72,6 +73,7 @@ def time_engine(shape: str) -> Iterator[dict[str, Any]]:
                 found.append(median(later - before for before, later in pairwise(times[8:])))
             seconds = median(found[1:])
             nbytes = model.weight_nbytes + batch * (PROMPT + NEW / 2) * llm.engine.memory.nbytes_per_token
+            counts = zip((ahead.num_steps, ahead.num_rows, ahead.num_taken), before, strict=True)
             yield {
                 "batch": batch,
                 "step_ms": seconds * 1e3,
@@ -79,6 +81,7 @@ def time_engine(shape: str) -> Iterator[dict[str, Any]]:
                 "tokens_per_second": batch / seconds,
                 "gb_per_second": nbytes / seconds / 1e9,
                 "graphs": recorded(llm),
+                "ahead": dict(zip(("steps", "rows", "taken"), (now - then for now, then in counts), strict=True)),
                 "device_ms": device_ms(llm),
                 "at": perf_counter() - began,
             }

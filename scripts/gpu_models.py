@@ -193,12 +193,16 @@ def moving_batches() -> dict[str, Any]:
     with LLM(device="cuda", dtype="float32", kv_cache_memory_bytes=256 << 20, max_num_seqs=24) as llm:
         together = _texts(llm, prompts, params)
         graphs, proved = recorded(llm), num_proved(llm)
+        ahead = llm.engine.ahead
+        rows = {"queued": ahead.num_rows, "taken": ahead.num_taken}
         llm.reset_prefix_cache()
         alone = [_texts(llm, [prompt], each)[0] for prompt, each in zip(prompts, params, strict=True)]
         llm.check_integrity()
     if not proved:
         raise AssertionError(f"no step was replayed: {graphs}")
-    return {"graphs": graphs, "proved": proved, "differ": _differing(together, alone)}
+    if not rows["taken"]:
+        raise AssertionError("no step was queued ahead")
+    return {"graphs": graphs, "proved": proved, "ahead": rows, "differ": _differing(together, alone)}
 
 
 def eviction() -> dict[str, Any]:
@@ -261,10 +265,10 @@ def draws() -> dict[str, Any]:
         ):
             logits = torch.randn(40, vocab, generator=generator) * 4
             sequences = [_drawing(params, index) for index in range(len(logits))]
-            together = draw_together(logits.cuda(), [(s, row) for row, s in enumerate(sequences)])
+            together = draw_together(logits.cuda(), [(s, row) for row, s in enumerate(sequences)]).tolist()
             again = [_drawing(params, index) for index in range(len(logits))]
             apart = [sample(row, s, frozenset()) for row, s in zip(logits, again, strict=True)]
-            differ += sum(together[s] != token for s, token in zip(sequences, apart, strict=True))
+            differ += sum(one != other for one, other in zip(together, apart, strict=True))
             count += len(logits)
     if differ > count // 100:
         raise AssertionError(f"{differ} of {count} draws differ")

@@ -144,6 +144,57 @@ class TestAdmission:
         assert Inspector(cache).stats() == before
 
 
+class TestReservedAhead:
+    """Room for the token after those that a step computes."""
+
+    def test_it_takes_free_pages_and_gives_them_back(self):
+        cache = make_cache(8, 8)
+        one, other = run(cache, range(3)), run(cache, range(10, 18))
+        assert cache.reserve(one, 1)
+        assert cache.reserve(other, 1)
+        assert cache.reserve_ahead([one, other], [1, 1])
+        assert [len(each.tables[0].pages) for each in (one, other)] == [2, 3]
+        cache.commit(one, [0, 1, 2, 3], 4)
+        Inspector(cache).check_integrity()
+        cache.give_back(one)
+        assert [len(table.pages) for table in one.tables] == [1, 1]
+        Inspector(cache).check_integrity()
+
+    def test_nothing_is_evicted_for_it(self):
+        cache = make_cache(4)
+        store(cache, range(100, 108))
+        sequence = run(cache, range(7))
+        assert cache.reserve(sequence, 1)
+        assert not cache.reserve_ahead([sequence], [1])
+        assert cache.match("", list(range(100, 108)), 8).num_tokens == 8
+        assert len(sequence.tables[0].pages) == 2
+
+    def test_it_is_for_all_in_every_group_or_for_nobody(self):
+        cache = make_cache(8, 5)
+        one, other = run(cache, range(8)), run(cache, range(10, 18))
+        assert not cache.reserve_ahead([one, other], [0, 0])
+        assert [len(table.pages) for each in (one, other) for table in each.tables] == [2, 2, 2, 2]
+        assert cache.reserve_ahead([one], [0])
+
+    def test_what_raises_leaves_the_page_that_is_being_written(self, monkeypatch):
+        cache = make_cache(8)
+        one, other = run(cache, range(8)), run(cache, range(10, 18))
+        assert cache.reserve(one, 1)
+        assert cache.reserve(other, 4)
+        prepared = []
+
+        def prepare(page):
+            prepared.append(page)
+            if len(prepared) == 1:
+                raise RuntimeError("broken")
+
+        monkeypatch.setattr(cache._stores[0], "prepare", prepare)
+        with pytest.raises(RuntimeError):
+            cache.reserve_ahead([one, other], [1, 4])
+        assert [len(each.tables[0].pages) for each in (one, other)] == [3, 3]
+        Inspector(cache).check_integrity()
+
+
 class TestPagesBeingWritten:
     """A waiting prompt and a running one agree on which page both would compute."""
 

@@ -449,7 +449,7 @@ def test_a_failed_step_forgets_what_it_went_on_from(model: Model, monkeypatch: p
         engine = make_engine(model)
         run(engine, asked([prompt], policy))
         assert engine.inspector.stats().compacted_pages == 3
-        monkeypatch.setattr(engine._forward, "run", fail)
+        monkeypatch.setattr(engine._forward, "queue", fail)
         [request] = asked([prompt], policy, "fails")
         engine.add(request)
         engine.step()

@@ -28,6 +28,7 @@ from pagoda.cache.leases import Breakpoint, Leases
 from pagoda.cache.pool import PagePool
 from pagoda.cache.tenants import Tenants
 from pagoda.collector import Collector
+from pagoda.engine import forward as forward_module
 from pagoda.engine import sampling
 from pagoda.engine import settle as settle_module
 from pagoda.engine.ends import Ends
@@ -63,10 +64,11 @@ POINTS: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (StateGroup, (*GROUP_CALLS, "resumable")),
     (CrossGroup, GROUP_CALLS),
     (PagePool, ("prepare", "copy")),
-    (Forward, ("read", "run")),
+    (Forward, ("read", "queue")),
     (Model, ("forward",)),
     (Encoder, ("encode",)),
-    (settle_module, ("ban", "draw", "token_logprobs", "score_prompt", "lease_computed")),
+    (forward_module, ("ban",)),
+    (settle_module, ("draw", "token_logprobs", "score_prompt", "lease_computed")),
     (settle_module.Settler, ("settle", "_fork", "_append")),
     (Ends, ("finish", "take_events")),
     (Engine, ("_launch",)),

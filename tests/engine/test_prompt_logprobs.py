@@ -29,14 +29,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[dict[int, int]]:
     """Grows by the rows of logits to be scored in each step, by length of prompt."""
     found: list[dict[int, int]] = []
-    run = Forward.run
+    queue = Forward.queue
 
     def noted(self: Forward, *arguments: Any) -> Any:
-        computed = run(self, *arguments)
-        found.append({len(each.request.prompt): len(rows) for each, rows in computed.prompt_logits.items()})
-        return computed
+        queued = queue(self, *arguments)
+        found.append({len(each.request.prompt): len(rows) for each, rows in queued.prompt_logits.items()})
+        return queued
 
-    monkeypatch.setattr(Forward, "run", noted)
+    monkeypatch.setattr(Forward, "queue", noted)
     return found
 
 

@@ -17,7 +17,7 @@ from pagoda.cache.prefix.keys import TOKEN_TYPE
 from pagoda.engine import race
 from pagoda.engine.race import LIKELY
 from pagoda.engine.request import Sequence, new_request
-from pagoda.engine.sampling import sample, truncate
+from pagoda.engine.sampling import draw, sample, truncate
 from pagoda.engine.together import draw_together, first_to_arrive, numbers, weigh
 from pagoda.sampling_params import SamplingParams
 
@@ -48,9 +48,9 @@ def test_tokens_are_those_that_each_row_draws_alone(vocabulary):
     params = [KINDS[index % len(KINDS)] for index in range(len(logits))]
     before = logits.clone()
     drawing = [sequence(index, **each) for index, each in enumerate(params)]
-    together = draw_together(logits, [(each, row) for row, each in enumerate(drawing)])
+    together = draw_together(logits, [(each, row) for row, each in enumerate(drawing)]).tolist()
     alone = [sample(row, sequence(index, **params[index]), NO_EOS) for index, row in enumerate(logits)]
-    differing = sum(together[each] != token for each, token in zip(drawing, alone, strict=True))
+    differing = sum(one != other for one, other in zip(together, alone, strict=True))
     # Weights are rounded otherwise, which decides a race once in thousands.
     assert differing <= len(logits) // 100
     assert torch.equal(logits, before)
@@ -59,8 +59,21 @@ def test_tokens_are_those_that_each_row_draws_alone(vocabulary):
 def test_rows_are_picked_by_number_and_shared():
     logits = torch.eye(4) * 9
     first, second, third = (sequence(index, temperature=0.0) for index in range(3))
-    assert draw_together(logits, [(first, 2), (second, 2), (third, 0)]) == {first: 2, second: 2, third: 0}
-    assert draw_together(logits, []) == {}
+    assert draw_together(logits, [(first, 2), (second, 2), (third, 0)]).tolist() == [2, 2, 0]
+
+
+def test_draws_ahead_are_those_that_come_later():
+    logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(0))
+    one, other = ([sequence(index, temperature=index % 2) for index in range(6)] for _ in range(2))
+    ahead = [draw_together(logits, [*zip(one, range(6), strict=True)], num_ahead).tolist() for num_ahead in (1, 0, 2)]
+    later = [[sample(logits[row], each, NO_EOS) for row, each in enumerate(other)] for _ in range(3)]
+    assert ahead == [later[1], later[0], later[2]]
+    assert later[0] != later[1]
+    tokens = draw_together(logits, [*zip(one, range(6), strict=True)]).tolist()
+    known = dict(zip(one, tokens, strict=True))
+    drawn, _ = draw(logits, [*zip(one, range(6), strict=True)], NO_EOS, known)
+    assert [token for _, _, token in drawn] == later[0]
+    assert [sample(logits[row], each, NO_EOS) for row, each in enumerate(one)] == later[1]
 
 
 def test_numbers_are_those_of_the_race():

@@ -43,6 +43,7 @@ def test_buffers_hold_what_they_are_given_where_kernels_expect_it():
     buffers.fill(values)
     for place, value in zip(buffers.on_device, values, strict=True):
         assert place[: len(value)].tolist() == value.tolist()
+        assert not place[len(value) :].any()
     ends = [each.data_ptr() + each.nbytes for each in buffers.on_device]
     starts = [each.data_ptr() for each in buffers.on_device]
     assert all(end <= start for end, start in zip(ends, itertools.islice(starts, 1, None), strict=False))

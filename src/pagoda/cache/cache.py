@@ -258,6 +258,35 @@ class Cache:
         self._perform([group.reserve(table, num_tokens) for group, table in pairs])
         return True
 
+    def reserve_ahead(self, sequences: Sequence[CachedSequence], num_reserved: Sequence[int]) -> bool:
+        """Make room for one more token of each of several sequences, behind `num_reserved` that have room already.
+
+        Only with pages that are free: False, and nothing changed, if something would have to go, or if that raises.
+        For groups of pages.
+        """
+        short = dict[CachedSequence, int]()
+        for index, group in enumerate(self.groups):
+            num_pages = 0
+            for sequence, reserved in zip(sequences, num_reserved, strict=True):
+                if cost := group.reserve_cost(sequence.tables[index], reserved + 1):
+                    num_pages += cost
+                    short[sequence] = reserved
+            if num_pages > group.holdings.allocator.num_free:
+                return False
+        has_room = False
+        try:
+            has_room = all(self.reserve(sequence, reserved + 1) for sequence, reserved in short.items())
+        finally:
+            if not has_room:
+                for sequence, reserved in short.items():
+                    self.give_back(sequence, reserved)
+        return has_room
+
+    def give_back(self, sequence: CachedSequence, num_tokens: int = 0) -> None:
+        """Free pages that were reserved for more than `num_tokens` to come."""
+        for index, table in enumerate(sequence.tables):
+            self._page_group(index).give_back(table, num_tokens)
+
     def commit(self, sequence: CachedSequence, tokens: Sequence[int], num_tokens: int) -> None:
         """The keys and values of the first `num_tokens` of `tokens` are written; full pages become shareable."""
         tell, points = self._on_states_kept, list[int]()

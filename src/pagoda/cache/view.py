@@ -14,22 +14,27 @@ from pagoda.kernels.base import GroupView
 def build_views(
     sequences: Sequence[CachedSequence],
     num_new_tokens: Sequence[int],
+    num_under_way: Sequence[int] | None = None,
     *,
     positions: torch.Tensor | None = None,
     ancestors: torch.Tensor | None = None,
 ) -> tuple[GroupView, ...]:
     """One view per layer group; sequence s adds `num_new_tokens[s]` tokens, whose pages must be reserved.
 
+    They come after `num_under_way[s]` others, if any, that are computed before and not committed yet.
     `positions` and `ancestors` are those of `GroupView`, for rows that do not simply follow one another.
     """
     new_tokens = np.asarray(num_new_tokens, dtype=np.int32)
     query_starts = torch.from_numpy(_starts(new_tokens))
+    num_added = num_new_tokens
+    if num_under_way is not None:
+        num_added = [before + new for before, new in zip(num_under_way, num_new_tokens, strict=True)]
     views = []
     for group in range(len(sequences[0].tables)):
         tables = [np.frombuffer(sequence.tables[group].pages, dtype=np.int32) for sequence in sequences]
         page_starts = _starts(np.asarray([len(table) for table in tables], dtype=np.int32))
         indices = torch.from_numpy(np.concatenate(tables))
-        lengths = [each.tables[group].num_slots_after(new) for each, new in zip(sequences, num_new_tokens, strict=True)]
+        lengths = [each.tables[group].num_slots_after(new) for each, new in zip(sequences, num_added, strict=True)]
         context_lengths = torch.tensor(lengths, dtype=torch.int32)
         starts = torch.from_numpy(page_starts)
         is_compacted = any(sequence.tables[group].num_omitted for sequence in sequences)

@@ -1,4 +1,4 @@
-"""The engine: schedule, reserve, forward, sample, commit; one `step` at a time.
+"""The engine: schedule, reserve, forward, sample, commit; one `step` at a time, the next one under way on a device.
 
 Knows requests of token ids and one model. Knows neither text, threads nor HTTP. Every request ends in exactly one of
 the ways of `FinishReason`, and whatever happens to one, the others go on.
@@ -27,6 +27,7 @@ from pagoda.config import EngineConfig
 from pagoda.devices import check_alive
 from pagoda.engine.accounting import StepTimes, charge_step
 from pagoda.engine.admission import Admission
+from pagoda.engine.ahead import Ahead
 from pagoda.engine.batch import Batch
 from pagoda.engine.breakpoints import check_breakpoints
 from pagoda.engine.compression import Compressor
@@ -34,7 +35,7 @@ from pagoda.engine.compression_plans import CompressionPlans
 from pagoda.engine.ends import Ends, TokenEvent
 from pagoda.engine.fit_store import FitStore
 from pagoda.engine.format_fit import CalibrationText, fit_format
-from pagoda.engine.forward import Computed, Forward
+from pagoda.engine.forward import Forward, Queued
 from pagoda.engine.identity import identity_of
 from pagoda.engine.lookups import Lookups
 from pagoda.engine.pools import check_device, machine_facts, make_pools
@@ -134,6 +135,8 @@ class Engine:
         self._scheduler = Scheduler(self._cache, limits, self.lookups, self._promotions, shrinking)
         self._ends = Ends(self._scheduler)
         self._settler = Settler(model, self._cache, self._scheduler, self._ends, self._compressor, self.max_len)
+        self.ahead = Ahead(self._cache, self._forward, self._settler.ends_soon)
+        self._last_done = 0.0  # when the step before had been computed
 
     @property
     def has_work(self) -> bool:
@@ -225,10 +228,15 @@ class Engine:
         batch = self._schedule()
         launched = done = monotonic()
         try:
-            computed = self._launch(batch)
+            parts = self._launch(batch)
+            self.ahead.queue(parts, self._scheduler.num_computing)
+            computed = [part.read() for part in parts]
             done = monotonic()
-            if computed is not None:
-                self._settler.settle(batch, computed)
+            # A device began with it when it was done with the step before, if that was later.
+            launched = max(self._last_done, min((part.queued for part in parts), default=launched))
+            self._last_done = done
+            for part, each in zip(parts, computed, strict=True):
+                self._settler.settle(part.batch, each)
         except Exception as error:
             check_alive(self.model.device, error)
             logger.exception("A step of %d sequences failed", len(batch))
@@ -281,13 +289,16 @@ class Engine:
             metrics.num_computed_tokens += len(chunk.tokens)
         return batch.unfinished()
 
-    def _launch(self, batch: Batch) -> Computed | None:
-        """Run the model, if there is anything to compute; those whose encoder input could not be read end."""
+    def _launch(self, batch: Batch) -> list[Queued]:
+        """Have the model run, as far as it does not yet; those whose encoder input could not be read end."""
         new_inputs = self._forward.read(batch)
         for sequence, error in new_inputs.failed.items():
             self._ends.fail([sequence], RequestError(f"The model's encoder failed: {error!r}"))
-        left = batch.unfinished()
-        return self._forward.run(left, new_inputs, self._compressor.watch(left)) if left else None
+        under_way, left = self.ahead.take(batch.unfinished())
+        parts = [] if under_way is None else [under_way]
+        if left:
+            parts.append(self._forward.queue(left, new_inputs, self._compressor.watch(left)))
+        return parts
 
     def _refuse_next(self) -> None:
         """Nothing runs and the first in the queue cannot start: end it, so that the others are not held up."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from collections.abc import Sequence as Sequenced
 from dataclasses import dataclass, field
@@ -135,6 +135,7 @@ class Sequence:
     index: int
     tokens: array[int]
     random: random.Random
+    draw_keys: deque[int] = field(default_factory=deque)  # of draws to come, as far as anybody asked for them
     phase: Phase = Phase.WAITING
     cached: CachedSequence | None = None
     matcher: Matcher | None = None  # of the request's constraint
@@ -151,6 +152,18 @@ class Sequence:
     cumulative_logprob: float = 0.0
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+
+    def draw_key(self, num_ahead: int = 0) -> int:
+        """64 bits that its next draw hangs on, or the draw that comes `num_ahead` later."""
+        while len(self.draw_keys) <= num_ahead:
+            self.draw_keys.append(self.random.getrandbits(64))
+        return self.draw_keys[num_ahead]
+
+    def take_draw_key(self) -> int:
+        """Those of its next draw, which is made for good."""
+        key = self.draw_key()
+        self.draw_keys.popleft()
+        return key
 
     @property
     def output_tokens(self) -> list[int]:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from time import monotonic
+from types import MappingProxyType
 
 import numpy as np
 import torch
 
 from pagoda.engine.constraint import Matcher
+from pagoda.engine.exchange import sent
 from pagoda.engine.race import first_to_arrive
 from pagoda.engine.request import Request, Sequence, TokenLogprobs
 from pagoda.engine.rules import apply_rules
@@ -23,6 +26,8 @@ from pagoda.models.generation import NO_RULES, GenerationTokens
 from pagoda.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
+
+NONE_KNOWN: Mapping[Sequence, int] = MappingProxyType({})
 
 
 def are_edited(sequence: Sequence) -> bool:
@@ -47,22 +52,33 @@ def sample(logits: torch.Tensor, sequence: Sequence, eos_token_ids: frozenset[in
         with np.errstate(over="ignore"):
             scaled /= max(params.temperature, np.finfo(scaled.dtype).tiny)
     if not params.truncates:
-        return first_to_arrive(np.exp(scaled, out=scaled), None, sequence.random.getrandbits(64))
+        return first_to_arrive(np.exp(scaled, out=scaled), None, sequence.take_draw_key())
     candidates, probabilities = truncate(torch.from_numpy(scaled), params)
-    return int(candidates[first_to_arrive(probabilities.numpy(), candidates.numpy(), sequence.random.getrandbits(64))])
+    return int(candidates[first_to_arrive(probabilities.numpy(), candidates.numpy(), sequence.take_draw_key())])
 
 
 def draw(
-    logits: torch.Tensor, rows: list[tuple[Sequence, int]], eos_token_ids: frozenset[int]
+    logits: torch.Tensor,
+    rows: list[tuple[Sequence, int]],
+    eos_token_ids: frozenset[int],
+    known: Mapping[Sequence, int] = NONE_KNOWN,
 ) -> tuple[list[tuple[Sequence, int, int]], list[tuple[Sequence, RequestError]]]:
-    """The next token of each sequence beside its row of `logits`, and those that can have none: the others go on."""
+    """The next token of each sequence beside its row of `logits`, and those that can have none: the others go on.
+
+    Some tokens are `known` already, as a device drew them.
+    """
     drawn, failed = [], []
     before = monotonic()
-    together = {} if logits.is_cpu else draw_together(logits, [each for each in rows if not are_edited(each[0])])
+    if not logits.is_cpu:
+        known = {**known, **_drawn_together(logits, [each for each in rows if each[0] not in known])}
     for sequence, row in rows:
         try:
-            token = together.get(sequence)
-            drawn.append((sequence, row, sample(logits[row], sequence, eos_token_ids) if token is None else token))
+            token = known.get(sequence)
+            if token is None:
+                token = sample(logits[row], sequence, eos_token_ids)
+            elif sequence.request.params.temperature > 0:
+                sequence.take_draw_key()
+            drawn.append((sequence, row, token))
         except RequestError as error:
             failed.append((sequence, error))
         except KeyboardInterrupt:
@@ -76,14 +92,25 @@ def draw(
     return drawn, failed
 
 
+def _drawn_together(logits: torch.Tensor, rows: list[tuple[Sequence, int]]) -> dict[Sequence, int]:
+    """The tokens of those whose logits are not edited."""
+    rows = [each for each in rows if not are_edited(each[0])]
+    if not rows:
+        return {}
+    return dict(zip((sequence for sequence, _ in rows), draw_together(logits, rows).tolist(), strict=True))
+
+
 @torch.inference_mode()
-def ban(logits: torch.Tensor, sequences: list[Sequence], generation: GenerationTokens) -> None:
-    """Rule out what the checkpoint says is never generated, in `logits` [sequences, vocabulary]."""
+def ban(logits: torch.Tensor, first: list[int], generation: GenerationTokens) -> None:
+    """Rule out what the checkpoint says is never generated, in `logits` [rows, vocabulary].
+
+    After the rows of `first` a text begins.
+    """
     if generation.banned:
-        logits[:, sorted(generation.banned)] = -math.inf
-    first = [row for row, sequence in enumerate(sequences) if not sequence.num_output_tokens]
+        logits.index_fill_(1, sent(torch.tensor(sorted(generation.banned)), logits.device), -math.inf)
     if generation.banned_first and first:
-        logits[torch.tensor(first)[:, None], torch.tensor(sorted(generation.banned_first))] = -math.inf
+        rows, tokens = torch.tensor(first), torch.tensor(sorted(generation.banned_first))
+        logits[sent(rows, logits.device)[:, None], sent(tokens, logits.device)] = -math.inf
 
 
 def edit_logits(logits: torch.Tensor, sequence: Sequence, eos_token_ids: frozenset[int]) -> torch.Tensor:
@@ -183,7 +210,7 @@ def token_logprobs(logits: torch.Tensor, token: int, num_top: int) -> TokenLogpr
 def logprobs_of_rows(logits: torch.Tensor, tokens: list[int], num_top: int) -> list[TokenLogprobs]:
     """`token_logprobs` of a token for each row of `logits` [rows, vocabulary]."""
     logprobs = logits.log_softmax(dim=-1)
-    chosen = logprobs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])
+    chosen = logprobs.gather(1, sent(torch.tensor(tokens), logits.device)[:, None])
     ranks = (logprobs > chosen).sum(dim=-1, dtype=torch.int32) + 1
     values, ids = logprobs.topk(num_top)
     tops = (dict(zip(*row, strict=True)) for row in zip(ids.tolist(), values.tolist(), strict=True))

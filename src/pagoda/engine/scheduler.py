@@ -82,6 +82,11 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
+    @property
+    def num_computing(self) -> int:
+        """How many run and have their pages."""
+        return len(self._computing())
+
     def num_ahead(self, tenant: str) -> int:
         """What of a tenant runs and waits; what there is of others is none of its business."""
         running = {each.request for each in self.running if each.request.tenant == tenant}

@@ -20,7 +20,7 @@ from pagoda.engine.compression import Compressor
 from pagoda.engine.ends import Ends
 from pagoda.engine.forward import Computed
 from pagoda.engine.request import FinishReason, Phase, Sequence, new_sample
-from pagoda.engine.sampling import ban, draw, token_logprobs
+from pagoda.engine.sampling import draw, token_logprobs
 from pagoda.engine.scheduler import REJECTED, Scheduler
 from pagoda.engine.scoring import score_prompt
 from pagoda.errors import MemoryFullError, NonFiniteCacheError, NonFiniteLogitsError, OutOfPagesError
@@ -67,14 +67,14 @@ class Settler:
             self._ends.contain(chunk.sequence, commit, self._accepted_tokens(chunk))
         for sequence, logits in computed.prompt_logits.items():
             self._ends.contain(sequence, score_prompt, logits)
-        ban(computed.logits, computed.complete, self._model.generation)
-        complete = [
-            (sequence, row) for row, sequence in enumerate(computed.complete) if sequence.phase is Phase.RUNNING
-        ]
-        for sequence, _ in complete:
+        for sequence, _ in _running(computed.complete):
             if sequence.request.params.max_tokens == 0:
                 self._ends.contain(sequence, self._end_prompt)
-        self._sample(computed.logits, [each for each in complete if each[0].phase is Phase.RUNNING])
+        self._sample(computed, _running(computed.complete))
+
+    def ends_soon(self, sequence: Sequence) -> bool:
+        """Whether the step that draws its next token ends a running sequence, whatever token that is."""
+        return sequence.request.params.max_tokens == 0 or self._is_full(sequence, num_more=1)
 
     def _accepted_tokens(self, chunk: Chunk) -> int:
         """How many tokens of its sequence are computed for good once a chunk is: all that it had."""
@@ -123,22 +123,24 @@ class Settler:
             self._ends.finish(each, FinishReason.LENGTH)
             self._ends.tell(each, None)
 
-    def _sample(self, logits: torch.Tensor, complete: list[tuple[Sequence, int]]) -> None:
+    def _sample(self, computed: Computed, complete: list[tuple[Sequence, int]]) -> None:
         """Draw the next token of each completed sequence from its row, forking those that want several samples."""
         rows = []
         for sequence, row in complete:
             twins = self._ends.contain(sequence, self._fork) or ()
             rows += [(each, row) for each in (sequence, *twins) if each.phase is not Phase.FINISHED]
-        drawn, failed = draw(logits, rows, self._model.eos_token_ids)
+        drawn, failed = draw(computed.logits, rows, self._model.eos_token_ids, computed.drawn)
         for sequence, error in failed:
             self._ends.fail([sequence], error, keep_pages=True)
         now = monotonic()
         for sequence, row, token in drawn:
             if sequence.phase is not Phase.FINISHED:
-                self._ends.contain(sequence, self._accept, token, logits[row], now)
+                self._ends.contain(sequence, self._accept, token, computed.logits, row, now)
 
-    def _accept(self, sequence: Sequence, token: int, logits: torch.Tensor, now: float) -> None:
-        self._append(sequence, token, logits, now)
+    def _accept(self, sequence: Sequence, token: int, logits: torch.Tensor, row: int, now: float) -> None:
+        if sequence.request.params.logprobs is not None:
+            self._note_logprobs(sequence, token, logits[row])
+        self._append(sequence, token, now)
         self._ends.tell(sequence, token)
 
     def _fork(self, sequence: Sequence) -> list[Sequence]:
@@ -149,14 +151,17 @@ class Settler:
             self._scheduler.fork(sequence, twins)
         return twins
 
-    def _append(self, sequence: Sequence, token: int, logits: torch.Tensor, now: float) -> None:
+    def _note_logprobs(self, sequence: Sequence, token: int, logits: torch.Tensor) -> None:
+        request, num_top = sequence.request, sequence.request.params.logprobs
+        assert num_top is not None
+        before = monotonic()
+        logprobs = token_logprobs(logits, token, num_top)
+        request.metrics.phases.sampling += monotonic() - before
+        sequence.logprobs.append(logprobs)
+        sequence.cumulative_logprob += logprobs.logprob
+
+    def _append(self, sequence: Sequence, token: int, now: float) -> None:
         request, params = sequence.request, sequence.request.params
-        if params.logprobs is not None:
-            before = monotonic()
-            logprobs = token_logprobs(logits, token, params.logprobs)
-            request.metrics.phases.sampling += monotonic() - before
-            sequence.logprobs.append(logprobs)
-            sequence.cumulative_logprob += logprobs.logprob
         sequence.tokens.append(token)
         metrics = request.metrics
         metrics.first_token = metrics.first_token or now
@@ -181,12 +186,13 @@ class Settler:
         elif self._is_full(sequence):
             self._ends.finish(sequence, FinishReason.LENGTH, now=now)
 
-    def _is_full(self, sequence: Sequence) -> bool:
+    def _is_full(self, sequence: Sequence, num_more: int = 0) -> bool:
+        """Whether it is as long as it may be, with so many tokens more."""
         request = sequence.request
         limit, most = self._max_len(request.tenant), request.params.max_tokens
         if request.is_endless:
             most, limit = limit if most is None else most, MOST_POSITIONS
-        return len(sequence.tokens) >= limit or sequence.num_output_tokens == most
+        return len(sequence.tokens) + num_more >= limit or sequence.num_output_tokens + num_more == most
 
     def _release(self, sequence: Sequence) -> None:
         """Let a sequence go on, or end it, if its matcher knows by now."""
@@ -211,3 +217,7 @@ class Settler:
         )
         broken = [sequence for sequence in computed.with_broken_logits if sequence.phase is Phase.RUNNING]
         self._ends.fail(broken, NonFiniteLogitsError("The model produced NaN or infinite logits for this request."))
+
+
+def _running(complete: list[tuple[Sequence, int]]) -> list[tuple[Sequence, int]]:
+    return [each for each in complete if each[0].phase is Phase.RUNNING]

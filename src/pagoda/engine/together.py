@@ -1,7 +1,7 @@
-"""Draws on a GPU: the next tokens of many sequences from logits that stay there, in one transfer.
+"""Draws on a GPU: the next tokens of many sequences from logits that stay there, as do the tokens.
 
 The same draws as `sampling.py` makes row by row: the same order of truncation, and the race of `race.py`, whose times
-hang on a draw's key and a token's id alone.
+hang on a draw's key and a token's id alone. Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 
 import torch
 
+from pagoda.engine.exchange import sent
 from pagoda.engine.race import LAST_SHIFT, LIKELY, MIXES, STEP
 from pagoda.engine.request import Sequence
 from pagoda.sampling_params import SamplingParams
@@ -19,21 +20,25 @@ MOST_NUMBERS = 1 << 23
 
 
 @torch.inference_mode()
-def draw_together(logits: torch.Tensor, rows: list[tuple[Sequence, int]]) -> dict[Sequence, int]:
-    """The next token of every sequence from its row of fp32 `logits` [rows, vocabulary], which are left as they are."""
-    if not rows:
-        return {}
-    greedy = [(sequence, row) for sequence, row in rows if sequence.request.params.temperature == 0]
-    raced = [(sequence, row) for sequence, row in rows if sequence.request.params.temperature > 0]
-    tokens = [_of_rows(logits, greedy).argmax(dim=-1)] if greedy else []
+def draw_together(logits: torch.Tensor, rows: list[tuple[Sequence, int]], num_ahead: int = 0) -> torch.Tensor:
+    """The next token of every sequence from its row of fp32 `logits` [rows, vocabulary]: int64 [sequences].
+
+    It is the token after `num_ahead` others if those are drawn and not known yet. The keys of draws are not taken.
+    """
+    greedy = [index for index, (sequence, _) in enumerate(rows) if sequence.request.params.temperature == 0]
+    raced = [index for index, (sequence, _) in enumerate(rows) if sequence.request.params.temperature > 0]
+    tokens = [_of_rows(logits, [rows[index] for index in greedy]).argmax(dim=-1)] if greedy else []
     count = max(1, MOST_NUMBERS // logits.shape[1])
-    tokens += [_raced(logits, raced[start : start + count]) for start in range(0, len(raced), count)]
-    return dict(zip((sequence for sequence, _ in greedy + raced), torch.cat(tokens).tolist(), strict=True))
+    some = [[rows[index] for index in raced[start : start + count]] for start in range(0, len(raced), count)]
+    drawn = torch.cat([*tokens, *(_raced(logits, each, num_ahead) for each in some)])
+    if not greedy or not raced:
+        return drawn
+    return drawn[sent(torch.tensor(greedy + raced).argsort(), logits.device)]
 
 
-def _raced(logits: torch.Tensor, rows: list[tuple[Sequence, int]]) -> torch.Tensor:
+def _raced(logits: torch.Tensor, rows: list[tuple[Sequence, int]], num_ahead: int) -> torch.Tensor:
     """int64 [rows]."""
-    keys = [sequence.random.getrandbits(64) for sequence, _ in rows]
+    keys = [sequence.draw_key(num_ahead) for sequence, _ in rows]
     return first_to_arrive(weigh(_of_rows(logits, rows), [sequence.request.params for sequence, _ in rows]), keys)
 
 
@@ -41,7 +46,7 @@ def _of_rows(logits: torch.Tensor, rows: list[tuple[Sequence, int]]) -> torch.Te
     places = [row for _, row in rows]
     if places == list(range(len(logits))):
         return logits
-    return logits[torch.tensor(places, device=logits.device)]
+    return logits[sent(torch.tensor(places), logits.device)]
 
 
 def weigh(logits: torch.Tensor, params: list[SamplingParams]) -> torch.Tensor:
@@ -60,13 +65,13 @@ def weigh(logits: torch.Tensor, params: list[SamplingParams]) -> torch.Tensor:
     weights = ordered.softmax(dim=-1)
     before = weights.cumsum(dim=-1) - weights
     cut = before >= _column(logits, [each.top_p if each.top_p < 1 else math.inf for each in params])
-    cut[:, 0] = False
+    cut[:, :1].fill_(False)
     return torch.zeros_like(weights).scatter_(1, order, weights.masked_fill(cut, 0.0))
 
 
 def first_to_arrive(weights: torch.Tensor, keys: list[int]) -> torch.Tensor:
     """`race.first_to_arrive` for each row of `weights` [rows, vocabulary]: int64 [rows]."""
-    signed = torch.tensor([_signed(key) for key in keys], device=weights.device)[:, None]
+    signed = sent(torch.tensor([_signed(key) for key in keys]), weights.device)[:, None]
     is_likely = weights > LIKELY * weights.amax(dim=-1, keepdim=True)
     ids = torch.arange(weights.shape[1], device=weights.device)
     times = (-numbers(signed, ids).log() / weights).masked_fill_(~is_likely, math.inf)
@@ -74,7 +79,7 @@ def first_to_arrive(weights: torch.Tensor, keys: list[int]) -> torch.Tensor:
     unlikely = weights.double().masked_fill_(is_likely, 0.0)
     ends = unlikely.cumsum(dim=-1)
     total = ends[:, -1]
-    of_rest, within = numbers(signed, torch.tensor([-1, -2], device=weights.device)).unbind(dim=-1)
+    of_rest, within = numbers(signed, -torch.arange(1, 3, device=weights.device)).unbind(dim=-1)
     wanted = torch.minimum(within * total, total.nextafter(torch.zeros_like(total)))
     picked = torch.searchsorted(ends, wanted[:, None], right=True).squeeze(1).clamp(max=weights.shape[1] - 1)
     return torch.where((total > 0) & (-of_rest.log() / total < soonest), picked, first)
@@ -100,4 +105,4 @@ def _shifted(numbers: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _column(logits: torch.Tensor, values: list[float] | list[int]) -> torch.Tensor:
-    return torch.tensor(values, device=logits.device)[:, None]
+    return sent(torch.tensor(values), logits.device)[:, None]

@@ -28,7 +28,10 @@ class RecordedStep(ABC):
 
     @abstractmethod
     def replay(self, inputs: Sequence[torch.Tensor], views: Sequence[GroupView], finite: torch.Tensor) -> torch.Tensor:
-        """The result of another step with as many sequences, good until the next replay."""
+        """The result of another step with as many sequences, good until the next replay.
+
+        Inputs may lie on the device; `views` and other inputs are not looked at any more once it returns.
+        """
 
     def takes(self, views: Sequence[GroupView]) -> bool:  # noqa: ARG002
         """Whether there is room for their pages."""
@@ -44,6 +47,8 @@ class StepRecorder(ABC):
 
     most_nbytes = 64 << 20
     runs_before = 8
+    # Whether a replay is over later than the call that asks for it, and its result good for what is asked for after it.
+    answers_later = False
     # Whether a tensor that was made while a step was recorded has its numbers after each replay.
     keeps_queries = False
 

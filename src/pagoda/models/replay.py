@@ -76,6 +76,18 @@ class DecodeSteps:
     def are_repeatable(self) -> bool:
         return self._recorder is not None
 
+    @property
+    def answers_later(self) -> bool:
+        """Whether a replay may be over later than it returns."""
+        return self._recorder is not None and self._recorder.answers_later
+
+    def are_replayed(self, num_sequences: int) -> bool:
+        """Whether a step of so many is replayed by now."""
+        if self._recorder is None:
+            return False
+        recorded = self._recordings.get((self._recorder.size_for(num_sequences), torch.get_num_threads()))
+        return recorded is not None and recorded.is_proved
+
     @torch.inference_mode()
     def forward(
         self, token_ids: torch.Tensor, positions: torch.Tensor, logit_rows: torch.Tensor, step: PagedStep

@@ -177,10 +177,10 @@ class PageGroup:
 
         Raises OutOfPagesError, changing nothing, if the pages cannot be had.
         """
-        must_copy = self._must_copy(table)
         needed = self.reserve_cost(table, num_tokens)
         if not needed:
             return NO_ACTIONS
+        must_copy = self._must_copy(table)
         pages = self.holdings.allocate(needed, table.account)
         copies = []
         if must_copy:
@@ -190,6 +190,12 @@ class PageGroup:
             table.pages[-1] = pages[0]
         table.pages.extend(pages[must_copy:])
         return PageActions(pages, copies)
+
+    def give_back(self, table: PageTable, num_tokens: int) -> None:
+        """Free the pages that were reserved for more than `num_tokens` to come."""
+        needed = -(-table.num_slots_after(num_tokens) // self.page_tokens)
+        while len(table.pages) > max(needed, table.num_dropped):
+            self.prefixes.leave(table.pages.pop())
 
     def commit(self, table: PageTable, tokens: Sequence[int], num_tokens: int) -> None:
         """The first `num_tokens` of `tokens` are written now: seal the pages they fill and share them at once.

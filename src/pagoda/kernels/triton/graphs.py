@@ -1,7 +1,7 @@
 """Steps recorded as CUDA graphs: the same launches on the same buffers, whatever page tables these hold.
 
-Inputs and page tables of a step go to their buffers in one transfer, from pinned memory. All graphs share one pool of
-memory, since they run one after the other.
+Inputs and page tables of a step go to their buffers in one transfer, from pinned memory, but for what lies on the
+device already. All graphs share one pool of memory, since they run one after the other.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class GraphRecorder(StepRecorder):
     # Most of a recording is logits, of which a large one has many megabytes.
     most_nbytes = 1 << 30
     runs_before = 1
+    answers_later = True
 
     def __init__(self, attention: TritonAttention) -> None:
         self._attention = attention
@@ -96,10 +97,7 @@ class RecordedGraph(RecordedStep):
 
 
 class Buffers:
-    """Tensors on the device, and the same in pinned memory on the host, each in one run of bytes.
-
-    They have the sizes of `wanted`, and get what is no longer than that.
-    """
+    """Tensors on the device in one run of bytes, of the sizes of `wanted`. They get what is no longer than that."""
 
     def __init__(self, wanted: Sequence[torch.Tensor], device: torch.device) -> None:
         starts, nbytes = [], 0
@@ -107,18 +105,25 @@ class Buffers:
             starts.append(nbytes)
             nbytes += -(-each.nbytes // ALIGNED_NBYTES) * ALIGNED_NBYTES
         self.nbytes = nbytes
-        self._host = torch.zeros(nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
         self._device = torch.zeros(nbytes, dtype=torch.uint8, device=device)
-        self._on_host, self.on_device = (
-            [run[start : start + each.nbytes].view(each.dtype) for start, each in zip(starts, wanted, strict=True)]
-            for run in (self._host, self._device)
-        )
+        self._parts = [(start, each.nbytes, each.dtype) for start, each in zip(starts, wanted, strict=True)]
+        self.on_device = self._divided(self._device)
 
     def fill(self, values: Sequence[torch.Tensor]) -> None:
-        """The transfer before must have ended: whoever reads a result of the step has waited for it."""
-        for place, each in zip(self._on_host, values, strict=True):
-            place[: len(each)].copy_(each)
-        self._device.copy_(self._host, non_blocking=True)
+        """Values on the host are as they are now, though they get there later."""
+        # Another one each time: the transfer before may not have begun. Torch keeps memory that was waited for.
+        host = torch.empty(self.nbytes, dtype=torch.uint8, pin_memory=not self._device.is_cpu)
+        for place, each in zip(self._divided(host), values, strict=True):
+            if each.is_cpu:
+                place[: len(each)].copy_(each)
+                place[len(each) :].zero_()
+        self._device.copy_(host, non_blocking=True)
+        for place, each in zip(self.on_device, values, strict=True):
+            if not each.is_cpu:
+                place[: len(each)].copy_(each)
+
+    def _divided(self, run: torch.Tensor) -> list[torch.Tensor]:
+        return [run[start : start + nbytes].view(dtype) for start, nbytes, dtype in self._parts]
 
 
 def _entries_for(view: GroupView) -> int:
