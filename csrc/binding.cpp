@@ -341,6 +341,14 @@ NB_MODULE(_native, module) {
         .def(nb::init<int, int, int, bool, bool, int64_t, Number, bool>(), "bits"_a, "zero"_a, "num_parts"_a, "has_minimum"_a,
              "has_table"_a, "superunit"_a, "scale"_a, "has_zeros"_a)
         .def(nb::self == nb::self)
+        .def_ro("bits", &Coding::bits)
+        .def_ro("zero", &Coding::zero)
+        .def_ro("num_parts", &Coding::num_parts)
+        .def_ro("has_minimum", &Coding::has_minimum)
+        .def_ro("has_table", &Coding::has_table)
+        .def_ro("superunit", &Coding::superunit)
+        .def_ro("scale", &Coding::scale)
+        .def_ro("has_zeros", &Coding::has_zeros)
         .def("block_nbytes", &block_nbytes, "depth"_a);
     nb::class_<CodedLayer>(module, "CodedLayer")
         .def(

@@ -2,9 +2,10 @@
 
     python scripts/gpu_compile.py [--cards H100,MI300,...] [--cases attend/int8,...] [--output kernels.json]
 
-Takes the cases of gpu_check.py and those of heads of 256 channels. Fails if a kernel does not compile, or takes more
-shared memory than a program has on that card, or than tiles.py reckons with. Says how many registers threads take, how
-much they spill, and how many instructions the innermost loop has. Needs no GPU, and the compilers that Triton brings.
+Takes the cases of gpu_check.py, those of heads of 256 channels, and products with coded weights. Fails if a kernel does
+not compile, or takes more shared memory than a program has on that card, or than tiles.py reckons with. Says how many
+registers threads take, how much they spill, and how many instructions the innermost loop has. Needs no GPU, and the
+compilers that Triton brings.
 """
 
 from __future__ import annotations
@@ -31,8 +32,11 @@ from triton.runtime import driver  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 from kernels.cases import Case, build  # noqa: E402
+from pagoda.kernels.coded_weight import CodedWeight, GroupForm  # noqa: E402
+from pagoda.kernels.native_calls import compiled as compiled_module  # noqa: E402
 from pagoda.kernels.triton import tiles  # noqa: E402
 from pagoda.kernels.triton.attention import TritonAttention  # noqa: E402
+from pagoda.kernels.triton.coded import FEW_ROWS, CodedLayers  # noqa: E402
 from pagoda.registry import lookup  # noqa: E402
 
 
@@ -53,7 +57,17 @@ CARDS = {
     "MI300": Card(GPUTarget("hip", "gfx942", 64), 64 << 10),
     "RX7900": Card(GPUTarget("hip", "gfx1100", 32), 64 << 10),
 }
-WIDE = "wide"
+WIDE, CODED = "wide", "coded"
+# Codings of GGUF files, and of groups.
+GGUF_CODINGS = ("Q8_0", "Q4_0", "Q4_1", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
+FORMS = {
+    "int8": GroupForm(8, 32, 128),
+    "int4": GroupForm(4, 32, has_minima=True),
+    "awq": GroupForm(4, 128, has_minima=True, has_zeros=True),
+    "full": GroupForm(8, 128, 128, in_half=False),
+}
+CODED_SHAPE = (4096, 4096)
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class AbsentDriver(DriverBase):
@@ -138,6 +152,8 @@ def main() -> None:
 def case_names(beginnings: tuple[str, ...]) -> list[str]:
     names = [each.removeprefix("case:") for each in gpu_cases.names()]
     names += [f"{WIDE}/{format}/full" for format in ("bf16", "int8", "int4", "fp32")]
+    names += [f"{CODED}/{coding}/bf16" for coding in (*GGUF_CODINGS, *FORMS)]
+    names += [f"{CODED}/{coding}/{dtype}" for coding in ("Q6_K", "int8") for dtype in ("fp16", "fp32")]
     return [name for name in names if name.startswith(beginnings)]
 
 
@@ -145,11 +161,13 @@ def compiled(card_name: str, case_name: str, launches: Launches) -> Iterator[dic
     """A line for each kernel that a case launches on a card."""
     card = CARDS[card_name]
     driver.set_active(AbsentDriver(card.target, list(CARDS).index(card_name)))
-    what, format_name, rule_name = case_name.split("/")
-    case = case_of(what, lookup("format", format_name))
+    what, kind, detail = case_name.split("/")
     line = {"card": card_name, "case": case_name}
     try:
-        launch(case, what, gpu_cases.RULES[rule_name], card)
+        if what == CODED:
+            multiply(weight_of(kind), DTYPES[detail])
+        else:
+            launch(case_of(what, lookup("format", kind)), what, gpu_cases.RULES[detail], card)
     except Exception as error:
         yield {**line, "hash": (card_name, case_name), "error": str(error)[-300:]}
     for name, kernel, shape in launches.take():
@@ -173,6 +191,17 @@ def launch(case: Case, what: str, rule: Any, card: Card) -> None:
     biases = torch.randn(case.shape.heads, 300) if what == "biases" else None
     kernels.attend(case.query, case.layer, case.view, rule, sinks, biases)
     kernels.store(case.key, case.value, case.blank(), case.whole)
+
+
+def weight_of(coding: str) -> CodedWeight:
+    form = FORMS[coding].coding if coding in FORMS else getattr(compiled_module().GgufType, coding).coding()
+    return CodedWeight.unfilled(coding, form, *CODED_SHAPE)
+
+
+def multiply(weight: CodedWeight, dtype: torch.dtype) -> None:
+    for num_rows in (1, FEW_ROWS, FEW_ROWS + 1):
+        CodedLayers().coded_linear(torch.zeros(num_rows, weight.depth, dtype=dtype), weight, None)
+    CodedLayers().coded_rows(weight, torch.zeros(3, dtype=torch.int64), dtype)
 
 
 def resources(kernel: Any) -> dict[str, Any]:

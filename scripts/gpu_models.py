@@ -45,6 +45,7 @@ COMPRESSIONS = {
     "streaming": "streaming:tokens=96,every=32",
     "random": "random:tokens=96",
 }
+QUANTIZATIONS = ("int8", "int4")
 # A choice between two tokens whose logits are so close is nobody's error.
 TIE = 1e-3
 GREEDY = SamplingParams(temperature=0, max_tokens=24)
@@ -55,6 +56,7 @@ def names() -> list[str]:
         *(f"model:family/{name}" for name in FAMILIES),
         *(f"model:format/{name}" for name in ("auto", "int8", "int4", "fp8_e4m3", "k8v4")),
         *(f"model:compression/{name}" for name in COMPRESSIONS),
+        *(f"model:codes/{name}" for name in QUANTIZATIONS),
         *(f"model:{name}" for name in ("processor", "batches", "eviction", "sampling", "draws", "memory", "requests")),
         "model:deterministic",
     ]
@@ -67,6 +69,7 @@ def run(name: str) -> dict[str, Any]:
         "family": family,
         "format": format_of_pages,
         "compression": compressed,
+        "codes": coded_weights,
         "processor": as_on_the_processor,
         "batches": moving_batches,
         "eviction": eviction,
@@ -183,6 +186,22 @@ def compressed(name: str) -> dict[str, Any]:
     if differ > 1:
         raise AssertionError(f"{differ} of {len(prompts)} texts differ: {found}")
     return {"differ": differ}
+
+
+def coded_weights(name: str) -> dict[str, Any]:
+    """Texts over codes, in fp32: those of the processor over the weights that these stand for. Steps are replayed."""
+    options = {"dtype": "float32", "quantization": name, "kv_cache_memory_bytes": 64 << 20}
+    with LLM(device="cpu", activations="full", **options) as llm:
+        expected, dense = _texts(llm, TEXTS), llm.engine.model.weight_nbytes
+    with LLM(device="cuda", **options) as llm:
+        actual, held = _texts(llm, TEXTS), llm.engine.model.weight_nbytes
+        alone = [_texts(llm, [text])[0] for text in TEXTS]
+        graphs, proved = recorded(llm), num_proved(llm)
+    if actual != expected or alone != expected:
+        raise AssertionError(f"{expected}\n{actual}\n{alone}")
+    if held > dense / 2 or not proved:
+        raise AssertionError(f"weights take {held} bytes of {dense}; {graphs}")
+    return {"texts": len(actual), "weights": held / dense, "graphs": graphs}
 
 
 def moving_batches() -> dict[str, Any]:

@@ -9,17 +9,24 @@ import pytest
 pytest.importorskip("triton")
 
 SCRIPT = Path(__file__).parents[2] / "scripts/gpu_compile.py"
+ATTENDING = ("attend_few", "attend_many")
+MULTIPLYING = ("multiply_few", "add_splits", "decode_tile")
 
 
 @pytest.mark.parametrize(
-    ("card", "cases"),
-    [("RTX3090", "wide/bf16/full,attend/fp8_e4m3/full"), ("MI300", "attend/int8/full")],
+    ("card", "cases", "kernels"),
+    [
+        ("RTX3090", "wide/bf16/full,attend/fp8_e4m3/full", ATTENDING),
+        ("MI300", "attend/int8/full", ATTENDING),
+        ("RTX4090", "coded/int8/fp32", MULTIPLYING),
+        ("MI300", "coded/Q6_K/bf16", MULTIPLYING),
+    ],
 )
-def test_kernels_compile_for(card, cases, tmp_path):
+def test_kernels_compile_for(card, cases, kernels, tmp_path):
     environment = {"TRITON_CACHE_DIR": str(tmp_path), "PATH": "/usr/bin:/bin"}
     command = [sys.executable, str(SCRIPT), "--cards", card, "--cases", cases]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 failed" in done.stdout
-    assert "kernel=attend_few" in done.stdout
-    assert "kernel=attend_many" in done.stdout
+    for name in kernels:
+        assert f"kernel={name}" in done.stdout

@@ -11,10 +11,16 @@ from oracle.families import build_tiny
 from pagoda import LLM, SamplingParams
 from pagoda.config import Environment
 from pagoda.errors import ConfigError, KernelUnavailableError
+from pagoda.kernels.coded_weight import CodedWeight
+from pagoda.kernels.triton import coded
 from pagoda.kernels.triton.backend import INTERPRETER, TritonKernels
+from pagoda.models.attention import ATTENTION_NAME
+from pagoda.models.build import random_network
+from pagoda.models.coded import decode
 from pagoda.models.determinism import check_determinism
 from pagoda.models.loader import model_from_config
 from pagoda.models.model import Model
+from pagoda.models.rounding import quantize
 from pagoda.models.stacked import StackedLinear, stack
 
 PROMPTS = [{"prompt_token_ids": [*range(3, 24)]}, {"prompt_token_ids": [*range(3, 21), 7]}, {"prompt_token_ids": [5]}]
@@ -42,6 +48,47 @@ def test_tokens_are_those_of_the_processor_cold_and_warm(format, monkeypatch):
     assert name == "triton (interpreted)"
     assert found == [expected, expected]
     assert triton_hits == hits > 0
+
+
+def test_coded_weights_are_read_as_codes(monkeypatch):
+    """The tokens of weights that were decoded, on the same kernels: where the processor rounds inputs, these do not.
+
+    With int4 some have 8 bits.
+    """
+    monkeypatch.setenv("PAGODA_KERNELS", "triton")
+    monkeypatch.setenv(INTERPRETER, "1")
+    network = random_network(tiny_config(), ATTENTION_NAME)
+    quantize(network, "int4")
+    model = Model.from_transformers(network)
+    decode(network)
+    dense = Model.from_transformers(network)
+    (expected, *_), *_ = answers(dense)
+    read = []
+    for each in ("_multiply_few", "decoded_rows"):
+        original = getattr(coded, each)
+        monkeypatch.setattr(coded, each, lambda *args, each=each, call=original: (read.append(each), call(*args))[1])
+    monkeypatch.setattr(CodedWeight, "decoding", None)  # nor are they decoded on the processor
+    found, name, hits = answers(model)
+    assert name == "triton (interpreted)"
+    assert found == [expected, expected]
+    assert hits > 0
+    assert set(read) == {"_multiply_few", "decoded_rows"}
+    assert model.weight_nbytes < dense.weight_nbytes / 3
+
+
+def test_pages_made_of_coded_inputs_are_others(monkeypatch):
+    """The processor rounds what meets codes, and these kernels do not."""
+
+    def names(model):
+        with LLM(model, skip_tokenizer_init=True, kv_cache_memory_bytes=1 << 20, block_size=16) as llm:
+            return llm.engine.page_names.identity
+
+    plain, codes = model_from_config(tiny_config()), model_from_config(tiny_config(), quantization="int8")
+    expected = names(plain), names(codes)
+    monkeypatch.setenv("PAGODA_KERNELS", "triton")
+    monkeypatch.setenv(INTERPRETER, "1")
+    assert names(plain) == expected[0]
+    assert names(codes) != expected[1]
 
 
 COMPRESSED = ("snapkv:tokens=24,window=4,kernel=3", "h2o:tokens=20,every=2", "streaming:tokens=32,every=16")

@@ -155,6 +155,8 @@ class Engine:
     def page_names(self) -> PageNames:
         """What pages are called outside of the process."""
         weights = kept_weights_digest(self.model.network, self.model.origin)
+        if self.model.has_codes and not self.kernels.layers.codes_input:
+            weights += ", input as it is"
         return PageNames(identity_of(self.model, self.memory, self.fit.digest, weights))
 
     @cached_property

@@ -19,7 +19,8 @@ from pagoda.models.model import Model
 from pagoda.planning.facts import MachineFacts
 from pagoda.planning.memory import MemoryPlan
 
-# Of a GPU, what torch, its libraries and recorded steps keep besides weights, pages and the numbers of a step.
+# Of a GPU, what torch, its libraries, recorded steps and slices of decoded weights keep besides weights, pages and the
+# numbers of a step.
 KEPT_NBYTES = 1 << 30
 # Numbers of a step for each token: some times as many as its widest layer makes.
 WIDTHS_OF_A_STEP = 6

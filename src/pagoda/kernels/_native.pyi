@@ -100,6 +100,14 @@ class TokenPlane:
     ) -> None: ...
 
 class Coding:
+    bits: int
+    zero: int
+    num_parts: int
+    has_minimum: bool
+    has_table: bool
+    superunit: int
+    scale: Number
+    has_zeros: bool
     def __init__(
         self,
         bits: int,

@@ -57,7 +57,7 @@ class CodedStack(HeldCodes):
 
     def decode(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """All weights: [count, rows, depth]."""
-        out = torch.empty(self.shape, dtype=dtype)
+        out = torch.empty(self.shape, dtype=dtype, device=self.data.device)
         for number in range(self.count):
             out[number] = self.matrix(number).decode(dtype)
         return out

@@ -173,6 +173,11 @@ class HeldCodes:
     def nbytes(self) -> int:
         return self.data.nbytes
 
+    @property
+    def is_on_device(self) -> bool:
+        """Whether they were moved to a GPU, where the compiled module does not read them."""
+        return not self.data.is_cpu
+
 
 class CodedWeight(HeldCodes):
     """Codes of a matrix, held once; `data` is uint8 [blocks of rows, bytes of a block], a parameter."""
@@ -257,11 +262,22 @@ class CodedWeight(HeldCodes):
         return self.rows * self.depth
 
     def decode(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """All weights: [rows, depth]."""
+        """All weights, where the codes are: [rows, depth]."""
+        if self.is_on_device:
+            from pagoda.kernels.triton.coded import decoded
+
+            return decoded(self, dtype)
         return self.decode_rows(torch.arange(self.rows), dtype)
 
     def decode_rows(self, numbers: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Rows of weights, reckoned in fp32 and rounded: [*numbers, depth]. Raises IndexError for others."""
+        """Rows of weights, reckoned in fp32 and rounded: [*numbers, depth].
+
+        Raises IndexError for others; on a GPU, whose numbers nobody waits for, they are zeros.
+        """
+        if self.is_on_device:
+            from pagoda.kernels.triton.coded import decoded_rows
+
+            return decoded_rows(self, numbers, dtype)
         numbers = numbers.contiguous().long()
         function, arguments, out = self.decoding(numbers, dtype)
         function(*arguments)

@@ -22,6 +22,9 @@ CodedLayer: TypeAlias = "tuple[CodedWeight, torch.Tensor | None]"
 class LayerKernels(ABC):
     """What the layers of a step call. Some must be asked first whether they take tensors of these shapes and types."""
 
+    # Whether what meets coded weights is coded to 8 bits, so that results are others.
+    codes_input = True
+
     @abstractmethod
     def takes_linear(self, input: torch.Tensor, weight: torch.Tensor) -> bool:
         """Whether `linear` was measured to beat torch for these shapes and types."""
@@ -46,8 +49,9 @@ class LayerKernels(ABC):
     def coded_linears(self, input: torch.Tensor, layers: Sequence[CodedLayer]) -> list[torch.Tensor]:
         """Linear layers on coded weights [columns, depth], for any number of rows; `input` [..., depth] is that of all.
 
-        Input is coded too, to 8 bits: each 32 numbers of a row have a scale, which is a 127th of the largest. Sums are
-        exact within these, and in fp32 beyond; returns [..., columns] of each layer in the type of `input`.
+        With `codes_input` input is coded too, to 8 bits: each 32 numbers of a row have a scale, which is a 127th of the
+        largest. Sums are exact within these, and in fp32 beyond. Else it is taken as it is, and weights in its type.
+        Returns [..., columns] of each layer in the type of `input`.
         """
 
     def coded_linear(self, input: torch.Tensor, weight: CodedWeight, bias: torch.Tensor | None) -> torch.Tensor:

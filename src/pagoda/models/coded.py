@@ -40,7 +40,8 @@ class Coded:
 
     @property
     def weight(self) -> torch.Tensor:
-        return torch.full((), float("nan"), dtype=self.dense_dtype).expand(self.coded.shape)
+        number = torch.full((), float("nan"), dtype=self.dense_dtype, device=self.coded.data.device)
+        return number.expand(self.coded.shape)
 
     def dense(self) -> torch.Tensor:
         """All weights, decoded anew."""
@@ -48,7 +49,7 @@ class Coded:
 
 
 class CodedLinear(Coded, nn.Linear):  # type: ignore[override]
-    """`nn.Linear` on codes: in a step its input is coded to 8 bits."""
+    """`nn.Linear` on codes: in a step on a processor its input is coded to 8 bits."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         kernels = kernels_in_flight()

@@ -60,13 +60,13 @@ class GgufWeights:
         is_tied = HEAD not in self._model.tensors or self._model.header.architecture in ALWAYS_TIED
         return {"tie_word_embeddings": is_tied}
 
-    def load(self, config: Any, dtype: torch.dtype | None, device: torch.device) -> Any:
+    def load(self, config: Any, dtype: torch.dtype | None) -> Any:
         """A network of `config` with these weights. What is decoded has `dtype`; None is the configuration's.
 
-        On a GPU, and without compiled kernels, all are decoded.
+        It lies on the processor, wherever it is to compute. Without compiled kernels all are decoded.
         """
         number_type = dtype or config.dtype or torch.bfloat16
-        holds_codes = device.type == "cpu" and can_hold_codes()
+        holds_codes = can_hold_codes()
         memory = WeightMemory()
         with quiet():
             plan = _Plan(self._model, config)

@@ -93,8 +93,10 @@ class CodedUpProjections:
         rows = math.gcd(nope, value)
         self._weight = weight
         self._matrices = CodedStack.of_rows(weight, rows)
-        heads = torch.arange(weight.rows // (nope + value)).unsqueeze(1) * ((nope + value) // rows)
-        self._numbers = heads + nope // rows + torch.arange(value // rows)  # [heads, matrices of one]
+        device = weight.data.device
+        heads = torch.arange(weight.rows // (nope + value), device=device).unsqueeze(1) * ((nope + value) // rows)
+        # [heads, matrices of one]
+        self._numbers = heads + nope // rows + torch.arange(value // rows, device=device)
 
     def into_latents(self, nope: torch.Tensor, layers: LayerKernels) -> torch.Tensor:
         return layers.coded_heads(nope, self._weight, first=0)

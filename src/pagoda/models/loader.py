@@ -59,15 +59,16 @@ def load_model(
 
     `dtype` is "auto" (as stored) or a name in `DTYPES`; coded weights keep their codes, and the rest has it.
     `quantization` is "none", or a name in `QUANTIZATIONS` to hold dense weights in codes. What coded weights are
-    multiplied by is coded, too; with `activations` "full" weights are decoded instead.
+    multiplied by is coded, too, on a processor; with `activations` "full" weights are decoded instead.
     `generation_config` is a directory, "auto" for the same, or "vllm" for no more than the checkpoint's tokens.
     """
     directory = checkpoint_directory(path)
     weight_dtype = None if dtype == "auto" else parse_dtype(dtype)
     with model_errors(f"The model in {directory}"):
         values = read_config(directory)
-        network, discovered, files = _load_network(directory / "config.json", values, weight_dtype, device)
-        _quantize(network, quantization, device)
+        network, discovered, files = _load_network(directory / "config.json", values, weight_dtype)
+        if quantization != "none":
+            quantize(network, quantization)
         if activations == "full":
             decode(network)
         place(network, device)
@@ -87,9 +88,7 @@ def _generation(directory: Path, source: str, config: Any, values: Mapping[str, 
     return generation.tokens_alone if source == "vllm" else generation
 
 
-def _load_network(
-    file: Path, values: dict[str, Any], dtype: torch.dtype | None, device: torch.device
-) -> tuple[Any, Discovered, WeightFiles]:
+def _load_network(file: Path, values: dict[str, Any], dtype: torch.dtype | None) -> tuple[Any, Discovered, WeightFiles]:
     check_family(values, file)
     with _weights(file, values) as weights:
         values = values | weights.stated
@@ -98,7 +97,7 @@ def _load_network(
         with FewCalls(weights.outline, file):
             discovered = discover(config, fitting(weights.outline, file))
         self_test(config)
-        network = weights.load(config, dtype, device)
+        network = weights.load(config, dtype)
     return network, discovered, weights.files
 
 
@@ -128,18 +127,13 @@ def model_from_config(
 ) -> Model:
     """A model of `config` with random weights, for tests and benchmarks."""
     discovered = examine(config)
-    network = random_network(config, ATTENTION_NAME, parse_dtype(dtype), seed, device)
-    _quantize(network, quantization, device)
+    if quantization == "none":
+        network = random_network(config, ATTENTION_NAME, parse_dtype(dtype), seed, device)
+    else:  # codes are made on the processor
+        network = random_network(config, ATTENTION_NAME, parse_dtype(dtype), seed)
+        quantize(network, quantization)
     place(network, device)
     return Model(network, discovered, GenerationTokens.of({}, config))
-
-
-def _quantize(network: Any, quantization: str, device: torch.device) -> None:
-    if quantization == "none":
-        return
-    if device.type != "cpu":
-        raise ConfigError(f"Weights of {quantization} are computed with on the CPU only; choose device=cpu.")
-    quantize(network, quantization)
 
 
 def examine(config: Any) -> Discovered:

@@ -176,6 +176,11 @@ class Model:
         return coded + parameters
 
     @cached_property
+    def has_codes(self) -> bool:
+        """Whether some weights are codes."""
+        return bool(coded_weights(self.network))
+
+    @cached_property
     def weight_nbytes(self) -> int:
         """As they are held."""
         nbytes: int = sum(parameter.nbytes for parameter in self.network.parameters())

@@ -94,10 +94,10 @@ class PackedWeights:
             )
         return found
 
-    def load(self, config: Any, dtype: torch.dtype | None, device: torch.device) -> Any:
+    def load(self, config: Any, dtype: torch.dtype | None) -> Any:
         """A network of `config` with these weights. What is decoded has `dtype`; None is the configuration's, or bf16.
 
-        On a GPU, and without compiled kernels, all are decoded.
+        It lies on the processor, wherever it is to compute. Without compiled kernels all are decoded.
         """
         _, own_config = network_class(config)
         number_type = dtype or own_config.dtype or self.dtype
@@ -106,7 +106,7 @@ class PackedWeights:
         ties: Mapping[str, str] = {}
         experts: dict[str, CodedStack] = {}
         layers: Mapping[str, PackedLayer] = self._layers
-        if device.type == "cpu" and can_hold_codes():
+        if can_hold_codes():
             outline = outlined_network(config, ATTENTION_NAME)
             taking, ties = self._taking(outline), outline.all_tied_weights_keys
             experts, layers = _coded_experts(outline, layers, memory)

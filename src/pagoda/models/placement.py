@@ -35,6 +35,7 @@ def place(network: Any, device: torch.device) -> None:
             f"The GPU has no room for {nbytes} bytes of weights ({error}); end what else runs on it, or choose "
             "device=cpu."
         ) from error
+    assert all(each.is_on_device for each in coded_weights(network).values())
 
 
 def move_to_huge_pages(network: Any, min_nbytes: int = MIN_NBYTES) -> bool:

@@ -53,7 +53,7 @@ class StoredWeights:
         """One tensor, as it is stored. Raises CorruptCheckpointError."""
         return read_tensor(self._tensors, name, self._directory)
 
-    def load(self, config: Any, dtype: torch.dtype | None, device: torch.device) -> Any:  # noqa: ARG002
+    def load(self, config: Any, dtype: torch.dtype | None) -> Any:
         """A network of `config` with these weights, which attends through Pagoda; None keeps the type they have."""
         _, own_config = network_class(config)
         return fill(config, dict(self._tensors), dtype or own_config.dtype or self.dtype, self._directory)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import triton
 
-from pagoda.kernels.reference_layers import ReferenceLayers
+from pagoda.kernels.triton.coded import CodedLayers
 from pagoda.kernels.triton.elementwise import add_norm_row, gate_block, norm_row, rotate_rows
 from pagoda.kernels.triton.product import multiply
 
@@ -16,14 +16,11 @@ MOST_WIDTH = 16384
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-class TritonLayers(ReferenceLayers):
+class TritonLayers(CodedLayers):
     """Tensors on the device, or on the CPU where Triton interprets; rounded where the reference rounds.
 
     If `deterministic`, products go through `product.py`, where torch would choose by the number of rows.
     """
-
-    def __init__(self, deterministic: bool = False) -> None:
-        self._is_deterministic = deterministic
 
     def takes_linear(self, input: torch.Tensor, weight: torch.Tensor) -> bool:
         return self._is_deterministic and input.dtype in DTYPES and input.dtype is weight.dtype
