@@ -163,7 +163,8 @@ def _set(module: Any, coded: CodedWeight) -> None:
 
 def _unset(module: Any, dense: nn.Parameter) -> None:
     del module._parameters[_parameter_name(module.coded)]
-    module.__class__ = next(kind for kind in type(module).__mro__ if not issubclass(kind, Coded))
+    plain = (kind for kind in type(module).__mro__ if issubclass(kind, (nn.Linear, nn.Embedding)))
+    module.__class__ = next(kind for kind in plain if not issubclass(kind, Coded))
     del module.coded, module.dense_dtype
     module.register_parameter("weight", dense)
 
