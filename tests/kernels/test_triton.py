@@ -186,8 +186,9 @@ def test_rows_of_a_block_are_done_with_different_splits(sequence, rule, shape, m
     check(make_case(shape(format=FP32, sequences=(sequence,), **TINY)), rule)
 
 
-@pytest.mark.parametrize("format", [BF16, INT4], ids=lambda one: one.name)
-@pytest.mark.parametrize(("past", "new", "cut"), [(0, 40, 17), (71, 45, 21), (90, 3, 1)])
+@pytest.mark.parametrize(
+    ("format", "past", "new", "cut"), [(INT4, 0, 40, 17), (BF16, 71, 45, 21), (INT4, 90, 3, 1)], ids=label
+)
 def test_a_row_has_the_same_bits_in_every_batch(format, past, new, cut, shape, make_case):
     """Alone with the rows of its chunk or beside others, in chunks of any size that are few, or many.
 

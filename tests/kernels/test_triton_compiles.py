@@ -16,10 +16,8 @@ MULTIPLYING = ("multiply_few", "add_splits", "decode_tile")
 @pytest.mark.parametrize(
     ("card", "cases", "kernels"),
     [
-        ("RTX3090", "wide/bf16/full,attend/fp8_e4m3/full", ATTENDING),
-        ("MI300", "attend/int8/full", ATTENDING),
-        ("RTX4090", "coded/int8/fp32", MULTIPLYING),
-        ("MI300", "coded/Q6_K/bf16", MULTIPLYING),
+        ("RTX3090", "wide/bf16/full,attend/fp8_e4m3/full,coded/int8/fp32", ATTENDING + MULTIPLYING),
+        ("MI300", "attend/int8/full,coded/Q6_K/bf16", ATTENDING + MULTIPLYING),
     ],
 )
 def test_kernels_compile_for(card, cases, kernels, tmp_path):
