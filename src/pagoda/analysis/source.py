@@ -34,7 +34,7 @@ NEEDED = {
 NEEDED_TO_ATTEND = {"num_attention_heads": ("n_head", "num_heads", "n_heads", "attention_heads")}
 WITHOUT_HEADS = ("falcon_mamba", "mamba", "mamba2")
 ENGINE_RUNS = "The engine itself runs bf16, fp16 and fp32."
-ON_CPU_ONLY = "The engine computes with codes on the CPU only."
+NOT_TRIED_ON_GPUS = "Products with codes have not run on a GPU yet."
 UNSAID_DTYPE = (
     f"config.json states no dtype: weights and pages count in {USUAL_DTYPE}, as transformers takes it; give --dtype."
 )
@@ -140,7 +140,7 @@ def _as_stored(model: Described, stored: StoredWeights) -> Described:
         method = str(quantization_of(model.config).get("quant_method") or types or "fewer bits")
         if stored.held_codes is not None:
             kept = f"as held of {method}" if stored.held_codes else f"decoded of {method}"
-            notes = (*model.notes, ON_CPU_ONLY) if stored.held_codes else model.notes
+            notes = (*model.notes, NOT_TRIED_ON_GPUS) if stored.held_codes else model.notes
             return replace(model, weights_are=kept, is_decoded=not stored.held_codes, notes=notes)
         kept, note, nbytes = f"as stored in {method}", f"Weights are stored in {method}", stored.nbytes
     else:
@@ -173,7 +173,7 @@ def quantized(model: Described, quantization: str) -> Described:
         weights_are=f"rounded to {quantization}",
         weights_note="",
         read=read,
-        notes=(*model.notes, ON_CPU_ONLY),
+        notes=(*model.notes, NOT_TRIED_ON_GPUS),
     )
 
 
