@@ -9,8 +9,9 @@ import torch
 
 from kernels.cases import Case, Shape, build, starts
 from kernels.rounding import FORMATS, tolerance
+from kernels.views import Plan, pack, random_tree, reading, with_trees
 from pagoda.formats.constants import KeyConstants, PageTurns
-from pagoda.kernels.base import AttentionRule, LayerPages
+from pagoda.kernels.base import AttentionRule, LayerPages, LayerSummaries
 from pagoda.kernels.reference import ReferenceKernels
 from pagoda.kernels.triton.attention import TritonAttention
 from pagoda.layouts.spec import Reach
@@ -26,6 +27,11 @@ RULES = {
     "encoder": AttentionRule(0.125, Reach.ENCODER),
 }
 WITHOUT_CODES = ("fp32", "fp16", "bf16")
+# New rows of sequences that are trees, of few rows and of many.
+TREES = (9, 40)
+# Of a sequence, so many that stay in reach; and what packed sequences have.
+FIRST_TOKENS = 70
+PLANS = (Plan(2000, 40, 50, 1), Plan(90, 0, 40, 7), Plan(700, 12, 50, 33))
 
 
 def names() -> list[str]:
@@ -41,6 +47,10 @@ def names() -> list[str]:
     cases += [f"latent_constants/{name}/full" for name in ("int4",)]
     cases += [f"widths/{name}/full" for name in ("bf16", "int8", "int4", "int4_rotated")]
     cases += [f"fp32_queries/{name}/full" for name in ("bf16", "int4")]
+    cases += [f"trees/{name}/{rule}" for name in ("bf16", "int8") for rule in ("full", "sliding")]
+    cases += [f"first/{name}/{rule}" for name in ("bf16", "int4") for rule in ("sliding", "chunked")]
+    cases += [f"packed/{name}/full" for name in ("bf16", "int8", "int4")]
+    cases += [f"chosen/{name}/full" for name in ("bf16", "int8", "int4")]
     cases += [f"bits/{name}/{rule}" for name in ("bf16", "int8", "int4", "fp8_e4m3") for rule in ("full", "sliding")]
     return [f"case:{each}" for each in cases]
 
@@ -48,7 +58,7 @@ def names() -> list[str]:
 def run(name: str) -> dict[str, Any]:
     """The largest error as a share of what is allowed; fails if it is more, or bytes differ."""
     what, format_name, rule_name = name.split("/")
-    case, rule = build(shape_of(what, lookup("format", format_name))), RULES[rule_name]
+    case, rule = case_of(what, lookup("format", format_name)), rule_of(what, rule_name)
     if what == "bits":
         return same_bits(case, rule)
     sinks = torch.linspace(-1, 3, case.shape.heads) if what == "sinks" else None
@@ -59,12 +69,31 @@ def run(name: str) -> dict[str, Any]:
     values = case.key if case.value is None else case.value
     limit = tolerance(case.shape, rule) * float(values.abs().max())
     share = float((actual - expected).abs().max()) / limit
+    if what == "packed":  # by the reference: what is stored is not all of what is there
+        case = build(case.shape)
     blank = on_card(case.blank())
     kernels.store(case.key.cuda(), moved(case.value), blank, case.whole)
     differing = int((blank.pages.cpu() != case.layer.pages).sum())
     if not share <= 1 or differing:
         raise AssertionError(f"{share:.2f} of the error allowed, {differing} bytes of {blank.pages.numel()} differ")
     return {"share_of_tolerance": round(share, 3)}
+
+
+def case_of(what: str, format: Any) -> Case:
+    shape = shape_of(what, format)
+    if what == "packed":
+        return pack(shape, PLANS).case
+    if what == "chosen":
+        return reading(shape)
+    case = build(shape)
+    if what == "trees":
+        trees = [random_tree(new, 7) if new in TREES else None for _, new in shape.sequences]
+        return replace(case, view=with_trees(case, trees))
+    return case
+
+
+def rule_of(what: str, name: str) -> AttentionRule:
+    return replace(RULES[name], sink_tokens=FIRST_TOKENS) if what == "first" else RULES[name]
 
 
 def shape_of(what: str, format: Any) -> Shape:
@@ -124,7 +153,10 @@ def on_card(layer: LayerPages) -> LayerPages:
     if constants is not None:
         turns = PageTurns(constants.turns.table.cuda())
         constants = KeyConstants(constants.scales.cuda(), constants.pairs.cuda(), constants.bases.cuda(), turns)
-    return replace(layer, pages=layer.pages.cuda(), constants=constants)
+    summaries = layer.summaries
+    if summaries is not None:
+        summaries = LayerSummaries(summaries.numbers.cuda(), summaries.is_made.cuda())
+    return replace(layer, pages=layer.pages.cuda(), constants=constants, summaries=summaries)
 
 
 def moved(tensor: torch.Tensor | None) -> torch.Tensor | None:

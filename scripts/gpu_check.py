@@ -40,6 +40,7 @@ LIMITS = {
     "generate": 75,
     "profile": 45,
     "decode": 40,
+    "reading": 40,
     "prefill": 30,
     "flex": 60,
     "store": 20,
@@ -47,8 +48,8 @@ LIMITS = {
     "transfer": 30,
     "sweep": 60,
 }
-TIMED = ("engine", "generate", "profile", "decode", "prefill", "flex", "store", "graph", "transfer", "sweep")
-ALL = "conformance,models,tiers,engine,generate,decode,prefill,flex,store,graph,transfer"
+TIMED = ("engine", "generate", "profile", "decode", "reading", "prefill", "flex", "store", "graph", "transfer", "sweep")
+ALL = "conformance,models,tiers,engine,generate,decode,reading,prefill,flex,store,graph,transfer"
 
 
 def main() -> None:

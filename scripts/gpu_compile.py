@@ -167,7 +167,7 @@ def compiled(card_name: str, case_name: str, launches: Launches) -> Iterator[dic
         if what == CODED:
             multiply(weight_of(kind), DTYPES[detail])
         else:
-            launch(case_of(what, lookup("format", kind)), what, gpu_cases.RULES[detail], card)
+            launch(case_of(what, lookup("format", kind)), what, gpu_cases.rule_of(what, detail), card)
     except Exception as error:
         yield {**line, "hash": (card_name, case_name), "error": str(error)[-300:]}
     for name, kernel, shape in launches.take():
@@ -181,7 +181,7 @@ def compiled(card_name: str, case_name: str, launches: Launches) -> Iterator[dic
 
 def case_of(what: str, format: Any) -> Case:
     if what != WIDE:
-        return build(gpu_cases.shape_of(what, format))
+        return gpu_cases.case_of(what, format)
     return build(replace(gpu_cases.shape_of("attend", format), key_width=256, value_width=256))
 
 

@@ -44,6 +44,8 @@ COMPRESSIONS = {
     "kvzip": "kvzip:share=0.5",
     "streaming": "streaming:tokens=96,every=32",
     "random": "random:tokens=96",
+    "pyramidkv": "pyramidkv:tokens=96,window=16",
+    "head_floor": "snapkv:tokens=96,window=16,head_floor=0.2",
 }
 QUANTIZATIONS = ("int8", "int4")
 # A choice between two tokens whose logits are so close is nobody's error.
@@ -58,7 +60,7 @@ def names() -> list[str]:
         *(f"model:compression/{name}" for name in COMPRESSIONS),
         *(f"model:codes/{name}" for name in QUANTIZATIONS),
         *(f"model:{name}" for name in ("processor", "batches", "eviction", "sampling", "draws", "memory", "requests")),
-        "model:deterministic",
+        *(f"model:{name}" for name in ("deterministic", "sparse")),
     ]
 
 
@@ -78,6 +80,7 @@ def run(name: str) -> dict[str, Any]:
         "memory": memory,
         "requests": kinds_of_requests,
         "deterministic": deterministic,
+        "sparse": read_in_part,
     }
     return parts[what](rest) if rest else parts[what]()
 
@@ -186,6 +189,21 @@ def compressed(name: str) -> dict[str, Any]:
     if differ > 1:
         raise AssertionError(f"{differ} of {len(prompts)} texts differ: {found}")
     return {"differ": differ}
+
+
+def read_in_part() -> dict[str, Any]:
+    """Texts of tokens that read some of their pages, in fp32: as on the processor, but for bounds that are even."""
+    prompts = [" ".join(TEXTS[index:] + TEXTS[:index]) * 3 for index in range(len(TEXTS))]
+    params = SamplingParams(temperature=0, max_tokens=40)
+    found, options = [], {"dtype": "float32", "sparse_attention": "quest:tokens=96", "kv_cache_memory_bytes": 64 << 20}
+    for device in ("cpu", "cuda"):
+        with LLM(device=device, **options) as llm:
+            found.append(_texts(llm, prompts, params))
+            graphs, proved = recorded(llm), num_proved(llm)
+    differ = _differing(*found)
+    if differ > 1 or not proved:
+        raise AssertionError(f"{differ} of {len(prompts)} texts differ: {found}; {graphs}")
+    return {"differ": differ, "graphs": graphs}
 
 
 def coded_weights(name: str) -> dict[str, Any]:

@@ -10,17 +10,18 @@ from typing import Any
 
 import torch
 
-from pagoda.formats.page import PageGeometry
-from pagoda.kernels.base import AttentionRule, GroupView, LayerPages
+from pagoda.formats.page import PageGeometry, summary_numbers
+from pagoda.kernels.base import AttentionRule, GroupView, LayerPages, LayerSummaries
 from pagoda.kernels.triton import tiles
 from pagoda.kernels.triton.attention import TritonAttention
+from pagoda.kernels.triton.plan import tables_of
 from pagoda.kernels.triton.shapes import Tile
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.spec import LayerGroup, Reach
 from pagoda.registry import lookup
 
 HEADS, KV_HEADS, WIDTH, PAGE_TOKENS = 32, 8, 128, 16
-CONTEXT, PROMPT = 32 * 1024, 8 * 1024
+CONTEXT, PROMPT, READ_TOKENS = 32 * 1024, 8 * 1024, 2048
 BATCHES = (1, 8, 64)
 FORMATS = ("bf16", "int8", "int4", "fp8_e4m3", "k8v4")
 RULE = AttentionRule(WIDTH**-0.5)
@@ -108,16 +109,27 @@ def seconds_of(work: Callable[[], Any], repeats: int = REPEATS, flushes: bool = 
     return statistics.median(times)
 
 
-def decode_seconds(setting: Setting) -> float:
-    """A decode step of one layer, replayed from a graph."""
+def decode_seconds(setting: Setting, most_pages: int | None = None) -> float:
+    """A decode step of one layer, replayed from a graph; of rows that read `most_pages`, if that is given."""
     kernels, layer, view, query = setting.build(1)
-    kernels.record(view, few_rows=1)
+    if most_pages is not None:
+        layer, view = in_part(layer, view, most_pages)
+    kernels.record(view, 1, tables_of(view), len(view.page_indices))
     kernels.attend(query, layer, view, RULE)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         kernels.attend(query, layer, view, RULE)
     return seconds_of(graph.replay)
+
+
+def in_part(layer: LayerPages, view: GroupView, most_pages: int) -> tuple[LayerPages, GroupView]:
+    """Where all rows choose so many pages, which are summarised when they first do."""
+    plane, count = layer.key.plane, len(layer.pages)
+    numbers = torch.zeros(count, plane.num_heads, summary_numbers(plane), dtype=torch.bfloat16, device="cuda")
+    summaries = LayerSummaries(numbers, torch.zeros(count, dtype=torch.uint8, device="cuda"))
+    readings = torch.tensor([[most_pages, 0]] * len(view.context_lengths), dtype=torch.int32, device="cuda")
+    return replace(layer, summaries=summaries), replace(view, readings=readings)
 
 
 def prefill_seconds(setting: Setting) -> float:
@@ -199,6 +211,7 @@ def compile_only(name: str) -> dict[str, Any]:
 def timed(part: str) -> Iterator[dict[str, Any]]:
     return {
         "decode": time_decode,
+        "reading": time_reading,
         "prefill": time_prefill,
         "flex": time_flex,
         "store": time_store,
@@ -224,6 +237,20 @@ def time_decode() -> Iterator[dict[str, Any]]:
                 "times_bf16": round(plain / seconds, 2),
             }
             torch.cuda.empty_cache()
+
+
+def time_reading() -> Iterator[dict[str, Any]]:
+    """Rows that choose 2,048 tokens of theirs, against those that read all."""
+    for format, batch in itertools.product(("bf16", "int8"), BATCHES):
+        setting = Setting(format, batch, CONTEXT)
+        whole, part = decode_seconds(setting), decode_seconds(setting, READ_TOKENS // PAGE_TOKENS)
+        yield {
+            "format": format,
+            "batch": batch,
+            "microseconds": round(part * 1e6, 1),
+            "times_whole": round(whole / part, 2),
+        }
+        torch.cuda.empty_cache()
 
 
 def prefill_flops(tokens: int) -> float:
@@ -293,7 +320,7 @@ def check_graph() -> Iterator[dict[str, Any]]:
     """A recorded step follows the lengths in its tables: the bits of a step that is not recorded."""
     for format in ("bf16", "int8", "int4"):
         kernels, layer, view, query = Setting(format, 8, 4096).build(1)
-        kernels.record(view, few_rows=1)
+        kernels.record(view, 1, tables_of(view), len(view.page_indices))
         kernels.attend(query, layer, view, RULE)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

@@ -8,10 +8,11 @@ in a way that waits for the device, as `torch.tensor(..., device=...)` does, are
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
+from itertools import chain, islice
 from threading import RLock, local
 from typing import Any
 
@@ -28,7 +29,8 @@ from pagoda.engine import exchange, pools
 from pagoda.kernels.base import GroupView
 from pagoda.kernels.recording import RecordedStep, StepRecorder
 from pagoda.kernels.reference import ReferenceKernels
-from pagoda.kernels.triton.graphs import Buffers, _entries_for, _tables, _tables_of
+from pagoda.kernels.triton.graphs import Buffers, Room
+from pagoda.kernels.triton.plan import tables_of
 from pagoda.models.attention import PagedStep
 from pagoda.models.model import Model
 
@@ -228,6 +230,9 @@ class LateRecorder(StepRecorder):
     def size_for(self, num_sequences: int) -> int:
         return -(-num_sequences // 2) * 2
 
+    def kind_of(self, views: Sequence[GroupView]) -> Hashable:
+        return tuple(view.readings is None for view in views)
+
     def record(
         self, step: Callable[..., torch.Tensor], inputs: Any, views: Sequence[GroupView], finite: Any
     ) -> RecordedStep:
@@ -242,21 +247,23 @@ class LateStep(RecordedStep):
     def __init__(self, card: LateDevice, kernels: LateKernels, step: Callable[..., torch.Tensor], given: Any) -> None:
         inputs, views, self._finite = given
         self._card, self._step, self._views = card, step, views
-        self._room = [_entries_for(view) for view in views]
-        self._buffers = Buffers([*inputs, *_tables(views, self._room)], DEVICE)
+        self._room = [Room.of(view) for view in views]
+        wanted = [room.tables(view) for view, room in zip(views, self._room, strict=True)]
+        self._buffers = Buffers([*inputs, *chain.from_iterable(wanted)], DEVICE)
         self._fill(inputs, views)
         card.stream.run_all()
-        numbers = [each.numbers for each in self._buffers.on_device]
-        self._inputs, tables = numbers[: len(inputs)], numbers[len(inputs) :]
-        for index, view in enumerate(views):
-            own = dict(zip(TABLES, tables[4 * index : 4 * index + 4], strict=True))
-            kernels.recorded[view] = replace(view, **own)
+        numbers = iter([each.numbers for each in self._buffers.on_device])
+        self._inputs = list(islice(numbers, len(inputs)))
+        for view, own in zip(views, wanted, strict=True):
+            tables = list(islice(numbers, len(own)))
+            readings = None if view.readings is None else tables.pop().view(-1, 2)
+            kernels.recorded[view] = replace(view, **dict(zip(TABLES, tables, strict=True)), readings=readings)
         first = self._computed().clone()
         self.result = card.holding(first)
         self._replayed = card.holding(torch.empty_like(first))
 
     def takes(self, views: Sequence[GroupView]) -> bool:
-        return all(len(view.page_indices) <= room for view, room in zip(views, self._room, strict=True))
+        return all(room.takes(view) for view, room in zip(views, self._room, strict=True))
 
     def replay(self, inputs: Any, views: Sequence[GroupView], finite: Any) -> torch.Tensor:
         self._fill(inputs, views)
@@ -266,7 +273,7 @@ class LateStep(RecordedStep):
         return self._replayed
 
     def _fill(self, inputs: Any, views: Sequence[GroupView]) -> None:
-        self._buffers.fill([*inputs, *(each for view in views for each in _tables_of(view))])
+        self._buffers.fill([*inputs, *chain.from_iterable(map(tables_of, views))])
 
     def _computed(self) -> torch.Tensor:
         with self._card.running():

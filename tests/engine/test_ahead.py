@@ -295,6 +295,14 @@ def test_samples_fork_and_go_on(engines: Engines, model: Model) -> None:
     compared(engines, model, [*asked, Asked([7], {"temperature": 1.0, "n": 2, "max_tokens": 9})], max_num_seqs=7)
 
 
+def test_sequences_that_read_some_of_their_pages_do_so_ahead(engines: Engines, model: Model) -> None:
+    """Beside one that reads all: whose steps are recorded apart from those of nobody who chooses."""
+    asked = [Asked(prompt(60 + 9 * each, each), {**PLAIN[each % 4], "max_tokens": 14}) for each in range(4)]
+    asked[2].params["sparse_attention"] = "none"
+    engine = compared(engines, model, asked, sparse_attention=f"quest:tokens={3 * PAGE_TOKENS},dense_layers=1")
+    assert engine.ahead.num_taken
+
+
 def test_prompts_that_are_only_computed_and_short_answers(engines: Engines, model: Model) -> None:
     asked = many(count=7)
     for number, each in enumerate(asked):

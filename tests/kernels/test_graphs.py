@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
 from kernels.interpreted import GraphRecorder, TritonAttention
 from pagoda.kernels.base import GroupView
-from pagoda.kernels.triton.graphs import Buffers, _entries_for, _tables
+from pagoda.kernels.triton.graphs import Buffers, Room
 
 
 def view(num_pages: int, num_sequences: int = 2) -> GroupView:
@@ -28,12 +29,25 @@ def test_sizes_grow_with_the_batch_and_are_few():
 
 @pytest.mark.parametrize("num_pages", [1, 2, 5, 6, 7, 100, 1000, 4097])
 def test_tables_have_room_to_grow_and_not_much_more(num_pages):
-    room = _entries_for(view(num_pages))
-    assert num_pages + 2 <= room <= 2 * (num_pages + 2)
+    room = Room.of(view(num_pages))
+    assert num_pages + 2 <= room.num_entries <= 2 * (num_pages + 2)
+    assert room.num_pages == room.num_entries
+
+
+def test_packed_pages_need_room_for_what_the_longest_head_has():
+    pages, starts = torch.arange(10, dtype=torch.int32), torch.tensor([0, 7, 10], dtype=torch.int32)
+    cells = torch.tensor([[0, 7, 8], [0, 0, 0]], dtype=torch.int32)  # of the heads of four packed pages one has seven
+    packed = replace(view(10), page_indices=pages, page_starts=starts, cell_starts=cells)
+    room = Room.of(packed)
+    assert room.takes(packed)
+    assert replace(room, num_pages=13).takes(packed)
+    assert not replace(room, num_pages=12).takes(packed)
+    assert replace(room, num_pages=12).takes(replace(packed, cell_starts=None))
 
 
 def test_buffers_hold_what_they_are_given_where_kernels_expect_it():
-    given = [torch.arange(3), torch.arange(5), *_tables([view(4), view(9)], [6, 12])]
+    tables = [*Room(6, 6).tables(view(4)), *Room(12, 12).tables(view(9))]
+    given = [torch.arange(3), torch.arange(5), *tables]
     buffers = Buffers(given, torch.device("cpu"))
     assert all(each.data_ptr() % 16 == buffers.on_device[0].data_ptr() % 16 for each in buffers.on_device)
     shorter = view(3)

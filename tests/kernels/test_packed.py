@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 
-from kernels.cases import NAN_BYTE, Case, Shape, build, starts
+from kernels.cases import Case, Shape, build, starts
 from kernels.rounding import tolerance
 from kernels.test_compaction import PAGES, every_backend, every_isa, every_page, kernels_of
+from kernels.views import Plan, pack
 from pagoda.errors import ConfigError
 from pagoda.formats.page import PageGeometry
 from pagoda.formats.plain import BF16, FP32
@@ -20,85 +21,13 @@ from pagoda.kernels.native import NativeKernels
 from pagoda.kernels.reference import ReferenceKernels, attend_dense
 from pagoda.layouts.spec import LayerGroup, Reach
 
-LAYERS = 3  # of the pages that `build` makes, in the second of which it stores
 RULES = {
     "plain": (AttentionRule(0.1), False),
     "capped, with sinks": (AttentionRule(0.1, soft_cap=20.0), True),
 }
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Of `past` tokens heads have `num_pages` packed pages on average, and `tail` tokens behind, `new` of them new."""
-
-    past: int
-    num_pages: int
-    tail: int
-    new: int
-
-
 PLANS = (Plan(300, 3, 1, 1), Plan(90, 0, 40, 7), Plan(2600, 40, 50, 33), Plan(200, 2, 20, 0), Plan(1500, 20, 1, 1))
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A case of packed sequences, which kept slots `kept[s][h]` of what `case` was built with."""
-
-    case: Case
-    kept: list[list[torch.Tensor]]
-    key: torch.Tensor  # of the tails
-    value: torch.Tensor | None
-
-
-def give_out(num_cells: int, num_heads: int, most: int, generator: torch.Generator) -> list[int]:
-    """Cells of each head of each layer; some have none."""
-    counts = torch.zeros(num_heads, dtype=torch.int64)
-    while (left := num_cells - int(counts.sum())) > 0:
-        heads = torch.randint(num_heads - 1, (left,), generator=generator)
-        counts = (counts + heads.bincount(minlength=num_heads)).clamp(max=most)
-    return counts.roll(2).tolist()
-
-
-def pack(shape: Shape, plans: tuple[Plan, ...], kernels=None) -> Packed:
-    """Stored and packed by the reference, or by `kernels`; whatever else there is in the pages is NaN."""
-    kernels, generator = kernels or ReferenceKernels(), torch.Generator().manual_seed(7)
-    stored = build(replace(shape, sequences=tuple((plan.past, 0) for plan in plans)))
-    size, heads, geometry = shape.page_tokens, shape.kv_heads, stored.layer.geometry
-    num_tails = [-(-plan.tail // size) for plan in plans]
-    num_old = len(stored.layer.pages)
-    num_own = [plan.num_pages + each for plan, each in zip(plans, num_tails, strict=True)]
-    pool = torch.full((num_old + sum(num_own), geometry.page_nbytes), NAN_BYTE, dtype=torch.uint8)
-    pool[:num_old] = stored.layer.pages
-    own = (torch.randperm(sum(num_own), generator=generator) + num_old).split(num_own)
-    kept, cell_starts = [], []
-    for number, (plan, table) in enumerate(zip(plans, own, strict=True)):
-        first, last = stored.whole.page_starts[number : number + 2].tolist()
-        counts = give_out(plan.num_pages * LAYERS * heads, LAYERS * heads, plan.past // size, generator)
-        orders = (torch.randperm(plan.past, generator=generator) for _ in range(heads))
-        own_counts = counts[heads : 2 * heads]
-        kept.append([order[: size * each].sort().values for order, each in zip(orders, own_counts, strict=True)])
-        cell_starts.append(starts(counts))
-        target = torch.full((plan.num_pages, geometry.page_nbytes), NAN_BYTE, dtype=torch.uint8)
-        pages = stored.whole.page_indices[first:last].long()
-        kernels.pack_tokens(stored.layer, pages, kept[-1], target, int(cell_starts[-1][heads]))
-        pool[table[: plan.num_pages]] = target
-    lengths = torch.tensor([plan.num_pages * size + plan.tail for plan in plans]).int()
-    tails, new = starts([plan.tail for plan in plans]), starts([plan.new for plan in plans])
-    view = GroupView(
-        torch.cat(own).int(), starts(num_own), tails, lengths, is_compacted=True, cell_starts=torch.stack(cell_starts)
-    )
-    layer = replace(stored.layer, pages=pool)
-    key, value, query = (
-        None if width is None else torch.randn(rows, count, width, generator=generator).to(shape.dtype)
-        for rows, count, width in (
-            (int(tails[-1]), heads, shape.key_width),
-            (int(tails[-1]), heads, None if shape.has_latents else shape.value_width),
-            (int(new[-1]), shape.heads, shape.key_width),
-        )
-    )
-    kernels.store(key, value, layer, view)
-    case = replace(stored, layer=layer, whole=view, view=replace(view, query_starts=new), query=query)
-    return Packed(case, kept, key, value)
 
 
 def sinks_of(case: Case, has_sinks: bool) -> torch.Tensor | None:

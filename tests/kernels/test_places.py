@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from kernels.cases import starts
 from kernels.rounding import FORMATS, tolerance
+from kernels.views import chain_of, random_tree, with_trees
 from pagoda.errors import ConfigError
 from pagoda.formats.constants import KeyConstants, PageTurns
 from pagoda.formats.plain import BF16, FP32
@@ -55,33 +56,6 @@ def check(isa, case, view, rule, biases=None):
     actual = NativeKernels(isa).attend(case.query, case.layer, view, rule, biases=biases)
     limit = tolerance(case.shape, rule) * float(case.value.abs().max())
     torch.testing.assert_close(actual.float(), expected.float(), rtol=0, atol=limit)
-
-
-def chain_of(parents, row):
-    """The ancestors of a row, the first one first, and itself."""
-    chain = [row]
-    while parents[chain[0]] is not None:
-        chain.insert(0, parents[chain[0]])
-    return chain
-
-
-def with_trees(case, trees):
-    """`case.view`, where new rows of sequence s have the parents `trees[s]`, or follow one another if that is None."""
-    positions, ancestors = [], []
-    for (past, new), parents in zip(case.shape.sequences, trees, strict=True):
-        for row in range(new):
-            chain = [*range(row + 1)] if parents is None else chain_of(parents, row)
-            positions.append(past + len(chain) - 1)
-            ancestors.append(CHAIN if parents is None else sum(1 << each for each in chain[:-1]))
-    return replace(
-        case.view, positions=torch.tensor(positions).int(), ancestors=torch.tensor(ancestors, dtype=torch.int64)
-    )
-
-
-def random_tree(rows, seed):
-    """Every row hangs under an earlier one, or under what is stored."""
-    choices = torch.Generator().manual_seed(seed)
-    return [[None, *range(row)][int(torch.randint(row + 1, (1,), generator=choices))] for row in range(rows)]
 
 
 @every_isa

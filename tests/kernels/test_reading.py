@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kernels.cases import Case, Shape, build
+from kernels.cases import Shape, build
 from kernels.rounding import tolerance
 from kernels.test_compaction import every_isa
+from kernels.views import BUDGET, READS_ALL, reading, rows_of
 from pagoda.errors import ConfigError
-from pagoda.formats.page import summary_numbers
 from pagoda.formats.plain import BF16, FP16, FP32
 from pagoda.formats.rotated import INT4, INT4_ROTATED
 from pagoda.formats.scaled import FP8_E4M3, INT8
@@ -23,10 +23,8 @@ from pagoda.kernels.reference_reading import chosen_pages, score_bounds
 from pagoda.registry import lookup
 
 RULE = AttentionRule(0.1)
-BUDGET = 6
 # Rows that decode, rows of several, some within the budget, and one that reads all.
 SEQUENCES = ((401, 1), (90, 1), (300, 5), (60, 50), (700, 1), (500, 40), (31, 0))
-READS_ALL = 5
 ONE = ((400, 1),)
 SHAPES = {
     "fp32": Shape(format=FP32, sequences=SEQUENCES, page_tokens=16),
@@ -50,27 +48,6 @@ SHAPES = {
     "k8v4": Shape(format=lookup("format", "k8v4"), sequences=SEQUENCES, page_tokens=16),
 }
 every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-
-
-def reading(shape: Shape, budget: int = BUDGET, first_layer: int = 0) -> Case:
-    """Stored keys and values, of which all sequences but one read so many pages at most."""
-    case = build(shape)
-    plane = case.layer.key.plane
-    numbers = torch.full((len(case.layer.pages), plane.num_heads, summary_numbers(plane)), float("nan")).bfloat16()
-    summaries = LayerSummaries(numbers, torch.zeros(len(case.layer.pages), dtype=torch.uint8))
-    readings = torch.tensor([[budget, first_layer]] * len(shape.sequences), dtype=torch.int32)
-    readings[READS_ALL:] = 0
-    return replace(case, layer=replace(case.layer, summaries=summaries), view=replace(case.view, readings=readings))
-
-
-def rows_of(case: Case):
-    """Number, sequence, and the pages that it sees, of every row."""
-    starts = case.view.query_starts.tolist()
-    for sequence, length in enumerate(case.view.context_lengths.tolist()):
-        for row in range(starts[sequence], starts[sequence + 1]):
-            num_tokens = length - starts[sequence + 1] + row + 1
-            count = -(-num_tokens // case.shape.page_tokens)
-            yield row, sequence, num_tokens, case.view.page_indices[case.view.page_starts[sequence] :][:count].long()
 
 
 @every_shape

@@ -90,16 +90,26 @@ def test_pages_made_of_coded_inputs_are_others(monkeypatch):
     assert names(codes) != expected[1]
 
 
-COMPRESSED = ("snapkv:tokens=24,window=4,kernel=3", "h2o:tokens=20,every=2")
+# Of heads and layers that keep as many, or other numbers; and what does not keep less, but reads less.
+IN_PART = [
+    {"kv_compression": "snapkv:tokens=24,window=4,kernel=3"},
+    {"kv_compression": "h2o:tokens=20,every=2"},
+    {"kv_compression": "pyramidkv:tokens=32,window=4,kernel=3"},
+    {"kv_compression": "snapkv:tokens=32,window=4,kernel=3,head_floor=0.2"},
+    {"sparse_attention": "quest:tokens=48,dense_layers=1"},
+]
 
 
-@pytest.mark.parametrize("compression", COMPRESSED)
-def test_compressed_sequences_go_on_as_on_the_processor(compression, monkeypatch):
-    prompts, model = [{"prompt_token_ids": [*range(3, 48)]}, {"prompt_token_ids": [*range(40, 4, -1)]}], tiny_model()
-    params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True, kv_compression=compression)
+@pytest.mark.parametrize("options", IN_PART, ids=lambda each: next(iter(each.values())))
+def test_sequences_that_are_kept_or_read_in_part_go_on_as_on_the_processor(options, monkeypatch):
+    lengths, model = (48, 48) if "kv_compression" in options else (70, 60), tiny_model()
+    prompts = [{"prompt_token_ids": [each * number % 50 + 3 for each in range(number)]} for number in lengths]
+    prompts[1]["prompt_token_ids"].reverse()
+    params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True, **options)
+    needed = {name: text for name, text in options.items() if name == "sparse_attention"}
 
     def texts():
-        with LLM(model, skip_tokenizer_init=True, kv_cache_memory_bytes=1 << 20, block_size=16) as llm:
+        with LLM(model, skip_tokenizer_init=True, kv_cache_memory_bytes=1 << 20, block_size=16, **needed) as llm:
             found = [list(each.outputs[0].token_ids) for each in llm.generate(prompts, params, use_tqdm=False)]
             llm.check_integrity()
             return found
@@ -108,13 +118,6 @@ def test_compressed_sequences_go_on_as_on_the_processor(compression, monkeypatch
     monkeypatch.setenv("PAGODA_KERNELS", "triton")
     monkeypatch.setenv(INTERPRETER, "1")
     assert texts() == expected
-
-
-def test_heads_that_keep_other_numbers_of_tokens_are_refused(monkeypatch):
-    monkeypatch.setenv("PAGODA_KERNELS", "triton")
-    monkeypatch.setenv(INTERPRETER, "1")
-    with pytest.raises(ConfigError, match="kernels of a GPU do not read yet"):
-        LLM(tiny_model(), skip_tokenizer_init=True, kv_compression="pyramidkv:tokens=64", block_size=16)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "deepseek_v3"])

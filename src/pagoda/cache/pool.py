@@ -48,7 +48,7 @@ class PagePool:
         self.summaries: KeySummaries | None = None
         if is_summarised:
             assert isinstance(geometry, PageGeometry), "a state has no keys"
-            self.summaries = KeySummaries(geometry, num_pages, poison)
+            self.summaries = KeySummaries(geometry, num_pages, poison, device)
 
     def prepare(self, page: int) -> None:
         self._transfers.before_change(page)

@@ -14,13 +14,13 @@ from pagoda.kernels.base import LayerSummaries
 class KeySummaries:
     """Of `num_pages` pages, for each layer of their group. With `poison`, what is forgotten is filled with NaN."""
 
-    def __init__(self, geometry: PageGeometry, num_pages: int, poison: bool = False) -> None:
+    def __init__(self, geometry: PageGeometry, num_pages: int, poison: bool, device: torch.device) -> None:
         keys = [planes[0].plane for planes in geometry.slots]
-        self._is_made = torch.zeros(len(keys), num_pages, dtype=torch.uint8)
-        self._flags = self._is_made.numpy()
-        # Zeros that take no memory before they are written.
+        self._is_made = torch.zeros(len(keys), num_pages, dtype=torch.uint8, device=device)
+        # Zeros that on the host take no memory before they are written.
         self._numbers = [
-            torch.zeros(num_pages, plane.num_heads, summary_numbers(plane), dtype=torch.bfloat16) for plane in keys
+            torch.zeros(num_pages, plane.num_heads, summary_numbers(plane), dtype=torch.bfloat16, device=device)
+            for plane in keys
         ]
         self._poison = poison
         if poison:
@@ -32,7 +32,7 @@ class KeySummaries:
 
     def forget(self, page: int) -> None:
         """Another content is about to be written to a page."""
-        self._flags[:, page] = 0
+        self._is_made[:, page].zero_()
         if self._poison:
             for numbers in self._numbers:
                 numbers[page].fill_(float("nan"))

@@ -138,7 +138,6 @@ def _is_plain(chunk: Chunk) -> bool:
         and request.params.logprobs is None
         and len(request.sequences) >= request.params.n
         and sequence.compression is None
-        and request.reading is None
     )
 
 

@@ -94,11 +94,6 @@ class Compressor:
                 f"{policy.name} would give layers or heads other numbers of tokens, which needs layers whose keys and "
                 "values are kept alike: choose one that gives all the same, such as snapkv without head_floor."
             )
-        if not policy.is_even and not all(each.kernels.reads_packed_pages for each in self._all_layers()):
-            raise ConfigError(
-                f"{policy.name} would give layers or heads other numbers of tokens, which the kernels of a GPU do not "
-                "read yet: choose one that gives all the same, such as snapkv without head_floor, or device=cpu."
-            )
 
     def tell_obstacles(self) -> None:
         for reason in self._obstacles:

@@ -163,7 +163,8 @@ class Forward:
         """
         cached = [chunk.cached for chunk in batch.chunks]
         under_way = [chunk.start - each.num_tokens for chunk, each in zip(batch.chunks, cached, strict=True)]
-        step = PagedStep(self._layers, self._sites, build_views(cached, [1] * len(batch), under_way))
+        views = self._with_readings(build_views(cached, [1] * len(batch), under_way), batch)
+        step = PagedStep(self._layers, self._sites, views)
         return self._queue(batch, step, NewInputs(), tokens)
 
     def _queue(

@@ -87,8 +87,6 @@ def transfers_on(device: torch.device, host_nbytes: int) -> Callable[[torch.Tens
 
 def obstacle_on_gpu(config: EngineConfig) -> str | None:
     """What is asked for that a GPU cannot do, and what to do about it; None if there is nothing."""
-    if config.sparse_attention != "none":
-        return "Pages on a GPU are read whole; leave sparse_attention out."
     if config.environment.kernels == "native":
         return "PAGODA_KERNELS is 'native', which is for processors; leave it out."
     return None

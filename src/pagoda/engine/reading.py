@@ -85,6 +85,4 @@ def _obstacle(site: BoundSite, use: AttentionUse) -> str | None:
         return f"layers of reach {site.rule.reach.value} read what their window or encoder left"
     if site.layer.key.plane.value_width:
         return "latents are keys and values at once"
-    if not site.kernels.chooses_pages:
-        return f"the {site.kernels.name} kernels do not choose pages"
     return distance_obstacle(use)

@@ -194,16 +194,6 @@ class AttentionKernels(ABC):
         """Whether a row has the same bits in every batch, so that nothing else may stand in."""
         return False
 
-    @property
-    def reads_packed_pages(self) -> bool:
-        """Whether it heeds the `cell_starts` of a view; else there are none."""
-        return True
-
-    @property
-    def chooses_pages(self) -> bool:
-        """Whether it heeds the `readings` of a view; else there are none."""
-        return False
-
     @abstractmethod
     def obstacle(self, layer: LayerPages, use: AttentionUse) -> str | None:
         """Why the pages of `layer` cannot be written or attended to so, as the rest of a sentence; None if they can.

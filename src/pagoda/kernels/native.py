@@ -49,10 +49,6 @@ class NativeKernels(NativeLayers, NativeCompaction, Kernels):
         return self._is_deterministic
 
     @property
-    def chooses_pages(self) -> bool:
-        return True
-
-    @property
     def layers(self) -> NativeKernels:
         return self
 

@@ -7,7 +7,7 @@ before it is used.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -55,6 +55,10 @@ class StepRecorder(ABC):
     def size_for(self, num_sequences: int) -> int:
         """How many sequences a step of `num_sequences` is padded to, so that fewer sizes are recorded."""
         return num_sequences
+
+    def kind_of(self, views: Sequence[GroupView]) -> Hashable:  # noqa: ARG002
+        """Steps of other kinds are recorded apart."""
+        return None
 
     @abstractmethod
     def record(

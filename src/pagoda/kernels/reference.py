@@ -23,10 +23,6 @@ class ReferenceKernels(ReferenceLayers, PlainCompaction, Kernels):
         return "reference (plain torch)"
 
     @property
-    def chooses_pages(self) -> bool:
-        return True
-
-    @property
     def layers(self) -> ReferenceKernels:
         return self
 

@@ -245,7 +245,14 @@ def _padded(view: GroupView, count: int) -> GroupView:
         page_starts=torch.cat((starts, starts[-1:].expand(count))),
         query_starts=torch.cat((rows, rows[-1:].expand(count))),
         context_lengths=torch.nn.functional.pad(view.context_lengths, (0, count)),
+        cell_starts=_with_rows(view.cell_starts, count),
+        readings=_with_rows(view.readings, count),
     )
+
+
+def _with_rows(table: torch.Tensor | None, count: int) -> torch.Tensor | None:
+    """With `count` rows of zeros behind those of a table, if there is one."""
+    return None if table is None else torch.nn.functional.pad(table, (0, 0, 0, count))
 
 
 def _unit_stride(rows: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from pagoda.models.attention import PagedStep, QueryWatch
 logger = logging.getLogger(__name__)
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # token ids, positions, rows of logits
+Key = tuple[int, int, Hashable]  # sequences, threads, and the kind of step
 
 
 class PackedModel(Protocol):
@@ -68,9 +70,9 @@ class DecodeSteps:
     def __init__(self, model: PackedModel, kernels: Kernels) -> None:
         self._model = model
         self._recorder = kernels.recorder
-        # By sequences and threads, the longest unused first.
-        self._recordings: dict[tuple[int, int], _Recorded] = {}
-        self._num_runs: Counter[tuple[int, int]] = Counter()  # of those that are not recorded
+        # The longest unused first.
+        self._recordings: dict[Key, _Recorded] = {}
+        self._num_runs: Counter[Key] = Counter()  # of those that are not recorded
 
     @property
     def are_repeatable(self) -> bool:
@@ -82,11 +84,11 @@ class DecodeSteps:
         return self._recorder is not None and self._recorder.answers_later
 
     def are_replayed(self, num_sequences: int) -> bool:
-        """Whether a step of so many is replayed by now."""
+        """Whether a step of so many is replayed by now, of one kind at least."""
         if self._recorder is None:
             return False
-        recorded = self._recordings.get((self._recorder.size_for(num_sequences), torch.get_num_threads()))
-        return recorded is not None and recorded.is_proved
+        size = self._recorder.size_for(num_sequences), torch.get_num_threads()
+        return any(key[:2] == size and recorded.is_proved for key, recorded in self._recordings.items())
 
     @torch.inference_mode()
     def forward(
@@ -103,7 +105,7 @@ class DecodeSteps:
         return self._forward(self._recorder, _padded(inputs, size), step.padded(size))[:count]
 
     def _forward(self, recorder: StepRecorder, inputs: Inputs, step: PagedStep) -> torch.Tensor:
-        key = (len(inputs[0]), torch.get_num_threads())
+        key = (len(inputs[0]), torch.get_num_threads(), recorder.kind_of(step.views))
         if key not in self._recordings:
             self._num_runs[key] += 1
             if self._num_runs[key] <= recorder.runs_before:
@@ -119,7 +121,7 @@ class DecodeSteps:
             return logits
         return self._prove(recorder, recorded, inputs, step)
 
-    def _record(self, recorder: StepRecorder, key: tuple[int, int], inputs: Inputs, step: PagedStep) -> torch.Tensor:
+    def _record(self, recorder: StepRecorder, key: Key, inputs: Inputs, step: PagedStep) -> torch.Tensor:
         def forward(token_ids: torch.Tensor, positions: torch.Tensor, logit_rows: torch.Tensor) -> torch.Tensor:
             return self._model.forward(token_ids, positions, logit_rows, step)
 

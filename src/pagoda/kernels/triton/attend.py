@@ -9,17 +9,28 @@ adds up.
 import triton
 import triton.language as tl
 
-from pagoda.kernels.triton.decode import channels_of, numbers_of, value_words
+from pagoda.kernels.triton.decode import channels_of, value_words
 from pagoda.kernels.triton.search import sequence_of
 from pagoda.kernels.triton.softmax import add_tile
+from pagoda.kernels.triton.tables import (
+    ancestors_of,
+    num_tokens_of,
+    numbers_of,
+    places_of,
+    position_of,
+    split_starts_of,
+    table_of,
+)
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
-@triton.jit(do_not_specialize=["num_sequences", "most_rows"])
-def attend_few(query, results, pages, tables, extras, query_strides, num_sequences, most_rows, shape: tl.constexpr):
+@triton.jit(do_not_specialize=["layer", "num_sequences", "most_rows"])
+def attend_few(
+    query, results, pages, tables, extras, query_strides, layer, num_sequences, most_rows, shape: tl.constexpr
+):  # fmt: skip
     """Sequences of up to `most_rows` rows: programs take split after split of all of them, as far as there are any."""
-    page_starts, query_starts = tables[1], tables[2]
+    page_starts, query_starts = split_starts_of(tables, shape), tables[2]
     blocks = (most_rows * shape.group + shape.tile.rows - 1) // shape.tile.rows
     num_splits = tl.load(page_starts + num_sequences) // shape.split_pages + num_sequences
     for item in range(tl.program_id(0), num_splits * shape.num_kv_heads * blocks, tl.num_programs(0)):
@@ -39,14 +50,14 @@ def attend_few(query, results, pages, tables, extras, query_strides, num_sequenc
             heads = head * shape.group + flat % shape.group
             slots = (place.to(tl.int64) * most_rows + row) * shape.heads + heads
             _attend_split(
-                query, results, pages, tables, extras, query_strides,
+                query, results, pages, tables, extras, query_strides, layer,
                 sequence, split, head, row, heads, row < num_rows, slots, shape,
             )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_sequences", "few_rows", "first_row", "last_row", "num_splits"])
+@triton.jit(do_not_specialize=["layer", "num_sequences", "few_rows", "first_row", "last_row", "num_splits"])
 def attend_many(
-    query, results, pages, tables, extras, query_strides, num_sequences, few_rows,
+    query, results, pages, tables, extras, query_strides, layer, num_sequences, few_rows,
     first_row, last_row, num_splits, shape: tl.constexpr
 ):  # fmt: skip
     """Sequences of more than `few_rows` rows, of which those in [first_row, last_row) of the batch are computed.
@@ -73,105 +84,162 @@ def attend_many(
         is_valid = (row < num_rows) & (start + row >= first_row) & (start + row < last_row)
         slots = ((start + row - first_row).to(tl.int64) * shape.heads + heads) * num_splits + split
         _attend_split(
-            query, results, pages, tables, extras, query_strides,
+            query, results, pages, tables, extras, query_strides, layer,
             sequence, split, head, row, heads, is_valid, slots, shape,
         )  # fmt: skip
 
 
 @triton.jit
 def _attend_split(
-    query, results, pages, tables, extras, query_strides,
+    query, results, pages, tables, extras, query_strides, layer,
     sequence, split, head, row, heads, is_valid, slots, shape: tl.constexpr
 ):  # fmt: skip
     """One split for one block: `row` [rows] of the sequence, `heads` of it.
 
     What comes of it goes to `slots` of the second and the third of `results`, or if that is all, to the first.
     """
-    length = tl.load(tables[3] + sequence)
+    length = num_tokens_of(tables, layer, sequence, head, shape)
     first_row = tl.load(tables[2] + sequence)
     num_rows = tl.load(tables[2] + sequence + 1) - first_row
-    table = tables[0] + tl.load(tables[1] + sequence)
-    position = length - num_rows + row
-    nearest = length - num_rows + tl.min(row, axis=0)
-    farthest = length - num_rows + tl.minimum(tl.max(row, axis=0), num_rows - 1)
-    first, last = _reach_of(nearest, farthest, length, shape)
-    first = tl.maximum(first // shape.tile.tokens * shape.tile.tokens, split * shape.split_tokens)
-    last = tl.minimum(last, (split + 1) * shape.split_tokens)
-    if first < last:
+    table, cells = table_of(tables, layer, sequence, head, shape)
+    places = places_of(tables, sequence, first_row, shape)
+    position = position_of(places, row, length, num_rows, shape)
+    first, last = _reach_of(position, is_valid, places, length, shape)
+    tile_tokens: tl.constexpr = shape.tile.tokens
+    start = split * shape.split_tokens
+    end = start + shape.split_tokens
+    first = tl.maximum(first // tile_tokens * tile_tokens, start)
+    last = tl.minimum(last, end)
+    begin = first
+    if shape.rule.sink_tokens > 0:
+        # Tiles of the first tokens come before those in reach, as if they lay side by side.
+        last = tl.maximum(first, last)
+        num_sinks = tl.maximum(tl.minimum(tl.minimum(first, end), shape.rule.sink_tokens) - start, 0)
+        begin -= tl.cdiv(num_sinks, tile_tokens) * tile_tokens
+    if begin < last:
+        if shape.has_cells:
+            pages -= layer.to(tl.int64) * shape.layer_nbytes
         own = query + (first_row + row).to(tl.int64)[:, None] * query_strides[0] + heads[:, None] * query_strides[1]
         queries, units = _queries_of(own, is_valid, shape)
         lifts, turns = _lifts(extras, first_row + row, heads, head, is_valid, shape)
-        owner = (position, heads, head)
-        has_sinks: tl.constexpr = shape.rule.has_sinks
+        ancestors = ancestors_of(tables, first_row + row, first_row + num_rows, shape)
+        owner = (position, heads, head, row, cells if shape.has_choice else places, ancestors)
         largest = tl.full([shape.tile.rows], float("-inf"), tl.float32)
         total = tl.full([shape.tile.rows], 0.0, tl.float32)
         sums = _no_sums(shape)
-        whole = first
+        whole = begin
         if not shape.has_edge:
-            whole = tl.maximum(first, tl.minimum(last, nearest + 1) // shape.tile.tokens * shape.tile.tokens)
-            if shape.rule.reach == "encoder":
-                whole = tl.maximum(first, last // shape.tile.tokens * shape.tile.tokens)
-            numbers = _numbers_at(table, first, length, shape)
-            for token in tl.range(first, whole, shape.tile.tokens):
-                following = _numbers_at(table, token + shape.tile.tokens, length, shape)
+            whole = tl.maximum(begin, tl.minimum(last, _unmasked(position, is_valid, places, length, shape)))
+            numbers = _numbers_at(table, cells, begin, length, shape)
+            for token in tl.range(begin, whole, tile_tokens):
+                following = _numbers_at(table, cells, token + tile_tokens, length, shape)
                 largest, total, sums = add_tile(
                     largest, total, sums, queries, units, lifts, turns, owner,
                     pages, numbers, extras, token, length, False, shape,
                 )  # fmt: skip
                 numbers = following
         if whole < last:
-            numbers = _numbers_at(table, whole, length, shape)
-            for token in tl.range(whole, last, shape.tile.tokens):
-                following = _numbers_at(table, token + shape.tile.tokens, length, shape)
+            numbers = _numbers_at(table, cells, _token_at(whole, begin, first, start, shape), length, shape)
+            for place in tl.range(whole, last, tile_tokens):
+                after = _token_at(place + tile_tokens, begin, first, start, shape)
+                following = _numbers_at(table, cells, after, length, shape)
+                token = _token_at(place, begin, first, start, shape)
                 largest, total, sums = add_tile(
                     largest, total, sums, queries, units, lifts, turns, owner,
                     pages, numbers, extras, token, length, True, shape,
                 )  # fmt: skip
                 numbers = following
-        have_one, its_split = _have_one_split(position, length, shape)
+        have_one, its_split = _have_one_split(position, places, length, shape)
+        own_slots = (first_row + row).to(tl.int64) * shape.heads + heads
         is_whole = is_valid & have_one & (its_split == split)
-        if tl.max(is_whole.to(tl.int32), axis=0) > 0:
-            factor, _ = finished(largest, total, extras[0], heads, is_whole, has_sinks)
-            own_slots = (first_row + row).to(tl.int64) * shape.heads + heads
-            _store_sums(results[0], own_slots, sums, factor, is_whole, shape)
         is_part = is_valid & (have_one == 0)
-        if tl.max(is_part.to(tl.int32), axis=0) > 0:
-            tl.store(results[2] + slots * 2, largest, mask=is_part)
-            tl.store(results[2] + slots * 2 + 1, total, mask=is_part)
-            _store_sums(results[1], slots, sums, tl.full([shape.tile.rows], 1.0, tl.float32), is_part, shape)
+        _store_split(results, (largest, total, sums), extras, heads, (own_slots, slots), is_whole, is_part, shape)
 
 
 @triton.jit
-def splits_of(position, length, shape: tl.constexpr):
-    """The first and the last split that a row at `position` reaches."""
-    if shape.rule.reach == "encoder":
-        return position * 0, position * 0 + (length - 1) // shape.split_tokens
-    elif shape.rule.reach == "sliding":
-        return tl.maximum(position - shape.rule.span + 1, 0) // shape.split_tokens, position // shape.split_tokens
-    elif shape.rule.reach == "chunked":
-        return position // shape.rule.span * shape.rule.span // shape.split_tokens, position // shape.split_tokens
+def _store_split(results, summed, extras, heads, slots, is_whole, is_part, shape: tl.constexpr):
+    """Results of rows that are done, and of the others what has been `summed`: largest scores, weights, values."""
+    largest, total, sums = summed[0], summed[1], summed[2]
+    if tl.max(is_whole.to(tl.int32), axis=0) > 0:
+        has_sinks: tl.constexpr = shape.rule.has_sinks
+        factor, _ = finished(largest, total, extras[0], heads, is_whole, has_sinks)
+        _store_sums(results[0], slots[0], sums, factor, is_whole, shape)
+    if tl.max(is_part.to(tl.int32), axis=0) > 0:
+        tl.store(results[2] + slots[1] * 2, largest, mask=is_part)
+        tl.store(results[2] + slots[1] * 2 + 1, total, mask=is_part)
+        _store_sums(results[1], slots[1], sums, tl.full([shape.tile.rows], 1.0, tl.float32), is_part, shape)
+
+
+@triton.jit
+def _token_at(place, begin, first, start, shape: tl.constexpr):
+    """The token of a place of a split: those before `first`, from `begin` on, are the first tokens of the split."""
+    if shape.rule.sink_tokens > 0:
+        return tl.where(place < first, place - begin + start, place)
     else:
-        return position * 0, position // shape.split_tokens
+        return place
 
 
 @triton.jit
-def _have_one_split(position, length, shape: tl.constexpr):
+def splits_of(position, places, length, shape: tl.constexpr):
+    """The first and the last split that a row at `position` reaches, but for those of `num_sink_splits`."""
+    last = (position * 0 + length - 1 if shape.sees_all else position) // shape.split_tokens
+    return _nearest(position, places, shape) // shape.split_tokens, last
+
+
+@triton.jit
+def num_sink_splits(shape: tl.constexpr):
+    """How many splits have tokens that stay in reach before all others."""
+    return (shape.rule.sink_tokens + shape.split_tokens - 1) // shape.split_tokens
+
+
+@triton.jit
+def are_in_one(first, last, shape: tl.constexpr):
+    """Whether rows that reach splits `first` to `last` are done with one."""
+    if shape.rule.sink_tokens > 0:
+        return last == 0
+    else:
+        return first == last
+
+
+@triton.jit
+def _have_one_split(position, places, length, shape: tl.constexpr):
     """Which rows are done with one split, and which that is: none whose results reduce.py turns back."""
-    first, last = splits_of(position, length, shape)
-    return (first == last) & (not shape.turns_results), first
+    first, last = splits_of(position, places, length, shape)
+    return are_in_one(first, last, shape) & (not shape.turns_results), first
 
 
 @triton.jit
-def _reach_of(nearest, farthest, length, shape: tl.constexpr):
-    """The tokens that rows from position `nearest` to `farthest` reach: the first, and the one behind the last."""
-    if shape.rule.reach == "encoder":
-        return nearest * 0, length
-    elif shape.rule.reach == "sliding":
-        return tl.maximum(nearest - shape.rule.span + 1, 0), farthest + 1
+def _nearest(position, places, shape: tl.constexpr):
+    """The first slot that a row at `position` reaches: new rows that it sees may lie before those of its window."""
+    if shape.rule.reach == "sliding":
+        slot = tl.maximum(position - shape.rule.span + 1, 0)
     elif shape.rule.reach == "chunked":
-        return nearest // shape.rule.span * shape.rule.span, farthest + 1
+        slot = position // shape.rule.span * shape.rule.span
     else:
-        return nearest * 0, farthest + 1
+        slot = position * 0
+    return tl.minimum(slot, places[0]) if shape.has_places else slot
+
+
+@triton.jit
+def _reach_of(position, is_valid, places, length, shape: tl.constexpr):
+    """The slots that rows reach: the first, and the one behind the last."""
+    nearest = tl.min(tl.where(is_valid, position, length), axis=0)
+    if shape.sees_all:
+        return _nearest(nearest, places, shape), length
+    else:
+        return _nearest(nearest, places, shape), tl.max(tl.where(is_valid, position, -1), axis=0) + 1
+
+
+@triton.jit
+def _unmasked(position, is_valid, places, length, shape: tl.constexpr):
+    """Before which token, the first of a tile, all rows see all."""
+    if shape.has_places:
+        end = places[0]
+    elif shape.rule.reach == "encoder":
+        end = length
+    else:
+        end = tl.min(tl.where(is_valid, position, length), axis=0) + 1
+    return end // shape.tile.tokens * shape.tile.tokens
 
 
 @triton.jit
@@ -188,7 +256,7 @@ def _queries_of(own, is_valid, shape: tl.constexpr):
     for part in tl.static_range(parts):
         sizes = tl.full([shape.tile.rows, plane.parts[part].rows], 0.0, tl.float32)
         for index in tl.static_range(count):
-            channel, exists = _key_channels(part, index, plane)
+            channel, exists = key_channels(part, index, plane)
             tile = tl.load(own + channel[None, :], mask=is_valid[:, None] & exists[None, :], other=0.0)
             numbers += (tile,)
             sizes = tl.maximum(sizes, tl.abs(tile.to(tl.float32)))
@@ -213,7 +281,7 @@ def _units_of(largest):
 
 
 @triton.jit
-def _key_channels(part: tl.constexpr, index: tl.constexpr, plane: tl.constexpr):
+def key_channels(part: tl.constexpr, index: tl.constexpr, plane: tl.constexpr):
     """The channels of tile number `index` of a part of keys, and whether there are such."""
     word = plane.parts[part].first + tl.arange(0, plane.parts[part].rows)
     half: tl.constexpr = index % plane.halves
@@ -249,14 +317,13 @@ def _lifts(extras, row, heads, head, is_valid, shape: tl.constexpr):
 
 
 @triton.jit
-def _numbers_at(table, first, length, shape: tl.constexpr):
+def _numbers_at(table, cells, first, length, shape: tl.constexpr):
     """Pages of a tile, by token and by word of values: asked for a tile before they are needed."""
-    plane: tl.constexpr = shape.keys
-    by_token = numbers_of(table, first + tl.arange(0, shape.tile.tokens), length, plane)
+    by_token = numbers_of(table, cells, first + tl.arange(0, shape.tile.tokens), length, shape)
     if shape.has_latents:
         return by_token, by_token
     else:
-        return by_token, numbers_of(table, first + shape.values.count * value_words(shape), length, plane)
+        return by_token, numbers_of(table, cells, first + shape.values.count * value_words(shape), length, shape)
 
 
 @triton.jit
@@ -278,7 +345,7 @@ def _store_sums(out, slots, sums, factor, is_valid, shape: tl.constexpr):
     if shape.has_latents:
         for part in tl.static_range(tl.constexpr(shape.num_parts)):
             for index in tl.static_range(tl.constexpr(plane.tiles)):
-                channel, exists = _key_channels(part, index, plane)
+                channel, exists = key_channels(part, index, plane)
                 tile = sums[part * plane.tiles + index] * factor[:, None]
                 _store_rows(out, slots, tile, channel, exists, is_valid, shape)
     else:

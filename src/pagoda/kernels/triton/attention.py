@@ -18,10 +18,12 @@ from pagoda.errors import ConfigError
 from pagoda.kernels.base import AttentionRule, GroupView, LayerPages
 from pagoda.kernels.triton import tiles
 from pagoda.kernels.triton.attend import attend_few, attend_many
+from pagoda.kernels.triton.own_pages import OwnPages
 from pagoda.kernels.triton.plan import Plan, plan_recorded, plan_step
 from pagoda.kernels.triton.prepare import prepare_queries
+from pagoda.kernels.triton.reading import check_rule
 from pagoda.kernels.triton.reduce import reduce_splits
-from pagoda.kernels.triton.shapes import PAIR_ROWS, AttendShape, PlaneShape, RuleShape, Tile, plane_shape
+from pagoda.kernels.triton.shapes import PAIR_ROWS, AttendShape, PlaneShape, RuleShape, Tile
 from pagoda.kernels.triton.store import store_rows
 from pagoda.layouts.spec import Reach
 
@@ -36,7 +38,7 @@ class Call:
     """One call of `attend`: what kernels get, but for what depends on the regime."""
 
     query: torch.Tensor
-    pages: torch.Tensor
+    own: OwnPages
     out: torch.Tensor
     extras: tuple[torch.Tensor, ...]
     plan: Plan
@@ -48,7 +50,7 @@ class Call:
 
     @cached_property
     def common(self) -> tuple[Any, ...]:
-        return self.pages, self.plan.tables, self.extras
+        return self.own.pages, self.plan.tables, self.extras
 
 
 class TritonAttention:
@@ -57,21 +59,25 @@ class TritonAttention:
     With `has_ptx` kernels may hold instructions of NVIDIA's.
     """
 
+    # Of a sequence, so that it is computed split by split.
+    most_few_rows = tiles.FEW_ROWS
+
     def __init__(self, table: tiles.Tiles = tiles.HOPPER, has_ptx: bool = torch.version.hip is None) -> None:
         self.table = table
         self.has_ptx = has_ptx
         self._plans: WeakKeyDictionary[GroupView, Plan] = WeakKeyDictionary()
-        self._planes: WeakKeyDictionary[LayerPages, tuple[PlaneShape, PlaneShape]] = WeakKeyDictionary()
+        self._found: WeakKeyDictionary[LayerPages, OwnPages] = WeakKeyDictionary()
         self._slopes: dict[tuple[tuple[float, ...], torch.device], torch.Tensor] = {}
 
-    def record(self, view: GroupView, few_rows: int, tables: tuple[torch.Tensor, ...] | None = None) -> None:
-        """Let calls with `view` launch the same whatever its tensors, or `tables` in their place, will hold.
+    def record(self, view: GroupView, few_rows: int, tables: tuple[torch.Tensor, ...], num_pages: int) -> Plan:
+        """Let calls with `view` launch the same whatever its `tables` will hold, on the device.
 
-        These are on the device. No sequence may have more than `few_rows` new rows.
+        No sequence may have more than `few_rows` new rows, nor all together more than `num_pages`.
         """
         if few_rows > tiles.FEW_ROWS:
             raise ConfigError(f"A recorded step has up to {tiles.FEW_ROWS} rows a sequence, not {few_rows}.")
-        self._plans[view] = plan_recorded(view, few_rows, tables)
+        self._plans[view] = plan = plan_recorded(view, few_rows, tables, num_pages)
+        return plan
 
     def store(
         self,
@@ -83,20 +89,22 @@ class TritonAttention:
     ) -> None:
         if not len(key):
             return
-        key_shape, value_shape = self._planes_of(layer)
-        plan = self._plan_of(view, layer.pages.device)
+        own = self._own(layer)
+        key_shape, value_shape = own.keys, own.values
+        plan = self._plan_of(view, layer)
         planes = 1 if value is None else 2
         value = key if value is None else value
         constants = layer.constants
-        none = layer.pages
+        none = own.pages
         extras = (none,) * 4
         if constants is not None:
             extras = (constants.pairs, constants.turns.table, constants.scales, constants.bases)
         rows = tiles.stored_rows(max(key_shape.row_width, value_shape.row_width))
         store_rows[(triton.cdiv(len(key), rows), layer.key.plane.num_heads, planes)](
             (key, value),
-            layer.pages,
+            own.pages,
             none if finite is None else finite,
+            none if layer.summaries is None else layer.summaries.is_made,
             plan.tables,
             extras,
             ((key.stride(0), key.stride(1)), (value.stride(0), value.stride(1))),
@@ -104,9 +112,12 @@ class TritonAttention:
             plan.num_sequences,
             rows,
             finite is not None,
+            layer.summaries is not None,
+            plan.has_places,
+            constants is not None,
             0 if constants is None else constants.num_pairs,
             0 if constants is None else constants.turns.table.shape[2],
-            layer.pages.stride(0),
+            own.pages.stride(0),
             key_shape,
             value_shape,
             num_warps=4,
@@ -123,31 +134,45 @@ class TritonAttention:
         biases: torch.Tensor | None = None,
     ) -> torch.Tensor:
         out = query.new_empty(query.shape[0], query.shape[1], layer.value_width)
-        plan = self._plan_of(view, layer.pages.device)
+        plan = self._plan_of(view, layer)
         if not len(query):
             return out
-        shape = self._shape(query, layer, rule, sinks, biases)
-        call = Call(query, layer.pages, out, self._extras(query, layer, rule, sinks, biases), plan, shape)
+        own = self._own(layer)
+        shape = self._shape(query, own, plan, rule, sinks, biases)
+        call = Call(query, own, out, self._extras(query, layer, rule, sinks, biases), plan, shape)
         if shape.turns_queries:
             call = _prepared(call)
+        if plan.reading is not None and own.number >= plan.reading.first_layer:
+            call = self._attend_in_part(call, layer, rule, biases is not None)
         if plan.few_rows:
-            self._attend_few(replace(call, shape=self._in_regime(shape, is_few=True)))
+            self._attend_few(self._in_regime(call, is_few=True))
         if plan.many_tokens:
-            self._attend_many(replace(call, shape=self._in_regime(shape, is_few=False)))
+            self._attend_many(self._in_regime(call, is_few=False))
         return out
+
+    def _attend_in_part(self, call: Call, layer: LayerPages, rule: AttentionRule, has_biases: bool) -> Call:
+        """Attention of rows that choose their pages; returns what is left to compute."""
+        reading = call.plan.reading
+        assert reading is not None
+        check_rule(rule, has_biases)
+        shape = replace(call.shape, num_layers=0, layer_nbytes=0)
+        chosen = reading.chosen(replace(call, shape=shape), layer)
+        part = replace(call, plan=chosen, shape=replace(shape, has_choice=True))
+        self._attend_few(self._in_regime(part, is_few=True))
+        return replace(call, plan=reading.rest(call.plan, call.own.number))
 
     def _attend_few(self, call: Call) -> None:
         plan, shape = call.plan, call.shape
-        num_splits = plan.num_entries // shape.split_pages + plan.num_sequences
+        num_splits = plan.num_pages // shape.split_pages + plan.num_sequences
         partial, statistics = _scratch(call, num_splits * plan.few_rows * shape.heads)
         blocks = triton.cdiv(plan.few_rows * shape.group, shape.tile.rows)
         programs = min(num_splits * shape.num_kv_heads * blocks, self._most_programs(call.query.device))
         attend_few[(programs,)](
-            call.query, (call.out, partial, statistics), *call.common, call.strides, plan.num_sequences, plan.few_rows,
-            shape, **_options(shape),
+            call.query, (call.out, partial, statistics), *call.common, call.strides, call.own.number,
+            plan.num_sequences, plan.few_rows, shape, **_options(shape),
         )  # fmt: skip
         reduce_splits[(len(call.query), shape.heads)](
-            call.out, partial, statistics, *call.common[1:], plan.num_sequences, plan.few_rows, 0, 0,
+            call.out, partial, statistics, *call.common[1:], call.own.number, plan.num_sequences, plan.few_rows, 0, 0,
             tiles.reduced_splits(shape.reduced_width, True), True, shape,
         )  # fmt: skip
 
@@ -162,65 +187,69 @@ class TritonAttention:
         for first in range(0, num_rows, rows):
             last = min(first + rows, num_rows)
             attend_many[(blocks, shape.num_kv_heads, num_splits)](
-                call.query, (call.out, partial, statistics), *call.common, call.strides, plan.num_sequences,
-                plan.few_rows, first, last, num_splits, shape, **_options(shape),
+                call.query, (call.out, partial, statistics), *call.common, call.strides, call.own.number,
+                plan.num_sequences, plan.few_rows, first, last, num_splits, shape, **_options(shape),
             )  # fmt: skip
             if not is_direct:
                 reduce_splits[(last - first, shape.heads)](
-                    call.out, partial, statistics, *call.common[1:], plan.num_sequences, plan.few_rows, first,
-                    num_splits, tiles.reduced_splits(shape.reduced_width, False), False, shape,
+                    call.out, partial, statistics, *call.common[1:], call.own.number, plan.num_sequences,
+                    plan.few_rows, first, num_splits, tiles.reduced_splits(shape.reduced_width, False), False, shape,
                 )  # fmt: skip
 
-    def _plan_of(self, view: GroupView, device: torch.device) -> Plan:
+    def _plan_of(self, view: GroupView, layer: LayerPages) -> Plan:
         plan = self._plans.get(view)
         if plan is None:
-            self._plans[view] = plan = plan_step(view, device, tiles.FEW_ROWS)
+            page_tokens, device = layer.geometry.page_tokens, layer.pages.device
+            self._plans[view] = plan = plan_step(view, device, self.most_few_rows, page_tokens)
         return plan
 
-    def _planes_of(self, layer: LayerPages) -> tuple[PlaneShape, PlaneShape]:
-        planes = self._planes.get(layer)
-        if planes is None:
-            _check_pages(layer)
-            page_tokens = layer.geometry.page_tokens
-            key, value = (plane_shape(slot, layer.format, page_tokens) for slot in (layer.key, layer.value))
-            planes = key, value
-            self._planes[layer] = planes
-        return planes
+    def _own(self, layer: LayerPages) -> OwnPages:
+        found = self._found.get(layer)
+        if found is None:
+            self._found[layer] = found = OwnPages.of(layer)
+        return found
 
     def _shape(
         self,
         query: torch.Tensor,
-        layer: LayerPages,
+        own: OwnPages,
+        plan: Plan,
         rule: AttentionRule,
         sinks: torch.Tensor | None,
         biases: torch.Tensor | None,
     ) -> AttendShape:
-        key, value = self._planes_of(layer)
-        num_kv_heads, num_heads = layer.key.plane.num_heads, query.shape[1]
+        key, value, constants = own.keys, own.values, own.constants
+        num_kv_heads, num_heads = own.num_kv_heads, query.shape[1]
         if num_heads % num_kv_heads:
             raise ConfigError(f"{num_heads} query heads cannot share {num_kv_heads} KV heads evenly.")
         has_span = rule.span is not None or rule.reach is Reach.ENCODER
-        constants = layer.constants
+        reach = rule.reach if has_span else Reach.FULL
         key_dot, value_dot = _dot_dtypes(query.dtype, key, value)
         return AttendShape(
             keys=key,
             values=value,
             num_kv_heads=num_kv_heads,
             group=num_heads // num_kv_heads,
-            page_nbytes=layer.pages.stride(0),
+            page_nbytes=own.pages.stride(0),
+            has_scales=constants is not None,
             num_pairs=0 if constants is None else constants.num_pairs,
             turn_pages=0 if constants is None else constants.turns.table.shape[2],
+            has_places=plan.has_places and reach is not Reach.ENCODER,
+            has_choice=False,
+            num_layers=own.num_layers if plan.has_cells else 0,
+            layer_nbytes=own.layer_nbytes if plan.has_cells else 0,
             rule=RuleShape(
-                reach=str(rule.reach if has_span else Reach.FULL),
+                reach=str(reach),
                 span=rule.span or 0,
                 scale=rule.scale,
                 soft_cap=rule.soft_cap or 0.0,
                 has_slopes=rule.slopes is not None,
                 num_biases=0 if biases is None else biases.shape[1],
                 has_sinks=sinks is not None,
+                sink_tokens=rule.sink_tokens if reach in (Reach.SLIDING, Reach.CHUNKED) else 0,
             ),
             tile=ANY_TILE,
-            split_pages=tiles.split_pages(1, layer.geometry.page_tokens, ANY_TILE),
+            split_pages=tiles.split_pages(1, key.page_tokens, ANY_TILE),
             key_dot=key_dot,
             value_dot=value_dot,
             has_ptx=self.has_ptx,
@@ -253,10 +282,12 @@ class TritonAttention:
             kept = self._slopes[slopes, device] = torch.tensor(slopes, device=device)
         return kept
 
-    def _in_regime(self, shape: AttendShape, is_few: bool) -> AttendShape:
+    def _in_regime(self, call: Call, is_few: bool) -> Call:
+        shape = call.shape
         tile = tiles.fitting(self._tile(shape, is_few), shape.load, self.table.shared_nbytes)
         tokens = self.table.split_tokens(shape.num_kv_heads, is_few)
-        return replace(shape, tile=tile, split_pages=tiles.split_pages(tokens, shape.keys.page_tokens, tile))
+        split_pages = tiles.split_pages(tokens, shape.keys.page_tokens, tile)
+        return replace(call, shape=replace(shape, tile=tile, split_pages=split_pages))
 
     def _tile(self, shape: AttendShape, is_few: bool) -> Tile:
         table = self.table
@@ -310,12 +341,3 @@ def _dot_dtypes(query: torch.dtype, key: PlaneShape, value: PlaneShape) -> tuple
     name = {tl.float16: "fp16", tl.bfloat16: "bf16"}[own]
     dots = [tl.float16 if each.is_coded else own if each.encoding == name else tl.float32 for each in (key, value)]
     return dots[0], dots[0] if key.value_width else dots[1]
-
-
-def _check_pages(layer: LayerPages) -> None:
-    pages = layer.pages
-    if pages.dtype is not torch.uint8 or pages.stride(1) != 1 or pages.stride(0) % 4 or pages.data_ptr() % 4:
-        raise ConfigError(
-            f"Pages are {pages.dtype} {list(pages.shape)} with strides {pages.stride()}; Triton kernels take aligned "
-            "runs of uint8."
-        )

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from importlib.util import find_spec
 from typing import Self
-from weakref import WeakKeyDictionary
 
 import torch
 
 from pagoda.config import Environment
 from pagoda.errors import ConfigError, KernelUnavailableError
-from pagoda.formats.page import PageGeometry
 from pagoda.kernels.base import AttentionRule, AttentionUse, GroupView, Kernels, LayerPages
 from pagoda.kernels.layers import LayerKernels
 from pagoda.kernels.recording import StepRecorder
 from pagoda.kernels.reference_compaction import PlainCompaction
-from pagoda.kernels.triton.shapes import plane_shape
+from pagoda.kernels.triton.own_pages import plane_shapes
 
 INTERPRETER = "TRITON_INTERPRET"
 
@@ -46,7 +43,6 @@ class TritonKernels(PlainCompaction, Kernels):
         self._is_deterministic = deterministic
         self.attention = EvenAttention(even(table)) if deterministic else TritonAttention(table)
         self._layers = TritonLayers(deterministic)
-        self._first: WeakKeyDictionary[LayerPages, LayerPages] = WeakKeyDictionary()
         self._recorder = GraphRecorder(self.attention) if has_card and not deterministic else None
 
     @classmethod
@@ -69,16 +65,9 @@ class TritonKernels(PlainCompaction, Kernels):
     def recorder(self) -> StepRecorder | None:
         return self._recorder
 
-    @property
-    def reads_packed_pages(self) -> bool:
-        return False
-
-    def obstacle(self, layer: LayerPages, use: AttentionUse) -> str | None:
-        if use.rule.sink_tokens:
-            return "a window does not begin with the first tokens"
+    def obstacle(self, layer: LayerPages, use: AttentionUse) -> str | None:  # noqa: ARG002
         try:
-            for slot in (layer.key, layer.value):
-                plane_shape(slot, layer.format, layer.geometry.page_tokens)
+            plane_shapes(layer)
         except ConfigError as error:
             return str(error)
         return None
@@ -91,7 +80,7 @@ class TritonKernels(PlainCompaction, Kernels):
         view: GroupView,
         finite: torch.Tensor | None = None,
     ) -> None:
-        self.attention.store(key, value, self._first_of_page(layer), view, finite)
+        self.attention.store(key, value, layer, view, finite)
 
     def attend(
         self,
@@ -102,18 +91,4 @@ class TritonKernels(PlainCompaction, Kernels):
         sinks: torch.Tensor | None = None,
         biases: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return self.attention.attend(query, self._first_of_page(layer), view, rule, sinks, biases)
-
-    def _first_of_page(self, layer: LayerPages) -> LayerPages:
-        """The same layer as the only one of pages that begin with it.
-
-        Kernels are compiled for where planes lie in a page: so they are the same for all layers that are alike.
-        """
-        found = self._first.get(layer)
-        if found is None:
-            geometry = layer.geometry
-            layouts = geometry.group.layouts[layer.layer : layer.layer + 1]
-            own = PageGeometry(replace(geometry.group, layouts=layouts), layer.format, geometry.page_tokens)
-            pages = layer.pages[:, layer.key.offset :]
-            self._first[layer] = found = replace(layer, pages=pages, geometry=own, layer=0)
-        return found
+        return self.attention.attend(query, layer, view, rule, sinks, biases)

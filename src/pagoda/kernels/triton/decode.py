@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from pagoda.kernels.triton import ptx
+from pagoda.kernels.triton.tables import shares_of
 
 # Bits that make fp16 of codes, two at a time: 1024 + 128 + code of a byte whose sign bit is turned, 64 + code of half a
 # byte in the upper half of one.
@@ -122,8 +123,9 @@ def _spread_columns(levels, columns: tl.constexpr):
 def key_tiles(pages, page, slot, head, keep, is_masked: tl.constexpr, part: tl.constexpr, shape: tl.constexpr):
     """Keys of part number `part` of a plane as tiles [words, tokens], one for each number of a word.
 
-    Tokens are at places `slot` of pages `page`, int64. There may be tokens that are not in `keep` if `is_masked`: their
-    latents are zeros, or any finite number where they are codes; other keys of such tokens are anything.
+    Tokens are at places `slot` of pages `page`, or of cells if there are such; see `tables.py`. There may be tokens
+    that are not in `keep` if `is_masked`: their latents are zeros, or any finite number where they are codes; other
+    keys of such tokens are anything.
     """
     plane: tl.constexpr = shape.keys
     dtype: tl.constexpr = shape.key_dot
@@ -131,9 +133,10 @@ def key_tiles(pages, page, slot, head, keep, is_masked: tl.constexpr, part: tl.c
     rows: tl.constexpr = plane.parts[part].rows
     row = first + tl.arange(0, rows)
     words = pages.to(tl.pointer_type(tl.int32)) + plane.offset // 4 + head * (plane.head_nbytes // 4)
-    columns = (page * (shape.page_nbytes // 4) + slot)[None, :]
+    columns = (shares_of(page, 4, plane, shape) + slot)[None, :]
     places = columns + (row.to(tl.int64) * plane.page_tokens)[:, None]
-    places = tl.max_contiguous(tl.multiple_of(places, (1, 16)), (1, 16))
+    run: tl.constexpr = shape.run_tokens
+    places = tl.max_contiguous(tl.multiple_of(places, (1, run)), (1, run))
     if first + rows > plane.word_rows:
         packed = tl.load(words + places, mask=row[:, None] < plane.word_rows, other=0)
     else:
@@ -163,18 +166,12 @@ def _key_levels(pages, page, slot, head, part: tl.constexpr, half: tl.constexpr,
     groups: tl.constexpr = plane.part_groups(part)
     group = plane.part_first_group(part) + tl.arange(0, groups)
     levels = pages + plane.offset + plane.levels_offset + head * plane.head_nbytes
-    places = (page * shape.page_nbytes)[None, :] + (
+    places = shares_of(page, 1, plane, shape)[None, :] + (
         (half * plane.second_half_group + group)[:, None] * plane.page_tokens + slot[None, :]
     )
     places = tl.max_contiguous(tl.multiple_of(places, (1, 16)), (1, 16))
     exists = (group < plane.half_groups)[:, None]
     return _spread_rows(tl.load(levels + places, mask=exists, other=0).to(tl.int32), rows)
-
-
-@triton.jit
-def numbers_of(table, token, length, plane: tl.constexpr):
-    """The pages of tokens; none, -1, of those from `length` on."""
-    return tl.load(table + token // plane.page_tokens, mask=token < length, other=-1)
 
 
 @triton.jit
@@ -228,10 +225,10 @@ def value_tiles(pages, number, token, length, head, is_masked: tl.constexpr, sha
     dtype: tl.constexpr = shape.value_dot
     count: tl.constexpr = plane.count
     lane = tl.arange(0, plane.block_lanes)
-    page = (tl.maximum(number, 0) if is_masked else number).to(tl.int64)
+    page = tl.maximum(number, 0) if is_masked else number
     words = pages.to(tl.pointer_type(tl.int32)) + plane.offset // 4 + head * (plane.head_nbytes // 4)
     row = token % plane.page_tokens // count
-    places = (page * (shape.page_nbytes // 4) + row * plane.lanes)[:, None] + lane.to(tl.int64)[None, :]
+    places = (shares_of(page, 4, plane, shape) + row * plane.lanes)[:, None] + lane.to(tl.int64)[None, :]
     if plane.lanes % 4 == 0:
         places = tl.max_contiguous(tl.multiple_of(places, (1, 4)), (1, 4))
     if plane.block_lanes > plane.lanes:
@@ -270,7 +267,7 @@ def _value_levels(pages, page, row, head, half: tl.constexpr, shape: tl.constexp
     start = (plane.offset + plane.levels_offset) // 4 + head * (plane.head_nbytes // 4)
     places = (half * plane.second_half_group + group) * (plane.page_tokens // 4)
     words = pages.to(tl.pointer_type(tl.int32)) + start
-    rows = (page * (shape.page_nbytes // 4) + row)[:, None]
+    rows = (shares_of(page, 4, plane, shape) + row)[:, None]
     columns: tl.constexpr = plane.block_lanes
     levels = tl.load(words + (rows + places[None, :]), mask=(group < plane.half_groups)[None, :], other=0)
     return _spread_columns(levels, columns)
@@ -282,7 +279,8 @@ def scales_of(pages, page, slot, head, is_key: tl.constexpr, shape: tl.constexpr
     plane: tl.constexpr = shape.keys if is_key else shape.values
     scales = pages.to(tl.pointer_type(tl.bfloat16))
     start = (plane.offset + plane.scales_offset) // 2 + head * (plane.head_nbytes // 2)
-    places = tl.max_contiguous(tl.multiple_of(page * (shape.page_nbytes // 2) + slot, 16), 16)
+    run: tl.constexpr = min(2 * shape.run_tokens, 16)
+    places = tl.max_contiguous(tl.multiple_of(shares_of(page, 2, plane, shape) + slot, run), run)
     return tl.load(scales + start + places).to(tl.float32) * plane.code_factor
 
 

@@ -8,11 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
-from pagoda.kernels.base import GroupView
 from pagoda.kernels.triton.attention import TritonAttention
-from pagoda.kernels.triton.plan import Plan, plan_step
 from pagoda.kernels.triton.shapes import Tile
 from pagoda.kernels.triton.tiles import Tiles
 
@@ -30,8 +26,4 @@ def even(table: Tiles) -> Tiles:
 class EvenAttention(TritonAttention):
     """See `TritonAttention`; steps of it are not recorded."""
 
-    def _plan_of(self, view: GroupView, device: torch.device) -> Plan:
-        plan = self._plans.get(view)
-        if plan is None:
-            self._plans[view] = plan = plan_step(view, device, most_few_rows=0)
-        return plan
+    most_few_rows = 0

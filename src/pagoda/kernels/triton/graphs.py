@@ -6,13 +6,16 @@ device already. All graphs share one pool of memory, since they run one after th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
 from pagoda.kernels.base import GroupView
 from pagoda.kernels.recording import RecordedStep, StepRecorder
+from pagoda.kernels.triton.plan import num_pages_of, tables_of
 
 if TYPE_CHECKING:
     from pagoda.kernels.triton.attention import TritonAttention
@@ -40,6 +43,9 @@ class GraphRecorder(StepRecorder):
         multiple = next((each for most, each in STEPS if num_sequences <= most), LAST_STEP)
         return -(-num_sequences // multiple) * multiple
 
+    def kind_of(self, views: Sequence[GroupView]) -> Hashable:
+        return tuple((view.cell_starts is None, view.readings is None) for view in views)
+
     def record(
         self,
         step: Callable[..., torch.Tensor],
@@ -64,13 +70,16 @@ class RecordedGraph(RecordedStep):
         pool: Any,
     ) -> None:
         self._finite = finite
-        self._room = [_entries_for(view) for view in views]
-        self._buffers = Buffers([*inputs, *_tables(views, self._room)], finite.device)
+        self._room = [Room.of(view) for view in views]
+        wanted = [room.tables(view) for view, room in zip(views, self._room, strict=True)]
+        self._buffers = Buffers([*inputs, *chain.from_iterable(wanted)], finite.device)
         self._fill(inputs, views)
-        given = self._buffers.on_device
-        self._inputs, tables = given[: len(inputs)], given[len(inputs) :]
-        for index, view in enumerate(views):
-            attention.record(view, 1, tuple(tables[4 * index : 4 * index + 4]))
+        given = iter(self._buffers.on_device)
+        self._inputs = list(islice(given, len(inputs)))
+        self._plans = [
+            attention.record(view, 1, tuple(islice(given, len(own))), room.num_pages)
+            for view, own, room in zip(views, wanted, self._room, strict=True)
+        ]
         # Once as it is, which compiles what there is to compile and gives the first result.
         first = step(*self._inputs).clone()
         self._graph = torch.cuda.CUDAGraph()
@@ -81,7 +90,10 @@ class RecordedGraph(RecordedStep):
         self.nbytes = self._replayed.nbytes + self._buffers.nbytes
 
     def takes(self, views: Sequence[GroupView]) -> bool:
-        return all(len(view.page_indices) <= room for view, room in zip(views, self._room, strict=True))
+        return all(
+            room.takes(view) and (plan.reading is None or plan.reading.covers(view))
+            for view, room, plan in zip(views, self._room, self._plans, strict=True)
+        )
 
     def replay(self, inputs: Sequence[torch.Tensor], views: Sequence[GroupView], finite: torch.Tensor) -> torch.Tensor:
         self._fill(inputs, views)
@@ -92,8 +104,7 @@ class RecordedGraph(RecordedStep):
         return self._replayed
 
     def _fill(self, inputs: Sequence[torch.Tensor], views: Sequence[GroupView]) -> None:
-        tables = [each for view in views for each in _tables_of(view)]
-        self._buffers.fill([*inputs, *tables])
+        self._buffers.fill([*inputs, *chain.from_iterable(map(tables_of, views))])
 
 
 class Buffers:
@@ -126,21 +137,27 @@ class Buffers:
         return [run[start : start + nbytes].view(dtype) for start, nbytes, dtype in self._parts]
 
 
-def _entries_for(view: GroupView) -> int:
-    """Room to grow by half: a power of two of entries, or three quarters of one."""
-    wanted = len(view.page_indices) + len(view.context_lengths)
+@dataclass(frozen=True)
+class Room:
+    """How many pages the tables of a view may list, and how many they may be as `Plan` counts them."""
+
+    num_entries: int
+    num_pages: int
+
+    @classmethod
+    def of(cls, view: GroupView) -> Self:
+        spare = len(view.context_lengths)
+        return cls(*(_room_for(count + spare) for count in (len(view.page_indices), num_pages_of(view))))
+
+    def takes(self, view: GroupView) -> bool:
+        return len(view.page_indices) <= self.num_entries and num_pages_of(view) <= self.num_pages
+
+    def tables(self, view: GroupView) -> tuple[torch.Tensor, ...]:
+        """As those of `view`, with room for more pages."""
+        return view.page_indices.new_zeros(self.num_entries), *tables_of(view)[1:]
+
+
+def _room_for(wanted: int) -> int:
+    """Room to grow by half: a power of two, or three quarters of one."""
     power = 1 << (wanted - 1).bit_length()
     return power if wanted > power * 3 // 4 else power * 3 // 4
-
-
-def _tables(views: Sequence[GroupView], room: Sequence[int]) -> list[torch.Tensor]:
-    """As those of `views`, with room for more pages."""
-    return [
-        each
-        for view, entries in zip(views, room, strict=True)
-        for each in (view.page_indices.new_zeros(entries), *_tables_of(view)[1:])
-    ]
-
-
-def _tables_of(view: GroupView) -> tuple[torch.Tensor, ...]:
-    return view.page_indices, view.page_starts, view.query_starts, view.context_lengths

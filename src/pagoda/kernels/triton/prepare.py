@@ -20,7 +20,7 @@ def prepare_queries(query, turned, lifts, extras, query_strides, num_rows, block
     mask = is_valid[:, None] & (channel < shape.keys.width)[None, :]
     rows = tl.load(own[:, None] + channel[None, :], mask=mask, other=0.0).to(tl.float32)
     kv_head = head // shape.group
-    if shape.has_constants:
+    if shape.has_scales:
         rows *= tl.load(extras[6] + kv_head[:, None] * shape.keys.width + channel[None, :], mask=mask, other=0.0)
     plane: tl.constexpr = shape.keys
     if plane.rotated_channels > 1:

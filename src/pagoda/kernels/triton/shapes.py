@@ -24,6 +24,8 @@ WORD_NBYTES = 4
 MIN_DOT = 16
 # Tokens that surely lie in one page, side by side.
 RUN_TOKENS = 16
+# Of these so many surely begin at a multiple of their number, counted from the pool in words, wherever a cell lies.
+CELL_RUN_TOKENS = 4
 ENCODINGS: dict[Format, str] = {
     FP32: "fp32",
     FP16: "fp16",
@@ -145,6 +147,11 @@ class PlaneShape:
         return 0 if self.num_groups == 1 else self.half_groups
 
     @property
+    def page_slots(self) -> int:
+        """Tokens of a page, and more, to a power of two."""
+        return power_of_two(self.page_tokens)
+
+    @property
     def row_width(self) -> int:
         """Channels of a row by itself, in their order: a power of two."""
         return power_of_two(self.width)
@@ -249,6 +256,7 @@ class RuleShape:
     has_slopes: bool
     num_biases: int
     has_sinks: bool
+    sink_tokens: int
 
     @property
     def multiplier(self) -> float:
@@ -265,7 +273,11 @@ class RuleShape:
 class AttendShape:
     """Everything that a kernel of attention is compiled for. Scores are in units of log 2.
 
-    has_ptx: whether it may hold instructions of NVIDIA's.
+    has_scales: whether keys are kept divided by scales of their channels
+    has_places: whether new rows need not follow one another
+    has_choice: whether every KV head has a table of its own, of pages that a row chose
+    num_layers: those of a group whose pages may be packed, in which layers lie `layer_nbytes` apart; else none
+    has_ptx: whether it may hold instructions of NVIDIA's
     """
 
     keys: PlaneShape
@@ -273,8 +285,13 @@ class AttendShape:
     num_kv_heads: int
     group: int
     page_nbytes: int
-    num_pairs: int  # of what keys have in common; none if they are kept as they are
+    has_scales: bool
+    num_pairs: int  # of what keys have in common
     turn_pages: int
+    has_places: bool
+    has_choice: bool
+    num_layers: int
+    layer_nbytes: int
     rule: RuleShape
     tile: Tile
     split_pages: int
@@ -285,6 +302,7 @@ class AttendShape:
     def __post_init__(self) -> None:
         assert self.split_tokens % self.tile.tokens == 0, "tiles must end where splits do"
         assert self.page_nbytes % ALIGNMENT_NBYTES == 0
+        assert self.layer_nbytes % RUN_TOKENS == 0
         words = self.tile.tokens if self.has_latents else self.tile.tokens // self.values.count
         assert words >= MIN_DOT, f"{self.tile} has fewer words of values than a product on tensor cores"
 
@@ -308,6 +326,20 @@ class AttendShape:
     @property
     def split_tokens(self) -> int:
         return self.split_pages * self.keys.page_tokens
+
+    @property
+    def has_cells(self) -> bool:
+        return self.num_layers > 0
+
+    @property
+    def run_tokens(self) -> int:
+        """Of words of keys so many lie in a run that begins at a multiple of that, from the start of a pool."""
+        return CELL_RUN_TOKENS if self.has_cells else RUN_TOKENS
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether rows may see tokens that lie behind them."""
+        return self.rule.reach == "encoder" or self.has_places
 
     @property
     def has_edge(self) -> bool:
@@ -345,11 +377,11 @@ class AttendShape:
     @property
     def turns_results(self) -> bool:
         """Whether results need more than division once all splits are summed."""
-        return self.values.rotated_channels > 1 or (self.has_latents and self.has_constants)
+        return self.values.rotated_channels > 1 or (self.has_latents and self.has_scales)
 
     @property
     def turns_queries(self) -> bool:
-        return self.keys.rotated_channels > 1 or self.has_constants
+        return self.keys.rotated_channels > 1 or self.has_scales
 
 
 def plane_shape(slot: PlaneSlot, format: Format, page_tokens: int) -> PlaneShape:
@@ -377,7 +409,7 @@ def plane_shape(slot: PlaneSlot, format: Format, page_tokens: int) -> PlaneShape
 def assert_aligned(shape: PlaneShape, is_key: bool) -> None:
     """What loads of whole words and runs of tokens rely on."""
     assert shape.page_tokens % RUN_TOKENS == 0
-    assert shape.offset % WORD_NBYTES == 0 and shape.head_nbytes % WORD_NBYTES == 0
+    assert shape.offset % WORD_NBYTES == 0 and shape.head_nbytes % RUN_TOKENS == 0
     assert shape.scales_offset % 2 == 0 or not shape.is_coded
     if is_key:
         for part in shape.parts:

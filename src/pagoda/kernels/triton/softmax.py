@@ -24,10 +24,11 @@ def add_tile(
     A row is masked here or there, and tiles that it does not reach may come: it must have the same bits. Weights times
     scales of values that meet codes in fp16 are 2 at most: `largest` is of their product then.
     """
-    head = owner[2]
+    # A cell says which head's it is.
+    head = 0 if shape.has_cells else owner[2]
     token = first + tl.arange(0, shape.tile.tokens)
     keep = (numbers[0] >= 0) & (token < length)
-    page = (tl.maximum(numbers[0], 0) if is_masked else numbers[0]).to(tl.int64)
+    page = tl.maximum(numbers[0], 0) if is_masked else numbers[0]
     slot = token % shape.keys.page_tokens
     keys = ()
     for part in tl.static_range(tl.constexpr(shape.num_parts)):
@@ -39,12 +40,13 @@ def add_tile(
     if shape.scales_queries:
         scores *= units[:, None]
     if shape.has_constants:
-        places = turns[:, None] + (token // shape.keys.page_tokens)[None, :]
+        places = turns[:, None] + _numbers_in_sequence(owner[4], token, length, shape)[None, :]
         table_of_turns = tl.load(extras[5] + places, mask=(token < length)[None, :], other=0.0)
         scores = tl.dot(lifts, table_of_turns, scores, input_precision=shape.exact_dot)
-    scores = _ruled(scores, owner, token, extras, shape)
+    row, position = _at_slots(owner[4], token, length, is_masked, shape)
+    scores = _ruled(scores, owner, position, extras, shape)
     if is_masked:
-        scores = tl.where(_is_seen(owner[0], token, length, shape), scores, float("-inf"))
+        scores = tl.where(_is_seen(owner, token, row, position, length, shape), scores, float("-inf"))
     highest = tl.maximum(largest, _highest_of(scores, scales, shape))
     base = tl.where(highest == float("-inf"), 0.0, highest)
     # Fused by hand, and by nothing else. What fades is not: it must be 1 where nothing is larger.
@@ -119,7 +121,7 @@ def _add_values(sums, fade, weights, values, shape: tl.constexpr):
 
 @triton.jit
 def _ruled(scores, owner, token, extras, shape: tl.constexpr):
-    """Scores from products; in units of log 2, or of 1 / `multiplier` of that."""
+    """Scores of tokens at positions `token` from products; in units of log 2, or of 1 / `multiplier` of that."""
     if shape.rule.is_plain:
         return scores
     else:
@@ -138,14 +140,44 @@ def _ruled(scores, owner, token, extras, shape: tl.constexpr):
 
 
 @triton.jit
-def _is_seen(position, token, length, shape: tl.constexpr):
-    """Which tokens [rows, tokens] a row attends to."""
-    if shape.rule.reach == "encoder":
-        return (token < length)[None, :]
+def _numbers_in_sequence(places, token, length, shape: tl.constexpr):
+    """Which pages of their sequence tokens lie in."""
+    number = token // shape.keys.page_tokens
+    return tl.load(places + number, mask=token < length, other=0) if shape.has_choice else number
+
+
+@triton.jit
+def _at_slots(places, slot, length, is_masked: tl.constexpr, shape: tl.constexpr):
+    """Which new row of the sequence lies in a slot, or -1, and the position of what does."""
+    if shape.has_places and is_masked:
+        index = slot - places[0]
+        row = tl.load(places[1] + index, mask=(index >= 0) & (slot < length), other=-1)
+        return row, tl.where(row >= 0, tl.load(places[2] + row, mask=row >= 0, other=0), slot)
     else:
-        seen = (token[None, :] <= position[:, None]) & (token[None, :] < length)
-        if shape.rule.reach == "sliding":
-            seen = seen & (position[:, None] - token[None, :] < shape.rule.span)
-        if shape.rule.reach == "chunked":
-            seen = seen & (position[:, None] // shape.rule.span == token[None, :] // shape.rule.span)
-        return seen
+        return 0, slot
+
+
+@triton.jit
+def _is_seen(owner, slot, new, token, length, shape: tl.constexpr):
+    """Which slots [rows, slots] a row attends to: new rows `new` lie there, or what is stored, at positions `token`."""
+    position, row = owner[0], owner[3]
+    if shape.rule.reach == "encoder":
+        return (slot < length)[None, :]
+    else:
+        if shape.has_places:
+            bit = tl.minimum(tl.maximum(new, 0), 63).to(tl.int64)[None, :]
+            is_before = (new[None, :] < row[:, None]) & (((owner[5][:, None] >> bit) & 1) != 0)
+            seen = (is_before | (new < 0)[None, :] | (new[None, :] == row[:, None])) & (slot < length)[None, :]
+        else:
+            seen = (token[None, :] <= position[:, None]) & (token[None, :] < length)
+        return seen & _is_near(position, token, shape) if shape.has_edge else seen
+
+
+@triton.jit
+def _is_near(position, token, shape: tl.constexpr):
+    """Which tokens [rows, tokens] are in the window or chunk of a row, or before all others."""
+    if shape.rule.reach == "sliding":
+        is_near = position[:, None] - token[None, :] < shape.rule.span
+    else:
+        is_near = position[:, None] // shape.rule.span == token[None, :] // shape.rule.span
+    return is_near | (token < shape.rule.sink_tokens)[None, :] if shape.rule.sink_tokens > 0 else is_near

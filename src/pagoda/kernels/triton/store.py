@@ -21,8 +21,9 @@ ROUNDER = tl.constexpr(12582912.0)
 
 @triton.jit(do_not_specialize=["num_rows", "num_sequences"])
 def store_rows(
-    rows, pages, finite, tables, extras, strides, num_rows, num_sequences, block: tl.constexpr,
-    has_finite: tl.constexpr, num_pairs: tl.constexpr, turn_pages: tl.constexpr, page_nbytes: tl.constexpr,
+    rows, pages, finite, is_made, tables, extras, strides, num_rows, num_sequences, block: tl.constexpr,
+    has_finite: tl.constexpr, has_summaries: tl.constexpr, has_slots: tl.constexpr, has_scales: tl.constexpr,
+    num_pairs: tl.constexpr, turn_pages: tl.constexpr, page_nbytes: tl.constexpr,
     key_plane: tl.constexpr, value_plane: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0) * block + tl.arange(0, block)
@@ -30,19 +31,24 @@ def store_rows(
     sequence = sequence_of(tables[2], row, num_sequences, 1, 1, 0)
     end = tl.load(tables[2] + sequence + 1)
     is_valid = (row < num_rows) & (row < end)
-    position = tl.load(tables[3] + sequence) - end + row
+    if has_slots:
+        position = tl.load(tables[5] + row, mask=is_valid, other=0)
+    else:
+        position = tl.load(tables[3] + sequence) - end + row
     number = position // key_plane.page_tokens
     page = tl.load(tables[0] + tl.load(tables[1] + sequence) + number, mask=is_valid, other=0)
     places = page.to(tl.int64) * page_nbytes
     slot = position % key_plane.page_tokens
     if tl.program_id(2) == 0:
         new = _rows_of(rows[0], row, head, strides[0], is_valid, key_plane)
-        if num_pairs > 0:
+        if has_scales:
             new = _taken_off(new, number, head, extras, is_valid, num_pairs, turn_pages, key_plane)
         is_finite = _store(new, pages, places, slot, head, is_valid, True, key_plane)
     else:
         new = _rows_of(rows[1], row, head, strides[1], is_valid, value_plane)
         is_finite = _store(new, pages, places, slot, head, is_valid, False, value_plane)
+    if has_summaries:
+        tl.store(is_made + page, (row * 0).to(tl.uint8), mask=is_valid)
     if has_finite:
         tl.store(finite + sequence, (row * 0).to(tl.uint8), mask=is_valid & (is_finite == 0))
 

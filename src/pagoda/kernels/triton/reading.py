@@ -1,0 +1,123 @@
+"""Rows that read some of their pages: has them choose, and says what they then attend to as if that were all.
+
+Each row that chooses becomes a sequence of its own, of one row, with a table for each KV head. Knows the tables of a
+step and summaries; `choose.py` finds the pages. Nothing here asks the device for anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+
+from pagoda.errors import ConfigError
+from pagoda.kernels.base import AttentionRule, AttentionUse, GroupView, LayerPages, distance_obstacle
+from pagoda.kernels.triton.choose import bound_pages, choose_pages, rest_of
+
+if TYPE_CHECKING:
+    from pagoda.kernels.triton.attention import Call
+    from pagoda.kernels.triton.plan import Plan
+
+LEAST_PAGES = 3
+# Rows of a sequence that are bound at a time, so that bounds take no more than so many numbers for each page.
+PART_ROWS = 16
+# Pages that a program bounds, and that it looks at in turn where it chooses.
+BOUND_PAGES, CHOSEN_PAGES = 32, 1024
+SEQUENCES = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Of a view with `readings`, on the device as [2 x sequences].
+
+    A row reads `most_pages` at most, in layers from `first_layer` on; sequences that choose have up to `most_rows`.
+    `starts` are those of rows, and of their pages, as sequences of their own.
+    """
+
+    readings: torch.Tensor
+    starts: tuple[torch.Tensor, torch.Tensor]
+    most_pages: int
+    most_rows: int
+    first_layer: int
+
+    @classmethod
+    def of(cls, view: GroupView, readings: torch.Tensor) -> Reading | None:
+        """None if nobody chooses; `readings` are those of `view`. Raises ConfigError for rows that cannot."""
+        if view.readings is None:
+            return None
+        chooses = view.readings[:, 0] > 0
+        if not chooses.any():
+            return None
+        _check(view, chooses)
+        most_pages = int(view.readings[:, 0].max())
+        rows = torch.arange(int(view.query_starts[-1]) + 1, dtype=torch.int32, device=readings.device)
+        return cls(
+            readings=readings,
+            starts=(rows, rows * most_pages),
+            most_pages=most_pages,
+            most_rows=int(view.query_starts.diff()[chooses].max()),
+            first_layer=int(view.readings[chooses, 1].min()),
+        )
+
+    def covers(self, view: GroupView) -> bool:
+        """Whether rows of `view`, as many, read no more."""
+        assert view.readings is not None
+        chooses = view.readings[:, 0] > 0
+        first_layers = view.readings[chooses, 1].tolist()
+        return int(view.readings[:, 0].max()) <= self.most_pages and min(first_layers, default=0) >= self.first_layer
+
+    def rest(self, plan: Plan, layer: int) -> Plan:
+        """`plan` without the tokens of those that choose in a layer."""
+        lengths = plan.tables[3]
+        rest = torch.empty_like(lengths)
+        grid = (triton.cdiv(len(lengths), SEQUENCES),)
+        rest_of[grid](lengths, self.readings, rest, layer, len(lengths), SEQUENCES)
+        return replace(plan, tables=(*plan.tables[:3], rest, *plan.tables[4:]))
+
+    def chosen(self, call: Call, layer: LayerPages) -> Plan:
+        """What rows that choose attend to: lengths are 0 where a row does not."""
+        summaries = layer.summaries
+        if summaries is None:
+            raise ConfigError("There are no summaries of pages to choose them by.")
+        shape, tables, number, query = call.shape, call.plan.tables, call.own.number, call.query
+        rows, heads, entries, device = len(query), shape.num_kv_heads, len(tables[0]), query.device
+        bounds = torch.empty(min(self.most_rows, PART_ROWS) * heads * entries, device=device)
+        pages, numbers = (
+            torch.empty(rows * heads * self.most_pages, dtype=torch.int32, device=device) for _ in range(2)
+        )
+        lengths = torch.zeros(rows, dtype=torch.int32, device=device)
+        num_sequences = len(tables[3])
+        for first in range(0, self.most_rows, PART_ROWS):
+            bound_pages[(entries // BOUND_PAGES + num_sequences, heads)](
+                query, bounds, call.own.pages, tables, self.readings, (summaries.numbers, summaries.is_made),
+                call.extras, call.strides, number, num_sequences, first, PART_ROWS, entries,
+                BOUND_PAGES, summaries.numbers.stride(1), shape, num_warps=4,
+            )  # fmt: skip
+            choose_pages[(rows, heads)](
+                bounds, (pages, numbers, lengths), tables, self.readings, summaries.is_made, number, num_sequences,
+                first, PART_ROWS, entries, self.most_pages, CHOSEN_PAGES, shape, num_warps=4,
+            )  # fmt: skip
+        row_starts, page_starts = self.starts
+        virtual = (pages, page_starts, row_starts, lengths, numbers)
+        return replace(call.plan, tables=virtual, few_rows=1, many_tokens=0, num_pages=rows * self.most_pages)
+
+
+def check_rule(rule: AttentionRule, has_biases: bool) -> None:
+    """Raises ConfigError for rules by which pages cannot be chosen."""
+    obstacle = distance_obstacle(AttentionUse(rule, has_biases=has_biases))
+    if obstacle is not None:
+        raise ConfigError(f"Pages cannot be chosen: {obstacle}.")
+
+
+def _check(view: GroupView, chooses: torch.Tensor) -> None:
+    assert view.readings is not None
+    obstacle = None
+    if int(view.readings[chooses, 0].min()) < LEAST_PAGES:
+        obstacle = f"{LEAST_PAGES} are the fewest that a row reads"
+    is_packed = view.cell_starts is not None and bool((view.cell_starts[chooses, -1] > 0).any())
+    if is_packed or view.slots is not None or view.ancestors is not None:
+        obstacle = "rows must follow one another, on pages that are not packed"
+    if obstacle is not None:
+        raise ConfigError(f"Pages cannot be chosen: {obstacle}.")

@@ -1,0 +1,159 @@
+"""The Triton kernels, interpreted, where rows read some of their pages: the same pages as the reference reads."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kernels.cases import Shape, starts
+from kernels.interpreted import SMALL, TritonAttention
+from kernels.rounding import tolerance
+from kernels.test_reading import ONE, RULE
+from kernels.views import reading, rows_of
+from pagoda.errors import ConfigError
+from pagoda.formats.plain import BF16, FP16, FP32
+from pagoda.formats.rotated import INT4
+from pagoda.formats.scaled import FP8_E4M3, INT8
+from pagoda.kernels.base import AttentionRule
+from pagoda.kernels.reference import ReferenceKernels
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+BUDGET = 4
+# As `READS_ALL` says, those behind the fifth read all. One has more rows than are bound at a time.
+SEQUENCES = ((201, 1), (40, 1), (150, 18), (60, 7), (180, 1), (60, 3), (31, 0))
+SIZES = {"sequences": SEQUENCES, "kv_heads": 2, "group": 3, "key_width": 16, "value_width": 16, "page_tokens": 16}
+SHAPES = {
+    "fp32": Shape(format=FP32, **SIZES),
+    "fp16, one head to a group": Shape(
+        format=FP16, dtype=torch.float16, **{**SIZES, "group": 1, "sequences": SEQUENCES[:2]}
+    ),
+    "bf16, twenty heads to a group": Shape(
+        format=BF16,
+        dtype=torch.bfloat16,
+        **{**SIZES, "kv_heads": 1, "group": 20, "key_width": 40, "sequences": ((201, 1), (150, 3))},
+    ),
+    "int8 with constants, pages of 48": Shape(
+        format=INT8,
+        dtype=torch.bfloat16,
+        has_constants=True,
+        **{**SIZES, "page_tokens": 48, "sequences": ((401, 1), (90, 1), (300, 2))},
+    ),
+    "fp8": Shape(format=FP8_E4M3, dtype=torch.bfloat16, **{**SIZES, "sequences": SEQUENCES[:2]}),
+    "int4 with constants": Shape(format=INT4, has_constants=True, **{**SIZES, "sequences": SEQUENCES[:2]}),
+}
+PLAIN = SHAPES["fp32"]
+SHORT = replace(PLAIN, sequences=((201, 1), (150, 3)))
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_rows_read_what_the_reference_reads(shape):
+    case, rule = reading(shape, BUDGET), replace(RULE, soft_cap=5.0 if shape is PLAIN else None)
+    sinks = torch.linspace(-1, 2, shape.heads) if shape is PLAIN else None
+    expected = ReferenceKernels().attend(case.query, case.layer, case.view, rule, sinks).float()
+    kernels = TritonAttention(SMALL)
+    first = kernels.attend(case.query, case.layer, case.view, rule, sinks)
+    assert (first.float() - expected).abs().max() <= tolerance(shape, rule) * expected.abs().max()
+    if shape is not PLAIN:
+        again = kernels.attend(case.query, case.layer, case.view, rule, sinks)
+        assert torch.equal(first, again), "summaries that are there and new ones are the same"
+
+
+def test_of_equal_bounds_the_earlier_pages_are_read():
+    case = reading(replace(PLAIN, sequences=ONE), BUDGET)
+    query = torch.zeros_like(case.query)
+    actual = TritonAttention(SMALL).attend(query, case.layer, case.view, RULE)
+    assert (actual - ReferenceKernels().attend(query, case.layer, case.view, RULE)).abs().max() < 1e-6
+
+
+def test_a_row_has_the_same_bits_alone_and_among_others():
+    case, kernels = reading(SHORT, BUDGET), TritonAttention(SMALL)
+    together = kernels.attend(case.query, case.layer, case.view, RULE)
+    for row, sequence, num_tokens, pages in rows_of(case):
+        view = replace(
+            case.view,
+            page_indices=pages.int(),
+            page_starts=starts([len(pages)]),
+            query_starts=starts([1]),
+            context_lengths=torch.tensor([num_tokens]).int(),
+            readings=case.view.readings[sequence : sequence + 1],
+        )
+        assert torch.equal(kernels.attend(case.query[row : row + 1], case.layer, view, RULE)[0], together[row])
+
+
+@pytest.mark.parametrize(("budget", "first_layer"), [(20, 0), (BUDGET, 2)], ids=["budget", "layer"])
+def test_rows_that_read_all_have_the_bits_of_those_that_were_not_asked(budget, first_layer):
+    """Where pages are no more than the budget, or the layer comes before those that choose."""
+    case, kernels = reading(SHORT, budget, first_layer), TritonAttention(SMALL)
+    plain = kernels.attend(case.query, case.layer, replace(case.view, readings=None), RULE)
+    assert torch.equal(kernels.attend(case.query, case.layer, case.view, RULE), plain)
+    assert not case.layer.summaries.is_made.any(), "nothing was looked at"
+
+
+def test_only_full_pages_between_the_ends_are_summarised_and_once():
+    case, kernels = reading(replace(PLAIN, sequences=((190, 1), (125, 5))), BUDGET), TritonAttention(SMALL)
+    kernels.attend(case.query, case.layer, case.view, RULE)
+    made, between = case.layer.summaries.is_made, torch.zeros(len(case.layer.pages), dtype=torch.uint8)
+    first, last = case.view.page_starts[1:].tolist()
+    for table in (case.view.page_indices[:first], case.view.page_indices[first:last]):
+        between[table[1:-1].long()] = 1
+    assert torch.equal(made, between)
+    case.layer.summaries.numbers[made == 0] = float("nan")
+    before = case.layer.summaries.numbers.clone()
+    case.layer.pages[case.view.page_indices[1].long()] = 0  # what is there is not looked at again
+    kernels.attend(case.query, case.layer, case.view, RULE)
+    assert torch.equal(case.layer.summaries.numbers.view(torch.int16), before.view(torch.int16))
+
+
+def test_what_is_stored_into_a_page_is_summarised_anew():
+    case, kernels = reading(replace(PLAIN, sequences=((0, 201),)), BUDGET), TritonAttention(SMALL)
+    last = replace(case.view, query_starts=starts([1]))
+    kernels.attend(case.query[:1], case.layer, last, RULE)
+    assert case.layer.summaries.is_made.any()
+    kernels.store(case.key.flip(0), case.value.flip(0), case.layer, replace(case.whole, readings=None))
+    assert not case.layer.summaries.is_made.any()
+    expected = ReferenceKernels().attend(case.query[:1], case.layer, last, RULE)
+    assert (kernels.attend(case.query[:1], case.layer, last, RULE) - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("shape", [SHAPES["fp16, one head to a group"], SHAPES["fp8"], SHAPES["int4 with constants"]])
+def test_summaries_reach_as_far_as_the_stored_keys_and_hardly_further(shape):
+    case = reading(replace(shape, sequences=((200, 1),)), 3)
+    TritonAttention(SMALL).attend(case.query, case.layer, case.view, RULE)
+    pages, slot, width = case.view.page_indices[1:-1].long(), case.layer.key, shape.key_width
+    keys = shape.format.of(slot.plane).decode_kept(
+        case.layer.pages[pages, slot.offset : slot.offset + slot.nbytes], slot.plane
+    )
+    numbers = case.layer.summaries.numbers[pages].float()
+    for reach, kept in (
+        (keys.amax(dim=2), numbers[..., :width]),
+        (-keys.amin(dim=2), -numbers[..., width : 2 * width]),
+    ):
+        assert (kept >= reach).all()
+        assert (kept <= reach + reach.abs() * 2.0**-7).all()
+    assert (numbers[..., 2 * width :] == 0).all()
+
+
+def test_sequences_that_read_all_of_packed_pages_go_beside_those_that_choose():
+    case = reading(SHORT, BUDGET)
+    cells = torch.zeros(2, 3 * PLAIN.kv_heads + 1).int()
+    beside = replace(case.view, cell_starts=cells)
+    kernels = TritonAttention(SMALL)
+    expected = kernels.attend(case.query, case.layer, case.view, RULE)
+    assert torch.equal(kernels.attend(case.query, case.layer, beside, RULE), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda case: (replace(case.layer, summaries=None), case.view, RULE), "no summaries"),
+        (lambda case: (case.layer, case.view, AttentionRule(0.1, slopes=(0.1,) * 6)), "positions of tokens"),
+        (lambda case: (case.layer, replace(case.view, slots=torch.tensor([400]).int()), RULE), "follow one another"),
+        (lambda case: (case.layer, replace(case.view, readings=torch.tensor([[2, 0]]).int()), RULE), "fewest"),
+        (lambda case: (case.layer, replace(case.view, cell_starts=torch.full((1, 7), 6).int()), RULE), "not packed"),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused(change, message):
+    case = reading(replace(PLAIN, sequences=ONE), BUDGET)
+    layer, view, rule = change(case)
+    with pytest.raises(ConfigError, match=message):
+        TritonAttention(SMALL).attend(case.query, layer, view, rule)
