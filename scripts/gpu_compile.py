@@ -2,10 +2,10 @@
 
     python scripts/gpu_compile.py [--cards H100,MI300,...] [--cases attend/int8,...] [--output kernels.json]
 
-Takes the cases of gpu_check.py, those of heads of 256 channels, and products with coded weights. Fails if a kernel does
-not compile, or takes more shared memory than a program has on that card, or than tiles.py reckons with. Says how many
-registers threads take, how much they spill, and how many instructions the innermost loop has. Needs no GPU, and the
-compilers that Triton brings.
+Takes the cases of gpu_check.py, those of heads of 256 channels, and products with coded weights, also of experts. Fails
+if a kernel does not compile, or takes more shared memory than a program has on that card, or than tiles.py reckons
+with. Says how many registers threads take, how much they spill, and how many instructions the innermost loop has. Needs
+no GPU, and the compilers that Triton brings.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from triton.runtime import driver  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 from kernels.cases import Case, build  # noqa: E402
+from pagoda.kernels.coded_stack import CodedStack  # noqa: E402
 from pagoda.kernels.coded_weight import CodedWeight, GroupForm  # noqa: E402
 from pagoda.kernels.native_calls import compiled as compiled_module  # noqa: E402
 from pagoda.kernels.triton import tiles  # noqa: E402
 from pagoda.kernels.triton.attention import TritonAttention  # noqa: E402
-from pagoda.kernels.triton.coded import FEW_ROWS, CodedLayers  # noqa: E402
+from pagoda.kernels.triton.coded import FEW_ROWS, LEAST_ROWS, CodedLayers  # noqa: E402
 from pagoda.registry import lookup  # noqa: E402
 
 
@@ -57,7 +58,7 @@ CARDS = {
     "MI300": Card(GPUTarget("hip", "gfx942", 64), 64 << 10),
     "RX7900": Card(GPUTarget("hip", "gfx1100", 32), 64 << 10),
 }
-WIDE, CODED = "wide", "coded"
+WIDE, CODED, EXPERTS = "wide", "coded", "experts"
 # Codings of GGUF files, and of groups.
 GGUF_CODINGS = ("Q8_0", "Q4_0", "Q4_1", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
 FORMS = {
@@ -67,6 +68,7 @@ FORMS = {
     "full": GroupForm(8, 128, 128, in_half=False),
 }
 CODED_SHAPE = (4096, 4096)
+NUM_EXPERTS, EXPERT_SHAPE = 128, (1536, 2048)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -152,8 +154,9 @@ def main() -> None:
 def case_names(beginnings: tuple[str, ...]) -> list[str]:
     names = [each.removeprefix("case:") for each in gpu_cases.names()]
     names += [f"{WIDE}/{format}/full" for format in ("bf16", "int8", "int4", "fp32")]
-    names += [f"{CODED}/{coding}/bf16" for coding in (*GGUF_CODINGS, *FORMS)]
-    names += [f"{CODED}/{coding}/{dtype}" for coding in ("Q6_K", "int8") for dtype in ("fp16", "fp32")]
+    for what in (CODED, EXPERTS):
+        names += [f"{what}/{coding}/bf16" for coding in (*GGUF_CODINGS, *FORMS)]
+        names += [f"{what}/{coding}/{dtype}" for coding in ("Q6_K", "int8") for dtype in ("fp16", "fp32")]
     return [name for name in names if name.startswith(beginnings)]
 
 
@@ -165,7 +168,11 @@ def compiled(card_name: str, case_name: str, launches: Launches) -> Iterator[dic
     line = {"card": card_name, "case": case_name}
     try:
         if what == CODED:
-            multiply(weight_of(kind), DTYPES[detail])
+            weight = CodedWeight.unfilled(kind, coding_of(kind), *CODED_SHAPE)
+            multiply(weight, DTYPES[detail])
+        elif what == EXPERTS:
+            stack = CodedStack.unfilled(kind, coding_of(kind), *EXPERT_SHAPE, count=(NUM_EXPERTS,))
+            multiply_routed(stack, DTYPES[detail])
         else:
             launch(case_of(what, lookup("format", kind)), what, gpu_cases.rule_of(what, detail), card)
     except Exception as error:
@@ -193,15 +200,22 @@ def launch(case: Case, what: str, rule: Any, card: Card) -> None:
     kernels.store(case.key, case.value, case.blank(), case.whole)
 
 
-def weight_of(coding: str) -> CodedWeight:
-    form = FORMS[coding].coding if coding in FORMS else getattr(compiled_module().GgufType, coding).coding()
-    return CodedWeight.unfilled(coding, form, *CODED_SHAPE)
+def coding_of(name: str) -> Any:
+    return FORMS[name].coding if name in FORMS else getattr(compiled_module().GgufType, name).coding()
 
 
 def multiply(weight: CodedWeight, dtype: torch.dtype) -> None:
     for num_rows in (1, FEW_ROWS, FEW_ROWS + 1):
         CodedLayers().coded_linear(torch.zeros(num_rows, weight.depth, dtype=dtype), weight, None)
     CodedLayers().coded_rows(weight, torch.zeros(3, dtype=torch.int64), dtype)
+
+
+def multiply_routed(stack: CodedStack, dtype: torch.dtype) -> None:
+    """Rows of a decode step, of a large one, and of a prompt; the last also as `deterministic` has it."""
+    layers, bias = (CodedLayers(), CodedLayers(), CodedLayers(), CodedLayers(True)), torch.zeros(stack.shape[:2])
+    for each, num_rows in zip(layers, (1, FEW_ROWS, 4 * LEAST_ROWS * NUM_EXPERTS, 1), strict=True):
+        input, experts = torch.zeros(num_rows, stack.depth, dtype=dtype), torch.zeros(num_rows, 8, dtype=torch.int64)
+        each.coded_experts(input, stack, experts, bias.to(dtype))
 
 
 def resources(kernel: Any) -> dict[str, Any]:

@@ -11,12 +11,17 @@ pytest.importorskip("triton")
 SCRIPT = Path(__file__).parents[2] / "scripts/gpu_compile.py"
 ATTENDING = ("attend_few", "attend_many")
 MULTIPLYING = ("multiply_few", "add_splits", "decode_tile")
+ROUTED = ("route_pairs", "multiply_routed")
 
 
 @pytest.mark.parametrize(
     ("card", "cases", "kernels"),
     [
-        ("RTX3090", "wide/bf16/full,attend/fp8_e4m3/full,coded/int8/fp32", ATTENDING + MULTIPLYING),
+        (
+            "RTX3090",
+            "wide/bf16/full,attend/fp8_e4m3/full,coded/int8/fp32,experts/int4/bf16",
+            ATTENDING + MULTIPLYING + ROUTED,
+        ),
         ("MI300", "attend/int8/full,coded/Q6_K/bf16", ATTENDING + MULTIPLYING),
     ],
 )

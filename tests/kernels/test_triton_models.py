@@ -7,13 +7,14 @@ import torch
 
 import kernels.interpreted  # noqa: F401 - skipped without Triton
 from engine.tiny import tiny_config, tiny_model
-from oracle.families import build_tiny
+from oracle.families import build_tiny, default_config, tiny_network
 from pagoda import LLM, SamplingParams
 from pagoda.config import Environment
 from pagoda.errors import ConfigError, KernelUnavailableError
 from pagoda.kernels.coded_weight import CodedWeight
 from pagoda.kernels.triton import coded
 from pagoda.kernels.triton.backend import INTERPRETER, TritonKernels
+from pagoda.models import rounding
 from pagoda.models.attention import ATTENTION_NAME
 from pagoda.models.build import random_network
 from pagoda.models.coded import decode
@@ -73,6 +74,27 @@ def test_coded_weights_are_read_as_codes(monkeypatch):
     assert hits > 0
     assert set(read) == {"_multiply_few", "decoded_rows"}
     assert model.weight_nbytes < dense.weight_nbytes / 3
+
+
+@pytest.mark.parametrize(("family", "stacks"), [("gpt_oss", {4}), ("deepseek_v3", {4, 8})])
+def test_coded_experts_and_latents_are_read_as_codes(family, stacks, monkeypatch):
+    """As above, of four experts, with biases, and of four heads, which have rows for keys and for values."""
+    monkeypatch.setenv("PAGODA_KERNELS", "triton")
+    monkeypatch.setenv(INTERPRETER, "1")
+    monkeypatch.setattr(rounding, "MIN_ROWS", 2)
+    network = build_tiny(family)
+    quantize(network, "int8")
+    model = Model.from_transformers(network)
+    decode(network)
+    (expected, *_), *_ = answers(Model.from_transformers(network))
+    read, original = set(), coded._multiply_routed
+    monkeypatch.setattr(
+        coded, "_multiply_routed", lambda rows, weight, *rest: (read.add(weight.count), original(rows, weight, *rest))
+    )
+    monkeypatch.setattr(CodedWeight, "decoding", None)
+    found, *_ = answers(model)
+    assert found == [expected, expected]
+    assert read == stacks
 
 
 def test_pages_made_of_coded_inputs_are_others(monkeypatch):
@@ -155,6 +177,14 @@ class TestDeterminism:
         assert kernels.is_deterministic
         assert kernels.recorder is None
         check_determinism(model, kernels)
+
+    def test_nor_do_those_of_experts_in_codes(self, monkeypatch):
+        monkeypatch.setattr(rounding, "MIN_ROWS", 2)
+        config = default_config("mixtral")
+        config.num_hidden_layers = 1
+        network = tiny_network(config, 0).bfloat16()
+        quantize(network, "int4")
+        check_determinism(Model.from_transformers(network), self.kernels(deterministic=True))
 
     def test_they_do_unless_it_is_asked_for(self, model):
         kernels = self.kernels(deterministic=False)

@@ -103,7 +103,7 @@ def check_forward(model, kernels):
         geometry = StateGeometry(model.spec.states, 4)
         slots = torch.empty(3, geometry.page_nbytes, dtype=torch.uint8, device=DEVICE)
         states = StepStates(typed_states(geometry, slots, torch.float32), view, [(), ()])
-    step = PagedStep(kernels, sites, (view,) * max(len(geometries), 1), states)
+    step = PagedStep(kernels.layers, sites, (view,) * max(len(geometries), 1), states)
     logits = model.forward(torch.arange(6), torch.tensor([0, 1, 2, 3, 4, 2]), torch.tensor([4, 5]), step)
     assert logits.device == DEVICE
     assert logits.shape == (2, model.vocab_size)

@@ -65,7 +65,7 @@ class LayerKernels(ABC):
         """`coded_linear` of each row of `input` [rows, depth] with those matrices that its `experts` [rows, n] name.
 
         `bias` is [matrices, columns]. Returns [rows, n, columns]. What no row names is not read. Raises IndexError for
-        a matrix that is not there.
+        a matrix that is not there; on a GPU, whose numbers nobody waits for, results of it are zeros.
         """
 
     @abstractmethod

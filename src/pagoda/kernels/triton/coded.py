@@ -1,29 +1,34 @@
 """Layers whose weights are codes, on the device: few rows of input meet codes, many meet slices that were decoded.
 
-Knows coded weights, and sizes the launches. How codes lie is for `coded_numbers.py`. Input is not coded, as processors
-do it: products are those with the numbers that weights stand for.
+Rows that are routed to experts meet codes however many they are. Knows coded weights, and sizes the launches. How codes
+lie is for `coded_numbers.py`, and which rows meet which expert for `routing.py`. Input is not coded, as processors do
+it: products are those with the numbers that weights stand for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 
 from pagoda.errors import ConfigError
 from pagoda.kernels.coded_sizes import BLOCK_ROWS, UNIT_DEPTH
-from pagoda.kernels.coded_weight import CodedWeight
+from pagoda.kernels.coded_stack import CodedStack
+from pagoda.kernels.coded_weight import CodedWeight, HeldCodes
 from pagoda.kernels.layers import CodedLayer
 from pagoda.kernels.native_calls import compiled
 from pagoda.kernels.reference_layers import ReferenceLayers
-from pagoda.kernels.triton.coded_numbers import add_splits, decode_tile, multiply_few
+from pagoda.kernels.triton.coded_numbers import add_splits, decode_tile, multiply_few, multiply_routed
+from pagoda.kernels.triton.routing import Routing
 
 # Rows of input that codes are read for; for more they are decoded first. Not measured.
 FEW_ROWS = 64
 # Of these a program takes so many, if there are no more, or else so many.
 LEAST_ROWS, MORE_ROWS = 16, 32
+# Of rows that meet an expert, if experts have more than the least on average. Not measured.
+MANY_ROWS = 64
 # Programs that a product of few rows is divided into, if it can be, and splits of depth at most. Not measured.
 WANTED_PROGRAMS, MOST_SPLITS = 512, 16
 # Of a slice of decoded weights.
@@ -45,6 +50,11 @@ class CodedTile:
     steps: int
     split_tiles: int = 1
 
+    @property
+    def num_warps(self) -> int:
+        """So that threads have registers for what they sum up and decode."""
+        return 8 if self.rows > MORE_ROWS else 4
+
 
 @dataclass(frozen=True)
 class CodedShape:
@@ -61,7 +71,7 @@ class CodedShape:
     depth: int
 
     @classmethod
-    def of(cls, weight: CodedWeight) -> CodedShape:
+    def of(cls, weight: HeldCodes) -> CodedShape:
         coding = weight.coding
         return cls(
             bits=coding.bits,
@@ -107,7 +117,7 @@ DECODED = CodedTile(rows=16, columns=16, steps=64)
 
 
 class CodedLayers(ReferenceLayers):
-    """Tensors on the device, or on the CPU where Triton interprets. Experts are the reference's.
+    """Tensors on the device, or on the CPU where Triton interprets. The host waits for none of them.
 
     If `deterministic`, rows meet codes however many they are, in programs of one kind.
     """
@@ -119,6 +129,18 @@ class CodedLayers(ReferenceLayers):
 
     def coded_linears(self, input: torch.Tensor, layers: Sequence[CodedLayer]) -> list[torch.Tensor]:
         return [_linear(input, weight, bias, self._is_deterministic) for weight, bias in layers]
+
+    def coded_experts(
+        self, input: torch.Tensor, weight: CodedStack, experts: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        _check(input, weight)
+        if input.dim() != 2 or experts.dim() != 2 or len(experts) != len(input) or experts.is_floating_point():
+            raise ConfigError(f"{experts.dtype} of {tuple(experts.shape)} names no experts of {tuple(input.shape)}.")
+        out = input.new_empty(*experts.shape, weight.rows)
+        if out.numel():
+            tile = _routed_tile(weight, experts.numel(), self._is_deterministic)
+            _multiply_routed(with_unit_stride(input), weight, experts, bias, out.flatten(0, 1), tile)
+        return out
 
     def coded_heads(self, input: torch.Tensor, weight: CodedWeight, first: int) -> torch.Tensor:
         heads, depth = input.shape[1:]
@@ -155,8 +177,7 @@ def _decode(
 
 
 def _linear(input: torch.Tensor, weight: CodedWeight, bias: torch.Tensor | None, deterministic: bool) -> torch.Tensor:
-    if input.shape[-1] != weight.depth or input.dtype not in DTYPES:
-        raise ConfigError(f"{input.dtype} of {tuple(input.shape)} cannot multiply coded weights of {weight.shape}.")
+    _check(input, weight)
     rows = input.reshape(-1, weight.depth)
     out = torch.empty(len(rows), weight.rows, dtype=input.dtype, device=input.device)
     if len(rows) > FEW_ROWS and not deterministic:
@@ -165,7 +186,7 @@ def _linear(input: torch.Tensor, weight: CodedWeight, bias: torch.Tensor | None,
             numbers = _decode(weight, None, part.start, part.stop - part.start, input.dtype)
             out[:, part] = torch.nn.functional.linear(rows, numbers, own)
         return out.view(*input.shape[:-1], weight.rows)
-    rows = rows if rows.stride(1) == 1 else rows.contiguous()
+    rows = with_unit_stride(rows)
     for first in range(0, len(rows), FEW_ROWS):
         own = rows[first : first + FEW_ROWS]
         tile_rows = LEAST_ROWS if len(own) <= LEAST_ROWS and not deterministic else MORE_ROWS
@@ -173,27 +194,83 @@ def _linear(input: torch.Tensor, weight: CodedWeight, bias: torch.Tensor | None,
     return out.view(*input.shape[:-1], weight.rows)
 
 
+def _check(input: torch.Tensor, weight: CodedWeight | CodedStack) -> None:
+    if input.shape[-1] != weight.depth or input.dtype not in DTYPES:
+        raise ConfigError(f"{input.dtype} of {tuple(input.shape)} cannot multiply coded weights of {weight.shape}.")
+
+
+def with_unit_stride(rows: torch.Tensor) -> torch.Tensor:
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
+
+
 def _multiply_few(
     rows: torch.Tensor, weight: CodedWeight, bias: torch.Tensor | None, out: torch.Tensor, tile_rows: int
 ) -> None:
     shape, tile = CodedShape.of(weight), _tile(weight, tile_rows)
+
+    def launch(target: torch.Tensor, columns: int, splits: int) -> None:
+        multiply_few[(triton.cdiv(len(rows), tile.rows), columns, splits)](
+            rows, weight.data, rows if bias is None else bias, target, rows.stride(0), len(rows), weight.rows,
+            bias is not None, shape, tile, num_warps=tile.num_warps, num_stages=1, enable_fp_fusion=False,
+        )  # fmt: skip
+
+    _in_splits(launch, out, shape, tile)
+
+
+def _multiply_routed(
+    rows: torch.Tensor,
+    weight: CodedStack,
+    experts: torch.Tensor,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+    tile: CodedTile,
+) -> None:
+    shape, routing = CodedShape.of(weight), Routing.of(experts, weight.count, tile.rows)
+    biases = rows if bias is None else bias.contiguous()
+
+    def launch(target: torch.Tensor, columns: int, splits: int) -> None:
+        multiply_routed[(len(routing.owners), columns, splits)](
+            rows, weight.data, biases, target, routing.pairs, routing.owners, rows.stride(0), experts.shape[1],
+            weight.data.stride(0), len(out), weight.count, weight.rows, bias is not None, shape, tile,
+            num_warps=tile.num_warps, num_stages=1, enable_fp_fusion=False,
+        )  # fmt: skip
+
+    _in_splits(launch, out, shape, tile)
+
+
+def _in_splits(
+    launch: Callable[[torch.Tensor, int, int], None], out: torch.Tensor, shape: CodedShape, tile: CodedTile
+) -> None:
+    """Let `launch` write `out` [rows, columns], with so many programs for columns and for splits.
+
+    More splits than one go to [splits, rows, columns] in fp32, and are added up.
+    """
+    columns = triton.cdiv(out.shape[1], tile.columns)
     splits = triton.cdiv(shape.num_tiles(tile.steps), tile.split_tiles)
-    partial = torch.empty(splits, len(rows), weight.rows, device=out.device)
-    multiply_few[(triton.cdiv(weight.rows, tile.columns), splits, triton.cdiv(len(rows), tile.rows))](
-        rows, weight.data, partial, rows.stride(0), len(rows), weight.rows, shape, tile,
-        num_warps=4, num_stages=1, enable_fp_fusion=False,
-    )  # fmt: skip
-    add_splits[(triton.cdiv(weight.rows, ADDED_COLUMNS), len(rows))](
-        partial, out if bias is None else bias, out, len(rows), weight.rows, splits, bias is not None, ADDED_COLUMNS
-    )
+    if splits == 1:
+        launch(out, columns, splits)
+        return
+    partial = torch.empty(splits, *out.shape, device=out.device)
+    launch(partial, columns, splits)
+    add_splits[(triton.cdiv(out.shape[1], ADDED_COLUMNS), len(out))](partial, out, *out.shape, splits, ADDED_COLUMNS)
 
 
-def _tile(weight: CodedWeight, rows: int) -> CodedTile:
+def _tile(weight: HeldCodes, rows: int) -> CodedTile:
     """Splits go by the weight alone, so that sums of a row have the same order in every batch."""
     columns, steps = 64, 32
     tiles = -(-weight.depth // (steps * STEP_DEPTH))
     splits = min(MOST_SPLITS, tiles, max(1, WANTED_PROGRAMS // -(-weight.rows // columns)))
     return CodedTile(rows, columns, steps, -(-tiles // splits))
+
+
+def _routed_tile(weight: CodedStack, num_pairs: int, deterministic: bool) -> CodedTile:
+    """Depth is split for few pairs only: many have programs enough, and would have as many sums for each split."""
+    rows = MORE_ROWS
+    if not deterministic:
+        rows = LEAST_ROWS if num_pairs <= LEAST_ROWS * weight.count else MANY_ROWS
+    tile = _tile(weight, rows)
+    is_split = num_pairs <= FEW_ROWS and not deterministic
+    return tile if is_split else replace(tile, split_tiles=CodedShape.of(weight).num_tiles(tile.steps))
 
 
 def _slices(weight: CodedWeight, dtype: torch.dtype) -> Iterator[slice]:

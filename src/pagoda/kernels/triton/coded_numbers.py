@@ -37,50 +37,83 @@ def decode_tile(
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def multiply_few(input, data, partial, row_stride, num_rows, columns, shape: tl.constexpr, tile: tl.constexpr):
-    """A program sums up one split of depth for some rows of input and some columns: `partial` [splits, rows, columns].
+def multiply_few(
+    input, data, bias, out, row_stride, num_rows, columns, has_bias: tl.constexpr, shape: tl.constexpr,
+    tile: tl.constexpr
+):  # fmt: skip
+    """A program takes some rows of input through the columns and the split that `_multiply_rows` says."""
+    row = tl.program_id(0) * tile.rows + tl.arange(0, tile.rows)
+    rows = input + row.to(tl.int64) * row_stride
+    _multiply_rows(rows, row, row < num_rows, data, True, bias, out, num_rows, columns, has_bias, shape, tile)
 
-    Depth is gone through in one order whatever the rows are, so that those of a row have the same bits in every batch.
+
+@triton.jit(do_not_specialize=["num_pairs", "num_matrices"])
+def multiply_routed(
+    input, data, bias, out, pairs, owners, row_stride, per_row, matrix_nbytes, num_pairs, num_matrices, columns,
+    has_bias: tl.constexpr, shape: tl.constexpr, tile: tl.constexpr
+):  # fmt: skip
+    """The same of one block of `Routing`, whose rows meet one of many matrices, and `bias` [matrices, columns].
+
+    A row has `per_row` pairs, of which each has a row of results. They are zeros where there is no such matrix.
     """
-    column = tl.program_id(0).to(tl.int64) * tile.columns + tl.arange(0, tile.columns)
-    split = tl.program_id(1)
-    row = tl.program_id(2) * tile.rows + tl.arange(0, tile.rows)
+    block = tl.program_id(0)
+    pair = tl.load(pairs + block * tile.rows + tl.arange(0, tile.rows))
+    owner = tl.load(owners + block).to(tl.int64)
+    if tl.min(pair, axis=0) < num_pairs:
+        rows = input + (pair // per_row).to(tl.int64) * row_stride
+        _multiply_rows(
+            rows, pair, pair < num_pairs, data + owner * matrix_nbytes, owner < num_matrices, bias + owner * columns,
+            out, num_pairs, columns, has_bias, shape, tile,
+        )  # fmt: skip
+
+
+@triton.jit
+def _multiply_rows(
+    rows, place, is_row, data, is_matrix, bias, out, num_rows, columns, has_bias: tl.constexpr, shape: tl.constexpr,
+    tile: tl.constexpr
+):  # fmt: skip
+    """Some rows, at `rows`, meet some columns in one split of depth, for rows `place` of `out` [splits, rows, columns].
+
+    Columns are those of the second axis of the grid, and splits of the third, of which the first has the bias. Depth is
+    gone through in one order whatever the rows are, so that those of a row have the same bits in every batch.
+    """
+    column = tl.program_id(1).to(tl.int64) * tile.columns + tl.arange(0, tile.columns)
+    split = tl.program_id(2)
     first = split * tile.split_tiles
     is_column = column < columns
-    dtype: tl.constexpr = input.dtype.element_ty
+    dtype: tl.constexpr = rows.dtype.element_ty
     tile_rows: tl.constexpr = tile.rows
     tile_columns: tl.constexpr = tile.columns
     sums = tl.zeros((tile_rows, tile_columns), tl.float32)
     for index in range(first, tl.minimum(first + tile.split_tiles, shape.num_tiles(tile.steps))):
-        place = index * (tile.steps * 4) + tl.arange(0, tile.steps * 4)
-        mask = (row < num_rows)[:, None] & (place < shape.depth)[None, :]
-        numbers = tl.load(input + row.to(tl.int64)[:, None] * row_stride + place[None, :], mask=mask, other=0.0)
+        along = index * (tile.steps * 4) + tl.arange(0, tile.steps * 4)
+        mask = is_row[:, None] & (along < shape.depth)[None, :]
+        numbers = tl.load(rows[:, None] + along[None, :], mask=mask, other=0.0)
         even, odd = _halves_of(numbers)
         zeroth, second = _halves_of(even)
         one, third = _halves_of(odd)
         step = index * tile.steps + tl.arange(0, tile.steps)
-        tiles = _weight_tiles(data, column, step, is_column, shape, True, False, dtype)
+        tiles = _weight_tiles(data, column, step, is_column & is_matrix, shape, True, False, dtype)
         sums = tl.dot(zeroth, tiles[0], sums, input_precision="ieee")
         sums = tl.dot(one, tiles[1], sums, input_precision="ieee")
         sums = tl.dot(second, tiles[2], sums, input_precision="ieee")
         sums = tl.dot(third, tiles[3], sums, input_precision="ieee")
-    places = (split.to(tl.int64) * num_rows + row)[:, None] * columns + column[None, :]
-    tl.store(partial + places, sums, mask=(row < num_rows)[:, None] & is_column[None, :])
+    if has_bias:
+        added = tl.load(bias + column, mask=is_column & is_matrix & (split == 0), other=0.0)
+        sums += added.to(tl.float32)[None, :]
+    places = (split.to(tl.int64) * num_rows + place)[:, None] * columns + column[None, :]
+    tl.store(out + places, sums.to(out.dtype.element_ty), mask=is_row[:, None] & is_column[None, :])
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def add_splits(
-    partial, bias, out, num_rows, columns, num_splits: tl.constexpr, has_bias: tl.constexpr, block: tl.constexpr
-):
-    """A program adds up some columns of a row, split after split, and then the bias."""
+def add_splits(partial, out, num_rows, columns, num_splits: tl.constexpr, block: tl.constexpr):
+    """A program adds up some columns of a row, split after split."""
     row = tl.program_id(1).to(tl.int64)
     column = tl.program_id(0) * block + tl.arange(0, block)
     exists = column < columns
     total = tl.zeros((block,), tl.float32)
     for split in range(num_splits):
         total += tl.load(partial + (split * num_rows + row) * columns + column, mask=exists, other=0.0)
-    if has_bias:
-        total += tl.load(bias + column, mask=exists, other=0.0).to(tl.float32)
     tl.store(out + row * columns + column, total.to(out.dtype.element_ty), mask=exists)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import triton
 
-from pagoda.kernels.triton.coded import CodedLayers
+from pagoda.kernels.triton.coded import CodedLayers, with_unit_stride
 from pagoda.kernels.triton.elementwise import add_norm_row, gate_block, norm_row, rotate_rows
 from pagoda.kernels.triton.product import multiply
 
@@ -26,7 +26,7 @@ class TritonLayers(CodedLayers):
         return self._is_deterministic and input.dtype in DTYPES and input.dtype is weight.dtype
 
     def linear(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        rows = _unit_stride(input.reshape(-1, input.shape[-1]))
+        rows = with_unit_stride(input.reshape(-1, input.shape[-1]))
         return multiply(rows[:, None], weight.T[None], bias).view(*input.shape[:-1], len(weight))
 
     def multiply_heads(self, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -38,7 +38,7 @@ class TritonLayers(CodedLayers):
         width = weight.numel()
         if not _takes_norm(input, weight):
             return super().rms_norm(input, weight, epsilon)
-        rows = _unit_stride(input.flatten(0, -3) if input.dim() > 2 else input.view(1, -1, width))
+        rows = with_unit_stride(input.flatten(0, -3) if input.dim() > 2 else input.view(1, -1, width))
         out = torch.empty(input.shape, dtype=input.dtype, device=input.device)
         block = triton.next_power_of_2(width)
         norm_row[(rows.shape[0] * rows.shape[1],)](
@@ -53,7 +53,7 @@ class TritonLayers(CodedLayers):
         width = weight.numel()
         if not _takes_norm(residual, weight) or added.dtype is not residual.dtype or added.shape != residual.shape:
             return super().add_norm(residual, added, weight, epsilon)
-        rows, others = (_unit_stride(each.reshape(-1, width)) for each in (residual, added))
+        rows, others = (with_unit_stride(each.reshape(-1, width)) for each in (residual, added))
         total, out = (torch.empty(added.shape, dtype=added.dtype, device=added.device) for _ in range(2))
         block = triton.next_power_of_2(width)
         add_norm_row[(len(rows),)](
@@ -66,7 +66,7 @@ class TritonLayers(CodedLayers):
         if gate.dtype not in DTYPES or gate.dtype is not up.dtype or not gate.numel():
             return super().gated_silu(gate, up)
         width = up.shape[-1]
-        gates, ups = (_unit_stride(each.reshape(-1, width)) for each in (gate, up))
+        gates, ups = (with_unit_stride(each.reshape(-1, width)) for each in (gate, up))
         out = torch.empty(up.shape, dtype=up.dtype, device=up.device)
         gate_block[(len(ups), triton.cdiv(width, BLOCK))](
             gates, ups, out, gates.stride(0), ups.stride(0), width, BLOCK, enable_fp_fusion=False
@@ -98,10 +98,6 @@ class TritonLayers(CodedLayers):
                 *heads, width // 2, *blocks, enable_fp_fusion=False,
             )  # fmt: skip
         return outs[0].transpose(1, 2), outs[1].transpose(1, 2)
-
-
-def _unit_stride(rows: torch.Tensor) -> torch.Tensor:
-    return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
 def _takes_norm(input: torch.Tensor, weight: torch.Tensor) -> bool:
