@@ -19,6 +19,8 @@ from pagoda.engine.embedding import Embedder, Pooling
 from pagoda.engine.request import Sequence, new_request
 from pagoda.engine.sampling import sample
 from pagoda.engine.together import draw_together
+from pagoda.models import rounding
+from pagoda.models.coded import decode
 from pagoda.models.model import Model
 from pagoda.models.stacked import StackedLinear
 
@@ -48,6 +50,8 @@ COMPRESSIONS = {
     "head_floor": "snapkv:tokens=96,window=16,head_floor=0.2",
 }
 QUANTIZATIONS = ("int8", "int4")
+# Experts in codes: plain, with biases and a gate of their own, beside latents, beside shared ones.
+MIXTURES = ("mixtral", "gpt_oss", "deepseek_v3", "qwen3_moe", "qwen2_moe")
 # A choice between two tokens whose logits are so close is nobody's error.
 TIE = 1e-3
 GREEDY = SamplingParams(temperature=0, max_tokens=24)
@@ -59,6 +63,7 @@ def names() -> list[str]:
         *(f"model:format/{name}" for name in ("auto", "int8", "int4", "fp8_e4m3", "k8v4")),
         *(f"model:compression/{name}" for name in COMPRESSIONS),
         *(f"model:codes/{name}" for name in QUANTIZATIONS),
+        *(f"model:experts/{name}" for name in MIXTURES),
         *(f"model:{name}" for name in ("processor", "batches", "eviction", "sampling", "draws", "memory", "requests")),
         *(f"model:{name}" for name in ("deterministic", "sparse")),
     ]
@@ -72,6 +77,7 @@ def run(name: str) -> dict[str, Any]:
         "format": format_of_pages,
         "compression": compressed,
         "codes": coded_weights,
+        "experts": coded_experts,
         "processor": as_on_the_processor,
         "batches": moving_batches,
         "eviction": eviction,
@@ -88,10 +94,30 @@ def run(name: str) -> dict[str, Any]:
 def family(name: str) -> dict[str, Any]:
     """Tokens in fp32, cold and warm, against transformers' own uncached forward on the processor."""
     network = build_tiny(name)
+    return _as_transformers(copy.deepcopy(network).cuda(), network)
+
+
+def coded_experts(name: str) -> dict[str, Any]:
+    """The same of a mixture in codes, against the weights that these stand for. Steps are replayed."""
+    rounding.MIN_ROWS = 2  # matrices of tiny models are small
+    found = {}
+    for quantization in QUANTIZATIONS:
+        network = build_tiny(name)
+        rounding.quantize(network, quantization)
+        dense = copy.deepcopy(network)
+        decode(dense)
+        found[quantization] = _as_transformers(network.cuda(), dense)
+        if not found[quantization]["proved"]:
+            raise AssertionError(f"no step was replayed: {found}")
+    return found
+
+
+def _as_transformers(network: Any, on_processor: Any) -> dict[str, Any]:
+    """Tokens of `network` where it is, against transformers' own forward of the other."""
     source = random.Random(0)
     prompts = [[source.randrange(2, 120) for _ in range(length)] for length in (5, 18, 37)]
-    expected = [_greedy(network, prompt, 12) for prompt in prompts]
-    model = Model.from_transformers(copy.deepcopy(network).cuda())
+    expected = [_greedy(on_processor, prompt, 12) for prompt in prompts]
+    model = Model.from_transformers(network)
     params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
     options = {"skip_tokenizer_init": True, "block_size": 16, "kv_cache_memory_bytes": 8 << 20}
     ties = 0
@@ -104,6 +130,7 @@ def family(name: str) -> dict[str, Any]:
         return {
             "kernels": llm.engine.kernel_choice.notices,
             "graphs": recorded(llm),
+            "proved": num_proved(llm),
             "stacked": stacked,
             "ties": ties,
         }
