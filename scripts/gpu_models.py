@@ -176,11 +176,12 @@ def deterministic() -> dict[str, Any]:
     with LLM(**options) as llm:
         together = _texts(llm, TEXTS)
         found = [_texts(llm, TEXTS), [_texts(llm, [text])[0] for text in TEXTS]]
+        graphs, proved = recorded(llm), num_proved(llm)
     with LLM(**options, max_num_batched_tokens=16, max_num_seqs=3) as llm:
         found.append(_texts(llm, TEXTS))
-    if any(each != together for each in found):
-        raise AssertionError(f"{together}\n{found}")
-    return {"texts": len(together)}
+    if any(each != together for each in found) or not proved:
+        raise AssertionError(f"{together}\n{found}\n{graphs}")
+    return {"texts": len(together), "graphs": graphs}
 
 
 def _texts(llm: LLM, prompts: Any, params: Any = GREEDY) -> list[str]:

@@ -14,7 +14,7 @@ from pagoda.formats.page import PageGeometry, summary_numbers
 from pagoda.kernels.base import AttentionRule, GroupView, LayerPages, LayerSummaries
 from pagoda.kernels.triton import tiles
 from pagoda.kernels.triton.attention import TritonAttention
-from pagoda.kernels.triton.plan import tables_of
+from pagoda.kernels.triton.plan import Room, tables_of
 from pagoda.kernels.triton.shapes import Tile
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.spec import LayerGroup, Reach
@@ -114,7 +114,7 @@ def decode_seconds(setting: Setting, most_pages: int | None = None) -> float:
     kernels, layer, view, query = setting.build(1)
     if most_pages is not None:
         layer, view = in_part(layer, view, most_pages)
-    kernels.record(view, 1, tables_of(view), len(view.page_indices))
+    kernels.record(view, tables_of(view), Room.of(view))
     kernels.attend(query, layer, view, RULE)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -320,7 +320,7 @@ def check_graph() -> Iterator[dict[str, Any]]:
     """A recorded step follows the lengths in its tables: the bits of a step that is not recorded."""
     for format in ("bf16", "int8", "int4"):
         kernels, layer, view, query = Setting(format, 8, 4096).build(1)
-        kernels.record(view, 1, tables_of(view), len(view.page_indices))
+        kernels.record(view, tables_of(view), Room.of(view))
         kernels.attend(query, layer, view, RULE)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

@@ -29,8 +29,8 @@ from pagoda.engine import exchange, pools
 from pagoda.kernels.base import GroupView
 from pagoda.kernels.recording import RecordedStep, StepRecorder
 from pagoda.kernels.reference import ReferenceKernels
-from pagoda.kernels.triton.graphs import Buffers, Room
-from pagoda.kernels.triton.plan import tables_of
+from pagoda.kernels.triton.graphs import Buffers
+from pagoda.kernels.triton.plan import Room, tables_of
 from pagoda.models.attention import PagedStep
 from pagoda.models.model import Model
 

@@ -10,12 +10,14 @@ import torch
 
 from kernels.interpreted import GraphRecorder, TritonAttention
 from pagoda.kernels.base import GroupView
-from pagoda.kernels.triton.graphs import Buffers, Room
+from pagoda.kernels.triton.graphs import Buffers
+from pagoda.kernels.triton.plan import Room
 
 
 def view(num_pages: int, num_sequences: int = 2) -> GroupView:
     numbers = torch.arange(num_sequences + 1, dtype=torch.int32)
-    return GroupView(torch.arange(num_pages, dtype=torch.int32), numbers, numbers, numbers[1:])
+    pages, starts = torch.arange(num_pages, dtype=torch.int32), numbers * num_pages // num_sequences
+    return GroupView(pages, starts, numbers, numbers[1:])
 
 
 def test_sizes_grow_with_the_batch_and_are_few():
@@ -32,6 +34,7 @@ def test_tables_have_room_to_grow_and_not_much_more(num_pages):
     room = Room.of(view(num_pages))
     assert num_pages + 2 <= room.num_entries <= 2 * (num_pages + 2)
     assert room.num_pages == room.num_entries
+    assert (num_pages + 1) // 2 + 2 <= room.most_pages <= room.num_pages
 
 
 def test_packed_pages_need_room_for_what_the_longest_head_has():
@@ -46,7 +49,7 @@ def test_packed_pages_need_room_for_what_the_longest_head_has():
 
 
 def test_buffers_hold_what_they_are_given_where_kernels_expect_it():
-    tables = [*Room(6, 6).tables(view(4)), *Room(12, 12).tables(view(9))]
+    tables = [*Room(6, 6, 6).tables(view(4)), *Room(12, 12, 12).tables(view(9))]
     given = [torch.arange(3), torch.arange(5), *tables]
     buffers = Buffers(given, torch.device("cpu"))
     assert all(each.data_ptr() % 16 == buffers.on_device[0].data_ptr() % 16 for each in buffers.on_device)

@@ -18,7 +18,7 @@ from pagoda.kernels.base import AttentionRule
 from pagoda.kernels.native_arguments import WITH_CONSTANTS
 from pagoda.kernels.reference import ReferenceKernels
 from pagoda.kernels.sight import Sight
-from pagoda.kernels.triton.plan import tables_of
+from pagoda.kernels.triton.plan import Room, tables_of
 from pagoda.layouts.spec import Reach
 
 # NumPy, which interprets, warns of what is tested here: overflow, and what is not a number.
@@ -265,13 +265,13 @@ def test_a_recorded_step_follows_its_tables(shape, make_case):
     sequences = ((100, 1), (0, 1), (37, 2))
     case = make_case(shape(format=INT8, dtype=torch.bfloat16, sequences=sequences, **sizes))
     kernels, view = TritonAttention(SMALL), case.view
-    kernels.record(view, 2, tables_of(view), len(view.page_indices))
+    kernels.record(view, tables_of(view), Room.of(view), few_rows=2)
     for lengths in ([101, 1, 39], [3, 1, 38]):
         view.context_lengths.copy_(torch.tensor(lengths))
         expected = TritonAttention(SMALL).attend(case.query, case.layer, replace(view), PLAIN)
         assert torch.equal(kernels.attend(case.query, case.layer, view, PLAIN), expected)
     with pytest.raises(ConfigError, match="up to 16 rows"):
-        kernels.record(view, 17, tables_of(view), len(view.page_indices))
+        kernels.record(view, tables_of(view), Room.of(view), few_rows=17)
 
 
 def test_heads_must_share_evenly(shape, make_case):

@@ -12,6 +12,7 @@ from pagoda.formats.scaled import INT8
 from pagoda.kernels.base import AttentionRule, GroupView
 from pagoda.kernels.reference import ReferenceKernels
 from pagoda.kernels.triton.even import MANY, SPLIT_TOKENS, EvenAttention, even
+from pagoda.kernels.triton.plan import Room, tables_of
 
 # NumPy, which interprets, warns where a row has nothing in a split.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -37,6 +38,17 @@ def test_rows_do_not_depend_on_how_many_there_are_nor_on_other_sequences(shape, 
             rows = slice(first_rows[sequence] + end - count, first_rows[sequence] + end)
             alone = EvenAttention(SMALL).attend(case.query[rows], case.layer, view, RULE)
             assert torch.equal(alone, whole[rows])
+
+
+def test_a_recorded_step_follows_its_tables(shape, make_case):
+    """The bits of one that is not recorded, however long its contexts are, as far as there is room."""
+    case = make_case(shape(format=INT8, dtype=torch.bfloat16, sequences=((100, 1), (0, 1), (37, 1)), **SIZES))
+    kernels, view = EvenAttention(SMALL), case.view
+    kernels.record(view, tables_of(view), Room.of(view))
+    for lengths in ([101, 1, 38], [3, 1, 33]):
+        view.context_lengths.copy_(torch.tensor(lengths))
+        expected = EvenAttention(SMALL).attend(case.query, case.layer, replace(view), RULE)
+        assert torch.equal(kernels.attend(case.query, case.layer, view, RULE), expected)
 
 
 def test_only_the_way_of_many_is_other():

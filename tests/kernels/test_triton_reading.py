@@ -11,11 +11,15 @@ from kernels.rounding import tolerance
 from kernels.test_reading import ONE, RULE
 from kernels.views import reading, rows_of
 from pagoda.errors import ConfigError
+from pagoda.formats.constants import constants_on
 from pagoda.formats.plain import BF16, FP16, FP32
 from pagoda.formats.rotated import INT4
 from pagoda.formats.scaled import FP8_E4M3, INT8
-from pagoda.kernels.base import AttentionRule
+from pagoda.kernels.base import AttentionRule, LayerSummaries
 from pagoda.kernels.reference import ReferenceKernels
+from pagoda.kernels.triton import attention
+from pagoda.kernels.triton import reading as triton_reading
+from pagoda.kernels.triton.plan import Room, tables_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 BUDGET = 4
@@ -140,6 +144,39 @@ def test_sequences_that_read_all_of_packed_pages_go_beside_those_that_choose():
     kernels = TritonAttention(SMALL)
     expected = kernels.attend(case.query, case.layer, case.view, RULE)
     assert torch.equal(kernels.attend(case.query, case.layer, beside, RULE), expected)
+
+
+def test_nothing_waits_for_the_device(monkeypatch):
+    """On tensors without numbers, all launches aside: what asks for one raises there, as does what is elsewhere."""
+    launched = []
+
+    class Launch:
+        def __init__(self, name):
+            self.name = name
+
+        def __getitem__(self, _):
+            return lambda *_, **__: launched.append(self.name)
+
+    for module in (attention, triton_reading):
+        for name in ("attend_few", "reduce_splits", "prepare_queries", "bound_pages", "choose_pages", "rest_of"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, Launch(name))
+    case = reading(replace(SHAPES["int4 with constants"], sequences=((201, 1), (190, 1))), BUDGET)
+    view = replace(case.view, cell_starts=torch.zeros(2, 3 * case.shape.kv_heads + 1).int())
+    layer = on_meta(case.layer)
+    tables = tuple(each.to("meta") for each in tables_of(view))
+    for is_recorded in (False, True):
+        kernels = TritonAttention(SMALL)
+        if is_recorded:
+            kernels.record(view, tables, Room.of(view))
+        assert kernels.attend(case.query.to("meta"), layer, view, RULE).is_meta
+    assert {"bound_pages", "choose_pages", "rest_of", "attend_few"} < set(launched)
+
+
+def on_meta(layer):
+    summaries = LayerSummaries(layer.summaries.numbers.to("meta"), layer.summaries.is_made.to("meta"))
+    constants = constants_on(torch.device("meta"), {0: layer.constants})[0]
+    return replace(layer, pages=layer.pages.to("meta"), summaries=summaries, constants=constants)
 
 
 @pytest.mark.parametrize(

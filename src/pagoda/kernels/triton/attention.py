@@ -19,7 +19,7 @@ from pagoda.kernels.base import AttentionRule, GroupView, LayerPages
 from pagoda.kernels.triton import tiles
 from pagoda.kernels.triton.attend import attend_few, attend_many
 from pagoda.kernels.triton.own_pages import OwnPages
-from pagoda.kernels.triton.plan import Plan, plan_recorded, plan_step
+from pagoda.kernels.triton.plan import Plan, Room, plan_recorded, plan_step
 from pagoda.kernels.triton.prepare import prepare_queries
 from pagoda.kernels.triton.reading import check_rule
 from pagoda.kernels.triton.reduce import reduce_splits
@@ -69,14 +69,14 @@ class TritonAttention:
         self._found: WeakKeyDictionary[LayerPages, OwnPages] = WeakKeyDictionary()
         self._slopes: dict[tuple[tuple[float, ...], torch.device], torch.Tensor] = {}
 
-    def record(self, view: GroupView, few_rows: int, tables: tuple[torch.Tensor, ...], num_pages: int) -> Plan:
-        """Let calls with `view` launch the same whatever its `tables` will hold, on the device.
+    def record(self, view: GroupView, tables: tuple[torch.Tensor, ...], room: Room, few_rows: int = 1) -> Plan:
+        """Let calls with `view` launch the same whatever its `tables` hold, on the device, as far as there is `room`.
 
-        No sequence may have more than `few_rows` new rows, nor all together more than `num_pages`.
+        No sequence may have more than `few_rows` new rows.
         """
         if few_rows > tiles.FEW_ROWS:
             raise ConfigError(f"A recorded step has up to {tiles.FEW_ROWS} rows a sequence, not {few_rows}.")
-        self._plans[view] = plan = plan_recorded(view, few_rows, tables, num_pages)
+        self._plans[view] = plan = plan_recorded(view, tables, room, few_rows, few_rows <= self.most_few_rows)
         return plan
 
     def store(
@@ -146,7 +146,7 @@ class TritonAttention:
             call = self._attend_in_part(call, layer, rule, biases is not None)
         if plan.few_rows:
             self._attend_few(self._in_regime(call, is_few=True))
-        if plan.many_tokens:
+        if plan.many_pages:
             self._attend_many(self._in_regime(call, is_few=False))
         return out
 
@@ -178,7 +178,7 @@ class TritonAttention:
 
     def _attend_many(self, call: Call) -> None:
         plan, shape, num_rows = call.plan, call.shape, len(call.query)
-        num_splits = triton.cdiv(plan.many_tokens, shape.split_tokens)
+        num_splits = triton.cdiv(plan.many_pages, shape.split_pages)
         is_direct = num_splits == 1 and not shape.turns_results
         row_nbytes = num_splits * shape.heads * (shape.value_width + 2) * 4
         rows = num_rows if is_direct else min(num_rows, max(1, self.table.partial_nbytes // row_nbytes))
@@ -199,8 +199,7 @@ class TritonAttention:
     def _plan_of(self, view: GroupView, layer: LayerPages) -> Plan:
         plan = self._plans.get(view)
         if plan is None:
-            page_tokens, device = layer.geometry.page_tokens, layer.pages.device
-            self._plans[view] = plan = plan_step(view, device, self.most_few_rows, page_tokens)
+            self._plans[view] = plan = plan_step(view, layer.pages.device, self.most_few_rows)
         return plan
 
     def _own(self, layer: LayerPages) -> OwnPages:

@@ -22,7 +22,7 @@ INTERPRETER = "TRITON_INTERPRET"
 class TritonKernels(PlainCompaction, Kernels):
     """Tensors on a GPU; on the CPU where Triton was told to interpret its kernels.
 
-    If `deterministic`, a row has the same bits in every batch, and steps are not recorded.
+    If `deterministic`, a row has the same bits in every batch.
     """
 
     def __init__(self, deterministic: bool = False) -> None:
@@ -43,7 +43,7 @@ class TritonKernels(PlainCompaction, Kernels):
         self._is_deterministic = deterministic
         self.attention = EvenAttention(even(table)) if deterministic else TritonAttention(table)
         self._layers = TritonLayers(deterministic)
-        self._recorder = GraphRecorder(self.attention) if has_card and not deterministic else None
+        self._recorder = GraphRecorder(self.attention) if has_card else None
 
     @classmethod
     def of(cls, environment: Environment, deterministic: bool) -> Self:  # noqa: ARG003

@@ -24,6 +24,6 @@ def even(table: Tiles) -> Tiles:
 
 
 class EvenAttention(TritonAttention):
-    """See `TritonAttention`; steps of it are not recorded."""
+    """See `TritonAttention`."""
 
     most_few_rows = 0

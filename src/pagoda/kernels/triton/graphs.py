@@ -7,15 +7,14 @@ device already. All graphs share one pool of memory, since they run one after th
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pagoda.kernels.base import GroupView
 from pagoda.kernels.recording import RecordedStep, StepRecorder
-from pagoda.kernels.triton.plan import num_pages_of, tables_of
+from pagoda.kernels.triton.plan import Room, tables_of
 
 if TYPE_CHECKING:
     from pagoda.kernels.triton.attention import TritonAttention
@@ -77,7 +76,7 @@ class RecordedGraph(RecordedStep):
         given = iter(self._buffers.on_device)
         self._inputs = list(islice(given, len(inputs)))
         self._plans = [
-            attention.record(view, 1, tuple(islice(given, len(own))), room.num_pages)
+            attention.record(view, tuple(islice(given, len(own))), room)
             for view, own, room in zip(views, wanted, self._room, strict=True)
         ]
         # Once as it is, which compiles what there is to compile and gives the first result.
@@ -135,29 +134,3 @@ class Buffers:
 
     def _divided(self, run: torch.Tensor) -> list[torch.Tensor]:
         return [run[start : start + nbytes].view(dtype) for start, nbytes, dtype in self._parts]
-
-
-@dataclass(frozen=True)
-class Room:
-    """How many pages the tables of a view may list, and how many they may be as `Plan` counts them."""
-
-    num_entries: int
-    num_pages: int
-
-    @classmethod
-    def of(cls, view: GroupView) -> Self:
-        spare = len(view.context_lengths)
-        return cls(*(_room_for(count + spare) for count in (len(view.page_indices), num_pages_of(view))))
-
-    def takes(self, view: GroupView) -> bool:
-        return len(view.page_indices) <= self.num_entries and num_pages_of(view) <= self.num_pages
-
-    def tables(self, view: GroupView) -> tuple[torch.Tensor, ...]:
-        """As those of `view`, with room for more pages."""
-        return view.page_indices.new_zeros(self.num_entries), *tables_of(view)[1:]
-
-
-def _room_for(wanted: int) -> int:
-    """Room to grow by half: a power of two, or three quarters of one."""
-    power = 1 << (wanted - 1).bit_length()
-    return power if wanted > power * 3 // 4 else power * 3 // 4

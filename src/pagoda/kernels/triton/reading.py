@@ -101,7 +101,7 @@ class Reading:
             )  # fmt: skip
         row_starts, page_starts = self.starts
         virtual = (pages, page_starts, row_starts, lengths, numbers)
-        return replace(call.plan, tables=virtual, few_rows=1, many_tokens=0, num_pages=rows * self.most_pages)
+        return replace(call.plan, tables=virtual, few_rows=1, many_pages=0, num_pages=rows * self.most_pages)
 
 
 def check_rule(rule: AttentionRule, has_biases: bool) -> None:
