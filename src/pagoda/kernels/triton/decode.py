@@ -16,7 +16,11 @@ from pagoda.kernels.triton.tables import shares_of
 BYTE_BIASES = tl.constexpr(0x64806480)
 BYTE_BIAS = tl.constexpr(1152.0)
 NIBBLE_BIASES = tl.constexpr(0x54005400)
-NIBBLE_BIAS = tl.constexpr(64.0)
+NIBBLES = tl.constexpr(0x00F000F0)
+# Of steps, less one, in the lower half of a byte: 1024 + step - 1.
+STEP_BIASES = tl.constexpr(0x64006400)
+STEP_BIAS = tl.constexpr(1023.0)
+LOW_NIBBLES = tl.constexpr(0x000F000F)
 # 0xFF00FF00, and the signs of both halves, as numbers with a sign.
 UPPER_BYTES = tl.constexpr(-0x00FF0100)
 SIGNS = tl.constexpr(-0x7FFF8000)
@@ -78,16 +82,21 @@ def _e4m3_pairs(pairs):
 
 
 @triton.jit
+def _eight_of(words, instructions: tl.constexpr):
+    dtypes: tl.constexpr = (tl.float16,) * 8
+    return tl.inline_asm_elementwise(instructions, ptx.EIGHT, [words], dtypes, True, 2)
+
+
+@triton.jit
 def _biased_nibbles(words, shape: tl.constexpr):
-    """64 + code of int4, a tile for each of a word: byte after byte, the lower half first. Levels are such codes."""
+    """64 + code of int4, a tile for each of a word: byte after byte, the lower half first."""
     if shape.has_ptx:
-        dtypes: tl.constexpr = (tl.float16,) * 8
-        return tl.inline_asm_elementwise(ptx.INT4, ptx.EIGHT, [words], dtypes, True, 2)
+        return _eight_of(words, ptx.INT4)
     else:
-        low = ((words << 4) & 0x00F000F0) | NIBBLE_BIASES
-        high = (words & 0x00F000F0) | NIBBLE_BIASES
-        odd_low = ((words >> 4) & 0x00F000F0) | NIBBLE_BIASES
-        odd_high = ((words >> 8) & 0x00F000F0) | NIBBLE_BIASES
+        low = ((words << 4) & NIBBLES) | NIBBLE_BIASES
+        high = (words & NIBBLES) | NIBBLE_BIASES
+        odd_low = ((words >> 4) & NIBBLES) | NIBBLE_BIASES
+        odd_high = ((words >> 8) & NIBBLES) | NIBBLE_BIASES
         return (
             _half_of(low, 0), _half_of(high, 0), _half_of(odd_low, 0), _half_of(odd_high, 0),
             _half_of(low, 1), _half_of(high, 1), _half_of(odd_low, 1), _half_of(odd_high, 1),
@@ -95,10 +104,30 @@ def _biased_nibbles(words, shape: tl.constexpr):
 
 
 @triton.jit
-def _with_level(biased, less, zero, dtype: tl.constexpr):
-    """(code - zero) * step, exact in fp16, of what `_biased_nibbles` makes of codes, of step - 1, and of zeros."""
-    step = less - (NIBBLE_BIAS - 1.0)
-    return tl.fma(biased, step, -zero * step).to(dtype)
+def _levels_of(words, shape: tl.constexpr):
+    """Of each byte of words, which has step - 1 and a zero, how `_biased_nibbles` become numbers; see `_at_level`."""
+    if shape.has_ptx:
+        biased = _eight_of(words, ptx.LEVELS)
+    else:
+        step = (words & LOW_NIBBLES) | STEP_BIASES
+        zero = (words & NIBBLES) | NIBBLE_BIASES
+        odd_step = ((words >> 8) & LOW_NIBBLES) | STEP_BIASES
+        odd_zero = ((words >> 8) & NIBBLES) | NIBBLE_BIASES
+        biased = (
+            _half_of(step, 0), _half_of(zero, 0), _half_of(odd_step, 0), _half_of(odd_zero, 0),
+            _half_of(step, 1), _half_of(zero, 1), _half_of(odd_step, 1), _half_of(odd_zero, 1),
+        )  # fmt: skip
+    levels = ()
+    for index in tl.static_range(4):
+        step = biased[2 * index] - STEP_BIAS
+        levels += ((step, biased[2 * index + 1] * step * -1.0),)
+    return levels
+
+
+@triton.jit
+def _at_level(biased, level, dtype: tl.constexpr):
+    """(code - zero) * step, exact in fp16."""
+    return tl.fma(biased, level[0], level[1]).to(dtype)
 
 
 @triton.jit
@@ -144,14 +173,14 @@ def key_tiles(pages, page, slot, head, keep, is_masked: tl.constexpr, part: tl.c
     if shape.has_latents and (is_masked or plane.is_coded):
         packed = tl.where(keep[None, :], packed, 0)
     if plane.is_int4:
-        low = _biased_nibbles(_key_levels(pages, page, slot, head, part, 0, shape), shape)
-        high = _biased_nibbles(_key_levels(pages, page, slot, head, part, 1, shape), shape)
+        low = _levels_of(_key_levels(pages, page, slot, head, part, 0, shape), shape)[0]
+        high = _levels_of(_key_levels(pages, page, slot, head, part, 1, shape), shape)[0]
         codes = _biased_nibbles(packed, shape)
         tiles = ()
         for index in tl.static_range(4):
             tiles += (
-                _with_level(codes[2 * index], low[0], low[1], dtype),
-                _with_level(codes[2 * index + 1], high[0], high[1], dtype),
+                _at_level(codes[2 * index], low, dtype),
+                _at_level(codes[2 * index + 1], high, dtype),
             )
         return tiles
     else:
@@ -238,14 +267,14 @@ def value_tiles(pages, number, token, length, head, is_masked: tl.constexpr, sha
     if is_masked:
         packed = packed & _kept_bits(length - token, number, count)[:, None]
     if plane.is_int4:
-        low = _biased_nibbles(_value_levels(pages, page, row, head, 0, shape), shape)
-        high = _biased_nibbles(_value_levels(pages, page, row, head, 1, shape), shape)
+        low = _levels_of(_value_levels(pages, page, row, head, 0, shape), shape)
+        high = _levels_of(_value_levels(pages, page, row, head, 1, shape), shape)
         codes = _biased_nibbles(packed, shape)
         tiles = ()
         for index in tl.static_range(4):
             tiles += (
-                _with_level(codes[2 * index], low[2 * index], low[2 * index + 1], dtype),
-                _with_level(codes[2 * index + 1], high[2 * index], high[2 * index + 1], dtype),
+                _at_level(codes[2 * index], low[index], dtype),
+                _at_level(codes[2 * index + 1], high[index], dtype),
             )
         return tiles
     else:

@@ -31,12 +31,18 @@ def _bytes() -> Iterable[str]:
 
 
 def _halves_of_bytes() -> Iterable[str]:
-    yield "shl.b32 u, $8, 4"
-    yield "shl.b32 v, $9, 4"
     for index, selector in enumerate(SELECTORS):
-        for half, words in enumerate(("u, v", "$8, $9")):
-            yield f"prmt.b32 t, {words}, {selector}"
-            yield f"lop3.b32 ${2 * index + half}, t, 0x00f000f0, 0x54005400, {AND_OR}"
+        yield f"prmt.b32 t, $8, $9, {selector}"
+        yield "shr.u32 u, t, 4"
+        yield f"lop3.b32 ${2 * index}, u, 0x00f000f0, 0x54005400, {AND_OR}"
+        yield f"lop3.b32 ${2 * index + 1}, t, 0x00f000f0, 0x54005400, {AND_OR}"
+
+
+def _levels() -> Iterable[str]:
+    for index, selector in enumerate(SELECTORS):
+        yield f"prmt.b32 t, $8, $9, {selector}"
+        yield f"lop3.b32 ${2 * index}, t, 0x000f000f, 0x64006400, {AND_OR}"
+        yield f"lop3.b32 ${2 * index + 1}, t, 0x00f000f0, 0x54005400, {AND_OR}"
 
 
 def _e4m3() -> Iterable[str]:
@@ -54,7 +60,8 @@ def _e5m2() -> Iterable[str]:
 
 
 INT8 = _instructions("t", _bytes())
-INT4 = _instructions("t, u, v", _halves_of_bytes())
+INT4 = _instructions("t, u", _halves_of_bytes())
+LEVELS = _instructions("t", _levels())
 E4M3 = _instructions("t, u", _e4m3())
 E5M2 = _instructions("t", _e5m2())
 FOUR, EIGHT = _constraints(4), _constraints(8)
