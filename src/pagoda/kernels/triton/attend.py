@@ -11,7 +11,7 @@ import triton.language as tl
 
 from pagoda.kernels.triton.decode import channels_of, value_words
 from pagoda.kernels.triton.search import sequence_of
-from pagoda.kernels.triton.softmax import add_tile
+from pagoda.kernels.triton.softmax import add_tile, beside_tile
 from pagoda.kernels.triton.tables import (
     ancestors_of,
     num_tokens_of,
@@ -117,6 +117,7 @@ def _attend_split(
         num_sinks = tl.maximum(tl.minimum(tl.minimum(first, end), shape.rule.sink_tokens) - start, 0)
         begin -= tl.cdiv(num_sinks, tile_tokens) * tile_tokens
     if begin < last:
+        own_head = 0 if shape.has_cells else head
         if shape.has_cells:
             pages -= layer.to(tl.int64) * shape.layer_nbytes
         own = query + (first_row + row).to(tl.int64)[:, None] * query_strides[0] + heads[:, None] * query_strides[1]
@@ -124,36 +125,50 @@ def _attend_split(
         lifts, turns = _lifts(extras, first_row + row, heads, head, is_valid, shape)
         ancestors = ancestors_of(tables, first_row + row, first_row + num_rows, shape)
         owner = (position, heads, head, row, cells if shape.has_choice else places, ancestors)
-        largest = tl.full([shape.tile.rows], float("-inf"), tl.float32)
-        total = tl.full([shape.tile.rows], 0.0, tl.float32)
-        sums = _no_sums(shape)
+        rows = (queries, units, lifts, turns, owner)
+        listed = (table, cells, own_head)
+        summed = _no_sums(shape)
         whole = begin
         if not shape.has_edge:
             whole = tl.maximum(begin, tl.minimum(last, _unmasked(position, is_valid, places, length, shape)))
-            numbers = _numbers_at(table, cells, begin, length, shape)
-            for token in tl.range(begin, whole, tile_tokens):
-                following = _numbers_at(table, cells, token + tile_tokens, length, shape)
-                largest, total, sums = add_tile(
-                    largest, total, sums, queries, units, lifts, turns, owner,
-                    pages, numbers, extras, token, length, False, shape,
-                )  # fmt: skip
-                numbers = following
+            summed = _add_whole(summed, rows, pages, listed, extras, begin, whole, length, shape)
         if whole < last:
-            numbers = _numbers_at(table, cells, _token_at(whole, begin, first, start, shape), length, shape)
-            for place in tl.range(whole, last, tile_tokens):
-                after = _token_at(place + tile_tokens, begin, first, start, shape)
-                following = _numbers_at(table, cells, after, length, shape)
-                token = _token_at(place, begin, first, start, shape)
-                largest, total, sums = add_tile(
-                    largest, total, sums, queries, units, lifts, turns, owner,
-                    pages, numbers, extras, token, length, True, shape,
-                )  # fmt: skip
-                numbers = following
+            summed = _add_masked(summed, rows, pages, listed, extras, (begin, first, start), whole, last, length, shape)
         have_one, its_split = _have_one_split(position, places, length, shape)
         own_slots = (first_row + row).to(tl.int64) * shape.heads + heads
         is_whole = is_valid & have_one & (its_split == split)
         is_part = is_valid & (have_one == 0)
-        _store_split(results, (largest, total, sums), extras, heads, (own_slots, slots), is_whole, is_part, shape)
+        _store_split(results, summed, extras, heads, (own_slots, slots), is_whole, is_part, shape)
+
+
+@triton.jit
+def _add_whole(summed, rows, pages, listed, extras, begin, end, length, shape: tl.constexpr):
+    """Tiles of which all rows see all tokens; what small loads bring is asked for a tile before it is needed."""
+    table, cells, head = listed[0], listed[1], listed[2]
+    numbers = _numbers_at(table, cells, begin, length, shape)
+    beside = beside_tile(pages, numbers, begin, head, shape)
+    for token in tl.range(begin, end, shape.tile.tokens):
+        after = token + shape.tile.tokens
+        following = _numbers_at(table, cells, after, length, shape)
+        beside_following = beside_tile(pages, following, after, head, shape)
+        summed = add_tile(summed, rows, pages, numbers, beside, extras, token, length, False, shape)
+        numbers = following
+        beside = beside_following
+    return summed
+
+
+@triton.jit
+def _add_masked(summed, rows, pages, listed, extras, jump, begin, end, length, shape: tl.constexpr):
+    """Tiles at the ends of what rows see. They are in places of their split; `jump` says where that are tokens."""
+    table, cells, head = listed[0], listed[1], listed[2]
+    numbers = _numbers_at(table, cells, _token_at(begin, jump, shape), length, shape)
+    for place in tl.range(begin, end, shape.tile.tokens):
+        token = _token_at(place, jump, shape)
+        following = _numbers_at(table, cells, _token_at(place + shape.tile.tokens, jump, shape), length, shape)
+        beside = beside_tile(pages, numbers, token, head, shape)
+        summed = add_tile(summed, rows, pages, numbers, beside, extras, token, length, True, shape)
+        numbers = following
+    return summed
 
 
 @triton.jit
@@ -171,10 +186,13 @@ def _store_split(results, summed, extras, heads, slots, is_whole, is_part, shape
 
 
 @triton.jit
-def _token_at(place, begin, first, start, shape: tl.constexpr):
-    """The token of a place of a split: those before `first`, from `begin` on, are the first tokens of the split."""
+def _token_at(place, jump, shape: tl.constexpr):
+    """The token of a place of a split. A `jump` is where places begin, from where on these are tokens, and the split.
+
+    Places before that are the first tokens of the split.
+    """
     if shape.rule.sink_tokens > 0:
-        return tl.where(place < first, place - begin + start, place)
+        return tl.where(place < jump[1], place - jump[0] + jump[2], place)
     else:
         return place
 
@@ -290,7 +308,12 @@ def key_channels(part: tl.constexpr, index: tl.constexpr, plane: tl.constexpr):
 
 @triton.jit
 def _no_sums(shape: tl.constexpr):
-    """Sums of values before any are added: as many tiles as keys have if they are values too, else one for a half."""
+    """Largest scores, sums of weights, and of values, before any are added.
+
+    The last are as many tiles as keys have if they are values too, else one for a half.
+    """
+    largest = tl.full([shape.tile.rows], float("-inf"), tl.float32)
+    total = tl.full([shape.tile.rows], 0.0, tl.float32)
     sums = ()
     if shape.has_latents:
         for part in tl.static_range(tl.constexpr(shape.num_parts)):
@@ -299,7 +322,7 @@ def _no_sums(shape: tl.constexpr):
     else:
         for _ in tl.static_range(tl.constexpr(shape.values.halves)):
             sums += (tl.full([shape.tile.rows, shape.values.block_lanes], 0.0, tl.float32),)
-    return sums
+    return largest, total, sums
 
 
 @triton.jit

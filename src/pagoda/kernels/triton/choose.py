@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from pagoda.kernels.triton.attend import key_channels
-from pagoda.kernels.triton.decode import key_tiles, scales_of
+from pagoda.kernels.triton.decode import key_levels, key_tiles, scales_of
 from pagoda.kernels.triton.search import sequence_of
 
 LEAST = tl.constexpr(-0x80000000)
@@ -144,11 +144,13 @@ def _summarise(pages, page, summaries, head, summary_numbers: tl.constexpr, shap
     own = slot * 0 + page
     numbers = summaries[0] + (page.to(tl.int64) * shape.num_kv_heads + head) * summary_numbers
     for part in tl.static_range(tl.constexpr(shape.num_parts)):
-        tiles = key_tiles(pages, own, slot, head, slot >= 0, False, part, shape)
+        levels = key_levels(pages, own, slot, head, shape)
+        tiles = key_tiles(pages, own, slot, head, levels, slot >= 0, False, part, shape)
         for index in tl.static_range(tl.constexpr(plane.tiles)):
             keys = tiles[index].to(tl.float32)
             if plane.is_coded:
-                keys *= scales_of(pages, own, slot, head, True, shape)[None, :]
+                scales = scales_of(pages, own, slot, head, True, shape).to(tl.float32) * plane.code_factor
+                keys *= scales[None, :]
             channel, exists = key_channels(part, index, plane)
             tl.store(numbers + channel, _outwards(tl.max(keys, axis=1), True), mask=exists)
             tl.store(numbers + plane.width + channel, _outwards(tl.min(keys, axis=1), False), mask=exists)

@@ -149,7 +149,7 @@ def _spread_columns(levels, columns: tl.constexpr):
 
 
 @triton.jit
-def key_tiles(pages, page, slot, head, keep, is_masked: tl.constexpr, part: tl.constexpr, shape: tl.constexpr):
+def key_tiles(pages, page, slot, head, levels, keep, is_masked: tl.constexpr, part: tl.constexpr, shape: tl.constexpr):
     """Keys of part number `part` of a plane as tiles [words, tokens], one for each number of a word.
 
     Tokens are at places `slot` of pages `page`, or of cells if there are such; see `tables.py`. There may be tokens
@@ -173,8 +173,8 @@ def key_tiles(pages, page, slot, head, keep, is_masked: tl.constexpr, part: tl.c
     if shape.has_latents and (is_masked or plane.is_coded):
         packed = tl.where(keep[None, :], packed, 0)
     if plane.is_int4:
-        low = _levels_of(_key_levels(pages, page, slot, head, part, 0, shape), shape)[0]
-        high = _levels_of(_key_levels(pages, page, slot, head, part, 1, shape), shape)[0]
+        low = _levels_of(_spread_rows(levels[2 * part].to(tl.int32), rows), shape)[0]
+        high = _levels_of(_spread_rows(levels[2 * part + 1].to(tl.int32), rows), shape)[0]
         codes = _biased_nibbles(packed, shape)
         tiles = ()
         for index in tl.static_range(4):
@@ -188,10 +188,19 @@ def key_tiles(pages, page, slot, head, keep, is_masked: tl.constexpr, part: tl.c
 
 
 @triton.jit
+def key_levels(pages, page, slot, head, shape: tl.constexpr):
+    """The bytes that tell of the levels of int4 keys, [groups, tokens], part after part and half by half."""
+    levels = ()
+    if shape.keys.is_int4:
+        for part in tl.static_range(tl.constexpr(shape.num_parts)):
+            for half in tl.static_range(2):
+                levels += (_key_levels(pages, page, slot, head, part, half, shape),)
+    return levels
+
+
+@triton.jit
 def _key_levels(pages, page, slot, head, part: tl.constexpr, half: tl.constexpr, shape: tl.constexpr):
-    """Of words of keys, half by half."""
     plane: tl.constexpr = shape.keys
-    rows: tl.constexpr = plane.parts[part].rows
     groups: tl.constexpr = plane.part_groups(part)
     group = plane.part_first_group(part) + tl.arange(0, groups)
     levels = pages + plane.offset + plane.levels_offset + head * plane.head_nbytes
@@ -200,7 +209,7 @@ def _key_levels(pages, page, slot, head, part: tl.constexpr, half: tl.constexpr,
     )
     places = tl.max_contiguous(tl.multiple_of(places, (1, 16)), (1, 16))
     exists = (group < plane.half_groups)[:, None]
-    return _spread_rows(tl.load(levels + places, mask=exists, other=0).to(tl.int32), rows)
+    return tl.load(levels + places, mask=exists, other=0)
 
 
 @triton.jit
@@ -304,13 +313,13 @@ def _value_levels(pages, page, row, head, half: tl.constexpr, shape: tl.constexp
 
 @triton.jit
 def scales_of(pages, page, slot, head, is_key: tl.constexpr, shape: tl.constexpr):
-    """What tiles are multiplied by, token by token: fp32."""
+    """What tiles are multiplied by, token by token: bf16, and without `code_factor`."""
     plane: tl.constexpr = shape.keys if is_key else shape.values
     scales = pages.to(tl.pointer_type(tl.bfloat16))
     start = (plane.offset + plane.scales_offset) // 2 + head * (plane.head_nbytes // 2)
     run: tl.constexpr = min(2 * shape.run_tokens, 16)
     places = tl.max_contiguous(tl.multiple_of(shares_of(page, 2, plane, shape) + slot, run), run)
-    return tl.load(scales + start + places).to(tl.float32) * plane.code_factor
+    return tl.load(scales + start + places)
 
 
 @triton.jit

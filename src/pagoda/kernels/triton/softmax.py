@@ -6,7 +6,7 @@ Scores are in units of log 2. Knows the rules of attention; which tiles come, an
 import triton
 import triton.language as tl
 
-from pagoda.kernels.triton.decode import key_tiles, scales_of, value_tiles, value_words, weights_apart
+from pagoda.kernels.triton.decode import key_levels, key_tiles, scales_of, value_tiles, value_words, weights_apart
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 # Within which weights of tokens differ by their scales: sums of 2**27 of them, and their inverses, are numbers in fp32.
@@ -16,14 +16,16 @@ MOST_HEIGHT = tl.constexpr(112)
 
 @triton.jit
 def add_tile(
-    largest, total, sums, queries, units, lifts, turns, owner,
-    pages, numbers, extras, first, length, is_masked: tl.constexpr, shape: tl.constexpr
+    summed, rows, pages, numbers, beside, extras, first, length, is_masked: tl.constexpr, shape: tl.constexpr
 ):  # fmt: skip
     """One step of the softmax over tokens (arXiv 1805.02867), those from `first` on.
 
-    A row is masked here or there, and tiles that it does not reach may come: it must have the same bits. Weights times
-    scales of values that meet codes in fp16 are 2 at most: `largest` is of their product then.
+    `rows` are queries, what they were divided by, lifts, where their turns are kept, and whose they are. A row is
+    masked here or there, and tiles that it does not reach may come: it must have the same bits. Weights times scales of
+    values that meet codes in fp16 are 2 at most: the largest scores are of their product then.
     """
+    largest, total, sums = summed[0], summed[1], summed[2]
+    queries, units, lifts, turns, owner = rows[0], rows[1], rows[2], rows[3], rows[4]
     # A cell says which head's it is.
     head = 0 if shape.has_cells else owner[2]
     token = first + tl.arange(0, shape.tile.tokens)
@@ -32,9 +34,9 @@ def add_tile(
     slot = token % shape.keys.page_tokens
     keys = ()
     for part in tl.static_range(tl.constexpr(shape.num_parts)):
-        keys += key_tiles(pages, page, slot, head, keep, is_masked, part, shape)
+        keys += key_tiles(pages, page, slot, head, beside[2], keep, is_masked, part, shape)
     scores = _products(queries, keys, shape)
-    scales = _scales_of_tokens(pages, page, slot, head, keep, is_masked, shape)
+    scales = _scales_of_tokens(beside, keep, is_masked, shape)
     if shape.keys.is_coded:
         scores *= scales[0][None, :]
     if shape.scales_queries:
@@ -74,13 +76,29 @@ def _products(queries, keys, shape: tl.constexpr):
 
 
 @triton.jit
-def _scales_of_tokens(pages, page, slot, head, keep, is_masked: tl.constexpr, shape: tl.constexpr):
+def beside_tile(pages, numbers, first, head, shape: tl.constexpr):
+    """What a tile of codes needs besides: scales of keys and of values, and levels of keys.
+
+    Asked for a tile before they are needed, as they come in pieces too small to be copied while others are computed.
+    """
+    page = tl.maximum(numbers[0], 0)
+    slot = (first + tl.arange(0, shape.tile.tokens)) % shape.keys.page_tokens
+    of_keys = scales_of(pages, page, slot, head, True, shape) if shape.keys.is_coded else 0
+    if shape.values.is_coded and not shape.has_latents:
+        of_values = scales_of(pages, page, slot, head, False, shape)
+    else:
+        of_values = of_keys
+    return of_keys, of_values, key_levels(pages, page, slot, head, shape)
+
+
+@triton.jit
+def _scales_of_tokens(beside, keep, is_masked: tl.constexpr, shape: tl.constexpr):
     """Of keys and of values, where they are codes; those of values are zeros where there are no tokens."""
-    of_keys = scales_of(pages, page, slot, head, True, shape) if shape.keys.is_coded else 0.0
+    of_keys = beside[0].to(tl.float32) * shape.keys.code_factor if shape.keys.is_coded else 0.0
     if not shape.values.is_coded:
         return of_keys, 0.0
     else:
-        of_values = of_keys if shape.has_latents else scales_of(pages, page, slot, head, False, shape)
+        of_values = of_keys if shape.has_latents else beside[1].to(tl.float32) * shape.values.code_factor
         return of_keys, tl.where(keep, of_values, 0.0) if is_masked else of_values
 
 
