@@ -143,17 +143,21 @@ def _attend_split(
 
 @triton.jit
 def _add_whole(summed, rows, pages, listed, extras, begin, end, length, shape: tl.constexpr):
-    """Tiles of which all rows see all tokens; what small loads bring is asked for a tile before it is needed."""
+    """Tiles of which all rows see all tokens."""
     table, cells, head = listed[0], listed[1], listed[2]
     numbers = _numbers_at(table, cells, begin, length, shape)
     beside = beside_tile(pages, numbers, begin, head, shape)
     for token in tl.range(begin, end, shape.tile.tokens):
         after = token + shape.tile.tokens
         following = _numbers_at(table, cells, after, length, shape)
-        beside_following = beside_tile(pages, following, after, head, shape)
-        summed = add_tile(summed, rows, pages, numbers, beside, extras, token, length, False, shape)
+        if shape.asks_ahead:
+            beside_following = beside_tile(pages, following, after, head, shape)
+            summed = add_tile(summed, rows, pages, numbers, beside, extras, token, length, False, shape)
+            beside = beside_following
+        else:
+            beside = beside_tile(pages, numbers, token, head, shape)
+            summed = add_tile(summed, rows, pages, numbers, beside, extras, token, length, False, shape)
         numbers = following
-        beside = beside_following
     return summed
 
 

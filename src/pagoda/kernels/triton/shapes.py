@@ -347,6 +347,11 @@ class AttendShape:
         return self.rule.reach in ("sliding", "chunked")
 
     @property
+    def asks_ahead(self) -> bool:
+        """Whether scales are asked for a tile before they are needed: of few rows, which leave room in registers."""
+        return self.tile.rows == MIN_DOT
+
+    @property
     def num_parts(self) -> int:
         return len(self.keys.parts)
 

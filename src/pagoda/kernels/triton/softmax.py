@@ -79,7 +79,7 @@ def _products(queries, keys, shape: tl.constexpr):
 def beside_tile(pages, numbers, first, head, shape: tl.constexpr):
     """What a tile of codes needs besides: scales of keys and of values, and levels of keys.
 
-    Asked for a tile before they are needed, as they come in pieces too small to be copied while others are computed.
+    They come in pieces too small to be copied while others are computed: see `asks_ahead`.
     """
     page = tl.maximum(numbers[0], 0)
     slot = (first + tl.arange(0, shape.tile.tokens)) % shape.keys.page_tokens
