@@ -163,6 +163,7 @@ def test_nothing_waits_for_the_device(monkeypatch):
                 monkeypatch.setattr(module, name, Launch(name))
     case = reading(replace(SHAPES["int4 with constants"], sequences=((201, 1), (190, 1))), BUDGET)
     view = replace(case.view, cell_starts=torch.zeros(2, 3 * case.shape.kv_heads + 1).int())
+    view.readings[1] = 0
     layer = on_meta(case.layer)
     tables = tuple(each.to("meta") for each in tables_of(view))
     for is_recorded in (False, True):
@@ -171,6 +172,33 @@ def test_nothing_waits_for_the_device(monkeypatch):
             kernels.record(view, tables, Room.of(view))
         assert kernels.attend(case.query.to("meta"), layer, view, RULE).is_meta
     assert {"bound_pages", "choose_pages", "rest_of", "attend_few"} < set(launched)
+
+
+@pytest.mark.parametrize("readings", [[(4, 0), (5, 1)], [(4, 1), (0, 0)]], ids=["all choose", "one reads all"])
+def test_a_recorded_step_follows_its_tables(readings):
+    """The bits of one that is not recorded, whoever of the sequences has more tokens and whatever is read."""
+    case = reading(replace(PLAIN, sequences=((201, 1), (150, 1))), BUDGET)
+    view = replace(case.view, readings=torch.tensor(readings).int())
+    kernels = TritonAttention(SMALL)
+    plan = kernels.record(view, tables_of(view), Room.of(view))
+    for lengths, pages in (([202, 150], 4), ([151, 151], 3), ([60, 20], 4)):
+        view.context_lengths.copy_(torch.tensor(lengths))
+        view.readings[0, 0] = pages
+        assert plan.reading.covers(view)
+        expected = TritonAttention(SMALL).attend(case.query, case.layer, replace(view), RULE)
+        assert torch.equal(kernels.attend(case.query, case.layer, view, RULE), expected)
+
+
+def test_recorded_steps_are_for_no_more_than_they_read():
+    case = reading(replace(PLAIN, sequences=((201, 1), (150, 1))), BUDGET)
+    plan = TritonAttention(SMALL).record(case.view, tables_of(case.view), Room.of(case.view))
+    for readings, is_covered in (
+        ([(3, 0), (4, 0)], True),
+        ([(4, 0), (5, 0)], False),
+        ([(4, 0), (4, 1)], False),
+        ([(4, 0), (0, 0)], False),
+    ):
+        assert plan.reading.covers(replace(case.view, readings=torch.tensor(readings).int())) is is_covered
 
 
 def on_meta(layer):

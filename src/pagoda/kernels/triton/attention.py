@@ -144,6 +144,7 @@ class TritonAttention:
             call = _prepared(call)
         if plan.reading is not None and own.number >= plan.reading.first_layer:
             call = self._attend_in_part(call, layer, rule, biases is not None)
+            plan = call.plan
         if plan.few_rows:
             self._attend_few(self._in_regime(call, is_few=True))
         if plan.many_pages:

@@ -15,6 +15,7 @@ import torch
 from pagoda.kernels.base import GroupView
 from pagoda.kernels.recording import RecordedStep, StepRecorder
 from pagoda.kernels.triton.plan import Room, tables_of
+from pagoda.kernels.triton.reading import whole_layer_of
 
 if TYPE_CHECKING:
     from pagoda.kernels.triton.attention import TritonAttention
@@ -43,7 +44,7 @@ class GraphRecorder(StepRecorder):
         return -(-num_sequences // multiple) * multiple
 
     def kind_of(self, views: Sequence[GroupView]) -> Hashable:
-        return tuple((view.cell_starts is None, view.readings is None) for view in views)
+        return tuple((view.cell_starts is None, view.readings is None, whole_layer_of(view) is None) for view in views)
 
     def record(
         self,

@@ -7,7 +7,7 @@ step and summaries; `choose.py` finds the pages. Nothing here asks the device fo
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 import triton
@@ -32,8 +32,9 @@ SEQUENCES = 64
 class Reading:
     """Of a view with `readings`, on the device as [2 x sequences].
 
-    A row reads `most_pages` at most, in layers from `first_layer` on; sequences that choose have up to `most_rows`.
-    `starts` are those of rows, and of their pages, as sequences of their own.
+    A row reads `most_pages` at most, in layers from `first_layer` on; from `whole_layer` on all rows choose, or never if
+    that is None. Sequences that choose have up to `most_rows`. `starts` are those of rows, and of their pages, as
+    sequences of their own.
     """
 
     readings: torch.Tensor
@@ -41,9 +42,10 @@ class Reading:
     most_pages: int
     most_rows: int
     first_layer: int
+    whole_layer: int | None
 
     @classmethod
-    def of(cls, view: GroupView, readings: torch.Tensor) -> Reading | None:
+    def of(cls, view: GroupView, readings: torch.Tensor) -> Self | None:
         """None if nobody chooses; `readings` are those of `view`. Raises ConfigError for rows that cannot."""
         if view.readings is None:
             return None
@@ -59,17 +61,22 @@ class Reading:
             most_pages=most_pages,
             most_rows=int(view.query_starts.diff()[chooses].max()),
             first_layer=int(view.readings[chooses, 1].min()),
+            whole_layer=whole_layer_of(view),
         )
 
     def covers(self, view: GroupView) -> bool:
-        """Whether rows of `view`, as many, read no more."""
+        """Whether rows of `view`, as many, read no more, and in no layer more of them all."""
         assert view.readings is not None
-        chooses = view.readings[:, 0] > 0
+        chooses, whole_layer = view.readings[:, 0] > 0, whole_layer_of(view)
         first_layers = view.readings[chooses, 1].tolist()
+        if self.whole_layer is not None and (whole_layer is None or whole_layer > self.whole_layer):
+            return False
         return int(view.readings[:, 0].max()) <= self.most_pages and min(first_layers, default=0) >= self.first_layer
 
     def rest(self, plan: Plan, layer: int) -> Plan:
         """`plan` without the tokens of those that choose in a layer."""
+        if self.whole_layer is not None and layer >= self.whole_layer:
+            return replace(plan, few_rows=0, many_pages=0)
         lengths = plan.tables[3]
         rest = torch.empty_like(lengths)
         grid = (triton.cdiv(len(lengths), SEQUENCES),)
@@ -102,6 +109,14 @@ class Reading:
         row_starts, page_starts = self.starts
         virtual = (pages, page_starts, row_starts, lengths, numbers)
         return replace(call.plan, tables=virtual, few_rows=1, many_pages=0, num_pages=rows * self.most_pages)
+
+
+def whole_layer_of(view: GroupView) -> int | None:
+    """From which layer on all sequences with rows choose pages; None if some read all of theirs."""
+    if view.readings is None:
+        return None
+    readings = view.readings[view.query_starts.diff() > 0]
+    return int(readings[:, 1].max()) if len(readings) and bool((readings[:, 0] > 0).all()) else None
 
 
 def check_rule(rule: AttentionRule, has_biases: bool) -> None:
