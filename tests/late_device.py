@@ -231,7 +231,7 @@ class LateRecorder(StepRecorder):
         return -(-num_sequences // 2) * 2
 
     def kind_of(self, views: Sequence[GroupView]) -> Hashable:
-        return tuple(view.readings is None for view in views)
+        return tuple((view.readings is None, view.cell_starts is None) for view in views)
 
     def record(
         self, step: Callable[..., torch.Tensor], inputs: Any, views: Sequence[GroupView], finite: Any
@@ -257,7 +257,9 @@ class LateStep(RecordedStep):
         for view, own in zip(views, wanted, strict=True):
             tables = list(islice(numbers, len(own)))
             readings = None if view.readings is None else tables.pop().view(-1, 2)
-            kernels.recorded[view] = replace(view, **dict(zip(TABLES, tables, strict=True)), readings=readings)
+            cells = None if view.cell_starts is None else tables[4].view(len(view.context_lengths), -1)
+            plain = dict(zip(TABLES, tables[: len(TABLES)], strict=True))
+            kernels.recorded[view] = replace(view, **plain, readings=readings, cell_starts=cells)
         first = self._computed().clone()
         self.result = card.holding(first)
         self._replayed = card.holding(torch.empty_like(first))

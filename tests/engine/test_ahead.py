@@ -303,6 +303,19 @@ def test_sequences_that_read_some_of_their_pages_do_so_ahead(engines: Engines, m
     assert engine.ahead.num_taken
 
 
+@pytest.mark.parametrize("rest", ["", ",head_floor=0.2"], ids=["even", "packed"])
+def test_sequences_that_have_been_compressed_once_go_on_ahead(engines: Engines, model: Model, rest: str) -> None:
+    """Beside one that is not compressed; not while one may be compressed again."""
+    policy = f"snapkv:tokens={2 * PAGE_TOKENS},window=4,kernel=3{rest}"
+    asked = [Asked(prompt(60 + 9 * each, each), {"temperature": 0.0, "max_tokens": 14}) for each in range(3)]
+    asked[1].params["kv_compression"] = "none"
+    engine = compared(engines, model, asked, kv_compression=policy)
+    assert engine.ahead.num_taken
+    with engines.ahead(model, kv_compression=f"h2o:tokens={2 * PAGE_TOKENS},every=8") as again:
+        run(again, asked[:1])
+        assert not again.ahead.num_steps
+
+
 def test_prompts_that_are_only_computed_and_short_answers(engines: Engines, model: Model) -> None:
     asked = many(count=7)
     for number, each in enumerate(asked):

@@ -137,7 +137,7 @@ def _is_plain(chunk: Chunk) -> bool:
         and not chunk.scored
         and request.params.logprobs is None
         and len(request.sequences) >= request.params.n
-        and sequence.compression is None
+        and (sequence.compression is None or sequence.compression.is_over)
     )
 
 

@@ -120,6 +120,11 @@ class Compression:
         return self.plan.when_short and self.first_due is None
 
     @property
+    def is_over(self) -> bool:
+        """Whether it will not be compressed any more, nor anybody look at its queries."""
+        return self.due is None and self.repeat is None and not self.is_undecided
+
+    @property
     def first_due(self) -> int | None:
         """After how many tokens it was compressed first, or will be."""
         return self.due if self.num_exact_tokens is None else self.num_exact_tokens

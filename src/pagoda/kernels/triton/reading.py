@@ -32,9 +32,9 @@ SEQUENCES = 64
 class Reading:
     """Of a view with `readings`, on the device as [2 x sequences].
 
-    A row reads `most_pages` at most, in layers from `first_layer` on; from `whole_layer` on all rows choose, or never if
-    that is None. Sequences that choose have up to `most_rows`. `starts` are those of rows, and of their pages, as
-    sequences of their own.
+    A row reads `most_pages` at most, in layers from `first_layer` on; from `whole_layer` on all rows choose, if that is
+    not None. Sequences that choose have up to `most_rows`. `starts` are those of rows, and of their pages, as sequences
+    of their own.
     """
 
     readings: torch.Tensor
