@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from kernels.cases import Shape, build
+from kernels.cases import Case, Shape, build
 from kernels.rounding import tolerance
 from kernels.test_compaction import every_isa
 from kernels.views import BUDGET, READS_ALL, reading, rows_of
@@ -181,8 +182,14 @@ def test_rows_that_read_all_have_the_bits_of_those_that_were_not_asked(isa, budg
 
 @every_isa
 def test_only_full_pages_between_the_ends_are_summarised_and_once(isa):
-    case = reading(Shape(format=BF16, sequences=((390, 1), (395, 5)), page_tokens=16))
-    NativeKernels(isa).attend(case.query, case.layer, case.view, RULE)
+    check_summaries_are_made_once(
+        NativeKernels(isa), reading(Shape(format=BF16, sequences=((390, 1), (395, 5)), page_tokens=16))
+    )
+
+
+def check_summaries_are_made_once(kernels: Any, case: Case) -> None:
+    """Of two sequences, for all pages but the first and the last."""
+    kernels.attend(case.query, case.layer, case.view, RULE)
     made, between = case.layer.summaries.is_made, torch.zeros(len(case.layer.pages), dtype=torch.uint8)
     first, last = case.view.page_starts[1:].tolist()
     for table in (case.view.page_indices[:first], case.view.page_indices[first:last]):
@@ -191,7 +198,7 @@ def test_only_full_pages_between_the_ends_are_summarised_and_once(isa):
     case.layer.summaries.numbers[made == 0] = float("nan")
     before = case.layer.summaries.numbers.clone()
     case.layer.pages[case.view.page_indices[1].long()] = 0  # what is there is not looked at again
-    NativeKernels(isa).attend(case.query, case.layer, case.view, RULE)
+    kernels.attend(case.query, case.layer, case.view, RULE)
     assert torch.equal(case.layer.summaries.numbers.view(torch.int16), before.view(torch.int16))
 
 
@@ -209,11 +216,15 @@ def test_what_is_stored_into_a_page_is_summarised_anew(isa):
 @every_isa
 @every_shape
 def test_summaries_reach_as_far_as_the_stored_keys_and_hardly_further(isa, shape):
-    case = reading(replace(shape, sequences=ONE))
-    NativeKernels(isa).attend(case.query, case.layer, replace(case.view, readings=torch.tensor([[3, 0]]).int()), RULE)
-    pages = case.view.page_indices[1:-1].long()
-    slot, width = case.layer.key, shape.key_width
-    keys = shape.format.of(slot.plane).decode_kept(
+    case = reading(replace(shape, sequences=ONE), 3)
+    NativeKernels(isa).attend(case.query, case.layer, case.view, RULE)
+    check_summaries_reach(case)
+
+
+def check_summaries_reach(case: Case) -> None:
+    """Of one sequence, those of all pages but the first and the last."""
+    pages, slot, width = case.view.page_indices[1:-1].long(), case.layer.key, case.shape.key_width
+    keys = case.shape.format.of(slot.plane).decode_kept(
         case.layer.pages[pages, slot.offset : slot.offset + slot.nbytes], slot.plane
     )
     numbers = case.layer.summaries.numbers[pages].float()

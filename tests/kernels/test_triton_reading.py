@@ -8,7 +8,7 @@ import torch
 from kernels.cases import Shape, starts
 from kernels.interpreted import SMALL, TritonAttention
 from kernels.rounding import tolerance
-from kernels.test_reading import ONE, RULE
+from kernels.test_reading import ONE, RULE, check_summaries_are_made_once, check_summaries_reach
 from kernels.views import reading, rows_of
 from pagoda.errors import ConfigError
 from pagoda.formats.constants import constants_on
@@ -94,18 +94,8 @@ def test_rows_that_read_all_have_the_bits_of_those_that_were_not_asked(budget, f
 
 
 def test_only_full_pages_between_the_ends_are_summarised_and_once():
-    case, kernels = reading(replace(PLAIN, sequences=((190, 1), (125, 5))), BUDGET), TritonAttention(SMALL)
-    kernels.attend(case.query, case.layer, case.view, RULE)
-    made, between = case.layer.summaries.is_made, torch.zeros(len(case.layer.pages), dtype=torch.uint8)
-    first, last = case.view.page_starts[1:].tolist()
-    for table in (case.view.page_indices[:first], case.view.page_indices[first:last]):
-        between[table[1:-1].long()] = 1
-    assert torch.equal(made, between)
-    case.layer.summaries.numbers[made == 0] = float("nan")
-    before = case.layer.summaries.numbers.clone()
-    case.layer.pages[case.view.page_indices[1].long()] = 0  # what is there is not looked at again
-    kernels.attend(case.query, case.layer, case.view, RULE)
-    assert torch.equal(case.layer.summaries.numbers.view(torch.int16), before.view(torch.int16))
+    case = reading(replace(PLAIN, sequences=((190, 1), (125, 5))), BUDGET)
+    check_summaries_are_made_once(TritonAttention(SMALL), case)
 
 
 def test_what_is_stored_into_a_page_is_summarised_anew():
@@ -123,18 +113,7 @@ def test_what_is_stored_into_a_page_is_summarised_anew():
 def test_summaries_reach_as_far_as_the_stored_keys_and_hardly_further(shape):
     case = reading(replace(shape, sequences=((200, 1),)), 3)
     TritonAttention(SMALL).attend(case.query, case.layer, case.view, RULE)
-    pages, slot, width = case.view.page_indices[1:-1].long(), case.layer.key, shape.key_width
-    keys = shape.format.of(slot.plane).decode_kept(
-        case.layer.pages[pages, slot.offset : slot.offset + slot.nbytes], slot.plane
-    )
-    numbers = case.layer.summaries.numbers[pages].float()
-    for reach, kept in (
-        (keys.amax(dim=2), numbers[..., :width]),
-        (-keys.amin(dim=2), -numbers[..., width : 2 * width]),
-    ):
-        assert (kept >= reach).all()
-        assert (kept <= reach + reach.abs() * 2.0**-7).all()
-    assert (numbers[..., 2 * width :] == 0).all()
+    check_summaries_reach(case)
 
 
 def test_sequences_that_read_all_of_packed_pages_go_beside_those_that_choose():
