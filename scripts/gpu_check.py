@@ -40,7 +40,7 @@ LIMITS = {
     "generate": 75,
     "profile": 45,
     "decode": 40,
-    "reading": 40,
+    "reading": 20,
     "prefill": 30,
     "flex": 60,
     "store": 20,
