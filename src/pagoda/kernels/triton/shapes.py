@@ -375,6 +375,11 @@ class AttendShape:
         return self.keys.is_coded and not self.key_dot.is_fp32()
 
     @property
+    def folds_units(self) -> bool:
+        """Whether what queries are divided by is left to the exponential, as all that scores are multiplied by."""
+        return self.scales_queries and self.rule.is_plain and not self.has_constants
+
+    @property
     def scales_weights(self) -> bool:
         """Whether weights times scales of values are kept below 2, so that they are numbers in fp16."""
         return self.values.is_coded and not self.value_dot.is_fp32()

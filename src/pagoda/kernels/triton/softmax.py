@@ -39,7 +39,7 @@ def add_tile(
     scales = _scales_of_tokens(beside, keep, is_masked, shape)
     if shape.keys.is_coded:
         scores *= scales[0][None, :]
-    if shape.scales_queries:
+    if shape.scales_queries and not shape.folds_units:
         scores *= units[:, None]
     if shape.has_constants:
         places = turns[:, None] + _numbers_in_sequence(owner[4], token, length, shape)[None, :]
@@ -49,10 +49,13 @@ def add_tile(
     scores = _ruled(scores, owner, position, extras, shape)
     if is_masked:
         scores = tl.where(_is_seen(owner, token, row, position, length, shape), scores, float("-inf"))
-    highest = tl.maximum(largest, _highest_of(scores, scales, shape))
+    # Powers of two: it is the same where they are multiplied by.
+    multipliers = units * shape.rule.multiplier if shape.folds_units else shape.rule.multiplier
+    multiplier = multipliers[:, None] if shape.folds_units else multipliers
+    highest = tl.maximum(largest, _highest_of(scores, scales, multipliers, shape))
     base = tl.where(highest == float("-inf"), 0.0, highest)
     # Fused by hand, and by nothing else. What fades is not: it must be 1 where nothing is larger.
-    weights = tl.exp2(tl.fma(scores, shape.rule.multiplier, -base[:, None]))
+    weights = tl.exp2(tl.fma(scores, multiplier, -base[:, None]))
     fade = tl.exp2(largest - base)
     total = total * fade + tl.sum(weights, axis=1)
     if shape.values.is_coded:
@@ -103,15 +106,16 @@ def _scales_of_tokens(beside, keep, is_masked: tl.constexpr, shape: tl.constexpr
 
 
 @triton.jit
-def _highest_of(scores, scales, shape: tl.constexpr):
+def _highest_of(scores, scales, multipliers, shape: tl.constexpr):
     """Of each row the largest score, or the largest of scores and exponents of the scales of values."""
     if shape.scales_weights:
         exponents = (scales[1].to(tl.int32, bitcast=True) >> 23) - 127
         heights = tl.minimum(tl.maximum(exponents, LEAST_HEIGHT), MOST_HEIGHT).to(tl.float32)
         heights = tl.broadcast_to(heights[None, :], scores.shape)
-        return tl.max(tl.fma(scores, shape.rule.multiplier, heights), axis=1)
+        multiplier = multipliers[:, None] if shape.folds_units else multipliers
+        return tl.max(tl.fma(scores, multiplier, heights), axis=1)
     else:
-        return tl.max(scores, axis=1) * shape.rule.multiplier
+        return tl.max(scores, axis=1) * multipliers
 
 
 @triton.jit
