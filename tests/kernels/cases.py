@@ -10,7 +10,7 @@ import torch
 from pagoda.formats.base import Format
 from pagoda.formats.constants import MOST_PAIRS, KeyConstants, PageTurns
 from pagoda.formats.page import PageGeometry
-from pagoda.kernels.base import GroupView, LayerPages
+from pagoda.kernels.base import AttentionRule, GroupView, LayerPages
 from pagoda.kernels.reference import ReferenceKernels
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.base import Layout
@@ -80,6 +80,15 @@ class Case:
         return replace(self.layer, pages=torch.full_like(self.layer.pages, NAN_BYTE))
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What the reference makes of a case."""
+
+    case: Case
+    sinks: torch.Tensor | None
+    expected: torch.Tensor
+
+
 def make_view(shape: Shape, page_indices: torch.Tensor, new_tokens: list[int]) -> GroupView:
     lengths = [past + new for past, new in shape.sequences]
     num_pages = [-(-length // shape.page_tokens) for length in lengths]
@@ -113,6 +122,11 @@ def build(shape: Shape, seed: int = 0) -> Case:
     new_tokens = [new for _, new in shape.sequences]
     query = random(sum(new_tokens), shape.heads, shape.key_width)
     return Case(shape, layer, key, value, whole, make_view(shape, page_indices, new_tokens), query)
+
+
+def answered(case: Case, rule: AttentionRule, has_sinks: bool) -> Answer:
+    sinks = torch.linspace(-1, 3, case.shape.heads) if has_sinks else None
+    return Answer(case, sinks, ReferenceKernels().attend(case.query, case.layer, case.view, rule, sinks))
 
 
 def make_constants(shape: Shape, generator: torch.Generator) -> KeyConstants:

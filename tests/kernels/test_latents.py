@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kernels.cases import Shape
 from kernels.rounding import FORMATS, tolerance
 from pagoda.formats.mixed import K8V4
 from pagoda.formats.plain import BF16
@@ -13,7 +14,6 @@ from pagoda.kernels.base import AttentionRule
 from pagoda.kernels.native import NativeKernels
 from pagoda.kernels.native_arguments import WITH_CONSTANTS
 from pagoda.kernels.native_calls import instruction_sets
-from pagoda.kernels.reference import ReferenceKernels
 from pagoda.layouts.spec import Reach
 
 every_isa = pytest.mark.parametrize("isa", instruction_sets())
@@ -31,31 +31,24 @@ RULES = {
 }
 
 
-@pytest.fixture
-def make_latents(shape, make_case):
-    """A case of one KV head whose first `latent_width` channels are values."""
-
-    def make(format, latent_width=64, rotary_width=16, heads=5, sequences=SEQUENCES, **more):
-        return make_case(
-            shape(
-                format=format,
-                sequences=sequences,
-                kv_heads=1,
-                group=heads,
-                key_width=latent_width + rotary_width,
-                value_width=latent_width,
-                dtype=format.model_dtype(),
-                has_latents=True,
-                **more,
-            )
-        )
-
-    return make
+def latents(format, latent_width=64, rotary_width=16, heads=5, sequences=SEQUENCES, **more):
+    """The shape of one KV head whose first `latent_width` channels are values."""
+    return Shape(
+        format=format,
+        sequences=sequences,
+        kv_heads=1,
+        group=heads,
+        key_width=latent_width + rotary_width,
+        value_width=latent_width,
+        dtype=format.model_dtype(),
+        has_latents=True,
+        **more,
+    )
 
 
-def check(isa, case, rule, sinks=None):
-    expected = ReferenceKernels().attend(case.query, case.layer, case.view, rule, sinks).float()
-    actual = NativeKernels(isa).attend(case.query, case.layer, case.view, rule, sinks).float()
+def check(isa, answer, rule):
+    case, expected = answer.case, answer.expected.float()
+    actual = NativeKernels(isa).attend(case.query, case.layer, case.view, rule, answer.sinks).float()
     assert actual.shape == (len(case.query), case.shape.heads, case.shape.value_width)
     limit = tolerance(case.shape, rule) * float(case.key.abs().max())
     torch.testing.assert_close(actual, expected, rtol=0, atol=limit)
@@ -64,31 +57,30 @@ def check(isa, case, rule, sinks=None):
 @every_isa
 @every_format
 @pytest.mark.parametrize("widths", [(64, 16), (512, 64), (40, 8)])
-def test_attends_as_the_reference_does(isa, format, widths, make_latents):
-    check(isa, make_latents(format, *widths), RULES["full"])
+def test_attends_as_the_reference_does(isa, format, widths, kept_answer):
+    check(isa, kept_answer(latents(format, *widths), RULES["full"]), RULES["full"])
 
 
 @every_isa
 @pytest.mark.parametrize("format", WITH_CONSTANTS, ids=lambda one: one.name)
 @pytest.mark.parametrize("widths", [(64, 16), (512, 64)])
 @pytest.mark.parametrize("has_sinks", [False, True])
-def test_what_latents_have_in_common_is_given_back(isa, format, widths, has_sinks, make_latents):
-    case = make_latents(format, *widths, has_constants=True)
-    sinks = torch.linspace(-1, 3, case.shape.heads) if has_sinks else None
-    check(isa, case, RULES["full"], sinks)
+def test_what_latents_have_in_common_is_given_back(isa, format, widths, has_sinks, kept_answer):
+    rule = RULES["full"]
+    check(isa, kept_answer(latents(format, *widths, has_constants=True), rule, has_sinks), rule)
 
 
 @every_isa
 @pytest.mark.parametrize("format", [BF16, INT8], ids=lambda one: one.name)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("heads", [1, 16, 128])
-def test_any_number_of_heads_and_any_reach(isa, format, rule, heads, make_latents):
-    check(isa, make_latents(format, heads=heads, page_tokens=16), RULES[rule])
+def test_any_number_of_heads_and_any_reach(isa, format, rule, heads, kept_answer):
+    check(isa, kept_answer(latents(format, heads=heads, page_tokens=16), RULES[rule]), RULES[rule])
 
 
 @pytest.mark.parametrize(("format", "has_constants"), KEPT, ids=lambda one: getattr(one, "name", str(one)))
-def test_stores_the_bytes_that_the_reference_stores(format, has_constants, make_latents):
-    case = make_latents(format, sequences=((0, 50), (0, 33)), has_constants=has_constants)
+def test_stores_the_bytes_that_the_reference_stores(format, has_constants, make_case):
+    case = make_case(latents(format, sequences=((0, 50), (0, 33)), has_constants=has_constants))
     blank = case.blank()
     NativeKernels().store(case.key, None, blank, case.whole)
     assert torch.equal(blank.pages, case.layer.pages)

@@ -2,12 +2,14 @@
 
 import itertools
 from dataclasses import replace
+from functools import lru_cache
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernels.cases import answered, build
 from kernels.rounding import CODED, FORMATS, ROUNDING_UNIT, tolerance
 from pagoda.formats.mixed import K8V4
 from pagoda.formats.plain import BF16, FP16, FP32
@@ -31,9 +33,9 @@ every_kept = pytest.mark.parametrize(
 )
 
 
-def check_attend(isa, case, rule, sinks=None):
-    expected = ReferenceKernels().attend(case.query, case.layer, case.view, rule, sinks)
-    actual = NativeKernels(isa).attend(case.query, case.layer, case.view, rule, sinks)
+def check_attend(isa, answer, rule):
+    case, expected = answer.case, answer.expected
+    actual = NativeKernels(isa).attend(case.query, case.layer, case.view, rule, answer.sinks)
     assert actual.dtype == expected.dtype
     assert actual.is_contiguous()
     limit = tolerance(case.shape, rule) * float(case.value.abs().max())
@@ -81,21 +83,32 @@ def shapes(draw, shape):
 @given(data=st.data())
 def test_attends_as_the_reference_does(isa, data, shape, make_case):
     case = make_case(data.draw(shapes(shape)), data.draw(st.integers(0, 99)))
-    sinks = torch.randn(case.shape.heads) if data.draw(st.booleans()) else None
     slopes = slopes_of(case.shape.heads) if data.draw(st.booleans()) else None
-    check_attend(isa, case, replace(data.draw(rules), slopes=slopes), sinks)
+    rule = replace(data.draw(rules), slopes=slopes)
+    check_attend(isa, answered(case, rule, data.draw(st.booleans())), rule)
 
 
 @every_isa
 @every_kept
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_attends_to_long_contexts_in_mixed_batches(isa, format, has_constants, dtype, shape, make_case):
+def test_attends_to_long_contexts_in_mixed_batches(isa, format, has_constants, dtype, shape, kept_answer):
     """Contexts of several splits and blocks, decode beside prefill, and tiles that end inside a token's heads."""
     sequences = ((2100, 1), (0, 40), (1100, 9), (5, 0))
-    case = make_case(shape(format=format, dtype=dtype, group=7, sequences=sequences, has_constants=has_constants))
-    check_attend(isa, case, AttentionRule(0.125))
-    check_attend(isa, case, AttentionRule(0.125, Reach.SLIDING, 1500, soft_cap=20.0), torch.randn(14))
-    check_attend(isa, case, AttentionRule(0.125, slopes=slopes_of(14)))
+    plan = shape(format=format, dtype=dtype, group=7, sequences=sequences, has_constants=has_constants)
+    capped = AttentionRule(0.125, Reach.SLIDING, 1500, soft_cap=20.0)
+    for rule in (AttentionRule(0.125), capped, AttentionRule(0.125, slopes=slopes_of(14))):
+        check_attend(isa, kept_answer(plan, rule, rule is capped), rule)
+
+
+@lru_cache(maxsize=1)
+def pointing(plan):
+    """A case each row of which puts all its weight on one token, and the values of these."""
+    case = build(plan)
+    tokens = []
+    for (past, new), first in zip(plan.sequences, case.whole.query_starts.tolist(), strict=False):
+        tokens += [first + position * 7919 % (position + 1) for position in range(past, past + new)]
+    query = (case.key[tokens] * 8).repeat_interleave(plan.group, dim=1)
+    return replace(case, query=query), case.value[tokens].repeat_interleave(plan.group, dim=1)
 
 
 @every_isa
@@ -104,8 +117,8 @@ def test_attends_to_long_contexts_in_mixed_batches(isa, format, has_constants, d
     [(16, 64, 64), (48, 96, 80), (128, 192, 128), (512, 72, 38), (48, 72, 38), (512, 64, 64), (16, 192, 128)],
 )
 @pytest.mark.parametrize("format", [BF16, *CODED], ids=lambda one: one.name)
-def test_the_right_token_is_found(isa, format, page_tokens, key_width, value_width, shape, make_case):  # noqa: PLR0913, PLR0917
-    """Rounding could hide the loss of a token, so each row puts all its weight on one and must return its value."""
+def test_the_right_token_is_found(isa, format, page_tokens, key_width, value_width, shape):
+    """Rounding could hide the loss of a token, so each row must return the value of the one that it points to."""
     plan = shape(
         format=format,
         dtype=torch.bfloat16,
@@ -114,20 +127,12 @@ def test_the_right_token_is_found(isa, format, page_tokens, key_width, value_wid
         value_width=value_width + -value_width % format.width_multiple(Axis.TOKEN),
         page_tokens=page_tokens,
     )
-    case = make_case(plan)
-    expected = []
-    row = 0
-    for (past, new), first in zip(plan.sequences, case.whole.query_starts.tolist(), strict=False):
-        for position in range(past, past + new):
-            token = first + position * 7919 % (position + 1)
-            case.query[row] = (case.key[token] * 8).repeat_interleave(plan.group, dim=0)
-            expected.append(case.value[token].repeat_interleave(plan.group, dim=0))
-            row += 1
+    case, expected = pointing(plan)
     actual = NativeKernels(isa).attend(case.query, case.layer, case.view, AttentionRule(1.0))
     if format is BF16:
-        assert torch.equal(actual, torch.stack(expected))
+        assert torch.equal(actual, expected)
         return
-    kept = torch.stack(expected).transpose(0, 1).float()
+    kept = expected.transpose(0, 1).float()
     error = (actual.transpose(0, 1).float() - kept).abs()
     bound = format.error_bound(kept, case.layer.value.plane)
     assert (error <= bound + kept.abs() * 2 * ROUNDING_UNIT[torch.bfloat16]).all()
@@ -136,14 +141,14 @@ def test_the_right_token_is_found(isa, format, page_tokens, key_width, value_wid
 @every_isa
 @every_kept
 @pytest.mark.usefixtures("two_threads")
-def test_a_row_has_the_same_bits_in_every_batch(isa, format, has_constants, shape, make_case):
+def test_a_row_has_the_same_bits_in_every_batch(isa, format, has_constants, shape, kept_case):
     """A prompt computed at once, in chunks, beside others or on one thread: cold and warm runs must not differ."""
     dtype = format.model_dtype()
     kernels, rule = NativeKernels(isa), AttentionRule(0.125, Reach.SLIDING, 2100)
     # From the beginning, and where contexts are of several splits and go beyond what is in reach.
     for past, new, cuts in ((0, 300, (0, 1, 100, 299, 300)), (1900, 400, (0, 1, 150, 399, 400))):
         plan = shape(format=format, dtype=dtype, group=3, sequences=((past, new),), has_constants=has_constants)
-        whole = make_case(plan)
+        whole = kept_case(plan)
         expected = kernels.attend(whole.query, whole.layer, whole.view, rule)
         for first, last in itertools.pairwise(cuts):
             starts = torch.tensor([0, last - first], dtype=torch.int32)
@@ -161,9 +166,9 @@ def test_a_row_has_the_same_bits_in_every_batch(isa, format, has_constants, shap
 @every_isa
 @every_kept
 @pytest.mark.parametrize("reach", [Reach.SLIDING, Reach.CHUNKED])
-def test_pages_out_of_reach_are_not_read(isa, format, has_constants, reach, shape, make_case):
+def test_pages_out_of_reach_are_not_read(isa, format, has_constants, reach, shape, kept_case):
     sequences, dtype = ((900, 1), (700, 33)), format.model_dtype()
-    case = make_case(shape(format=format, dtype=dtype, sequences=sequences, has_constants=has_constants))
+    case = kept_case(shape(format=format, dtype=dtype, sequences=sequences, has_constants=has_constants))
     rule = AttentionRule(0.125, reach, 100)
     kernels = NativeKernels(isa)
     expected = kernels.attend(case.query, case.layer, case.view, rule)
