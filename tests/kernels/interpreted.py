@@ -5,8 +5,7 @@ integers that its bits are, what is fused is rounded twice, and loops have no bo
 NVIDIA's are computed by `ptx_machine.py`.
 """
 
-from dataclasses import replace
-from functools import partial, partialmethod
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ pytest.importorskip("triton")
 import triton.language as tl
 from triton.runtime import interpreter
 
-from kernels import ptx_machine
+from kernels import ptx_machine, quick_interpreter  # noqa: F401 - it hastens the interpreter
 
 # Read when a kernel is defined, as `conftest.py` has done for Triton's own. Other tests find no GPU.
 with pytest.MonkeyPatch.context() as patch:
@@ -37,22 +36,6 @@ TORCH_DTYPES = {
     tl.bfloat16: torch.bfloat16,
 }
 BITS = {2: (torch.int16, np.uint16), 4: (torch.int32, np.uint32)}
-
-
-_scopes = {}
-
-
-def _patch_lang(original, kernel):
-    """Once a launch for each part of the language, not for every function that is called: a third of the time."""
-    parts = frozenset(name for name, value in kernel.__globals__.items() if value is tl or value is tl.core)
-    if parts not in _scopes:
-        _scopes[parts] = original(kernel)
-    return _scopes[parts]
-
-
-def _restore_with(scope, original):
-    _scopes.clear()
-    original(scope)
 
 
 def _patch_tensor(original, tensor, scope):
@@ -116,10 +99,6 @@ def _inline_asm(_builder, text, constraints, values, dtypes, _is_pure, pack):
     return _Results(interpreter.TensorHandle(each, tl.float16) for each in numbers)
 
 
-# Integers that overflow are not looked for, which takes nearly half of the time: those here are small.
-interpreter.interpreter_builder.options = replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
-interpreter._patch_lang = partial(_patch_lang, interpreter._patch_lang)
-interpreter._LangPatchScope.restore = partialmethod(_restore_with, interpreter._LangPatchScope.restore)
 interpreter._patch_lang_tensor = partial(_patch_tensor, interpreter._patch_lang_tensor)
 interpreter._convert_float = _convert_float
 interpreter.InterpreterBuilder.create_dot = _dot
