@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from pagoda.kernels.dispatch import choose_kernels
 from pagoda.kernels.native import NativeKernels
 from pagoda.kernels.native_calls import instruction_sets
 from pagoda.kernels.native_layers import MAX_LINEAR_ROWS
+from pagoda.llm import EMBEDDED_MODEL
 from pagoda.models.determinism import check_determinism
+from pagoda.models.loader import load_model
 from pagoda.models.model import Model
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -24,7 +27,7 @@ TEXT = "The room was a pleasant one, at the top of the house, overlooking the se
 PARTS = ((0, 100), (0, 75), (7, 95), (25, 45), (3, 1), (45, 65))
 PROMPTS = [TEXT[start : start + length] for start, length in PARTS]
 PARAMS = SamplingParams(temperature=0, max_tokens=8, logprobs=4, ignore_eos=True)
-SMALL = {"kv_cache_memory_bytes": 32 << 20, "max_model_len": 512, "dtype": "bfloat16"}
+SMALL = {"kv_cache_memory_bytes": 32 << 20, "max_model_len": 512}
 
 
 def numbers(outputs):
@@ -32,23 +35,29 @@ def numbers(outputs):
     return [output.outputs[0].logprobs for output in outputs]
 
 
+@pytest.fixture(scope="module")
+def model():
+    return load_model(EMBEDDED_MODEL, dtype="bfloat16")
+
+
 @pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize("format", ["auto", "int8"])
-def test_alone_batched_chunked_and_cached_are_bitwise_the_same(isa, format):
+def test_alone_batched_chunked_and_cached_are_bitwise_the_same(isa, format, model):
     options = SMALL | {"kv_cache_dtype": format, "environment": replace(Environment.read(), kernel_isa=isa)}
-    with LLM(deterministic=True, enable_prefix_caching=False, **options) as llm:
+    make = partial(LLM, model, tokenizer=EMBEDDED_MODEL, deterministic=True, **options)
+    with make(enable_prefix_caching=False) as llm:
         alone = [numbers(llm.generate([prompt], PARAMS))[0] for prompt in PROMPTS]
-    with LLM(deterministic=True, **options) as llm:
+    with make() as llm:
         assert numbers(llm.generate(PROMPTS, PARAMS)) == alone
         assert numbers(llm.generate(PROMPTS, PARAMS)) == alone
         assert llm.cache_stats().hit_tokens > 0
-    with LLM(deterministic=True, max_num_batched_tokens=19, max_num_seqs=3, **options) as llm:
+    with make(max_num_batched_tokens=19, max_num_seqs=3) as llm:
         assert numbers(llm.generate(PROMPTS, PARAMS)) == alone
 
 
 def test_decode_steps_of_any_batch_are_bitwise_the_same_by_default():
     """Prompts are computed one by one, so that they are equal; the steps after them are not."""
-    with LLM(**SMALL) as llm:
+    with LLM(dtype="bfloat16", **SMALL) as llm:
         prompts = [PROMPTS[0][:30], *(f"{number} men" for number in range(MAX_LINEAR_ROWS - 1))]
         alone = numbers(llm.generate([prompts[0]], PARAMS))
         together = numbers(llm.generate(prompts, PARAMS))
