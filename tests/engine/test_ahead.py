@@ -416,19 +416,23 @@ def test_what_breaks_ends_alone_and_is_shared_with_nobody(engines: Engines) -> N
 
 @pytest.mark.parametrize("broken", ["queue_ahead", "is_ready_for"])
 def test_a_step_that_cannot_be_queued_is_no_harm(
-    engines: Engines, model: Model, monkeypatch: pytest.MonkeyPatch, broken: str
+    engines: Engines, model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, broken: str
 ) -> None:
-    source, original = random.Random(0), getattr(Forward, broken)
+    source, original, raised = random.Random(0), getattr(Forward, broken), list[Exception]()
 
     def failing(self: Forward, *arguments: Any) -> Any:
         if source.random() < 0.5:
             if broken == "is_ready_for":
                 return False
-            raise RuntimeError("no memory")
+            raised.append(source.choice((RuntimeError, MemoryError))("no memory"))
+            raise raised[-1]
         return original(self, *arguments)
 
     monkeypatch.setattr(Forward, broken, failing)
     compared(engines, model, many())
+    assert broken == "is_ready_for" or len(raised) > 3
+    told = [record for record in caplog.records if record.name == "pagoda.engine.ahead"]
+    assert sorted(record.exc_info[0].__name__ for record in told) == sorted({type(each).__name__ for each in raised})
 
 
 POINTS = (

@@ -61,6 +61,7 @@ class Ahead:
         self._ends_soon = ends_soon
         self._queued: Queued | None = None
         self._rows: dict[Sequence, _Row] = {}
+        self._told: set[type[Exception]] = set()
         self.num_steps = 0
         self.num_rows = 0
         self.num_taken = 0
@@ -92,8 +93,8 @@ class Ahead:
             chunks = self._going_on(parts, num_computing)
             if chunks and self._forward.is_ready_for(len(chunks)):
                 self._queue(parts, chunks)
-        except Exception:
-            logger.exception("A step could not be queued ahead; it is computed when its turn comes")
+        except Exception as error:
+            self._tell(error)
 
     def _going_on(self, parts: list[Queued], num_computing: int) -> list[Chunk]:
         """The chunks of those that are in the next step, if that is known; else none."""
@@ -114,6 +115,12 @@ class Ahead:
         self._queued = self._forward.queue_ahead(batch, _tokens(parts, batch.sequences))
         self.num_steps += 1
         self.num_rows += len(batch)
+
+    def _tell(self, error: Exception) -> None:
+        """Of each kind once: what keeps a step from being queued mostly keeps the next one, too."""
+        level = logging.DEBUG if type(error) in self._told else logging.ERROR
+        self._told.add(type(error))
+        logger.log(level, "A step could not be queued ahead; it is computed when its turn comes", exc_info=error)
 
     def _give_back(self, rows: dict[Sequence, _Row], batch: Batch) -> None:
         """Free what was reserved for sequences that run and are not in the next step after all."""
