@@ -30,6 +30,7 @@ from pagoda.engine.batch import Batch
 from pagoda.engine.engine import Engine
 from pagoda.engine.forward import Forward, Queued
 from pagoda.engine.request import FinishReason, Request, Sequence, new_request
+from pagoda.engine.scheduler import Scheduler
 from pagoda.engine.settle import Settler
 from pagoda.errors import NonFiniteCacheError
 from pagoda.kernels.base import Kernels
@@ -314,6 +315,26 @@ def test_sequences_that_have_been_compressed_once_go_on_ahead(engines: Engines, 
     with engines.ahead(model, kv_compression=f"h2o:tokens={2 * PAGE_TOKENS},every=8") as again:
         run(again, asked[:1])
         assert not again.ahead.num_steps
+
+
+@pytest.mark.parametrize("length", [PAGE_TOKENS - 1, PAGE_TOKENS, PAGE_TOKENS + 1])
+def test_what_is_queued_before_samples_fork_is_read_by_none_but_the_first(
+    engines: Engines, model: Model, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """It is written behind the tokens of a page that all share then, or into a page that the first has for it."""
+    samples = {"temperature": 1.0, "n": 3, "max_tokens": PAGE_TOKENS + 3}
+    asked = [Asked([7], {"temperature": 0.0, "max_tokens": 6}), Asked(prompt(length, 1), samples, at=9)]
+    expected = run(engines.waiting(model), asked)
+    fork, queued = Scheduler.fork, list[bool]()
+    with engines.ahead(model) as engine:
+
+        def watched(self: Scheduler, sequence: Sequence, twins: list[Sequence]) -> None:
+            queued.append(sequence in engine.ahead._rows)
+            fork(self, sequence, twins)
+
+        monkeypatch.setattr(Scheduler, "fork", watched)
+        assert run(engine, asked) == expected
+    assert queued == [True]
 
 
 def test_prompts_that_are_only_computed_and_short_answers(engines: Engines, model: Model) -> None:

@@ -143,7 +143,6 @@ def _is_plain(chunk: Chunk) -> bool:
         len(chunk.drawn) == 1
         and not chunk.scored
         and request.params.logprobs is None
-        and len(request.sequences) >= request.params.n
         and (sequence.compression is None or sequence.compression.is_over)
     )
 
