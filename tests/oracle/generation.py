@@ -11,7 +11,7 @@ from transformers import GenerationConfig, GenerationMixin
 from pagoda import RequestOutput, SamplingParams
 from pagoda.models.quiet import quiet
 
-NEW_TOKENS = 6
+NEW_TOKENS = 4
 VOCABULARY = 100  # of the tiny configurations' 128: the rest may be special
 PARAMS = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, logprobs=3, ignore_eos=True)
 
