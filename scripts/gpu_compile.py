@@ -2,10 +2,10 @@
 
     python scripts/gpu_compile.py [--cards H100,MI300,...] [--cases attend/int8,...] [--output kernels.json]
 
-Takes the cases of gpu_check.py, those of heads of 256 channels, and products with coded weights, also of experts. Fails
-if a kernel does not compile, or takes more shared memory than a program has on that card, or than tiles.py reckons
-with. Says how many registers threads take, how much they spill, and how many instructions the innermost loop has. Needs
-no GPU, and the compilers that Triton brings.
+Takes the cases of gpu_check.py, those of heads of 256 channels, products with coded weights, also of experts, and what
+the models of gpu_widths.py launch. Fails if a kernel does not compile, or takes more shared memory than a program has
+on that card, or than tiles.py reckons with. Says how many registers threads take, how much they spill, and how many
+instructions the innermost loop has. Needs no GPU, and the compilers that Triton brings.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("src", "tests")]
 
 import gpu_cases  # noqa: E402
+import gpu_widths  # noqa: E402
 import torch  # noqa: E402
 import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
@@ -157,7 +158,7 @@ def case_names(beginnings: tuple[str, ...]) -> list[str]:
     for what in (CODED, EXPERTS):
         names += [f"{what}/{coding}/bf16" for coding in (*GGUF_CODINGS, *FORMS)]
         names += [f"{what}/{coding}/{dtype}" for coding in ("Q6_K", "int8") for dtype in ("fp16", "fp32")]
-    return [name for name in names if name.startswith(beginnings)]
+    return [name for name in (*names, *gpu_widths.names()) if name.startswith(beginnings)]
 
 
 def compiled(card_name: str, case_name: str, launches: Launches) -> Iterator[dict[str, Any]]:
@@ -173,6 +174,8 @@ def compiled(card_name: str, case_name: str, launches: Launches) -> Iterator[dic
         elif what == EXPERTS:
             stack = CodedStack.unfilled(kind, coding_of(kind), *EXPERT_SHAPE, count=(NUM_EXPERTS,))
             multiply_routed(stack, DTYPES[detail])
+        elif kind in gpu_widths.MODELS:
+            gpu_widths.launch(what, kind, detail, tiles.for_card(card.shared_nbytes), card.target.backend == "cuda")
         else:
             launch(case_of(what, lookup("format", kind)), what, gpu_cases.rule_of(what, detail), card)
     except Exception as error:
