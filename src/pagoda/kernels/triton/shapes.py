@@ -367,7 +367,7 @@ class AttendShape:
     @property
     def exact_dot(self) -> str:
         """How products of fp32 are taken that need all of its digits."""
-        return "tf32x3"
+        return "tf32x3" if self.has_ptx else "ieee"
 
     @property
     def scales_queries(self) -> bool:
