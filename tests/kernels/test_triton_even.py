@@ -8,11 +8,13 @@ import torch
 from kernels.cases import starts
 from kernels.interpreted import SMALL
 from kernels.rounding import tolerance
+from pagoda.formats.plain import BF16
 from pagoda.formats.scaled import INT8
 from pagoda.kernels.base import AttentionRule, GroupView
 from pagoda.kernels.reference import ReferenceKernels
-from pagoda.kernels.triton.even import MANY, SPLIT_TOKENS, EvenAttention, even
+from pagoda.kernels.triton.even import MANY, SPLIT_TOKENS, WIDE, EvenAttention, even
 from pagoda.kernels.triton.plan import Room, tables_of
+from pagoda.kernels.triton.tiles import HOPPER
 
 # NumPy, which interprets, warns where a row has nothing in a split.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -56,3 +58,13 @@ def test_only_the_way_of_many_is_other():
     assert (table.many, table.many_split_tokens) == (MANY, SPLIT_TOKENS)
     other = {name: getattr(SMALL, name) for name in ("many", "many_codes", "many_biased", "many_split_tokens")}
     assert replace(table, **other) == SMALL
+
+
+@pytest.mark.parametrize(("width", "tile"), [(128, MANY), (256, WIDE)])
+def test_tiles_follow_from_the_width_of_heads(width, tile, shape, make_case, monkeypatch):
+    sizes = SIZES | {"key_width": width, "value_width": width}
+    case = make_case(shape(format=BF16, dtype=torch.bfloat16, sequences=((0, 20), (30, 1)), **sizes))
+    kernels, calls = EvenAttention(even(HOPPER)), []
+    monkeypatch.setattr(kernels, "_attend_many", calls.append)
+    kernels.attend(case.query, case.layer, case.view, RULE)
+    assert [call.shape.tile for call in calls] == [tile]

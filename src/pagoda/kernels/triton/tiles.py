@@ -60,7 +60,7 @@ HOPPER = Tiles(
     many_codes=Tile(rows=256, tokens=64, num_warps=8, num_stages=2),
     many_biased=Tile(rows=256, tokens=32, num_warps=8, num_stages=2),
     many_latents=Tile(rows=64, tokens=32, num_warps=8, num_stages=2),
-    exact=Tile(rows=16, tokens=32, num_warps=4, num_stages=1),
+    exact=Tile(rows=16, tokens=32, num_warps=8, num_stages=1),
     head_split_tokens=64,
     few_split_tokens=(128, 512),
     many_split_tokens=8192,
