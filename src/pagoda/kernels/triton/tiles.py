@@ -19,6 +19,8 @@ REDUCED_NUMBERS = 8192
 STORED_ROWS, STORED_NUMBERS = 16, 2048
 # Sums of values that the threads of a warp have in registers, fp32, so that others find room beside them.
 WARP_SUMS = 32 * 128
+# Channels of results that a warp has of few rows.
+WARP_CHANNELS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +88,13 @@ def for_card(shared_nbytes: int) -> Tiles:
 
 
 def fitting(tile: Tile, load: Load, shared_nbytes: int) -> Tile:
-    """The tile, or one with so many more tokens as products take, and so much less else as there is room for."""
+    """The tile, or one with so many more tokens as products take, and so much less else as there is room for.
+
+    Few rows of wide heads have more warps, so that more of them run where shared memory bounds how many programs do.
+    """
     tile = replace(tile, tokens=max(tile.tokens, load.least_tokens))
+    while tile.rows == MIN_DOT and not load.has_latents and load.value_channels > WARP_CHANNELS * tile.num_warps:
+        tile = replace(tile, num_warps=2 * tile.num_warps)
     while tile.rows > MIN_DOT and tile.rows * load.value_channels > WARP_SUMS * tile.num_warps:
         tile = replace(tile, rows=tile.rows // 2)
     while load.shared_nbytes(tile) > shared_nbytes:
