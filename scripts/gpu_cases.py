@@ -50,7 +50,7 @@ def names() -> list[str]:
     cases += [f"trees/{name}/{rule}" for name in ("bf16", "int8") for rule in ("full", "sliding")]
     cases += [f"first/{name}/{rule}" for name in ("bf16", "int4") for rule in ("sliding", "chunked")]
     cases += [f"packed/{name}/full" for name in ("bf16", "int8", "int4")]
-    cases += [f"chosen/{name}/full" for name in ("bf16", "int8", "int4")]
+    cases += [f"{what}/{name}/full" for what in ("chosen", "chosen48") for name in ("bf16", "int8", "int4")]
     cases += [f"bits/{name}/{rule}" for name in ("bf16", "int8", "int4", "fp8_e4m3") for rule in ("full", "sliding")]
     return [f"case:{each}" for each in cases]
 
@@ -83,7 +83,7 @@ def case_of(what: str, format: Any) -> Case:
     shape = shape_of(what, format)
     if what == "packed":
         return pack(shape, PLANS).case
-    if what == "chosen":
+    if what.startswith("chosen"):
         return reading(shape)
     case = build(shape)
     if what == "trees":
@@ -104,6 +104,8 @@ def shape_of(what: str, format: Any) -> Shape:
         return replace(plain, **sizes, sequences=((2100, 1), (0, 60)), has_constants=what == "latent_constants")
     if what == "widths":
         return replace(plain, key_width=80, value_width=96, page_tokens=48, group=3)
+    if what == "chosen48":
+        return replace(plain, page_tokens=48)
     if what == "bits":
         return replace(plain, sequences=((0, 2300),), group=3)
     return replace(plain, has_constants=what == "constants")

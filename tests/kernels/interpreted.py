@@ -2,10 +2,11 @@
 
 It is mended where it computes something else than GPUs do: bf16 is cut off instead of rounded and multiplied as the
 integers that its bits are, what is fused is rounded twice, and loops have no bounds with NumPy 2.4. Instructions of
-NVIDIA's are computed by `ptx_machine.py`.
+NVIDIA's are computed by `ptx_machine.py`. What compilers are told of addresses is looked at: on a card, words that do
+not lie where they are said to end the process.
 """
 
-from functools import partial
+from functools import partial, partialmethod
 
 import numpy as np
 import pytest
@@ -41,6 +42,22 @@ BITS = {2: (torch.int16, np.uint16), 4: (torch.int32, np.uint32)}
 def _patch_tensor(original, tensor, scope):
     original(tensor, scope)
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+
+def _set_attr(handle, name, values, original):
+    original(handle, name, values)
+    if name == "tt.contiguity":
+        _check_runs(handle.data, values, handle.attr.get("tt.divisibility", [1] * len(values)))
+
+
+def _check_runs(numbers, lengths, factors):
+    """Along each axis so many numbers follow one another, the first of them a multiple of its factor."""
+    for axis, (length, factor) in enumerate(zip(lengths, factors, strict=True)):
+        if 1 < length <= numbers.shape[axis]:
+            along = np.moveaxis(numbers, axis, -1)
+            runs = along.reshape(*along.shape[:-1], -1, length)
+            assert (np.diff(runs) == 1).all(), f"not in runs of {length}"
+            assert (runs[..., 0] % factor == 0).all(), f"runs do not begin at multiples of {factor}"
 
 
 def _convert_float(data, source, target, rounding):
@@ -100,6 +117,7 @@ def _inline_asm(_builder, text, constraints, values, dtypes, _is_pure, pack):
 
 
 interpreter._patch_lang_tensor = partial(_patch_tensor, interpreter._patch_lang_tensor)
+interpreter.TensorHandle.set_attr = partialmethod(_set_attr, original=interpreter.TensorHandle.set_attr)
 interpreter._convert_float = _convert_float
 interpreter.InterpreterBuilder.create_dot = _dot
 interpreter.InterpreterBuilder.create_fma = _fused

@@ -20,6 +20,7 @@ from pagoda.kernels.reference import ReferenceKernels
 from pagoda.kernels.triton import attention
 from pagoda.kernels.triton import reading as triton_reading
 from pagoda.kernels.triton.plan import Room, tables_of
+from pagoda.models.attention import _padded
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 BUDGET = 4
@@ -166,6 +167,44 @@ def test_a_recorded_step_follows_its_tables(readings):
         assert plan.reading.covers(view)
         expected = TritonAttention(SMALL).attend(case.query, case.layer, replace(view), RULE)
         assert torch.equal(kernels.attend(case.query, case.layer, view, RULE), expected)
+
+
+def test_padded_steps_of_all_numbers_of_sequences_are_computed():
+    """Eager, and recorded with few of them and replayed with more: a recording is for a number of rows."""
+    case = reading(replace(PLAIN, sequences=((201, 1), (150, 1), (190, 1))), BUDGET)
+    query = torch.cat((case.query, torch.zeros_like(case.query[:1])))
+    expected = ReferenceKernels().attend(case.query, case.layer, case.view, RULE)
+    kernels, padded = TritonAttention(SMALL), _padded(case.view, 1)
+    assert (kernels.attend(query, case.layer, padded, RULE)[:3] - expected).abs().max() < 1e-5
+    two = replace(
+        case.view,
+        page_indices=case.view.page_indices[: case.view.page_starts[2]],
+        page_starts=case.view.page_starts[:3],
+        query_starts=case.view.query_starts[:3],
+        context_lengths=case.view.context_lengths[:2],
+        readings=case.view.readings[:2],
+    )
+    recorded, room = _padded(two, 2), Room.of(padded)
+    tables = [*room.tables(recorded)]
+    tables[0][: len(two.page_indices)] = two.page_indices
+    kernels.record(recorded, tuple(tables), room)
+    assert (kernels.attend(query, case.layer, recorded, RULE)[:2] - expected[:2]).abs().max() < 1e-5
+    for table, numbers in zip(tables, tables_of(padded), strict=True):
+        table[: len(numbers)] = numbers
+    assert (kernels.attend(query, case.layer, recorded, RULE)[:3] - expected).abs().max() < 1e-5
+
+
+def test_a_recording_is_for_what_was_read_in_one_before_as_well():
+    case = reading(replace(PLAIN, sequences=((201, 1), (150, 1))), BUDGET)
+    more, later = (
+        replace(case.view, readings=torch.tensor([numbers] * 2).int()) for numbers in ((BUDGET + 1, 0), (BUDGET, 1))
+    )
+    kernels = TritonAttention(SMALL)
+    before = kernels.record(more, tables_of(more), Room.of(more)).reading
+    both = kernels.record(later, tables_of(later), Room.of(later), before=before).reading
+    assert both.covers(more)
+    assert both.covers(later)
+    assert not before.covers(later)
 
 
 def test_recorded_steps_are_for_no_more_than_they_read():

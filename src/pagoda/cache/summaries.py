@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from pagoda.formats.page import PageGeometry, summary_numbers
+from pagoda.formats.page import PageGeometry, aligned, summary_numbers
 from pagoda.kernels.base import LayerSummaries
 
 
@@ -16,7 +16,8 @@ class KeySummaries:
 
     def __init__(self, geometry: PageGeometry, num_pages: int, poison: bool, device: torch.device) -> None:
         keys = [planes[0].plane for planes in geometry.slots]
-        self._is_made = torch.zeros(len(keys), num_pages, dtype=torch.uint8, device=device)
+        # Rows of tensors that kernels are given begin alike.
+        self._is_made = torch.zeros(len(keys), aligned(num_pages), dtype=torch.uint8, device=device)[:, :num_pages]
         # Zeros that on the host take no memory before they are written.
         self._numbers = [
             torch.zeros(num_pages, plane.num_heads, summary_numbers(plane), dtype=torch.bfloat16, device=device)

@@ -21,7 +21,7 @@ from pagoda.kernels.triton.attend import attend_few, attend_many
 from pagoda.kernels.triton.own_pages import OwnPages
 from pagoda.kernels.triton.plan import Plan, Room, plan_recorded, plan_step
 from pagoda.kernels.triton.prepare import prepare_queries
-from pagoda.kernels.triton.reading import check_rule
+from pagoda.kernels.triton.reading import Reading, check_rule
 from pagoda.kernels.triton.reduce import reduce_splits
 from pagoda.kernels.triton.shapes import PAIR_ROWS, AttendShape, PlaneShape, RuleShape, Tile
 from pagoda.kernels.triton.store import store_rows
@@ -48,6 +48,20 @@ class Call:
     def strides(self) -> tuple[int, int]:
         return self.query.stride(0), self.query.stride(1)
 
+    def of_rows(self, first: int, last: int, plan: Plan) -> Call:
+        """These rows alone, each a sequence of `plan` that chose its pages."""
+        lifts = self.extras[3]
+        if self.shape.has_constants:
+            lifts = lifts[first * self.shape.heads * PAIR_ROWS :]
+        return replace(
+            self,
+            query=self.query[first:last],
+            out=self.out[first:last],
+            extras=(*self.extras[:3], lifts, *self.extras[4:]),
+            plan=plan,
+            shape=replace(self.shape, has_choice=True),
+        )
+
     @cached_property
     def common(self) -> tuple[Any, ...]:
         return self.own.pages, self.plan.tables, self.extras
@@ -69,14 +83,25 @@ class TritonAttention:
         self._found: WeakKeyDictionary[LayerPages, OwnPages] = WeakKeyDictionary()
         self._slopes: dict[tuple[tuple[float, ...], torch.device], torch.Tensor] = {}
 
-    def record(self, view: GroupView, tables: tuple[torch.Tensor, ...], room: Room, few_rows: int = 1) -> Plan:
+    def record(
+        self,
+        view: GroupView,
+        tables: tuple[torch.Tensor, ...],
+        room: Room,
+        few_rows: int = 1,
+        before: Reading | None = None,
+    ) -> Plan:
         """Let calls with `view` launch the same whatever its `tables` hold, on the device, as far as there is `room`.
 
-        No sequence may have more than `few_rows` new rows.
+        No sequence may have more than `few_rows` new rows. These may read as much as those `before`, or as those of the
+        view.
         """
         if few_rows > tiles.FEW_ROWS:
             raise ConfigError(f"A recorded step has up to {tiles.FEW_ROWS} rows a sequence, not {few_rows}.")
-        self._plans[view] = plan = plan_recorded(view, tables, room, few_rows, few_rows <= self.most_few_rows)
+        plan = plan_recorded(view, tables, room, few_rows, few_rows <= self.most_few_rows)
+        if plan.reading is not None and before is not None:
+            plan = replace(plan, reading=plan.reading.or_more(before))
+        self._plans[view] = plan
         return plan
 
     def store(
@@ -153,13 +178,17 @@ class TritonAttention:
 
     def _attend_in_part(self, call: Call, layer: LayerPages, rule: AttentionRule, has_biases: bool) -> Call:
         """Attention of rows that choose their pages; returns what is left to compute."""
-        reading = call.plan.reading
+        reading, summaries, num_rows = call.plan.reading, layer.summaries, len(call.query)
         assert reading is not None
         check_rule(rule, has_biases)
-        shape = replace(call.shape, num_layers=0, layer_nbytes=0)
-        chosen = reading.chosen(replace(call, shape=shape), layer)
-        part = replace(call, plan=chosen, shape=replace(shape, has_choice=True))
-        self._attend_few(self._in_regime(part, is_few=True))
+        if summaries is None:
+            raise ConfigError("There are no summaries of pages to choose them by.")
+        call_of_part = self._in_regime(replace(call, shape=replace(call.shape, num_layers=0, layer_nbytes=0)), True)
+        rows = max(1, self.table.partial_nbytes // reading.row_nbytes(call_of_part.shape))
+        for first in range(0, num_rows, rows):
+            last = min(first + rows, num_rows)
+            chosen = reading.chosen(call_of_part, summaries, first, last)
+            self._attend_few(call_of_part.of_rows(first, last, chosen))
         return replace(call, plan=reading.rest(call.plan, call.own.number))
 
     def _attend_few(self, call: Call) -> None:

@@ -26,15 +26,16 @@ def rest_of(lengths, readings, rest, layer, num_sequences, block: tl.constexpr):
     tl.store(rest + sequence, tl.where((most_pages > 0) & (layer >= first_layer), 0, length), mask=exists)
 
 
-@triton.jit(do_not_specialize=["layer", "num_sequences", "first_row", "num_entries"])
+@triton.jit(do_not_specialize=["layer", "num_sequences", "first", "last", "first_row", "num_entries"])
 def bound_pages(
     query, bounds, pages, tables, readings, summaries, extras, query_strides, layer, num_sequences,
-    first_row, most_rows: tl.constexpr, num_entries,
+    first, last, first_row, most_rows: tl.constexpr, num_entries,
     block: tl.constexpr, summary_numbers: tl.constexpr, shape: tl.constexpr
 ):  # fmt: skip
     """How high scores can be in a block of pages: of `most_rows` rows from `first_row` of each sequence that chooses.
 
-    `bounds` fp32 [rows, KV heads, pages of all sequences]: the highest of the heads that share a KV head.
+    Rows of the batch before `first` and from `last` on are left out. `bounds` fp32 [rows, KV heads, pages of all
+    sequences]: the highest of the heads that share a KV head.
     """
     head = tl.program_id(1)
     place = tl.program_id(0)
@@ -43,17 +44,19 @@ def bound_pages(
     number = (place - (first_page // block + sequence)) * block + tl.arange(0, block)
     start = tl.load(tables[2] + sequence)
     num_rows = tl.load(tables[2] + sequence + 1) - start
+    begin = tl.maximum(first_row, first - start)
+    end = tl.minimum(tl.minimum(num_rows, first_row + most_rows), last - start)
     length = tl.load(tables[3] + sequence)
-    last = (length - 1) // shape.keys.page_tokens
+    open_page = (length - 1) // shape.keys.page_tokens
     table = tables[0] + first_page
-    if _chooses(readings, sequence, last + 1, layer) & (first_row < num_rows):
-        is_between = (number > 0) & (number < last)
+    if _chooses(readings, sequence, open_page + 1, layer) & (begin < end):
+        is_between = (number > 0) & (number < open_page)
         page = tl.load(table + number, mask=is_between, other=0)
         is_made = tl.load(summaries[1] + page, mask=is_between, other=1)
         if tl.min(is_made.to(tl.int32), axis=0) == 0:
             for index in tl.range(0, block):
                 one = tl.min(number, axis=0) + index
-                if (one > 0) & (one < last):
+                if (one > 0) & (one < open_page):
                     _summarise(pages, tl.load(table + one), summaries, head, summary_numbers, shape)
             tl.debug_barrier()
         channel = tl.arange(0, shape.keys.row_width)
@@ -61,7 +64,7 @@ def bound_pages(
         numbers = summaries[0] + (page.to(tl.int64) * shape.num_kv_heads + head)[:, None] * summary_numbers
         highest = tl.load(numbers + channel[None, :], mask=exists, other=0.0).to(tl.float32)
         lowest = tl.load(numbers + shape.keys.width + channel[None, :], mask=exists, other=0.0).to(tl.float32)
-        for row in tl.range(first_row, tl.minimum(num_rows, first_row + most_rows)):
+        for row in tl.range(begin, end):
             bound = tl.full([block], float("-inf"), tl.float32)
             for index in tl.range(0, shape.group):
                 own_head = head * shape.group + index
@@ -76,17 +79,17 @@ def bound_pages(
             tl.store(bounds + places, bound, mask=is_between)
 
 
-@triton.jit(do_not_specialize=["layer", "num_sequences", "first_row", "num_entries"])
+@triton.jit(do_not_specialize=["layer", "num_sequences", "first", "first_row", "num_entries", "most_pages"])
 def choose_pages(
     bounds, chosen, tables, readings, is_made, layer, num_sequences,
-    first_row, most_rows: tl.constexpr, num_entries, most_pages, block: tl.constexpr, shape: tl.constexpr
+    first, first_row, most_rows: tl.constexpr, num_entries, most_pages, block: tl.constexpr, shape: tl.constexpr
 ):  # fmt: skip
     """The pages that a row reads for a KV head, in the order of their tokens, of rows that have `bounds`.
 
     `chosen` are pages, and which of their sequence these are, int32 [rows, KV heads, most_pages], and how many tokens
-    they have, int32 [rows].
+    they have, int32 [rows], of rows of the batch from `first` on.
     """
-    row = tl.program_id(0)
+    row = first + tl.program_id(0)
     head = tl.program_id(1)
     sequence = sequence_of(tables[2], row, num_sequences, 1, 1, 0)
     start = tl.load(tables[2] + sequence)
@@ -99,7 +102,7 @@ def choose_pages(
     if is_here & (budget > 0) & (layer >= tl.load(readings + sequence * 2 + 1)):
         first_page = tl.load(tables[1] + sequence)
         table = tables[0] + first_page
-        place = (row.to(tl.int64) * shape.num_kv_heads + head) * most_pages
+        place = (tl.program_id(0).to(tl.int64) * shape.num_kv_heads + head) * most_pages
         count = tl.minimum(num_pages, budget)
         own = bounds + ((own_row - first_row).to(tl.int64) * shape.num_kv_heads + head) * num_entries + first_page
         least = LEAST
@@ -107,8 +110,8 @@ def choose_pages(
         if count < num_pages:
             least, num_equal = _least_of(own, num_pages, count - 2, block)
         num_taken = 0
-        for first in tl.range(0, num_pages, block):
-            number = first + tl.arange(0, block)
+        for start_page in tl.range(0, num_pages, block):
+            number = start_page + tl.arange(0, block)
             is_between = (number > 0) & (number < num_pages - 1)
             order = _order_of(own, number, is_between)
             is_equal = (is_between & (order == least)).to(tl.int32)
@@ -126,7 +129,7 @@ def choose_pages(
             if (head == 0) & (count < num_pages):
                 between = tl.load(table + number, mask=is_between, other=0)
                 tl.store(is_made + between, (number * 0 + 1).to(tl.uint8), mask=is_between)
-        tl.store(chosen[2] + row, length - (num_pages - count) * shape.keys.page_tokens)
+        tl.store(chosen[2] + tl.program_id(0), length - (num_pages - count) * shape.keys.page_tokens)
 
 
 @triton.jit
@@ -140,7 +143,8 @@ def _chooses(readings, sequence, num_pages, layer):
 def _summarise(pages, page, summaries, head, summary_numbers: tl.constexpr, shape: tl.constexpr):
     """The largest and the smallest number of each channel of a head in a full page, rounded outwards; then zeros."""
     plane: tl.constexpr = shape.keys
-    slot = tl.minimum(tl.arange(0, plane.page_slots), plane.page_tokens - 1)
+    # Some twice, in whole runs: see `RUN_TOKENS`.
+    slot = tl.arange(0, plane.page_slots) % plane.page_tokens
     own = slot * 0 + page
     numbers = summaries[0] + (page.to(tl.int64) * shape.num_kv_heads + head) * summary_numbers
     for part in tl.static_range(tl.constexpr(shape.num_parts)):
@@ -160,9 +164,9 @@ def _summarise(pages, page, summaries, head, summary_numbers: tl.constexpr, shap
 
 @triton.jit
 def _outwards(numbers, is_up: tl.constexpr):
-    """bf16 at or above numbers of fp32, or at or below them."""
+    """bf16 at or above numbers of fp32, or at or below them; what is no number stays that."""
     bits = numbers.to(tl.int32, bitcast=True)
-    moves = ((bits & 0xFFFF) != 0) & ((bits < 0) != is_up)
+    moves = ((bits & 0xFFFF) != 0) & ((bits < 0) != is_up) & (numbers == numbers)
     return ((bits >> 16) + moves.to(tl.int32)).to(tl.int16).to(tl.bfloat16, bitcast=True)
 
 

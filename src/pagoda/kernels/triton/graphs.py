@@ -15,7 +15,7 @@ import torch
 from pagoda.kernels.base import GroupView
 from pagoda.kernels.recording import RecordedStep, StepRecorder
 from pagoda.kernels.triton.plan import Room, tables_of
-from pagoda.kernels.triton.reading import whole_layer_of
+from pagoda.kernels.triton.reading import Reading, whole_layer_of
 
 if TYPE_CHECKING:
     from pagoda.kernels.triton.attention import TritonAttention
@@ -38,6 +38,8 @@ class GraphRecorder(StepRecorder):
     def __init__(self, attention: TritonAttention) -> None:
         self._attention = attention
         self._pool: Any = None
+        # What was read of views of steps before, by kind: so that those who read more and less need no other recording.
+        self._readings: dict[Hashable, list[Reading | None]] = {}
 
     def size_for(self, num_sequences: int) -> int:
         multiple = next((each for most, each in STEPS if num_sequences <= most), LAST_STEP)
@@ -54,7 +56,11 @@ class GraphRecorder(StepRecorder):
         finite: torch.Tensor,
     ) -> RecordedGraph:
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        return RecordedGraph(self._attention, step, inputs, views, finite, self._pool)
+        kind = self.kind_of(views)
+        before = self._readings.get(kind, [None] * len(views))
+        recorded = RecordedGraph(self._attention, step, inputs, views, finite, self._pool, before)
+        self._readings[kind] = recorded.readings
+        return recorded
 
 
 class RecordedGraph(RecordedStep):
@@ -68,6 +74,7 @@ class RecordedGraph(RecordedStep):
         views: Sequence[GroupView],
         finite: torch.Tensor,
         pool: Any,
+        before: Sequence[Reading | None],
     ) -> None:
         self._finite = finite
         self._room = [Room.of(view) for view in views]
@@ -77,8 +84,8 @@ class RecordedGraph(RecordedStep):
         given = iter(self._buffers.on_device)
         self._inputs = list(islice(given, len(inputs)))
         self._plans = [
-            attention.record(view, tuple(islice(given, len(own))), room)
-            for view, own, room in zip(views, wanted, self._room, strict=True)
+            attention.record(view, tuple(islice(given, len(own))), room, before=reading)
+            for view, own, room, reading in zip(views, wanted, self._room, before, strict=True)
         ]
         # Once as it is, which compiles what there is to compile and gives the first result.
         first = step(*self._inputs).clone()
@@ -88,6 +95,11 @@ class RecordedGraph(RecordedStep):
             self._replayed = step(*self._inputs)
         self.result = first
         self.nbytes = self._replayed.nbytes + self._buffers.nbytes
+
+    @property
+    def readings(self) -> list[Reading | None]:
+        """What rows read at most, by view."""
+        return [plan.reading for plan in self._plans]
 
     def takes(self, views: Sequence[GroupView]) -> bool:
         return all(

@@ -7,18 +7,20 @@ step and summaries; `choose.py` finds the pages. Nothing here asks the device fo
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 import torch
 import triton
 
 from pagoda.errors import ConfigError
-from pagoda.kernels.base import AttentionRule, AttentionUse, GroupView, LayerPages, distance_obstacle
+from pagoda.kernels.base import AttentionRule, AttentionUse, GroupView, LayerSummaries, distance_obstacle
 from pagoda.kernels.triton.choose import bound_pages, choose_pages, rest_of
 
 if TYPE_CHECKING:
     from pagoda.kernels.triton.attention import Call
     from pagoda.kernels.triton.plan import Plan
+    from pagoda.kernels.triton.shapes import AttendShape
 
 LEAST_PAGES = 3
 # Rows of a sequence that are bound at a time, so that bounds take no more than so many numbers for each page.
@@ -33,12 +35,11 @@ class Reading:
     """Of a view with `readings`, on the device as [2 x sequences].
 
     A row reads `most_pages` at most, in layers from `first_layer` on; from `whole_layer` on all rows choose, if that is
-    not None. Sequences that choose have up to `most_rows`. `starts` are those of rows, and of their pages, as sequences
-    of their own.
+    not None. Sequences that choose have up to `most_rows`. `row_starts` are those of rows as sequences of their own.
     """
 
     readings: torch.Tensor
-    starts: tuple[torch.Tensor, torch.Tensor]
+    row_starts: torch.Tensor
     most_pages: int
     most_rows: int
     first_layer: int
@@ -53,16 +54,21 @@ class Reading:
         if not chooses.any():
             return None
         _check(view, chooses)
-        most_pages = int(view.readings[:, 0].max())
-        rows = torch.arange(int(view.query_starts[-1]) + 1, dtype=torch.int32, device=readings.device)
+        # Padded sequences have no rows of their own, but rows are computed for them.
+        num_rows = max(int(view.query_starts[-1]), len(view.context_lengths))
         return cls(
             readings=readings,
-            starts=(rows, rows * most_pages),
-            most_pages=most_pages,
+            row_starts=torch.arange(num_rows + 1, dtype=torch.int32, device=readings.device),
+            most_pages=int(view.readings[:, 0].max()),
             most_rows=int(view.query_starts.diff()[chooses].max()),
             first_layer=int(view.readings[chooses, 1].min()),
             whole_layer=whole_layer_of(view),
         )
+
+    @cached_property
+    def page_starts(self) -> torch.Tensor:
+        """Of the pages of rows, as `row_starts`."""
+        return self.row_starts * self.most_pages
 
     def covers(self, view: GroupView) -> bool:
         """Whether rows of `view`, as many, read no more, and in no layer more of them all."""
@@ -83,31 +89,42 @@ class Reading:
         rest_of[grid](lengths, self.readings, rest, layer, len(lengths), SEQUENCES)
         return replace(plan, tables=(*plan.tables[:3], rest, *plan.tables[4:]))
 
-    def chosen(self, call: Call, layer: LayerPages) -> Plan:
-        """What rows that choose attend to: lengths are 0 where a row does not."""
-        summaries = layer.summaries
-        if summaries is None:
-            raise ConfigError("There are no summaries of pages to choose them by.")
-        shape, tables, number, query = call.shape, call.plan.tables, call.own.number, call.query
-        rows, heads, entries, device = len(query), shape.num_kv_heads, len(tables[0]), query.device
+    def or_more(self, other: Self) -> Self:
+        """For views that either is for, with as many rows."""
+        whole_layers = [each for each in (self.whole_layer, other.whole_layer) if each is not None]
+        return replace(
+            self,
+            most_pages=max(self.most_pages, other.most_pages),
+            first_layer=min(self.first_layer, other.first_layer),
+            whole_layer=max(whole_layers) if len(whole_layers) == 2 else None,
+        )
+
+    def row_nbytes(self, shape: AttendShape) -> int:
+        """What is kept of a row while it is computed, but for its bounds."""
+        num_splits = self.most_pages // shape.split_pages + 1
+        return 4 * num_splits * shape.heads * (shape.value_width + 2) + 8 * shape.num_kv_heads * self.most_pages
+
+    def chosen(self, call: Call, summaries: LayerSummaries, first: int, last: int) -> Plan:
+        """What rows `first` to `last` of a batch attend to: lengths are 0 where a row does not choose."""
+        shape, tables, number, device = call.shape, call.plan.tables, call.own.number, call.query.device
+        rows, heads, entries = last - first, shape.num_kv_heads, len(tables[0])
         bounds = torch.empty(min(self.most_rows, PART_ROWS) * heads * entries, device=device)
         pages, numbers = (
             torch.empty(rows * heads * self.most_pages, dtype=torch.int32, device=device) for _ in range(2)
         )
         lengths = torch.zeros(rows, dtype=torch.int32, device=device)
         num_sequences = len(tables[3])
-        for first in range(0, self.most_rows, PART_ROWS):
+        for first_row in range(0, self.most_rows, PART_ROWS):
             bound_pages[(entries // BOUND_PAGES + num_sequences, heads)](
-                query, bounds, call.own.pages, tables, self.readings, (summaries.numbers, summaries.is_made),
-                call.extras, call.strides, number, num_sequences, first, PART_ROWS, entries,
+                call.query, bounds, call.own.pages, tables, self.readings, (summaries.numbers, summaries.is_made),
+                call.extras, call.strides, number, num_sequences, first, last, first_row, PART_ROWS, entries,
                 BOUND_PAGES, summaries.numbers.stride(1), shape, num_warps=4,
             )  # fmt: skip
             choose_pages[(rows, heads)](
                 bounds, (pages, numbers, lengths), tables, self.readings, summaries.is_made, number, num_sequences,
-                first, PART_ROWS, entries, self.most_pages, CHOSEN_PAGES, shape, num_warps=4,
+                first, first_row, PART_ROWS, entries, self.most_pages, CHOSEN_PAGES, shape, num_warps=4,
             )  # fmt: skip
-        row_starts, page_starts = self.starts
-        virtual = (pages, page_starts, row_starts, lengths, numbers)
+        virtual = (pages, self.page_starts[: rows + 1], self.row_starts[: rows + 1], lengths, numbers)
         return replace(call.plan, tables=virtual, few_rows=1, many_pages=0, num_pages=rows * self.most_pages)
 
 

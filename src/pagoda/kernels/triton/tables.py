@@ -45,17 +45,18 @@ def table_of(tables, layer, sequence, head, shape: tl.constexpr):
 
 @triton.jit
 def numbers_of(table, cells, token, length, shape: tl.constexpr):
-    """The pages of tokens, or their cells, int64, if there are packed pages; none, -1, of those from `length` on."""
+    """The pages of tokens, or their cells, int64, if there are packed pages; -1 in pages that begin behind the last."""
     number = token // shape.keys.page_tokens
+    exists = number * shape.keys.page_tokens < length
     if shape.has_cells:
         shares: tl.constexpr = shape.num_layers * shape.num_kv_heads
         cell = cells[0] + number
         is_packed = number < cells[1]
         place = tl.where(is_packed, cell // shares, cells[2] + number - cells[1])
-        page = tl.load(table + place, mask=token < length, other=-1).to(tl.int64)
+        page = tl.load(table + place, mask=exists, other=-1).to(tl.int64)
         return tl.where(page < 0, page, page * shares + tl.where(is_packed, cell % shares, cells[3]))
     else:
-        return tl.load(table + number, mask=token < length, other=-1)
+        return tl.load(table + number, mask=exists, other=-1)
 
 
 @triton.jit
