@@ -17,8 +17,7 @@ from pagoda.formats.rotated import INT4
 from pagoda.formats.scaled import FP8_E4M3, INT8
 from pagoda.kernels.base import AttentionRule, LayerSummaries
 from pagoda.kernels.reference import ReferenceKernels
-from pagoda.kernels.triton import attention
-from pagoda.kernels.triton import reading as triton_reading
+from pagoda.kernels.triton import attention, choosing
 from pagoda.kernels.triton.plan import Room, tables_of
 from pagoda.models.attention import _padded
 
@@ -137,7 +136,7 @@ def test_nothing_waits_for_the_device(monkeypatch):
         def __getitem__(self, _):
             return lambda *_, **__: launched.append(self.name)
 
-    for module in (attention, triton_reading):
+    for module in (attention, choosing):
         for name in ("attend_few", "reduce_splits", "prepare_queries", "bound_pages", "choose_pages", "rest_of"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, Launch(name))

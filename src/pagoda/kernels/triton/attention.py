@@ -18,10 +18,11 @@ from pagoda.errors import ConfigError
 from pagoda.kernels.base import AttentionRule, GroupView, LayerPages
 from pagoda.kernels.triton import tiles
 from pagoda.kernels.triton.attend import attend_few, attend_many
+from pagoda.kernels.triton.choosing import check_rule, chosen_by_rows, rest_of_step, row_nbytes
 from pagoda.kernels.triton.own_pages import OwnPages
 from pagoda.kernels.triton.plan import Plan, Room, plan_recorded, plan_step
 from pagoda.kernels.triton.prepare import prepare_queries
-from pagoda.kernels.triton.reading import Reading, check_rule
+from pagoda.kernels.triton.reading import Reading
 from pagoda.kernels.triton.reduce import reduce_splits
 from pagoda.kernels.triton.shapes import PAIR_ROWS, AttendShape, PlaneShape, RuleShape, Tile
 from pagoda.kernels.triton.store import store_rows
@@ -184,12 +185,12 @@ class TritonAttention:
         if summaries is None:
             raise ConfigError("There are no summaries of pages to choose them by.")
         call_of_part = self._in_regime(replace(call, shape=replace(call.shape, num_layers=0, layer_nbytes=0)), True)
-        rows = max(1, self.table.partial_nbytes // reading.row_nbytes(call_of_part.shape))
+        rows = max(1, self.table.partial_nbytes // row_nbytes(reading, call_of_part.shape))
         for first in range(0, num_rows, rows):
             last = min(first + rows, num_rows)
-            chosen = reading.chosen(call_of_part, summaries, first, last)
+            chosen = chosen_by_rows(call_of_part, reading, summaries, first, last)
             self._attend_few(call_of_part.of_rows(first, last, chosen))
-        return replace(call, plan=reading.rest(call.plan, call.own.number))
+        return replace(call, plan=rest_of_step(call.plan, reading, call.own.number))
 
     def _attend_few(self, call: Call) -> None:
         plan, shape = call.plan, call.shape
