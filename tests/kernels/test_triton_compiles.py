@@ -13,6 +13,7 @@ SCRIPT = "import sys; sys.path.insert(0, sys.argv.pop(1)); import gpu_compile; g
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 ATTENDING = ("attend_few", "attend_many")
 MULTIPLYING = ("multiply_few", "add_splits", "decode_tile")
+CHOOSING = ("bound_pages", "choose_pages", "rest_of")
 ROUTED = ("route_pairs", "multiply_routed")
 # What the first parts of compilers refuse is the same for all cards, so of these kernels one card says it.
 LAYERS = "layers/gemma_2_9b/bf16,products/qwen_2.5_0.5b/bf16"
@@ -22,11 +23,7 @@ OF_LAYERS = ("norm_row", "add_norm_row", "gate_block", "rotate_rows", "multiply_
 @pytest.mark.parametrize(
     ("card", "cases", "kernels"),
     [
-        (
-            "RTX3090",
-            "wide/bf16/full,attend/fp8_e4m3/full,coded/int8/fp32,experts/int4/bf16",
-            ATTENDING + MULTIPLYING + ROUTED,
-        ),
+        ("RTX3090", "chosen/fp8_e4m3/full,experts/int4/bf16", ATTENDING + CHOOSING + ROUTED),
         ("MI300", f"constants/int8/full,coded/Q6_K/bf16,{LAYERS}", ATTENDING + MULTIPLYING + OF_LAYERS),
     ],
 )
