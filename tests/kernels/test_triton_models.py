@@ -117,7 +117,6 @@ IN_PART = [
     {"kv_compression": "snapkv:tokens=24,window=4,kernel=3"},
     {"kv_compression": "h2o:tokens=20,every=2"},
     {"kv_compression": "pyramidkv:tokens=32,window=4,kernel=3"},
-    {"kv_compression": "snapkv:tokens=32,window=4,kernel=3,head_floor=0.2"},
     {"sparse_attention": "quest:tokens=48,dense_layers=1"},
 ]
 
