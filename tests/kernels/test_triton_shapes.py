@@ -7,7 +7,8 @@ import pytest
 
 from pagoda.formats.page import PageGeometry
 from pagoda.kernels.triton import tiles
-from pagoda.kernels.triton.shapes import MIN_DOT, Load, Tile, plane_shape, power_of_two
+from pagoda.kernels.triton.planes import MIN_DOT, plane_shape, power_of_two
+from pagoda.kernels.triton.shapes import Load, Tile
 from pagoda.layouts.attention import AttentionLayout
 from pagoda.layouts.latent import LatentLayout
 from pagoda.layouts.spec import LayerGroup, Reach

@@ -21,10 +21,11 @@ from pagoda.kernels.triton.attend import attend_few, attend_many
 from pagoda.kernels.triton.choosing import check_rule, chosen_by_rows, rest_of_step, row_nbytes
 from pagoda.kernels.triton.own_pages import OwnPages
 from pagoda.kernels.triton.plan import Plan, Room, plan_recorded, plan_step
+from pagoda.kernels.triton.planes import PlaneShape
 from pagoda.kernels.triton.prepare import prepare_queries
 from pagoda.kernels.triton.reading import Reading
 from pagoda.kernels.triton.reduce import reduce_splits
-from pagoda.kernels.triton.shapes import PAIR_ROWS, AttendShape, PlaneShape, RuleShape, Tile
+from pagoda.kernels.triton.shapes import PAIR_ROWS, AttendShape, RuleShape, Tile
 from pagoda.kernels.triton.store import store_rows
 from pagoda.layouts.spec import Reach
 

@@ -14,7 +14,7 @@ from pagoda.errors import ConfigError
 from pagoda.formats.constants import KeyConstants
 from pagoda.formats.page import PlaneSlot
 from pagoda.kernels.base import LayerPages
-from pagoda.kernels.triton.shapes import PlaneShape, plane_shape
+from pagoda.kernels.triton.planes import PlaneShape, plane_shape
 
 
 @dataclass(frozen=True, eq=False)

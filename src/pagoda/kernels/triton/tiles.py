@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from pagoda.kernels.triton.shapes import MIN_DOT, Load, Tile
+from pagoda.kernels.triton.planes import MIN_DOT
+from pagoda.kernels.triton.shapes import Load, Tile
 
 # Sequences of up to so many new rows are computed split by split: decode steps and drafts.
 FEW_ROWS = 16
